@@ -1,0 +1,197 @@
+#!/usr/bin/env bash
+# Materialises the patched Pingora under vendor/pingora, as a git repository with
+# one commit for the published sources and one for each patch of the series.
+#
+#   pingora.sh sync     fetch the pinned crates and apply patches/; does nothing
+#                       when the tree is already that of the pins and the series
+#   pingora.sh refresh  write the commits of vendor/pingora back to patches/
+#   pingora.sh check    exit 1 and say what differs unless tree = pins + series
+#
+# Cargo fetches and verifies the crates (vendor/Cargo.toml and vendor/Cargo.lock
+# pin them); they are verified here once more, against the same checksums,
+# because cargo does not look again at a crate that it has unpacked before.
+set -euo pipefail
+
+vendor=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+patches=$(cd "$vendor/.." && pwd)/patches
+tree=$vendor/pingora
+crates="pingora-cache pingora-core pingora-proxy"
+# Kept inside .git, so that it is never part of the tree itself.
+stamp=$tree/.git/pingora-sendfile-stamp
+
+die() {
+    printf 'vendor/pingora.sh: %s\n' "$*" >&2
+    exit 1
+}
+
+for tool in cargo flock git sha256sum tar; do
+    command -v "$tool" >/dev/null || die "$tool is missing; on Debian: apt-get install git util-linux coreutils tar, and cargo from https://rustup.rs"
+done
+
+# git in the tree, deaf to the user's configuration and to a surrounding hook's
+# environment; the commits then have the same ids everywhere.
+tree_git() {
+    local dir=$1
+    shift
+    env -u GIT_DIR -u GIT_WORK_TREE -u GIT_INDEX_FILE \
+        GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 \
+        git -C "$dir" \
+        -c user.name='pingora-sendfile' -c user.email='pingora-sendfile@localhost' \
+        -c core.autocrlf=false -c core.fileMode=false -c core.hooksPath=/dev/null \
+        -c commit.gpgSign=false -c gc.auto=0 -c advice.detachedHead=false "$@"
+}
+
+series() {
+    find "$patches" -maxdepth 1 -name '*.patch' | LC_ALL=C sort
+}
+
+# What the tree is made from; a change in any of it makes the tree out of date.
+inputs_key() {
+    {
+        sha256sum < "$vendor/Cargo.lock"
+        sha256sum < "${BASH_SOURCE[0]}"
+        series | while read -r patch; do
+            basename "$patch"
+            sha256sum < "$patch"
+        done
+    } | sha256sum | cut -d' ' -f1
+}
+
+# name -> "version checksum" from the lock file
+pin() {
+    awk -v name="$1" '
+        $0 == "name = \"" name "\"" { found = 1 }
+        found && /^version = /      { gsub(/"/, "", $3); version = $3 }
+        found && /^checksum = /     { gsub(/"/, "", $3); print version, $3; exit }
+    ' "$vendor/Cargo.lock"
+}
+
+crate_file() {
+    find "${CARGO_HOME:-$HOME/.cargo}/registry/cache" -name "$1-$2.crate" 2>/dev/null | head -n 1
+}
+
+# materialise DIR: the published sources and the series, in a new directory
+materialise() {
+    local dir=$1 name version checksum file
+    mkdir -p "$dir"
+    cargo fetch --locked --quiet --manifest-path "$vendor/Cargo.toml" ||
+        die "cargo could not fetch the crates that vendor/Cargo.lock pins; is the package registry reachable?"
+    for name in $crates; do
+        read -r version checksum < <(pin "$name") || die "vendor/Cargo.lock pins no $name"
+        file=$(crate_file "$name" "$version")
+        [ -n "$file" ] || die "$name-$version.crate is not in cargo's registry cache although cargo fetched it; is a source replacement configured for crates.io? Without it: cargo fetch --manifest-path vendor/Cargo.toml"
+        printf '%s  %s\n' "$checksum" "$file" | sha256sum --check --quiet >&2 ||
+            die "$file does not have the pinned checksum $checksum; delete it and run again"
+        mkdir -p "$dir/$name"
+        # The .cargo* files and the crate's own Cargo.lock come from publishing,
+        # not from the upstream repository.
+        tar -xzf "$file" -C "$dir/$name" --strip-components=1 --no-same-owner \
+            --exclude='*/.cargo_vcs_info.json' --exclude="$name-$version/Cargo.lock"
+    done
+    tree_git "$dir" init --quiet --initial-branch=main
+    printf '/target/\n/Cargo.lock\n' > "$dir/.git/info/exclude"
+    tree_git "$dir" add --all --force .
+    GIT_AUTHOR_DATE='2026-01-01T00:00:00Z' GIT_COMMITTER_DATE='2026-01-01T00:00:00Z' \
+        tree_git "$dir" commit --quiet -m "Pingora $version as published"
+    tree_git "$dir" tag published
+    local all=()
+    mapfile -t all < <(series)
+    if [ ${#all[@]} -gt 0 ]; then
+        tree_git "$dir" am --quiet --keep-non-patch --committer-date-is-author-date "${all[@]}" >&2 ||
+            die "the series does not apply to Pingora $version; see the message above"
+    fi
+}
+
+# Whether somebody has edited the tree since it was written.
+edited() {
+    [ -n "$(tree_git "$tree" status --porcelain)" ] ||
+        [ "$(tree_git "$tree" rev-parse HEAD)" != "$(sed -n 2p "$stamp")" ]
+}
+
+write_stamp() { # DIR
+    { inputs_key; tree_git "$1" rev-parse HEAD; } > "$1/.git/pingora-sendfile-stamp"
+}
+
+sync() {
+    [ "$(sed -n 1p "$stamp" 2>/dev/null)" != "$(inputs_key)" ] || return 0
+    if [ -f "$stamp" ] && edited; then
+        die "vendor/pingora has edits or commits that are not in patches/; commit them there and run 'make vendor-refresh', or delete vendor/pingora to drop them"
+    fi
+    # Built beside the old tree and renamed at the end: an interruption leaves
+    # either the old tree or the new one, and a leftover that the next run removes.
+    rm -rf "$vendor"/.pingora-new "$vendor"/.pingora-old
+    materialise "$vendor/.pingora-new"
+    keep_times "$tree" "$vendor/.pingora-new"
+    write_stamp "$vendor/.pingora-new"
+    [ ! -e "$tree" ] || mv "$tree" "$vendor/.pingora-old"
+    mv "$vendor/.pingora-new" "$tree"
+    rm -rf "$vendor/.pingora-old"
+    echo "vendor/pingora: Pingora $(pin pingora-core | cut -d' ' -f1) with $(series | wc -l) patches" >&2
+}
+
+# Files that did not change keep their modification time, or cargo would build
+# all of Pingora again.
+keep_times() { # OLD NEW
+    [ -d "$1" ] || return 0
+    (cd "$2" && find . -path ./.git -prune -o -type f -print) | while read -r file; do
+        if cmp -s "$1/$file" "$2/$file"; then touch -r "$1/$file" "$2/$file"; fi
+    done
+}
+
+format_series() { # DIR OUT
+    tree_git "$1" format-patch --quiet --zero-commit --no-signature --no-numbered \
+        --full-index --no-renames --output-directory "$2" published..HEAD
+}
+
+refresh() {
+    [ -d "$tree/.git" ] || die "there is no vendor/pingora; run 'make vendor' first"
+    [ -z "$(tree_git "$tree" status --porcelain)" ] ||
+        die "vendor/pingora has uncommitted edits; commit them there first (one commit a patch)"
+    local out
+    out=$(mktemp -d "$vendor/.pingora-series.XXXXXX")
+    format_series "$tree" "$out"
+    mkdir -p "$patches"
+    find "$patches" -maxdepth 1 -name '*.patch' -delete
+    find "$out" -name '*.patch' -exec mv {} "$patches"/ \;
+    rmdir "$out"
+    write_stamp "$tree"
+    series | sed "s|^$patches/|patches/|"
+}
+
+check() {
+    [ -d "$tree/.git" ] || die "there is no vendor/pingora; run 'make vendor' first"
+    local work status=0
+    work=$(mktemp -d "$vendor/.pingora-check.XXXXXX")
+    # shellcheck disable=SC2064
+    trap "rm -rf '$work'" EXIT
+    materialise "$work/tree"
+    if ! diff -r --brief --exclude=.git --exclude=target --exclude=Cargo.lock \
+        --label 'pins and series' "$work/tree" "$tree" > "$work/differs"; then
+        status=1
+        echo "vendor/pingora is not pins + series:" >&2
+        sed "s|$work/tree|pins+series|g; s|$vendor/||g; s/^/  /" "$work/differs" >&2
+    fi
+    format_series "$tree" "$work/series"
+    mkdir -p "$work/series"
+    if ! diff -r --brief --exclude=.gitkeep "$patches" "$work/series" > "$work/differs"; then
+        status=1
+        echo "the commits in vendor/pingora are not the series in patches/:" >&2
+        sed "s|$work/series|commits|g; s|$patches|patches|g; s/^/  /" "$work/differs" >&2
+    fi
+    if [ $status -ne 0 ]; then
+        die "run 'make vendor-refresh' to take the tree's commits into patches/, or delete vendor/pingora and run 'make vendor'"
+    fi
+    echo "vendor/pingora = Pingora $(pin pingora-core | cut -d' ' -f1) + $(series | wc -l) patches"
+}
+
+case "${1-}" in
+sync | refresh | check)
+    exec 9> "$vendor/.pingora-lock"
+    flock 9
+    "$1"
+    ;;
+*)
+    echo "usage: vendor/pingora.sh sync|refresh|check" >&2
+    exit 2
+    ;;
+esac

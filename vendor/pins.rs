@@ -1,0 +1,1 @@
+//! Empty: cargo wants a target in every package, and this one only pins.
