@@ -48,7 +48,7 @@ series() {
 # What the tree is made from; a change in any of it makes the tree out of date.
 inputs_key() {
     {
-        sha256sum < "$vendor/Cargo.lock"
+        sha256sum < "$vendor/pins/Cargo.lock"
         sha256sum < "${BASH_SOURCE[0]}"
         series | while read -r patch; do
             basename "$patch"
@@ -63,7 +63,7 @@ pin() {
         $0 == "name = \"" name "\"" { found = 1 }
         found && /^version = /      { gsub(/"/, "", $3); version = $3 }
         found && /^checksum = /     { gsub(/"/, "", $3); print version, $3; exit }
-    ' "$vendor/Cargo.lock"
+    ' "$vendor/pins/Cargo.lock"
 }
 
 crate_file() {
@@ -74,7 +74,7 @@ crate_file() {
 materialise() {
     local dir=$1 name version checksum file
     mkdir -p "$dir"
-    cargo fetch --locked --quiet --manifest-path "$vendor/Cargo.toml" ||
+    cargo fetch --locked --quiet --manifest-path "$vendor/pins/Cargo.toml" ||
         die "cargo could not fetch the crates that vendor/Cargo.lock pins; is the package registry reachable?"
     for name in $crates; do
         read -r version checksum < <(pin "$name") || die "vendor/Cargo.lock pins no $name"
