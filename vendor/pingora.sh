@@ -49,6 +49,7 @@ series() {
 inputs_key() {
     {
         sha256sum < "$vendor/pins/Cargo.lock"
+        sha256sum < "$vendor/pins/upstream.lock"
         sha256sum < "${BASH_SOURCE[0]}"
         series | while read -r patch; do
             basename "$patch"
@@ -75,9 +76,9 @@ materialise() {
     local dir=$1 name version checksum file
     mkdir -p "$dir"
     cargo fetch --locked --quiet --manifest-path "$vendor/pins/Cargo.toml" ||
-        die "cargo could not fetch the crates that vendor/Cargo.lock pins; is the package registry reachable?"
+        die "cargo could not fetch the crates that vendor/pins/Cargo.lock pins; is the package registry reachable?"
     for name in $crates; do
-        read -r version checksum < <(pin "$name") || die "vendor/Cargo.lock pins no $name"
+        read -r version checksum < <(pin "$name") || die "vendor/pins/Cargo.lock pins no $name"
         file=$(crate_file "$name" "$version")
         [ -n "$file" ] || die "$name-$version.crate is not in cargo's registry cache although cargo fetched it; is a source replacement configured for crates.io? Without it: cargo fetch --manifest-path vendor/Cargo.toml"
         printf '%s  %s\n' "$checksum" "$file" | sha256sum --check --quiet >&2 ||
@@ -88,8 +89,9 @@ materialise() {
         tar -xzf "$file" -C "$dir/$name" --strip-components=1 --no-same-owner \
             --exclude='*/.cargo_vcs_info.json' --exclude="$name-$version/Cargo.lock"
     done
+    workspace > "$dir/Cargo.toml"
     tree_git "$dir" init --quiet --initial-branch=main
-    printf '/target/\n/Cargo.lock\n' > "$dir/.git/info/exclude"
+    cp "$vendor/pins/upstream.lock" "$dir/Cargo.lock"
     tree_git "$dir" add --all --force .
     GIT_AUTHOR_DATE='2026-01-01T00:00:00Z' GIT_COMMITTER_DATE='2026-01-01T00:00:00Z' \
         tree_git "$dir" commit --quiet -m "Pingora $version as published"
@@ -100,6 +102,16 @@ materialise() {
         tree_git "$dir" am --quiet --keep-non-patch --committer-date-is-author-date "${all[@]}" >&2 ||
             die "the series does not apply to Pingora $version; see the message above"
     fi
+}
+
+# The patched crates' own workspace, in which upstream's unit tests run. It is
+# not that of the proxy: upstream's code is not linted by our rules.
+workspace() {
+    local name
+    printf '[workspace]\nresolver = "2"\nmembers = ["pingora-*"]\n\n[patch.crates-io]\n'
+    for name in $crates; do
+        printf '%s = { path = "%s" }\n' "$name" "$name"
+    done
 }
 
 # Whether somebody has edited the tree since it was written.
@@ -165,7 +177,7 @@ check() {
     # shellcheck disable=SC2064
     trap "rm -rf '$work'" EXIT
     materialise "$work/tree"
-    if ! diff -r --brief --exclude=.git --exclude=target --exclude=Cargo.lock \
+    if ! diff -r --brief --exclude=.git \
         --label 'pins and series' "$work/tree" "$tree" > "$work/differs"; then
         status=1
         echo "vendor/pingora is not pins + series:" >&2

@@ -1,0 +1,232 @@
+//! Object keys: from the raw path of a request to the path of an S3 request.
+
+use std::fmt::{self, Write};
+
+/// The longest key S3 stores, in bytes of UTF-8.
+///
+/// Source: "Naming Amazon S3 objects", Amazon S3 User Guide.
+pub const MAX_KEY_BYTES: usize = 1024;
+
+/// The name of an object within its bucket: decoded, never empty, at most
+/// [`MAX_KEY_BYTES`] long, without control characters and without `.` or `..`
+/// as a path segment.
+///
+/// Doubled and trailing slashes are part of the name, as they are in S3.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey(String);
+
+/// Why the path of a request names no object that may be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// Nothing follows the prefix of the bucket.
+    Empty,
+    /// A `%` is not followed by two hexadecimal digits (RFC 3986, section 2.1).
+    InvalidPercentEncoding,
+    /// The decoded bytes are not UTF-8.
+    NotUtf8,
+    /// The decoded key holds NUL or another control character.
+    ControlCharacter,
+    /// A segment of the decoded key is `.` or `..`.
+    DotSegment,
+    /// The decoded key is longer than [`MAX_KEY_BYTES`].
+    TooLong,
+}
+
+// === impl ObjectKey ===
+
+impl ObjectKey {
+    /// Reads the key from what follows the bucket's prefix (and its slash) in
+    /// the raw, still encoded path of a request; the query is not part of it.
+    ///
+    /// `+` stands for itself: only HTML forms write a space that way.
+    ///
+    /// # Errors
+    /// See [`KeyError`]; every one of them is the client's mistake.
+    pub fn from_request_path(path_after_prefix: &str) -> Result<ObjectKey, KeyError> {
+        if path_after_prefix.is_empty() {
+            return Err(KeyError::Empty);
+        }
+        let key =
+            String::from_utf8(percent_decode(path_after_prefix)?).map_err(|_| KeyError::NotUtf8)?;
+        if key.len() > MAX_KEY_BYTES {
+            return Err(KeyError::TooLong);
+        }
+        if key.chars().any(char::is_control) {
+            return Err(KeyError::ControlCharacter);
+        }
+        // Judged after decoding, so that neither `%2e%2e` nor `%2F` hides one.
+        if key.split('/').any(|segment| matches!(segment, "." | "..")) {
+            return Err(KeyError::DotSegment);
+        }
+        Ok(ObjectKey(key))
+    }
+
+    /// The key as S3 stores it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The key as a request path carries it: every byte but `A-Z a-z 0-9 - _ .
+    /// ~ /` as `%` and two upper-case hexadecimal digits.
+    ///
+    /// This is the one form for which the request sent and the canonical
+    /// request of the signature agree. Source: "Signature Calculations for the
+    /// Authorization Header", Amazon S3 API Reference, `UriEncode()`.
+    pub fn encoded(&self) -> String {
+        let mut encoded = String::with_capacity(self.0.len());
+        for byte in self.0.bytes() {
+            match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+                    encoded.push(char::from(byte));
+                }
+                _ => {
+                    // Writing to a String cannot fail.
+                    let _ = write!(encoded, "%{byte:02X}");
+                }
+            }
+        }
+        encoded
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn percent_decode(text: &str) -> Result<Vec<u8>, KeyError> {
+    let digit = |byte: Option<u8>| {
+        byte.and_then(|b| char::from(b).to_digit(16))
+            .and_then(|d| u8::try_from(d).ok())
+            .ok_or(KeyError::InvalidPercentEncoding)
+    };
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let high = digit(bytes.next())?;
+            let low = digit(bytes.next())?;
+            decoded.push(high << 4 | low);
+        } else {
+            decoded.push(byte);
+        }
+    }
+    Ok(decoded)
+}
+
+// === impl KeyError ===
+
+impl fmt::Display for KeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeyError::Empty => f.write_str("the path names no object"),
+            KeyError::InvalidPercentEncoding => {
+                f.write_str("a % in the path is not followed by two hexadecimal digits")
+            }
+            KeyError::NotUtf8 => f.write_str("the decoded object key is not UTF-8"),
+            KeyError::ControlCharacter => f.write_str("the object key holds a control character"),
+            KeyError::DotSegment => f.write_str("the object key has a segment \".\" or \"..\""),
+            KeyError::TooLong => {
+                write!(f, "the object key is longer than {MAX_KEY_BYTES} bytes")
+            }
+        }
+    }
+}
+
+impl std::error::Error for KeyError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(path: &str) -> ObjectKey {
+        ObjectKey::from_request_path(path).unwrap_or_else(|e| panic!("{path:?}: {e}"))
+    }
+
+    #[test]
+    fn what_the_client_encodes_is_what_s3_is_asked_for() {
+        for (path, decoded, encoded) in [
+            ("a.txt", "a.txt", "a.txt"),
+            ("a%20b", "a b", "a%20b"),
+            ("a+b", "a+b", "a%2Bb"),
+            ("a%2Bb", "a+b", "a%2Bb"),
+            ("a%2bb", "a+b", "a%2Bb"),
+            ("100%25", "100%", "100%25"),
+            ("%2525", "%25", "%2525"),
+            ("gr%C3%BC%C3%9Fe", "grüße", "gr%C3%BC%C3%9Fe"),
+            ("grüße", "grüße", "gr%C3%BC%C3%9Fe"),
+            ("%F0%9F%93%A6", "📦", "%F0%9F%93%A6"),
+            ("a%2Fb", "a/b", "a/b"),
+            ("-_.~", "-_.~", "-_.~"),
+            (
+                "a'(b)*!$&,:;=@",
+                "a'(b)*!$&,:;=@",
+                "a%27%28b%29%2A%21%24%26%2C%3A%3B%3D%40",
+            ),
+            ("a%3Fb%23c", "a?b#c", "a%3Fb%23c"),
+        ] {
+            assert_eq!(key(path).as_str(), decoded, "{path}");
+            assert_eq!(key(path).encoded(), encoded, "{path}");
+        }
+    }
+
+    #[test]
+    fn slashes_and_dots_that_s3_keeps_are_kept() {
+        for path in ["/a", "a//b", "a/", "//", ".hidden", "a/..b", "...", "a/b.."] {
+            assert_eq!(key(path).encoded(), path);
+        }
+    }
+
+    #[test]
+    fn paths_that_name_no_object_are_refused() {
+        for (path, error) in [
+            ("", KeyError::Empty),
+            ("%", KeyError::InvalidPercentEncoding),
+            ("a%2", KeyError::InvalidPercentEncoding),
+            ("a%zz", KeyError::InvalidPercentEncoding),
+            ("a%+1", KeyError::InvalidPercentEncoding),
+            ("%é", KeyError::InvalidPercentEncoding),
+            ("%ff", KeyError::NotUtf8),
+            // An overlong "/" would be a second spelling of one key.
+            ("%c0%af", KeyError::NotUtf8),
+            ("a%00", KeyError::ControlCharacter),
+            ("a%0d%0ab", KeyError::ControlCharacter),
+            ("a%7f", KeyError::ControlCharacter),
+            ("a%C2%85", KeyError::ControlCharacter),
+            (".", KeyError::DotSegment),
+            ("..", KeyError::DotSegment),
+            ("../x", KeyError::DotSegment),
+            ("a/../b", KeyError::DotSegment),
+            ("a/./b", KeyError::DotSegment),
+            ("a/..", KeyError::DotSegment),
+            ("%2e%2E/x", KeyError::DotSegment),
+            ("a%2f..%2Fb", KeyError::DotSegment),
+            (".%2e", KeyError::DotSegment),
+        ] {
+            assert_eq!(ObjectKey::from_request_path(path), Err(error), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn the_length_limit_counts_decoded_bytes() {
+        let longest = "%20".repeat(MAX_KEY_BYTES);
+        assert_eq!(key(&longest).as_str().len(), MAX_KEY_BYTES);
+        assert_eq!(
+            ObjectKey::from_request_path(&format!("{longest}a")),
+            Err(KeyError::TooLong)
+        );
+        assert_eq!(
+            ObjectKey::from_request_path(&"é".repeat(MAX_KEY_BYTES / 2 + 1)),
+            Err(KeyError::TooLong)
+        );
+    }
+
+    #[test]
+    fn an_encoded_key_reads_back_as_itself() {
+        for path in ["a%20b/+/%25/%C3%A9//", "x%3Dy%26z"] {
+            assert_eq!(key(&key(path).encoded()), key(path));
+        }
+    }
+}

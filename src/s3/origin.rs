@@ -1,0 +1,556 @@
+//! Where a bucket lives, and which bucket a request is for.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use crate::config::Bucket;
+use crate::s3::key::{KeyError, ObjectKey};
+use crate::s3::sign::Signer;
+
+/// The address of an S3 service: what `http://host:port` says, no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    tls: bool,
+    host: String,
+    port: u16,
+}
+
+/// A bucket as the proxy reaches it: the address to connect to, the Host
+/// header and the path of a request.
+#[derive(Debug)]
+pub struct Origin {
+    prefix: String,
+    bucket: String,
+    endpoint: Endpoint,
+    host_header: String,
+    /// What stands before `/key` in the path of a request: `/bucket` in path
+    /// style, nothing in virtual-hosted style.
+    base_path: String,
+    signer: Option<Signer>,
+}
+
+/// A bucket entry from which no origin can be made. A bucket that
+/// [`Config`](crate::config::Config) has accepted never yields one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OriginError(String);
+
+/// The origins of a proxy, by path prefix.
+#[derive(Debug)]
+pub struct Router {
+    origins: Vec<Arc<Origin>>,
+}
+
+/// Why a path leads to no object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteError {
+    /// No bucket has a prefix of this path.
+    NotFound,
+    /// A bucket was found, but what follows its prefix is no object key.
+    BadKey(KeyError),
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Reads `http://HOST[:PORT]` or `https://HOST[:PORT]`, with or without a
+    /// final slash; HOST is a name, an IPv4 address or an IPv6 address in
+    /// brackets (RFC 3986, section 3.2.2).
+    ///
+    /// # Errors
+    /// What is wrong, in words that never repeat the text: it may hold a
+    /// password.
+    pub fn parse(url: &str) -> Result<Endpoint, &'static str> {
+        let (scheme, rest) = url
+            .split_once("://")
+            .ok_or("has no scheme http:// or https://")?;
+        let tls = match scheme.to_ascii_lowercase().as_str() {
+            "http" => false,
+            "https" => true,
+            _ => return Err("has a scheme other than http:// and https://"),
+        };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains('@') {
+            return Err("holds a user name or password");
+        }
+        if authority.contains(['/', '?', '#']) {
+            return Err("has a path, a query or a fragment");
+        }
+        let (host, port) = match authority.strip_prefix('[') {
+            Some(bracketed) => {
+                let (host, after) = bracketed
+                    .split_once(']')
+                    .ok_or("has an IPv6 address without its closing bracket")?;
+                host.parse::<Ipv6Addr>()
+                    .map_err(|_| "has brackets around what is not an IPv6 address")?;
+                let port = match after {
+                    "" => None,
+                    _ => Some(
+                        after
+                            .strip_prefix(':')
+                            .ok_or("has text between the IPv6 address and the port")?,
+                    ),
+                };
+                (host, port)
+            }
+            None => {
+                let (host, port) = match authority.split_once(':') {
+                    Some((host, port)) => (host, Some(port)),
+                    None => (authority, None),
+                };
+                if !is_host_name(host) {
+                    return Err("has no valid host name or IP address");
+                }
+                (host, port)
+            }
+        };
+        let port = match port {
+            None => default_port(tls),
+            Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => match digits.parse() {
+                Ok(port) if port != 0 => port,
+                _ => return Err("has a port outside 1 to 65535"),
+            },
+            Some(_) => return Err("has a port that is not a number"),
+        };
+        Ok(Endpoint {
+            tls,
+            host: host.to_ascii_lowercase(),
+            port,
+        })
+    }
+
+    /// Whether the service is reached over TLS.
+    pub fn tls(&self) -> bool {
+        self.tls
+    }
+
+    /// The name or address to connect to, an IPv6 address without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The TCP port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The Host header: the port only where it is not the scheme's own
+    /// (RFC 9110, section 7.2), as S3 services expect it under the signature.
+    fn host_header(&self) -> String {
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
+        if self.port == default_port(self.tls) {
+            host
+        } else {
+            format!("{host}:{}", self.port)
+        }
+    }
+}
+
+fn default_port(tls: bool) -> u16 {
+    if tls {
+        443
+    } else {
+        80
+    }
+}
+
+fn is_host_name(host: &str) -> bool {
+    // What ends in a number is an IPv4 address or a mistake, never a name
+    // (WHATWG URL, "ends in a number").
+    let last = host.rsplit('.').next().unwrap_or_default();
+    if !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()) {
+        return host.parse::<Ipv4Addr>().is_ok();
+    }
+    // Underscores are no part of a DNS host name, but of Compose services.
+    host.len() <= 253
+        && host.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        })
+}
+
+// === impl Origin ===
+
+impl Origin {
+    /// The origin of a configured bucket.
+    ///
+    /// With an endpoint, path style: `endpoint/bucket/key`. Without, AWS in
+    /// virtual-hosted style: `bucket.s3.region.amazonaws.com/key`; but path
+    /// style for a bucket with dots in its name, which the certificate for
+    /// `*.s3.region.amazonaws.com` does not cover. Source: "Virtual hosting of
+    /// buckets", Amazon S3 User Guide; for China, "Amazon Web Services in
+    /// China, endpoints": `amazonaws.com.cn`.
+    ///
+    /// # Errors
+    /// [`OriginError`] when the endpoint is no URL of a service.
+    pub fn new(bucket: &Bucket) -> Result<Origin, OriginError> {
+        let (endpoint, path_style) = match &bucket.endpoint {
+            Some(url) => {
+                let endpoint = Endpoint::parse(url)
+                    .map_err(|problem| OriginError(format!("the endpoint {problem}")))?;
+                (endpoint, true)
+            }
+            None => {
+                let domain = if bucket.region.starts_with("cn-") {
+                    "amazonaws.com.cn"
+                } else {
+                    "amazonaws.com"
+                };
+                let service = format!("s3.{}.{domain}", bucket.region);
+                let path_style = bucket.bucket.contains('.');
+                let host = if path_style {
+                    service
+                } else {
+                    format!("{}.{service}", bucket.bucket)
+                };
+                let endpoint = Endpoint {
+                    tls: true,
+                    host,
+                    port: default_port(true),
+                };
+                (endpoint, path_style)
+            }
+        };
+        Ok(Origin {
+            prefix: bucket.path_prefix.clone(),
+            bucket: bucket.bucket.clone(),
+            host_header: endpoint.host_header(),
+            endpoint,
+            base_path: if path_style {
+                format!("/{}", bucket.bucket)
+            } else {
+                String::new()
+            },
+            signer: Signer::from_bucket(bucket),
+        })
+    }
+
+    /// The prefix of the paths that this origin answers, without a trailing
+    /// slash unless it is `/`.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The name of the bucket.
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    /// The value of the Host header, with the port where one belongs there.
+    pub fn host_header(&self) -> &str {
+        &self.host_header
+    }
+
+    /// The name or address to connect to and, if it is a name, the name that
+    /// the certificate must bear.
+    pub fn connect_host(&self) -> &str {
+        self.endpoint.host()
+    }
+
+    /// The TCP port to connect to.
+    pub fn port(&self) -> u16 {
+        self.endpoint.port()
+    }
+
+    /// Whether the connection uses TLS.
+    pub fn tls(&self) -> bool {
+        self.endpoint.tls()
+    }
+
+    /// The request target for an object: an encoded absolute path.
+    pub fn target(&self, key: &ObjectKey) -> String {
+        format!("{}/{}", self.base_path, key.encoded())
+    }
+
+    /// What signs the requests, or `None` where they go out unsigned.
+    pub fn signer(&self) -> Option<&Signer> {
+        self.signer.as_ref()
+    }
+
+    /// What follows the prefix and its slash in a raw path, if the path is
+    /// under the prefix.
+    fn strip_prefix<'a>(&self, raw_path: &'a str) -> Option<&'a str> {
+        let rest = raw_path.strip_prefix(self.prefix.trim_end_matches('/'))?;
+        match rest.strip_prefix('/') {
+            Some(key) => Some(key),
+            // The prefix itself: the bucket, but no object in it.
+            None if rest.is_empty() => Some(rest),
+            None => None,
+        }
+    }
+}
+
+// === impl OriginError ===
+
+impl fmt::Display for OriginError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for OriginError {}
+
+// === impl Router ===
+
+impl Router {
+    /// A router over origins whose prefixes do not overlap, which the
+    /// configuration makes sure of; of two that match, the first answers.
+    pub fn new(origins: Vec<Origin>) -> Router {
+        Router {
+            origins: origins.into_iter().map(Arc::new).collect(),
+        }
+    }
+
+    /// The origin and the key that a path asks for.
+    ///
+    /// `raw_path` is the path as the client sent it, still encoded and without
+    /// its query. The prefix is compared as it stands, segment by segment:
+    /// `/assets` matches neither `/assets2/x` nor `/%61ssets/x`.
+    ///
+    /// # Errors
+    /// [`RouteError`]; both kinds are the client's mistake.
+    pub fn route(&self, raw_path: &str) -> Result<(&Arc<Origin>, ObjectKey), RouteError> {
+        let (origin, rest) = self
+            .origins
+            .iter()
+            .find_map(|origin| Some((origin, origin.strip_prefix(raw_path)?)))
+            .ok_or(RouteError::NotFound)?;
+        let key = ObjectKey::from_request_path(rest).map_err(RouteError::BadKey)?;
+        Ok((origin, key))
+    }
+
+    /// All origins, in the order of the configuration.
+    pub fn origins(&self) -> &[Arc<Origin>] {
+        &self.origins
+    }
+}
+
+// === impl RouteError ===
+
+impl fmt::Display for RouteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RouteError::NotFound => f.write_str("no bucket is served under this path"),
+            RouteError::BadKey(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for RouteError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bucket(prefix: &str, name: &str, endpoint: Option<&str>) -> Bucket {
+        Bucket {
+            path_prefix: prefix.to_owned(),
+            bucket: name.to_owned(),
+            region: "eu-west-1".to_owned(),
+            endpoint: endpoint.map(str::to_owned),
+            access_key: None,
+            secret_key: None,
+            session_token: None,
+        }
+    }
+
+    fn origin(prefix: &str, name: &str, endpoint: Option<&str>) -> Origin {
+        Origin::new(&bucket(prefix, name, endpoint)).unwrap()
+    }
+
+    fn key(path: &str) -> ObjectKey {
+        ObjectKey::from_request_path(path).unwrap()
+    }
+
+    #[test]
+    fn endpoints_are_read() {
+        for (url, tls, host, port, header) in [
+            (
+                "http://127.0.0.1:9000",
+                false,
+                "127.0.0.1",
+                9000,
+                "127.0.0.1:9000",
+            ),
+            ("http://minio:9000/", false, "minio", 9000, "minio:9000"),
+            ("http://s3.example", false, "s3.example", 80, "s3.example"),
+            (
+                "http://s3.example:80",
+                false,
+                "s3.example",
+                80,
+                "s3.example",
+            ),
+            (
+                "https://s3.example:443",
+                true,
+                "s3.example",
+                443,
+                "s3.example",
+            ),
+            (
+                "https://s3.example:80",
+                true,
+                "s3.example",
+                80,
+                "s3.example:80",
+            ),
+            ("HTTPS://S3.Example", true, "s3.example", 443, "s3.example"),
+            ("http://[::1]:9000", false, "::1", 9000, "[::1]:9000"),
+            (
+                "https://[2001:DB8::1]",
+                true,
+                "2001:db8::1",
+                443,
+                "[2001:db8::1]",
+            ),
+            (
+                "http://my_minio-1:9000",
+                false,
+                "my_minio-1",
+                9000,
+                "my_minio-1:9000",
+            ),
+        ] {
+            let endpoint = Endpoint::parse(url).unwrap_or_else(|e| panic!("{url} {e}"));
+            assert_eq!(endpoint.tls(), tls, "{url}");
+            assert_eq!(endpoint.host(), host, "{url}");
+            assert_eq!(endpoint.port(), port, "{url}");
+            assert_eq!(endpoint.host_header(), header, "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_endpoint_is_refused() {
+        for (url, problem) in [
+            ("", "scheme"),
+            ("127.0.0.1:9000", "scheme"),
+            ("ftp://h", "scheme"),
+            ("http://", "host"),
+            ("http:///", "host"),
+            ("http://:9000", "host"),
+            ("http://a b", "host"),
+            ("http://a..b", "host"),
+            ("http://1.2.3.456", "host"),
+            ("http://a\r\nb", "host"),
+            ("http://::1:9000", "host"),
+            ("http://[::1", "bracket"),
+            ("http://[x]:1", "bracket"),
+            ("http://[::1]9", "between"),
+            ("http://h:0", "port"),
+            ("http://h:65536", "port"),
+            ("http://h:+1", "port"),
+            ("http://h:", "port"),
+            ("http://h:1:2", "port"),
+            ("http://h/bucket", "path"),
+            ("http://h?x", "query"),
+            ("http://h//", "path"),
+        ] {
+            let error = Endpoint::parse(url).expect_err(url);
+            assert!(error.contains(problem), "{url:?}: {error}");
+        }
+        let error = Endpoint::parse("http://user:hunter2@h").unwrap_err();
+        assert!(error.contains("password") && !error.contains("hunter2"));
+    }
+
+    #[test]
+    fn an_endpoint_is_asked_in_path_style() {
+        let origin = origin("/a", "my-bucket", Some("http://127.0.0.1:9000"));
+        assert_eq!(origin.target(&key("x/%20+")), "/my-bucket/x/%20%2B");
+        assert_eq!(origin.host_header(), "127.0.0.1:9000");
+        assert_eq!(
+            (origin.connect_host(), origin.port(), origin.tls()),
+            ("127.0.0.1", 9000, false)
+        );
+    }
+
+    #[test]
+    fn aws_is_asked_in_virtual_hosted_style_where_its_certificate_allows() {
+        let plain = origin("/a", "my-bucket", None);
+        assert_eq!(plain.host_header(), "my-bucket.s3.eu-west-1.amazonaws.com");
+        assert_eq!(plain.connect_host(), plain.host_header());
+        assert_eq!(plain.target(&key("k")), "/k");
+        assert_eq!((plain.port(), plain.tls()), (443, true));
+
+        let dotted = origin("/a", "www.example.com", None);
+        assert_eq!(dotted.host_header(), "s3.eu-west-1.amazonaws.com");
+        assert_eq!(dotted.target(&key("k")), "/www.example.com/k");
+
+        let china = Origin::new(&Bucket {
+            region: "cn-north-1".to_owned(),
+            ..bucket("/a", "my-bucket", None)
+        })
+        .unwrap();
+        assert_eq!(
+            china.host_header(),
+            "my-bucket.s3.cn-north-1.amazonaws.com.cn"
+        );
+    }
+
+    #[test]
+    fn a_bad_endpoint_makes_no_origin() {
+        let error = Origin::new(&bucket("/a", "b", Some("nonsense"))).unwrap_err();
+        assert!(error.to_string().contains("scheme"), "{error}");
+    }
+
+    #[test]
+    fn a_path_goes_to_the_bucket_whose_whole_segments_it_starts_with() {
+        let router = Router::new(vec![
+            origin("/assets", "one", None),
+            origin("/assets2/img", "two", None),
+        ]);
+        for (path, expected) in [
+            ("/assets/x", Ok(("one", "x"))),
+            ("/assets//x", Ok(("one", "/x"))),
+            ("/assets/a/b/", Ok(("one", "a/b/"))),
+            ("/assets2/img/x%20y", Ok(("two", "x y"))),
+            ("/assets2/x", Err(RouteError::NotFound)),
+            ("/assets2", Err(RouteError::NotFound)),
+            ("/assetsx", Err(RouteError::NotFound)),
+            ("/Assets/x", Err(RouteError::NotFound)),
+            ("/%61ssets/x", Err(RouteError::NotFound)),
+            ("//assets/x", Err(RouteError::NotFound)),
+            ("/", Err(RouteError::NotFound)),
+            ("", Err(RouteError::NotFound)),
+            ("*", Err(RouteError::NotFound)),
+            ("assets/x", Err(RouteError::NotFound)),
+            ("/assets", Err(RouteError::BadKey(KeyError::Empty))),
+            ("/assets/", Err(RouteError::BadKey(KeyError::Empty))),
+            (
+                "/assets/../assets2/img/x",
+                Err(RouteError::BadKey(KeyError::DotSegment)),
+            ),
+            (
+                "/assets/%2e%2e%2fx",
+                Err(RouteError::BadKey(KeyError::DotSegment)),
+            ),
+        ] {
+            let found = router.route(path);
+            let found = found
+                .as_ref()
+                .map(|(origin, key)| (origin.bucket(), key.as_str()))
+                .map_err(|error| *error);
+            assert_eq!(found, expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_root_prefix_takes_every_path() {
+        let router = Router::new(vec![origin("/", "all", None)]);
+        let (_, found) = router.route("/a/b").unwrap();
+        assert_eq!(found.as_str(), "a/b");
+        let (_, found) = router.route("//a").unwrap();
+        assert_eq!(found.as_str(), "/a");
+        assert_eq!(
+            router.route("/").unwrap_err(),
+            RouteError::BadKey(KeyError::Empty)
+        );
+        assert_eq!(router.route("*").unwrap_err(), RouteError::NotFound);
+    }
+}

@@ -1,0 +1,265 @@
+//! The proxy in front of a real MinIO, which testcontainers starts.
+//!
+//! `MINIO_IMAGE` names another image; `tests/minio/build-image` makes one where
+//! none can be pulled. Without Docker these tests say that they are skipped;
+//! with `REQUIRE_DOCKER=1` they fail.
+
+use std::{
+    collections::HashMap,
+    env,
+    io::{stderr, Write},
+    sync::Once,
+    time::Duration,
+};
+
+use aws_sdk_s3::{
+    config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation},
+    primitives::ByteStream,
+    Client, Config,
+};
+use test_support::{encode_key, head, pattern, request, sha256, Bucket, Proxy, Response};
+use testcontainers::{
+    core::{client::docker_client_instance, IntoContainerPort, WaitFor},
+    runners::SyncRunner,
+    Container, GenericImage, ImageExt,
+};
+use tokio::{runtime::Runtime, time::timeout};
+
+const OFFICIAL_IMAGE: &str = "minio/minio:RELEASE.2025-09-07T16-13-09Z";
+const ACCESS_KEY: &str = "minio-test";
+const SECRET_KEY: &str = "minio-test-secret";
+const BUCKET: &str = "assets-bucket";
+const MIB: usize = 1024 * 1024;
+
+#[test]
+fn the_second_request_for_an_object_is_answered_by_sendfile() {
+    let Some(minio) = Minio::start() else { return };
+    let model = minio.upload("models/large.bin", 1, 10 * MIB, "application/x-model");
+    let proxy = minio.proxy(SECRET_KEY);
+
+    let miss = proxy.get("/assets/models/large.bin");
+    model.assert_is(&miss);
+    assert_eq!(miss.header("x-cache"), Some("MISS"));
+    assert_eq!(proxy.metric("cache_sendfile_total"), 0);
+
+    let hit = proxy.get("/assets/models/large.bin");
+    model.assert_is(&hit);
+    assert_eq!(hit.header("x-cache"), Some("HIT"));
+    assert!(hit.header("age").is_some());
+    proxy.expect_metric("cache_sendfile_total", 1);
+    proxy.expect_metric("cache_sendfile_bytes_total", model.len());
+}
+
+#[test]
+fn a_range_of_a_cached_object_goes_by_sendfile_and_a_head_sends_nothing() {
+    let Some(minio) = Minio::start() else { return };
+    let model = minio.upload("models/large.bin", 2, 10 * MIB, "application/x-model");
+    let proxy = minio.proxy(SECRET_KEY);
+    let path = "/assets/models/large.bin";
+    model.assert_is(&proxy.get(path));
+
+    let range = [("Range", "bytes=1000000-3999999")];
+    let part = request(proxy.addr(), "GET", path, &range);
+    assert_eq!(part.status, 206);
+    assert!(part.complete);
+    assert_eq!(
+        part.header("content-range"),
+        Some("bytes 1000000-3999999/10485760")
+    );
+    assert_eq!(part.sha256(), sha256(&model.body[1_000_000..4_000_000]));
+    proxy.expect_metric("cache_sendfile_total", 1);
+    proxy.expect_metric("cache_sendfile_bytes_total", 3_000_000);
+
+    let about = head(proxy.addr(), path);
+    assert_eq!(about.status, 200);
+    assert_eq!(about.header("content-length"), Some("10485760"));
+    assert_eq!(about.header("etag"), Some(model.etag.as_str()));
+    assert_eq!(about.header("content-type"), Some("application/x-model"));
+
+    model.assert_is(&proxy.get(path));
+    proxy.expect_metric("cache_sendfile_total", 2);
+    proxy.expect_metric("cache_sendfile_bytes_total", 3_000_000 + model.len());
+}
+
+#[test]
+fn keys_that_need_encoding_name_the_same_object() {
+    let Some(minio) = Minio::start() else { return };
+    let proxy = minio.proxy(SECRET_KEY);
+    let keys = [
+        "with a space.txt",
+        "plus+sign.txt",
+        "100%.txt",
+        "an%20escape in the name.txt",
+        "größe/日本語.txt",
+        "reserved/!$&'()*,;=:@.txt",
+    ];
+    for (seed, key) in (10..).zip(keys) {
+        let object = minio.upload(key, seed, 100_000, "text/plain");
+        let path = format!("/assets/{}", encode_key(key));
+        object.assert_is(&proxy.get(&path));
+        object.assert_is(&proxy.get(&path));
+        proxy.expect_metric("cache_sendfile_bytes_total", (seed - 9) * object.len());
+    }
+}
+
+#[test]
+fn what_minio_refuses_the_client_is_refused() {
+    let Some(minio) = Minio::start() else { return };
+    minio.upload("present.bin", 20, 100_000, "application/octet-stream");
+
+    let absent = minio.proxy(SECRET_KEY).get("/assets/absent.bin");
+    assert_eq!(absent.status, 404);
+
+    let refused = minio.proxy("not the secret").get("/assets/present.bin");
+    assert_eq!(refused.status, 403);
+}
+
+/// A MinIO with one bucket, gone when dropped.
+struct Minio {
+    endpoint: String,
+    client: Client,
+    runtime: Runtime,
+    _container: Container<GenericImage>,
+}
+
+/// An object as MinIO holds it.
+struct Object {
+    body: Vec<u8>,
+    content_type: &'static str,
+    metadata: HashMap<String, String>,
+    etag: String,
+}
+
+// === impl Minio ===
+
+impl Minio {
+    /// None: there is no Docker, and none is required.
+    fn start() -> Option<Self> {
+        let runtime = Runtime::new().expect("start a runtime");
+        if !runtime.block_on(docker_answers()) {
+            assert!(
+                env::var("REQUIRE_DOCKER").as_deref() != Ok("1"),
+                "Docker does not answer, and REQUIRE_DOCKER=1"
+            );
+            static SAY: Once = Once::new();
+            // Past libtest, which would keep what println says to itself.
+            SAY.call_once(|| {
+                let line = b"skipped: Docker does not answer\n";
+                stderr().write_all(line).expect("write to stderr");
+            });
+            return None;
+        }
+
+        let image = env::var("MINIO_IMAGE").unwrap_or_else(|_| OFFICIAL_IMAGE.to_owned());
+        let (name, tag) = image.rsplit_once(':').expect("MINIO_IMAGE is NAME:TAG");
+        let container = GenericImage::new(name, tag)
+            .with_exposed_port(9000.tcp())
+            .with_wait_for(WaitFor::message_on_either_std("API: "))
+            .with_env_var("MINIO_ROOT_USER", ACCESS_KEY)
+            .with_env_var("MINIO_ROOT_PASSWORD", SECRET_KEY)
+            .with_cmd(["server", "/data"])
+            .start()
+            .unwrap_or_else(|e| {
+                panic!("start {image} (tests/minio/build-image makes one to be named by MINIO_IMAGE): {e}")
+            });
+        let port = container
+            .get_host_port_ipv4(9000)
+            .expect("MinIO's port on this machine");
+        let endpoint = format!("http://127.0.0.1:{port}");
+
+        let client = client(&endpoint);
+        runtime
+            .block_on(client.create_bucket().bucket(BUCKET).send())
+            .expect("create a bucket");
+        Some(Self {
+            endpoint,
+            client,
+            runtime,
+            _container: container,
+        })
+    }
+
+    /// Uploads `len` bytes of the pattern, then asks MinIO what it holds.
+    fn upload(&self, key: &str, seed: u64, len: usize, content_type: &'static str) -> Object {
+        let put = self
+            .client
+            .put_object()
+            .bucket(BUCKET)
+            .key(key)
+            .content_type(content_type)
+            .metadata("colour", "blue")
+            .metadata("seed", seed.to_string())
+            .body(ByteStream::from(pattern(seed, len)));
+        self.runtime
+            .block_on(put.send())
+            .unwrap_or_else(|e| panic!("upload {key}: {e:?}"));
+
+        let held = self.runtime.block_on(async {
+            let held = self.client.get_object().bucket(BUCKET).key(key);
+            let held = held.send().await.expect("ask MinIO for the object");
+            assert_eq!(held.content_type(), Some(content_type));
+            Object {
+                content_type,
+                metadata: held.metadata().cloned().unwrap_or_default(),
+                etag: held.e_tag().expect("MinIO gives ETags").to_owned(),
+                body: held.body.collect().await.expect("read the object").to_vec(),
+            }
+        });
+        assert_eq!(held.body.len(), len, "{key} as MinIO holds it");
+        held
+    }
+
+    /// A proxy that serves the bucket under `/assets`.
+    fn proxy(&self, secret_key: &str) -> Proxy {
+        Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+            .bucket(
+                Bucket::new("/assets", BUCKET)
+                    .endpoint(&self.endpoint)
+                    .credentials(ACCESS_KEY, secret_key),
+            )
+            .start()
+    }
+}
+
+/// Asks whatever testcontainers would use.
+async fn docker_answers() -> bool {
+    let ping = async { docker_client_instance().await.ok()?.ping().await.ok() };
+    matches!(timeout(Duration::from_secs(10), ping).await, Ok(Some(_)))
+}
+
+fn client(endpoint: &str) -> Client {
+    let config = Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"))
+        .endpoint_url(endpoint)
+        .force_path_style(true)
+        .credentials_provider(Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "test"))
+        // MinIO is asked in plain HTTP, so no TLS is built in.
+        .http_client(aws_smithy_http_client::Builder::new().build_http())
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .build();
+    Client::from_conf(config)
+}
+
+// === impl Object ===
+
+impl Object {
+    fn len(&self) -> u64 {
+        self.body.len() as u64
+    }
+
+    /// The response is this object, whole, with what MinIO says about it.
+    fn assert_is(&self, response: &Response) {
+        assert_eq!(response.status, 200);
+        assert!(response.complete);
+        assert_eq!(response.sha256(), sha256(&self.body));
+        assert_eq!(response.header("etag"), Some(self.etag.as_str()));
+        assert_eq!(response.header("content-type"), Some(self.content_type));
+        assert!(response.header("last-modified").is_some());
+        assert_eq!(response.header("accept-ranges"), Some("bytes"));
+        for (name, value) in &self.metadata {
+            let name = format!("x-amz-meta-{name}");
+            assert_eq!(response.header(&name), Some(value.as_str()), "{name}");
+        }
+    }
+}

@@ -1,0 +1,276 @@
+use std::{
+    fmt::{Display, Write},
+    path::{Path, PathBuf},
+};
+
+use crate::{Origin, Proxy, SelfSigned};
+
+/// A proxy to be started: what is not set is left out of the configuration, so
+/// that the proxy's own default holds.
+#[derive(Clone, Debug)]
+pub struct ProxyBuilder {
+    binary: PathBuf,
+    environment: Vec<(String, String)>,
+    buckets: Vec<Bucket>,
+    server: Vec<(&'static str, String)>,
+    default_ttl: Option<String>,
+    disk: Vec<(&'static str, String)>,
+    sendfile: Vec<(&'static str, String)>,
+    tls: bool,
+}
+
+/// An entry of `buckets`.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    path_prefix: String,
+    bucket: String,
+    region: String,
+    endpoint: Option<String>,
+    credentials: Option<(String, String)>,
+}
+
+// === impl ProxyBuilder ===
+
+impl ProxyBuilder {
+    pub(crate) fn new(binary: impl Into<PathBuf>) -> Self {
+        Self {
+            binary: binary.into(),
+            environment: Vec::new(),
+            buckets: Vec::new(),
+            server: Vec::new(),
+            default_ttl: None,
+            disk: vec![("enabled", "true".to_owned())],
+            sendfile: Vec::new(),
+            tls: false,
+        }
+    }
+
+    pub fn bucket(mut self, bucket: Bucket) -> Self {
+        self.buckets.push(bucket);
+        self
+    }
+
+    /// Sets a variable of the proxy's environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.server.push(("threads", threads.to_string()));
+        self
+    }
+
+    /// As in the configuration: `"60s"`.
+    pub fn write_timeout(mut self, duration: &str) -> Self {
+        self.server.push(("write_timeout", duration.to_owned()));
+        self
+    }
+
+    pub fn min_send_rate(mut self, bytes_per_second: u64) -> Self {
+        self.server
+            .push(("min_send_rate", bytes_per_second.to_string()));
+        self
+    }
+
+    pub fn grace_period(mut self, duration: &str) -> Self {
+        self.server.push(("grace_period", duration.to_owned()));
+        self
+    }
+
+    pub fn default_ttl(mut self, duration: &str) -> Self {
+        self.default_ttl = Some(duration.to_owned());
+        self
+    }
+
+    /// `cache.disk.enabled: false`.
+    pub fn without_cache(mut self) -> Self {
+        self.disk = vec![("enabled", "false".to_owned())];
+        self
+    }
+
+    pub fn max_size_gb(mut self, size: impl Display) -> Self {
+        self.disk.push(("max_size_gb", size.to_string()));
+        self
+    }
+
+    pub fn sendfile(mut self, enabled: bool) -> Self {
+        self.sendfile.push(("enabled", enabled.to_string()));
+        self
+    }
+
+    pub fn sendfile_threshold(mut self, bytes: u64) -> Self {
+        self.sendfile.push(("threshold_bytes", bytes.to_string()));
+        self
+    }
+
+    /// Serves HTTPS beside HTTP, with a self-signed certificate.
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// Starts the proxy in a directory of its own and waits until it is ready.
+    pub fn start(self) -> Proxy {
+        Proxy::launch(&self.binary, self.environment.clone(), |dir| self.yaml(dir))
+    }
+
+    /// The configuration of a proxy that keeps its files in `dir`; makes the
+    /// certificate there where one is needed.
+    fn yaml(&self, dir: &Path) -> String {
+        let mut yaml = Yaml::default();
+        yaml.section(0, "server");
+        yaml.text(1, "address", "127.0.0.1:0");
+        yaml.all(1, &self.server);
+        if self.tls {
+            let made = SelfSigned::write_to(dir);
+            yaml.section(1, "tls");
+            yaml.text(2, "address", "127.0.0.1:0");
+            yaml.text(2, "certificate", made.certificate.display());
+            yaml.text(2, "key", made.key.display());
+        }
+        yaml.section(0, "buckets");
+        for bucket in &self.buckets {
+            bucket.write(&mut yaml);
+        }
+        yaml.section(0, "cache");
+        if let Some(ttl) = &self.default_ttl {
+            yaml.value(1, "default_ttl", ttl);
+        }
+        yaml.section(1, "disk");
+        yaml.text(2, "path", dir.join(CACHE).display());
+        yaml.all(2, &self.disk);
+        if !self.sendfile.is_empty() {
+            yaml.section(2, "sendfile");
+            yaml.all(3, &self.sendfile);
+        }
+        yaml.section(0, "metrics");
+        yaml.text(1, "address", "127.0.0.1:0");
+        yaml.text
+    }
+}
+
+/// The cache's place in the proxy's directory.
+pub(crate) const CACHE: &str = "cache";
+
+// === impl Bucket ===
+
+impl Bucket {
+    /// A bucket in `us-east-1`, at AWS and without keys unless told otherwise.
+    pub fn new(path_prefix: &str, bucket: &str) -> Self {
+        Self {
+            path_prefix: path_prefix.to_owned(),
+            bucket: bucket.to_owned(),
+            region: "us-east-1".to_owned(),
+            endpoint: None,
+            credentials: None,
+        }
+    }
+
+    /// A bucket that the scripted origin serves, path style, without keys.
+    pub fn at(origin: &Origin, path_prefix: &str, bucket: &str) -> Self {
+        Self::new(path_prefix, bucket).endpoint(origin.url())
+    }
+
+    pub fn region(mut self, region: &str) -> Self {
+        self.region = region.to_owned();
+        self
+    }
+
+    pub fn endpoint(mut self, url: impl Into<String>) -> Self {
+        self.endpoint = Some(url.into());
+        self
+    }
+
+    pub fn credentials(mut self, access_key: &str, secret_key: &str) -> Self {
+        self.credentials = Some((access_key.to_owned(), secret_key.to_owned()));
+        self
+    }
+
+    fn write(&self, yaml: &mut Yaml) {
+        yaml.text(1, "- path_prefix", &self.path_prefix);
+        yaml.text(2, "bucket", &self.bucket);
+        yaml.text(2, "region", &self.region);
+        if let Some(endpoint) = &self.endpoint {
+            yaml.text(2, "endpoint", endpoint);
+        }
+        if let Some((access_key, secret_key)) = &self.credentials {
+            yaml.text(2, "access_key", access_key);
+            yaml.text(2, "secret_key", secret_key);
+        }
+    }
+}
+
+/// Block-style YAML, line by line.
+#[derive(Default)]
+struct Yaml {
+    text: String,
+}
+
+// === impl Yaml ===
+
+impl Yaml {
+    fn section(&mut self, depth: usize, key: &str) {
+        self.line(depth, key, "");
+    }
+
+    fn value(&mut self, depth: usize, key: &str, value: impl Display) {
+        self.line(depth, key, &format!(" {value}"));
+    }
+
+    /// A quoted value: in single quotes, YAML escapes nothing but the quote.
+    fn text(&mut self, depth: usize, key: &str, value: impl Display) {
+        let quoted = value.to_string().replace('\'', "''");
+        self.value(depth, key, format!("'{quoted}'"));
+    }
+
+    fn all(&mut self, depth: usize, values: &[(&'static str, String)]) {
+        for (key, value) in values {
+            self.value(depth, key, value);
+        }
+    }
+
+    fn line(&mut self, depth: usize, key: &str, value: &str) {
+        let indent = "  ".repeat(depth);
+        writeln!(self.text, "{indent}{key}:{value}").expect("write to a string");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_set_is_written() {
+        let yaml = ProxyBuilder::new("s3-proxy")
+            .bucket(
+                Bucket::new("/assets", "my-bucket")
+                    .endpoint("http://127.0.0.1:9000")
+                    .credentials("it's", "${SECRET}"),
+            )
+            .write_timeout("1s")
+            .sendfile_threshold(1)
+            .yaml(Path::new("/d"));
+        let expected = "\
+server:
+  address: '127.0.0.1:0'
+  write_timeout: 1s
+buckets:
+  - path_prefix: '/assets'
+    bucket: 'my-bucket'
+    region: 'us-east-1'
+    endpoint: 'http://127.0.0.1:9000'
+    access_key: 'it''s'
+    secret_key: '${SECRET}'
+cache:
+  disk:
+    path: '/d/cache'
+    enabled: true
+    sendfile:
+      threshold_bytes: 1
+metrics:
+  address: '127.0.0.1:0'
+";
+        assert_eq!(yaml, expected);
+    }
+}

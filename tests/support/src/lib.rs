@@ -1,0 +1,31 @@
+//! What the integration tests share, so that each reads as a story: the origin
+//! holds X, the client asks for Y and sees Z, a metric says N.
+//!
+//! Everything here serves tests: what the test did not ask for (a proxy that
+//! does not start, a response that breaks HTTP's framing) panics with the
+//! reason; what a test may ask for (a body cut short) is part of the answer.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod content;
+mod gate;
+mod head;
+mod http;
+mod metrics;
+mod origin;
+mod proxy;
+mod tls;
+
+pub use config::{Bucket, ProxyBuilder};
+pub use content::{pattern, sha256, Pattern};
+pub use gate::Gate;
+pub use head::Headers;
+pub use http::{encode_key, get, head, request, Connection, Incoming, Response, Transfer};
+pub use metrics::Metrics;
+pub use origin::{Origin, Reply, Request};
+pub use proxy::Proxy;
+pub use tls::{https_client, HttpVersion, SelfSigned};
+
+/// How long anything here waits for a peer before the test fails.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);

@@ -1,0 +1,126 @@
+use std::collections::BTreeMap;
+
+/// One scrape of the proxy's metrics, in Prometheus' text format.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    samples: Vec<Sample>,
+}
+
+#[derive(Clone, Debug)]
+struct Sample {
+    name: String,
+    labels: BTreeMap<String, String>,
+    value: f64,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Panics on a line that is not of the format.
+    pub fn parse(text: &str) -> Self {
+        let samples = text
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(|line| Sample::parse(line).unwrap_or_else(|| panic!("not a sample: {line:?}")))
+            .collect();
+        Self { samples }
+    }
+
+    /// The metric, summed over its labels. Panics where the proxy does not
+    /// expose it: a misspelt name must not read as 0.
+    pub fn sum(&self, name: &str) -> u64 {
+        self.sum_where(name, &[])
+    }
+
+    /// The metric, summed over the samples that carry all of `labels`; 0 where
+    /// none does yet. Panics where the proxy does not expose the name at all.
+    pub fn sum_where(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        let named: Vec<_> = self.samples.iter().filter(|s| s.name == name).collect();
+        assert!(!named.is_empty(), "the proxy exposes no metric {name}");
+        let sum: f64 = named
+            .into_iter()
+            .filter(|sample| sample.carries(labels))
+            .map(|sample| sample.value)
+            .sum();
+        assert!(
+            sum >= 0.0 && sum.fract() == 0.0,
+            "{name} is {sum}, not a count"
+        );
+        sum as u64
+    }
+}
+
+// === impl Sample ===
+
+impl Sample {
+    fn parse(line: &str) -> Option<Self> {
+        let name_len = line.find(['{', ' '])?;
+        let (name, mut rest) = line.split_at(name_len);
+        let mut labels = BTreeMap::new();
+        if let Some(mut inner) = rest.strip_prefix('{') {
+            while !inner.starts_with('}') {
+                let (label, quoted) = inner.split_once("=\"")?;
+                let (value, after) = unescape(quoted)?;
+                labels.insert(label.trim_start_matches([',', ' ']).to_owned(), value);
+                inner = after.trim_start_matches(',');
+            }
+            rest = &inner[1..];
+        }
+        let value = rest.split_ascii_whitespace().next()?.parse().ok()?;
+        Some(Self {
+            name: name.to_owned(),
+            labels,
+            value,
+        })
+    }
+
+    fn carries(&self, labels: &[(&str, &str)]) -> bool {
+        labels
+            .iter()
+            .all(|(label, value)| self.labels.get(*label).is_some_and(|v| v == value))
+    }
+}
+
+/// Reads a label's value up to its closing quote; returns what follows too.
+fn unescape(quoted: &str) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let mut chars = quoted.char_indices();
+    loop {
+        match chars.next()? {
+            (at, '"') => return Some((value, &quoted[at + 1..])),
+            (_, '\\') => value.push(match chars.next()?.1 {
+                'n' => '\n',
+                other => other,
+            }),
+            (_, other) => value.push(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"# HELP hits Hits.
+# TYPE hits counter
+hits{bucket="a",path="/x\"y}"} 3
+hits{bucket="b"} 4 1700000000000
+bytes 1.5e3
+"#;
+
+    #[test]
+    fn samples_add_up_over_the_labels_asked_for() {
+        let metrics = Metrics::parse(TEXT);
+        assert_eq!(metrics.sum("hits"), 7);
+        assert_eq!(metrics.sum_where("hits", &[("bucket", "b")]), 4);
+        assert_eq!(metrics.sum_where("hits", &[("path", "/x\"y}")]), 3);
+        assert_eq!(metrics.sum_where("hits", &[("bucket", "c")]), 0);
+        assert_eq!(metrics.sum("bytes"), 1500);
+    }
+
+    #[test]
+    #[should_panic(expected = "exposes no metric hit")]
+    fn a_name_that_is_not_exposed_is_not_zero() {
+        Metrics::parse(TEXT).sum("hit");
+    }
+}

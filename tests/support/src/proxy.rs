@@ -1,0 +1,343 @@
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        mpsc::{self, Receiver, RecvTimeoutError},
+        Arc, Mutex,
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{kill_process, Pid, Signal};
+use tempfile::TempDir;
+
+use crate::{config::CACHE, get, Metrics, ProxyBuilder, Response, PATIENCE};
+
+/// A proxy with a configuration and a cache of its own, killed when dropped.
+pub struct Proxy {
+    // Before `dir`: the process ends before its files go.
+    running: Option<Running>,
+    binary: PathBuf,
+    environment: Vec<(String, String)>,
+    config: PathBuf,
+    stderr: Arc<Mutex<Vec<u8>>>,
+    dir: TempDir,
+}
+
+struct Running {
+    child: Child,
+    /// Lines of stdout; its end says that the process has ended.
+    stdout: Receiver<String>,
+    readers: Vec<JoinHandle<()>>,
+    announced: Announced,
+}
+
+/// What the proxy says on stdout when it accepts connections.
+#[derive(Clone, Debug, Default)]
+struct Announced {
+    http: Option<SocketAddr>,
+    https: Option<SocketAddr>,
+    metrics: Option<SocketAddr>,
+}
+
+enum Start {
+    Ready,
+    Ended,
+    TimedOut,
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// `binary` is `env!("CARGO_BIN_EXE_s3-proxy")`, which only the test knows.
+    pub fn builder(binary: impl Into<PathBuf>) -> ProxyBuilder {
+        ProxyBuilder::new(binary)
+    }
+
+    /// Starts a proxy with a configuration that the builder cannot write.
+    /// `config` gets the directory that is the proxy's own.
+    pub fn start_with(binary: impl AsRef<Path>, config: impl FnOnce(&Path) -> String) -> Self {
+        Self::launch(binary.as_ref(), Vec::new(), config)
+    }
+
+    pub(crate) fn launch(
+        binary: &Path,
+        environment: Vec<(String, String)>,
+        config: impl FnOnce(&Path) -> String,
+    ) -> Self {
+        let dir = TempDir::with_prefix("s3-proxy-").expect("make the proxy's directory");
+        let path = dir.path().join("config.yaml");
+        fs::write(&path, config(dir.path())).expect("write the configuration");
+        let mut proxy = Self {
+            running: None,
+            binary: binary.to_owned(),
+            environment,
+            config: path,
+            stderr: Arc::default(),
+            dir,
+        };
+        proxy.run();
+        proxy
+    }
+
+    /// Where it serves HTTP.
+    pub fn addr(&self) -> SocketAddr {
+        self.announced().http.expect("the proxy serves no HTTP")
+    }
+
+    /// Where it serves HTTPS.
+    pub fn https_addr(&self) -> SocketAddr {
+        self.announced().https.expect("the proxy serves no HTTPS")
+    }
+
+    /// Where it serves `/metrics` and `/health`.
+    pub fn metrics_addr(&self) -> SocketAddr {
+        self.announced().metrics.expect("the proxy has no metrics")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.running().child.id()
+    }
+
+    pub fn cache_dir(&self) -> PathBuf {
+        self.dir.path().join(CACHE)
+    }
+
+    /// Everything written to stderr so far, by every run of this proxy.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.stderr.lock().unwrap()).into_owned()
+    }
+
+    /// `GET` on a connection of its own, as [`get`].
+    pub fn get(&self, target: &str) -> Response {
+        get(self.addr(), target)
+    }
+
+    /// One scrape of `/metrics`.
+    pub fn metrics(&self) -> Metrics {
+        let response = get(self.metrics_addr(), "/metrics");
+        assert_eq!(response.status, 200, "GET /metrics");
+        assert!(response.complete, "GET /metrics was cut short");
+        Metrics::parse(&String::from_utf8(response.body).expect("metrics are UTF-8"))
+    }
+
+    /// A metric now, as [`Metrics::sum`]. The proxy counts a response after its
+    /// last byte, so to assert what a response did use [`Self::expect_metric`].
+    pub fn metric(&self, name: &str) -> u64 {
+        self.metrics().sum(name)
+    }
+
+    /// Waits until a counter stands at `expected`, as [`Metrics::sum`]; panics
+    /// as soon as it is beyond.
+    pub fn expect_metric(&self, name: &str, expected: u64) {
+        self.expect_metric_where(name, &[], expected);
+    }
+
+    /// As [`Self::expect_metric`], of the samples that [`Metrics::sum_where`]
+    /// takes.
+    pub fn expect_metric_where(&self, name: &str, labels: &[(&str, &str)], expected: u64) {
+        const SETTLES_WITHIN: Duration = Duration::from_secs(5);
+        let deadline = Instant::now() + SETTLES_WITHIN;
+        loop {
+            let value = self.metrics().sum_where(name, labels);
+            if value == expected {
+                return;
+            }
+            assert!(
+                value < expected && Instant::now() < deadline,
+                "{name} {labels:?} is {value}, expected {expected}"
+            );
+            // The proxy gives no signal that it has counted.
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Resident memory now, in bytes.
+    pub fn rss_bytes(&self) -> u64 {
+        self.memory("VmRSS")
+    }
+
+    /// The most resident memory since the start or the last
+    /// [`Self::reset_peak_rss`], in bytes.
+    pub fn peak_rss_bytes(&self) -> u64 {
+        self.memory("VmHWM")
+    }
+
+    /// Makes [`Self::peak_rss_bytes`] start again from what is resident now
+    /// (proc(5), `clear_refs`, value 5).
+    pub fn reset_peak_rss(&self) {
+        fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("reset the peak RSS");
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub fn stop_gracefully(&mut self) -> ExitStatus {
+        let running = self.running.take().expect("the proxy is not running");
+        running.signal(Signal::TERM);
+        match running.wait_for_end(Instant::now() + PATIENCE) {
+            Some(status) => status,
+            None => panic!(
+                "the proxy did not end within {PATIENCE:?} of SIGTERM\n{}",
+                self.stderr()
+            ),
+        }
+    }
+
+    /// Sends SIGKILL and waits for the end: a crash.
+    pub fn kill(&mut self) {
+        self.running.take().expect("the proxy is not running");
+    }
+
+    /// Runs it again, on the same configuration and cache, after a graceful
+    /// stop where it still runs. The addresses are new.
+    pub fn restart(&mut self) {
+        if self.running.is_some() {
+            self.stop_gracefully();
+        }
+        self.run();
+    }
+
+    fn run(&mut self) {
+        let mut running = Running::spawn(
+            Command::new(&self.binary)
+                .arg("run")
+                .arg("--config")
+                .arg(&self.config)
+                .envs(self.environment.iter().map(|(name, value)| (name, value))),
+            &self.stderr,
+        );
+        match running.wait_until_ready(Instant::now() + PATIENCE) {
+            Start::Ready => self.running = Some(running),
+            Start::Ended => {
+                let status = running.wait_for_end(Instant::now() + PATIENCE);
+                panic!(
+                    "the proxy ended before it was ready: {status:?}\n{}",
+                    self.stderr()
+                );
+            }
+            Start::TimedOut => {
+                drop(running);
+                panic!(
+                    "the proxy was not ready within {PATIENCE:?}\n{}",
+                    self.stderr()
+                );
+            }
+        }
+    }
+
+    fn running(&self) -> &Running {
+        self.running.as_ref().expect("the proxy is not running")
+    }
+
+    fn announced(&self) -> &Announced {
+        &self.running().announced
+    }
+
+    /// A line of /proc/PID/status that is given in KiB (proc(5)).
+    fn memory(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("read the proxy's status");
+        let kib: u64 = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in the proxy's status"));
+        kib * 1024
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    fn spawn(command: &mut Command, captured: &Arc<Mutex<Vec<u8>>>) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("start {}: {e}", command.get_program().display()));
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let mut stderr = child.stderr.take().expect("stderr is piped");
+
+        let (lines, received) = mpsc::channel();
+        let stdout = thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                // Nobody listens any more; the pipe is drained all the same.
+                let _ = lines.send(line);
+            }
+        });
+        let captured = captured.clone();
+        let stderr = thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(n @ 1..) = stderr.read(&mut chunk) {
+                captured.lock().unwrap().extend_from_slice(&chunk[..n]);
+            }
+        });
+        Self {
+            child,
+            stdout: received,
+            readers: vec![stdout, stderr],
+            announced: Announced::default(),
+        }
+    }
+
+    fn wait_until_ready(&mut self, deadline: Instant) -> Start {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.stdout.recv_timeout(left) {
+                Ok(line) if line == "s3-proxy: ready" => return Start::Ready,
+                Ok(line) => self.announced.read(&line),
+                Err(RecvTimeoutError::Disconnected) => return Start::Ended,
+                Err(RecvTimeoutError::Timeout) => return Start::TimedOut,
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("signal the proxy");
+    }
+
+    /// None: still running at the deadline, and killed now.
+    fn wait_for_end(mut self, deadline: Instant) -> Option<ExitStatus> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.stdout.recv_timeout(left) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => return None,
+            }
+        }
+        self.child.wait().ok()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only where the process has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for reader in self.readers.drain(..) {
+            // Ends with the pipe, so that all of stderr is captured afterwards.
+            let _ = reader.join();
+        }
+    }
+}
+
+// === impl Announced ===
+
+impl Announced {
+    fn read(&mut self, line: &str) {
+        let addr = |url: &str| url.parse().ok();
+        if let Some(url) = line.strip_prefix("s3-proxy: serving http://") {
+            self.http = addr(url);
+        } else if let Some(url) = line.strip_prefix("s3-proxy: serving https://") {
+            self.https = addr(url);
+        } else if let Some(url) = line.strip_prefix("s3-proxy: metrics http://") {
+            self.metrics = url.strip_suffix("/metrics").and_then(addr);
+        }
+    }
+}
