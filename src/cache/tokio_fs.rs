@@ -95,7 +95,8 @@ impl TokioFsBackend {
 
 /// Read one metadata file. Blocks.
 pub(super) fn read_meta(path: &Path) -> io::Result<EntryMeta> {
-    let mut data = Vec::new();
+    // Most fit, and are then read in one go.
+    let mut data = Vec::with_capacity(4096);
     File::open(path)?
         .take(MAX_META_LEN)
         .read_to_end(&mut data)?;
