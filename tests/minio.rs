@@ -110,7 +110,7 @@ fn what_minio_refuses_the_client_is_refused() {
     let absent = minio.proxy(SECRET_KEY).get("/assets/absent.bin");
     assert_eq!(absent.status, 404);
 
-    let refused = minio.proxy("not the secret").get("/assets/present.bin");
+    let refused = minio.proxy("not-the-secret").get("/assets/present.bin");
     assert_eq!(refused.status, 403);
 }
 

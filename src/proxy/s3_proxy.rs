@@ -7,14 +7,14 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Version};
 use log::warn;
 use pingora_cache::lock::{CacheKeyLockImpl, CacheLock};
 use pingora_cache::{CacheKey, CachePhase, RespCacheable};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
-use pingora_proxy::{ProxyHttp, Session};
+use pingora_proxy::{range_header_filter, ProxyHttp, RangeType, Session};
 
 use super::errors;
 use crate::cache::DiskCache;
@@ -30,6 +30,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Shorter than the 20 s after which S3 closes idle connections.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// More ranges than this are ignored, as Pingora does by default.
+const MAX_RANGES: Option<usize> = Some(200);
 
 /// Request fields that Pingora's cache or the client's range put there and that
 /// the origin has to see. All others stay here: they are not part of the key.
@@ -124,6 +127,18 @@ async fn resolve(origin: &Origin) -> Result<SocketAddr> {
                 ),
             )
         })
+}
+
+/// Whether a range asks for the last 0 bytes (RFC 9110 §14.1.2: unsatisfiable).
+fn is_empty_suffix(range: &[u8]) -> bool {
+    let Some((unit, set)) = range.split_at_checked(6) else {
+        return false;
+    };
+    let set = set.trim_ascii();
+    unit.eq_ignore_ascii_case(b"bytes=")
+        && set.len() > 1
+        && set[0] == b'-'
+        && set[1..].iter().all(|digit| *digit == b'0')
 }
 
 fn x_cache(phase: CachePhase) -> &'static str {
@@ -297,7 +312,43 @@ impl ProxyHttp for S3ProxyHttp {
         if response.status.is_success() {
             response.insert_header(header::ACCEPT_RANGES, "bytes")?;
         }
+        // Pingora frames a body of unknown length in chunks, which HTTP/1.0 does
+        // not know (RFC 9112 §6.1): there the end of the connection is its end.
+        if session.req_header().version <= Version::HTTP_10
+            && response.headers.contains_key(header::TRANSFER_ENCODING)
+        {
+            response.remove_header(&header::TRANSFER_ENCODING);
+            session.set_keepalive(None);
+        }
         response.insert_header("X-Cache", x_cache(session.cache.phase()))
+    }
+
+    fn range_header_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _ctx: &mut Self::CTX,
+    ) -> RangeType {
+        let len = response.headers.get(header::CONTENT_LENGTH);
+        if len.is_some_and(|len| len == "0") {
+            // No range of nothing can be satisfied, and Pingora's arithmetic
+            // assumes a first byte. The whole is as good an answer (RFC 9110 §14.2).
+            return RangeType::None;
+        }
+        let request = session.req_header();
+        let range = request.headers.get(header::RANGE);
+        if range.is_some_and(|range| is_empty_suffix(range.as_bytes())) {
+            // Pingora would answer 206 with nothing. A range that starts behind
+            // the end is as unsatisfiable, and Pingora knows that one.
+            let mut request = request.clone();
+            if request
+                .insert_header(header::RANGE, format!("bytes={}-", i64::MAX))
+                .is_ok()
+            {
+                return range_header_filter(&request, response, MAX_RANGES);
+            }
+        }
+        range_header_filter(request, response, MAX_RANGES)
     }
 
     fn needs_response_body(&self, _session: &Session, _ctx: &Self::CTX) -> bool {
@@ -342,6 +393,28 @@ impl ProxyHttp for S3ProxyHttp {
                 warn!("cache entry of {key:?} is dropped: {error}");
                 cache.drop_entry(&key).await;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_empty_suffix;
+
+    #[test]
+    fn only_a_suffix_of_zero_bytes_is_empty() {
+        for range in ["bytes=-0", "Bytes=-000", "bytes= -0 "] {
+            assert!(is_empty_suffix(range.as_bytes()), "{range:?}");
+        }
+        for range in [
+            "bytes=-1",
+            "bytes=-",
+            "bytes=0-",
+            "bytes=-0,1-2",
+            "byte",
+            "",
+        ] {
+            assert!(!is_empty_suffix(range.as_bytes()), "{range:?}");
         }
     }
 }

@@ -159,9 +159,14 @@ impl Connection {
             "{method} {target} on a connection that the last response ended"
         );
         self.expect_silent();
-        let request = format!("{method} {target}");
         self.send(method, target, headers)
-            .unwrap_or_else(|e| panic!("{request}: sending: {e}"));
+            .unwrap_or_else(|e| panic!("{method} {target}: sending: {e}"));
+        self.receive(method, target)
+    }
+
+    /// Reads the head of the response to a request that [`Self::send`] sent.
+    pub fn receive(&mut self, method: &str, target: &str) -> Incoming<'_> {
+        let request = format!("{method} {target}");
         let head = self
             .read_head()
             .unwrap_or_else(|reason| panic!("{request}: {reason}"));

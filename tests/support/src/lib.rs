@@ -16,6 +16,7 @@ mod metrics;
 mod origin;
 mod proxy;
 mod tls;
+mod wait;
 
 pub use config::{Bucket, ProxyBuilder};
 pub use content::{pattern, sha256, Pattern};
@@ -26,6 +27,7 @@ pub use metrics::Metrics;
 pub use origin::{Origin, Reply, Request};
 pub use proxy::Proxy;
 pub use tls::{https_client, HttpVersion, SelfSigned};
+pub use wait::eventually;
 
 /// How long anything here waits for a peer before the test fails.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);

@@ -1,0 +1,143 @@
+//! What an operator reads when the configuration is wrong.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use tempfile::TempDir;
+
+const GOOD: &str = "\
+server:
+  address: 127.0.0.1:0
+buckets:
+  - path_prefix: /assets
+    bucket: my-bucket
+    region: us-east-1
+    endpoint: http://127.0.0.1:9000
+cache:
+  disk:
+    path: cache
+";
+
+#[test]
+fn a_good_configuration_checks_out_and_nothing_is_started() {
+    let file = ConfigFile::new(GOOD);
+    let output = file.s3_proxy("check");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said, format!("{}: ok\n", file.path().display()));
+    assert_eq!(fs::read_dir(file.dir.path()).expect("list").count(), 1);
+}
+
+#[test]
+fn the_example_is_a_good_configuration() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/config.yaml.example");
+    let output = Command::new(env!("CARGO_BIN_EXE_s3-proxy"))
+        .args(["check", "--config", example])
+        .env("AWS_ACCESS_KEY_ID", "an-access-key")
+        .env("AWS_SECRET_ACCESS_KEY", "a-secret-key")
+        .output()
+        .expect("run s3-proxy");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_the_allowed_ones() {
+    ConfigFile::new(&GOOD.replace("    path:", "    size_gb: 1\n    path:"))
+        .expect_refused("cache.disk.size_gb", &["not a known key", "max_size_gb"]);
+}
+
+#[test]
+fn a_missing_variable_is_named_with_how_to_set_it() {
+    let keys = "    access_key: ${S3_PROXY_TEST_UNSET}\n    secret_key: x\ncache:";
+    ConfigFile::new(&GOOD.replace("cache:", keys)).expect_refused(
+        "buckets[0].access_key",
+        &[
+            "environment variable S3_PROXY_TEST_UNSET",
+            "export S3_PROXY_TEST_UNSET=",
+        ],
+    );
+}
+
+#[test]
+fn overlapping_prefixes_are_named_both() {
+    let second = "  - {path_prefix: /assets/images, bucket: other, region: us-east-1}\ncache:";
+    ConfigFile::new(&GOOD.replace("cache:", second)).expect_refused(
+        "buckets[1].path_prefix",
+        &["overlaps with buckets[0].path_prefix"],
+    );
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_named_with_what_may_stand_there() {
+    ConfigFile::new(&GOOD.replace("    path:", "    max_size_gb: large\n    path:"))
+        .expect_refused("cache.disk.max_size_gb", &["is a string, not a number"]);
+    ConfigFile::new(&GOOD.replace("  address:", "  write_timeout: 60\n  address:"))
+        .expect_refused("server.write_timeout", &["60 has no unit", "500ms"]);
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let file = ConfigFile::new(GOOD);
+    fs::remove_file(file.path()).expect("remove it");
+    file.expect_refused("cannot be read", &[]);
+}
+
+#[test]
+fn a_secret_is_not_repeated() {
+    let keys = "    access_key: key\n    secret_key: top secret\ncache:";
+    let file = ConfigFile::new(&GOOD.replace("cache:", keys));
+    file.expect_refused("buckets[0].secret_key", &[]);
+    let output = file.s3_proxy("check");
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("top"));
+}
+
+/// A configuration file in a directory of its own.
+struct ConfigFile {
+    dir: TempDir,
+}
+
+// === impl ConfigFile ===
+
+impl ConfigFile {
+    fn new(yaml: &str) -> Self {
+        let dir = TempDir::new().expect("make a directory");
+        let file = Self { dir };
+        fs::write(file.path(), yaml).expect("write the configuration");
+        file
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("proxy.yaml")
+    }
+
+    fn s3_proxy(&self, command: &str) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_s3-proxy"))
+            .arg(command)
+            .arg("--config")
+            .arg(self.path())
+            .current_dir(self.dir.path())
+            .output()
+            .expect("run s3-proxy")
+    }
+
+    /// `check` and `run` both exit with 2 and say, in one line, the file, the
+    /// key behind it and everything in `words`.
+    fn expect_refused(&self, key: &str, words: &[&str]) {
+        let start = format!("s3-proxy: {}: {key}", self.path().display());
+        for command in ["check", "run"] {
+            let output = self.s3_proxy(command);
+            assert_eq!(output.status.code(), Some(2), "{command}: {output:?}");
+            assert!(output.stdout.is_empty(), "{command}: {output:?}");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(said.lines().count(), 1, "{command}: {said}");
+            assert!(said.starts_with(&start), "{command}: {said}");
+            for word in words {
+                assert!(said.contains(word), "{command}: {said}");
+            }
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! What is left of the cache after the process, an entry or the disk space has
+//! come to an end.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs::{self, File},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use tempfile::TempDir;
+use test_support::{
+    eventually, pattern, Bucket, Connection, Gate, Origin, Pattern, Proxy, ProxyBuilder, Reply,
+};
+
+const LEN: u64 = 300_000;
+
+// --- the process ends ---
+
+#[test]
+fn entries_outlive_a_graceful_restart_and_a_crash() {
+    let origin = numbered_origin(LEN);
+    let mut proxy = proxy(&origin).grace_period("0s").start();
+    for key in 1..=3 {
+        assert_eq!(ask(&proxy, key, LEN), "MISS");
+    }
+    proxy.expect_metric("cache_entries", 3);
+
+    for crash in [false, true, true] {
+        if crash {
+            proxy.kill();
+        }
+        proxy.restart();
+        proxy.expect_metric("cache_entries", 3);
+        for key in 1..=3 {
+            assert_eq!(ask(&proxy, key, LEN), "HIT", "crash: {crash}");
+        }
+        proxy.expect_metric("cache_sendfile_bytes_total", 3 * LEN);
+    }
+    assert_eq!(origin.requests().len(), 3);
+}
+
+#[test]
+fn a_crash_in_mid_fill_leaves_no_entry_and_no_files() {
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |_| Reply::pattern(1, LEN).hold_at(LEN / 2, &gate)
+    });
+    let mut proxy = proxy(&origin).start();
+    let mut connection = Connection::open(proxy.addr());
+    let mut miss = connection.begin("GET", "/assets/1", &[]);
+    gate.wait_for_arrivals(1);
+    Pattern::new(1).check(0, &miss.read_some(100_000));
+    let unfinished = entry_files(&proxy);
+    assert_eq!(extensions(&unfinished), ["tmp"], "{unfinished:?}");
+    proxy.kill();
+    assert!(!miss.finish().complete);
+    assert_eq!(entry_files(&proxy), unfinished);
+
+    proxy.restart();
+    eventually("the unfinished entry is removed", || {
+        entry_files(&proxy).is_empty()
+    });
+    assert_eq!(proxy.metric("cache_entries"), 0);
+
+    gate.open();
+    assert_eq!(ask(&proxy, 1, LEN), "MISS");
+    assert_eq!(ask(&proxy, 1, LEN), "HIT");
+    assert_eq!(origin.requests().len(), 2);
+}
+
+#[test]
+fn a_download_that_runs_at_sigterm_is_finished() {
+    const LEN: u64 = 32 * 1024 * 1024;
+    let origin = numbered_origin(LEN);
+    let mut proxy = proxy(&origin).grace_period("3s").start();
+    ask(&proxy, 1, LEN);
+
+    let addr = proxy.addr();
+    let mut connection = Connection::with_receive_buffer(addr, 4096);
+    let mut hit = connection.begin("GET", "/assets/1", &[]);
+    assert_eq!(hit.headers.get("x-cache"), Some("HIT"));
+    assert_eq!(hit.read_some(1000), pattern(1, 1000));
+    thread::scope(|scope| {
+        let stopped = scope.spawn(|| proxy.stop_gracefully());
+        eventually("no new connection is taken", || {
+            TcpStream::connect(addr).is_err()
+        });
+        let rest = hit.check(Pattern::new(1), 1000);
+        assert!(rest.complete);
+        assert_eq!(1000 + rest.len, LEN);
+        assert!(stopped.join().expect("stop the proxy").success());
+    });
+}
+
+#[test]
+fn a_second_process_on_the_same_folder_is_refused() {
+    let origin = numbered_origin(LEN);
+    let proxy = proxy(&origin).start();
+    ask(&proxy, 1, LEN);
+
+    let dir = TempDir::new().expect("make a directory");
+    let config = dir.path().join("config.yaml");
+    let folder = proxy.cache_dir();
+    let yaml = format!(
+        "server: {{address: '127.0.0.1:0'}}\n\
+         buckets: [{{path_prefix: /assets, bucket: bucket, region: us-east-1}}]\n\
+         cache: {{disk: {{path: '{}'}}}}\n",
+        folder.display()
+    );
+    fs::write(&config, yaml).expect("write a configuration");
+    let second = Command::new(env!("CARGO_BIN_EXE_s3-proxy"))
+        .args([
+            OsStr::new("run"),
+            OsStr::new("--config"),
+            config.as_os_str(),
+        ])
+        .output()
+        .expect("run s3-proxy");
+    assert_eq!(second.status.code(), Some(1), "{second:?}");
+    let said = String::from_utf8_lossy(&second.stderr);
+    let folder = folder.display().to_string();
+    for word in [&folder, "another process uses", "cache.disk.path"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+
+    // The first is not disturbed.
+    assert_eq!(ask(&proxy, 1, LEN), "HIT");
+}
+
+// --- the files of an entry are damaged ---
+
+type Damage = fn(&Entry);
+
+const DAMAGE: [(&str, Damage); 8] = [
+    ("body truncated", |entry| resize(&entry.body, LEN - 1)),
+    ("body empty", |entry| resize(&entry.body, 0)),
+    ("body too long", |entry| resize(&entry.body, LEN + 1)),
+    ("body gone", |entry| remove(&entry.body)),
+    ("metadata truncated", |entry| resize(&entry.meta, 50)),
+    ("metadata gone", |entry| remove(&entry.meta)),
+    // The bytes after the magic of 8: see src/cache/format.rs.
+    ("generation flipped", |entry| flip(&entry.meta, 8)),
+    ("header flipped", |entry| flip(&entry.meta, 150)),
+];
+
+#[test]
+fn an_entry_damaged_while_running_is_fetched_again() {
+    let origin = numbered_origin(LEN);
+    for (key, (what, damage)) in (1..).zip(DAMAGE) {
+        let proxy = proxy(&origin).start();
+        assert_eq!(ask(&proxy, key, LEN), "MISS");
+        assert_eq!(ask(&proxy, key, LEN), "HIT");
+        damage(&Entry::only(&proxy));
+        assert_eq!(ask(&proxy, key, LEN), "MISS", "{what}");
+        assert_eq!(ask(&proxy, key, LEN), "HIT", "{what}");
+        assert_eq!(origin.requests().len(), 2 * key as usize, "{what}");
+        assert_eq!(proxy.metric("cache_entries"), 1, "{what}");
+        // Nothing of the damaged one is left beside the new one.
+        Entry::only(&proxy);
+    }
+}
+
+#[test]
+fn an_entry_damaged_while_stopped_is_fetched_again() {
+    let origin = numbered_origin(LEN);
+    for (key, (what, damage)) in (1..).zip(DAMAGE.into_iter().chain(DAMAGE_OF_NAMES)) {
+        let mut proxy = proxy(&origin).grace_period("0s").start();
+        assert_eq!(ask(&proxy, key, LEN), "MISS");
+        proxy.expect_metric("cache_entries", 1);
+        proxy.stop_gracefully();
+        damage(&Entry::only(&proxy));
+        proxy.restart();
+        eventually("the damaged entry is removed", || {
+            entry_files(&proxy).is_empty()
+        });
+        assert_eq!(ask(&proxy, key, LEN), "MISS", "{what}");
+        assert_eq!(ask(&proxy, key, LEN), "HIT", "{what}");
+        assert_eq!(origin.requests().len(), 2 * key as usize, "{what}");
+    }
+}
+
+const DAMAGE_OF_NAMES: [(&str, Damage); 2] = [
+    ("another generation in the name", |entry| {
+        entry.rename(|name| {
+            let (hash, extension) = (&name[..32], name.rsplit('.').next());
+            format!("{hash}.{:016x}.{}", 1, extension.expect("an extension"))
+        })
+    }),
+    ("another key in the name", |entry| {
+        entry.rename(|name| {
+            let last = if name.as_bytes()[31] == b'0' {
+                "1"
+            } else {
+                "0"
+            };
+            format!("{}{last}{}", &name[..31], &name[32..])
+        })
+    }),
+];
+
+// --- the cache is full ---
+
+#[test]
+fn the_least_recently_used_entry_makes_room() {
+    const LEN: u64 = 3_000_000;
+    const LIMIT: u64 = 10_000_000;
+    let origin = numbered_origin(LEN);
+    let proxy = proxy(&origin).max_size_gb(0.01).start();
+    for key in 1..=3 {
+        assert_eq!(ask(&proxy, key, LEN), "MISS");
+    }
+    assert_eq!(ask(&proxy, 1, LEN), "HIT");
+
+    assert_eq!(ask(&proxy, 4, LEN), "MISS");
+    eventually("the cache is back under its limit", || {
+        let files = entry_files(&proxy);
+        files.iter().map(|file| size(file)).sum::<u64>() <= LIMIT
+    });
+    assert!(proxy.metric("cache_size_bytes") <= LIMIT);
+    proxy.expect_metric("cache_entries", 3);
+    for key in [1, 3, 4] {
+        assert_eq!(ask(&proxy, key, LEN), "HIT", "{key}");
+    }
+    assert_eq!(ask(&proxy, 2, LEN), "MISS");
+    assert_eq!(origin.requests().len(), 5);
+}
+
+#[test]
+fn an_object_larger_than_the_cache_is_served_and_not_stored() {
+    const LEN: u64 = 12_000_000;
+    let origin = numbered_origin(LEN);
+    let proxy = proxy(&origin).max_size_gb(0.01).start();
+    for asked in 1..=2 {
+        assert_eq!(ask(&proxy, 1, LEN), "MISS");
+        assert_eq!(origin.requests().len(), asked);
+    }
+    eventually("nothing is left of it", || entry_files(&proxy).is_empty());
+    assert_eq!(proxy.metric("cache_entries"), 0);
+}
+
+#[test]
+fn an_entry_evicted_in_mid_send_is_sent_to_the_end() {
+    const LEN: u64 = 9_000_000;
+    let origin = numbered_origin(LEN);
+    let proxy = proxy(&origin).max_size_gb(0.01).start();
+    ask(&proxy, 1, LEN);
+    let mut connection = Connection::with_receive_buffer(proxy.addr(), 4096);
+    let mut hit = connection.begin("GET", "/assets/1", &[]);
+    assert_eq!(hit.headers.get("x-cache"), Some("HIT"));
+    assert_eq!(hit.read_some(1000), pattern(1, 1000));
+    let evicted = entry_files(&proxy);
+
+    ask(&proxy, 2, LEN);
+    eventually("the first entry is evicted", || {
+        evicted.iter().all(|file| !file.exists())
+    });
+    let rest = hit.check(Pattern::new(1), 1000);
+    assert!(rest.complete);
+    assert_eq!(1000 + rest.len, LEN);
+}
+
+/// An origin whose objects are named by the seed of their pattern.
+fn numbered_origin(len: u64) -> Origin {
+    Origin::start(move |request| {
+        let seed = request
+            .path()
+            .rsplit('/')
+            .next()
+            .and_then(|n| n.parse().ok());
+        Reply::pattern(seed.expect("a number"), len)
+    })
+}
+
+fn proxy(origin: &Origin) -> ProxyBuilder {
+    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
+}
+
+/// Gets an object, checks every byte, and returns X-Cache.
+fn ask(proxy: &Proxy, key: u64, len: u64) -> String {
+    let mut connection = Connection::open(proxy.addr());
+    let response = connection.begin("GET", &format!("/assets/{key}"), &[]);
+    assert_eq!(response.status, 200);
+    let x_cache = response.headers.get("x-cache").expect("X-Cache").to_owned();
+    let received = response.check(Pattern::new(key), 0);
+    assert!(received.complete);
+    assert_eq!(received.len, len);
+    x_cache
+}
+
+/// The body and the metadata of an entry.
+struct Entry {
+    body: PathBuf,
+    meta: PathBuf,
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// The one entry of the cache, once its files are all there is.
+    fn only(proxy: &Proxy) -> Self {
+        let mut files = BTreeMap::new();
+        eventually("one entry, a body and its metadata", || {
+            let found = entry_files(proxy);
+            let whole = extensions(&found) == ["body", "meta"];
+            files = found
+                .into_iter()
+                .map(|file| (extension(&file), file))
+                .collect();
+            whole
+        });
+        Self {
+            body: files.remove("body").expect("a body"),
+            meta: files.remove("meta").expect("metadata"),
+        }
+    }
+
+    fn rename(&self, new: impl Fn(&str) -> String) {
+        for file in [&self.body, &self.meta] {
+            let name = file.file_name().and_then(OsStr::to_str).expect("a name");
+            let renamed = file.with_file_name(new(name));
+            assert_ne!(*file, renamed);
+            fs::rename(file, renamed).expect("rename");
+        }
+    }
+}
+
+/// Every file in the folder of the entries.
+fn entry_files(proxy: &Proxy) -> Vec<PathBuf> {
+    let shards = fs::read_dir(proxy.cache_dir().join("entries")).expect("list the shards");
+    let mut files: Vec<_> = shards
+        .flat_map(|shard| fs::read_dir(shard.expect("a shard").path()).expect("list a shard"))
+        .map(|file| file.expect("a file").path())
+        .collect();
+    files.sort();
+    files
+}
+
+fn extension(file: &Path) -> String {
+    let extension = file.extension().expect("an extension");
+    extension.to_string_lossy().into_owned()
+}
+
+fn extensions(files: &[PathBuf]) -> Vec<String> {
+    let mut extensions: Vec<_> = files.iter().map(|file| extension(file)).collect();
+    extensions.sort();
+    extensions
+}
+
+/// 0 for a file that is gone.
+fn size(file: &Path) -> u64 {
+    fs::metadata(file).map_or(0, |metadata| metadata.len())
+}
+
+fn resize(file: &Path, len: u64) {
+    let file = File::options().write(true).open(file).expect("open");
+    file.set_len(len).expect("resize");
+}
+
+fn remove(file: &Path) {
+    fs::remove_file(file).expect("remove");
+}
+
+fn flip(file: &Path, at: usize) {
+    let mut bytes = fs::read(file).expect("read");
+    bytes[at] ^= 1;
+    fs::write(file, bytes).expect("write");
+}
