@@ -562,7 +562,8 @@ fn join(parent: &str, name: &str) -> String {
 // What may stand at a key, as the messages put it.
 const ADDRESS: &str = "write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080; port 0 lets the \
                        kernel choose";
-const DURATION: &str = "write a whole number with a unit ms, s, m, h or d, such as 500ms, 60s or 1h, \
+const DURATION: &str =
+    "write a whole number with a unit ms, s, m, h or d, such as 500ms, 60s or 1h, \
                         at most 365d, or 0";
 const BOOLEAN: &str = "write true or false";
 const GIGABYTES: &str = "write a number of gigabytes (10^9 bytes) from 0.001 to 1000000";
