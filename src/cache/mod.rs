@@ -4,7 +4,7 @@
 //! - [`disk`]: [`DiskCache`], what Pingora talks to
 //! - [`hit`], [`miss`]: an entry being read, an entry being written
 //! - [`index`]: which generation of which key is current
-//! - [`format`]: the metadata file
+//! - [`mod@format`]: the metadata file
 //! - [`backend`], [`tokio_fs`]: how files are opened, written and removed
 //! - [`load`]: the entries of an earlier run
 //! - [`sendfile`]: which hits may skip user space, and what carries them
