@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -43,15 +44,20 @@ enum Command {
     },
 }
 
+/// Without RUST_LOG. Pingora warns at each start that headers are stored
+/// without a compression dictionary, which is as intended here.
+const DEFAULT_LOG: &str = "warn,pingora_sendfile=info,pingora_cache::meta=error";
+
 /// Exit code for a configuration that cannot be used.
 const BAD_CONFIG: u8 = 2;
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| "warn,pingora_sendfile=info".into()),
+                .unwrap_or_else(|_| DEFAULT_LOG.into()),
         )
         .init();
     match Args::parse().command {
