@@ -9,13 +9,20 @@
 //! - [`metrics`]: what is counted
 //! - `demo` (feature `demo`): an S3 server over a folder, to try it with
 
-#![forbid(unsafe_code)]
+// Forbidden but in `cache::sys` and `cache::uring`, which call the kernel.
+#![deny(unsafe_code)]
 
 pub mod cache;
+#[forbid(unsafe_code)]
 pub mod config;
 #[cfg(feature = "demo")]
+#[forbid(unsafe_code)]
 pub mod demo;
+#[forbid(unsafe_code)]
 pub mod http;
+#[forbid(unsafe_code)]
 pub mod metrics;
+#[forbid(unsafe_code)]
 pub mod proxy;
+#[forbid(unsafe_code)]
 pub mod s3;

@@ -162,6 +162,7 @@ fn a_file_truncated_in_mid_send_breaks_the_transfer() {
     let origin = Origin::start(|_| Reply::pattern(1, LEN));
     let proxy = proxy(&origin).start();
     proxy.get("/assets/object");
+    proxy.expect_metric("cache_entries", 1);
 
     let mut connection = Connection::with_receive_buffer(proxy.addr(), SMALL_BUFFER);
     let mut hit = connection.begin("GET", "/assets/object", &[]);
@@ -188,6 +189,7 @@ fn a_truncated_file_breaks_a_chunked_response_within_a_chunk() {
     let origin = Origin::start(|_| Reply::pattern(1, LEN).chunked());
     let proxy = proxy(&origin).start();
     proxy.get("/assets/object");
+    proxy.expect_metric("cache_entries", 1);
 
     let mut connection = Connection::with_receive_buffer(proxy.addr(), SMALL_BUFFER);
     let mut hit = connection.begin("GET", "/assets/object", &[]);
@@ -206,6 +208,7 @@ fn a_truncated_file_resets_a_close_delimited_response() {
     let origin = Origin::start(|_| Reply::pattern(1, LEN).until_close());
     let proxy = proxy(&origin).start();
     proxy.get("/assets/object");
+    proxy.expect_metric("cache_entries", 1);
 
     let mut stream = http_1_0(&proxy, "/assets/object");
     let (head, mut received) = read_head(&mut stream);
@@ -249,12 +252,15 @@ fn what_the_origin_cuts_short_is_seen_and_not_stored() {
         let proxy = proxy(&origin).start();
 
         let short = proxy.get("/assets/object");
-        assert!(!short.complete, "{what}");
-        Pattern::new(1).check(0, &short.body);
+        // If the origin breaks before the client got a header, it gets an error.
+        if short.status != 502 {
+            assert!(!short.complete, "{what}");
+            Pattern::new(1).check(0, &short.body);
+        }
         proxy.expect_metric_where("response_errors_total", &[("source", "upstream")], 1);
         assert_eq!(proxy.metric("cache_entries"), 0, "{what}");
         eventually("the unfinished entry is gone", || {
-            files_in(&proxy.cache_dir().join("entries")).is_empty()
+            files_in(&proxy.cache_dir().join("v2")).is_empty()
         });
 
         let whole = proxy.get("/assets/object");
@@ -342,7 +348,7 @@ fn read_head(stream: &mut TcpStream) -> (String, Vec<u8>) {
 /// Cuts every body in the cache down to `len`, a multiple of the page size: the
 /// bytes before stay what they are, also those on their way to a socket.
 fn truncate_bodies(proxy: &Proxy, len: u64) {
-    let bodies: Vec<_> = files_in(&proxy.cache_dir().join("entries"))
+    let bodies: Vec<_> = files_in(&proxy.cache_dir().join("v2"))
         .into_iter()
         .filter(|file| file.extension().is_some_and(|e| e == "body"))
         .collect();

@@ -4,34 +4,72 @@ use std::any::Any;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use log::warn;
-use pingora_cache::eviction::lru::Manager;
-use pingora_cache::eviction::EvictionManager;
+use http::header::CONTENT_LENGTH;
+use log::{info, warn};
+use parking_lot::{Condvar, Mutex};
+use pingora_cache::admission::AdmissionPolicy;
 use pingora_cache::key::{CacheHashKey, CompactCacheKey};
 use pingora_cache::trace::SpanHandle;
 use pingora_cache::{
-    CacheEntryId, CacheEntryKey, CacheKey, CacheMeta, HitHandler, MissHandler, PurgeOutcome,
-    PurgeTarget, PurgeType, Storage,
+    CacheEntryId, CacheKey, CacheMeta, HitHandler, MissHandler, PurgeOutcome, PurgeTarget,
+    PurgeType, Storage,
 };
 use pingora_core::{Error, ErrorType, OrErr, Result};
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::{mpsc, Semaphore, SemaphorePermit};
 
+use super::admission::MinUses;
+use super::bans::{Banned, Bans};
+use super::body_file::BodyFile;
+use super::clock::Clock;
+use super::fill::{Fill, Fills, NewFill};
 use super::format::EntryMeta;
 use super::hit::DiskHit;
-use super::index::Index;
+use super::hot::{Hot, HotBody, HotEntry};
+use super::index::{Index, Indexed, Inserted};
+use super::layout::Layout;
+use super::load::{self, Leftovers};
 use super::miss::DiskMiss;
+use super::stats::{Cause, Eviction, Stats};
 use super::{
-    load, DiskBackend, EntryId, OpenEntry, SendfileCapable, SendfileConfig, SendfileResponse,
-    TokioFsBackend,
+    keeper, scrub, DiskBackend, EntryId, OpenEntry, SendfileCapable, SendfileConfig,
+    SendfileResponse, TokioFsBackend,
 };
 
-/// Longest body that is read together with its metadata, in bytes.
+/// Longest body that is read together with its metadata, in bytes, where none
+/// goes by sendfile.
 const PREFETCH: u64 = 64 * 1024;
 
-/// Where the cache is and how large it may become.
+/// How many reads from the disk may be under way for bodies that are being sent.
+const CONCURRENT_LOADS: usize = 64;
+
+/// Threads of the cache's own runtime: they pass on what is done elsewhere.
+const RUNTIME_THREADS: usize = 2;
+
+/// How many files may be in the process of being opened, written or removed.
+const BLOCKING_THREADS: usize = 256;
+
+/// Longest body whose space is reserved without asking how much there is.
+const UNCHECKED_RESERVATION: u64 = 1 << 20;
+
+/// How the files are accessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendChoice {
+    /// What `benches/disk_cache.rs` shows to be better: tokio.
+    #[default]
+    Auto,
+    /// [`TokioFsBackend`].
+    Tokio,
+    /// `UringBackend`; where the kernel forbids it, tokio.
+    Uring,
+}
+
+/// Where the cache is, how large it may become, and how it is kept.
 #[derive(Debug, Clone)]
 pub struct DiskCacheConfig {
     /// The cache's own folder; created if need be.
@@ -41,24 +79,101 @@ pub struct DiskCacheConfig {
     pub max_size_bytes: u64,
     /// Which hits may go by sendfile.
     pub sendfile: SendfileConfig,
+    /// How the files are accessed.
+    pub backend: BackendChoice,
+    /// Memory for bodies that do not go by sendfile, in bytes; 0: none.
+    pub memory_bytes: u64,
+    /// How many files of entries in use are kept open; never more than a
+    /// quarter of what the process may open.
+    pub max_open_files: usize,
+    /// Entries that nobody asked for so long leave.
+    pub inactive: Option<Duration>,
+    /// An object is stored from this request on; 1: at once.
+    pub min_uses: u8,
+    /// How fast the scrubber reads; 0: not at all.
+    pub scrub_bytes_per_second: u64,
+    /// If another process has the folder, read what it writes, and take over
+    /// when it lets go. Without that, it is an error.
+    pub successor: bool,
+}
+
+impl DiskCacheConfig {
+    /// The defaults.
+    pub fn new(path: impl Into<PathBuf>, max_size_bytes: u64) -> Self {
+        DiskCacheConfig {
+            path: path.into(),
+            max_size_bytes,
+            sendfile: SendfileConfig::default(),
+            backend: BackendChoice::default(),
+            memory_bytes: 64_000_000,
+            max_open_files: 1024,
+            inactive: None,
+            min_uses: 1,
+            scrub_bytes_per_second: 8_000_000,
+            successor: false,
+        }
+    }
 }
 
 /// A disk cache for Pingora: one immutable body file an entry, metadata beside
 /// it, found again after a restart.
 pub struct DiskCache {
-    backend: Arc<dyn DiskBackend>,
+    path: PathBuf,
+    runtime: Runtime,
+    backend: Box<dyn DiskBackend>,
     sendfile: SendfileConfig,
-    pub(super) index: Index,
-    eviction: Manager<1>,
-    next_generation: AtomicU64,
     max_size_bytes: u64,
+    index: Index,
+    fills: Fills,
+    hot: Hot,
+    bans: Bans,
+    clock: Clock,
+    stats: Stats,
+    loaded: load::Progress,
+    loaded_signal: (Mutex<bool>, Condvar),
+    loads: Semaphore,
+    admission: Admission,
+    next_generation: AtomicU64,
+    /// Whether this process holds the lock.
+    writable: AtomicBool,
     /// Held as long as the process lives, so that no second one uses the folder.
-    _lock: File,
+    lock: Mutex<Option<File>>,
+    /// Files to be removed. At most what the index knew, 24 bytes each.
+    removals: mpsc::UnboundedSender<EntryId>,
+    /// Removals that were asked for and not done yet.
+    pending_removals: tokio::sync::watch::Sender<usize>,
 }
 
 /// What cannot be used as a cache folder, and why.
 fn in_folder(path: &Path, doing: &str, e: io::Error) -> io::Error {
     io::Error::new(e.kind(), format!("{}: cannot {doing}: {e}", path.display()))
+}
+
+/// The admission policy, and the reason to admit nothing at all.
+struct Admission {
+    min_uses: Option<MinUses>,
+    cache: std::sync::OnceLock<&'static DiskCache>,
+}
+
+impl AdmissionPolicy for Admission {
+    fn observe(&self, key: &CacheKey) -> pingora_cache::admission::Decision {
+        use pingora_cache::admission::Decision;
+        let writable = self.cache.get().is_none_or(|cache| cache.is_writable());
+        let decision = match &self.min_uses {
+            Some(policy) => policy.observe(key),
+            None => Decision::Ready { observed: 1 },
+        };
+        let decision = match decision {
+            Decision::Ready { observed } if !writable => Decision::Defer { observed },
+            decision => decision,
+        };
+        if decision.is_deferred() {
+            if let Some(cache) = self.cache.get() {
+                cache.stats.not_admitted.inc();
+            }
+        }
+        decision
+    }
 }
 
 impl DiskCache {
@@ -70,34 +185,141 @@ impl DiskCache {
     pub fn open(config: DiskCacheConfig) -> io::Result<&'static DiskCache> {
         let path = &config.path;
         fs::create_dir_all(path).map_err(|e| in_folder(path, "create the cache folder", e))?;
-        let lock = lock(path)?;
-        let first_generation =
-            next_epoch(path).map_err(|e| in_folder(path, "write to the cache folder", e))?;
-        let backend =
-            TokioFsBackend::new(path).map_err(|e| in_folder(path, "create folders", e))?;
-        let entries = backend.entries().to_owned();
+        let lock = lock(path, config.successor)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(RUNTIME_THREADS)
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("cache-io")
+            .enable_all()
+            .build()?;
+        let backend = backend(config.backend, path, runtime.handle())
+            .map_err(|e| in_folder(path, "create folders", e))?;
+        let first_generation = match &lock {
+            Some(_) => next_epoch(path, backend.layout())
+                .map_err(|e| in_folder(path, "write to the cache folder", e))?,
+            None => 0,
+        };
+        let bans = Bans::load(path, lock.is_some())
+            .map_err(|e| in_folder(path, "read the ban list", e))?;
+        let (removals, removed) = mpsc::unbounded_channel();
+        let writable = lock.is_some();
         let cache: &'static DiskCache = Box::leak(Box::new(DiskCache {
-            backend: Arc::new(backend),
+            path: path.clone(),
+            runtime,
+            backend,
             sendfile: config.sendfile,
-            index: Index::default(),
-            eviction: Manager::with_capacity(
-                usize::try_from(config.max_size_bytes).unwrap_or(usize::MAX),
-                1024,
-            ),
-            next_generation: AtomicU64::new(first_generation),
             max_size_bytes: config.max_size_bytes,
-            _lock: lock,
+            index: Index::default(),
+            fills: Fills::default(),
+            hot: Hot::new(
+                config.memory_bytes,
+                config.max_open_files.min(open_files_limit() / 4),
+            ),
+            bans,
+            clock: Clock::start(),
+            stats: Stats::default(),
+            loaded: load::Progress::default(),
+            loaded_signal: (Mutex::new(false), Condvar::new()),
+            loads: Semaphore::new(CONCURRENT_LOADS),
+            admission: Admission {
+                min_uses: (config.min_uses > 1).then(|| MinUses::new(config.min_uses)),
+                cache: std::sync::OnceLock::new(),
+            },
+            next_generation: AtomicU64::new(first_generation),
+            writable: AtomicBool::new(writable),
+            lock: Mutex::new(lock),
+            removals,
+            pending_removals: tokio::sync::watch::Sender::new(0),
         }));
+        let _ = cache.admission.cache.set(cache);
+        cache.runtime.spawn(keeper::remove_files(cache, removed));
+        cache.runtime.spawn(keeper::run(cache, config.inactive));
         std::thread::Builder::new()
             .name("cache-load".into())
-            .spawn(move || load::load(cache, &entries, first_generation))?;
+            .spawn(move || cache.load_and_take_over(first_generation))?;
+        if config.scrub_bytes_per_second > 0 {
+            scrub::spawn(cache, config.scrub_bytes_per_second);
+        }
         Ok(cache)
     }
 
-    /// Pingora's eviction manager for this cache, see
-    /// [`HttpCache::enable`](pingora_cache::HttpCache::enable).
-    pub fn eviction(&'static self) -> &'static (dyn EvictionManager + Sync) {
-        &self.eviction
+    /// Load the index; as a successor, read along until the folder is free.
+    /// Blocks.
+    fn load_and_take_over(&'static self, first_generation: u64) {
+        if self.is_writable() {
+            load::load(self, Leftovers::RemoveBelow(first_generation));
+            self.set_loaded();
+            load::remove_other_versions(&self.path);
+            return;
+        }
+        load::load(self, Leftovers::Keep);
+        self.set_loaded();
+        info!(
+            "{}: another process writes to this cache folder; nothing is stored until it lets go",
+            self.path.display()
+        );
+        let taken = wait_for_lock(&self.path).and_then(|lock| {
+            let first = next_epoch(&self.path, self.backend.layout())?;
+            self.bans.reload()?;
+            Ok((lock, first))
+        });
+        match taken {
+            Ok((lock, first)) => {
+                *self.lock.lock() = Some(lock);
+                self.next_generation.store(first, Ordering::Release);
+                self.writable.store(true, Ordering::Release);
+                info!("{}: taken over", self.path.display());
+                // What the other process has written meanwhile, and left.
+                load::load(self, Leftovers::RemoveBelow(first));
+                load::remove_other_versions(&self.path);
+            }
+            Err(e) => warn!(
+                "{}: cannot take the cache folder over: {e}; nothing will be stored until a restart",
+                self.path.display()
+            ),
+        }
+    }
+
+    fn set_loaded(&self) {
+        *self.loaded_signal.0.lock() = true;
+        self.loaded_signal.1.notify_all();
+    }
+
+    /// Wait until all entries of earlier runs are known. Blocks.
+    pub fn wait_loaded(&self) {
+        let mut loaded = self.loaded_signal.0.lock();
+        while !*loaded {
+            self.loaded_signal.1.wait(&mut loaded);
+        }
+    }
+
+    /// Wait, at most so long, until what is complete is committed, and let the
+    /// folder go. Blocks: for the end of a process.
+    pub fn close(&self, timeout: Duration) {
+        let settled = self
+            .runtime
+            .block_on(async { tokio::time::timeout(timeout, self.settle()).await });
+        if settled.is_err() {
+            warn!(
+                "{}: {} fills were not complete, and are lost",
+                self.path.display(),
+                self.fills.len()
+            );
+        }
+        self.writable.store(false, Ordering::Release);
+        drop(self.lock.lock().take());
+    }
+
+    /// Wait until no fill is in flight, and all files that had to go are gone.
+    pub async fn settle(&self) {
+        self.fills.wait_idle().await;
+        self.removed_all().await;
+    }
+
+    /// Which misses to store, see
+    /// [`HttpCache::set_admission_policy`](pingora_cache::HttpCache::set_admission_policy).
+    pub fn admission(&'static self) -> &'static dyn AdmissionPolicy {
+        &self.admission
     }
 
     /// The configured limit, in bytes.
@@ -110,133 +332,493 @@ impl DiskCache {
         self.index.len()
     }
 
-    /// Bytes that the entries take.
-    pub fn size_bytes(&self) -> usize {
-        self.eviction.total_size()
+    /// Bytes that the entries take, and the fills in flight will.
+    pub fn size_bytes(&self) -> u64 {
+        self.index.bytes() + self.fills.bytes()
+    }
+
+    /// How many fills are in flight.
+    pub fn fills_in_flight(&self) -> usize {
+        self.fills.len()
+    }
+
+    /// How far the entries of earlier runs are known.
+    pub fn load_progress(&self) -> &load::Progress {
+        &self.loaded
+    }
+
+    /// How many bans are in force.
+    pub fn bans(&self) -> usize {
+        self.bans.len()
+    }
+
+    /// Bytes of memory that small bodies take.
+    pub fn memory_bytes(&self) -> u64 {
+        self.hot.memory_bytes()
+    }
+
+    /// How many files are kept open.
+    pub fn open_files(&self) -> usize {
+        self.hot.open_files()
+    }
+
+    /// What was counted.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The backend in use.
+    pub fn backend(&self) -> &dyn DiskBackend {
+        &*self.backend
+    }
+
+    /// Whether this process may write to the folder.
+    pub fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Acquire)
     }
 
     /// Where the body for a key is, see [`DiskBackend::get_file_path`].
     pub fn get_file_path(&self, key: &CacheKey) -> Option<PathBuf> {
-        let id = self.index.get(&key.combined_bin())?;
-        Some(self.backend.get_file_path(&id))
+        self.backend.get_file_path(key)
     }
 
     /// Forget what is stored for a key, because it turned out to be unusable.
-    pub async fn drop_entry(&self, key: &CacheKey) {
-        if let Some(id) = self.index.get(&key.combined_bin()) {
-            self.remove(&key.to_compact(), id).await;
+    pub fn drop_entry(&'static self, key: &CacheKey, why: &str) {
+        if let Some(entry) = self.index.get(&key.combined_bin()) {
+            self.drop_damaged(entry.id, &super::format::invalid(why));
         }
     }
 
-    pub(super) fn backend(&self) -> &Arc<dyn DiskBackend> {
-        &self.backend
+    /// Remove what is stored for a key, in all variants, and keep a fill in
+    /// flight from becoming an entry. When this returns, no crash brings it
+    /// back. Whether there was something.
+    pub async fn purge_key(&'static self, key: &CacheKey) -> io::Result<bool> {
+        self.purge_primary(key.to_compact()).await
     }
 
-    /// Note an entry in the index, and return the one that it replaces.
-    pub(super) fn publish(&self, key: &CompactCacheKey, id: EntryId) -> Option<EntryId> {
-        let replaced = self.index.insert(id)?;
-        self.forget(key, replaced);
-        Some(replaced)
-    }
-
-    /// Track an entry of an earlier run, and return those that have to go for it.
-    pub(super) fn admit(
-        &self,
-        key: CompactCacheKey,
-        weight: usize,
-        id: EntryId,
-    ) -> Vec<CacheEntryKey> {
-        let key = CacheEntryKey::identified(key, CacheEntryId::new(id.generation));
-        // How fresh it is plays no part in least-recently-used order.
-        self.eviction
-            .admit(key, weight, std::time::SystemTime::UNIX_EPOCH)
-    }
-
-    fn forget(&self, key: &CompactCacheKey, id: EntryId) {
-        let id = CacheEntryId::new(id.generation);
-        self.eviction
-            .remove((&CacheEntryKey::identified(key.clone(), id)).into());
-    }
-
-    async fn remove(&self, key: &CompactCacheKey, id: EntryId) -> bool {
-        let was_current = self.index.remove(&id);
-        self.forget(key, id);
-        if let Err(e) = self.backend.remove(id).await {
-            warn!("cache entry {id}: cannot remove its files: {e}");
+    async fn purge_primary(&'static self, key: CompactCacheKey) -> io::Result<bool> {
+        self.check_writable()?;
+        let primary = key.primary;
+        let found = self.index.get(&key.combined_bin());
+        let fill = self.fills.get(&key.combined_bin()).is_some();
+        self.ban(Banned::Exact(primary), move |fill| {
+            fill.key.primary == primary
+        })
+        .await?;
+        if let Some(entry) = found {
+            self.evict(entry.id, Eviction::Purged);
         }
-        was_current
+        Ok(found.is_some() || fill)
     }
 
-    /// The current entry for a key, opened and checked. One that is damaged is
-    /// dropped, and as good as none.
-    async fn open_entry(&self, key: &CacheKey, prefetch: u64) -> Option<(CacheMeta, OpenEntry)> {
-        let id = self.index.get(&key.combined_bin())?;
-        let opened = match self.backend.open(id, prefetch).await {
-            Ok(entry) => {
-                let compact = key.to_compact();
-                if entry.meta.key.primary != compact.primary
-                    || entry.meta.key.variance != compact.variance
-                {
-                    Err("it is for another key".to_owned())
-                } else {
-                    CacheMeta::deserialize(&entry.meta.internal, &entry.meta.header)
-                        .map(|meta| (meta, entry))
-                        .map_err(|e| e.to_string())
+    /// Void all entries of `user_tag` whose key begins with `prefix`, and the
+    /// fills in flight. Holds at once, and durably when this returns; their
+    /// files are removed in the background.
+    pub async fn ban_prefix(&'static self, user_tag: &str, prefix: &[u8]) -> io::Result<()> {
+        self.check_writable()?;
+        let (tag, bytes) = (user_tag.to_owned(), prefix.to_vec());
+        self.ban(Banned::Prefix(user_tag.to_owned(), prefix.to_vec()), {
+            move |fill| *fill.key.user_tag == *tag && fill.primary_key.starts_with(&bytes)
+        })
+        .await
+    }
+
+    async fn ban(&'static self, banned: Banned, matches: impl Fn(&Fill) -> bool) -> io::Result<()> {
+        let generation = self.next_generation.fetch_add(1, Ordering::AcqRel);
+        self.fills
+            .void(|fill| fill.id.generation < generation && matches(fill));
+        self.runtime
+            .spawn_blocking(move || self.bans.ban(generation, banned))
+            .await
+            .map_err(io::Error::other)?
+            .map_err(|e| in_folder(&self.path, "write the ban list", e))
+    }
+
+    fn check_writable(&self) -> io::Result<()> {
+        if self.is_writable() {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "{}: another process still writes to this cache folder; purge there",
+            self.path.display()
+        )))
+    }
+
+    // === for the cache's own modules ===
+
+    pub(super) fn runtime(&self) -> &Handle {
+        self.runtime.handle()
+    }
+
+    pub(super) fn index(&self) -> &Index {
+        &self.index
+    }
+
+    pub(super) fn fills(&self) -> &Fills {
+        &self.fills
+    }
+
+    pub(super) fn ban_list(&self) -> &Bans {
+        &self.bans
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The next generation: greater than that of every entry so far.
+    pub(super) fn next_generation(&self) -> u64 {
+        self.next_generation.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// Wait for the turn to read from the disk.
+    pub(super) async fn load_permit(&self) -> Option<SemaphorePermit<'_>> {
+        self.loads.acquire().await.ok()
+    }
+
+    /// Evict until the entries, the fills in flight and `extra` bytes more are
+    /// within the limit.
+    pub(super) fn make_room(&self, extra: u64) {
+        // Till all are known, their order is not.
+        if !self.loaded.is_complete() || !self.is_writable() {
+            return;
+        }
+        while self.size_bytes().saturating_add(extra) > self.max_size_bytes {
+            let Some(oldest) = self.index.oldest() else {
+                return;
+            };
+            self.evict(oldest.id, Eviction::Size);
+        }
+    }
+
+    /// Remove this very entry. Who reads it may go on.
+    pub(super) fn evict(&self, id: EntryId, reason: Eviction) {
+        if self.index.remove(&id).is_some() {
+            self.stats.evictions(reason).inc();
+            self.hot.forget(&id);
+            self.remove_files(id);
+        }
+    }
+
+    /// Have the files of an entry removed that the index does not know.
+    pub(super) fn remove_files(&self, id: EntryId) {
+        if self.is_writable() {
+            self.pending_removals.send_modify(|pending| *pending += 1);
+            let _ = self.removals.send(id);
+        }
+    }
+
+    pub(super) fn files_removed(&self, count: usize) {
+        self.pending_removals
+            .send_modify(|pending| *pending -= count);
+    }
+
+    pub(super) async fn removed_all(&self) {
+        let mut pending = self.pending_removals.subscribe();
+        let _ = pending.wait_for(|pending| *pending == 0).await;
+    }
+
+    /// An entry's files are not what they should be: it goes.
+    pub(super) fn drop_damaged(&self, id: EntryId, why: &io::Error) {
+        if !self.index.contains(&id) {
+            return;
+        }
+        let cause = Cause::of(why);
+        self.stats.read_errors(cause).inc();
+        if cause == Cause::Descriptors {
+            // Says nothing about the entry.
+            self.hot.close_files();
+            warn!(
+                "cache entry {id}: {why}; raise the limit on open files (LimitNOFILE, ulimit -n)"
+            );
+            return;
+        }
+        warn!("cache entry {id} is dropped: {why}");
+        self.evict(id, Eviction::Damaged);
+    }
+
+    pub(super) fn is_banned_fill(&self, fill: &Fill) -> bool {
+        self.bans.void(fill.id.generation, &fill.key.primary, || {
+            (&fill.key.user_tag, &fill.primary_key)
+        })
+    }
+
+    /// Make a committed fill the current entry of its key, unless it was purged
+    /// meanwhile.
+    pub(super) fn publish(&self, fill: &Fill, meta: &EntryMeta) {
+        let entry = Indexed {
+            id: fill.id,
+            weight: meta.weight(),
+            used: self.clock.now(),
+        };
+        let inserted = self.fills.remove_with(fill, |void| {
+            (!void && !self.is_banned_fill(fill)).then(|| self.index.insert(entry))
+        });
+        match inserted {
+            Some(Inserted::New | Inserted::Known) => self.stats.fills.inc(),
+            Some(Inserted::Replaced(older)) => {
+                self.stats.fills.inc();
+                self.stats.evictions(Eviction::Replaced).inc();
+                self.hot.forget(&older);
+                self.remove_files(older);
+            }
+            Some(Inserted::Outdated) | None => self.remove_files(fill.id),
+        }
+        self.make_room(0);
+    }
+
+    /// Replace the metadata of an entry. Whether it is still current.
+    pub(super) async fn store_meta(&self, id: EntryId, meta: EntryMeta) -> bool {
+        let weight = meta.weight();
+        if let Err(e) = self.backend.write_meta(id, meta.clone()).await {
+            self.stats.read_errors(Cause::of(&e)).inc();
+            warn!("cache entry {id}: cannot update its metadata: {e}");
+            return false;
+        }
+        if !self.index.contains(&id) {
+            // Purged or replaced meanwhile: take back the file just written.
+            self.remove_files(id);
+            return false;
+        }
+        self.index.set_weight(&id, weight);
+        if let Some(kept) = self.hot.get(&id) {
+            let meta = Arc::new(meta);
+            self.hot.replace(HotEntry { meta, ..kept });
+        }
+        true
+    }
+
+    /// An entry, from memory or opened. One that is damaged is dropped, and as
+    /// good as none.
+    async fn open_entry(&self, indexed: Indexed) -> Option<HotEntry> {
+        let id = indexed.id;
+        if let Some(entry) = self.hot.get(&id) {
+            match &entry.body {
+                HotBody::Memory(_) => self.stats.memory_hits.inc(),
+                HotBody::File(body) => {
+                    // Found out now, it costs the client nothing.
+                    if body.len_now() != Some(entry.meta.body_len) {
+                        let why = "body file does not have the recorded length";
+                        self.drop_damaged(id, &super::format::invalid(why));
+                        return None;
+                    }
+                    self.stats.descriptor_hits.inc();
                 }
             }
-            // Replaced or evicted since the index was asked.
-            Err(_) if !self.index.contains(&id) => return None,
-            // Says nothing about the entry.
-            Err(e) if out_of_descriptors(&e) => {
-                warn!(
-                    "cache entry {id}: {e}; raise the limit on open files (LimitNOFILE, ulimit -n)"
-                );
-                return None;
-            }
-            Err(e) => Err(e.to_string()),
+            return Some(entry);
+        }
+        self.stats.opens.inc();
+        let prefetch = self.prefetch();
+        let opened = match super::open_now::open_now(self.backend.layout(), &id, prefetch) {
+            Some(opened) => Ok(opened),
+            None => self.backend.open(id, prefetch).await,
         };
         match opened {
-            Ok(opened) => Some(opened),
-            Err(why) => {
-                warn!("cache entry {id} is dropped: {why}");
-                self.remove(&key.to_compact(), id).await;
+            Ok(OpenEntry {
+                meta,
+                body,
+                prefetched,
+            }) => {
+                let body = match prefetched {
+                    Some(body) if self.hot.keeps_bodies() || meta.body_len == 0 => {
+                        HotBody::Memory(body)
+                    }
+                    _ => HotBody::File(Arc::new(BodyFile::new(body))),
+                };
+                let entry = HotEntry {
+                    id,
+                    meta: Arc::new(meta),
+                    body,
+                };
+                self.hot.keep(&entry);
+                // Evicted while it was opened: then nobody else forgets it.
+                if !self.index.contains(&id) {
+                    self.hot.forget(&id);
+                }
+                Some(entry)
+            }
+            Err(e) => {
+                self.drop_damaged(id, &e);
                 None
             }
         }
     }
+
+    /// Bodies up to this length are copied to the client, so they may as well be
+    /// read at once.
+    fn prefetch(&self) -> u64 {
+        if self.backend.supports_sendfile() && self.sendfile.enabled {
+            PREFETCH.min(self.sendfile.threshold_bytes)
+        } else {
+            PREFETCH
+        }
+    }
+
+    fn sends_files(&self, body_len: Option<u64>) -> bool {
+        self.backend.supports_sendfile()
+            && match body_len {
+                Some(len) => self.sendfile.applies_to(len),
+                None => self.sendfile.enabled,
+            }
+    }
+
+    /// What is stored for a key: entry and metadata.
+    async fn find(&self, key: &CacheKey) -> Option<(CacheMeta, HotEntry)> {
+        let hash = key.combined_bin();
+        let indexed = self.index.touch(&hash, self.clock.now())?;
+        let primary = key.primary_bin();
+        if self.bans.void(indexed.id.generation, &primary, || {
+            (&key.user_tag, key.primary_key())
+        }) {
+            self.evict(indexed.id, Eviction::Purged);
+            return None;
+        }
+        let entry = self.open_entry(indexed).await?;
+        let meta = if entry.meta.key.primary != primary
+            || entry.meta.key.variance_bin() != key.variance_bin()
+        {
+            Err("it is for another key".to_owned())
+        } else {
+            CacheMeta::deserialize(&entry.meta.internal, &entry.meta.header)
+                .map_err(|e| e.to_string())
+        };
+        match meta {
+            Ok(meta) => Some((meta, entry)),
+            Err(why) => {
+                self.drop_damaged(indexed.id, &super::format::invalid(&why));
+                None
+            }
+        }
+    }
+
+    fn follow(&'static self, fill: Arc<Fill>) -> Result<(CacheMeta, HitHandler)> {
+        let (internal, header) = fill.meta();
+        let meta = CacheMeta::deserialize(&internal, &header)?;
+        let sendfile = self.sends_files(fill.promised);
+        Ok((meta, Box::new(DiskHit::of_fill(self, fill, sendfile))))
+    }
+
+    /// Whether there is space for so many bytes, once what had to go is gone.
+    async fn check_space(&'static self, len: u64) -> io::Result<()> {
+        let check = || async {
+            self.runtime
+                .spawn_blocking(move || check_space(&self.path, len))
+                .await
+                .map_err(io::Error::other)?
+        };
+        match check().await {
+            Err(e) if Cause::of(&e) == Cause::NoSpace && *self.pending_removals.borrow() > 0 => {
+                self.removed_all().await;
+                check().await
+            }
+            checked => checked,
+        }
+    }
+
+    /// Create the body file of a fill, with the space it will need.
+    async fn create(&'static self, id: EntryId, promised: Option<u64>) -> io::Result<Arc<File>> {
+        if let Some(len) = promised.filter(|len| *len > UNCHECKED_RESERVATION) {
+            self.check_space(len).await?;
+        }
+        match self.backend.create(id, promised).await {
+            // What was evicted for it may not be removed yet.
+            Err(e) if Cause::of(&e) == Cause::NoSpace && *self.pending_removals.borrow() > 0 => {
+                self.removed_all().await;
+                self.backend.create(id, promised).await
+            }
+            created => created,
+        }
+    }
 }
 
-fn out_of_descriptors(e: &io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+/// `StorageFull` unless the file system has so much space left. Blocks.
+#[cfg(target_os = "linux")]
+fn check_space(path: &Path, len: u64) -> io::Result<()> {
+    let stat = rustix::fs::statvfs(path)?;
+    if stat.f_bavail.saturating_mul(stat.f_frsize) < len {
+        return Err(rustix::io::Errno::NOSPC.into());
+    }
+    Ok(())
 }
 
-fn lock(path: &Path) -> io::Result<File> {
-    let lock = File::create(path.join("lock"))
+#[cfg(not(target_os = "linux"))]
+fn check_space(_path: &Path, _len: u64) -> io::Result<()> {
+    Ok(())
+}
+
+fn lock(path: &Path, successor: bool) -> io::Result<Option<File>> {
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path.join("lock"))
         .map_err(|e| in_folder(path, "write to the cache folder", e))?;
-    lock.try_lock().map_err(|e| match e {
-        TryLockError::WouldBlock => io::Error::new(
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) if successor => Ok(None),
+        Err(TryLockError::WouldBlock) => Err(io::Error::new(
             io::ErrorKind::AddrInUse,
             format!(
                 "{}: another process uses this cache folder; stop it, or give each its own cache.disk.path",
                 path.display()
             ),
-        ),
-        TryLockError::Error(e) => in_folder(path, "lock the cache folder", e),
-    })?;
+        )),
+        Err(TryLockError::Error(e)) => Err(in_folder(path, "lock the cache folder", e)),
+    }
+}
+
+/// Blocks.
+fn wait_for_lock(path: &Path) -> io::Result<File> {
+    let lock = File::options().write(true).open(path.join("lock"))?;
+    lock.lock()?;
     Ok(lock)
+}
+
+fn backend(
+    _choice: BackendChoice,
+    path: &Path,
+    runtime: &Handle,
+) -> io::Result<Box<dyn DiskBackend>> {
+    #[cfg(any())]
+    if choice == BackendChoice::Uring {
+        match super::UringBackend::new(path, runtime.clone()) {
+            Ok(backend) => return Ok(Box::new(backend)),
+            Err(e) => warn!("cache.disk.backend: io_uring cannot be used, tokio is: {e}"),
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    if choice == BackendChoice::Uring {
+        warn!("cache.disk.backend: there is no io_uring on this system, tokio is used");
+    }
+    Ok(Box::new(TokioFsBackend::new(path, runtime.clone())?))
+}
+
+/// How many files this process may have open.
+#[cfg(target_os = "linux")]
+fn open_files_limit() -> usize {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .map_or(usize::MAX, |limit| limit as usize)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_files_limit() -> usize {
+    // What most systems allow at least.
+    256
 }
 
 /// The first generation of this run: greater than any of an earlier run, however
 /// the clock jumps.
-fn next_epoch(path: &Path) -> io::Result<u64> {
+fn next_epoch(path: &Path, layout: &Layout) -> io::Result<u64> {
     let file = path.join("epoch");
     let last = match fs::read_to_string(&file) {
         Ok(text) => text.trim().parse().unwrap_or(0),
         Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => 0,
         Err(e) => return Err(e),
     };
     // A damaged file would start over; the generations on disk still tell.
-    let found = highest_epoch_on_disk(path, last);
+    let found = highest_epoch_on_disk(layout, last);
     let epoch: u32 = found.checked_add(1).ok_or_else(|| {
         io::Error::other("the cache has been opened 2^32 times; delete the folder")
     })?;
@@ -246,11 +828,11 @@ fn next_epoch(path: &Path) -> io::Result<u64> {
     Ok(u64::from(epoch) << 32)
 }
 
-fn highest_epoch_on_disk(path: &Path, last: u32) -> u32 {
+fn highest_epoch_on_disk(layout: &Layout, last: u32) -> u32 {
     if last > 0 {
         return last;
     }
-    load::generations(&path.join("entries"))
+    load::generations(layout)
         .map(|generation| (generation >> 32) as u32)
         .max()
         .unwrap_or(0)
@@ -259,16 +841,18 @@ fn highest_epoch_on_disk(path: &Path, last: u32) -> u32 {
 #[async_trait]
 impl SendfileCapable for DiskCache {
     async fn get_sendfile(&self, key: &CacheKey) -> Result<Option<SendfileResponse>> {
-        let Some((meta, entry)) = self.open_entry(key, 0).await else {
+        let Some((meta, entry)) = self.find(key).await else {
             return Ok(None);
         };
         let len = entry.meta.body_len;
-        let possible = self.backend.supports_sendfile() && self.sendfile.applies_to(len);
-        Ok(possible.then_some(SendfileResponse {
-            meta,
-            file: entry.body,
-            len,
-        }))
+        Ok(match entry.body {
+            HotBody::File(body) if self.sends_files(Some(len)) => Some(SendfileResponse {
+                meta,
+                file: body.file().clone(),
+                len,
+            }),
+            _ => None,
+        })
     }
 }
 
@@ -279,17 +863,33 @@ impl Storage for DiskCache {
         key: &CacheKey,
         _trace: &SpanHandle,
     ) -> Result<Option<(CacheMeta, HitHandler)>> {
-        let sendfile = self.backend.supports_sendfile();
-        let prefetch = if sendfile && self.sendfile.enabled {
-            PREFETCH.min(self.sendfile.threshold_bytes)
-        } else {
-            PREFETCH
-        };
-        let Some((meta, entry)) = self.open_entry(key, prefetch).await else {
+        if let Some(fill) = self.fills.get(&key.combined_bin()) {
+            self.stats.fill_followers.inc();
+            return self.follow(fill).map(Some);
+        }
+        let Some((meta, entry)) = self.find(key).await else {
             return Ok(None);
         };
-        let sendfile = sendfile && self.sendfile.applies_to(entry.meta.body_len);
-        Ok(Some((meta, Box::new(DiskHit::new(entry, sendfile)))))
+        let sendfile = self.sends_files(Some(entry.meta.body_len));
+        Ok(Some((
+            meta,
+            Box::new(DiskHit::of_entry(self, &entry, sendfile)),
+        )))
+    }
+
+    async fn lookup_streaming_write(
+        &'static self,
+        key: &CacheKey,
+        streaming_write_tag: Option<&[u8]>,
+        trace: &SpanHandle,
+    ) -> Result<Option<(CacheMeta, HitHandler)>> {
+        let Some(tag) = streaming_write_tag else {
+            return self.lookup(key, trace).await;
+        };
+        let fill = <[u8; 8]>::try_from(tag)
+            .ok()
+            .and_then(|tag| self.fills.by_generation(u64::from_be_bytes(tag)));
+        fill.map(|fill| self.follow(fill)).transpose()
     }
 
     async fn get_miss_handler(
@@ -298,18 +898,57 @@ impl Storage for DiskCache {
         meta: &CacheMeta,
         _trace: &SpanHandle,
     ) -> Result<MissHandler> {
+        if !self.is_writable() {
+            return Error::e_explain(
+                ErrorType::FileCreateError,
+                "another process still writes to the cache folder",
+            );
+        }
         let id = EntryId {
             hash: key.combined_bin(),
-            generation: self.next_generation.fetch_add(1, Ordering::Relaxed),
+            generation: self.next_generation(),
         };
-        let writer = self
-            .backend
-            .create(id)
+        let promised = meta
+            .headers()
+            .get(CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        let serialized = meta.serialize()?;
+        if promised.is_some_and(|len| len > self.max_size_bytes) {
+            self.stats.fill_errors(Cause::NoSpace).inc();
+            return Error::e_explain(
+                ErrorType::FileCreateError,
+                format!("cache entry {id} would be larger than the whole cache"),
+            );
+        }
+        let filling = self.fills.bytes().saturating_add(promised.unwrap_or(0));
+        if filling > self.max_size_bytes {
+            self.stats.fill_errors(Cause::NoSpace).inc();
+            return Error::e_explain(
+                ErrorType::FileCreateError,
+                format!("cache entry {id}: the fills in flight would be larger than the cache"),
+            );
+        }
+        self.make_room(promised.unwrap_or(0));
+        let file = self
+            .create(id, promised)
             .await
+            .inspect_err(|e| self.stats.fill_errors(Cause::of(e)).inc())
             .or_err_with(ErrorType::FileCreateError, || {
                 format!("creating cache entry {id}")
             })?;
-        Ok(Box::new(DiskMiss::new(self, key, id, meta, writer)?))
+        let new = NewFill {
+            id,
+            key: key.to_compact(),
+            primary_key: key.primary_key().to_vec(),
+            promised,
+            body: Arc::new(BodyFile::new(file)),
+            stored_at: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+            meta: serialized,
+        };
+        let (fill, pieces) = Fill::begin(self, new);
+        Ok(Box::new(DiskMiss::new(fill, pieces)))
     }
 
     async fn purge(
@@ -319,21 +958,31 @@ impl Storage for DiskCache {
         _trace: &SpanHandle,
     ) -> Result<PurgeOutcome> {
         let hash = target.key().combined_bin();
-        let id = match target {
-            PurgeTarget::Active(_) => self.index.get(&hash),
-            PurgeTarget::Exact(entry) => entry.entry_id().map(|id| EntryId {
-                hash,
-                generation: id.get(),
-            }),
-        };
-        let Some(id) = id else {
-            return Ok(PurgeOutcome::NotFound);
-        };
-        Ok(if self.remove(target.key(), id).await {
-            PurgeOutcome::Purged(Some(CacheEntryId::new(id.generation)))
-        } else {
-            PurgeOutcome::NotFound
-        })
+        match target {
+            PurgeTarget::Active(key) => {
+                let current = self.index.get(&hash);
+                let purged = self
+                    .purge_primary(key.clone())
+                    .await
+                    .or_err(ErrorType::FileWriteError, "purging a cache entry")?;
+                let id = current.map(|entry| CacheEntryId::new(entry.id.generation));
+                Ok(match purged {
+                    true => PurgeOutcome::Purged(id),
+                    false => PurgeOutcome::NotFound,
+                })
+            }
+            PurgeTarget::Exact(entry) => {
+                let Some(generation) = entry.entry_id().map(|id| id.get()) else {
+                    return Ok(PurgeOutcome::NotFound);
+                };
+                let id = EntryId { hash, generation };
+                if !self.index.contains(&id) {
+                    return Ok(PurgeOutcome::NotFound);
+                }
+                self.evict(id, Eviction::Purged);
+                Ok(PurgeOutcome::Purged(Some(CacheEntryId::new(generation))))
+            }
+        }
     }
 
     async fn update_meta(
@@ -342,48 +991,39 @@ impl Storage for DiskCache {
         meta: &CacheMeta,
         _trace: &SpanHandle,
     ) -> Result<bool> {
-        let Some(id) = self.index.get(&key.combined_bin()) else {
+        let hash = key.combined_bin();
+        let (internal, header) = meta.serialize()?;
+        if let Some(fill) = self.fills.get(&hash) {
+            fill.set_meta((internal, header));
+            return Ok(true);
+        }
+        if !self.is_writable() {
+            return Ok(false);
+        }
+        let Some(indexed) = self.index.get(&hash) else {
             return Ok(false);
         };
-        let what = || format!("updating cache entry {id}");
-        let old = self
-            .backend
-            .open(id, 0)
-            .await
-            .or_err_with(ErrorType::FileOpenError, what)?;
-        let (internal, header) = meta.serialize()?;
+        let Some(entry) = self.open_entry(indexed).await else {
+            return Ok(false);
+        };
         let new = EntryMeta {
             internal,
             header,
-            ..old.meta
+            ..(*entry.meta).clone()
         };
-        self.backend
-            .write_meta(id, new)
-            .await
-            .or_err_with(ErrorType::FileWriteError, what)?;
-        if !self.index.contains(&id) {
-            // Purged or replaced meanwhile: take back the file just written.
-            self.remove(&key.to_compact(), id).await;
-            return Ok(false);
-        }
-        Ok(true)
+        // Goes on when the request is dropped.
+        let stored = self
+            .runtime
+            .spawn(async move { self.store_meta(indexed.id, new).await })
+            .await;
+        Ok(stored.unwrap_or(false))
+    }
+
+    fn support_streaming_partial_write(&self) -> bool {
+        true
     }
 
     fn as_any(&self) -> &(dyn Any + Send + Sync + 'static) {
         self
-    }
-}
-
-impl DiskCache {
-    /// Fail unless the body has the length that its header promises: a cache must
-    /// not make a complete response of an incomplete one.
-    pub(super) fn check_length(promised: Option<u64>, written: u64) -> Result<()> {
-        match promised {
-            Some(promised) if promised != written => Error::e_explain(
-                ErrorType::InternalError,
-                format!("the body has {written} bytes, its Content-Length says {promised}"),
-            ),
-            _ => Ok(()),
-        }
     }
 }

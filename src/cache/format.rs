@@ -1,25 +1,15 @@
-//! The metadata file, version 1.
+//! The metadata file.
 //!
-//! All numbers are little-endian. A file that is shorter or longer than its
-//! fields, or whose checksum is wrong, is not an entry.
-//!
-//! | field | bytes |
-//! |---|---|
-//! | magic `PSFMETA1` | 8 |
-//! | generation | 8 |
-//! | body length | 8 |
-//! | primary hash of the key | 16 |
-//! | variance hash, zero bytes if there is none | 1 (length: 0 or 16) + length |
-//! | user tag of the key | 2 (length) + length |
-//! | Pingora's internal metadata | 4 (length) + length |
-//! | Pingora's serialized response header | 4 (length) + length |
-//! | CRC-32 of all of the above | 4 |
+#![doc = include_str!("FORMAT.md")]
 
 use std::io;
 
-use pingora_cache::key::{CompactCacheKey, HashBinary};
+use pingora_cache::key::{CacheHashKey, CompactCacheKey, HashBinary};
 
-const MAGIC: &[u8; 8] = b"PSFMETA1";
+const MAGIC: &[u8; 8] = b"PSFMETA2";
+
+/// Bytes of all fields that have a fixed length.
+const FIXED_LEN: usize = 8 + 8 + 8 + 8 + 4 + 16 + 1 + 2 + 3 * 4 + 4;
 
 /// Longest metadata file that is read, in bytes. Response headers are limited
 /// far below this by the HTTP parser.
@@ -30,10 +20,16 @@ pub const MAX_META_LEN: u64 = 4 << 20;
 pub struct EntryMeta {
     /// The key, to tell a hash collision or a foreign file.
     pub key: CompactCacheKey,
+    /// What the key's hash was made of: what bans and listings go by.
+    pub primary_key: Vec<u8>,
     /// The generation that the file name carries too.
     pub generation: u64,
+    /// When the fill began, in seconds since 1970.
+    pub stored_at: u64,
     /// Length of the body file, in bytes.
     pub body_len: u64,
+    /// CRC-32 (IEEE 802.3, as gzip has it) of the body file.
+    pub body_crc32: u32,
     /// [`pingora_cache::CacheMeta::serialize`], first part.
     pub internal: Vec<u8>,
     /// [`pingora_cache::CacheMeta::serialize`], second part: the header.
@@ -41,29 +37,48 @@ pub struct EntryMeta {
 }
 
 impl EntryMeta {
-    /// Bytes that the entry takes on disk, for eviction.
-    pub fn weight(&self) -> usize {
-        let meta = 64 + self.key.user_tag.len() + self.internal.len() + self.header.len();
-        usize::try_from(self.body_len)
-            .unwrap_or(usize::MAX)
-            .saturating_add(meta)
+    /// Length of the metadata file, in bytes.
+    pub fn encoded_len(&self) -> u64 {
+        let variance = self.key.variance.as_deref().map_or(0, |v| v.len());
+        (FIXED_LEN
+            + self.primary_key.len()
+            + variance
+            + self.tag().len()
+            + self.internal.len()
+            + self.header.len()) as u64
+    }
+
+    /// Bytes that the entry takes on disk: body and metadata.
+    pub fn weight(&self) -> u64 {
+        self.body_len.saturating_add(self.encoded_len())
+    }
+
+    /// The hash that the file name carries.
+    pub fn hash(&self) -> [u8; 16] {
+        self.key.combined_bin()
+    }
+
+    fn tag(&self) -> &[u8] {
+        // The tag is a bucket's name: at most 63 bytes.
+        &self.key.user_tag.as_bytes()[..self.key.user_tag.len().min(u16::MAX as usize)]
     }
 
     /// The file's content.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(128 + self.internal.len() + self.header.len());
+        let mut out = Vec::with_capacity(self.encoded_len() as usize);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&self.generation.to_le_bytes());
+        out.extend_from_slice(&self.stored_at.to_le_bytes());
         out.extend_from_slice(&self.body_len.to_le_bytes());
+        out.extend_from_slice(&self.body_crc32.to_le_bytes());
         out.extend_from_slice(&self.key.primary);
         let variance = self.key.variance.as_deref().map_or(&[][..], |v| &v[..]);
         out.push(variance.len() as u8);
         out.extend_from_slice(variance);
-        // The tag is a bucket's name: at most 63 bytes.
-        let tag = &self.key.user_tag.as_bytes()[..self.key.user_tag.len().min(u16::MAX as usize)];
+        let tag = self.tag();
         out.extend_from_slice(&(tag.len() as u16).to_le_bytes());
         out.extend_from_slice(tag);
-        for part in [&self.internal, &self.header] {
+        for part in [&self.primary_key, &self.internal, &self.header] {
             out.extend_from_slice(&(part.len() as u32).to_le_bytes());
             out.extend_from_slice(part);
         }
@@ -85,7 +100,9 @@ impl EntryMeta {
             return Err(invalid("metadata file has a wrong checksum"));
         }
         let generation = u64::from_le_bytes(fields.array()?);
+        let stored_at = u64::from_le_bytes(fields.array()?);
         let body_len = u64::from_le_bytes(fields.array()?);
+        let body_crc32 = u32::from_le_bytes(fields.array()?);
         let primary: HashBinary = fields.array()?;
         let variance = match fields.array::<1>()? {
             [0] => None,
@@ -96,10 +113,9 @@ impl EntryMeta {
         let user_tag = std::str::from_utf8(fields.bytes(tag_len as usize)?)
             .map_err(|_| invalid("metadata file has a tag that is not UTF-8"))?
             .into();
-        let internal_len = u32::from_le_bytes(fields.array()?);
-        let internal = fields.bytes(internal_len as usize)?.to_vec();
-        let header_len = u32::from_le_bytes(fields.array()?);
-        let header = fields.bytes(header_len as usize)?.to_vec();
+        let primary_key = fields.sized()?;
+        let internal = fields.sized()?;
+        let header = fields.sized()?;
         if !fields.0.is_empty() {
             return Err(invalid("metadata file has bytes after its last field"));
         }
@@ -109,8 +125,11 @@ impl EntryMeta {
                 variance,
                 user_tag,
             },
+            primary_key,
             generation,
+            stored_at,
             body_len,
+            body_crc32,
             internal,
             header,
         })
@@ -128,6 +147,12 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| invalid("metadata file ends within a field"))?;
         self.0 = rest;
         Ok(field)
+    }
+
+    /// Bytes after their length, which takes 4 bytes.
+    fn sized(&mut self) -> io::Result<Vec<u8>> {
+        let len = u32::from_le_bytes(self.array()?);
+        Ok(self.bytes(len as usize)?.to_vec())
     }
 
     fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
@@ -155,8 +180,11 @@ mod tests {
                 variance: variance.then(|| Box::new([9; 16])),
                 user_tag: "bucket".into(),
             },
+            primary_key: b"host\n/bucket/key".to_vec(),
             generation: 1 << 40,
+            stored_at: 1_800_000_000,
             body_len: 100 << 30,
+            body_crc32: 0xdead_beef,
             internal: vec![1, 2, 3],
             header: vec![4; 500],
         }
@@ -166,7 +194,9 @@ mod tests {
     fn decode_reverses_encode() {
         for variance in [false, true] {
             let meta = sample(variance);
-            assert_eq!(EntryMeta::decode(&meta.encode()).unwrap(), meta);
+            let data = meta.encode();
+            assert_eq!(EntryMeta::decode(&data).unwrap(), meta);
+            assert_eq!(data.len() as u64, meta.encoded_len());
         }
     }
 
@@ -187,6 +217,34 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(EntryMeta::decode(&flipped).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn the_format_is_the_documented_one() {
+        let meta = EntryMeta {
+            key: CompactCacheKey {
+                primary: [7; 16],
+                variance: None,
+                user_tag: "b".into(),
+            },
+            primary_key: b"k".to_vec(),
+            generation: 1,
+            stored_at: 2,
+            body_len: 3,
+            body_crc32: 4,
+            internal: vec![5],
+            header: vec![6, 6],
+        };
+        let mut expected = b"PSFMETA2".to_vec();
+        expected.extend([1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0]);
+        expected.extend([7; 16]);
+        expected.extend([
+            0, 1, 0, b'b', 1, 0, 0, 0, b'k', 1, 0, 0, 0, 5, 2, 0, 0, 0, 6, 6,
+        ]);
+        let crc = crc32fast::hash(&expected);
+        expected.extend(crc.to_le_bytes());
+        assert_eq!(meta.encode(), expected);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! An entry being read.
 
 use std::any::Any;
-use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,75 +10,199 @@ use bytes::Bytes;
 use pingora_cache::storage::HandleHit;
 use pingora_cache::trace::SpanHandle;
 use pingora_cache::{BodyPart, CacheEntryId, CacheKey, Storage};
-use pingora_core::protocols::http::file_body::FileBodyReader;
 use pingora_core::{Error, ErrorType, Result};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
-use super::OpenEntry;
+use super::body_file::{read_now, BodyFile};
+use super::fill::{Fill, Progress, State};
+use super::hot::{HotBody, HotEntry};
+use super::{DiskCache, EntryId};
 
-/// A hit: the entry's files were opened once, at lookup, and stay readable
-/// whatever happens to the entry.
+/// Longest piece of a body that is handed out as bytes.
+const PIECE: u64 = 64 * 1024;
+
+/// Longest range of a file that is handed out at once: what one `sendfile(2)`
+/// takes, and what is checked to be in the page cache.
+const PART: u64 = 2 << 20;
+
+/// The error of a reader whose fill broke off, or is too short.
+pub const FILL_BROKEN: ErrorType = ErrorType::new("CacheFillBroken");
+
+/// A hit. What it reads was opened at lookup, and stays readable whatever
+/// happens to the entry.
 pub struct DiskHit {
-    body: Arc<File>,
-    prefetched: Option<Bytes>,
-    body_len: u64,
-    /// What is left to be read.
+    cache: &'static DiskCache,
+    source: Source,
+    /// What is left to be read. For a fill of unknown length the end is
+    /// `u64::MAX`.
     remaining: Range<u64>,
-    reader: Option<FileBodyReader>,
     sendfile: bool,
     weight: usize,
-    generation: u64,
+    id: EntryId,
+    /// A read from the disk. Kept here, so that a caller who gives up waiting
+    /// and comes back finds it.
+    reading: Option<JoinHandle<io::Result<Bytes>>>,
+}
+
+enum Source {
+    Memory(Bytes),
+    File { body: Arc<BodyFile>, len: u64 },
+    Fill(Arc<Fill>, watch::Receiver<Progress>),
 }
 
 impl DiskHit {
-    pub(super) fn new(entry: OpenEntry, sendfile: bool) -> Self {
+    pub(super) fn of_entry(cache: &'static DiskCache, entry: &HotEntry, sendfile: bool) -> Self {
+        let len = entry.meta.body_len;
         DiskHit {
-            body_len: entry.meta.body_len,
-            remaining: 0..entry.meta.body_len,
-            weight: entry.meta.weight(),
-            generation: entry.meta.generation,
-            body: entry.body,
-            prefetched: entry.prefetched,
-            reader: None,
+            cache,
+            source: match &entry.body {
+                HotBody::Memory(bytes) => Source::Memory(bytes.clone()),
+                HotBody::File(body) => Source::File {
+                    body: body.clone(),
+                    len,
+                },
+            },
+            remaining: 0..len,
             sendfile,
+            weight: usize::try_from(entry.meta.weight()).unwrap_or(usize::MAX),
+            id: entry.id,
+            reading: None,
         }
     }
 
-    fn take_remaining(&mut self) -> Range<u64> {
-        std::mem::replace(&mut self.remaining, self.body_len..self.body_len)
+    pub(super) fn of_fill(cache: &'static DiskCache, fill: Arc<Fill>, sendfile: bool) -> Self {
+        let progress = fill.progress();
+        DiskHit {
+            cache,
+            remaining: 0..fill.promised.unwrap_or(u64::MAX),
+            sendfile,
+            weight: 0,
+            id: fill.id,
+            source: Source::Fill(fill, progress),
+            reading: None,
+        }
+    }
+
+    /// What can be read now of what remains; waits for a fill that has not come
+    /// that far. Empty at the end.
+    async fn available(&mut self) -> Result<Range<u64>> {
+        let Source::Fill(fill, progress) = &mut self.source else {
+            return Ok(self.remaining.clone());
+        };
+        if self.remaining.is_empty() {
+            return Ok(self.remaining.clone());
+        }
+        let start = self.remaining.start;
+        let now = progress
+            .wait_for(|now| now.written > start || now.state != State::Writing)
+            .await
+            .map(|now| *now)
+            .unwrap_or(Progress {
+                written: 0,
+                state: State::Broken,
+            });
+        match now.state {
+            State::Broken if now.written <= start => {
+                let why = format!("cache fill {}: {}", fill.id, fill.broken());
+                Err(Error::explain(FILL_BROKEN, why).into_up())
+            }
+            State::Complete if now.written <= start => Ok(start..start),
+            _ => Ok(start..self.remaining.end.min(now.written)),
+        }
+    }
+
+    fn body(&self) -> Option<&Arc<BodyFile>> {
+        match &self.source {
+            Source::Memory(_) => None,
+            Source::File { body, .. } => Some(body),
+            Source::Fill(fill, _) => Some(&fill.body),
+        }
+    }
+
+    /// The file does not yield what it should: this transfer breaks, and the
+    /// entry goes.
+    fn damaged(&self, e: &io::Error) -> Box<Error> {
+        if !matches!(self.source, Source::Fill(..)) {
+            self.cache.drop_damaged(self.id, e);
+        }
+        let why = format!("reading cache entry {}: {e}", self.id);
+        Error::explain(ErrorType::FileReadError, why).into_in()
+    }
+
+    async fn read_file(&mut self, range: Range<u64>) -> Result<Bytes> {
+        let Some(body) = self.body().cloned() else {
+            return Ok(Bytes::new());
+        };
+        let len = (range.end - range.start).min(PIECE) as usize;
+        if self.reading.is_none() {
+            if let Some(bytes) = read_now(body.file(), range.start, len) {
+                self.remaining.start += bytes.len() as u64;
+                return Ok(bytes.into());
+            }
+        }
+        let cache = self.cache;
+        let reading = self.reading.get_or_insert_with(|| {
+            cache.runtime().spawn(async move {
+                let _permit = cache.load_permit().await;
+                cache.backend().read(body.file(), range.start, len).await
+            })
+        });
+        let read = reading.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+        self.reading = None;
+        match read {
+            Ok(bytes) => {
+                self.remaining.start += bytes.len() as u64;
+                Ok(bytes)
+            }
+            Err(e) => Err(self.damaged(&e)),
+        }
     }
 }
 
 #[async_trait]
 impl HandleHit for DiskHit {
     async fn read_body(&mut self) -> Result<Option<Bytes>> {
-        if let Some(body) = &self.prefetched {
-            let body = body.clone();
-            let range = self.take_remaining();
-            return Ok(
-                (!range.is_empty()).then(|| body.slice(range.start as usize..range.end as usize))
-            );
+        if let Source::Memory(body) = &self.source {
+            let Range { start, end } = self.remaining;
+            self.remaining.start = end;
+            return Ok((start < end).then(|| body.slice(start as usize..end as usize)));
         }
-        let reader = match &mut self.reader {
-            Some(reader) => reader,
-            reader => reader.insert(FileBodyReader::new(
-                &self.body,
-                self.remaining.start,
-                self.remaining.end - self.remaining.start,
-            )),
-        };
-        let piece = reader.next().await?;
-        self.remaining.start += piece.as_ref().map_or(0, |piece| piece.len() as u64);
-        Ok(piece)
+        let range = self.available().await?;
+        if range.is_empty() {
+            self.remaining.end = self.remaining.start;
+            return Ok(None);
+        }
+        self.read_file(range).await.map(Some)
     }
 
     async fn read_body_part(&mut self) -> Result<Option<BodyPart>> {
-        if !self.sendfile {
-            return Ok(self.read_body().await?.map(BodyPart::Bytes));
+        let body = match self.body() {
+            Some(body) if self.sendfile => body.clone(),
+            _ => return Ok(self.read_body().await?.map(BodyPart::Bytes)),
+        };
+        self.reading = None;
+        let mut range = self.available().await?;
+        if range.is_empty() {
+            self.remaining.end = self.remaining.start;
+            return Ok(None);
         }
-        self.reader = None;
-        let range = self.take_remaining();
-        Ok((!range.is_empty()).then(|| BodyPart::File {
-            file: self.body.clone(),
+        range.end = range.end.min(range.start + PART);
+        if !body.is_resident(&range) {
+            self.cache.stats().cold_sends.inc();
+            range.end = body
+                .load(self.cache, &range)
+                .await
+                .map_err(|e| self.damaged(&e))?;
+            // The next block, while this one is sent.
+            let end = self.remaining.end.min(range.end + super::body_file::BLOCK);
+            if matches!(self.source, Source::File { .. }) {
+                body.read_ahead(self.cache, &(range.end..end));
+            }
+        }
+        self.remaining.start = range.end;
+        Ok(Some(BodyPart::File {
+            file: body.file().clone(),
             offset: range.start,
             len: range.end - range.start,
         }))
@@ -98,21 +222,21 @@ impl HandleHit for DiskHit {
     }
 
     fn seek(&mut self, start: usize, end: Option<usize>) -> Result<()> {
+        let body_len = match &self.source {
+            Source::Memory(body) => body.len() as u64,
+            Source::File { len, .. } => *len,
+            Source::Fill(fill, _) => fill.promised.unwrap_or(u64::MAX),
+        };
         let start = start as u64;
-        let end = end
-            .map_or(self.body_len, |end| end as u64)
-            .min(self.body_len);
+        let end = end.map_or(body_len, |end| end as u64).min(body_len);
         if start > end {
             return Error::e_explain(
                 ErrorType::InternalError,
-                format!(
-                    "seek to {start}..{end} in a body of {} bytes",
-                    self.body_len
-                ),
+                format!("seek to {start}..{end} in a body of {body_len} bytes"),
             );
         }
         self.remaining = start..end;
-        self.reader = None;
+        self.reading = None;
         Ok(())
     }
 
@@ -121,7 +245,7 @@ impl HandleHit for DiskHit {
     }
 
     fn entry_id(&self) -> Option<CacheEntryId> {
-        Some(CacheEntryId::new(self.generation))
+        Some(CacheEntryId::new(self.id.generation))
     }
 
     fn as_any(&self) -> &(dyn Any + Send + Sync) {

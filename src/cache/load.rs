@@ -1,166 +1,210 @@
 //! The entries of an earlier run.
 
-use std::fs;
+use std::collections::HashMap;
+use std::fs::{self, Metadata};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime};
 
 use log::{info, warn};
-use pingora_cache::key::CacheHashKey;
-use pingora_cache::CacheEntryKey;
 
-use super::format::EntryMeta;
-use super::tokio_fs::{read_meta, remove_if_there};
+use super::index::{Indexed, Inserted};
+use super::layout::{self, FileKind, Layout, SHARDS, VERSION_FOLDER};
+use super::tokio_fs::remove_if_there;
 use super::{DiskCache, EntryId};
 
-/// Index what is under `entries`, and remove what an interrupted run has left
-/// there. Blocks; runs on a thread of its own.
-///
-/// Files of `first_generation` or later belong to this run and are left alone.
-pub(super) fn load(cache: &DiskCache, entries: &Path, first_generation: u64) {
+/// How far the index has been loaded.
+#[derive(Debug, Default)]
+pub struct Progress {
+    shards: AtomicUsize,
+}
+
+impl Progress {
+    /// From 0 to 1.
+    pub fn ratio(&self) -> f64 {
+        self.shards.load(Ordering::Acquire) as f64 / SHARDS as f64
+    }
+
+    /// Whether all entries of earlier runs are known.
+    pub fn is_complete(&self) -> bool {
+        self.shards.load(Ordering::Acquire) >= SHARDS
+    }
+}
+
+/// What to do with files that make no entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leftovers {
+    /// Remove those of a lower generation than this: nobody writes to them.
+    RemoveBelow(u64),
+    /// Leave them: another process may still be writing.
+    Keep,
+}
+
+/// Index what is in the cache folder, from names and sizes alone: what is in the
+/// files is checked when they are opened. Blocks; runs on a thread of its own.
+pub(super) fn load(cache: &DiskCache, leftovers: Leftovers) {
     let start = Instant::now();
-    let mut found = Vec::new();
-    let mut leftovers = 0;
-    for shard in list(entries) {
-        for file in list(&shard) {
-            match classify(&file, first_generation) {
-                Kind::Current => {}
-                Kind::Entry(meta, id, used) => {
-                    // Two generations of a key: a crash came between a refill
-                    // and the removal of what it replaced.
-                    if let Some(older) = cache.publish(&meta.key, id) {
-                        leftovers += remove(&shard, older);
-                    }
-                    if cache.index.contains(&id) {
-                        found.push((used, meta.key.clone(), id, meta.weight()));
-                    }
-                }
-                Kind::Leftover => {
-                    leftovers += 1;
-                    if let Err(e) = remove_if_there(&file) {
-                        warn!("{}: cannot remove a leftover: {e}", file.display());
-                    }
-                }
-                Kind::Foreign => {}
-            }
-        }
+    let progress = cache.load_progress();
+    progress.shards.store(0, Ordering::Release);
+    let mut counted = Counted::default();
+    for shard in 0..=u8::MAX {
+        load_shard(cache, shard, leftovers, &mut counted);
+        progress.shards.fetch_add(1, Ordering::AcqRel);
     }
-    // The least recently used first, so that they are the first to go.
-    found.sort_by_key(|(used, ..)| *used);
-    let total = found.len();
-    let mut evicted = 0;
-    for (_, key, id, weight) in found {
-        if !cache.index.contains(&id) {
-            continue;
-        }
-        for victim in cache.admit(key, weight, id) {
-            evicted += 1;
-            evict(cache, entries, &victim);
-        }
-    }
+    cache.index().sort();
+    cache.make_room(0);
     info!(
-        "cache: {total} entries found in {:?}, {leftovers} leftovers removed, {evicted} evicted",
-        start.elapsed()
+        "cache: {} entries found in {:?}, {} leftovers removed",
+        counted.entries,
+        start.elapsed(),
+        counted.leftovers
     );
 }
 
-fn evict(cache: &DiskCache, entries: &Path, victim: &CacheEntryKey) {
-    let Some(generation) = victim.entry_id() else {
-        return;
-    };
-    let id = EntryId {
-        hash: victim.key().combined_bin(),
-        generation: generation.get(),
-    };
-    cache.index.remove(&id);
-    remove(&entries.join(format!("{:02x}", id.hash[0])), id);
+#[derive(Default)]
+struct Counted {
+    entries: usize,
+    leftovers: usize,
 }
 
-/// How many files were removed.
-fn remove(shard: &Path, id: EntryId) -> usize {
-    ["meta", "body"]
-        .into_iter()
-        .filter(|extension| fs::remove_file(shard.join(format!("{id}.{extension}"))).is_ok())
-        .count()
+/// Which of its files an entry has.
+#[derive(Default)]
+struct Files {
+    body: bool,
+    meta: bool,
 }
 
-enum Kind {
-    /// Written by this run.
-    Current,
-    /// A metadata file with its complete body, last used then.
-    Entry(EntryMeta, EntryId, SystemTime),
-    /// Part of what was once to become an entry, or is no longer one.
-    Leftover,
-    /// A body, which its metadata file answers for; or no file of ours.
-    Foreign,
-}
-
-fn classify(file: &Path, first_generation: u64) -> Kind {
-    let Some((id, extension)) = parse_name(file) else {
-        return Kind::Foreign;
-    };
-    if id.generation >= first_generation {
-        return Kind::Current;
-    }
-    match extension {
-        "body" if file.with_extension("meta").exists() => Kind::Foreign,
-        "meta" => match read_entry(file, id) {
-            Ok((meta, used)) => Kind::Entry(meta, id, used),
-            // Its body is found in its own turn, or was before: remove both here.
-            Err(e) => {
-                warn!("{}: dropped: {e}", file.display());
-                let _ = remove_if_there(&file.with_extension("body"));
-                Kind::Leftover
-            }
-        },
-        "body" | "body.tmp" | "meta.tmp" => Kind::Leftover,
-        _ => Kind::Foreign,
-    }
-}
-
-fn read_entry(file: &Path, id: EntryId) -> io::Result<(EntryMeta, SystemTime)> {
-    let meta = read_meta(file)?;
-    let body = fs::metadata(file.with_extension("body"))?;
-    if meta.generation != id.generation
-        || meta.key.combined_bin() != id.hash
-        || meta.body_len != body.len()
-    {
-        return Err(super::format::invalid("metadata and body do not match"));
-    }
-    // With relatime the access time lags by a day at most.
-    let used = body.accessed().or_else(|_| body.modified())?;
-    Ok((meta, used))
-}
-
-/// `<hash>.<generation>.<extension>`
-fn parse_name(file: &Path) -> Option<(EntryId, &str)> {
-    let name = file.file_name()?.to_str()?;
-    let (hash, rest) = name.split_once('.')?;
-    let (generation, extension) = rest.split_once('.')?;
-    Some((
-        EntryId {
-            hash: pingora_cache::key::str2hex(hash)?,
-            generation: u64::from_str_radix(generation, 16).ok()?,
-        },
-        extension,
-    ))
-}
-
-/// The generations of all entries on disk.
-pub(super) fn generations(entries: &Path) -> impl Iterator<Item = u64> + '_ {
-    list(entries)
-        .into_iter()
-        .flat_map(|shard| list(&shard))
-        .filter_map(|file| parse_name(&file).map(|(id, _)| id.generation))
-}
-
-fn list(folder: &Path) -> Vec<PathBuf> {
-    match fs::read_dir(folder) {
-        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+fn load_shard(cache: &DiskCache, shard: u8, leftovers: Leftovers, counted: &mut Counted) {
+    let layout = cache.backend().layout();
+    let folder = layout.shard(shard);
+    let names = match fs::read_dir(&folder) {
+        Ok(names) => names,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return,
         Err(e) => {
             warn!("{}: cannot list the cache folder: {e}", folder.display());
-            Vec::new()
+            return;
+        }
+    };
+    let remove = |path: &Path, id: &EntryId, counted: &mut Counted| {
+        let Leftovers::RemoveBelow(generation) = leftovers else {
+            return;
+        };
+        if id.generation < generation {
+            counted.leftovers += 1;
+            if let Err(e) = remove_if_there(path) {
+                warn!("{}: cannot remove a leftover: {e}", path.display());
+            }
+        }
+    };
+    let mut entries: HashMap<EntryId, Files> = HashMap::new();
+    for name in names.flatten() {
+        let Some((id, kind)) = name.file_name().to_str().and_then(layout::parse_name) else {
+            continue;
+        };
+        if id.hash[0] != shard {
+            continue;
+        }
+        match kind {
+            FileKind::Body => entries.entry(id).or_default().body = true,
+            FileKind::Meta => entries.entry(id).or_default().meta = true,
+            FileKind::Temporary => remove(&name.path(), &id, counted),
         }
     }
+    for (id, files) in entries {
+        match files {
+            Files {
+                body: true,
+                meta: true,
+            } => found(cache, layout, id, leftovers, counted),
+            Files { meta: true, .. } => remove(&layout.meta(&id), &id, counted),
+            Files { .. } => remove(&layout.body(&id), &id, counted),
+        }
+    }
+}
+
+fn found(
+    cache: &DiskCache,
+    layout: &Layout,
+    id: EntryId,
+    leftovers: Leftovers,
+    counted: &mut Counted,
+) {
+    let stat = || {
+        Ok::<_, io::Error>((
+            fs::metadata(layout.body(&id))?,
+            fs::metadata(layout.meta(&id))?,
+        ))
+    };
+    let (body, meta) = match stat() {
+        Ok(stat) => stat,
+        // Removed since the folder was listed.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return,
+        Err(e) => {
+            warn!("cache entry {id} is left out: {e}");
+            return;
+        }
+    };
+    let entry = Indexed {
+        id,
+        weight: body.len().saturating_add(meta.len()),
+        used: cache.clock().past(last_used(&body)),
+    };
+    match cache.index().insert_found(entry) {
+        Inserted::New => counted.entries += 1,
+        Inserted::Known => {}
+        // Two generations of a key: a crash came between a refill and the
+        // removal of what it replaced.
+        Inserted::Replaced(older) => remove_older(cache, older, leftovers, counted),
+        Inserted::Outdated => remove_older(cache, id, leftovers, counted),
+    }
+}
+
+fn remove_older(cache: &DiskCache, id: EntryId, leftovers: Leftovers, counted: &mut Counted) {
+    if leftovers == Leftovers::Keep {
+        return;
+    }
+    counted.leftovers += 1;
+    cache.remove_files(id);
+}
+
+/// With relatime, the access time lags by a day at most.
+fn last_used(body: &Metadata) -> SystemTime {
+    let times = [body.accessed(), body.modified()];
+    times
+        .into_iter()
+        .flatten()
+        .max()
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Remove the entries of other versions of the format. Blocks.
+pub(super) fn remove_other_versions(path: &Path) {
+    let Ok(names) = fs::read_dir(path) else {
+        return;
+    };
+    for name in names.flatten() {
+        let file_name = name.file_name();
+        let Some(text) = file_name.to_str() else {
+            continue;
+        };
+        let is_version = text.strip_prefix('v').is_some_and(|number| {
+            !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
+        });
+        if (is_version || text == "entries") && text != VERSION_FOLDER {
+            info!("{}: of another version, removed", name.path().display());
+            if let Err(e) = fs::remove_dir_all(name.path()) {
+                warn!("{}: cannot remove it: {e}", name.path().display());
+            }
+        }
+    }
+}
+
+/// The generations of all entries on disk. Blocks.
+pub(super) fn generations(layout: &Layout) -> impl Iterator<Item = u64> + '_ {
+    (0..=u8::MAX)
+        .filter_map(|shard| fs::read_dir(layout.shard(shard)).ok())
+        .flat_map(|names| names.flatten())
+        .filter_map(|name| layout::parse_name(name.file_name().to_str()?))
+        .map(|(id, _)| id.generation)
 }

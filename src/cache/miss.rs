@@ -1,98 +1,74 @@
-//! An entry being written.
+//! An entry being written, as Pingora sees it.
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
-use pingora_cache::key::CompactCacheKey;
+use std::sync::Arc;
+
 use pingora_cache::storage::{HandleMiss, MissFinishType};
-use pingora_cache::{CacheEntryId, CacheKey, CacheMeta};
-use pingora_core::{ErrorType, OrErr, Result};
+use pingora_cache::CacheEntryId;
+use pingora_core::{Error, ErrorType, OrErr, Result};
+use tokio::sync::{mpsc, oneshot};
 
-use super::backend::EntryWriter;
-use super::format::EntryMeta;
-use super::{DiskCache, EntryId};
+use super::fill::{Fill, Piece};
 
-/// A miss being stored. Dropped before `finish`, it leaves nothing behind.
+/// A miss being stored. Dropped before `finish`, it leaves nothing behind, and
+/// breaks the transfers of those who follow it.
 pub struct DiskMiss {
-    cache: &'static DiskCache,
-    key: CompactCacheKey,
-    id: EntryId,
-    internal: Vec<u8>,
-    header: Vec<u8>,
-    promised: Option<u64>,
-    written: u64,
-    writer: Box<dyn EntryWriter>,
+    fill: Arc<Fill>,
+    pieces: mpsc::Sender<Piece>,
+    tag: [u8; 8],
 }
 
 impl DiskMiss {
-    pub(super) fn new(
-        cache: &'static DiskCache,
-        key: &CacheKey,
-        id: EntryId,
-        meta: &CacheMeta,
-        writer: Box<dyn EntryWriter>,
-    ) -> Result<Self> {
-        let (internal, header) = meta.serialize()?;
-        let promised = meta
-            .headers()
-            .get(CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse().ok());
-        Ok(DiskMiss {
-            cache,
-            key: key.to_compact(),
-            id,
-            internal,
-            header,
-            promised,
-            written: 0,
-            writer,
-        })
+    pub(super) fn new(fill: Arc<Fill>, pieces: mpsc::Sender<Piece>) -> Self {
+        DiskMiss {
+            tag: fill.id.generation.to_be_bytes(),
+            fill,
+            pieces,
+        }
+    }
+
+    fn given_up(&self) -> Box<Error> {
+        let why = format!("cache fill {}: {}", self.fill.id, self.fill.broken());
+        Error::explain(ErrorType::FileWriteError, why)
     }
 }
 
 #[async_trait]
 impl HandleMiss for DiskMiss {
     async fn write_body(&mut self, data: Bytes, _eof: bool) -> Result<()> {
-        self.written += data.len() as u64;
-        self.writer
-            .write(data)
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.pieces
+            .send(Piece::Data(data))
             .await
-            .or_err_with(ErrorType::FileWriteError, || {
-                format!("writing cache entry {}", self.id)
-            })
+            .map_err(|_| self.given_up())
     }
 
+    /// Returns when the body is written; that it survives a crash is seen to
+    /// afterwards, so that no client waits for it.
     async fn finish(self: Box<Self>) -> Result<MissFinishType> {
-        DiskCache::check_length(self.promised, self.written)?;
-        let meta = EntryMeta {
-            key: self.key.clone(),
-            generation: self.id.generation,
-            body_len: self.written,
-            internal: self.internal,
-            header: self.header,
-        };
-        let weight = meta.weight();
-        let (cache, key, id) = (self.cache, self.key, self.id);
-        let runtime = tokio::runtime::Handle::current();
-        let published = Box::new(move || {
-            if let Some(replaced) = cache.publish(&key, id) {
-                runtime.spawn(async move {
-                    if let Err(e) = cache.backend().remove(replaced).await {
-                        log::warn!("cache entry {replaced}: cannot remove its files: {e}");
-                    }
-                });
-            }
-        });
-        self.writer
-            .commit(meta, published)
+        let (answer, written) = oneshot::channel();
+        if self.pieces.send(Piece::Finish(answer)).await.is_err() {
+            return Err(self.given_up());
+        }
+        let len = written
             .await
+            .map_err(|_| self.given_up())?
             .or_err_with(ErrorType::FileWriteError, || {
-                format!("committing cache entry {id}")
+                format!("finishing cache fill {}", self.fill.id)
             })?;
-        Ok(MissFinishType::Created(weight))
+        Ok(MissFinishType::Created(
+            usize::try_from(len).unwrap_or(usize::MAX),
+        ))
+    }
+
+    fn streaming_write_tag(&self) -> Option<&[u8]> {
+        Some(&self.tag)
     }
 
     fn entry_id(&self) -> Option<CacheEntryId> {
-        Some(CacheEntryId::new(self.id.generation))
+        Some(CacheEntryId::new(self.fill.id.generation))
     }
 }

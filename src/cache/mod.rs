@@ -3,23 +3,48 @@
 //!
 //! - [`disk`]: [`DiskCache`], what Pingora talks to
 //! - [`hit`], [`miss`]: an entry being read, an entry being written
-//! - [`index`]: which generation of which key is current
-//! - [`mod@format`]: the metadata file
-//! - [`backend`], [`tokio_fs`]: how files are opened, written and removed
+//! - [`fill`]: an entry being written and followed by readers meanwhile
+//! - [`index`]: which generation of which key is current, and used last
+//! - [`hot`]: what is kept of entries in use: small bodies, open files
+//! - [`body_file`]: an open body, and which of it is in the page cache
+//! - [`mod@format`], [`layout`]: the metadata file, the names of all files
+//! - [`backend`]: how files are opened, written and removed, by [`tokio_fs`] or
+//!   by `uring`
 //! - [`load`]: the entries of an earlier run
+//! - [`bans`], [`admission`], [`keeper`], [`scrub`]: what must not stay, what is
+//!   not let in, what leaves on its own, what the disk has damaged
+//! - [`stats`], [`clock`]: what is counted, and when
 //! - [`sendfile`]: which hits may skip user space, and what carries them
+//!
+//! Nothing here knows of S3, of a proxy or of a configuration file.
 
+pub mod admission;
 pub mod backend;
+#[cfg(test)]
+mod backend_suite;
+pub mod bans;
+pub mod body_file;
+pub mod clock;
 pub mod disk;
+pub mod fill;
 pub mod format;
 pub mod hit;
+pub mod hot;
 pub mod index;
+pub mod keeper;
+pub mod layout;
 pub mod load;
 pub mod miss;
+pub mod open_now;
+pub mod scrub;
 pub mod sendfile;
+pub mod stats;
+#[cfg(target_os = "linux")]
+mod sys;
 pub mod tokio_fs;
 
 pub use backend::{DiskBackend, EntryId, OpenEntry};
-pub use disk::{DiskCache, DiskCacheConfig};
+pub use disk::{BackendChoice, DiskCache, DiskCacheConfig};
 pub use sendfile::{SendfileCapable, SendfileConfig, SendfileResponse};
+pub use stats::{Cause, Eviction, Stats};
 pub use tokio_fs::TokioFsBackend;

@@ -1,96 +1,192 @@
 //! The backend on tokio's blocking thread pool.
-//!
-//! `<path>/entries/<first byte of the hash>/<hash>.<generation>.body` and
-//! `….meta`. Files are written as `….tmp` and renamed, the body first: the
-//! metadata file is what makes an entry.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use tokio::io::AsyncWriteExt;
-use tokio::task::spawn_blocking;
+use bytes::{Buf, Bytes};
+use tokio::runtime::Handle;
 
-use super::backend::EntryWriter;
-use super::format::{invalid, EntryMeta, MAX_META_LEN};
+use super::format::{EntryMeta, MAX_META_LEN};
+use super::layout::Layout;
 use super::{DiskBackend, EntryId, OpenEntry};
 
-/// How much of a body being written waits for the disk, in bytes.
-const WRITE_BUFFER: usize = 64 * 1024;
+/// How much is read at once to bring a file into the page cache, in bytes.
+const LOAD_PIECE: usize = 64 * 1024;
 
 /// Files on a local file system, used through tokio's blocking thread pool.
 #[derive(Debug, Clone)]
 pub struct TokioFsBackend {
-    entries: Arc<Path>,
+    layout: Layout,
+    runtime: Handle,
 }
 
 impl TokioFsBackend {
-    /// Use, and create if need be, the folder `entries` under `path`. Blocks.
-    pub fn new(path: &Path) -> io::Result<Self> {
-        let entries = path.join("entries");
-        for shard in 0..=u8::MAX {
-            fs::create_dir_all(entries.join(format!("{shard:02x}")))?;
-        }
-        Ok(TokioFsBackend {
-            entries: entries.into(),
+    /// Use the entries under the cache folder `path`; work on the blocking
+    /// threads of `runtime`. Blocks, to create the folders that are missing.
+    pub fn new(path: &Path, runtime: Handle) -> io::Result<Self> {
+        let layout = Layout::new(path);
+        layout.create_folders()?;
+        Ok(TokioFsBackend { layout, runtime })
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Layout) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let layout = self.layout.clone();
+        self.runtime
+            .spawn_blocking(move || work(&layout))
+            .await
+            .map_err(io::Error::other)?
+    }
+}
+
+#[async_trait]
+impl DiskBackend for TokioFsBackend {
+    fn name(&self) -> &'static str {
+        "tokio"
+    }
+
+    fn supports_sendfile(&self) -> bool {
+        cfg!(target_os = "linux")
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    async fn open(&self, id: EntryId, prefetch: u64) -> io::Result<OpenEntry> {
+        self.blocking(move |layout| open(layout, &id, prefetch))
+            .await
+    }
+
+    async fn create(&self, id: EntryId, reserve: Option<u64>) -> io::Result<Arc<File>> {
+        self.blocking(move |layout| {
+            let path = layout.body_tmp(&id);
+            let open = || {
+                File::options()
+                    .read(true)
+                    .write(true)
+                    .create_new(true)
+                    .open(&path)
+            };
+            let file = match open() {
+                // Somebody has emptied the cache folder.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir(layout.shard(id.hash[0]))?;
+                    open()?
+                }
+                file => file?,
+            };
+            if let Err(e) = reserve_space(&file, reserve.unwrap_or(0)) {
+                let _ = fs::remove_file(&path);
+                return Err(e);
+            }
+            Ok(Arc::new(file))
         })
+        .await
     }
 
-    /// The folder that holds the entries, in one folder a shard.
-    pub fn entries(&self) -> &Path {
-        &self.entries
+    async fn write(&self, file: &Arc<File>, offset: u64, data: Vec<Bytes>) -> io::Result<()> {
+        let file = file.clone();
+        self.blocking(move |_| write_all_at(&file, offset, data))
+            .await
     }
 
-    fn file(&self, id: &EntryId, extension: &str) -> PathBuf {
-        self.entries
-            .join(format!("{:02x}", id.hash[0]))
-            .join(format!("{id}.{extension}"))
-    }
-
-    fn open_blocking(&self, id: EntryId, prefetch: u64) -> io::Result<OpenEntry> {
-        let meta = read_meta(&self.file(&id, "meta"))?;
-        if meta.generation != id.generation {
-            return Err(invalid("metadata file has another entry's generation"));
-        }
-        let mut body = File::open(self.file(&id, "body"))?;
-        let stat = body.metadata()?;
-        if !stat.is_file() || stat.len() != meta.body_len {
-            return Err(invalid("body file does not have the recorded length"));
-        }
-        let prefetched = if meta.body_len <= prefetch {
-            let mut buf = vec![0; meta.body_len as usize];
-            body.read_exact(&mut buf)?;
-            Some(buf.into())
-        } else {
-            None
-        };
-        Ok(OpenEntry {
-            meta,
-            body: Arc::new(body),
-            prefetched,
+    async fn read(&self, file: &Arc<File>, offset: u64, len: usize) -> io::Result<Bytes> {
+        let file = file.clone();
+        self.blocking(move |_| {
+            let mut buf = vec![0; len];
+            read_exact_at(&file, offset, &mut buf)?;
+            Ok(buf.into())
         })
+        .await
     }
 
-    fn write_meta_blocking(&self, id: &EntryId, meta: &EntryMeta) -> io::Result<()> {
-        let temporary = self.file(id, "meta.tmp");
-        let written = File::create(&temporary)
-            .and_then(|mut file| file.write_all(&meta.encode()))
-            .and_then(|()| fs::rename(&temporary, self.file(id, "meta")));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        written
+    async fn load(&self, file: &Arc<File>, offset: u64, len: u64) -> io::Result<()> {
+        let file = file.clone();
+        self.blocking(move |_| {
+            read_ahead(&file, offset, len);
+            let mut scratch = vec![0; LOAD_PIECE.min(len as usize)];
+            let mut at = offset;
+            while at < offset + len {
+                let piece = scratch.len().min((offset + len - at) as usize);
+                read_exact_at(&file, at, &mut scratch[..piece])?;
+                at += piece as u64;
+            }
+            Ok(())
+        })
+        .await
     }
 
-    fn remove_blocking(&self, id: &EntryId) -> io::Result<()> {
-        // The metadata first: without it, what is left is no entry.
-        let meta = remove_if_there(&self.file(id, "meta"));
-        remove_if_there(&self.file(id, "body"))?;
-        meta
+    async fn commit(&self, id: EntryId, file: &Arc<File>, meta: EntryMeta) -> io::Result<()> {
+        let file = file.clone();
+        self.blocking(move |layout| {
+            let committed = file
+                .sync_data()
+                .and_then(|()| fs::rename(layout.body_tmp(&id), layout.body(&id)))
+                .and_then(|()| write_meta(layout, &id, &meta));
+            if committed.is_err() {
+                let _ = remove_if_there(&layout.body_tmp(&id));
+                let _ = remove_if_there(&layout.body(&id));
+            }
+            committed
+        })
+        .await
     }
+
+    async fn discard(&self, id: EntryId) -> io::Result<()> {
+        self.blocking(move |layout| remove_if_there(&layout.body_tmp(&id)))
+            .await
+    }
+
+    async fn write_meta(&self, id: EntryId, meta: EntryMeta) -> io::Result<()> {
+        self.blocking(move |layout| write_meta(layout, &id, &meta))
+            .await
+    }
+
+    async fn remove(&self, id: EntryId) -> io::Result<()> {
+        self.blocking(move |layout| remove(layout, &id)).await
+    }
+}
+
+fn open(layout: &Layout, id: &EntryId, prefetch: u64) -> io::Result<OpenEntry> {
+    let meta = read_meta(&layout.meta(id))?;
+    let mut body = File::open(layout.body(id))?;
+    let stat = body.metadata()?;
+    // A length of no regular file is that of no body.
+    let body_len = if stat.is_file() { stat.len() } else { u64::MAX };
+    let prefetched = if meta.body_len <= prefetch && body_len == meta.body_len {
+        let mut buf = vec![0; meta.body_len as usize];
+        body.read_exact(&mut buf)?;
+        Some(buf.into())
+    } else {
+        None
+    };
+    no_read_ahead(&body);
+    OpenEntry::checked(id, meta, body, body_len, prefetched)
+}
+
+fn write_meta(layout: &Layout, id: &EntryId, meta: &EntryMeta) -> io::Result<()> {
+    let temporary = layout.meta_tmp(id);
+    let written = File::create_new(&temporary)
+        .and_then(|mut file| file.write_all(&meta.encode()))
+        .and_then(|()| fs::rename(&temporary, layout.meta(id)));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Remove an entry, the metadata first: without it, what is left is no entry.
+/// Blocks.
+pub(super) fn remove(layout: &Layout, id: &EntryId) -> io::Result<()> {
+    let meta = remove_if_there(&layout.meta(id));
+    remove_if_there(&layout.body(id))?;
+    meta
 }
 
 /// Read one metadata file. Blocks.
@@ -110,230 +206,69 @@ pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    spawn_blocking(work).await.map_err(io::Error::other)?
+#[cfg(unix)]
+pub(super) fn read_exact_at(file: &File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buf, offset)
 }
 
-#[async_trait]
-impl DiskBackend for TokioFsBackend {
-    fn supports_sendfile(&self) -> bool {
-        cfg!(target_os = "linux")
+#[cfg(unix)]
+fn write_all_at(file: &File, mut offset: u64, data: Vec<Bytes>) -> io::Result<()> {
+    for mut piece in data {
+        std::os::unix::fs::FileExt::write_all_at(file, &piece, offset)?;
+        offset += piece.len() as u64;
+        piece.advance(piece.len());
     }
-
-    fn get_file_path(&self, id: &EntryId) -> PathBuf {
-        self.file(id, "body")
-    }
-
-    async fn open(&self, id: EntryId, prefetch: u64) -> io::Result<OpenEntry> {
-        let backend = self.clone();
-        blocking(move || backend.open_blocking(id, prefetch)).await
-    }
-
-    async fn create(&self, id: EntryId) -> io::Result<Box<dyn EntryWriter>> {
-        let backend = self.clone();
-        let file = blocking(move || {
-            File::options()
-                .write(true)
-                .create_new(true)
-                .open(backend.file(&id, "body.tmp"))
-        })
-        .await?;
-        let mut file = tokio::fs::File::from_std(file);
-        file.set_max_buf_size(WRITE_BUFFER);
-        Ok(Box::new(Writer {
-            backend: self.clone(),
-            id,
-            file: Some(file),
-        }))
-    }
-
-    async fn write_meta(&self, id: EntryId, meta: EntryMeta) -> io::Result<()> {
-        let backend = self.clone();
-        blocking(move || backend.write_meta_blocking(&id, &meta)).await
-    }
-
-    async fn remove(&self, id: EntryId) -> io::Result<()> {
-        let backend = self.clone();
-        blocking(move || backend.remove_blocking(&id)).await
-    }
+    Ok(())
 }
 
-/// The body of an entry being written.
-struct Writer {
-    backend: TokioFsBackend,
-    id: EntryId,
-    /// None once it is committed, or about to be.
-    file: Option<tokio::fs::File>,
-}
-
-impl Writer {
-    fn file(&mut self) -> io::Result<&mut tokio::fs::File> {
-        self.file
-            .as_mut()
-            .ok_or_else(|| io::Error::other("the entry is already committed"))
+/// Set disk space aside; the file's length stays.
+#[cfg(target_os = "linux")]
+pub(super) fn reserve_space(file: &File, len: u64) -> io::Result<()> {
+    use rustix::fs::{fallocate, FallocateFlags};
+    use rustix::io::Errno;
+    if len == 0 {
+        return Ok(());
     }
-}
-
-#[async_trait]
-impl EntryWriter for Writer {
-    async fn write(&mut self, data: Bytes) -> io::Result<()> {
-        self.file()?.write_all(&data).await
-    }
-
-    async fn commit(
-        mut self: Box<Self>,
-        meta: EntryMeta,
-        published: Box<dyn FnOnce() + Send>,
-    ) -> io::Result<()> {
-        // Reports the errors of earlier writes as well.
-        self.file()?.flush().await?;
-        let Some(file) = self.file.take() else {
-            return Err(io::Error::other("the entry is already committed"));
-        };
-        let file = file.into_std().await;
-        let backend = self.backend.clone();
-        let id = self.id;
-        blocking(move || {
-            let body = backend.file(&id, "body");
-            let committed = file
-                .sync_data()
-                .and_then(|()| fs::rename(backend.file(&id, "body.tmp"), &body))
-                .and_then(|()| backend.write_meta_blocking(&id, &meta));
-            if let Err(e) = committed {
-                let _ = remove_if_there(&backend.file(&id, "body.tmp"));
-                let _ = remove_if_there(&body);
-                return Err(e);
-            }
-            published();
-            Ok(())
-        })
-        .await
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if self.file.is_none() {
-            return;
-        }
-        let path = self.backend.file(&self.id, "body.tmp");
-        let remove = move || {
-            if let Err(e) = remove_if_there(&path) {
-                log::warn!("{}: cannot remove an unfinished entry: {e}", path.display());
-            }
-        };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
-            // The runtime is gone: nobody is left to be kept waiting.
-            Err(_) => remove(),
+    loop {
+        match fallocate(file, FallocateFlags::KEEP_SIZE, 0, len) {
+            Err(Errno::INTR) => continue,
+            // The file system cannot: space is found, or not, when writing.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(()),
+            Err(e) => return Err(e.into()),
         }
     }
 }
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn reserve_space(_file: &File, _len: u64) -> io::Result<()> {
+    Ok(())
+}
+
+/// The kernel shall read what it is asked for, and no more on its own: pages
+/// that are being read look as if they were there, and sending one would wait
+/// for it. The cache reads ahead itself, and knows when it is done.
+#[cfg(target_os = "linux")]
+pub(super) fn no_read_ahead(file: &File) {
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn no_read_ahead(_file: &File) {}
+
+/// Have the kernel start to read a range.
+#[cfg(target_os = "linux")]
+fn read_ahead(file: &File, offset: u64, len: u64) {
+    let len = std::num::NonZeroU64::new(len);
+    let _ = rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::WillNeed);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn read_ahead(_file: &File, _offset: u64, _len: u64) {}
 
 #[cfg(test)]
 mod tests {
+    use super::super::backend_suite::backend_suite;
     use super::*;
-    use pingora_cache::key::CompactCacheKey;
 
-    fn entry(generation: u64, body_len: u64) -> (EntryId, EntryMeta) {
-        let id = EntryId {
-            hash: [0xab; 16],
-            generation,
-        };
-        let meta = EntryMeta {
-            key: CompactCacheKey::default(),
-            generation,
-            body_len,
-            internal: vec![1],
-            header: vec![2],
-        };
-        (id, meta)
-    }
-
-    async fn store(backend: &TokioFsBackend, generation: u64, body: &'static [u8]) -> EntryId {
-        let (id, meta) = entry(generation, body.len() as u64);
-        let mut writer = backend.create(id).await.unwrap();
-        for piece in body.chunks(3) {
-            writer.write(Bytes::from_static(piece)).await.unwrap();
-        }
-        writer.commit(meta, Box::new(|| ())).await.unwrap();
-        id
-    }
-
-    fn names(backend: &TokioFsBackend) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(backend.entries().join("ab"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
-
-    #[tokio::test]
-    async fn a_committed_entry_is_found_and_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let backend = TokioFsBackend::new(dir.path()).unwrap();
-        let id = store(&backend, 1, b"0123456789").await;
-
-        let open = backend.open(id, 10).await.unwrap();
-        assert_eq!(open.prefetched.as_deref(), Some(&b"0123456789"[..]));
-        assert!(backend.open(id, 9).await.unwrap().prefetched.is_none());
-        assert!(backend.get_file_path(&id).is_file());
-
-        backend.remove(id).await.unwrap();
-        backend.remove(id).await.unwrap();
-        assert_eq!(
-            backend.open(id, 0).await.unwrap_err().kind(),
-            io::ErrorKind::NotFound
-        );
-        assert!(names(&backend).is_empty());
-    }
-
-    #[tokio::test]
-    async fn an_entry_dropped_before_commit_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let backend = TokioFsBackend::new(dir.path()).unwrap();
-        let (id, _) = entry(1, 3);
-        let mut writer = backend.create(id).await.unwrap();
-        writer.write(Bytes::from_static(b"abc")).await.unwrap();
-        assert_eq!(names(&backend), [format!("{id}.body.tmp")]);
-        drop(writer);
-        // The removal is one task of the blocking pool; it has no handle to wait on.
-        while !names(&backend).is_empty() {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    #[tokio::test]
-    async fn a_body_of_another_length_is_no_entry() {
-        let dir = tempfile::tempdir().unwrap();
-        let backend = TokioFsBackend::new(dir.path()).unwrap();
-        let id = store(&backend, 1, b"0123456789").await;
-        let file = File::options()
-            .write(true)
-            .open(backend.get_file_path(&id))
-            .unwrap();
-        for len in [9, 0, 11] {
-            file.set_len(len).unwrap();
-            let e = backend.open(id, 100).await.unwrap_err();
-            assert_eq!(e.kind(), io::ErrorKind::InvalidData, "length {len}");
-        }
-    }
-
-    #[tokio::test]
-    async fn an_open_body_outlives_removal() {
-        let dir = tempfile::tempdir().unwrap();
-        let backend = TokioFsBackend::new(dir.path()).unwrap();
-        let id = store(&backend, 1, b"0123456789").await;
-        let mut open = backend.open(id, 0).await.unwrap();
-        backend.remove(id).await.unwrap();
-        let mut body = String::new();
-        Arc::get_mut(&mut open.body)
-            .unwrap()
-            .read_to_string(&mut body)
-            .unwrap();
-        assert_eq!(body, "0123456789");
-    }
+    backend_suite!(|path| TokioFsBackend::new(path, Handle::current()).unwrap());
 }

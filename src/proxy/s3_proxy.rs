@@ -161,6 +161,8 @@ impl ProxyHttp for S3ProxyHttp {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
         session.set_write_timeout(self.write_timeout);
         session.set_min_send_rate(self.min_send_rate);
+        // A client that reads slowly shall not slow the fill that others follow.
+        session.set_proxy_tasks_enabled(true);
         if !matches!(session.req_header().method, Method::GET | Method::HEAD) {
             errors::respond(session, StatusCode::METHOD_NOT_ALLOWED, None).await?;
             return Ok(true);
@@ -184,7 +186,8 @@ impl ProxyHttp for S3ProxyHttp {
         if let Some(cache) = self.cache {
             session
                 .cache
-                .enable(cache, Some(cache.eviction()), None, Some(self.lock), None);
+                .enable(cache, None, None, Some(self.lock), None);
+            session.cache.set_admission_policy(cache.admission());
             // A larger object would evict all others and then itself.
             let limit = usize::try_from(cache.max_size_bytes()).unwrap_or(usize::MAX);
             session.cache.set_max_file_size_bytes(limit);
@@ -391,7 +394,7 @@ impl ProxyHttp for S3ProxyHttp {
         if let (true, Some(cache)) = (damaged, self.cache) {
             if let Ok(key) = self.cache_key_callback(session, ctx) {
                 warn!("cache entry of {key:?} is dropped: {error}");
-                cache.drop_entry(&key).await;
+                cache.drop_entry(&key, &error.to_string());
             }
         }
     }

@@ -104,12 +104,11 @@ impl ProxyServer {
         let disk = &config.cache.disk;
         let cache = if disk.enabled {
             Some(DiskCache::open(DiskCacheConfig {
-                path: disk.path.clone(),
-                max_size_bytes: disk.max_size_bytes(),
                 sendfile: SendfileConfig {
                     enabled: disk.sendfile.enabled,
                     threshold_bytes: disk.sendfile.threshold_bytes,
                 },
+                ..DiskCacheConfig::new(&disk.path, disk.max_size_bytes())
             })?)
         } else {
             None

@@ -1,0 +1,384 @@
+//! What was purged before it could be found: the ban list.
+//!
+//! A ban voids the entries of a key, or of all keys with a prefix, that are
+//! older than the ban. Older is a matter of generations, not of clocks, so it
+//! holds for entries that are not indexed yet, for fills in flight, and after a
+//! restart. The format of the file is in FORMAT.md.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+const MAGIC: &[u8; 8] = b"PSFBANS2";
+const KIND_PREFIX: u8 = 1;
+const KIND_EXACT: u8 = 2;
+
+/// How many prefixes may be banned at once. Each lookup of an entry older than
+/// the newest ban compares with all of them.
+const MAX_PREFIXES: usize = 10_000;
+
+/// Longest list that is read, in bytes.
+const MAX_FILE: u64 = 256 << 20;
+
+/// The file is rewritten when it holds so many more records than bans.
+const SLACK: usize = 1_000;
+
+/// What a ban is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Banned {
+    /// All keys of this user tag that begin with this prefix.
+    Prefix(String, Vec<u8>),
+    /// The key with this primary hash, in all variants.
+    Exact([u8; 16]),
+}
+
+#[derive(Debug, Default)]
+struct List {
+    prefixes: Vec<(u64, String, Vec<u8>)>,
+    exact: HashMap<[u8; 16], u64>,
+}
+
+/// The bans in force.
+#[derive(Debug)]
+pub struct Bans {
+    path: PathBuf,
+    list: RwLock<List>,
+    /// Entries of this generation or a later one are not banned.
+    newest: AtomicU64,
+    /// Records in the file. Held over I/O, never on an async worker.
+    records: Mutex<usize>,
+}
+
+impl Bans {
+    /// Read the list of a cache folder, and if `repair` is set, cut a damaged
+    /// end off: only who holds the lock may do that. Blocks.
+    pub fn load(folder: &Path, repair: bool) -> io::Result<Bans> {
+        Bans::read(folder.join("bans"), repair)
+    }
+
+    fn read(path: PathBuf, repair: bool) -> io::Result<Bans> {
+        let mut data = Vec::new();
+        match File::open(&path) {
+            Ok(file) => drop(file.take(MAX_FILE).read_to_end(&mut data)?),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+        let mut list = List::default();
+        let mut records = 0;
+        let mut whole = true;
+        if !data.is_empty() {
+            let mut rest = data.strip_prefix(MAGIC).unwrap_or_else(|| {
+                whole = false;
+                &[]
+            });
+            while !rest.is_empty() {
+                let Some((generation, banned, next)) = decode(rest) else {
+                    whole = false;
+                    break;
+                };
+                list.add(generation, banned);
+                records += 1;
+                rest = next;
+            }
+        }
+        let bans = Bans {
+            path,
+            newest: AtomicU64::new(list.newest()),
+            list: RwLock::new(list),
+            records: Mutex::new(records),
+        };
+        if !whole && repair {
+            log::warn!(
+                "{}: the end of the ban list is damaged and ignored; purge again what was purged last",
+                bans.path.display()
+            );
+            // What is appended behind the damage would not be found.
+            bans.rewrite(&mut bans.records.lock())?;
+        }
+        Ok(bans)
+    }
+
+    /// Read the list again, that another process has written till it let the
+    /// folder go. Blocks.
+    pub fn reload(&self) -> io::Result<()> {
+        let fresh = Bans::read(self.path.clone(), true)?;
+        let mut records = self.records.lock();
+        *records = *fresh.records.lock();
+        let list = fresh.list.into_inner();
+        self.newest.store(list.newest(), Ordering::Release);
+        *self.list.write() = list;
+        Ok(())
+    }
+
+    /// The highest generation that a ban speaks of.
+    pub fn newest(&self) -> u64 {
+        self.newest.load(Ordering::Acquire)
+    }
+
+    /// How many bans there are.
+    pub fn len(&self) -> usize {
+        let list = self.list.read();
+        list.prefixes.len() + list.exact.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Void all matching entries below `generation`, at once, and durably when
+    /// this returns. Blocks.
+    pub fn ban(&self, generation: u64, banned: Banned) -> io::Result<()> {
+        let record = encode(generation, &banned)?;
+        let mut records = self.records.lock();
+        if matches!(banned, Banned::Prefix(..)) && self.list.read().prefixes.len() >= MAX_PREFIXES {
+            return Err(io::Error::other(format!(
+                "{MAX_PREFIXES} prefixes are banned already; purge a shorter prefix that covers several, or try again in some minutes"
+            )));
+        }
+        // In force before it is durable: whoever asked sees it at once.
+        self.list.write().add(generation, banned);
+        self.newest.fetch_max(generation, Ordering::AcqRel);
+        if *records > self.len() + SLACK {
+            return self.rewrite(&mut records);
+        }
+        let fresh = *records == 0;
+        let mut file = File::options()
+            .create(true)
+            .append(!fresh)
+            .write(true)
+            .truncate(fresh)
+            .open(&self.path)?;
+        if fresh {
+            file.write_all(MAGIC)?;
+        }
+        file.write_all(&record)?;
+        file.sync_all()?;
+        *records += 1;
+        Ok(())
+    }
+
+    /// Forget the bans below `generation`: no entry that old is left. Blocks.
+    pub fn forget_below(&self, generation: u64) -> io::Result<()> {
+        let mut records = self.records.lock();
+        {
+            let mut list = self.list.write();
+            list.prefixes.retain(|(of, ..)| *of >= generation);
+            list.exact.retain(|_, of| *of >= generation);
+            self.newest.store(list.newest(), Ordering::Release);
+        }
+        self.rewrite(&mut records)
+    }
+
+    fn rewrite(&self, records: &mut usize) -> io::Result<()> {
+        let mut data = MAGIC.to_vec();
+        let count = {
+            let list = self.list.read();
+            for (generation, tag, prefix) in &list.prefixes {
+                let banned = Banned::Prefix(tag.clone(), prefix.clone());
+                data.extend(encode(*generation, &banned)?);
+            }
+            for (hash, generation) in &list.exact {
+                data.extend(encode(*generation, &Banned::Exact(*hash))?);
+            }
+            list.prefixes.len() + list.exact.len()
+        };
+        let temporary = self.path.with_extension("tmp");
+        let mut file = File::create(&temporary)?;
+        file.write_all(&data)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &self.path)?;
+        *records = count;
+        Ok(())
+    }
+
+    /// Whether an entry is void. `key` gives the user tag and the key in clear
+    /// text, and is only asked if prefixes have to be compared.
+    pub fn void<'a>(
+        &self,
+        generation: u64,
+        primary: &[u8; 16],
+        key: impl FnOnce() -> (&'a str, &'a [u8]),
+    ) -> bool {
+        if generation >= self.newest() {
+            return false;
+        }
+        let list = self.list.read();
+        if list.exact.get(primary).is_some_and(|of| generation < *of) {
+            return true;
+        }
+        if list.prefixes.is_empty() {
+            return false;
+        }
+        let (tag, key) = key();
+        list.prefixes.iter().any(|(of, of_tag, prefix)| {
+            generation < *of && of_tag == tag && key.starts_with(prefix)
+        })
+    }
+}
+
+impl List {
+    fn newest(&self) -> u64 {
+        let prefixes = self.prefixes.iter().map(|(generation, ..)| *generation);
+        let exact = self.exact.values().copied();
+        prefixes.chain(exact).max().unwrap_or(0)
+    }
+
+    fn add(&mut self, generation: u64, banned: Banned) {
+        match banned {
+            Banned::Exact(hash) => {
+                let of = self.exact.entry(hash).or_default();
+                *of = generation.max(*of);
+            }
+            Banned::Prefix(tag, prefix) => {
+                // Narrower bans that are not newer say nothing more.
+                self.prefixes.retain(|(of, of_tag, narrower)| {
+                    !(*of <= generation && *of_tag == tag && narrower.starts_with(&prefix))
+                });
+                self.prefixes.push((generation, tag, prefix));
+            }
+        }
+    }
+}
+
+fn encode(generation: u64, banned: &Banned) -> io::Result<Vec<u8>> {
+    let too_long = |_| io::Error::new(io::ErrorKind::InvalidInput, "the prefix is too long");
+    let mut record = generation.to_le_bytes().to_vec();
+    let (kind, tag, text) = match banned {
+        Banned::Prefix(tag, prefix) => (KIND_PREFIX, tag.as_bytes(), &prefix[..]),
+        Banned::Exact(hash) => (KIND_EXACT, &[][..], &hash[..]),
+    };
+    record.push(kind);
+    record.extend(u16::try_from(tag.len()).map_err(too_long)?.to_le_bytes());
+    record.extend(tag);
+    record.extend(u32::try_from(text.len()).map_err(too_long)?.to_le_bytes());
+    record.extend(text);
+    let crc = crc32fast::hash(&record);
+    record.extend(crc.to_le_bytes());
+    Ok(record)
+}
+
+/// The first record, and what follows it.
+fn decode(data: &[u8]) -> Option<(u64, Banned, &[u8])> {
+    let (generation, rest) = data.split_first_chunk::<8>()?;
+    let (kind, rest) = rest.split_first()?;
+    let (tag_len, rest) = rest.split_first_chunk::<2>()?;
+    let (tag, rest) = rest.split_at_checked(u16::from_le_bytes(*tag_len) as usize)?;
+    let (text_len, rest) = rest.split_first_chunk::<4>()?;
+    let (text, rest) = rest.split_at_checked(u32::from_le_bytes(*text_len) as usize)?;
+    let record = &data[..data.len() - rest.len()];
+    let (crc, rest) = rest.split_first_chunk::<4>()?;
+    if crc32fast::hash(record) != u32::from_le_bytes(*crc) {
+        return None;
+    }
+    let banned = match *kind {
+        KIND_PREFIX => Banned::Prefix(std::str::from_utf8(tag).ok()?.to_owned(), text.to_vec()),
+        KIND_EXACT => Banned::Exact(text.try_into().ok()?),
+        _ => return None,
+    };
+    Some((u64::from_le_bytes(*generation), banned, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(text: &str) -> Banned {
+        Banned::Prefix("b".into(), text.into())
+    }
+
+    fn void(bans: &Bans, generation: u64, key: &str) -> bool {
+        bans.void(generation, &[1; 16], || ("b", key.as_bytes()))
+    }
+
+    #[test]
+    fn a_ban_voids_what_is_older_and_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        assert!(!void(&bans, 0, "/a/x"));
+        bans.ban(5, prefix("/a/")).unwrap();
+        bans.ban(7, Banned::Exact([1; 16])).unwrap();
+        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+            assert!(void(&bans, 4, "/a/x"));
+            assert!(void(&bans, 6, "/elsewhere"), "by its hash");
+            assert!(!void(&bans, 7, "/a/x"));
+            assert!(!bans.void(6, &[2; 16], || ("b", b"/a/x")));
+            assert!(bans.void(4, &[2; 16], || ("b", b"/a/x")));
+            assert!(!bans.void(4, &[2; 16], || ("b", b"/b/x")));
+            assert!(!bans.void(4, &[2; 16], || ("other", b"/a/x")));
+            assert_eq!(bans.len(), 2);
+        }
+    }
+
+    #[test]
+    fn a_wider_ban_replaces_narrower_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        for (generation, text) in [(1, "/a/1"), (2, "/a/2"), (3, "/b"), (4, "/a/")] {
+            bans.ban(generation, prefix(text)).unwrap();
+        }
+        assert_eq!(bans.len(), 2);
+        assert_eq!(Bans::load(dir.path(), true).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn bans_are_forgotten_when_no_entry_is_that_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        bans.ban(5, prefix("/a")).unwrap();
+        bans.ban(6, Banned::Exact([1; 16])).unwrap();
+        bans.ban(9, prefix("/b")).unwrap();
+        bans.forget_below(7).unwrap();
+        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+            assert_eq!(bans.len(), 1);
+            assert!(void(&bans, 8, "/b/x"));
+            assert!(!void(&bans, 4, "/a/x"));
+        }
+    }
+
+    #[test]
+    fn a_list_cut_off_anywhere_keeps_what_came_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        bans.ban(5, prefix("/first")).unwrap();
+        let first = fs::metadata(dir.path().join("bans")).unwrap().len() as usize;
+        bans.ban(6, prefix("/second")).unwrap();
+        let data = fs::read(dir.path().join("bans")).unwrap();
+        for len in 0..=data.len() {
+            fs::write(dir.path().join("bans"), &data[..len]).unwrap();
+            let bans = Bans::load(dir.path(), true).unwrap();
+            assert_eq!(void(&bans, 1, "/first"), len >= first, "at {len}");
+            assert_eq!(void(&bans, 1, "/second"), len == data.len(), "at {len}");
+            // And it can be added to.
+            bans.ban(8, prefix("/third")).unwrap();
+            let bans = Bans::load(dir.path(), true).unwrap();
+            assert!(void(&bans, 1, "/third"), "at {len}");
+            assert_eq!(void(&bans, 1, "/first"), len >= first, "at {len}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_list_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("bans"), b"#!/bin/sh\n").unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        assert!(bans.is_empty());
+        bans.ban(8, prefix("/third")).unwrap();
+        assert_eq!(Bans::load(dir.path(), true).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_file_does_not_grow_with_repetition() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        for generation in 0..2_500 {
+            bans.ban(generation, prefix("/same")).unwrap();
+        }
+        assert!(*bans.records.lock() <= SLACK + 2);
+        assert_eq!(Bans::load(dir.path(), true).unwrap().newest(), 2_499);
+    }
+}

@@ -1,0 +1,291 @@
+//! An open body, and which of it is in the page cache.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::DiskCache;
+
+/// How much of a body is read from the disk at once, in bytes.
+pub const BLOCK: u64 = 1 << 20;
+
+/// A body file that is open for reading.
+///
+/// `sendfile(2)` of a page that is not in the page cache waits for the disk, on
+/// the thread that serves hundreds of other clients. So what is to be sent is
+/// [`is_resident`](Self::is_resident) or has been [`load`](Self::load)ed
+/// before. The kernel's own read-ahead is off for these files (see
+/// `no_read_ahead`): the only pages that are cached but not yet read are then
+/// those of loads that this type knows.
+#[derive(Debug)]
+pub struct BodyFile {
+    file: Arc<File>,
+    loads: Mutex<Vec<Load>>,
+}
+
+#[derive(Debug)]
+struct Load {
+    range: Range<u64>,
+    done: watch::Receiver<Option<Result<(), LoadError>>>,
+}
+
+/// An error that all who waited for a load are told.
+#[derive(Debug, Clone)]
+struct LoadError {
+    kind: io::ErrorKind,
+    errno: Option<i32>,
+    text: String,
+}
+
+impl BodyFile {
+    /// Track an open file.
+    pub fn new(file: Arc<File>) -> Self {
+        BodyFile {
+            file,
+            loads: Mutex::default(),
+        }
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// The length that the file has now, as the kernel knows it without asking
+    /// a server.
+    pub fn len_now(&self) -> Option<u64> {
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::fs::{statx, AtFlags, StatxFlags};
+            let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+            let stat = statx(&self.file, "", flags, StatxFlags::SIZE).ok()?;
+            Some(stat.stx_size)
+        }
+        #[cfg(not(target_os = "linux"))]
+        self.file.metadata().ok().map(|stat| stat.len())
+    }
+
+    /// Whether a range can be sent without waiting for the disk. Never waits.
+    pub fn is_resident(&self, range: &Range<u64>) -> bool {
+        let being_loaded = self
+            .loads
+            .lock()
+            .iter()
+            .any(|load| load.range.start < range.end && range.start < load.range.end);
+        !being_loaded && residency::is_cached(&self.file, range)
+    }
+
+    /// Bring the first block of `range` into the page cache, off this thread,
+    /// and return up to where it reaches. Loads of the same block are one.
+    ///
+    /// Goes on when the future is dropped.
+    pub(super) async fn load(
+        self: &Arc<Self>,
+        cache: &'static DiskCache,
+        range: &Range<u64>,
+    ) -> io::Result<u64> {
+        let (end, mut done) = self.start_load(cache, range);
+        let result = match done.wait_for(Option::is_some).await {
+            Ok(result) => result.clone(),
+            Err(_) => return Err(io::Error::other("the cache is shutting down")),
+        };
+        match result {
+            Some(Err(e)) => Err(e.into()),
+            _ => Ok(end),
+        }
+    }
+
+    /// Start to bring the first block of `range` into the page cache.
+    pub(super) fn read_ahead(self: &Arc<Self>, cache: &'static DiskCache, range: &Range<u64>) {
+        if !range.is_empty() && !self.is_resident(&(range.start..block_end(range))) {
+            self.start_load(cache, range);
+        }
+    }
+
+    fn start_load(
+        self: &Arc<Self>,
+        cache: &'static DiskCache,
+        range: &Range<u64>,
+    ) -> (u64, watch::Receiver<Option<Result<(), LoadError>>>) {
+        let range = range.start..block_end(range);
+        let mut loads = self.loads.lock();
+        if let Some(load) = loads
+            .iter()
+            .find(|load| load.range.start <= range.start && range.start < load.range.end)
+        {
+            return (load.range.end.min(range.end), load.done.clone());
+        }
+        let (sender, done) = watch::channel(None);
+        loads.push(Load {
+            range: range.clone(),
+            done: done.clone(),
+        });
+        drop(loads);
+        let (this, end) = (self.clone(), range.end);
+        cache.runtime().spawn(async move {
+            let result = {
+                let _permit = cache.load_permit().await;
+                cache
+                    .backend()
+                    .load(&this.file, range.start, range.end - range.start)
+                    .await
+            };
+            this.loads.lock().retain(|load| load.range != range);
+            sender.send_replace(Some(result.map_err(|e| LoadError {
+                kind: e.kind(),
+                errno: e.raw_os_error(),
+                text: e.to_string(),
+            })));
+        });
+        (end, done)
+    }
+}
+
+/// Where the block ends in which a range begins, or the range.
+fn block_end(range: &Range<u64>) -> u64 {
+    range.end.min((range.start / BLOCK + 1) * BLOCK)
+}
+
+impl From<LoadError> for io::Error {
+    fn from(e: LoadError) -> Self {
+        match e.errno {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(e.kind, e.text),
+        }
+    }
+}
+
+/// Read what is in the page cache; `None` if anything of it is not, or if the
+/// file system can not tell. Never waits for the disk (preadv2(2), RWF_NOWAIT).
+#[cfg(target_os = "linux")]
+pub fn read_now(file: &File, offset: u64, len: usize) -> Option<Vec<u8>> {
+    let mut buf = vec![0; len];
+    residency::read_now(file, offset, &mut buf).then_some(buf)
+}
+
+/// Elsewhere nobody can tell.
+#[cfg(not(target_os = "linux"))]
+pub fn read_now(_file: &File, _offset: u64, _len: usize) -> Option<Vec<u8>> {
+    None
+}
+
+#[cfg(target_os = "linux")]
+mod residency {
+    use std::fs::File;
+    use std::io::IoSliceMut;
+    use std::ops::Range;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::io::{preadv2, Errno, ReadWriteFlags};
+
+    use super::super::sys;
+
+    /// Whether the kernel is too old for cachestat(2), or forbids it.
+    static NO_CACHESTAT: AtomicBool = AtomicBool::new(false);
+
+    /// One probe in so many bytes, where cachestat(2) is missing.
+    const PROBE: u64 = 64 * 1024;
+
+    pub fn is_cached(file: &File, range: &Range<u64>) -> bool {
+        if range.is_empty() {
+            return true;
+        }
+        if !NO_CACHESTAT.load(Ordering::Relaxed) {
+            let page = rustix::param::page_size() as u64;
+            let pages = (range.end - 1) / page - range.start / page + 1;
+            match sys::cached_pages(file, range.start, range.end - range.start) {
+                Ok(cached) => return cached >= pages,
+                Err(e) => {
+                    if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
+                        NO_CACHESTAT.store(true, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+        probe(file, range)
+    }
+
+    /// Sampled: a page between two probes may be missing.
+    pub fn probe(file: &File, range: &Range<u64>) -> bool {
+        let mut byte = [0];
+        let mut at = range.start;
+        while at < range.end {
+            if !read_now(file, at, &mut byte) {
+                return false;
+            }
+            at += PROBE;
+        }
+        read_now(file, range.end - 1, &mut byte)
+    }
+
+    pub fn read_now(file: &File, offset: u64, buf: &mut [u8]) -> bool {
+        let mut done = 0;
+        while done < buf.len() {
+            let mut slices = [IoSliceMut::new(&mut buf[done..])];
+            let at = offset + done as u64;
+            match preadv2(file, &mut slices, at, ReadWriteFlags::NOWAIT) {
+                Ok(0) => return false,
+                Ok(read) => done += read,
+                Err(Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod residency {
+    pub fn is_cached(_file: &std::fs::File, _range: &std::ops::Range<u64>) -> bool {
+        false
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// A file on a real disk, 4 MiB, of which nothing is in the page cache.
+    fn cold_file() -> File {
+        let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        file.write_all(&vec![7; 4 << 20]).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        super::super::tokio_fs::no_read_ahead(&file);
+        file
+    }
+
+    #[test]
+    fn absent_pages_are_told_from_present_ones() {
+        let file = cold_file();
+        let len = 4 << 20;
+        if residency::is_cached(&file, &(0..len)) {
+            println!("this file system keeps its pages: nothing to tell apart");
+            return;
+        }
+        assert!(read_now(&file, 0, 10).is_none());
+        let mut buf = vec![0; 1 << 20];
+        super::super::tokio_fs::read_exact_at(&file, BLOCK, &mut buf).unwrap();
+        let loaded = BLOCK..2 * BLOCK;
+        assert!(residency::is_cached(&file, &loaded));
+        assert!(residency::probe(&file, &loaded));
+        assert_eq!(read_now(&file, BLOCK, 10).unwrap(), [7; 10]);
+        for range in [0..BLOCK, BLOCK - 1..2 * BLOCK, BLOCK..2 * BLOCK + 1] {
+            assert!(!residency::is_cached(&file, &range), "{range:?}");
+            assert!(!residency::probe(&file, &range), "{range:?}");
+        }
+    }
+
+    #[test]
+    fn blocks_are_aligned() {
+        assert_eq!(block_end(&(0..10)), 10);
+        assert_eq!(block_end(&(0..5 * BLOCK)), BLOCK);
+        assert_eq!(block_end(&(BLOCK + 5..5 * BLOCK)), 2 * BLOCK);
+        assert_eq!(block_end(&(BLOCK - 1..BLOCK)), BLOCK);
+    }
+}

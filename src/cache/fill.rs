@@ -1,0 +1,427 @@
+//! An entry being written, and followed by readers meanwhile.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use log::warn;
+use parking_lot::Mutex;
+use pingora_cache::key::CompactCacheKey;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::body_file::BodyFile;
+use super::format::EntryMeta;
+use super::stats::Cause;
+use super::{DiskCache, EntryId};
+
+/// How many pieces of a body may wait for the disk. Pingora's are of 64 KiB at
+/// most, so this is a megabyte a fill.
+const QUEUE: usize = 16;
+
+/// How far a fill has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes that can be read from the file.
+    pub written: u64,
+    /// Whether more will follow.
+    pub state: State,
+}
+
+/// Whether a fill goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// More may follow.
+    Writing,
+    /// The body is all there.
+    Complete,
+    /// There will not be more, though there should; see [`Fill::broken`].
+    Broken,
+}
+
+/// One entry being written.
+///
+/// The work is done by a task of the cache's own runtime: it goes on when the
+/// request that began it is slow, or dropped after its last byte. Readers follow
+/// [`progress`](Self::progress) and read the same file.
+#[derive(Debug)]
+pub struct Fill {
+    /// Which entry it becomes.
+    pub id: EntryId,
+    /// Its key.
+    pub key: CompactCacheKey,
+    /// Its key in clear text.
+    pub primary_key: Vec<u8>,
+    /// Its length, if the origin told.
+    pub promised: Option<u64>,
+    /// Its body.
+    pub body: Arc<BodyFile>,
+    stored_at: u64,
+    /// Pingora's metadata; a revalidation may replace it.
+    meta: Mutex<Serialized>,
+    progress: watch::Sender<Progress>,
+    broken: OnceLock<(Cause, String)>,
+    /// It must not become an entry: it was purged.
+    void: AtomicBool,
+}
+
+/// [`pingora_cache::CacheMeta::serialize`]: its internal part and the header.
+pub type Serialized = (Vec<u8>, Vec<u8>);
+
+/// What the task is told. When the sender is dropped before it says `Finish`,
+/// the origin has broken off.
+pub enum Piece {
+    /// More of the body.
+    Data(Bytes),
+    /// That was all. The answer comes when all is written, before the commit.
+    Finish(oneshot::Sender<io::Result<u64>>),
+}
+
+/// How a fill is begun.
+pub struct NewFill {
+    /// Which entry it becomes.
+    pub id: EntryId,
+    /// Its key.
+    pub key: CompactCacheKey,
+    /// Its key in clear text.
+    pub primary_key: Vec<u8>,
+    /// Its length, if the origin told.
+    pub promised: Option<u64>,
+    /// Its body file, empty.
+    pub body: Arc<BodyFile>,
+    /// Seconds since 1970.
+    pub stored_at: u64,
+    /// Pingora's metadata.
+    pub meta: Serialized,
+}
+
+impl Fill {
+    /// Begin: readers find it from now on.
+    pub(super) fn begin(
+        cache: &'static DiskCache,
+        new: NewFill,
+    ) -> (Arc<Fill>, mpsc::Sender<Piece>) {
+        let fill = Arc::new(Fill {
+            id: new.id,
+            key: new.key,
+            primary_key: new.primary_key,
+            promised: new.promised,
+            body: new.body,
+            stored_at: new.stored_at,
+            meta: Mutex::new(new.meta),
+            progress: watch::Sender::new(Progress {
+                written: 0,
+                state: State::Writing,
+            }),
+            broken: OnceLock::new(),
+            void: AtomicBool::new(false),
+        });
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        cache.fills().add(&fill);
+        cache.runtime().spawn(run(cache, fill.clone(), receiver));
+        (fill, sender)
+    }
+
+    /// How far it has come, and how to wait for more.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// Why it broke off.
+    pub fn broken(&self) -> String {
+        self.broken.get().map_or_else(
+            || "the fill was given up".to_owned(),
+            |(_, why)| why.clone(),
+        )
+    }
+
+    /// Pingora's metadata.
+    pub fn meta(&self) -> Serialized {
+        self.meta.lock().clone()
+    }
+
+    /// Replace Pingora's metadata.
+    pub fn set_meta(&self, meta: Serialized) {
+        *self.meta.lock() = meta;
+    }
+
+    /// Bytes that it takes, or will.
+    pub fn weight(&self) -> u64 {
+        self.promised
+            .unwrap_or(0)
+            .max(self.progress.borrow().written)
+    }
+
+    fn is_void(&self) -> bool {
+        self.void.load(Ordering::Acquire)
+    }
+
+    fn advance(&self, written: u64, state: State) {
+        self.progress.send_replace(Progress { written, state });
+    }
+}
+
+/// Work a fill off: write what comes, then commit it or clean up.
+async fn run(cache: &'static DiskCache, fill: Arc<Fill>, mut pieces: mpsc::Receiver<Piece>) {
+    let written = write(cache, &fill, &mut pieces).await;
+    drop(pieces);
+    match written {
+        Ok((body_len, body_crc32)) => commit(cache, &fill, body_len, body_crc32).await,
+        Err((cause, why)) => {
+            cache.stats().fill_errors(cause).inc();
+            warn!("cache fill {} is given up: {why}", describe(&fill));
+            let _ = fill.broken.set((cause, why));
+            // Nobody finds it any more before those who did are told.
+            cache.fills().remove(&fill);
+            let written = fill.progress.borrow().written;
+            fill.advance(written, State::Broken);
+            discard(cache, &fill).await;
+        }
+    }
+}
+
+fn describe(fill: &Fill) -> String {
+    format!(
+        "{} of {:?}",
+        fill.id,
+        String::from_utf8_lossy(&fill.primary_key)
+    )
+}
+
+async fn write(
+    cache: &'static DiskCache,
+    fill: &Arc<Fill>,
+    pieces: &mut mpsc::Receiver<Piece>,
+) -> Result<(u64, u32), (Cause, String)> {
+    let mut written = 0;
+    let mut crc = crc32fast::Hasher::new();
+    let mut received = Vec::with_capacity(QUEUE);
+    loop {
+        if pieces.recv_many(&mut received, QUEUE).await == 0 {
+            let why = "the origin's response broke off".to_owned();
+            return Err((Cause::Origin, why));
+        }
+        let mut data = Vec::with_capacity(received.len());
+        let mut len = 0;
+        let mut finish = None;
+        for piece in received.drain(..) {
+            match piece {
+                Piece::Data(piece) => {
+                    crc.update(&piece);
+                    len += piece.len() as u64;
+                    data.push(piece);
+                }
+                Piece::Finish(answer) => finish = Some(answer),
+            }
+        }
+        let end = written + len;
+        let result = if fill.promised.is_some_and(|promised| end > promised) {
+            Err(wrong_length(fill, "more"))
+        } else if end > cache.max_size_bytes() {
+            let why = "it is larger than the whole cache".to_owned();
+            Err((Cause::NoSpace, why))
+        } else if len > 0 {
+            cache.make_room(0);
+            cache
+                .backend()
+                .write(fill.body.file(), written, data)
+                .await
+                .map_err(|e| (Cause::of(&e), format!("writing its body: {e}")))
+        } else {
+            Ok(())
+        };
+        let short = fill.promised.is_some_and(|promised| end < promised);
+        let result = match result {
+            Ok(()) if finish.is_some() && short => Err(wrong_length(fill, "fewer")),
+            result => result,
+        };
+        match (result, finish) {
+            (Ok(()), None) => {
+                written = end;
+                fill.advance(written, State::Writing);
+            }
+            (Ok(()), Some(answer)) => {
+                fill.advance(end, State::Complete);
+                let _ = answer.send(Ok(end));
+                return Ok((end, crc.finalize()));
+            }
+            (Err((cause, why)), answer) => {
+                if let Some(answer) = answer {
+                    let _ = answer.send(Err(io::Error::other(why.clone())));
+                }
+                return Err((cause, why));
+            }
+        }
+    }
+}
+
+fn wrong_length(fill: &Fill, more_or_fewer: &str) -> (Cause, String) {
+    let promised = fill.promised.unwrap_or(0);
+    let why = format!("the body has {more_or_fewer} bytes than its Content-Length, {promised}");
+    (Cause::Origin, why)
+}
+
+async fn commit(cache: &'static DiskCache, fill: &Arc<Fill>, body_len: u64, body_crc32: u32) {
+    if cache.is_banned_fill(fill) {
+        cache.fills().remove(fill);
+        return discard(cache, fill).await;
+    }
+    let (internal, header) = fill.meta();
+    let written = header.clone();
+    let meta = EntryMeta {
+        key: fill.key.clone(),
+        primary_key: fill.primary_key.clone(),
+        generation: fill.id.generation,
+        stored_at: fill.stored_at,
+        body_len,
+        body_crc32,
+        internal,
+        header,
+    };
+    let committed = cache
+        .backend()
+        .commit(fill.id, fill.body.file(), meta.clone())
+        .await;
+    match committed {
+        Ok(()) => {
+            cache.publish(fill, &meta);
+            // A revalidation came between: its metadata goes to the entry.
+            let (internal, header) = fill.meta();
+            if header != written {
+                let meta = EntryMeta {
+                    internal,
+                    header,
+                    ..meta
+                };
+                cache.store_meta(fill.id, meta).await;
+            }
+        }
+        Err(e) => {
+            let cause = Cause::of(&e);
+            cache.stats().fill_errors(cause).inc();
+            warn!(
+                "cache fill {} is given up: committing it: {e}",
+                describe(fill)
+            );
+            cache.fills().remove(fill);
+        }
+    }
+}
+
+async fn discard(cache: &'static DiskCache, fill: &Fill) {
+    if let Err(e) = cache.backend().discard(fill.id).await {
+        warn!("cache fill {}: cannot remove its file: {e}", describe(fill));
+    }
+}
+
+/// The fills in flight.
+#[derive(Debug, Default)]
+pub struct Fills {
+    /// What a lookup asks first.
+    count: AtomicUsize,
+    table: Mutex<Table>,
+    idle: watch::Sender<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// What a lookup finds: the newest of a key that is not void.
+    by_hash: HashMap<[u8; 16], Arc<Fill>>,
+    by_generation: HashMap<u64, Arc<Fill>>,
+}
+
+impl Fills {
+    fn add(&self, fill: &Arc<Fill>) {
+        let mut table = self.table.lock();
+        let newest = table
+            .by_hash
+            .entry(fill.id.hash)
+            .or_insert_with(|| fill.clone());
+        if newest.id.generation < fill.id.generation {
+            *newest = fill.clone();
+        }
+        table.by_generation.insert(fill.id.generation, fill.clone());
+        self.count
+            .store(table.by_generation.len(), Ordering::Release);
+        self.idle.send_replace(table.by_generation.len());
+    }
+
+    /// Let nobody find a fill any more.
+    pub(super) fn remove(&self, fill: &Fill) {
+        self.remove_with(fill, |_| ());
+    }
+
+    /// Let nobody find a fill any more, and in the same instant do what makes
+    /// it findable elsewhere; the closure is told whether it was voided.
+    pub(super) fn remove_with<T>(&self, fill: &Fill, then: impl FnOnce(bool) -> T) -> T {
+        let mut table = self.table.lock();
+        table.by_generation.remove(&fill.id.generation);
+        let current = table.by_hash.get(&fill.id.hash);
+        if current.is_some_and(|current| current.id == fill.id) {
+            table.by_hash.remove(&fill.id.hash);
+        }
+        self.count
+            .store(table.by_generation.len(), Ordering::Release);
+        let result = then(fill.is_void());
+        self.idle.send_replace(table.by_generation.len());
+        result
+    }
+
+    /// The fill that a reader of this key follows.
+    pub fn get(&self, hash: &[u8; 16]) -> Option<Arc<Fill>> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.table.lock().by_hash.get(hash).cloned()
+    }
+
+    /// This very fill, even if it was purged.
+    pub fn by_generation(&self, generation: u64) -> Option<Arc<Fill>> {
+        self.table.lock().by_generation.get(&generation).cloned()
+    }
+
+    /// Keep the fills that `matches` from becoming entries, and from being
+    /// found; who reads one already may go on. Returns how many there are.
+    pub fn void(&self, matches: impl Fn(&Fill) -> bool) -> usize {
+        let mut table = self.table.lock();
+        let mut voided = 0;
+        for fill in table.by_generation.values() {
+            if matches(fill) && !fill.void.swap(true, Ordering::AcqRel) {
+                voided += 1;
+            }
+        }
+        table.by_hash.retain(|_, fill| !fill.is_void());
+        voided
+    }
+
+    /// The lowest generation of all.
+    pub fn oldest_generation(&self) -> Option<u64> {
+        self.table.lock().by_generation.keys().min().copied()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes that they take, or will.
+    pub fn bytes(&self) -> u64 {
+        if self.is_empty() {
+            return 0;
+        }
+        let table = self.table.lock();
+        table.by_generation.values().map(|fill| fill.weight()).sum()
+    }
+
+    /// Wait until there are none.
+    pub async fn wait_idle(&self) {
+        let mut idle = self.idle.subscribe();
+        let _ = idle.wait_for(|count| *count == 0).await;
+    }
+}

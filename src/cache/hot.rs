@@ -1,0 +1,211 @@
+//! What is kept of entries that are in use: bodies in memory, open files.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quick_cache::sync::Cache;
+use quick_cache::Weighter;
+
+use super::body_file::BodyFile;
+use super::format::EntryMeta;
+use super::EntryId;
+
+/// The body of an entry that is ready to be served.
+#[derive(Debug, Clone)]
+pub enum HotBody {
+    /// The whole of it.
+    Memory(Bytes),
+    /// Its open file.
+    File(Arc<BodyFile>),
+}
+
+/// An entry that was opened and checked.
+#[derive(Debug, Clone)]
+pub struct HotEntry {
+    /// Which entry.
+    pub id: EntryId,
+    /// What its metadata file says.
+    pub meta: Arc<EntryMeta>,
+    /// Its body.
+    pub body: HotBody,
+}
+
+impl HotEntry {
+    /// Bytes of memory that it takes.
+    fn memory(&self) -> u64 {
+        let body = match &self.body {
+            HotBody::Memory(body) => body.len(),
+            HotBody::File(_) => 0,
+        };
+        size_of::<HotEntry>() as u64 + self.meta.encoded_len() + body as u64
+    }
+}
+
+/// Metadata longer than this is not kept with an open file, so that a number of
+/// files is a number of bytes too.
+const MAX_META_KEPT: u64 = 64 * 1024;
+
+#[derive(Clone)]
+struct ByMemory;
+
+impl Weighter<EntryId, HotEntry> for ByMemory {
+    fn weight(&self, _: &EntryId, entry: &HotEntry) -> u64 {
+        entry.memory()
+    }
+}
+
+/// Two bounded tiers: small bodies in memory, and open files of the others.
+pub struct Hot {
+    memory: Option<Cache<EntryId, HotEntry, ByMemory>>,
+    files: Option<Cache<EntryId, HotEntry>>,
+}
+
+/// Entries that a tier is laid out for; it grows and shrinks with their size.
+fn expected(memory_bytes: u64) -> usize {
+    (memory_bytes / 8192).clamp(16, 1 << 20) as usize
+}
+
+impl Hot {
+    /// Keep bodies in so many bytes, and so many files open. 0: none.
+    pub fn new(memory_bytes: u64, max_open_files: usize) -> Self {
+        Hot {
+            memory: (memory_bytes > 0)
+                .then(|| Cache::with_weighter(expected(memory_bytes), memory_bytes, ByMemory)),
+            files: (max_open_files > 0).then(|| Cache::new(max_open_files)),
+        }
+    }
+
+    /// Whether there is a tier for small bodies.
+    pub fn keeps_bodies(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    /// An entry, if it is in use.
+    pub fn get(&self, id: &EntryId) -> Option<HotEntry> {
+        let memory = self.memory.as_ref().and_then(|tier| tier.get(id));
+        memory.or_else(|| self.files.as_ref().and_then(|tier| tier.get(id)))
+    }
+
+    /// Keep an entry, unless it is kept already.
+    pub fn keep(&self, entry: &HotEntry) {
+        if self.get(&entry.id).is_none() {
+            self.replace(entry.clone());
+        }
+    }
+
+    /// Keep an entry, also in place of what is kept of it.
+    pub fn replace(&self, entry: HotEntry) {
+        match (&entry.body, &self.memory, &self.files) {
+            (HotBody::Memory(_), Some(memory), _) => memory.insert(entry.id, entry),
+            (HotBody::File(_), _, Some(files)) if entry.meta.encoded_len() <= MAX_META_KEPT => {
+                files.insert(entry.id, entry);
+            }
+            _ => self.forget(&entry.id),
+        }
+    }
+
+    /// Drop what is kept of an entry.
+    pub fn forget(&self, id: &EntryId) {
+        if let Some(memory) = &self.memory {
+            memory.remove(id);
+        }
+        if let Some(files) = &self.files {
+            files.remove(id);
+        }
+    }
+
+    /// Close all files that nobody is being sent.
+    pub fn close_files(&self) {
+        if let Some(files) = &self.files {
+            files.clear();
+        }
+    }
+
+    /// Bytes in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory.as_ref().map_or(0, Cache::weight)
+    }
+
+    /// Files that are kept open.
+    pub fn open_files(&self) -> usize {
+        self.files.as_ref().map_or(0, Cache::len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pingora_cache::key::CompactCacheKey;
+
+    fn entry(number: u64, body: HotBody) -> HotEntry {
+        let mut hash = [0; 16];
+        hash[..8].copy_from_slice(&number.to_le_bytes());
+        HotEntry {
+            id: EntryId {
+                hash,
+                generation: 1,
+            },
+            meta: Arc::new(EntryMeta {
+                key: CompactCacheKey::default(),
+                primary_key: vec![],
+                generation: 1,
+                stored_at: 0,
+                body_len: 0,
+                body_crc32: 0,
+                internal: vec![0; 20],
+                header: vec![0; 100],
+            }),
+            body,
+        }
+    }
+
+    fn file() -> HotBody {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        HotBody::File(Arc::new(BodyFile::new(Arc::new(file))))
+    }
+
+    #[test]
+    fn memory_is_bounded_by_bytes() {
+        let hot = Hot::new(1_000_000, 10);
+        for number in 0..1000 {
+            hot.keep(&entry(number, HotBody::Memory(vec![0; 10_000].into())));
+            assert!(hot.memory_bytes() <= 1_000_000);
+        }
+        assert!(hot.memory_bytes() > 500_000);
+        assert_eq!(hot.open_files(), 0);
+    }
+
+    #[test]
+    fn open_files_are_bounded_by_number() {
+        let hot = Hot::new(0, 10);
+        for number in 0..1000 {
+            hot.keep(&entry(number, file()));
+            assert!(hot.open_files() <= 10);
+        }
+        hot.close_files();
+        assert_eq!(hot.open_files(), 0);
+        hot.keep(&entry(1, HotBody::Memory(Bytes::new())));
+        assert!(hot.get(&entry(1, file()).id).is_none(), "no memory tier");
+    }
+
+    #[test]
+    fn what_is_kept_can_be_replaced_and_forgotten() {
+        let hot = Hot::new(1_000_000, 10);
+        for body in [HotBody::Memory(Bytes::from_static(b"x")), file()] {
+            let mut entry = entry(1, body);
+            hot.keep(&entry);
+            let header = |hot: &Hot| hot.get(&entry.id).map(|kept| kept.meta.header.len());
+            assert_eq!(header(&hot), Some(100));
+            entry.meta = Arc::new(EntryMeta {
+                header: vec![0; 7],
+                ..(*entry.meta).clone()
+            });
+            hot.keep(&entry);
+            assert_eq!(header(&hot), Some(100), "the first stays");
+            hot.replace(entry.clone());
+            assert_eq!(header(&hot), Some(7));
+            hot.forget(&entry.id);
+            assert_eq!(header(&hot), None);
+        }
+    }
+}
