@@ -4,14 +4,16 @@ use std::sync::LazyLock;
 
 use async_trait::async_trait;
 use http::{Response, StatusCode};
+use parking_lot::Mutex;
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 use prometheus::{
-    register_int_counter, register_int_counter_vec, register_int_gauge, Encoder, IntCounter,
-    IntCounterVec, IntGauge, TextEncoder,
+    register_gauge, register_int_counter, register_int_counter_vec, register_int_gauge, Encoder,
+    Gauge, IntCounter, IntCounterVec, IntGauge, TextEncoder,
 };
 
-use crate::cache::DiskCache;
+use crate::cache::stats::Counter;
+use crate::cache::{Cause, DiskCache, Eviction};
 
 /// The counters and gauges.
 pub struct Metrics {
@@ -29,8 +31,163 @@ pub struct Metrics {
     pub body_bytes: IntCounter,
     /// Responses that broke off or failed, by who is to blame.
     pub errors: IntCounterVec,
+    /// What the disk cache counts itself, as of the last exposition.
+    cache: Mutex<CacheMetrics>,
+}
+
+/// Copies of what the disk cache knows.
+struct CacheMetrics {
     entries: IntGauge,
     size_bytes: IntGauge,
+    fills_in_flight: IntGauge,
+    memory_bytes: IntGauge,
+    open_files: IntGauge,
+    bans: IntGauge,
+    writable: IntGauge,
+    load_progress: Gauge,
+    evictions: IntCounterVec,
+    fill_errors: IntCounterVec,
+    read_errors: IntCounterVec,
+    scrubbed: IntCounterVec,
+    scrubbed_bytes: IntCounter,
+    fills: IntCounter,
+    fill_followers: IntCounter,
+    cold_sends: IntCounter,
+    memory_hits: IntCounter,
+    descriptor_hits: IntCounter,
+    opens: IntCounter,
+    not_admitted: IntCounter,
+}
+
+// === impl CacheMetrics ===
+
+impl CacheMetrics {
+    fn register() -> prometheus::Result<Self> {
+        Ok(CacheMetrics {
+            entries: register_int_gauge!("cache_entries", "Entries in the disk cache")?,
+            size_bytes: register_int_gauge!(
+                "cache_size_bytes",
+                "Bytes that the disk cache takes: bodies, metadata, and fills in flight"
+            )?,
+            fills_in_flight: register_int_gauge!(
+                "cache_fills_in_flight",
+                "Entries that are being written"
+            )?,
+            memory_bytes: register_int_gauge!(
+                "cache_memory_bytes",
+                "Memory that bodies of small entries take"
+            )?,
+            open_files: register_int_gauge!(
+                "cache_open_files",
+                "Files of entries in use that are kept open"
+            )?,
+            bans: register_int_gauge!(
+                "cache_bans",
+                "Purges in force whose entries have not all been removed yet"
+            )?,
+            writable: register_int_gauge!(
+                "cache_writable",
+                "1 if this process writes to the cache folder, 0 while its predecessor does"
+            )?,
+            load_progress: register_gauge!(
+                "cache_load_progress_ratio",
+                "How far the entries of earlier runs are known, from 0 to 1"
+            )?,
+            evictions: register_int_counter_vec!(
+                "cache_evictions_total",
+                "Entries that left the disk cache, by reason",
+                &["reason"]
+            )?,
+            fill_errors: register_int_counter_vec!(
+                "cache_fill_errors_total",
+                "Responses that should have been stored and were not, by cause",
+                &["cause"]
+            )?,
+            read_errors: register_int_counter_vec!(
+                "cache_read_errors_total",
+                "Entries that could not be read, or have their metadata updated, by cause",
+                &["cause"]
+            )?,
+            scrubbed: register_int_counter_vec!(
+                "cache_scrubbed_total",
+                "Entries whose checksum was compared in the background, by result",
+                &["result"]
+            )?,
+            scrubbed_bytes: register_int_counter!(
+                "cache_scrubbed_bytes_total",
+                "Bytes read in the background to find damage"
+            )?,
+            fills: register_int_counter!("cache_fills_total", "Entries that were written")?,
+            fill_followers: register_int_counter!(
+                "cache_fill_followers_total",
+                "Lookups, also of the first client, that found an entry being written"
+            )?,
+            cold_sends: register_int_counter!(
+                "cache_cold_sends_total",
+                "Parts of bodies that had to be read from the disk before they were sent"
+            )?,
+            memory_hits: register_int_counter!(
+                "cache_memory_hits_total",
+                "Lookups that found the body in memory"
+            )?,
+            descriptor_hits: register_int_counter!(
+                "cache_descriptor_hits_total",
+                "Lookups that found the body's file open"
+            )?,
+            opens: register_int_counter!(
+                "cache_opens_total",
+                "Lookups that had to open an entry's files"
+            )?,
+            not_admitted: register_int_counter!(
+                "cache_not_admitted_total",
+                "Misses not stored because the object was not asked for often enough"
+            )?,
+        })
+    }
+
+    /// Take over what the cache has counted since.
+    fn update(&self, cache: &DiskCache) {
+        fn catch_up(metric: &IntCounter, counter: &Counter) {
+            metric.inc_by(counter.get().saturating_sub(metric.get()));
+        }
+        let stats = cache.stats();
+        self.entries.set(cache.entries() as i64);
+        self.size_bytes.set(cache.size_bytes() as i64);
+        self.fills_in_flight.set(cache.fills_in_flight() as i64);
+        self.memory_bytes.set(cache.memory_bytes() as i64);
+        self.open_files.set(cache.open_files() as i64);
+        self.bans.set(cache.bans() as i64);
+        self.writable.set(i64::from(cache.is_writable()));
+        self.load_progress.set(cache.load_progress().ratio());
+        for reason in Eviction::ALL {
+            let metric = self.evictions.with_label_values(&[reason.label()]);
+            catch_up(&metric, stats.evictions(reason));
+        }
+        for cause in Cause::ALL {
+            let metric = self.fill_errors.with_label_values(&[cause.label()]);
+            catch_up(&metric, stats.fill_errors(cause));
+            let metric = self.read_errors.with_label_values(&[cause.label()]);
+            catch_up(&metric, stats.read_errors(cause));
+        }
+        for (result, counter) in [
+            ("ok", &stats.scrubbed_ok),
+            ("damaged", &stats.scrubbed_damaged),
+        ] {
+            catch_up(&self.scrubbed.with_label_values(&[result]), counter);
+        }
+        for (metric, counter) in [
+            (&self.scrubbed_bytes, &stats.scrubbed_bytes),
+            (&self.fills, &stats.fills),
+            (&self.fill_followers, &stats.fill_followers),
+            (&self.cold_sends, &stats.cold_sends),
+            (&self.memory_hits, &stats.memory_hits),
+            (&self.descriptor_hits, &stats.descriptor_hits),
+            (&self.opens, &stats.opens),
+            (&self.not_admitted, &stats.not_admitted),
+        ] {
+            catch_up(metric, counter);
+        }
+    }
 }
 
 /// The metrics of this process.
@@ -71,12 +228,7 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             &["source"]
         )
         .expect(UNIQUE),
-        entries: register_int_gauge!("cache_entries", "Entries in the disk cache").expect(UNIQUE),
-        size_bytes: register_int_gauge!(
-            "cache_size_bytes",
-            "Bytes that the disk cache takes, bodies and metadata"
-        )
-        .expect(UNIQUE),
+        cache: Mutex::new(CacheMetrics::register().expect(UNIQUE)),
     };
     for source in ["downstream", "upstream", "internal", "unset"] {
         metrics.errors.with_label_values(&[source]);
@@ -98,8 +250,7 @@ impl MetricsApp {
 
     fn exposition(&self) -> Vec<u8> {
         if let Some(cache) = self.cache {
-            METRICS.entries.set(cache.entries() as i64);
-            METRICS.size_bytes.set(cache.size_bytes() as i64);
+            METRICS.cache.lock().update(cache);
         }
         let mut text = Vec::new();
         if let Err(e) = TextEncoder::new().encode(&prometheus::gather(), &mut text) {

@@ -57,6 +57,10 @@ const BLOCKING_THREADS: usize = 256;
 /// Longest body whose space is reserved without asking how much there is.
 const UNCHECKED_RESERVATION: u64 = 1 << 20;
 
+/// How much of a body is read when an entry is opened, if it has to come from
+/// the disk, in bytes.
+const FIRST_READ: u64 = 16 * 1024;
+
 /// How the files are accessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BackendChoice {
@@ -477,17 +481,31 @@ impl DiskCache {
     }
 
     /// Evict until the entries, the fills in flight and `extra` bytes more are
-    /// within the limit.
+    /// within the limit. May take long: a large object can be in the place of a
+    /// hundred thousand small ones.
     pub(super) fn make_room(&self, extra: u64) {
-        // Till all are known, their order is not.
-        if !self.loaded.is_complete() || !self.is_writable() {
-            return;
-        }
-        while self.size_bytes().saturating_add(extra) > self.max_size_bytes {
+        while self.needs_room(extra) {
             let Some(oldest) = self.index.oldest() else {
                 return;
             };
             self.evict(oldest.id, Eviction::Size);
+        }
+    }
+
+    fn needs_room(&self, extra: u64) -> bool {
+        // Till all are known, their order is not.
+        self.loaded.is_complete()
+            && self.is_writable()
+            && self.size_bytes().saturating_add(extra) > self.max_size_bytes
+    }
+
+    /// [`make_room`](Self::make_room), not on the thread of the caller.
+    pub(super) async fn room_made(&'static self, extra: u64) {
+        if self.needs_room(extra) {
+            let made = self.runtime.spawn_blocking(move || self.make_room(extra));
+            if let Err(e) = made.await {
+                warn!("cannot make room in the cache: {e}");
+            }
         }
     }
 
@@ -544,16 +562,19 @@ impl DiskCache {
     }
 
     /// Make a committed fill the current entry of its key, unless it was purged
-    /// meanwhile.
-    pub(super) fn publish(&self, fill: &Fill, meta: &EntryMeta) {
+    /// meanwhile. `false`: its metadata is not `meta` any more.
+    pub(super) fn publish(&self, fill: &Fill, meta: &EntryMeta) -> bool {
         let entry = Indexed {
             id: fill.id,
             weight: meta.weight(),
             used: self.clock.now(),
         };
-        let inserted = self.fills.remove_with(fill, |void| {
+        let published = self.fills.publish(fill, meta, |void| {
             (!void && !self.is_banned_fill(fill)).then(|| self.index.insert(entry))
         });
+        let Some(inserted) = published else {
+            return false;
+        };
         match inserted {
             Some(Inserted::New | Inserted::Known) => self.stats.fills.inc(),
             Some(Inserted::Replaced(older)) => {
@@ -564,7 +585,7 @@ impl DiskCache {
             }
             Some(Inserted::Outdated) | None => self.remove_files(fill.id),
         }
-        self.make_room(0);
+        true
     }
 
     /// Replace the metadata of an entry. Whether it is still current.
@@ -590,7 +611,7 @@ impl DiskCache {
 
     /// An entry, from memory or opened. One that is damaged is dropped, and as
     /// good as none.
-    async fn open_entry(&self, indexed: Indexed) -> Option<HotEntry> {
+    async fn open_entry(&'static self, indexed: Indexed) -> Option<HotEntry> {
         let id = indexed.id;
         if let Some(entry) = self.hot.get(&id) {
             match &entry.body {
@@ -623,7 +644,19 @@ impl DiskCache {
                     Some(body) if self.hot.keeps_bodies() || meta.body_len == 0 => {
                         HotBody::Memory(body)
                     }
-                    _ => HotBody::File(Arc::new(BodyFile::new(body))),
+                    _ => {
+                        let body = Arc::new(BodyFile::new(body));
+                        // A disk that fails is noticed while the origin can
+                        // still answer in its place.
+                        let start = 0..meta.body_len.min(FIRST_READ);
+                        if !body.is_resident(&start) {
+                            if let Err(e) = body.load(self, &start).await {
+                                self.drop_damaged(id, &e);
+                                return None;
+                            }
+                        }
+                        HotBody::File(body)
+                    }
                 };
                 let entry = HotEntry {
                     id,
@@ -663,7 +696,7 @@ impl DiskCache {
     }
 
     /// What is stored for a key: entry and metadata.
-    async fn find(&self, key: &CacheKey) -> Option<(CacheMeta, HotEntry)> {
+    async fn find(&'static self, key: &CacheKey) -> Option<(CacheMeta, HotEntry)> {
         let hash = key.combined_bin();
         let indexed = self.index.touch(&hash, self.clock.now())?;
         let primary = key.primary_bin();
@@ -840,7 +873,7 @@ fn highest_epoch_on_disk(layout: &Layout, last: u32) -> u32 {
 
 #[async_trait]
 impl SendfileCapable for DiskCache {
-    async fn get_sendfile(&self, key: &CacheKey) -> Result<Option<SendfileResponse>> {
+    async fn get_sendfile(&'static self, key: &CacheKey) -> Result<Option<SendfileResponse>> {
         let Some((meta, entry)) = self.find(key).await else {
             return Ok(None);
         };
@@ -928,7 +961,7 @@ impl Storage for DiskCache {
                 format!("cache entry {id}: the fills in flight would be larger than the cache"),
             );
         }
-        self.make_room(promised.unwrap_or(0));
+        self.room_made(promised.unwrap_or(0)).await;
         let file = self
             .create(id, promised)
             .await
@@ -992,11 +1025,11 @@ impl Storage for DiskCache {
         _trace: &SpanHandle,
     ) -> Result<bool> {
         let hash = key.combined_bin();
-        let (internal, header) = meta.serialize()?;
-        if let Some(fill) = self.fills.get(&hash) {
-            fill.set_meta((internal, header));
+        let serialized = meta.serialize()?;
+        if self.fills.set_meta(&hash, &serialized) {
             return Ok(true);
         }
+        let (internal, header) = serialized;
         if !self.is_writable() {
             return Ok(false);
         }

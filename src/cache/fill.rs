@@ -141,11 +141,6 @@ impl Fill {
         self.meta.lock().clone()
     }
 
-    /// Replace Pingora's metadata.
-    pub fn set_meta(&self, meta: Serialized) {
-        *self.meta.lock() = meta;
-    }
-
     /// Bytes that it takes, or will.
     pub fn weight(&self) -> u64 {
         self.promised
@@ -222,7 +217,7 @@ async fn write(
             let why = "it is larger than the whole cache".to_owned();
             Err((Cause::NoSpace, why))
         } else if len > 0 {
-            cache.make_room(0);
+            cache.room_made(0).await;
             cache
                 .backend()
                 .write(fill.body.file(), written, data)
@@ -268,8 +263,7 @@ async fn commit(cache: &'static DiskCache, fill: &Arc<Fill>, body_len: u64, body
         return discard(cache, fill).await;
     }
     let (internal, header) = fill.meta();
-    let written = header.clone();
-    let meta = EntryMeta {
+    let mut meta = EntryMeta {
         key: fill.key.clone(),
         primary_key: fill.primary_key.clone(),
         generation: fill.id.generation,
@@ -279,34 +273,27 @@ async fn commit(cache: &'static DiskCache, fill: &Arc<Fill>, body_len: u64, body
         internal,
         header,
     };
-    let committed = cache
-        .backend()
+    let backend = cache.backend();
+    let mut committed = backend
         .commit(fill.id, fill.body.file(), meta.clone())
         .await;
-    match committed {
-        Ok(()) => {
-            cache.publish(fill, &meta);
-            // A revalidation came between: its metadata goes to the entry.
-            let (internal, header) = fill.meta();
-            if header != written {
-                let meta = EntryMeta {
-                    internal,
-                    header,
-                    ..meta
-                };
-                cache.store_meta(fill.id, meta).await;
-            }
-        }
-        Err(e) => {
-            let cause = Cause::of(&e);
-            cache.stats().fill_errors(cause).inc();
-            warn!(
-                "cache fill {} is given up: committing it: {e}",
-                describe(fill)
-            );
-            cache.fills().remove(fill);
+    while committed.is_ok() && !cache.publish(fill, &meta) {
+        // A revalidation came between: the entry has its metadata from the start.
+        (meta.internal, meta.header) = fill.meta();
+        committed = backend.write_meta(fill.id, meta.clone()).await;
+        if committed.is_err() {
+            cache.remove_files(fill.id);
         }
     }
+    if let Err(e) = committed {
+        cache.stats().fill_errors(Cause::of(&e)).inc();
+        warn!(
+            "cache fill {} is given up: committing it: {e}",
+            describe(fill)
+        );
+        cache.fills().remove(fill);
+    }
+    cache.room_made(0).await;
 }
 
 async fn discard(cache: &'static DiskCache, fill: &Fill) {
@@ -331,6 +318,20 @@ struct Table {
     by_generation: HashMap<u64, Arc<Fill>>,
 }
 
+impl Table {
+    fn remove(&mut self, fills: &Fills, fill: &Fill) {
+        self.by_generation.remove(&fill.id.generation);
+        let current = self.by_hash.get(&fill.id.hash);
+        if current.is_some_and(|current| current.id == fill.id) {
+            self.by_hash.remove(&fill.id.hash);
+        }
+        fills
+            .count
+            .store(self.by_generation.len(), Ordering::Release);
+        fills.idle.send_replace(self.by_generation.len());
+    }
+}
+
 impl Fills {
     fn add(&self, fill: &Arc<Fill>) {
         let mut table = self.table.lock();
@@ -349,23 +350,30 @@ impl Fills {
 
     /// Let nobody find a fill any more.
     pub(super) fn remove(&self, fill: &Fill) {
-        self.remove_with(fill, |_| ());
+        self.table.lock().remove(self, fill);
     }
 
     /// Let nobody find a fill any more, and in the same instant do what makes
-    /// it findable elsewhere; the closure is told whether it was voided.
-    pub(super) fn remove_with<T>(&self, fill: &Fill, then: impl FnOnce(bool) -> T) -> T {
+    /// it findable elsewhere; the closure is told whether it was voided. `None`,
+    /// and nothing is done, if its metadata is not `meta` any more.
+    pub(super) fn publish<T>(
+        &self,
+        fill: &Fill,
+        meta: &EntryMeta,
+        then: impl FnOnce(bool) -> T,
+    ) -> Option<T> {
         let mut table = self.table.lock();
-        table.by_generation.remove(&fill.id.generation);
-        let current = table.by_hash.get(&fill.id.hash);
-        if current.is_some_and(|current| current.id == fill.id) {
-            table.by_hash.remove(&fill.id.hash);
+        {
+            let (internal, header) = &*fill.meta.lock();
+            if *internal != meta.internal || *header != meta.header {
+                return None;
+            }
         }
-        self.count
-            .store(table.by_generation.len(), Ordering::Release);
+        // First there, then not here: a lookup asks here first, and takes no
+        // lock if nothing is here.
         let result = then(fill.is_void());
-        self.idle.send_replace(table.by_generation.len());
-        result
+        table.remove(self, fill);
+        Some(result)
     }
 
     /// The fill that a reader of this key follows.
@@ -374,6 +382,18 @@ impl Fills {
             return None;
         }
         self.table.lock().by_hash.get(hash).cloned()
+    }
+
+    /// Replace Pingora's metadata of the fill that a reader of this key follows.
+    /// Whether there is one; it has not been published then, and will be with
+    /// this metadata.
+    pub fn set_meta(&self, hash: &[u8; 16], meta: &Serialized) -> bool {
+        let table = self.table.lock();
+        let fill = table.by_hash.get(hash);
+        if let Some(fill) = fill {
+            *fill.meta.lock() = meta.clone();
+        }
+        fill.is_some()
     }
 
     /// This very fill, even if it was purged.

@@ -55,7 +55,7 @@ pub trait SendfileCapable {
     ///
     /// `Ok(None)`: no such entry, or [`SendfileConfig`] says to copy it.
     /// Freshness is for the caller to judge.
-    async fn get_sendfile(&self, key: &CacheKey) -> Result<Option<SendfileResponse>>;
+    async fn get_sendfile(&'static self, key: &CacheKey) -> Result<Option<SendfileResponse>>;
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use http::header::{self, HeaderName};
 use http::{Method, StatusCode, Version};
 use log::warn;
 use pingora_cache::lock::{CacheKeyLockImpl, CacheLock};
-use pingora_cache::{CacheKey, CachePhase, RespCacheable};
+use pingora_cache::{CacheKey, CacheMeta, CachePhase, ForcedFreshness, HitHandler, RespCacheable};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -19,7 +19,7 @@ use pingora_proxy::{range_header_filter, ProxyHttp, RangeType, Session};
 use super::errors;
 use crate::cache::DiskCache;
 use crate::config::Config;
-use crate::http::{storable, DefaultTtl};
+use crate::http::{is_from_the_future, storable, DefaultTtl};
 use crate::metrics::METRICS;
 use crate::s3::{ObjectKey, Origin, OriginError, RouteError, Router};
 
@@ -209,6 +209,17 @@ impl ProxyHttp for S3ProxyHttp {
         _ctx: &mut Self::CTX,
     ) -> Result<RespCacheable> {
         Ok(storable(response, self.default_ttl))
+    }
+
+    async fn cache_hit_filter(
+        &self,
+        _session: &mut Session,
+        meta: &CacheMeta,
+        _hit_handler: &mut HitHandler,
+        _is_fresh: bool,
+        _ctx: &mut Self::CTX,
+    ) -> Result<Option<ForcedFreshness>> {
+        Ok(is_from_the_future(meta, SystemTime::now()).then_some(ForcedFreshness::ForceExpired))
     }
 
     async fn upstream_peer(
