@@ -9,6 +9,7 @@
 
 mod config;
 mod content;
+pub mod fuse;
 mod gate;
 mod head;
 mod http;
@@ -20,6 +21,7 @@ mod wait;
 
 pub use config::{Bucket, ProxyBuilder};
 pub use content::{pattern, sha256, Pattern};
+pub use fuse::{FaultyDisk, Op};
 pub use gate::Gate;
 pub use head::Headers;
 pub use http::{encode_key, get, head, request, Connection, Incoming, Response, Transfer};
