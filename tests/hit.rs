@@ -407,6 +407,16 @@ fn an_object_that_the_origin_lacks_is_not_found() {
 }
 
 #[test]
+fn an_error_of_the_origin_without_a_body_has_none_here() {
+    let origin = Origin::start(|_| Reply::status(503));
+    let proxy = proxy(&origin).start();
+    let response = proxy.get("/assets/object");
+    assert_eq!(response.status, 503);
+    assert!(response.complete);
+    assert_eq!(response.body, b"");
+}
+
+#[test]
 fn concurrent_misses_for_a_key_make_one_origin_request() {
     const CLIENTS: usize = 20;
     const LEN: u64 = 1_000_000;

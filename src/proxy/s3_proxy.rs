@@ -297,7 +297,16 @@ impl ProxyHttp for S3ProxyHttp {
                 );
             }
         }
-        let body = errors::body(response.status);
+        // Where the origin sends no body, Pingora asks for none to send on.
+        let is_empty = response
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .is_some_and(|len| len == "0");
+        let body = if is_empty {
+            Bytes::new()
+        } else {
+            errors::body(response.status)
+        };
         errors::describe(response, &body)?;
         ctx.replaces_body = true;
         ctx.error_body = (session.req_header().method != Method::HEAD).then_some(body);
