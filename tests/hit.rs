@@ -417,6 +417,36 @@ fn an_error_of_the_origin_without_a_body_has_none_here() {
 }
 
 #[test]
+fn a_request_sent_before_the_last_response_has_ended_is_answered() {
+    const LEN: u64 = 100_000;
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |request| match request.path() {
+            "/bucket/1" => Reply::pattern(1, LEN).hold_at(LEN / 2, &gate),
+            _ => Reply::pattern(2, LEN),
+        }
+    });
+    let proxy = proxy(&origin).start();
+    let mut connection = Connection::open(proxy.addr());
+    connection.send("GET", "/assets/1", &[]).expect("send");
+    gate.wait_for_arrivals(1);
+    connection.send("GET", "/assets/2", &[]).expect("send");
+    // The proxy gives no signal that it has read the second request.
+    thread::sleep(Duration::from_millis(200));
+    gate.open();
+    for seed in [1, 2] {
+        let path = format!("/assets/{seed}");
+        let received = connection
+            .receive("GET", &path)
+            .check(Pattern::new(seed), 0);
+        assert!(received.complete);
+        assert_eq!(received.len, LEN);
+    }
+    assert_eq!(proxy.metric("response_errors_total"), 0);
+}
+
+#[test]
 fn concurrent_misses_for_a_key_make_one_origin_request() {
     const CLIENTS: usize = 20;
     const LEN: u64 = 1_000_000;

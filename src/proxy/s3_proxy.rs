@@ -163,6 +163,9 @@ impl ProxyHttp for S3ProxyHttp {
         session.set_min_send_rate(self.min_send_rate);
         // A client that reads slowly shall not slow the fill that others follow.
         session.set_proxy_tasks_enabled(true);
+        // A client has its response before the fill behind it is finished, and
+        // may ask for more. Without this, Pingora would cut it off.
+        session.set_pipelining_enabled(true);
         if !matches!(session.req_header().method, Method::GET | Method::HEAD) {
             errors::respond(session, StatusCode::METHOD_NOT_ALLOWED, None).await?;
             return Ok(true);
