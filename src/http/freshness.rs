@@ -11,9 +11,10 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 ///
 /// The clock was wrong then, or is now; either way the time for which the
 /// response is fresh (RFC 9111 §4.2) was counted from a wrong start, and could
-/// last for years. Its age is unknown, so it has to be validated.
+/// last for years. Its age is unknown, so it has to be validated. That sets
+/// when it was updated; when it was created stays as it is.
 pub fn is_from_the_future(meta: &CacheMeta, now: SystemTime) -> bool {
-    meta.updated().max(meta.created()) > now + CLOCK_TOLERANCE
+    meta.updated() > now + CLOCK_TOLERANCE
 }
 
 #[cfg(test)]
