@@ -198,13 +198,13 @@ impl DiskCache {
             .build()?;
         let backend = backend(config.backend, path, runtime.handle())
             .map_err(|e| in_folder(path, "create folders", e))?;
+        let bans = Bans::load(path, lock.is_some())
+            .map_err(|e| in_folder(path, "read the ban list", e))?;
         let first_generation = match &lock {
-            Some(_) => next_epoch(path, backend.layout())
+            Some(_) => next_epoch(path, backend.layout(), bans.newest())
                 .map_err(|e| in_folder(path, "write to the cache folder", e))?,
             None => 0,
         };
-        let bans = Bans::load(path, lock.is_some())
-            .map_err(|e| in_folder(path, "read the ban list", e))?;
         let (removals, removed) = mpsc::unbounded_channel();
         let writable = lock.is_some();
         let cache: &'static DiskCache = Box::leak(Box::new(DiskCache {
@@ -263,8 +263,8 @@ impl DiskCache {
             self.path.display()
         );
         let taken = wait_for_lock(&self.path).and_then(|lock| {
-            let first = next_epoch(&self.path, self.backend.layout())?;
             self.bans.reload()?;
+            let first = next_epoch(&self.path, self.backend.layout(), self.bans.newest())?;
             Ok((lock, first))
         });
         match taken {
@@ -841,34 +841,37 @@ fn open_files_limit() -> usize {
 }
 
 /// The first generation of this run: greater than any of an earlier run, however
-/// the clock jumps.
-fn next_epoch(path: &Path, layout: &Layout) -> io::Result<u64> {
+/// the clock jumps. `newest_ban` is the highest that a ban speaks of.
+fn next_epoch(path: &Path, layout: &Layout, newest_ban: u64) -> io::Result<u64> {
     let file = path.join("epoch");
-    let last = match fs::read_to_string(&file) {
-        Ok(text) => text.trim().parse().unwrap_or(0),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
-        Err(e) if e.kind() == io::ErrorKind::InvalidData => 0,
+    let last = match fs::read(&file) {
+        Ok(text) => parse_epoch(&text),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => return Err(e),
     };
-    // A damaged file would start over; the generations on disk still tell.
-    let found = highest_epoch_on_disk(layout, last);
-    let epoch: u32 = found.checked_add(1).ok_or_else(|| {
+    // Without it, the generations on disk still tell, and those of the bans.
+    let last = last
+        .unwrap_or_else(|| load::generations(layout).map(epoch_of).max().unwrap_or(0))
+        .max(epoch_of(newest_ban));
+    let epoch = last.checked_add(1).ok_or_else(|| {
         io::Error::other("the cache has been opened 2^32 times; delete the folder")
     })?;
     let temporary = path.join("epoch.tmp");
-    fs::write(&temporary, format!("{epoch}\n"))?;
+    fs::write(&temporary, format!("{epoch} {epoch}\n"))?;
     fs::rename(temporary, file)?;
     Ok(u64::from(epoch) << 32)
 }
 
-fn highest_epoch_on_disk(layout: &Layout, last: u32) -> u32 {
-    if last > 0 {
-        return last;
-    }
-    load::generations(layout)
-        .map(|generation| (generation >> 32) as u32)
-        .max()
-        .unwrap_or(0)
+/// The number that the file holds twice; `None`: it is damaged. A lower number
+/// would give entries generations that older ones have, and void new ones.
+fn parse_epoch(text: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (number, again) = text.strip_suffix('\n')?.split_once(' ')?;
+    (number == again).then(|| number.parse().ok())?
+}
+
+fn epoch_of(generation: u64) -> u32 {
+    (generation >> 32) as u32
 }
 
 #[async_trait]
