@@ -12,10 +12,18 @@ use std::time::Duration;
 
 use serde_yaml::{Mapping, Value};
 
+use crate::cache::BackendChoice;
 use crate::s3::Endpoint;
 
 /// The bytes of one gigabyte in `max_size_gb`: the SI unit, as disks are sold.
 const GIGABYTE: f64 = 1e9;
+
+/// The bytes of one megabyte, in `max_size_mb` and `scrub_mb_per_second`.
+const MEGABYTE: f64 = 1e6;
+
+/// The longest path of a Unix socket, in bytes: `sun_path` less its NUL, see
+/// unix(7).
+const MAX_SOCKET_PATH: usize = 107;
 
 /// Everything the proxy is told from outside. See `config.yaml.example`.
 #[derive(Clone, Debug)]
@@ -28,6 +36,8 @@ pub struct Config {
     pub cache: Cache,
     /// The listener for `/metrics` and `/health`, if wanted.
     pub metrics: Option<Metrics>,
+    /// The listener for `PURGE`, if wanted.
+    pub admin: Option<Admin>,
 }
 
 /// The section `server`.
@@ -46,6 +56,9 @@ pub struct Server {
     /// How long running responses may take to end after a stop signal.
     /// Default: 30 s.
     pub grace_period: Duration,
+    /// The Unix socket where `run --upgrade` takes over the listeners. Default:
+    /// `/tmp/s3-proxy-upgrade.sock`.
+    pub upgrade_sock: PathBuf,
     /// A second listener: HTTPS with HTTP/2, if wanted.
     pub tls: Option<Tls>,
 }
@@ -88,8 +101,20 @@ pub struct Bucket {
 pub struct Cache {
     /// How long an answer is fresh when the origin does not say. Default: 1 h.
     pub default_ttl: Duration,
+    /// From which request on an object is stored. Default: 1, the first.
+    pub admission: u8,
+    /// The memory in front of the disk.
+    pub memory: Memory,
     /// The cache on disk.
     pub disk: Disk,
+}
+
+/// The section `cache.memory`.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// How much memory may hold bodies up to the sendfile threshold, in
+    /// megabytes of 10^6 bytes; fractions allowed, 0: none. Default: 64.
+    pub max_size_mb: f64,
 }
 
 /// The section `cache.disk`.
@@ -104,6 +129,17 @@ pub struct Disk {
     /// The size to which the cache may grow, in gigabytes of 10^9 bytes;
     /// fractions allowed. Default: 10.
     pub max_size_gb: f64,
+    /// How files are read and written. Default: auto.
+    pub backend: BackendChoice,
+    /// Entries that nobody asked for so long are removed; zero (the default):
+    /// only room for others makes an entry leave.
+    pub inactive: Duration,
+    /// Open files of hot entries that are kept, at most; below a quarter of
+    /// the process's limit in any case. Default: 1024.
+    pub max_open_files: usize,
+    /// What is read in the background to find flipped bits, in megabytes of
+    /// 10^6 bytes a second; zero: nothing. Default: 8.
+    pub scrub_mb_per_second: f64,
     /// Which hits leave by `sendfile(2)`.
     pub sendfile: Sendfile,
 }
@@ -120,6 +156,13 @@ pub struct Sendfile {
 /// The section `metrics`.
 #[derive(Clone, Debug)]
 pub struct Metrics {
+    /// The address of the listener; port 0 lets the kernel choose.
+    pub address: SocketAddr,
+}
+
+/// The section `admin`.
+#[derive(Clone, Debug)]
+pub struct Admin {
     /// The address of the listener; port 0 lets the kernel choose.
     pub address: SocketAddr,
 }
@@ -183,18 +226,13 @@ impl Config {
             path: String::new(),
             value: &document,
         }
-        .section(&["server", "buckets", "cache", "metrics"])?;
+        .section(&["server", "buckets", "cache", "metrics", "admin"])?;
         let config = Config {
             server: Server::read(&root.required_section("server", Server::KEYS)?)?,
             buckets: read_buckets(&root)?,
             cache: Cache::read(root.section("cache", Cache::KEYS)?.as_ref())?,
-            metrics: root
-                .section("metrics", &["address"])?
-                .map(|section| {
-                    let address = section.required("address", ADDRESS)?.address()?;
-                    Ok(Metrics { address })
-                })
-                .transpose()?,
+            metrics: root.listener("metrics")?.map(|address| Metrics { address }),
+            admin: root.listener("admin")?.map(|address| Admin { address }),
         };
         config.check_listeners(&source)?;
         Ok(config)
@@ -207,6 +245,9 @@ impl Config {
         }
         if let Some(metrics) = &self.metrics {
             listeners.push(("metrics.address", metrics.address));
+        }
+        if let Some(admin) = &self.admin {
+            listeners.push(("admin.address", admin.address));
         }
         for (index, (key, address)) in listeners.iter().enumerate() {
             for (other_key, other) in &listeners[..index] {
@@ -242,8 +283,10 @@ impl Server {
         "write_timeout",
         "min_send_rate",
         "grace_period",
+        "upgrade_sock",
         "tls",
     ];
+    const DEFAULT_UPGRADE_SOCK: &'static str = "/tmp/s3-proxy-upgrade.sock";
 
     fn read(section: &Section) -> Result<Server, ConfigError> {
         Ok(Server {
@@ -258,6 +301,10 @@ impl Server {
                 None => 0,
             },
             grace_period: section.duration("grace_period", Duration::from_secs(30))?,
+            upgrade_sock: match section.get("upgrade_sock") {
+                Some(node) => node.socket_path()?,
+                None => Server::DEFAULT_UPGRADE_SOCK.into(),
+            },
             tls: section
                 .section("tls", &["address", "certificate", "key"])?
                 .as_ref()
@@ -388,18 +435,28 @@ fn prefixes_overlap(a: &str, b: &str) -> bool {
 // === impl Cache ===
 
 impl Cache {
-    const KEYS: &'static [&'static str] = &["default_ttl", "disk"];
+    const KEYS: &'static [&'static str] = &["default_ttl", "admission", "memory", "disk"];
 
     fn read(section: Option<&Section>) -> Result<Cache, ConfigError> {
         let default_ttl = Duration::from_secs(3600);
         let Some(section) = section else {
             return Ok(Cache {
                 default_ttl,
+                admission: 1,
+                memory: Memory::default(),
                 disk: Disk::absent(),
             });
         };
         Ok(Cache {
             default_ttl: section.duration("default_ttl", default_ttl)?,
+            admission: match section.get("admission") {
+                Some(node) => node.integer(1..=255)?,
+                None => 1,
+            },
+            memory: match section.section("memory", &["max_size_mb"])? {
+                Some(memory) => Memory::read(&memory)?,
+                None => Memory::default(),
+            },
             disk: match section.section("disk", Disk::KEYS)? {
                 Some(disk) => Disk::read(&disk)?,
                 None => Disk::absent(),
@@ -408,11 +465,45 @@ impl Cache {
     }
 }
 
+// === impl Memory ===
+
+impl Memory {
+    /// How much memory may hold bodies, in bytes.
+    pub fn max_size_bytes(&self) -> u64 {
+        (self.max_size_mb * MEGABYTE).round() as u64
+    }
+
+    fn read(section: &Section) -> Result<Memory, ConfigError> {
+        const MEGABYTES: &str =
+            "write a number of megabytes (10^6 bytes) from 0 to 1000000; 0: none";
+        Ok(Memory {
+            max_size_mb: match section.get("max_size_mb") {
+                Some(node) => node.decimal(0.0..=1e6, MEGABYTES)?,
+                None => Memory::default().max_size_mb,
+            },
+        })
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory { max_size_mb: 64.0 }
+    }
+}
+
 // === impl Disk ===
 
 impl Disk {
-    const KEYS: &'static [&'static str] = &["enabled", "path", "max_size_gb", "sendfile"];
-    const DEFAULT_SIZE_GB: f64 = 10.0;
+    const KEYS: &'static [&'static str] = &[
+        "enabled",
+        "path",
+        "max_size_gb",
+        "backend",
+        "inactive",
+        "max_open_files",
+        "scrub_mb_per_second",
+        "sendfile",
+    ];
 
     /// The size to which the cache may grow, in bytes.
     pub fn max_size_bytes(&self) -> u64 {
@@ -420,11 +511,20 @@ impl Disk {
         (self.max_size_gb * GIGABYTE).round() as u64
     }
 
+    /// What is read in the background, in bytes a second; 0: nothing.
+    pub fn scrub_bytes_per_second(&self) -> u64 {
+        (self.scrub_mb_per_second * MEGABYTE).round() as u64
+    }
+
     fn absent() -> Disk {
         Disk {
             enabled: false,
             path: PathBuf::new(),
-            max_size_gb: Disk::DEFAULT_SIZE_GB,
+            max_size_gb: 10.0,
+            backend: BackendChoice::Auto,
+            inactive: Duration::ZERO,
+            max_open_files: 1024,
+            scrub_mb_per_second: 8.0,
             sendfile: Sendfile::default(),
         }
     }
@@ -437,12 +537,26 @@ impl Disk {
             None if enabled => section.required("path", path_remedy)?.path(path_remedy)?,
             None => PathBuf::new(),
         };
+        let default = Disk::absent();
         Ok(Disk {
             enabled,
             path,
             max_size_gb: match section.get("max_size_gb") {
-                Some(node) => node.gigabytes()?,
-                None => Disk::DEFAULT_SIZE_GB,
+                Some(node) => node.decimal(0.001..=1e6, GIGABYTES)?,
+                None => default.max_size_gb,
+            },
+            backend: match section.get("backend") {
+                Some(node) => node.backend()?,
+                None => default.backend,
+            },
+            inactive: section.duration("inactive", default.inactive)?,
+            max_open_files: match section.get("max_open_files") {
+                Some(node) => node.integer(0..=1_000_000)?,
+                None => default.max_open_files,
+            },
+            scrub_mb_per_second: match section.get("scrub_mb_per_second") {
+                Some(node) => node.decimal(0.0..=1e4, SCRUB_RATE)?,
+                None => default.scrub_mb_per_second,
             },
             sendfile: match section.section("sendfile", &["enabled", "threshold_bytes"])? {
                 Some(sendfile) => Sendfile::read(&sendfile)?,
@@ -567,6 +681,11 @@ const DURATION: &str =
                         at most 365d, or 0";
 const BOOLEAN: &str = "write true or false";
 const GIGABYTES: &str = "write a number of gigabytes (10^9 bytes) from 0.001 to 1000000";
+const SCRUB_RATE: &str =
+    "write a number of megabytes (10^6 bytes) a second from 0 to 10000; 0: off";
+const BACKEND: &str = "write auto, tokio or uring";
+const SOCKET_PATH: &str = "write the path of a Unix socket, at most 107 bytes, such as \
+                           /run/s3-proxy/upgrade.sock";
 const PATH_PREFIX: &str = "write / or a path such as /assets: segments of letters, digits and \
                            -._~!$&'()*+,;=:@";
 const BUCKET_NAME: &str = "write 3 to 63 of a-z, 0-9, - and ., with a letter or digit at both \
@@ -659,6 +778,13 @@ impl<'a> Section<'a> {
 
     fn credential(&self, name: &str) -> Result<Option<String>, ConfigError> {
         self.get(name).map(|node| node.credential()).transpose()
+    }
+
+    /// The address in the section `name`, which has that key and no other.
+    fn listener(&self, name: &str) -> Result<Option<SocketAddr>, ConfigError> {
+        self.section(name, &["address"])?
+            .map(|section| section.required("address", ADDRESS)?.address())
+            .transpose()
     }
 }
 
@@ -815,19 +941,19 @@ impl<'a> Node<'a> {
         }
     }
 
-    fn gigabytes(&self) -> Result<f64, ConfigError> {
+    fn decimal(&self, allowed: RangeInclusive<f64>, remedy: &str) -> Result<f64, ConfigError> {
         let number = match self.value {
             Value::Number(number) => number.as_f64(),
             _ => {
-                let text = self.variable_text("a number", GIGABYTES)?;
+                let text = self.variable_text("a number", remedy)?;
                 let number = text.filled.parse::<f64>();
-                Some(number.map_err(|_| text.unfit(self, "a number", GIGABYTES))?)
+                Some(number.map_err(|_| text.unfit(self, "a number", remedy))?)
             }
         };
         // Neither an infinity nor NaN is within the range.
         number
-            .filter(|gigabytes| (0.001..=1e6).contains(gigabytes))
-            .ok_or_else(|| self.error(self.shown("is out of range"), GIGABYTES))
+            .filter(|number| allowed.contains(number))
+            .ok_or_else(|| self.error(self.shown("is out of range"), remedy))
     }
 
     /// A problem with the scalar as it is written, not as it is filled in.
@@ -890,6 +1016,24 @@ impl<'a> Node<'a> {
             return Err(text.unfit(self, "a path", remedy));
         }
         Ok(PathBuf::from(text.filled))
+    }
+
+    fn socket_path(&self) -> Result<PathBuf, ConfigError> {
+        let path = self.path(SOCKET_PATH)?;
+        if path.as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(self.error(self.shown("is too long for a socket"), SOCKET_PATH));
+        }
+        Ok(path)
+    }
+
+    fn backend(&self) -> Result<BackendChoice, ConfigError> {
+        let text = self.text(BACKEND)?;
+        match text.filled.as_str() {
+            "auto" => Ok(BackendChoice::Auto),
+            "tokio" => Ok(BackendChoice::Tokio),
+            "uring" => Ok(BackendChoice::Uring),
+            _ => Err(text.unfit(self, "a backend", BACKEND)),
+        }
     }
 
     fn readable_file(&self) -> Result<PathBuf, ConfigError> {
@@ -1064,16 +1208,68 @@ mod tests {
         assert_eq!(least.server.write_timeout, shown.server.write_timeout);
         assert_eq!(least.server.min_send_rate, shown.server.min_send_rate);
         assert_eq!(least.server.grace_period, shown.server.grace_period);
+        assert_eq!(least.server.upgrade_sock, shown.server.upgrade_sock);
         assert_eq!(least.cache.default_ttl, shown.cache.default_ttl);
+        assert_eq!(least.cache.admission, shown.cache.admission);
+        assert_eq!(
+            least.cache.memory.max_size_bytes(),
+            shown.cache.memory.max_size_bytes()
+        );
         assert_eq!(least.cache.disk.enabled, shown.cache.disk.enabled);
         assert_eq!(least.cache.disk.max_size_gb, shown.cache.disk.max_size_gb);
+        assert_eq!(least.cache.disk.backend, shown.cache.disk.backend);
+        assert_eq!(least.cache.disk.inactive, shown.cache.disk.inactive);
+        assert_eq!(
+            least.cache.disk.max_open_files,
+            shown.cache.disk.max_open_files
+        );
+        assert_eq!(
+            least.cache.disk.scrub_bytes_per_second(),
+            shown.cache.disk.scrub_bytes_per_second()
+        );
         assert_eq!(
             least.cache.disk.sendfile.threshold_bytes,
             shown.cache.disk.sendfile.threshold_bytes
         );
         assert_eq!(least.cache.disk.sendfile.enabled, cfg!(target_os = "linux"));
         assert!(least.server.threads >= 1);
-        assert!(least.server.tls.is_none() && least.metrics.is_none());
+        assert!(least.server.tls.is_none() && least.metrics.is_none() && least.admin.is_none());
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        let config = good(&format!("{SERVER}{BUCKETS}cache: {{disk: {{path: c}}}}\n"));
+        assert_eq!(config.cache.admission, 1);
+        assert_eq!(config.cache.memory.max_size_bytes(), 64_000_000);
+        assert_eq!(config.cache.disk.backend, BackendChoice::Auto);
+        assert_eq!(config.cache.disk.inactive, Duration::ZERO);
+        assert_eq!(config.cache.disk.max_open_files, 1024);
+        assert_eq!(config.cache.disk.scrub_bytes_per_second(), 8_000_000);
+        assert_eq!(
+            config.server.upgrade_sock,
+            Path::new("/tmp/s3-proxy-upgrade.sock")
+        );
+    }
+
+    #[test]
+    fn the_cache_is_told_what_to_keep_and_how() {
+        let config = good(&disk(
+            "    backend: uring\n    inactive: 30d\n    max_open_files: 0\n    \
+             scrub_mb_per_second: 0.5\n  admission: 255\n  memory: {max_size_mb: 1.5}",
+        ));
+        assert_eq!(config.cache.disk.backend, BackendChoice::Uring);
+        assert_eq!(config.cache.disk.inactive, Duration::from_secs(30 * 86400));
+        assert_eq!(config.cache.disk.max_open_files, 0);
+        assert_eq!(config.cache.disk.scrub_bytes_per_second(), 500_000);
+        assert_eq!(config.cache.admission, 255);
+        assert_eq!(config.cache.memory.max_size_bytes(), 1_500_000);
+
+        let nothing = good(&disk(
+            "    backend: tokio\n    scrub_mb_per_second: 0\n  memory: {max_size_mb: 0}",
+        ));
+        assert_eq!(nothing.cache.disk.backend, BackendChoice::Tokio);
+        assert_eq!(nothing.cache.disk.scrub_bytes_per_second(), 0);
+        assert_eq!(nothing.cache.memory.max_size_bytes(), 0);
     }
 
     #[test]
@@ -1186,7 +1382,7 @@ mod tests {
         let cases: Vec<(String, &str, &str, &str)> = vec![
             // The document as a whole.
             (String::new(), "", "holds no settings", "config.yaml.example"),
-            ("- a".into(), "", "holds no sections", "server, buckets, cache, metrics"),
+            ("- a".into(), "", "holds no sections", "server, buckets, cache, metrics, admin"),
             ("a: [".into(), "", "is not valid YAML", "line 2"),
             ("a: b: c".into(), "", "is not valid YAML", "indentation"),
             ("a: 1\n---\nb: 2".into(), "", "is not valid YAML", "layout"),
@@ -1227,6 +1423,19 @@ mod tests {
             (server("  threads: 1025"), "server.threads", "out of range", "from 1 to 1024"),
             (server("  min_send_rate: -1"), "server.min_send_rate", "-1 is out of range", "from 0 to"),
             (disk("    max_size_gb: 0"), "cache.disk.max_size_gb", "out of range", "from 0.001"),
+            (disk("  admission: 0"), "cache.admission", "0 is out of range", "from 1 to 255"),
+            (disk("  admission: 256"), "cache.admission", "out of range", "from 1 to 255"),
+            (disk("  memory: {max_size_mb: -1}"), "cache.memory.max_size_mb", "out of range", "from 0 to"),
+            (disk("  memory: {max_size_mb: 64MB}"), "cache.memory.max_size_mb", "is a string", "10^6"),
+            (disk("  memory: 64"), "cache.memory", "is a number, not a section", "max_size_mb"),
+            (disk("    max_open_files: 1000001"), "cache.disk.max_open_files", "out of range", "from 0 to 1000000"),
+            (disk("    scrub_mb_per_second: 10001"), "cache.disk.scrub_mb_per_second", "out of range", "0: off"),
+            (disk("    scrub_mb_per_second: .inf"), "cache.disk.scrub_mb_per_second", "out of range", "to 10000"),
+            (disk("    inactive: 30"), "cache.disk.inactive", "30 has no unit", "365d"),
+            (disk("    backend: io_uring"), "cache.disk.backend", "\"io_uring\" is not a backend", "auto, tokio or uring"),
+            (disk("    backend: true"), "cache.disk.backend", "is true or false, not a string", "auto, tokio or uring"),
+            (server(&format!("  upgrade_sock: /{}", "s".repeat(107))), "server.upgrade_sock", "too long", "107 bytes"),
+            (server("  upgrade_sock: ''"), "server.upgrade_sock", "is empty", "Unix socket"),
             (disk("    max_size_gb: .nan"), "cache.disk.max_size_gb", "out of range", "from 0.001"),
             (disk("    max_size_gb: .inf"), "cache.disk.max_size_gb", "out of range", "from 0.001"),
             (disk("    sendfile: {threshold_bytes: -1}"), "cache.disk.sendfile.threshold_bytes", "out of range", "from 0 to"),
@@ -1246,6 +1455,10 @@ mod tests {
             (format!("{SERVER}{BUCKETS}metrics: {{}}"), "metrics.address", "is missing", "IP:PORT"),
             (with_metrics("127.0.0.1:80", "127.0.0.1:80"), "metrics.address", "listens where server.address does", "port 0"),
             (with_metrics("0.0.0.0:80", "127.0.0.1:80"), "metrics.address", "listens where", "port of its own"),
+            (format!("{SERVER}{BUCKETS}admin: {{}}"), "admin.address", "is missing", "IP:PORT"),
+            (format!("{SERVER}{BUCKETS}admin: {{port: 1}}"), "admin.port", "not a known key", "address"),
+            (format!("server: {{address: '127.0.0.1:80'}}\n{BUCKETS}admin: {{address: '0.0.0.0:80'}}"), "admin.address", "listens where server.address does", "port 0"),
+            (format!("{SERVER}{BUCKETS}metrics: {{address: '[::1]:90'}}\nadmin: {{address: '[::1]:90'}}"), "admin.address", "listens where metrics.address does", "port 0"),
             (with_metrics("127.0.0.1:80", "[::]:80"), "metrics.address", "listens where", "port of its own"),
             (server("  tls: {address: '127.0.0.1:8080', certificate: Cargo.toml, key: Cargo.toml}"), "server.tls.address", "listens where", "port of its own"),
             // Files.
