@@ -11,6 +11,7 @@
 //! - [`backend`]: how files are opened, written and removed, by [`tokio_fs`] or
 //!   by `uring`
 //! - [`load`]: the entries of an earlier run
+//! - [`inspect`]: a cache folder seen from outside, by tools
 //! - [`bans`], [`admission`], [`keeper`], [`scrub`]: what must not stay, what is
 //!   not let in, what leaves on its own, what the disk has damaged
 //! - [`stats`], [`clock`]: what is counted, and when
@@ -31,6 +32,7 @@ pub mod format;
 pub mod hit;
 pub mod hot;
 pub mod index;
+pub mod inspect;
 pub mod keeper;
 pub mod layout;
 pub mod load;
