@@ -2,10 +2,12 @@
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
-use http::StatusCode;
+use http::{HeaderValue, Response, StatusCode};
 use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
+
+const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 
 /// One line of plain text for a status.
 ///
@@ -23,8 +25,20 @@ pub(super) fn body(status: StatusCode) -> Bytes {
 /// Let `header` announce that text.
 pub(super) fn describe(header: &mut ResponseHeader, body: &Bytes) -> Result<()> {
     header.remove_header("transfer-encoding");
-    header.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8")?;
+    header.insert_header(CONTENT_TYPE, PLAIN_TEXT)?;
     header.insert_header(CONTENT_LENGTH, body.len())
+}
+
+/// A response of plain text, for the listeners that are not the clients'.
+pub(super) fn text(status: StatusCode, text: impl Into<Vec<u8>>) -> Response<Vec<u8>> {
+    let body = text.into();
+    let len = body.len();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(PLAIN_TEXT));
+    headers.insert(CONTENT_LENGTH, len.into());
+    response
 }
 
 /// Answer without asking the origin.

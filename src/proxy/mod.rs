@@ -1,9 +1,13 @@
 //! The S3 caching proxy as a Pingora application.
 
+pub mod admin;
+pub mod cache_key;
 mod errors;
 mod s3_proxy;
 pub mod serve;
 pub mod server;
 
+pub use admin::AdminApp;
+pub use cache_key::CacheKeys;
 pub use s3_proxy::S3ProxyHttp;
 pub use serve::serve_with_sendfile;

@@ -16,12 +16,13 @@ use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{range_header_filter, ProxyHttp, RangeType, Session};
 
+use super::cache_key::{cache_key, requested_path, CacheKeys};
 use super::errors;
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::{is_from_the_future, storable, DefaultTtl};
 use crate::metrics::METRICS;
-use crate::s3::{ObjectKey, Origin, OriginError, RouteError, Router};
+use crate::s3::{ObjectKey, Origin, OriginError, RouteError};
 
 /// How long a request waits for another one that fills the same key, before it
 /// asks the origin itself.
@@ -47,7 +48,7 @@ const FORWARDED: [HeaderName; 6] = [
 
 /// The proxy: S3 behind, the disk cache in the middle.
 pub struct S3ProxyHttp {
-    router: Router,
+    keys: CacheKeys,
     cache: Option<&'static DiskCache>,
     lock: &'static CacheKeyLockImpl,
     default_ttl: DefaultTtl,
@@ -69,16 +70,11 @@ pub struct RequestCtx {
 impl S3ProxyHttp {
     /// A proxy for the buckets of `config`, which caches in `cache`.
     pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Result<Self, OriginError> {
-        let origins = config
-            .buckets
-            .iter()
-            .map(Origin::new)
-            .collect::<Result<_, _>>()?;
         // Pingora wants the lock to live as long as the process.
         let lock: &'static CacheKeyLockImpl = Box::leak(CacheLock::new_boxed(LOCK_TIMEOUT));
         let write_timeout = config.server.write_timeout;
         Ok(S3ProxyHttp {
-            router: Router::new(origins),
+            keys: CacheKeys::new(config)?,
             cache,
             lock,
             default_ttl: DefaultTtl(config.cache.default_ttl),
@@ -88,11 +84,8 @@ impl S3ProxyHttp {
     }
 
     fn route(&self, session: &Session) -> Result<(Arc<Origin>, ObjectKey), RouteError> {
-        // The query is dropped: S3's sub-resources (?acl, ?policy, ...) are not
-        // for the public, and anything else would only split the cache.
-        let target = String::from_utf8_lossy(session.req_header().raw_path());
-        let path = target.split(['?', '#']).next().unwrap_or_default();
-        let (origin, key) = self.router.route(path)?;
+        let path = requested_path(session.req_header());
+        let (origin, key) = self.keys.router().route(&path)?;
         Ok((origin.clone(), key))
     }
 }
@@ -187,6 +180,7 @@ impl ProxyHttp for S3ProxyHttp {
 
     fn request_cache_filter(&self, session: &mut Session, _ctx: &mut Self::CTX) -> Result<()> {
         if let Some(cache) = self.cache {
+            // No eviction manager: the cache evicts by itself.
             session
                 .cache
                 .enable(cache, None, None, Some(self.lock), None);
@@ -200,9 +194,7 @@ impl ProxyHttp for S3ProxyHttp {
 
     fn cache_key_callback(&self, _session: &Session, ctx: &mut Self::CTX) -> Result<CacheKey> {
         let (origin, key) = routed(ctx)?;
-        // The host tells buckets of the same name at different endpoints apart.
-        let primary = format!("{}\n{}", origin.host_header(), origin.target(key));
-        Ok(CacheKey::new(primary, origin.bucket()))
+        Ok(cache_key(origin, key))
     }
 
     fn response_cache_filter(

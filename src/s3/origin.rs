@@ -263,6 +263,11 @@ impl Origin {
         self.endpoint.tls()
     }
 
+    /// What stands before `/key` in every request target: `/bucket`, or nothing.
+    pub fn base_path(&self) -> &str {
+        &self.base_path
+    }
+
     /// The request target for an object: an encoded absolute path.
     pub fn target(&self, key: &ObjectKey) -> String {
         format!("{}/{}", self.base_path, key.encoded())

@@ -1,0 +1,273 @@
+//! Which entries of the cache a path stands for, and the way back.
+
+use std::borrow::Cow;
+
+use pingora_cache::CacheKey;
+use pingora_http::RequestHeader;
+
+use crate::config::Config;
+use crate::s3::{ObjectKey, Origin, OriginError, RouteError, Router};
+
+/// Ends a key of which only the beginning is given: a character that stands for
+/// itself in a path and that a broken `%` escape does not turn into a whole one.
+const ANY_END: char = 'x';
+
+/// The cache keys of the buckets that a configuration names.
+///
+/// A key is made in one way only, whether a request is looked up, an object is
+/// purged or a file in the cache folder is to be named.
+#[derive(Debug)]
+pub struct CacheKeys {
+    router: Router,
+}
+
+/// How the keys of some objects of one bucket begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPrefix {
+    /// The user tag of the keys: the name of the bucket.
+    pub user_tag: String,
+    /// The beginning of the keys in clear text, see
+    /// [`CacheKey::primary_key`].
+    pub primary: Vec<u8>,
+}
+
+// === impl CacheKeys ===
+
+impl CacheKeys {
+    /// The keys of the buckets of `config`.
+    ///
+    /// # Errors
+    /// As [`Origin::new`].
+    pub fn new(config: &Config) -> Result<CacheKeys, OriginError> {
+        let origins = config
+            .buckets
+            .iter()
+            .map(Origin::new)
+            .collect::<Result<_, _>>()?;
+        Ok(CacheKeys {
+            router: Router::new(origins),
+        })
+    }
+
+    /// The buckets, and what is asked of them.
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
+    /// The key of the object at a path: raw, still encoded, without a query.
+    ///
+    /// # Errors
+    /// As [`Router::route`].
+    pub fn object(&self, path: &str) -> Result<CacheKey, RouteError> {
+        let (origin, key) = self.router.route(path)?;
+        Ok(cache_key(origin, &key))
+    }
+
+    /// How the keys of all objects begin whose path begins with `path`. That is
+    /// more than one bucket's where `path` ends within their `path_prefix`.
+    ///
+    /// The last segment of `path` need not be a whole one, so that `/assets/.`
+    /// finds `/assets/.hidden`; but an escape such as `%C3%A9` must be whole.
+    ///
+    /// # Errors
+    /// As [`Router::route`].
+    pub fn beginning_with(&self, path: &str) -> Result<Vec<KeyPrefix>, RouteError> {
+        if !path.starts_with('/') {
+            return Err(RouteError::NotFound);
+        }
+        let buckets: Vec<_> = self
+            .router
+            .origins()
+            .iter()
+            .filter(|origin| origin.prefix().starts_with(path))
+            .map(|origin| KeyPrefix {
+                user_tag: origin.bucket().to_owned(),
+                primary: primary_key(origin, "").into(),
+            })
+            .collect();
+        if !buckets.is_empty() {
+            return Ok(buckets);
+        }
+        let (origin, key) = self.router.route(&format!("{path}{ANY_END}"))?;
+        let encoded = key.encoded();
+        let beginning = encoded.strip_suffix(ANY_END).unwrap_or(&encoded);
+        Ok(vec![KeyPrefix {
+            user_tag: origin.bucket().to_owned(),
+            primary: primary_key(origin, beginning).into(),
+        }])
+    }
+
+    /// The path of the object that has this key; `None` where no configured
+    /// bucket holds it.
+    pub fn path_of(&self, user_tag: &str, primary: &[u8]) -> Option<String> {
+        self.router.origins().iter().find_map(|origin| {
+            let encoded = primary.strip_prefix(primary_key(origin, "").as_bytes())?;
+            let encoded = std::str::from_utf8(encoded).ok()?;
+            let prefix = origin.prefix().trim_end_matches('/');
+            (origin.bucket() == user_tag).then(|| format!("{prefix}/{encoded}"))
+        })
+    }
+}
+
+// === impl KeyPrefix ===
+
+impl KeyPrefix {
+    /// Whether a key is one of those meant.
+    pub fn matches(&self, user_tag: &str, primary: &[u8]) -> bool {
+        self.user_tag == user_tag && primary.starts_with(&self.primary)
+    }
+}
+
+/// The path that a request asks for, still encoded.
+///
+/// The query is dropped: S3's sub-resources (?acl, ?policy, ...) are not for the
+/// public, and anything else would only split the cache.
+pub(super) fn requested_path(request: &RequestHeader) -> Cow<'_, str> {
+    fn path(target: &str) -> &str {
+        target.split(['?', '#']).next().unwrap_or_default()
+    }
+    match String::from_utf8_lossy(request.raw_path()) {
+        Cow::Borrowed(target) => path(target).into(),
+        Cow::Owned(target) => path(&target).to_owned().into(),
+    }
+}
+
+/// The key of an object in the cache.
+pub(super) fn cache_key(origin: &Origin, key: &ObjectKey) -> CacheKey {
+    CacheKey::new(primary_key(origin, &key.encoded()), origin.bucket())
+}
+
+/// The host tells buckets of the same name at different endpoints apart.
+fn primary_key(origin: &Origin, encoded_key: &str) -> String {
+    format!(
+        "{}\n{}/{encoded_key}",
+        origin.host_header(),
+        origin.base_path()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn keys(prefixes: &[&str]) -> CacheKeys {
+        let mut text = "server: {address: '127.0.0.1:0'}\nbuckets:\n".to_owned();
+        for (index, prefix) in prefixes.iter().enumerate() {
+            text += &format!(
+                "  - {{path_prefix: {prefix}, bucket: bucket{index}, region: r, endpoint: 'http://s3:9000'}}\n"
+            );
+        }
+        let config = Config::parse(&text, Path::new("test"), &|_| None).unwrap();
+        CacheKeys::new(&config).unwrap()
+    }
+
+    fn primaries(keys: &CacheKeys, path: &str) -> Vec<String> {
+        let prefixes = keys.beginning_with(path).unwrap();
+        prefixes
+            .into_iter()
+            .map(|prefix| String::from_utf8(prefix.primary).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn the_beginning_of_a_path_is_the_beginning_of_its_key() {
+        let keys = keys(&["/assets"]);
+        for (beginning, path) in [
+            ("/assets/a", "/assets/abc"),
+            ("/assets/a b", "/assets/a%20bc"),
+            ("/assets/a%20b", "/assets/a%20bc"),
+            ("/assets/gr%C3%BC", "/assets/grüße"),
+            ("/assets/grü", "/assets/gr%C3%BC%C3%9Fe"),
+            ("/assets/a+b", "/assets/a%2Bb"),
+            ("/assets/100%25", "/assets/100%25%20"),
+            ("/assets/a*", "/assets/a%2A"),
+            ("/assets/", "/assets/a"),
+            ("/assets/", "/assets//"),
+            ("/assets/.", "/assets/.hidden"),
+            ("/assets/a/..", "/assets/a/..b"),
+            ("/assets", "/assets/a"),
+            ("/as", "/assets/a"),
+            ("/", "/assets/a"),
+            ("/assets/x", "/assets/xx"),
+        ] {
+            let key = keys.object(path).unwrap();
+            let prefixes = keys.beginning_with(beginning).unwrap();
+            assert!(
+                prefixes[0].matches(&key.user_tag, key.primary_key()),
+                "{beginning} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn other_keys_do_not_begin_like_that() {
+        let keys = keys(&["/assets", "/assets2"]);
+        for (beginning, path) in [
+            ("/assets/a", "/assets/b"),
+            ("/assets/a", "/assets2/a"),
+            ("/assets/", "/assets2/a"),
+            ("/assets2", "/assets/2"),
+            ("/assets/%2F", "/assets/a"),
+            ("/assets/%2520", "/assets/%20"),
+        ] {
+            let key = keys.object(path).unwrap();
+            for prefix in keys.beginning_with(beginning).unwrap() {
+                assert!(
+                    !prefix.matches(&key.user_tag, key.primary_key()),
+                    "{beginning} {path}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_that_ends_within_prefixes_means_all_their_buckets() {
+        let keys = keys(&["/assets", "/assets2", "/b/c"]);
+        let [first, second, third] = [0, 1, 2].map(|n| format!("s3:9000\n/bucket{n}/"));
+        for path in ["/assets", "/asset", "/a"] {
+            assert_eq!(primaries(&keys, path), [first.clone(), second.clone()]);
+        }
+        assert_eq!(primaries(&keys, "/assets/"), [first.clone()]);
+        assert_eq!(primaries(&keys, "/b"), [third.clone()]);
+        assert_eq!(primaries(&keys, "/b/"), [third.clone()]);
+        assert_eq!(primaries(&keys, "/"), [first, second, third]);
+    }
+
+    #[test]
+    fn a_bucket_at_the_root_has_all_paths() {
+        let keys = keys(&["/"]);
+        assert_eq!(primaries(&keys, "/"), ["s3:9000\n/bucket0/"]);
+        assert_eq!(primaries(&keys, "/a b"), ["s3:9000\n/bucket0/a%20b"]);
+    }
+
+    #[test]
+    fn what_can_not_begin_a_path_is_refused() {
+        let keys = keys(&["/assets"]);
+        for path in ["/other", "/assets2", "", "*", "assets", "/%61ssets/"] {
+            assert_eq!(keys.beginning_with(path), Err(RouteError::NotFound));
+        }
+        for path in ["/assets/%", "/assets/%4", "/assets/%C3", "/assets/../a"] {
+            let refused = keys.beginning_with(path);
+            assert!(matches!(refused, Err(RouteError::BadKey(_))), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_key_leads_back_to_its_path() {
+        let keys = keys(&["/assets", "/b/c"]);
+        for path in ["/assets/a%20b/", "/b/c//%C3%A9"] {
+            let key = keys.object(path).unwrap();
+            let found = keys.path_of(&key.user_tag, key.primary_key());
+            assert_eq!(found.as_deref(), Some(path));
+        }
+        assert_eq!(keys.path_of("bucket0", b"s3:9001\n/bucket0/a"), None);
+        assert_eq!(keys.path_of("bucket1", b"s3:9000\n/bucket0/a"), None);
+
+        let root = super::tests::keys(&["/"]);
+        let key = root.object("/a").unwrap();
+        let found = root.path_of(&key.user_tag, key.primary_key());
+        assert_eq!(found.as_deref(), Some("/a"));
+    }
+}
