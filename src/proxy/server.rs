@@ -5,17 +5,23 @@ use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use log::info;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::listeners::TcpSocketOptions;
-use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::listening::Service;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::S3ProxyHttp;
+use super::{AdminApp, S3ProxyHttp};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
 use crate::config::Config;
 use crate::metrics::MetricsApp;
+use crate::s3::OriginError;
+
+/// How long the runtimes, and then entries that are being committed, may take to
+/// finish once nothing is served any more.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a server could not be set up; one line that names the remedy.
 #[derive(Debug)]
@@ -74,6 +80,19 @@ impl Endpoint {
         })
     }
 
+    /// An address where another process listens until it hands over its socket.
+    fn inherit(address: SocketAddr, key: &str) -> Result<Endpoint, StartError> {
+        if address.port() == 0 {
+            return Err(StartError(format!(
+                "{key}: a listener at port 0 cannot be taken over; write the port that the running process listens at"
+            )));
+        }
+        Ok(Endpoint {
+            address,
+            reservation: None,
+        })
+    }
+
     fn options(&self) -> TcpSocketOptions {
         let mut options = TcpSocketOptions::default();
         options.so_reuseport = self.reservation.is_some().then_some(true);
@@ -81,48 +100,73 @@ impl Endpoint {
     }
 }
 
+/// Where the listening sockets come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listeners {
+    /// They are opened.
+    Own,
+    /// A process that serves until then hands them over.
+    Inherited,
+}
+
 /// A server that is set up and not yet running.
 pub struct ProxyServer {
     server: Server,
+    cache: Option<&'static DiskCache>,
     http: Endpoint,
     https: Option<Endpoint>,
     metrics: Option<Endpoint>,
+    admin: Option<Endpoint>,
 }
 
 impl ProxyServer {
     /// Open the cache and set up the services that `config` asks for.
     pub fn new(config: &Config) -> Result<ProxyServer, StartError> {
-        let http = Endpoint::reserve(config.server.address, "server.address")?;
-        let https = match &config.server.tls {
-            Some(tls) => Some(Endpoint::reserve(tls.address, "server.tls.address")?),
-            None => None,
+        ProxyServer::set_up(config, Listeners::Own)
+    }
+
+    /// As [`new`](Self::new), but take over the listeners of a process that
+    /// serves now, and share its cache until it has ended.
+    ///
+    /// Waits some seconds at `server.upgrade_sock` for that process, which hands
+    /// them over when it gets SIGQUIT. Where it does not, **this process ends**
+    /// with exit code 1: Pingora knows no other way.
+    pub fn successor(config: &Config) -> Result<ProxyServer, StartError> {
+        ProxyServer::set_up(config, Listeners::Inherited)
+    }
+
+    fn set_up(config: &Config, listeners: Listeners) -> Result<ProxyServer, StartError> {
+        let endpoint = |address, key| match listeners {
+            Listeners::Own => Endpoint::reserve(address, key),
+            Listeners::Inherited => Endpoint::inherit(address, key),
         };
-        let metrics = match &config.metrics {
-            Some(metrics) => Some(Endpoint::reserve(metrics.address, "metrics.address")?),
-            None => None,
+        let optional = |address: Option<SocketAddr>, key| {
+            address.map(|address| endpoint(address, key)).transpose()
         };
-        let disk = &config.cache.disk;
-        let cache = if disk.enabled {
-            Some(DiskCache::open(DiskCacheConfig {
-                sendfile: SendfileConfig {
-                    enabled: disk.sendfile.enabled,
-                    threshold_bytes: disk.sendfile.threshold_bytes,
-                },
-                ..DiskCacheConfig::new(&disk.path, disk.max_size_bytes())
-            })?)
-        } else {
-            None
-        };
-        let proxy = S3ProxyHttp::new(config, cache).map_err(|e| StartError(e.to_string()))?;
+        let http = endpoint(config.server.address, "server.address")?;
+        let tls = config.server.tls.as_ref();
+        let https = optional(tls.map(|tls| tls.address), "server.tls.address")?;
+        let metrics = config.metrics.as_ref().map(|metrics| metrics.address);
+        let metrics = optional(metrics, "metrics.address")?;
+        let admin = config.admin.as_ref().map(|admin| admin.address);
+        let admin = optional(admin, "admin.address")?;
+
+        let cache = open_cache(config, listeners)?;
+        let bad_bucket = |e: OriginError| StartError(e.to_string());
+        let proxy = S3ProxyHttp::new(config, cache).map_err(bad_bucket)?;
 
         let conf = ServerConf {
             threads: config.server.threads,
             grace_period_seconds: Some(config.server.grace_period.as_secs()),
-            graceful_shutdown_timeout_seconds: Some(5),
+            graceful_shutdown_timeout_seconds: Some(FINISH_TIMEOUT.as_secs()),
+            upgrade_sock: config.server.upgrade_sock.to_string_lossy().into_owned(),
             ..ServerConf::default()
         };
-        let mut server = Server::new_with_opt_and_conf(None, conf);
-        server.bootstrap();
+        let options = Opt {
+            upgrade: listeners == Listeners::Inherited,
+            ..Opt::default()
+        };
+        let mut server = Server::new_with_opt_and_conf(options, conf);
 
         let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
         service.add_tcp_with_settings(&http.address.to_string(), http.options());
@@ -155,11 +199,28 @@ impl ProxyServer {
             service.threads = Some(1);
             server.add_service(service);
         }
+        if let Some(endpoint) = &admin {
+            let app = AdminApp::new(config, cache).map_err(bad_bucket)?;
+            let mut service = Service::new("admin".into(), app);
+            service.add_tcp_with_settings(&endpoint.address.to_string(), endpoint.options());
+            service.threads = Some(1);
+            server.add_service(service);
+        }
+        if listeners == Listeners::Inherited {
+            info!(
+                "waiting at {} for the listeners of the running process; send it SIGQUIT",
+                config.server.upgrade_sock.display()
+            );
+        }
+        // At last: the other process ends once it has handed over its sockets.
+        server.bootstrap();
         Ok(ProxyServer {
             server,
+            cache,
             http,
             https,
             metrics,
+            admin,
         })
     }
 
@@ -171,6 +232,11 @@ impl ProxyServer {
     /// The address of `/metrics` and `/health`.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics.as_ref().map(|endpoint| endpoint.address)
+    }
+
+    /// The address of `PURGE`.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|endpoint| endpoint.address)
     }
 
     /// Serve until a signal ends it. `announce` is called once connections are
@@ -189,6 +255,10 @@ impl ProxyServer {
             ));
             addresses.push(metrics.address);
         }
+        if let Some(admin) = &self.admin {
+            lines.push(format!("s3-proxy: admin http://{}", admin.address));
+            addresses.push(admin.address);
+        }
         lines.push("s3-proxy: ready".into());
         std::thread::Builder::new()
             .name("announce".into())
@@ -201,8 +271,36 @@ impl ProxyServer {
                 announce();
             })?;
         self.server.run(RunArgs::default());
+        if let Some(cache) = self.cache {
+            cache.close(FINISH_TIMEOUT);
+        }
         Ok(())
     }
+}
+
+fn open_cache(
+    config: &Config,
+    listeners: Listeners,
+) -> Result<Option<&'static DiskCache>, StartError> {
+    let disk = &config.cache.disk;
+    if !disk.enabled {
+        return Ok(None);
+    }
+    let cache = DiskCache::open(DiskCacheConfig {
+        sendfile: SendfileConfig {
+            enabled: disk.sendfile.enabled,
+            threshold_bytes: disk.sendfile.threshold_bytes,
+        },
+        backend: disk.backend,
+        memory_bytes: config.cache.memory.max_size_bytes(),
+        max_open_files: disk.max_open_files,
+        inactive: (!disk.inactive.is_zero()).then_some(disk.inactive),
+        min_uses: config.cache.admission,
+        scrub_bytes_per_second: disk.scrub_bytes_per_second(),
+        successor: listeners == Listeners::Inherited,
+        ..DiskCacheConfig::new(disk.path.clone(), disk.max_size_bytes())
+    })?;
+    Ok(Some(cache))
 }
 
 /// Pingora does not tell when it listens; a connection does.
