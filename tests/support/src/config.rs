@@ -1,5 +1,6 @@
 use std::{
     fmt::{Display, Write},
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -13,10 +14,13 @@ pub struct ProxyBuilder {
     environment: Vec<(String, String)>,
     buckets: Vec<Bucket>,
     server: Vec<(&'static str, String)>,
-    default_ttl: Option<String>,
+    upgrade_sock: bool,
+    cache: Vec<(&'static str, String)>,
+    memory: Vec<(&'static str, String)>,
     disk: Vec<(&'static str, String)>,
     sendfile: Vec<(&'static str, String)>,
     tls: bool,
+    admin: bool,
 }
 
 /// An entry of `buckets`.
@@ -38,10 +42,13 @@ impl ProxyBuilder {
             environment: Vec::new(),
             buckets: Vec::new(),
             server: Vec::new(),
-            default_ttl: None,
+            upgrade_sock: false,
+            cache: Vec::new(),
+            memory: Vec::new(),
             disk: vec![("enabled", "true".to_owned())],
             sendfile: Vec::new(),
             tls: false,
+            admin: false,
         }
     }
 
@@ -79,7 +86,18 @@ impl ProxyBuilder {
     }
 
     pub fn default_ttl(mut self, duration: &str) -> Self {
-        self.default_ttl = Some(duration.to_owned());
+        self.cache.push(("default_ttl", duration.to_owned()));
+        self
+    }
+
+    /// Stores an object from its n-th request on.
+    pub fn admission(mut self, requests: u8) -> Self {
+        self.cache.push(("admission", requests.to_string()));
+        self
+    }
+
+    pub fn memory_mb(mut self, size: impl Display) -> Self {
+        self.memory.push(("max_size_mb", size.to_string()));
         self
     }
 
@@ -91,6 +109,28 @@ impl ProxyBuilder {
 
     pub fn max_size_gb(mut self, size: impl Display) -> Self {
         self.disk.push(("max_size_gb", size.to_string()));
+        self
+    }
+
+    /// `tokio`, `uring` or `auto`.
+    pub fn backend(mut self, name: &str) -> Self {
+        self.disk.push(("backend", name.to_owned()));
+        self
+    }
+
+    /// As in the configuration: `"30d"`.
+    pub fn inactive(mut self, duration: &str) -> Self {
+        self.disk.push(("inactive", duration.to_owned()));
+        self
+    }
+
+    pub fn max_open_files(mut self, files: usize) -> Self {
+        self.disk.push(("max_open_files", files.to_string()));
+        self
+    }
+
+    pub fn scrub_mb_per_second(mut self, rate: impl Display) -> Self {
+        self.disk.push(("scrub_mb_per_second", rate.to_string()));
         self
     }
 
@@ -110,6 +150,18 @@ impl ProxyBuilder {
         self
     }
 
+    /// Listens for `PURGE`.
+    pub fn admin(mut self) -> Self {
+        self.admin = true;
+        self
+    }
+
+    /// Has a place of its own for [`Proxy::upgrade`].
+    pub fn upgradable(mut self) -> Self {
+        self.upgrade_sock = true;
+        self
+    }
+
     /// Starts the proxy in a directory of its own and waits until it is ready.
     pub fn start(self) -> Proxy {
         Proxy::launch(&self.binary, self.environment.clone(), |dir| self.yaml(dir))
@@ -120,12 +172,15 @@ impl ProxyBuilder {
     fn yaml(&self, dir: &Path) -> String {
         let mut yaml = Yaml::default();
         yaml.section(0, "server");
-        yaml.text(1, "address", "127.0.0.1:0");
+        yaml.text(1, "address", ANY_PORT);
         yaml.all(1, &self.server);
+        if self.upgrade_sock {
+            yaml.text(1, "upgrade_sock", dir.join(UPGRADE_SOCK).display());
+        }
         if self.tls {
             let made = SelfSigned::write_to(dir);
             yaml.section(1, "tls");
-            yaml.text(2, "address", "127.0.0.1:0");
+            yaml.text(2, "address", ANY_PORT);
             yaml.text(2, "certificate", made.certificate.display());
             yaml.text(2, "key", made.key.display());
         }
@@ -134,8 +189,10 @@ impl ProxyBuilder {
             bucket.write(&mut yaml);
         }
         yaml.section(0, "cache");
-        if let Some(ttl) = &self.default_ttl {
-            yaml.value(1, "default_ttl", ttl);
+        yaml.all(1, &self.cache);
+        if !self.memory.is_empty() {
+            yaml.section(1, "memory");
+            yaml.all(2, &self.memory);
         }
         yaml.section(1, "disk");
         yaml.text(2, "path", dir.join(CACHE).display());
@@ -145,13 +202,37 @@ impl ProxyBuilder {
             yaml.all(3, &self.sendfile);
         }
         yaml.section(0, "metrics");
-        yaml.text(1, "address", "127.0.0.1:0");
+        yaml.text(1, "address", ANY_PORT);
+        if self.admin {
+            yaml.section(0, "admin");
+            yaml.text(1, "address", ANY_PORT);
+        }
         yaml.text
     }
 }
 
 /// The cache's place in the proxy's directory.
 pub(crate) const CACHE: &str = "cache";
+
+/// The place of its socket for an upgrade.
+pub(crate) const UPGRADE_SOCK: &str = "upgrade.sock";
+
+/// The address of every listener: the kernel chooses the port.
+const ANY_PORT: &str = "127.0.0.1:0";
+
+/// The same configuration with the addresses that a proxy has announced, in the
+/// order in which [`ProxyBuilder::yaml`] writes them.
+pub(crate) fn pinned(yaml: &str, addresses: impl IntoIterator<Item = SocketAddr>) -> String {
+    let mut addresses = addresses.into_iter();
+    let mut parts = yaml.split(ANY_PORT);
+    let mut pinned = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let address = addresses.next().expect("an address for each listener");
+        pinned += &address.to_string();
+        pinned += part;
+    }
+    pinned
+}
 
 // === impl Bucket ===
 
@@ -250,6 +331,10 @@ mod tests {
             )
             .write_timeout("1s")
             .sendfile_threshold(1)
+            .admission(2)
+            .memory_mb(0.5)
+            .backend("tokio")
+            .admin()
             .yaml(Path::new("/d"));
         let expected = "\
 server:
@@ -263,14 +348,25 @@ buckets:
     access_key: 'it''s'
     secret_key: '${SECRET}'
 cache:
+  admission: 2
+  memory:
+    max_size_mb: 0.5
   disk:
     path: '/d/cache'
     enabled: true
+    backend: tokio
     sendfile:
       threshold_bytes: 1
 metrics:
   address: '127.0.0.1:0'
+admin:
+  address: '127.0.0.1:0'
 ";
         assert_eq!(yaml, expected);
+
+        let addresses = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let pinned = pinned(&yaml, addresses);
+        assert!(pinned.contains("metrics:\n  address: '127.0.0.1:2'\n"));
+        assert!(pinned.contains("admin:\n  address: '127.0.0.1:3'\n"));
     }
 }

@@ -27,7 +27,7 @@ pub use head::Headers;
 pub use http::{encode_key, get, head, request, Connection, Incoming, Response, Transfer};
 pub use metrics::Metrics;
 pub use origin::{Origin, Reply, Request};
-pub use proxy::Proxy;
+pub use proxy::{Proxy, Retiring};
 pub use tls::{https_client, HttpVersion, SelfSigned};
 pub use wait::eventually;
 

@@ -3,7 +3,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
         mpsc::{self, Receiver, RecvTimeoutError},
         Arc, Mutex,
@@ -15,7 +15,10 @@ use std::{
 use rustix::process::{kill_process, Pid, Signal};
 use tempfile::TempDir;
 
-use crate::{config::CACHE, get, Metrics, ProxyBuilder, Response, PATIENCE};
+use crate::{
+    config::{pinned, CACHE, UPGRADE_SOCK},
+    eventually, get, Metrics, ProxyBuilder, Response, PATIENCE,
+};
 
 /// A proxy with a configuration and a cache of its own, killed when dropped.
 pub struct Proxy {
@@ -42,7 +45,11 @@ struct Announced {
     http: Option<SocketAddr>,
     https: Option<SocketAddr>,
     metrics: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
 }
+
+/// A process that has handed over to another and is about to end.
+pub struct Retiring(Running);
 
 enum Start {
     Ready,
@@ -99,12 +106,38 @@ impl Proxy {
         self.announced().metrics.expect("the proxy has no metrics")
     }
 
+    /// Where it takes `PURGE`.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.announced().admin.expect("the proxy takes no PURGE")
+    }
+
     pub fn pid(&self) -> u32 {
         self.running().child.id()
     }
 
     pub fn cache_dir(&self) -> PathBuf {
         self.dir.path().join(CACHE)
+    }
+
+    /// Runs `s3-proxy` with these arguments and this proxy's configuration,
+    /// whether or not the proxy runs.
+    pub fn s3_proxy(&self, arguments: &[&str]) -> Output {
+        let config = match &self.running {
+            Some(_) => self.pinned_config(),
+            None => self.config.clone(),
+        };
+        Command::new(&self.binary)
+            .args(arguments)
+            .arg("--config")
+            .arg(config)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .output()
+            .expect("run s3-proxy")
+    }
+
+    /// The configuration file that it was started with.
+    pub fn config(&self) -> &Path {
+        &self.config
     }
 
     /// Everything written to stderr so far, by every run of this proxy.
@@ -200,15 +233,54 @@ impl Proxy {
         self.run();
     }
 
+    /// Starts a successor, which takes over listeners and cache, and tells the
+    /// process that runs to end. Returns that one when the successor is ready;
+    /// the addresses stay. Needs [`ProxyBuilder::upgradable`].
+    pub fn upgrade(&mut self) -> Retiring {
+        let config = self.pinned_config();
+        let successor = self.spawn(&config, &["--upgrade"]);
+        let sock = self.dir.path().join(UPGRADE_SOCK);
+        eventually("the successor waits for the listeners", || sock.exists());
+        let old = self.running.take().expect("the proxy is not running");
+        old.signal(Signal::QUIT);
+        self.wait_until_ready(successor);
+        Retiring(old)
+    }
+
     fn run(&mut self) {
-        let mut running = Running::spawn(
+        let running = self.spawn(&self.config, &[]);
+        self.wait_until_ready(running);
+    }
+
+    fn spawn(&self, config: &Path, arguments: &[&str]) -> Running {
+        Running::spawn(
             Command::new(&self.binary)
                 .arg("run")
                 .arg("--config")
-                .arg(&self.config)
+                .arg(config)
+                .args(arguments)
                 .envs(self.environment.iter().map(|(name, value)| (name, value))),
             &self.stderr,
-        );
+        )
+    }
+
+    /// Writes the configuration down with the addresses that the proxy has now.
+    fn pinned_config(&self) -> PathBuf {
+        let yaml = fs::read_to_string(&self.config).expect("read the configuration");
+        let announced = self.announced();
+        let addresses = [
+            announced.http,
+            announced.https,
+            announced.metrics,
+            announced.admin,
+        ];
+        let config = self.dir.path().join("pinned.yaml");
+        fs::write(&config, pinned(&yaml, addresses.into_iter().flatten()))
+            .expect("write the configuration");
+        config
+    }
+
+    fn wait_until_ready(&mut self, mut running: Running) {
         match running.wait_until_ready(Instant::now() + PATIENCE) {
             Start::Ready => self.running = Some(running),
             Start::Ended => {
@@ -246,6 +318,17 @@ impl Proxy {
             .and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok())
             .unwrap_or_else(|| panic!("no {name} in the proxy's status"));
         kib * 1024
+    }
+}
+
+// === impl Retiring ===
+
+impl Retiring {
+    /// Waits for the end.
+    pub fn wait(self) -> ExitStatus {
+        self.0
+            .wait_for_end(Instant::now() + PATIENCE)
+            .unwrap_or_else(|| panic!("the process did not end within {PATIENCE:?} of SIGQUIT"))
     }
 }
 
@@ -338,6 +421,8 @@ impl Announced {
             self.https = addr(url);
         } else if let Some(url) = line.strip_prefix("s3-proxy: metrics http://") {
             self.metrics = url.strip_suffix("/metrics").and_then(addr);
+        } else if let Some(url) = line.strip_prefix("s3-proxy: admin http://") {
+            self.admin = addr(url);
         }
     }
 }
