@@ -1,0 +1,219 @@
+//! What an operator takes out of the cache, on a listener that clients do not
+//! reach.
+
+use std::sync::{
+    atomic::{AtomicBool, Ordering},
+    Arc,
+};
+
+use test_support::{
+    encode_key, eventually, request, Bucket, Origin, Proxy, ProxyBuilder, Reply, Response,
+};
+
+#[test]
+fn a_purged_object_is_fetched_again() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    expect_cached(&proxy, "/assets/a");
+    expect_cached(&proxy, "/assets/b");
+
+    expect_answer(purge(&proxy, "/assets/a"), 200, "purged\n");
+    assert_eq!(ask(&proxy, "/assets/a"), "MISS");
+    assert_eq!(ask(&proxy, "/assets/b"), "HIT");
+
+    expect_answer(purge(&proxy, "/assets/c"), 404, "not in the cache\n");
+}
+
+#[test]
+fn an_object_is_purged_by_any_spelling_of_its_path() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    for (path, spelling) in [
+        ("/assets/a%20b", "/assets/%61%20b"),
+        ("/assets/gr%C3%BC%C3%9Fe", "/assets/gr%c3%bc%c3%9fe"),
+        ("/assets/a%2Bb", "/assets/a+b"),
+        ("/assets/d/e", "/assets/d%2Fe"),
+        ("/assets/q", "/assets/q?version=1"),
+        ("/assets/star*", "/assets/star%2A"),
+    ] {
+        expect_cached(&proxy, path);
+        expect_answer(purge(&proxy, spelling), 200, "purged\n");
+        assert_eq!(ask(&proxy, path), "MISS", "{spelling}");
+    }
+}
+
+#[test]
+fn a_prefix_takes_all_that_begin_so_and_nothing_else() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    for (prefix, gone, kept) in [
+        ("/assets/img/", "img/1.png", "image/1.png"),
+        ("/assets/photo", "photos/1.png", "phone/1.png"),
+        ("/assets/a%20b", "a bc", "a-b"),
+        ("/assets/gr%C3%BC", "grüße", "gruß"),
+        ("/assets/100%25", "100% sure", "1000"),
+        ("/assets/.", ".hidden", "hidden"),
+        ("/assets/x%2A", "x*y", "xy"),
+    ] {
+        let [gone, kept] = [gone, kept].map(|key| format!("/assets/{}", encode_key(key)));
+        expect_cached(&proxy, &gone);
+        expect_cached(&proxy, &kept);
+        expect_answer(purge(&proxy, &format!("{prefix}*")), 200, "banned\n");
+        assert_eq!(ask(&proxy, &gone), "MISS", "{prefix}");
+        assert_eq!(ask(&proxy, &kept), "HIT", "{prefix}");
+        assert_eq!(ask(&proxy, &gone), "HIT", "what comes later is no concern");
+    }
+}
+
+#[test]
+fn a_prefix_that_ends_within_those_of_buckets_takes_all_of_them() {
+    let origin = origin();
+    let proxy = proxy(&origin)
+        .bucket(Bucket::at(&origin, "/assets2", "second"))
+        .bucket(Bucket::at(&origin, "/models", "third"))
+        .start();
+    let paths = ["/assets/a", "/assets2/a", "/models/a"];
+    for (prefix, expected) in [
+        ("/assets/", ["MISS", "HIT", "HIT"]),
+        ("/assets2", ["HIT", "MISS", "HIT"]),
+        ("/assets", ["MISS", "MISS", "HIT"]),
+        ("/as", ["MISS", "MISS", "HIT"]),
+        ("/", ["MISS", "MISS", "MISS"]),
+    ] {
+        for path in paths {
+            expect_cached(&proxy, path);
+        }
+        expect_answer(purge(&proxy, &format!("{prefix}*")), 200, "banned\n");
+        assert_eq!(paths.map(|path| ask(&proxy, path)), expected, "{prefix}");
+    }
+}
+
+#[test]
+fn a_ban_holds_after_a_crash() {
+    let emptied = Arc::new(AtomicBool::new(false));
+    let origin = Origin::start({
+        let emptied = emptied.clone();
+        move |request| match emptied.load(Ordering::Relaxed) {
+            true => Reply::status(404),
+            false => Reply::bytes(request.path()),
+        }
+    });
+    let mut proxy = proxy(&origin).start();
+    let kept: Vec<_> = (0..20).map(|key| format!("/assets/b/{key}")).collect();
+    for path in kept.iter().map(String::as_str) {
+        expect_cached(&proxy, path);
+    }
+    for path in ["/assets/a/1", "/assets/a/2", "/assets/c"] {
+        expect_cached(&proxy, path);
+    }
+    proxy.expect_metric("cache_entries", 23);
+
+    expect_answer(purge(&proxy, "/assets/a/*"), 200, "banned\n");
+    expect_answer(purge(&proxy, "/assets/c"), 200, "purged\n");
+    proxy.kill();
+    emptied.store(true, Ordering::Relaxed);
+    proxy.restart();
+
+    for path in &kept {
+        eventually("what was not banned is found again", || {
+            proxy.get(path).status == 200
+        });
+    }
+    for path in ["/assets/a/1", "/assets/a/2", "/assets/c"] {
+        assert_eq!(proxy.get(path).status, 404, "{path}");
+    }
+}
+
+#[test]
+fn a_path_that_no_object_can_have_is_refused_with_the_reason() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    expect_cached(&proxy, "/assets/a");
+    for path in ["/other", "/other*", "/assets2/a", "/%61ssets/*", "*"] {
+        expect_answer(
+            purge(&proxy, path),
+            404,
+            "no bucket is served under this path\n",
+        );
+    }
+    for (path, reason) in [
+        ("/assets/%zz", "hexadecimal"),
+        ("/assets/%*", "hexadecimal"),
+        ("/assets/%C3*", "not UTF-8"),
+        ("/assets/../x*", "segment"),
+        ("/assets/", "names no object"),
+    ] {
+        let answer = purge(&proxy, path);
+        assert_eq!(answer.status, 400, "{path}");
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(text.contains(reason), "{path}: {text}");
+    }
+    assert_eq!(ask(&proxy, "/assets/a"), "HIT");
+}
+
+#[test]
+fn only_the_admin_listener_purges_and_it_does_nothing_else() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    expect_cached(&proxy, "/assets/a");
+
+    for addr in [proxy.addr(), proxy.metrics_addr()] {
+        let answer = request(addr, "PURGE", "/assets/a", &[]);
+        assert_ne!(answer.status, 200, "{addr}");
+    }
+    let refused = request(proxy.addr(), "PURGE", "/assets/*", &[]);
+    assert_eq!(refused.status, 405);
+    assert_eq!(refused.header("allow"), Some("GET, HEAD"));
+
+    for method in ["GET", "HEAD", "POST", "DELETE"] {
+        let answer = request(proxy.admin_addr(), method, "/assets/a", &[]);
+        assert_eq!(answer.status, 405, "{method}");
+        assert_eq!(answer.header("allow"), Some("PURGE"), "{method}");
+    }
+    assert_eq!(ask(&proxy, "/assets/a"), "HIT");
+}
+
+#[test]
+fn without_a_cache_there_is_nothing_to_purge() {
+    let origin = origin();
+    let proxy = proxy(&origin).without_cache().start();
+    for path in ["/assets/a", "/assets/*"] {
+        let answer = purge(&proxy, path);
+        assert_eq!(answer.status, 404);
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(text.contains("cache.disk is not enabled"), "{text}");
+    }
+}
+
+/// Has every object, and lets it be kept.
+fn origin() -> Origin {
+    Origin::start(|request| Reply::bytes(request.path()))
+}
+
+fn proxy(origin: &Origin) -> ProxyBuilder {
+    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(Bucket::at(origin, "/assets", "bucket"))
+        .admin()
+}
+
+fn purge(proxy: &Proxy, path: &str) -> Response {
+    request(proxy.admin_addr(), "PURGE", path, &[])
+}
+
+fn expect_answer(answer: Response, status: u16, text: &str) {
+    assert_eq!(String::from_utf8_lossy(&answer.body), text);
+    assert_eq!(answer.status, status, "{text}");
+}
+
+/// What X-Cache says.
+fn ask(proxy: &Proxy, path: &str) -> String {
+    let response = proxy.get(path);
+    assert_eq!(response.status, 200, "{path}");
+    let said = response.header("x-cache").expect("X-Cache");
+    said.to_owned()
+}
+
+fn expect_cached(proxy: &Proxy, path: &str) {
+    ask(proxy, path);
+    assert_eq!(ask(proxy, path), "HIT", "{path}");
+}
