@@ -1,0 +1,117 @@
+//! `s3-proxy cache`: looks into the cache folder, whether or not a proxy runs.
+
+mod list;
+mod remove;
+mod stat;
+mod verify;
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use pingora_sendfile::cache::format::EntryMeta;
+use pingora_sendfile::cache::inspect::{CacheFolder, Damaged};
+use pingora_sendfile::proxy::CacheKeys;
+use time::format_description::well_known::Rfc3339;
+use time::OffsetDateTime;
+
+use super::{url_path, Configured, Failure, Outcome};
+
+/// What to do with the cache.
+#[derive(Subcommand)]
+pub enum CacheCommand {
+    /// Say how much is in the cache, and whether a process uses it.
+    Stat {
+        /// The YAML configuration, see config.yaml.example.
+        #[arg(long)]
+        config: PathBuf,
+        /// Write one JSON object, sizes in bytes.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the entries: size in bytes, when the fill began, how long it stays
+    /// fresh, path, name of the files.
+    Ls {
+        /// The YAML configuration, see config.yaml.example.
+        #[arg(long)]
+        config: PathBuf,
+        /// List only entries whose path begins so.
+        #[arg(value_parser = url_path)]
+        prefix: Option<String>,
+    },
+    /// Read every body and compare it with its checksum: exit 1 if one is
+    /// damaged.
+    Verify {
+        /// The YAML configuration, see config.yaml.example.
+        #[arg(long)]
+        config: PathBuf,
+        /// Remove what is damaged, so that it is fetched again.
+        #[arg(long)]
+        remove: bool,
+    },
+    /// Remove one object, or with a final * all whose path begins so.
+    Rm {
+        /// The YAML configuration, see config.yaml.example.
+        #[arg(long)]
+        config: PathBuf,
+        /// The path as clients ask for it.
+        #[arg(value_parser = url_path)]
+        path: String,
+    },
+}
+
+/// A cache folder, and the buckets whose objects it holds.
+struct Cache<'a> {
+    configured: Configured<'a>,
+    folder: CacheFolder,
+    keys: CacheKeys,
+}
+
+/// Does what the command says.
+pub fn run(command: &CacheCommand) -> Outcome {
+    match command {
+        CacheCommand::Stat { config, json } => stat::run(&Cache::open(config)?, *json),
+        CacheCommand::Ls { config, prefix } => list::run(&Cache::open(config)?, prefix.as_deref()),
+        CacheCommand::Verify { config, remove } => verify::run(&Cache::open(config)?, *remove),
+        CacheCommand::Rm { config, path } => remove::run(&Cache::open(config)?, path),
+    }
+}
+
+// === impl Cache ===
+
+impl<'a> Cache<'a> {
+    fn open(config: &'a Path) -> Result<Self, Failure> {
+        let configured = Configured::load(config)?;
+        let path = &configured.config.cache.disk.path;
+        if path.as_os_str().is_empty() {
+            let remedy = "without it there is no cache on disk";
+            return Err(Failure::missing(config, "cache.disk.path", remedy));
+        }
+        Ok(Cache {
+            folder: CacheFolder::open(path)?,
+            keys: CacheKeys::new(&configured.config)
+                .map_err(|e| Failure::Config(format!("{}: {e}", config.display())))?,
+            configured,
+        })
+    }
+
+    /// The path of an entry, as clients ask for it.
+    fn path_of(&self, meta: &EntryMeta) -> Option<String> {
+        self.keys
+            .path_of(meta.key.user_tag.as_ref(), &meta.primary_key)
+    }
+}
+
+/// A line that says what is wrong with which file.
+fn damage(damaged: &Damaged) -> String {
+    format!("{}: {}", damaged.file.display(), damaged.reason)
+}
+
+/// A time in seconds since 1970, as RFC 3339 has it, in UTC.
+fn rfc3339(seconds: u64) -> String {
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .and_then(|time| time.format(&Rfc3339).ok())
+        // Later than the year 9999.
+        .unwrap_or_else(|| format!("@{seconds}"))
+}

@@ -1,0 +1,129 @@
+//! `s3-proxy cache stat`.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use indicatif::DecimalBytes;
+use pingora_sendfile::cache::inspect::Found;
+use serde_json::json;
+
+use super::{damage, rfc3339, Cache};
+use crate::cli::{Outcome, Output};
+
+/// What is in a cache folder.
+#[derive(Default)]
+struct Summary {
+    path: String,
+    in_use: bool,
+    limit: u64,
+    entries: u64,
+    bodies: u64,
+    metadata: u64,
+    /// When the first and the last of the fills began.
+    stored: Option<(u64, u64)>,
+    leftovers: u64,
+    leftover_bytes: u64,
+    damaged: u64,
+}
+
+pub fn run(cache: &Cache, json: bool) -> Outcome {
+    let mut summary = Summary {
+        path: cache.folder.path().display().to_string(),
+        in_use: cache.folder.is_in_use()?,
+        limit: cache.configured.config.cache.disk.max_size_bytes(),
+        ..Summary::default()
+    };
+    let mut exit = ExitCode::SUCCESS;
+    for found in cache.folder.walk() {
+        match found {
+            Ok(found) => summary.add(&found),
+            Err(e) => {
+                eprintln!("s3-proxy: {e}");
+                exit = ExitCode::FAILURE;
+            }
+        }
+    }
+    let mut output = Output::new();
+    if json {
+        output.line(summary.json())?;
+    } else {
+        output.line(summary)?;
+    }
+    output.flush()?;
+    Ok(exit)
+}
+
+// === impl Summary ===
+
+impl Summary {
+    fn add(&mut self, found: &Found) {
+        match found {
+            Found::Entry(entry) => {
+                let meta = &entry.meta;
+                self.entries += 1;
+                self.bodies += meta.body_len;
+                self.metadata += meta.encoded_len();
+                let (oldest, newest) = self.stored.unwrap_or((u64::MAX, 0));
+                self.stored = Some((oldest.min(meta.stored_at), newest.max(meta.stored_at)));
+            }
+            Found::Damaged(damaged) => {
+                eprintln!("s3-proxy: damaged: {}", damage(damaged));
+                self.damaged += 1;
+            }
+            Found::Leftover { len, .. } => {
+                self.leftovers += 1;
+                self.leftover_bytes += len;
+            }
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "path": self.path,
+            "in_use": self.in_use,
+            "entries": self.entries,
+            "body_bytes": self.bodies,
+            "metadata_bytes": self.metadata,
+            "limit_bytes": self.limit,
+            "oldest": self.stored.map(|(oldest, _)| rfc3339(oldest)),
+            "newest": self.stored.map(|(_, newest)| rfc3339(newest)),
+            "leftovers": self.leftovers,
+            "leftover_bytes": self.leftover_bytes,
+            "damaged": self.damaged,
+        })
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = |bytes: u64| format!("{} ({bytes} bytes)", DecimalBytes(bytes));
+        let used = (self.bodies + self.metadata) as f64 / self.limit as f64 * 100.0;
+        writeln!(f, "folder     {}", self.path)?;
+        let in_use = if self.in_use {
+            "yes, a process serves from it"
+        } else {
+            "no"
+        };
+        writeln!(f, "in use     {in_use}")?;
+        writeln!(f, "entries    {}", self.entries)?;
+        writeln!(f, "bodies     {}", size(self.bodies))?;
+        writeln!(f, "metadata   {}", size(self.metadata))?;
+        writeln!(f, "limit      {}, {used:.1} % used", size(self.limit))?;
+        if let Some((oldest, newest)) = self.stored {
+            writeln!(f, "stored     {} to {}", rfc3339(oldest), rfc3339(newest))?;
+        }
+        // Those of a process that runs may be what it is writing.
+        let leftovers = if self.in_use {
+            "leftovers, or being written"
+        } else {
+            "leftovers"
+        };
+        writeln!(
+            f,
+            "files      {} {leftovers}: {}",
+            self.leftovers,
+            size(self.leftover_bytes)
+        )?;
+        write!(f, "damaged    {}", self.damaged)
+    }
+}

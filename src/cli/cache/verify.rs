@@ -1,0 +1,121 @@
+//! `s3-proxy cache verify`.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::process::ExitCode;
+
+use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
+use pingora_sendfile::cache::inspect::{Damaged, Found};
+
+use super::{damage, Cache};
+use crate::cli::purge::AdminClient;
+use crate::cli::{Failure, Outcome, Output};
+
+/// In how many steps the bar fills.
+const STEPS: u64 = 1000;
+
+/// How damaged entries are removed.
+enum Remover {
+    /// They stay.
+    No,
+    /// As files, of which nobody else knows as long as the lock is held.
+    Files { _lock: File },
+    /// By the process that serves from the folder.
+    Process(AdminClient),
+}
+
+pub fn run(cache: &Cache, remove: bool) -> Outcome {
+    let remover = if remove {
+        Remover::new(cache)?
+    } else {
+        Remover::No
+    };
+    // Draws nothing unless standard error is a terminal.
+    let bar = ProgressBar::new(STEPS).with_style(
+        ProgressStyle::with_template("{wide_bar} {percent:>3} % {msg}")
+            .map_err(|e| Failure::Other(format!("progress bar: {e}")))?,
+    );
+    let mut output = Output::new();
+    let (mut entries, mut bytes, mut damaged, mut failed) = (0u64, 0u64, 0u64, false);
+    let mut touched = BTreeSet::new();
+    let mut walk = cache.folder.walk();
+    while let Some(found) = walk.next() {
+        bar.set_position((walk.progress() * STEPS as f64) as u64);
+        let verified = match found {
+            Ok(Found::Entry(entry)) => cache.folder.verify(entry, |read| {
+                bytes += read;
+                bar.set_message(DecimalBytes(bytes).to_string());
+            }),
+            found => found.map(Some),
+        };
+        match verified {
+            Ok(Some(Found::Entry(_))) => entries += 1,
+            Ok(Some(Found::Damaged(found))) => {
+                entries += 1;
+                damaged += 1;
+                let mut line = damage(&found);
+                touched.insert(found.id.hash[0]);
+                match remover.remove(cache, found) {
+                    Ok(false) => {}
+                    Ok(true) => line += "; removed",
+                    Err(e) => line += &format!("; not removed: {e}"),
+                }
+                bar.suspend(|| output.line(line).and_then(|_| output.flush()))?;
+            }
+            Ok(Some(Found::Leftover { .. }) | None) => {}
+            Err(e) => {
+                failed = true;
+                bar.suspend(|| eprintln!("s3-proxy: {e}"));
+            }
+        }
+    }
+    if matches!(remover, Remover::Files { .. }) {
+        cache.folder.sync(&touched)?;
+    }
+    bar.finish_and_clear();
+    eprintln!(
+        "s3-proxy: {entries} entries verified, {}: {damaged} damaged",
+        DecimalBytes(bytes)
+    );
+    Ok(if damaged > 0 || failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+// === impl Remover ===
+
+impl Remover {
+    fn new(cache: &Cache) -> Result<Self, Failure> {
+        Ok(match cache.folder.lock()? {
+            Some(lock) => Remover::Files { _lock: lock },
+            None => Remover::Process(cache.admin_of_process()?),
+        })
+    }
+
+    /// Whether the entry was removed.
+    fn remove(&self, cache: &Cache, damaged: Damaged) -> Result<bool, Failure> {
+        match self {
+            Remover::No => Ok(false),
+            Remover::Files { .. } => {
+                cache.folder.remove(&Found::Damaged(damaged))?;
+                Ok(true)
+            }
+            Remover::Process(admin) => {
+                let path = damaged.meta.and_then(|meta| cache.path_of(&meta));
+                let Some(path) = path else {
+                    return Err(Failure::Other(
+                        "nothing tells its path; stop the proxy, then verify again".into(),
+                    ));
+                };
+                let answer = admin.purge(&path)?;
+                // What is gone by now the process has dropped by itself.
+                if answer.status != 200 && answer.text != "not in the cache" {
+                    return Err(Failure::Other(answer.text));
+                }
+                Ok(true)
+            }
+        }
+    }
+}

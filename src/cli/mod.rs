@@ -1,0 +1,163 @@
+//! The commands, and what they share.
+
+pub mod cache;
+#[cfg(feature = "demo")]
+pub mod demo;
+pub mod purge;
+
+use std::fmt::{self, Write as _};
+use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use pingora_sendfile::config::{Config, ConfigError};
+
+/// How a command ends that did not fail.
+pub type Outcome = Result<ExitCode, Failure>;
+
+/// Why a command failed; one line that names the remedy.
+#[derive(Debug)]
+pub enum Failure {
+    /// The configuration cannot be used, for this command at least.
+    Config(String),
+    /// Anything else.
+    Other(String),
+}
+
+// === impl Failure ===
+
+impl Failure {
+    /// What the process exits with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Failure::Config(_) => ExitCode::from(2),
+            Failure::Other(_) => ExitCode::FAILURE,
+        }
+    }
+
+    /// That a key lacks which the command needs.
+    fn missing(file: &Path, key: &str, remedy: &str) -> Failure {
+        Failure::Config(format!("{}: {key}: is missing; {remedy}", file.display()))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Config(why) | Failure::Other(why) => f.write_str(why),
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(e: ConfigError) -> Self {
+        Failure::Config(e.to_string())
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(e: io::Error) -> Self {
+        Failure::Other(e.to_string())
+    }
+}
+
+/// A configuration, and the file that it was read from.
+pub struct Configured<'a> {
+    pub file: &'a Path,
+    pub config: Config,
+}
+
+// === impl Configured ===
+
+impl<'a> Configured<'a> {
+    pub fn load(file: &'a Path) -> Result<Self, Failure> {
+        Ok(Configured {
+            file,
+            config: Config::load(file)?,
+        })
+    }
+}
+
+/// Standard output, whose reader may leave early, as `head` does.
+pub struct Output(BufWriter<StdoutLock<'static>>);
+
+// === impl Output ===
+
+impl Output {
+    pub fn new() -> Self {
+        Output(BufWriter::new(io::stdout().lock()))
+    }
+
+    /// Write a line. False: nobody reads any more.
+    pub fn line(&mut self, line: impl fmt::Display) -> io::Result<bool> {
+        still_read(writeln!(self.0, "{line}"))
+    }
+
+    /// Write what is left in the buffer.
+    pub fn flush(&mut self) -> io::Result<bool> {
+        still_read(self.0.flush())
+    }
+}
+
+fn still_read(written: io::Result<()>) -> io::Result<bool> {
+    match written {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true),
+    }
+}
+
+/// A path of the proxy as an argument: what may not stand in a path is
+/// percent-encoded, what is encoded already stays so.
+///
+/// `?` and `#` are part of a name here, and no query.
+pub fn url_path(argument: &str) -> Result<String, String> {
+    if !argument.starts_with('/') {
+        return Err("it does not start with /; write the path as clients ask for it".into());
+    }
+    let bytes = argument.as_bytes();
+    let mut path = String::with_capacity(bytes.len());
+    for (at, byte) in bytes.iter().enumerate() {
+        let is_escape = || {
+            let digits = bytes.get(at + 1..at + 3);
+            digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+        };
+        let stays = match byte {
+            b'%' => is_escape(),
+            b'?' | b'#' => false,
+            byte => byte.is_ascii_graphic(),
+        };
+        if stays {
+            path.push(char::from(*byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(path, "%{byte:02X}");
+        }
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::url_path;
+
+    #[test]
+    fn a_path_is_encoded_where_it_must_be() {
+        for (argument, path) in [
+            ("/assets/a*", "/assets/a*"),
+            ("/a b", "/a%20b"),
+            ("/a%20b", "/a%20b"),
+            ("/a%2A", "/a%2A"),
+            ("/100%", "/100%25"),
+            ("/100%2", "/100%252"),
+            ("/50%zz", "/50%25zz"),
+            ("/grüße", "/gr%C3%BC%C3%9Fe"),
+            ("/a?b#c", "/a%3Fb%23c"),
+            ("/a\nb", "/a%0Ab"),
+            ("/a+b&c", "/a+b&c"),
+        ] {
+            assert_eq!(url_path(argument).as_deref(), Ok(path));
+        }
+        assert!(url_path("assets/a").is_err());
+        assert!(url_path("").is_err());
+    }
+}
