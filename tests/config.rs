@@ -80,6 +80,31 @@ fn a_value_of_the_wrong_type_is_named_with_what_may_stand_there() {
 }
 
 #[test]
+fn a_value_that_is_none_of_the_allowed_ones_is_named_with_them() {
+    let disk =
+        |line: &str| ConfigFile::new(&GOOD.replace("    path:", &format!("    {line}\n    path:")));
+    disk("backend: io_uring").expect_refused(
+        "cache.disk.backend",
+        &["is not a backend", "auto, tokio or uring"],
+    );
+    disk("scrub_mb_per_second: 10001").expect_refused(
+        "cache.disk.scrub_mb_per_second",
+        &["10001 is out of range", "from 0 to 10000"],
+    );
+    ConfigFile::new(&GOOD.replace("cache:", "cache:\n  admission: 0"))
+        .expect_refused("cache.admission", &["0 is out of range", "from 1 to 255"]);
+}
+
+#[test]
+fn two_listeners_on_one_address_are_named_both() {
+    let good = GOOD.replace("127.0.0.1:0", "127.0.0.1:8080");
+    ConfigFile::new(&format!("{good}admin:\n  address: 0.0.0.0:8080\n")).expect_refused(
+        "admin.address",
+        &["listens where server.address does", "port of its own"],
+    );
+}
+
+#[test]
 fn a_file_that_is_not_there_is_named() {
     let file = ConfigFile::new(GOOD);
     fs::remove_file(file.path()).expect("remove it");
