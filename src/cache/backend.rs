@@ -53,7 +53,7 @@ impl OpenEntry {
     pub fn checked(
         id: &EntryId,
         meta: EntryMeta,
-        body: File,
+        body: impl Into<Arc<File>>,
         body_len: u64,
         prefetched: Option<Bytes>,
     ) -> io::Result<OpenEntry> {
@@ -70,7 +70,7 @@ impl OpenEntry {
         }
         Ok(OpenEntry {
             meta,
-            body: Arc::new(body),
+            body: body.into(),
             prefetched,
         })
     }

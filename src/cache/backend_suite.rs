@@ -19,6 +19,7 @@ macro_rules! backend_suite {
             a_small_body_is_read_along_and_verified
             what_is_written_can_be_read_before_it_is_committed
             a_discarded_body_leaves_nothing
+            a_commit_that_fails_leaves_nothing
             a_body_of_another_length_is_no_entry
             files_of_another_entry_are_no_entry
             an_open_body_outlives_removal
@@ -146,6 +147,17 @@ pub(super) async fn a_discarded_body_leaves_nothing(_: &Path, backend: &impl Dis
     backend.discard(id).await.unwrap();
     backend.discard(id).await.unwrap();
     assert!(names(backend).is_empty());
+}
+
+pub(super) async fn a_commit_that_fails_leaves_nothing(_: &Path, backend: &impl DiskBackend) {
+    let (id, meta) = entry(1, b"abc");
+    let file = backend.create(id, None).await.unwrap();
+    let data = vec![Bytes::from_static(b"abc")];
+    backend.write(&file, 0, data).await.unwrap();
+    // No file can be renamed to the name of a folder.
+    fs::create_dir(backend.layout().meta(&id)).unwrap();
+    assert!(backend.commit(id, &file, meta).await.is_err());
+    assert_eq!(names(backend), [format!("{id}.meta")], "only the folder");
 }
 
 pub(super) async fn a_body_of_another_length_is_no_entry(_: &Path, backend: &impl DiskBackend) {

@@ -808,22 +808,50 @@ fn wait_for_lock(path: &Path) -> io::Result<File> {
 }
 
 fn backend(
-    _choice: BackendChoice,
+    choice: BackendChoice,
     path: &Path,
     runtime: &Handle,
 ) -> io::Result<Box<dyn DiskBackend>> {
-    #[cfg(any())]
     if choice == BackendChoice::Uring {
-        match super::UringBackend::new(path, runtime.clone()) {
-            Ok(backend) => return Ok(Box::new(backend)),
-            Err(e) => warn!("cache.disk.backend: io_uring cannot be used, tokio is: {e}"),
+        match uring(path, runtime) {
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => {
+                warn!("cache.disk.backend: tokio is used instead of uring: {e}");
+            }
+            backend => return backend,
         }
     }
-    #[cfg(not(target_os = "linux"))]
-    if choice == BackendChoice::Uring {
-        warn!("cache.disk.backend: there is no io_uring on this system, tokio is used");
-    }
     Ok(Box::new(TokioFsBackend::new(path, runtime.clone())?))
+}
+
+#[cfg(all(
+    target_os = "linux",
+    any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64",
+        target_arch = "loongarch64",
+        target_arch = "powerpc64"
+    )
+))]
+fn uring(path: &Path, runtime: &Handle) -> io::Result<Box<dyn DiskBackend>> {
+    Ok(Box::new(super::UringBackend::new(path, runtime.clone())?))
+}
+
+#[cfg(not(all(
+    target_os = "linux",
+    any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64",
+        target_arch = "loongarch64",
+        target_arch = "powerpc64"
+    )
+)))]
+fn uring(_path: &Path, _runtime: &Handle) -> io::Result<Box<dyn DiskBackend>> {
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        "there is no io_uring on this system",
+    ))
 }
 
 /// How many files this process may have open.

@@ -44,9 +44,31 @@ pub mod stats;
 #[cfg(target_os = "linux")]
 mod sys;
 pub mod tokio_fs;
+#[cfg(all(
+    target_os = "linux",
+    any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64",
+        target_arch = "loongarch64",
+        target_arch = "powerpc64"
+    )
+))]
+pub mod uring;
 
 pub use backend::{DiskBackend, EntryId, OpenEntry};
 pub use disk::{BackendChoice, DiskCache, DiskCacheConfig};
 pub use sendfile::{SendfileCapable, SendfileConfig, SendfileResponse};
 pub use stats::{Cause, Eviction, Stats};
 pub use tokio_fs::TokioFsBackend;
+#[cfg(all(
+    target_os = "linux",
+    any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64",
+        target_arch = "loongarch64",
+        target_arch = "powerpc64"
+    )
+))]
+pub use uring::UringBackend;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::format::{EntryMeta, MAX_META_LEN};
@@ -76,7 +76,11 @@ impl DiskBackend for TokioFsBackend {
             let file = match open() {
                 // Somebody has emptied the cache folder.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    fs::create_dir(layout.shard(id.hash[0]))?;
+                    match fs::create_dir(layout.shard(id.hash[0])) {
+                        // Another fill was faster.
+                        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                        made => made?,
+                    }
                     open()?
                 }
                 file => file?,
@@ -109,7 +113,9 @@ impl DiskBackend for TokioFsBackend {
     async fn load(&self, file: &Arc<File>, offset: u64, len: u64) -> io::Result<()> {
         let file = file.clone();
         self.blocking(move |_| {
-            read_ahead(&file, offset, len);
+            if len > 0 {
+                read_ahead(&file, offset, len);
+            }
             let mut scratch = vec![0; LOAD_PIECE.min(len as usize)];
             let mut at = offset;
             while at < offset + len {
@@ -213,10 +219,9 @@ pub(super) fn read_exact_at(file: &File, offset: u64, buf: &mut [u8]) -> io::Res
 
 #[cfg(unix)]
 fn write_all_at(file: &File, mut offset: u64, data: Vec<Bytes>) -> io::Result<()> {
-    for mut piece in data {
+    for piece in data {
         std::os::unix::fs::FileExt::write_all_at(file, &piece, offset)?;
         offset += piece.len() as u64;
-        piece.advance(piece.len());
     }
     Ok(())
 }
