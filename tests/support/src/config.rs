@@ -1,4 +1,5 @@
 use std::{
+    env,
     fmt::{Display, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -197,6 +198,12 @@ impl ProxyBuilder {
         yaml.section(1, "disk");
         yaml.text(2, "path", dir.join(CACHE).display());
         yaml.all(2, &self.disk);
+        if let (Ok(backend), false) = (
+            env::var(BACKEND),
+            self.disk.iter().any(|(key, _)| *key == "backend"),
+        ) {
+            yaml.text(2, "backend", backend);
+        }
         if !self.sendfile.is_empty() {
             yaml.section(2, "sendfile");
             yaml.all(3, &self.sendfile);
@@ -210,6 +217,10 @@ impl ProxyBuilder {
         yaml.text
     }
 }
+
+/// Names the backend of all proxies whose test does not: so a whole run can be
+/// made on the other one.
+pub const BACKEND: &str = "CACHE_BACKEND";
 
 /// The cache's place in the proxy's directory.
 pub(crate) const CACHE: &str = "cache";

@@ -19,7 +19,7 @@ mod proxy;
 mod tls;
 mod wait;
 
-pub use config::{Bucket, ProxyBuilder};
+pub use config::{Bucket, ProxyBuilder, BACKEND};
 pub use content::{pattern, sha256, Pattern};
 pub use fuse::{FaultyDisk, Op};
 pub use gate::Gate;
