@@ -533,20 +533,12 @@ mod tests {
         }
 
         fn only_damage(&self) -> Damaged {
-            match &mut self.verify()[..] {
-                [found] => match std::mem::replace(found, nothing()) {
-                    Found::Damaged(damaged) => damaged,
-                    found => panic!("{found:?}"),
-                },
+            let mut found = self.verify();
+            assert_eq!(found.len(), 1, "{found:?}");
+            match found.pop() {
+                Some(Found::Damaged(damaged)) => damaged,
                 found => panic!("{found:?}"),
             }
-        }
-    }
-
-    fn nothing() -> Found {
-        Found::Leftover {
-            file: PathBuf::new(),
-            len: 0,
         }
     }
 
@@ -658,41 +650,32 @@ mod tests {
 
     #[test]
     fn what_is_not_as_recorded_is_damaged_and_says_why() {
-        let meta = |sample: &Sample, id: &EntryId| sample.layout().meta(id);
-        let body = |sample: &Sample, id: &EntryId| sample.layout().body(id);
-        type Path = fn(&Sample, &EntryId) -> PathBuf;
-        let cases: [(Path, fn(&std::path::Path), &str); 5] = [
-            (
-                body,
-                |file| fs::write(file, b"bod").unwrap(),
-                "3 bytes instead of 4",
-            ),
-            (body, |file| fs::remove_file(file).unwrap(), "is missing"),
-            (meta, |file| fs::write(file, b"").unwrap(), "too short"),
-            (
-                meta,
-                |file| {
-                    let mut data = fs::read(file).unwrap();
-                    data[30] ^= 1;
-                    fs::write(file, data).unwrap();
-                },
-                "wrong checksum",
-            ),
-            (
-                meta,
-                |file| {
-                    let mut meta = EntryMeta::decode(&fs::read(file).unwrap()).unwrap();
-                    meta.generation = 7;
-                    fs::write(file, meta.encode()).unwrap();
-                },
-                "of another entry",
-            ),
+        /// What a file's content becomes; `None`: the file goes.
+        type Spoil = fn(Vec<u8>) -> Option<Vec<u8>>;
+        let flip: Spoil = |mut data| {
+            data[30] ^= 1;
+            Some(data)
+        };
+        let rename: Spoil = |data| {
+            let mut meta = EntryMeta::decode(&data).unwrap();
+            meta.generation = 7;
+            Some(meta.encode())
+        };
+        let cases: [(&str, Spoil, &str); 5] = [
+            ("body", |_| Some(b"bod".into()), "3 bytes instead of 4"),
+            ("body", |_| None, "is missing"),
+            ("meta", |_| Some(Vec::new()), "too short"),
+            ("meta", flip, "wrong checksum"),
+            ("meta", rename, "of another entry"),
         ];
-        for (file, spoil, reason) in cases {
+        for (extension, spoil, reason) in cases {
             let sample = Sample::new();
             let id = sample.store("key", 1, b"body");
-            let file = file(&sample, &id);
-            spoil(&file);
+            let file = sample.layout().meta(&id).with_extension(extension);
+            match spoil(fs::read(&file).unwrap()) {
+                Some(data) => fs::write(&file, data).unwrap(),
+                None => fs::remove_file(&file).unwrap(),
+            }
             let damaged = sample.only_damage();
             assert_eq!(damaged.id, id);
             assert_eq!(damaged.file, file, "{reason}");
