@@ -102,10 +102,10 @@ impl Bans {
         Ok(bans)
     }
 
-    /// Read the list again, that another process has written till it let the
-    /// folder go. Blocks.
-    pub fn reload(&self) -> io::Result<()> {
-        let fresh = Bans::read(self.path.clone(), true)?;
+    /// Read the list again, to which another process writes, or has till it let
+    /// the folder go (`repair`). Blocks.
+    pub fn reload(&self, repair: bool) -> io::Result<()> {
+        let fresh = Bans::read(self.path.clone(), repair)?;
         let mut records = self.records.lock();
         *records = *fresh.records.lock();
         let list = fresh.list.into_inner();

@@ -17,7 +17,7 @@ pub const BLOCK: u64 = 1 << 20;
 ///
 /// `sendfile(2)` of a page that is not in the page cache waits for the disk, on
 /// the thread that serves hundreds of other clients. So what is to be sent is
-/// [`is_resident`](Self::is_resident) or has been [`load`](Self::load)ed
+/// [`is_resident`](Self::is_resident) or has been loaded
 /// before. The kernel's own read-ahead is off for these files (see
 /// `no_read_ahead`): the only pages that are cached but not yet read are then
 /// those of loads that this type knows.

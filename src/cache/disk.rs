@@ -57,6 +57,9 @@ const BLOCKING_THREADS: usize = 256;
 /// Longest body whose space is reserved without asking how much there is.
 const UNCHECKED_RESERVATION: u64 = 1 << 20;
 
+/// How often a successor looks whether the folder is free, and what was purged.
+const TAKE_OVER_INTERVAL: Duration = Duration::from_millis(250);
+
 /// How much of a body is read when an entry is opened, if it has to come from
 /// the disk, in bytes.
 const FIRST_READ: u64 = 16 * 1024;
@@ -262,8 +265,8 @@ impl DiskCache {
             "{}: another process writes to this cache folder; nothing is stored until it lets go",
             self.path.display()
         );
-        let taken = wait_for_lock(&self.path).and_then(|lock| {
-            self.bans.reload()?;
+        let taken = self.wait_for_lock().and_then(|lock| {
+            self.bans.reload(true)?;
             let first = next_epoch(&self.path, self.backend.layout(), self.bans.newest())?;
             Ok((lock, first))
         });
@@ -281,6 +284,20 @@ impl DiskCache {
                 "{}: cannot take the cache folder over: {e}; nothing will be stored until a restart",
                 self.path.display()
             ),
+        }
+    }
+
+    /// Wait until the other process lets the folder go, and heed what is purged
+    /// there meanwhile. Blocks.
+    fn wait_for_lock(&self) -> io::Result<File> {
+        loop {
+            if let Some(lock) = lock(&self.path, true)? {
+                return Ok(lock);
+            }
+            if let Err(e) = self.bans.reload(false) {
+                warn!("{}: cannot read the ban list: {e}", self.path.display());
+            }
+            std::thread::sleep(TAKE_OVER_INTERVAL);
         }
     }
 
@@ -798,13 +815,6 @@ fn lock(path: &Path, successor: bool) -> io::Result<Option<File>> {
         )),
         Err(TryLockError::Error(e)) => Err(in_folder(path, "lock the cache folder", e)),
     }
-}
-
-/// Blocks.
-fn wait_for_lock(path: &Path) -> io::Result<File> {
-    let lock = File::options().write(true).open(path.join("lock"))?;
-    lock.lock()?;
-    Ok(lock)
 }
 
 fn backend(

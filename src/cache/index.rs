@@ -24,7 +24,7 @@ pub struct Indexed {
 /// Maps the hash of a key to its current generation, and keeps all entries in
 /// the order of their last use.
 ///
-/// An entry takes one [`Node`] (48 bytes) and one slot of a hash table (5 bytes
+/// An entry takes one `Node` (48 bytes) and one slot of a hash table (5 bytes
 /// and the free slots around it); see the test `an_entry_takes_less_than_200_bytes`.
 /// Locks are held for one operation on one of 32 shards, never over I/O.
 #[derive(Debug)]
