@@ -741,6 +741,16 @@ impl DiskCache {
         }
     }
 
+    /// The fill that a reader of this key follows. One that was overtaken by a
+    /// newer fill of the key, which is an entry already, has no readers.
+    fn newest_fill(&self, hash: &[u8; 16]) -> Option<Arc<Fill>> {
+        let fill = self.fills.get(hash)?;
+        let entry = self.index.get(hash);
+        entry
+            .is_none_or(|entry| entry.id.generation < fill.id.generation)
+            .then_some(fill)
+    }
+
     fn follow(&'static self, fill: Arc<Fill>) -> Result<(CacheMeta, HitHandler)> {
         let (internal, header) = fill.meta();
         let meta = CacheMeta::deserialize(&internal, &header)?;
@@ -937,7 +947,7 @@ impl Storage for DiskCache {
         key: &CacheKey,
         _trace: &SpanHandle,
     ) -> Result<Option<(CacheMeta, HitHandler)>> {
-        if let Some(fill) = self.fills.get(&key.combined_bin()) {
+        if let Some(fill) = self.newest_fill(&key.combined_bin()) {
             self.stats.fill_followers.inc();
             return self.follow(fill).map(Some);
         }
@@ -1016,6 +1026,7 @@ impl Storage for DiskCache {
             primary_key: key.primary_key().to_vec(),
             promised,
             body: Arc::new(BodyFile::new(file)),
+            created: meta.created(),
             stored_at: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),
@@ -1067,7 +1078,10 @@ impl Storage for DiskCache {
     ) -> Result<bool> {
         let hash = key.combined_bin();
         let serialized = meta.serialize()?;
-        if self.fills.set_meta(&hash, &serialized) {
+        // A revalidation keeps the time when its response was made. By now there
+        // may be another response for the key, whose body is another one.
+        let created = meta.created();
+        if self.fills.set_meta(&hash, created, &serialized) {
             return Ok(true);
         }
         let (internal, header) = serialized;
@@ -1080,6 +1094,10 @@ impl Storage for DiskCache {
         let Some(entry) = self.open_entry(indexed).await else {
             return Ok(false);
         };
+        let current = CacheMeta::deserialize(&entry.meta.internal, &entry.meta.header)?;
+        if current.created() != created {
+            return Ok(false);
+        }
         let new = EntryMeta {
             internal,
             header,
@@ -1099,5 +1117,108 @@ impl Storage for DiskCache {
 
     fn as_any(&self) -> &(dyn Any + Send + Sync + 'static) {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use http::StatusCode;
+    use pingora_cache::trace::Span;
+    use pingora_http::ResponseHeader;
+
+    fn cache(path: &Path) -> &'static DiskCache {
+        DiskCache::open(DiskCacheConfig {
+            scrub_bytes_per_second: 0,
+            ..DiskCacheConfig::new(path, 1_000_000)
+        })
+        .unwrap()
+    }
+
+    fn key() -> CacheKey {
+        CacheKey::new("key", "bucket")
+    }
+
+    /// A response of this version, made at `created`.
+    fn meta(version: &str, created: SystemTime) -> CacheMeta {
+        let mut header = ResponseHeader::build(StatusCode::OK, None).unwrap();
+        header.insert_header("etag", version).unwrap();
+        CacheMeta::new(created, created, 0, 0, header)
+    }
+
+    async fn begin(cache: &'static DiskCache, meta: &CacheMeta) -> MissHandler {
+        let span = Span::inactive().handle();
+        cache.get_miss_handler(&key(), meta, &span).await.unwrap()
+    }
+
+    async fn finish(mut miss: MissHandler, body: &'static str) {
+        miss.write_body(Bytes::from(body), true).await.unwrap();
+        miss.finish().await.unwrap();
+    }
+
+    /// The version and the body of what is found.
+    async fn found(cache: &'static DiskCache) -> (String, String) {
+        let found = tokio::time::timeout(Duration::from_secs(30), read(cache)).await;
+        found.expect("a body that comes to its end")
+    }
+
+    async fn read(cache: &'static DiskCache) -> (String, String) {
+        let span = Span::inactive().handle();
+        let (meta, mut hit) = cache.lookup(&key(), &span).await.unwrap().unwrap();
+        let mut body = Vec::new();
+        while let Some(bytes) = hit.read_body().await.unwrap() {
+            body.extend_from_slice(&bytes);
+        }
+        let version = meta.headers()["etag"].to_str().unwrap().to_owned();
+        (version, String::from_utf8(body).unwrap())
+    }
+
+    async fn update(cache: &'static DiskCache, meta: &CacheMeta) -> bool {
+        let span = Span::inactive().handle();
+        cache.update_meta(&key(), meta, &span).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_revalidation_changes_no_other_response() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path());
+        let long_ago = UNIX_EPOCH + Duration::from_secs(1);
+        let old = meta("old", long_ago);
+        finish(begin(cache, &old).await, "old body").await;
+        cache.settle().await;
+        assert!(update(cache, &old).await);
+
+        // The origin says that the old version is still good, and then that it
+        // is not; the latter is heard first.
+        let new = meta("new", long_ago + Duration::from_nanos(1));
+        let miss = begin(cache, &new).await;
+        let follower = tokio::spawn(found(cache));
+        update(cache, &old).await;
+        finish(miss, "new body").await;
+        assert_eq!(follower.await.unwrap(), ("new".into(), "new body".into()));
+        cache.settle().await;
+        assert!(!update(cache, &old).await);
+        assert_eq!(found(cache).await, ("new".into(), "new body".into()));
+    }
+
+    #[tokio::test]
+    async fn nobody_follows_a_fill_that_was_overtaken() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path());
+        let long_ago = UNIX_EPOCH + Duration::from_secs(1);
+        // Its file takes long to create.
+        let old = meta("old", long_ago);
+        let mut slow = std::pin::pin!(begin(cache, &old));
+        assert!(futures::poll!(&mut slow).is_pending());
+        let new = meta("new", long_ago + Duration::from_nanos(1));
+        finish(begin(cache, &new).await, "new body").await;
+        cache.settle().await;
+        let slow = slow.await;
+        assert_eq!(cache.fills_in_flight(), 1);
+        assert_eq!(found(cache).await, ("new".into(), "new body".into()));
+        finish(slow, "old body").await;
+        cache.settle().await;
+        assert_eq!(found(cache).await, ("new".into(), "new body".into()));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use log::warn;
@@ -57,6 +58,8 @@ pub struct Fill {
     pub promised: Option<u64>,
     /// Its body.
     pub body: Arc<BodyFile>,
+    /// When its response was made: what tells it from others of its key.
+    created: SystemTime,
     stored_at: u64,
     /// Pingora's metadata; a revalidation may replace it.
     meta: Mutex<Serialized>,
@@ -90,6 +93,8 @@ pub struct NewFill {
     pub promised: Option<u64>,
     /// Its body file, empty.
     pub body: Arc<BodyFile>,
+    /// [`pingora_cache::CacheMeta::created`].
+    pub created: SystemTime,
     /// Seconds since 1970.
     pub stored_at: u64,
     /// Pingora's metadata.
@@ -108,6 +113,7 @@ impl Fill {
             primary_key: new.primary_key,
             promised: new.promised,
             body: new.body,
+            created: new.created,
             stored_at: new.stored_at,
             meta: Mutex::new(new.meta),
             progress: watch::Sender::new(Progress {
@@ -384,12 +390,13 @@ impl Fills {
         self.table.lock().by_hash.get(hash).cloned()
     }
 
-    /// Replace Pingora's metadata of the fill that a reader of this key follows.
-    /// Whether there is one; it has not been published then, and will be with
-    /// this metadata.
-    pub fn set_meta(&self, hash: &[u8; 16], meta: &Serialized) -> bool {
+    /// Replace Pingora's metadata of the fill of the response that was `created`
+    /// then. Whether there is one; it has not been published then, and will be
+    /// with this metadata.
+    pub fn set_meta(&self, hash: &[u8; 16], created: SystemTime, meta: &Serialized) -> bool {
         let table = self.table.lock();
-        let fill = table.by_hash.get(hash);
+        let mut fills = table.by_generation.values();
+        let fill = fills.find(|fill| fill.id.hash == *hash && fill.created == created);
         if let Some(fill) = fill {
             *fill.meta.lock() = meta.clone();
         }
