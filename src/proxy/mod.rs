@@ -6,6 +6,7 @@ mod errors;
 mod s3_proxy;
 pub mod serve;
 pub mod server;
+mod too_large;
 
 pub use admin::AdminApp;
 pub use cache_key::CacheKeys;

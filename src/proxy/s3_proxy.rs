@@ -18,6 +18,7 @@ use pingora_proxy::{range_header_filter, ProxyHttp, RangeType, Session};
 
 use super::cache_key::{cache_key, requested_path, CacheKeys};
 use super::errors;
+use super::too_large::TooLarge;
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::{is_from_the_future, storable, DefaultTtl};
@@ -51,6 +52,7 @@ pub struct S3ProxyHttp {
     keys: CacheKeys,
     cache: Option<&'static DiskCache>,
     lock: &'static CacheKeyLockImpl,
+    too_large: &'static TooLarge,
     default_ttl: DefaultTtl,
     write_timeout: Option<Duration>,
     min_send_rate: Option<usize>,
@@ -70,13 +72,15 @@ pub struct RequestCtx {
 impl S3ProxyHttp {
     /// A proxy for the buckets of `config`, which caches in `cache`.
     pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Result<Self, OriginError> {
-        // Pingora wants the lock to live as long as the process.
+        // Pingora wants both to live as long as the process.
         let lock: &'static CacheKeyLockImpl = Box::leak(CacheLock::new_boxed(LOCK_TIMEOUT));
+        let too_large: &'static TooLarge = Box::leak(Box::default());
         let write_timeout = config.server.write_timeout;
         Ok(S3ProxyHttp {
             keys: CacheKeys::new(config)?,
             cache,
             lock,
+            too_large,
             default_ttl: DefaultTtl(config.cache.default_ttl),
             write_timeout: (!write_timeout.is_zero()).then_some(write_timeout),
             min_send_rate: (config.server.min_send_rate > 0).then_some(config.server.min_send_rate),
@@ -183,7 +187,7 @@ impl ProxyHttp for S3ProxyHttp {
             // No eviction manager: the cache evicts by itself.
             session
                 .cache
-                .enable(cache, None, None, Some(self.lock), None);
+                .enable(cache, None, Some(self.too_large), Some(self.lock), None);
             session.cache.set_admission_policy(cache.admission());
             // A larger object would evict all others and then itself.
             let limit = usize::try_from(cache.max_size_bytes()).unwrap_or(usize::MAX);
