@@ -238,6 +238,7 @@ fn the_least_recently_used_entry_makes_room() {
     let proxy = proxy(&origin).max_size_gb(0.01).start();
     for key in 1..=3 {
         assert_eq!(ask(&proxy, key, LEN), "MISS");
+        proxy.expect_metric("cache_entries", key);
     }
     assert_eq!(ask(&proxy, 1, LEN), "HIT");
 

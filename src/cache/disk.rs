@@ -1004,7 +1004,8 @@ impl Storage for DiskCache {
                 format!("cache entry {id} would be larger than the whole cache"),
             );
         }
-        let filling = self.fills.bytes().saturating_add(promised.unwrap_or(0));
+        let filling = self.fills.bytes_being_written();
+        let filling = filling.saturating_add(promised.unwrap_or(0));
         if filling > self.max_size_bytes {
             self.stats.fill_errors(Cause::NoSpace).inc();
             return Error::e_explain(

@@ -446,6 +446,20 @@ impl Fills {
         table.by_generation.values().map(|fill| fill.weight()).sum()
     }
 
+    /// Bytes that those will take that are not complete yet.
+    pub fn bytes_being_written(&self) -> u64 {
+        if self.is_empty() {
+            return 0;
+        }
+        let table = self.table.lock();
+        table
+            .by_generation
+            .values()
+            .filter(|fill| fill.progress.borrow().state == State::Writing)
+            .map(|fill| fill.weight())
+            .sum()
+    }
+
     /// Wait until there are none.
     pub async fn wait_idle(&self) {
         let mut idle = self.idle.subscribe();
