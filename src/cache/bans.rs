@@ -36,10 +36,20 @@ pub enum Banned {
     Exact([u8; 16]),
 }
 
+/// Bans, in memory only.
 #[derive(Debug, Default)]
-struct List {
+pub struct List {
     prefixes: Vec<(u64, String, Vec<u8>)>,
     exact: HashMap<[u8; 16], u64>,
+}
+
+/// The records of a list's file: each a generation and what is banned below it.
+/// Ends where the file ends, or where it is damaged.
+#[derive(Debug)]
+pub struct Records<'a> {
+    rest: &'a [u8],
+    /// Whether the file is a ban list at all.
+    ours: bool,
 }
 
 /// The bans in force.
@@ -68,30 +78,19 @@ impl Bans {
             Err(e) => return Err(e),
         }
         let mut list = List::default();
-        let mut records = 0;
-        let mut whole = true;
-        if !data.is_empty() {
-            let mut rest = data.strip_prefix(MAGIC).unwrap_or_else(|| {
-                whole = false;
-                &[]
-            });
-            while !rest.is_empty() {
-                let Some((generation, banned, next)) = decode(rest) else {
-                    whole = false;
-                    break;
-                };
-                list.add(generation, banned);
-                records += 1;
-                rest = next;
-            }
+        let mut count = 0;
+        let mut records = Records::of(&data);
+        for (generation, banned) in &mut records {
+            list.add(generation, banned);
+            count += 1;
         }
         let bans = Bans {
             path,
             newest: AtomicU64::new(list.newest()),
             list: RwLock::new(list),
-            records: Mutex::new(records),
+            records: Mutex::new(count),
         };
-        if !whole && repair {
+        if !records.rest().is_empty() && repair {
             log::warn!(
                 "{}: the end of the ban list is damaged and ignored; purge again what was purged last",
                 bans.path.display()
@@ -207,28 +206,39 @@ impl Bans {
         if generation >= self.newest() {
             return false;
         }
-        let list = self.list.read();
-        if list.exact.get(primary).is_some_and(|of| generation < *of) {
-            return true;
-        }
-        if list.prefixes.is_empty() {
-            return false;
-        }
-        let (tag, key) = key();
-        list.prefixes.iter().any(|(of, of_tag, prefix)| {
-            generation < *of && of_tag == tag && key.starts_with(prefix)
-        })
+        self.list.read().void(generation, primary, key)
     }
 }
 
 impl List {
-    fn newest(&self) -> u64 {
+    /// As [`Bans::void`].
+    pub fn void<'a>(
+        &self,
+        generation: u64,
+        primary: &[u8; 16],
+        key: impl FnOnce() -> (&'a str, &'a [u8]),
+    ) -> bool {
+        if self.exact.get(primary).is_some_and(|of| generation < *of) {
+            return true;
+        }
+        if self.prefixes.is_empty() {
+            return false;
+        }
+        let (tag, key) = key();
+        self.prefixes.iter().any(|(of, of_tag, prefix)| {
+            generation < *of && of_tag == tag && key.starts_with(prefix)
+        })
+    }
+
+    /// The highest generation that a ban speaks of, 0 where there is none.
+    pub fn newest(&self) -> u64 {
         let prefixes = self.prefixes.iter().map(|(generation, ..)| *generation);
         let exact = self.exact.values().copied();
         prefixes.chain(exact).max().unwrap_or(0)
     }
 
-    fn add(&mut self, generation: u64, banned: Banned) {
+    /// Void all matching entries below `generation`.
+    pub fn add(&mut self, generation: u64, banned: Banned) {
         match banned {
             Banned::Exact(hash) => {
                 let of = self.exact.entry(hash).or_default();
@@ -245,7 +255,38 @@ impl List {
     }
 }
 
-fn encode(generation: u64, banned: &Banned) -> io::Result<Vec<u8>> {
+impl<'a> Records<'a> {
+    /// Those of a file with this content. An empty file has none.
+    pub fn of(file: &'a [u8]) -> Self {
+        let records = file.strip_prefix(MAGIC);
+        Records {
+            rest: records.unwrap_or(file),
+            ours: records.is_some(),
+        }
+    }
+
+    /// What has not been read; once there are no more records, what is damaged.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+}
+
+impl Iterator for Records<'_> {
+    type Item = (u64, Banned);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if !self.ours {
+            return None;
+        }
+        let (generation, banned, rest) = decode(self.rest)?;
+        self.rest = rest;
+        Some((generation, banned))
+    }
+}
+
+/// A record of the list's file. `InvalidInput` where the user tag is longer than
+/// 2^16 - 1 bytes, or the prefix longer than 2^32 - 1.
+pub fn encode(generation: u64, banned: &Banned) -> io::Result<Vec<u8>> {
     let too_long = |_| io::Error::new(io::ErrorKind::InvalidInput, "the prefix is too long");
     let mut record = generation.to_le_bytes().to_vec();
     let (kind, tag, text) = match banned {
@@ -363,12 +404,15 @@ mod tests {
 
     #[test]
     fn a_foreign_list_is_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("bans"), b"#!/bin/sh\n").unwrap();
-        let bans = Bans::load(dir.path(), true).unwrap();
-        assert!(bans.is_empty());
-        bans.ban(8, prefix("/third")).unwrap();
-        assert_eq!(Bans::load(dir.path(), true).unwrap().len(), 1);
+        let headless = encode(8, &prefix("/first")).unwrap();
+        for foreign in [b"#!/bin/sh\n".to_vec(), headless] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("bans"), foreign).unwrap();
+            let bans = Bans::load(dir.path(), true).unwrap();
+            assert!(bans.is_empty());
+            bans.ban(8, prefix("/third")).unwrap();
+            assert_eq!(Bans::load(dir.path(), true).unwrap().len(), 1);
+        }
     }
 
     #[test]
