@@ -59,8 +59,16 @@ pub struct Bans {
     list: RwLock<List>,
     /// Entries of this generation or a later one are not banned.
     newest: AtomicU64,
-    /// Records in the file. Held over I/O, never on an async worker.
-    records: Mutex<usize>,
+    /// Held over I/O, never on an async worker.
+    file: Mutex<OnDisk>,
+}
+
+/// What is known of the file.
+#[derive(Debug)]
+struct OnDisk {
+    records: usize,
+    /// An append has failed: what it left would hide what is appended next.
+    damaged: bool,
 }
 
 impl Bans {
@@ -88,7 +96,10 @@ impl Bans {
             path,
             newest: AtomicU64::new(list.newest()),
             list: RwLock::new(list),
-            records: Mutex::new(count),
+            file: Mutex::new(OnDisk {
+                records: count,
+                damaged: false,
+            }),
         };
         if !records.rest().is_empty() && repair {
             log::warn!(
@@ -96,7 +107,7 @@ impl Bans {
                 bans.path.display()
             );
             // What is appended behind the damage would not be found.
-            bans.rewrite(&mut bans.records.lock())?;
+            bans.rewrite(&mut bans.file.lock())?;
         }
         Ok(bans)
     }
@@ -105,11 +116,18 @@ impl Bans {
     /// the folder go (`repair`). Blocks.
     pub fn reload(&self, repair: bool) -> io::Result<()> {
         let fresh = Bans::read(self.path.clone(), repair)?;
-        let mut records = self.records.lock();
-        *records = *fresh.records.lock();
-        let list = fresh.list.into_inner();
+        *self.file.lock() = fresh.file.into_inner();
+        let fresh = fresh.list.into_inner();
+        // Nothing that was heard of is forgotten: the other process may have
+        // removed what its bans void, but it may still be in memory here.
+        let mut list = self.list.write();
+        for (generation, tag, prefix) in fresh.prefixes {
+            list.add(generation, Banned::Prefix(tag, prefix));
+        }
+        for (hash, generation) in fresh.exact {
+            list.add(generation, Banned::Exact(hash));
+        }
         self.newest.store(list.newest(), Ordering::Release);
-        *self.list.write() = list;
         Ok(())
     }
 
@@ -133,7 +151,7 @@ impl Bans {
     /// this returns. Blocks.
     pub fn ban(&self, generation: u64, banned: Banned) -> io::Result<()> {
         let record = encode(generation, &banned)?;
-        let mut records = self.records.lock();
+        let mut file = self.file.lock();
         if matches!(banned, Banned::Prefix(..)) && self.list.read().prefixes.len() >= MAX_PREFIXES {
             return Err(io::Error::other(format!(
                 "{MAX_PREFIXES} prefixes are banned already; purge a shorter prefix that covers several, or try again in some minutes"
@@ -142,38 +160,40 @@ impl Bans {
         // In force before it is durable: whoever asked sees it at once.
         self.list.write().add(generation, banned);
         self.newest.fetch_max(generation, Ordering::AcqRel);
-        if *records > self.len() + SLACK {
-            return self.rewrite(&mut records);
+        if file.damaged || file.records == 0 || file.records > self.len() + SLACK {
+            return self.rewrite(&mut file);
         }
-        let fresh = *records == 0;
-        let mut file = File::options()
-            .create(true)
-            .append(!fresh)
-            .write(true)
-            .truncate(fresh)
-            .open(&self.path)?;
-        if fresh {
-            file.write_all(MAGIC)?;
+        let appended = File::options()
+            .append(true)
+            .open(&self.path)
+            .and_then(|mut list| {
+                list.write_all(&record)?;
+                list.sync_all()
+            });
+        match appended {
+            Ok(()) => {
+                file.records += 1;
+                Ok(())
+            }
+            // The file is gone, or ends in a piece of a record.
+            Err(_) => self.rewrite(&mut file),
         }
-        file.write_all(&record)?;
-        file.sync_all()?;
-        *records += 1;
-        Ok(())
     }
 
     /// Forget the bans below `generation`: no entry that old is left. Blocks.
     pub fn forget_below(&self, generation: u64) -> io::Result<()> {
-        let mut records = self.records.lock();
+        let mut file = self.file.lock();
         {
             let mut list = self.list.write();
             list.prefixes.retain(|(of, ..)| *of >= generation);
             list.exact.retain(|_, of| *of >= generation);
             self.newest.store(list.newest(), Ordering::Release);
         }
-        self.rewrite(&mut records)
+        self.rewrite(&mut file)
     }
 
-    fn rewrite(&self, records: &mut usize) -> io::Result<()> {
+    fn rewrite(&self, on_disk: &mut OnDisk) -> io::Result<()> {
+        on_disk.damaged = true;
         let mut data = MAGIC.to_vec();
         let count = {
             let list = self.list.read();
@@ -191,7 +211,13 @@ impl Bans {
         file.write_all(&data)?;
         file.sync_all()?;
         fs::rename(&temporary, &self.path)?;
-        *records = count;
+        if let Some(folder) = self.path.parent() {
+            File::open(folder)?.sync_all()?;
+        }
+        *on_disk = OnDisk {
+            records: count,
+            damaged: false,
+        };
         Ok(())
     }
 
@@ -422,7 +448,7 @@ mod tests {
         for generation in 0..2_500 {
             bans.ban(generation, prefix("/same")).unwrap();
         }
-        assert!(*bans.records.lock() <= SLACK + 2);
+        assert!(bans.file.lock().records <= SLACK + 2);
         assert_eq!(Bans::load(dir.path(), true).unwrap().newest(), 2_499);
     }
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{mpsc, Arc, LazyLock};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -23,7 +23,8 @@ pub const BLOCK: u64 = 1 << 20;
 /// those of loads that this type knows.
 #[derive(Debug)]
 pub struct BodyFile {
-    file: Arc<File>,
+    /// Gone only when it is dropped.
+    file: Option<Arc<File>>,
     loads: Mutex<Vec<Load>>,
 }
 
@@ -45,14 +46,17 @@ impl BodyFile {
     /// Track an open file.
     pub fn new(file: Arc<File>) -> Self {
         BodyFile {
-            file,
+            file: Some(file),
             loads: Mutex::default(),
         }
     }
 
     /// The open file.
     pub fn file(&self) -> &Arc<File> {
-        &self.file
+        match &self.file {
+            Some(file) => file,
+            None => unreachable!("the file is there until the drop"),
+        }
     }
 
     /// The length that the file has now, as the kernel knows it without asking
@@ -62,11 +66,11 @@ impl BodyFile {
         {
             use rustix::fs::{statx, AtFlags, StatxFlags};
             let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-            let stat = statx(&self.file, "", flags, StatxFlags::SIZE).ok()?;
+            let stat = statx(self.file(), "", flags, StatxFlags::SIZE).ok()?;
             Some(stat.stx_size)
         }
         #[cfg(not(target_os = "linux"))]
-        self.file.metadata().ok().map(|stat| stat.len())
+        self.file().metadata().ok().map(|stat| stat.len())
     }
 
     /// Whether a range can be sent without waiting for the disk. Never waits.
@@ -76,7 +80,7 @@ impl BodyFile {
             .lock()
             .iter()
             .any(|load| load.range.start < range.end && range.start < load.range.end);
-        !being_loaded && residency::is_cached(&self.file, range)
+        !being_loaded && residency::is_cached(self.file(), range)
     }
 
     /// Bring the first block of `range` into the page cache, off this thread,
@@ -131,7 +135,7 @@ impl BodyFile {
                 let _permit = cache.load_permit().await;
                 cache
                     .backend()
-                    .load(&this.file, range.start, range.end - range.start)
+                    .load(this.file(), range.start, range.end - range.start)
                     .await
             };
             this.loads.lock().retain(|load| load.range != range);
@@ -142,6 +146,25 @@ impl BodyFile {
             })));
         });
         (end, done)
+    }
+}
+
+/// Closes files: the last close of one that was removed frees its pages and its
+/// disk space, which takes 0.4 s for half a gigabyte on ext4.
+static CLOSER: LazyLock<Option<mpsc::Sender<Arc<File>>>> = LazyLock::new(|| {
+    let (sender, files) = mpsc::channel::<Arc<File>>();
+    std::thread::Builder::new()
+        .name("cache-close".into())
+        .spawn(move || files.into_iter().for_each(drop))
+        .ok()
+        .map(|_| sender)
+});
+
+impl Drop for BodyFile {
+    fn drop(&mut self) {
+        if let (Some(file), Some(closer)) = (self.file.take(), &*CLOSER) {
+            let _ = closer.send(file);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +21,7 @@ use pingora_cache::{
 };
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{mpsc, Semaphore, SemaphorePermit};
+use tokio::sync::{mpsc, oneshot, Semaphore, SemaphorePermit};
 
 use super::admission::MinUses;
 use super::bans::{Banned, Bans};
@@ -32,6 +32,7 @@ use super::format::EntryMeta;
 use super::hit::DiskHit;
 use super::hot::{Hot, HotBody, HotEntry};
 use super::index::{Index, Indexed, Inserted};
+use super::keeper::Removal;
 use super::layout::Layout;
 use super::load::{self, Leftovers};
 use super::miss::DiskMiss;
@@ -122,6 +123,12 @@ impl DiskCacheConfig {
     }
 }
 
+/// When a request was made, in the cache's generations. An extension of its
+/// [`CacheKey`]: what the origin answers to it is not stored if the key is purged
+/// in between. See [`DiskCache::asked_now`].
+#[derive(Debug, Clone, Copy)]
+pub struct AskedAt(u64);
+
 /// A disk cache for Pingora: one immutable body file an entry, metadata beside
 /// it, found again after a restart.
 pub struct DiskCache {
@@ -146,9 +153,12 @@ pub struct DiskCache {
     /// Held as long as the process lives, so that no second one uses the folder.
     lock: Mutex<Option<File>>,
     /// Files to be removed. At most what the index knew, 24 bytes each.
-    removals: mpsc::UnboundedSender<EntryId>,
+    removals: mpsc::UnboundedSender<Removal>,
     /// Removals that were asked for and not done yet.
-    pending_removals: tokio::sync::watch::Sender<usize>,
+    pending_removals: AtomicUsize,
+    failed_removals: AtomicUsize,
+    /// Bytes of entries that this run has written.
+    bytes_written: AtomicU64,
 }
 
 /// What cannot be used as a cache folder, and why.
@@ -165,13 +175,13 @@ struct Admission {
 impl AdmissionPolicy for Admission {
     fn observe(&self, key: &CacheKey) -> pingora_cache::admission::Decision {
         use pingora_cache::admission::Decision;
-        let writable = self.cache.get().is_none_or(|cache| cache.is_writable());
+        let admits = self.cache.get().is_none_or(|cache| cache.admits());
         let decision = match &self.min_uses {
             Some(policy) => policy.observe(key),
             None => Decision::Ready { observed: 1 },
         };
         let decision = match decision {
-            Decision::Ready { observed } if !writable => Decision::Defer { observed },
+            Decision::Ready { observed } if !admits => Decision::Defer { observed },
             decision => decision,
         };
         if decision.is_deferred() {
@@ -192,6 +202,8 @@ impl DiskCache {
     pub fn open(config: DiskCacheConfig) -> io::Result<&'static DiskCache> {
         let path = &config.path;
         fs::create_dir_all(path).map_err(|e| in_folder(path, "create the cache folder", e))?;
+        // Else nothing in it is ours to remove.
+        let was_cache = path.join("epoch").exists();
         let lock = lock(path, config.successor)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(RUNTIME_THREADS)
@@ -236,14 +248,21 @@ impl DiskCache {
             writable: AtomicBool::new(writable),
             lock: Mutex::new(lock),
             removals,
-            pending_removals: tokio::sync::watch::Sender::new(0),
+            pending_removals: AtomicUsize::new(0),
+            failed_removals: AtomicUsize::new(0),
+            bytes_written: AtomicU64::new(0),
         }));
         let _ = cache.admission.cache.set(cache);
         cache.runtime.spawn(keeper::remove_files(cache, removed));
         cache.runtime.spawn(keeper::run(cache, config.inactive));
         std::thread::Builder::new()
             .name("cache-load".into())
-            .spawn(move || cache.load_and_take_over(first_generation))?;
+            .spawn(move || {
+                cache.load_and_take_over(first_generation);
+                if was_cache && cache.is_writable() {
+                    load::remove_other_versions(&cache.path);
+                }
+            })?;
         if config.scrub_bytes_per_second > 0 {
             scrub::spawn(cache, config.scrub_bytes_per_second);
         }
@@ -256,7 +275,6 @@ impl DiskCache {
         if self.is_writable() {
             load::load(self, Leftovers::RemoveBelow(first_generation));
             self.set_loaded();
-            load::remove_other_versions(&self.path);
             return;
         }
         load::load(self, Leftovers::Keep);
@@ -274,11 +292,11 @@ impl DiskCache {
             Ok((lock, first)) => {
                 *self.lock.lock() = Some(lock);
                 self.next_generation.store(first, Ordering::Release);
+                self.loaded.restart();
                 self.writable.store(true, Ordering::Release);
                 info!("{}: taken over", self.path.display());
                 // What the other process has written meanwhile, and left.
                 load::load(self, Leftovers::RemoveBelow(first));
-                load::remove_other_versions(&self.path);
             }
             Err(e) => warn!(
                 "{}: cannot take the cache folder over: {e}; nothing will be stored until a restart",
@@ -341,6 +359,11 @@ impl DiskCache {
     /// [`HttpCache::set_admission_policy`](pingora_cache::HttpCache::set_admission_policy).
     pub fn admission(&'static self) -> &'static dyn AdmissionPolicy {
         &self.admission
+    }
+
+    /// What to add to the extensions of a request's [`CacheKey`].
+    pub fn asked_now(&self) -> AskedAt {
+        AskedAt(self.last_generation())
     }
 
     /// The configured limit, in bytes.
@@ -448,11 +471,16 @@ impl DiskCache {
         let generation = self.next_generation.fetch_add(1, Ordering::AcqRel);
         self.fills
             .void(|fill| fill.id.generation < generation && matches(fill));
-        self.runtime
+        let banned = self
+            .runtime
             .spawn_blocking(move || self.bans.ban(generation, banned))
             .await
             .map_err(io::Error::other)?
-            .map_err(|e| in_folder(&self.path, "write the ban list", e))
+            .map_err(|e| in_folder(&self.path, "write the ban list", e));
+        // Those that were about to begin have not seen the ban, or are seen now.
+        self.fills
+            .void(|fill| fill.id.generation < generation && matches(fill));
+        banned
     }
 
     fn check_writable(&self) -> io::Result<()> {
@@ -460,7 +488,7 @@ impl DiskCache {
             return Ok(());
         }
         Err(io::Error::other(format!(
-            "{}: another process still writes to this cache folder; purge there",
+            "{}: another process still writes to this cache folder; purge there, or again when it has ended",
             self.path.display()
         )))
     }
@@ -485,6 +513,13 @@ impl DiskCache {
 
     pub(super) fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// The last generation so far.
+    pub(super) fn last_generation(&self) -> u64 {
+        self.next_generation
+            .load(Ordering::Acquire)
+            .saturating_sub(1)
     }
 
     /// The next generation: greater than that of every entry so far.
@@ -538,19 +573,38 @@ impl DiskCache {
     /// Have the files of an entry removed that the index does not know.
     pub(super) fn remove_files(&self, id: EntryId) {
         if self.is_writable() {
-            self.pending_removals.send_modify(|pending| *pending += 1);
-            let _ = self.removals.send(id);
+            self.pending_removals.fetch_add(1, Ordering::AcqRel);
+            let _ = self.removals.send(Removal::Files(id));
         }
     }
 
-    pub(super) fn files_removed(&self, count: usize) {
-        self.pending_removals
-            .send_modify(|pending| *pending -= count);
+    pub(super) fn file_removed(&self, done: bool) {
+        self.pending_removals.fetch_sub(1, Ordering::AcqRel);
+        if !done {
+            self.failed_removals.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
+    pub(super) fn has_failed_removals(&self) -> bool {
+        self.failed_removals.load(Ordering::Acquire) > 0
+    }
+
+    fn has_pending_removals(&self) -> bool {
+        self.pending_removals.load(Ordering::Acquire) > 0
+    }
+
+    /// Wait until all files are gone that had to go when this was called.
     pub(super) async fn removed_all(&self) {
-        let mut pending = self.pending_removals.subscribe();
-        let _ = pending.wait_for(|pending| *pending == 0).await;
+        let (done, removed) = oneshot::channel();
+        if self.removals.send(Removal::Barrier(done)).is_ok() {
+            let _ = removed.await;
+        }
+    }
+
+    /// Let go of an entry whose files are gone.
+    pub(super) fn forget(&self, id: EntryId) {
+        self.index.remove(&id);
+        self.hot.forget(&id);
     }
 
     /// An entry's files are not what they should be: it goes.
@@ -593,9 +647,9 @@ impl DiskCache {
             return false;
         };
         match inserted {
-            Some(Inserted::New | Inserted::Known) => self.stats.fills.inc(),
+            Some(Inserted::New | Inserted::Known) => self.count_fill(meta),
             Some(Inserted::Replaced(older)) => {
-                self.stats.fills.inc();
+                self.count_fill(meta);
                 self.stats.evictions(Eviction::Replaced).inc();
                 self.hot.forget(&older);
                 self.remove_files(older);
@@ -603,6 +657,20 @@ impl DiskCache {
             Some(Inserted::Outdated) | None => self.remove_files(fill.id),
         }
         true
+    }
+
+    fn count_fill(&self, meta: &EntryMeta) {
+        self.stats.fills.inc();
+        self.bytes_written
+            .fetch_add(meta.weight(), Ordering::Relaxed);
+    }
+
+    /// Whether new entries may be written. While the entries of earlier runs are
+    /// not known none can be evicted, so there is a limit to what is added.
+    fn admits(&self) -> bool {
+        self.is_writable()
+            && (self.loaded.is_complete()
+                || self.bytes_written.load(Ordering::Relaxed) < self.max_size_bytes / 20)
     }
 
     /// Replace the metadata of an entry. Whether it is still current.
@@ -622,6 +690,10 @@ impl DiskCache {
         if let Some(kept) = self.hot.get(&id) {
             let meta = Arc::new(meta);
             self.hot.replace(HotEntry { meta, ..kept });
+            // Evicted meanwhile: then nobody else forgets it.
+            if !self.index.contains(&id) {
+                self.hot.forget(&id);
+            }
         }
         true
     }
@@ -767,7 +839,7 @@ impl DiskCache {
                 .map_err(io::Error::other)?
         };
         match check().await {
-            Err(e) if Cause::of(&e) == Cause::NoSpace && *self.pending_removals.borrow() > 0 => {
+            Err(e) if Cause::of(&e) == Cause::NoSpace && self.has_pending_removals() => {
                 self.removed_all().await;
                 check().await
             }
@@ -782,7 +854,7 @@ impl DiskCache {
         }
         match self.backend.create(id, promised).await {
             // What was evicted for it may not be removed yet.
-            Err(e) if Cause::of(&e) == Cause::NoSpace && *self.pending_removals.borrow() > 0 => {
+            Err(e) if Cause::of(&e) == Cause::NoSpace && self.has_pending_removals() => {
                 self.removed_all().await;
                 self.backend.create(id, promised).await
             }
@@ -992,6 +1064,15 @@ impl Storage for DiskCache {
             hash: key.combined_bin(),
             generation: self.next_generation(),
         };
+        if let Some(AskedAt(asked)) = key.extensions.get::<AskedAt>() {
+            let key_of = || (&*key.user_tag, key.primary_key());
+            if self.bans.void(*asked, &key.primary_bin(), key_of) {
+                return Error::e_explain(
+                    ErrorType::FileCreateError,
+                    "it was purged after the origin was asked for it",
+                );
+            }
+        }
         let promised = meta
             .headers()
             .get(CONTENT_LENGTH)
@@ -1026,7 +1107,10 @@ impl Storage for DiskCache {
             key: key.to_compact(),
             primary_key: key.primary_key().to_vec(),
             promised,
-            body: Arc::new(BodyFile::new(file)),
+            body: {
+                super::tokio_fs::no_read_ahead(&file);
+                Arc::new(BodyFile::new(file))
+            },
             created: meta.created(),
             stored_at: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -1205,13 +1289,18 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_follows_a_fill_that_was_overtaken() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = cache(dir.path());
         let long_ago = UNIX_EPOCH + Duration::from_secs(1);
-        // Its file takes long to create.
         let old = meta("old", long_ago);
-        let mut slow = std::pin::pin!(begin(cache, &old));
-        assert!(futures::poll!(&mut slow).is_pending());
+        // Its file takes long to create: longer than this thread is away, which
+        // on a busy machine can take some attempts.
+        let (_dir, cache, slow) = loop {
+            let dir = tempfile::tempdir().unwrap();
+            let cache = cache(dir.path());
+            let mut slow = Box::pin(begin(cache, &old));
+            if futures::poll!(&mut slow).is_pending() {
+                break (dir, cache, slow);
+            }
+        };
         let new = meta("new", long_ago + Duration::from_nanos(1));
         finish(begin(cache, &new).await, "new body").await;
         cache.settle().await;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -17,9 +17,9 @@ use super::format::EntryMeta;
 use super::stats::Cause;
 use super::{DiskCache, EntryId};
 
-/// How many pieces of a body may wait for the disk. Pingora's are of 64 KiB at
-/// most, so this is a megabyte a fill.
-const QUEUE: usize = 16;
+/// How many pieces of a body may wait for the disk, while as many are being
+/// written. Pingora's are of 64 KiB at most, so this is half a megabyte a fill.
+const QUEUE: usize = 4;
 
 /// How far a fill has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +67,10 @@ pub struct Fill {
     broken: OnceLock<(Cause, String)>,
     /// It must not become an entry: it was purged.
     void: AtomicBool,
+    /// Bytes that it stands for in the sums over all fills.
+    counted: AtomicU64,
+    /// Whether it is still in the sum of those that are being written.
+    writing: AtomicBool,
 }
 
 /// [`pingora_cache::CacheMeta::serialize`]: its internal part and the header.
@@ -122,9 +126,15 @@ impl Fill {
             }),
             broken: OnceLock::new(),
             void: AtomicBool::new(false),
+            counted: AtomicU64::new(0),
+            writing: AtomicBool::new(true),
         });
         let (sender, receiver) = mpsc::channel(QUEUE);
         cache.fills().add(&fill);
+        // Purged while its file was being created: the purge has not seen it.
+        if cache.is_banned_fill(&fill) {
+            cache.fills().void(|other| other.id == fill.id);
+        }
         cache.runtime().spawn(run(cache, fill.clone(), receiver));
         (fill, sender)
     }
@@ -145,13 +155,6 @@ impl Fill {
     /// Pingora's metadata.
     pub fn meta(&self) -> Serialized {
         self.meta.lock().clone()
-    }
-
-    /// Bytes that it takes, or will.
-    pub fn weight(&self) -> u64 {
-        self.promised
-            .unwrap_or(0)
-            .max(self.progress.borrow().written)
     }
 
     fn is_void(&self) -> bool {
@@ -223,7 +226,11 @@ async fn write(
             let why = "it is larger than the whole cache".to_owned();
             Err((Cause::NoSpace, why))
         } else if len > 0 {
-            cache.room_made(0).await;
+            // What was promised has its room already.
+            if fill.promised.is_none() {
+                cache.fills().count(fill, end);
+                cache.room_made(0).await;
+            }
             cache
                 .backend()
                 .write(fill.body.file(), written, data)
@@ -243,6 +250,7 @@ async fn write(
                 fill.advance(written, State::Writing);
             }
             (Ok(()), Some(answer)) => {
+                cache.fills().count_written(fill);
                 fill.advance(end, State::Complete);
                 let _ = answer.send(Ok(end));
                 return Ok((end, crc.finalize()));
@@ -313,6 +321,8 @@ async fn discard(cache: &'static DiskCache, fill: &Fill) {
 pub struct Fills {
     /// What a lookup asks first.
     count: AtomicUsize,
+    bytes: AtomicU64,
+    bytes_being_written: AtomicU64,
     table: Mutex<Table>,
     idle: watch::Sender<usize>,
 }
@@ -326,7 +336,11 @@ struct Table {
 
 impl Table {
     fn remove(&mut self, fills: &Fills, fill: &Fill) {
-        self.by_generation.remove(&fill.id.generation);
+        if self.by_generation.remove(&fill.id.generation).is_some() {
+            fills.count_written(fill);
+            let counted = fill.counted.load(Ordering::Relaxed);
+            fills.bytes.fetch_sub(counted, Ordering::Relaxed);
+        }
         let current = self.by_hash.get(&fill.id.hash);
         if current.is_some_and(|current| current.id == fill.id) {
             self.by_hash.remove(&fill.id.hash);
@@ -340,6 +354,7 @@ impl Table {
 
 impl Fills {
     fn add(&self, fill: &Arc<Fill>) {
+        self.count(fill, fill.promised.unwrap_or(0));
         let mut table = self.table.lock();
         let newest = table
             .by_hash
@@ -437,27 +452,30 @@ impl Fills {
         self.len() == 0
     }
 
+    /// A fill will take, or takes, so many bytes. Its task alone says so.
+    fn count(&self, fill: &Fill, bytes: u64) {
+        let more = bytes - fill.counted.swap(bytes, Ordering::Relaxed).min(bytes);
+        self.bytes.fetch_add(more, Ordering::Relaxed);
+        self.bytes_being_written.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// A fill is complete, or is given up.
+    fn count_written(&self, fill: &Fill) {
+        if fill.writing.swap(false, Ordering::Relaxed) {
+            let counted = fill.counted.load(Ordering::Relaxed);
+            self.bytes_being_written
+                .fetch_sub(counted, Ordering::Relaxed);
+        }
+    }
+
     /// Bytes that they take, or will.
     pub fn bytes(&self) -> u64 {
-        if self.is_empty() {
-            return 0;
-        }
-        let table = self.table.lock();
-        table.by_generation.values().map(|fill| fill.weight()).sum()
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes that those will take that are not complete yet.
     pub fn bytes_being_written(&self) -> u64 {
-        if self.is_empty() {
-            return 0;
-        }
-        let table = self.table.lock();
-        table
-            .by_generation
-            .values()
-            .filter(|fill| fill.progress.borrow().state == State::Writing)
-            .map(|fill| fill.weight())
-            .sum()
+        self.bytes_being_written.load(Ordering::Relaxed)
     }
 
     /// Wait until there are none.

@@ -1,10 +1,13 @@
 //! What happens to entries without a request: removal, inactivity, bans.
 
+use std::fs::File;
+use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use log::{info, warn};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::stats::Eviction;
 use super::tokio_fs::read_meta;
@@ -16,6 +19,10 @@ const CONCURRENT_REMOVALS: usize = 8;
 /// How often inactive entries are looked for, at least.
 const INACTIVE_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How many of them are removed at once: those of an earlier run become inactive
+/// all at the same time.
+const INACTIVE_BATCH: usize = 10_000;
+
 /// The time from the end of one search for banned entries to the next.
 const BAN_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -23,32 +30,59 @@ const BAN_INTERVAL: Duration = Duration::from_secs(60);
 /// many.
 const BAN_DUTY: u32 = 20;
 
+/// What the task that removes files is told.
+#[derive(Debug)]
+pub(super) enum Removal {
+    /// Remove the files of this entry.
+    Files(EntryId),
+    /// Say when all that was asked before is done.
+    Barrier(oneshot::Sender<()>),
+}
+
 /// Remove the files of entries that the index has let go.
 pub(super) async fn remove_files(
     cache: &'static DiskCache,
-    mut removals: mpsc::UnboundedReceiver<EntryId>,
+    mut removals: mpsc::UnboundedReceiver<Removal>,
 ) {
     let mut batch = Vec::new();
+    let mut ids = Vec::new();
     while removals.recv_many(&mut batch, 1024).await > 0 {
-        futures::stream::iter(batch.drain(..))
-            .for_each_concurrent(CONCURRENT_REMOVALS, |id| async move {
-                if let Err(e) = cache.backend().remove(id).await {
-                    warn!("cache entry {id}: cannot remove its files: {e}");
+        for removal in batch.drain(..) {
+            match removal {
+                Removal::Files(id) => ids.push(id),
+                Removal::Barrier(done) => {
+                    remove_all(cache, &mut ids).await;
+                    let _ = done.send(());
                 }
-                cache.files_removed(1);
-            })
-            .await;
+            }
+        }
+        remove_all(cache, &mut ids).await;
     }
+}
+
+async fn remove_all(cache: &'static DiskCache, ids: &mut Vec<EntryId>) {
+    futures::stream::iter(ids.drain(..))
+        .for_each_concurrent(CONCURRENT_REMOVALS, |id| async move {
+            let removed = cache.backend().remove(id).await;
+            if let Err(e) = &removed {
+                warn!("cache entry {id}: cannot remove its files: {e}");
+            }
+            cache.file_removed(removed.is_ok());
+        })
+        .await;
 }
 
 /// Look after the entries, as long as the cache lives.
 pub(super) async fn run(cache: &'static DiskCache, inactive: Option<Duration>) {
     let bans = async {
         let mut pause = BAN_INTERVAL;
+        let mut ripe = 0;
         loop {
+            let next = cache.last_generation();
             tokio::time::sleep(pause).await;
             let start = Instant::now();
-            remove_banned(cache).await;
+            remove_banned(cache, ripe).await;
+            ripe = next;
             pause = BAN_INTERVAL.max(start.elapsed() * BAN_DUTY);
         }
     };
@@ -57,7 +91,12 @@ pub(super) async fn run(cache: &'static DiskCache, inactive: Option<Duration>) {
         let mut tick = tokio::time::interval((idle / 4).min(INACTIVE_INTERVAL));
         loop {
             tick.tick().await;
-            remove_inactive(cache, idle);
+            let search = cache
+                .runtime()
+                .spawn_blocking(move || remove_inactive(cache, idle));
+            if let Err(e) = search.await {
+                warn!("cannot look for inactive cache entries: {e}");
+            }
         }
     };
     tokio::join!(bans, inactive);
@@ -67,7 +106,10 @@ fn remove_inactive(cache: &DiskCache, idle: Duration) {
     if !cache.load_progress().is_complete() || !cache.is_writable() {
         return;
     }
-    while let Some(oldest) = cache.index().oldest() {
+    for _ in 0..INACTIVE_BATCH {
+        let Some(oldest) = cache.index().oldest() else {
+            return;
+        };
         if !cache.clock().is_idle(oldest.used, idle) {
             return;
         }
@@ -75,47 +117,91 @@ fn remove_inactive(cache: &DiskCache, idle: Duration) {
     }
 }
 
-/// Find the entries that bans have voided, remove them, and forget the bans.
-pub(super) async fn remove_banned(cache: &'static DiskCache) {
+/// Find the entries that bans have voided, remove them, and forget those bans
+/// that are not needed any more: of the generation `ripe` or before. That is one
+/// of two searches ago, so that no request is under way that asked the origin
+/// before the ban.
+pub(super) async fn remove_banned(cache: &'static DiskCache, ripe: u64) {
     if cache.ban_list().is_empty() || !cache.load_progress().is_complete() || !cache.is_writable() {
         return;
     }
     let newest = cache.ban_list().newest();
-    let search = cache.runtime().spawn_blocking(move || {
-        let mut removed = 0;
-        for part in 0..cache.index().parts() {
-            for id in cache.index().part(part) {
-                if id.generation < newest && is_banned(cache, id) {
-                    cache.evict(id, Eviction::Purged);
-                    removed += 1;
-                }
-            }
-        }
-        removed
-    });
-    let Ok(removed) = search.await else { return };
+    let search = cache
+        .runtime()
+        .spawn_blocking(move || search_banned(cache, newest));
+    let Ok(found) = search.await else { return };
     cache.removed_all().await;
+    // Files that could not be looked at, or not be removed, may be found again
+    // after a restart.
+    if cache.load_progress().has_gaps() || cache.has_failed_removals() {
+        return;
+    }
     // A fill older than a ban may still be committed, and then be removed. Were
     // the ban forgotten, a crash between the two would keep it.
-    let bound = cache
-        .fills()
-        .oldest_generation()
-        .map_or(newest, |oldest| oldest.min(newest));
-    let forgotten = cache
-        .runtime()
-        .spawn_blocking(move || cache.ban_list().forget_below(bound + 1));
+    let bound = [Some(ripe), cache.fills().oldest_generation(), found.unknown]
+        .into_iter()
+        .flatten()
+        .fold(newest, u64::min);
+    let forgotten = cache.runtime().spawn_blocking(move || {
+        for shard in 0..=u8::MAX {
+            sync_folder(&cache.backend().layout().shard(shard))?;
+        }
+        cache.ban_list().forget_below(bound + 1)
+    });
     match forgotten.await {
-        Ok(Ok(())) => info!("cache: {removed} banned entries removed"),
+        Ok(Ok(())) if found.removed == 0 => {}
+        Ok(Ok(())) => info!("cache: {} banned entries removed", found.removed),
         Ok(Err(e)) => warn!("cache: cannot shorten the ban list: {e}"),
         Err(e) => warn!("cache: cannot shorten the ban list: {e}"),
     }
 }
 
-fn is_banned(cache: &DiskCache, id: EntryId) -> bool {
-    // What cannot be read is found out when it is asked for.
-    read_meta(&cache.backend().layout().meta(&id)).is_ok_and(|meta| {
-        cache.ban_list().void(id.generation, &meta.key.primary, || {
-            (&meta.key.user_tag, &meta.primary_key)
-        })
-    })
+/// What a search for banned entries has come to.
+struct Found {
+    removed: usize,
+    /// The lowest generation of which nobody can tell.
+    unknown: Option<u64>,
+}
+
+fn search_banned(cache: &'static DiskCache, newest: u64) -> Found {
+    let mut found = Found {
+        removed: 0,
+        unknown: None,
+    };
+    for part in 0..cache.index().parts() {
+        for id in cache.index().part(part) {
+            if id.generation >= newest {
+                continue;
+            }
+            match read_meta(&cache.backend().layout().meta(&id)) {
+                Ok(meta) => {
+                    let key = || (&*meta.key.user_tag, &*meta.primary_key);
+                    if cache.ban_list().void(id.generation, &meta.key.primary, key) {
+                        cache.evict(id, Eviction::Purged);
+                        found.removed += 1;
+                    }
+                }
+                // No entry, as will turn out when it is asked for.
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::InvalidData
+                    ) => {}
+                Err(_) => {
+                    let lowest = found.unknown.unwrap_or(u64::MAX);
+                    found.unknown = Some(lowest.min(id.generation));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Make removals in a folder survive a power failure.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder) {
+        Ok(folder) => folder.sync_all(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    }
 }

@@ -1,10 +1,10 @@
 //! The entries of an earlier run.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, Metadata};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime};
 
 use log::{info, warn};
@@ -18,12 +18,22 @@ use super::{DiskCache, EntryId};
 #[derive(Debug, Default)]
 pub struct Progress {
     shards: AtomicUsize,
+    gaps: AtomicBool,
 }
 
 impl Progress {
     /// From 0 to 1.
     pub fn ratio(&self) -> f64 {
         self.shards.load(Ordering::Acquire) as f64 / SHARDS as f64
+    }
+
+    /// Whether there may be entries that could not be looked at.
+    pub fn has_gaps(&self) -> bool {
+        self.gaps.load(Ordering::Acquire)
+    }
+
+    pub(super) fn restart(&self) {
+        self.shards.store(0, Ordering::Release);
     }
 
     /// Whether all entries of earlier runs are known.
@@ -46,11 +56,20 @@ pub enum Leftovers {
 pub(super) fn load(cache: &DiskCache, leftovers: Leftovers) {
     let start = Instant::now();
     let progress = cache.load_progress();
-    progress.shards.store(0, Ordering::Release);
+    progress.restart();
+    // Only a successor knows any: what its predecessor has removed meanwhile.
+    let mut known: HashSet<EntryId> = (0..cache.index().parts())
+        .flat_map(|part| cache.index().part(part))
+        .collect();
     let mut counted = Counted::default();
     for shard in 0..=u8::MAX {
-        load_shard(cache, shard, leftovers, &mut counted);
+        load_shard(cache, shard, leftovers, &mut known, &mut counted);
         progress.shards.fetch_add(1, Ordering::AcqRel);
+    }
+    if !progress.has_gaps() {
+        for id in known {
+            cache.forget(id);
+        }
     }
     cache.index().sort();
     cache.make_room(0);
@@ -75,13 +94,20 @@ struct Files {
     meta: bool,
 }
 
-fn load_shard(cache: &DiskCache, shard: u8, leftovers: Leftovers, counted: &mut Counted) {
+fn load_shard(
+    cache: &DiskCache,
+    shard: u8,
+    leftovers: Leftovers,
+    known: &mut HashSet<EntryId>,
+    counted: &mut Counted,
+) {
     let layout = cache.backend().layout();
     let folder = layout.shard(shard);
     let names = match fs::read_dir(&folder) {
         Ok(names) => names,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return,
         Err(e) => {
+            cache.load_progress().gaps.store(true, Ordering::Release);
             warn!("{}: cannot list the cache folder: {e}", folder.display());
             return;
         }
@@ -98,7 +124,15 @@ fn load_shard(cache: &DiskCache, shard: u8, leftovers: Leftovers, counted: &mut 
         }
     };
     let mut entries: HashMap<EntryId, Files> = HashMap::new();
-    for name in names.flatten() {
+    for name in names {
+        let name = match name {
+            Ok(name) => name,
+            Err(e) => {
+                cache.load_progress().gaps.store(true, Ordering::Release);
+                warn!("{}: cannot list the cache folder: {e}", folder.display());
+                return;
+            }
+        };
         let Some((id, kind)) = name.file_name().to_str().and_then(layout::parse_name) else {
             continue;
         };
@@ -112,6 +146,7 @@ fn load_shard(cache: &DiskCache, shard: u8, leftovers: Leftovers, counted: &mut 
         }
     }
     for (id, files) in entries {
+        known.remove(&id);
         match files {
             Files {
                 body: true,
@@ -141,6 +176,7 @@ fn found(
         // Removed since the folder was listed.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return,
         Err(e) => {
+            cache.load_progress().gaps.store(true, Ordering::Release);
             warn!("cache entry {id} is left out: {e}");
             return;
         }
@@ -165,6 +201,7 @@ fn remove_older(cache: &DiskCache, id: EntryId, leftovers: Leftovers, counted: &
         return;
     }
     counted.leftovers += 1;
+    cache.forget(id);
     cache.remove_files(id);
 }
 
@@ -178,7 +215,8 @@ fn last_used(body: &Metadata) -> SystemTime {
         .unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// Remove the entries of other versions of the format. Blocks.
+/// Remove the entries of other versions of the format, from a folder that was a
+/// cache before. Blocks.
 pub(super) fn remove_other_versions(path: &Path) {
     let Ok(names) = fs::read_dir(path) else {
         return;
@@ -191,13 +229,26 @@ pub(super) fn remove_other_versions(path: &Path) {
         let is_version = text.strip_prefix('v').is_some_and(|number| {
             !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
         });
-        if (is_version || text == "entries") && text != VERSION_FOLDER {
+        if (is_version || text == "entries")
+            && text != VERSION_FOLDER
+            && holds_only_shards(&name.path())
+        {
             info!("{}: of another version, removed", name.path().display());
             if let Err(e) = fs::remove_dir_all(name.path()) {
                 warn!("{}: cannot remove it: {e}", name.path().display());
             }
         }
     }
+}
+
+/// Whether a folder is what every version has made: folders named by a byte.
+fn holds_only_shards(folder: &Path) -> bool {
+    let is_byte = |name: &str| name.len() == 2 && u8::from_str_radix(name, 16).is_ok();
+    fs::read_dir(folder).is_ok_and(|names| {
+        names
+            .flatten()
+            .all(|name| name.file_name().to_str().is_some_and(is_byte))
+    })
 }
 
 /// The generations of all entries on disk. Blocks.

@@ -57,7 +57,7 @@ pub mod tokio_fs;
 pub mod uring;
 
 pub use backend::{DiskBackend, EntryId, OpenEntry};
-pub use disk::{BackendChoice, DiskCache, DiskCacheConfig};
+pub use disk::{AskedAt, BackendChoice, DiskCache, DiskCacheConfig};
 pub use sendfile::{SendfileCapable, SendfileConfig, SendfileResponse};
 pub use stats::{Cause, Eviction, Stats};
 pub use tokio_fs::TokioFsBackend;

@@ -198,7 +198,11 @@ impl ProxyHttp for S3ProxyHttp {
 
     fn cache_key_callback(&self, _session: &Session, ctx: &mut Self::CTX) -> Result<CacheKey> {
         let (origin, key) = routed(ctx)?;
-        Ok(cache_key(origin, key))
+        let mut key = cache_key(origin, key);
+        if let Some(cache) = self.cache {
+            key.extensions.insert(cache.asked_now());
+        }
+        Ok(key)
     }
 
     fn response_cache_filter(
