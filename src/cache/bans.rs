@@ -344,7 +344,7 @@ fn decode(data: &[u8]) -> Option<(u64, Banned, &[u8])> {
     }
     let banned = match *kind {
         KIND_PREFIX => Banned::Prefix(std::str::from_utf8(tag).ok()?.to_owned(), text.to_vec()),
-        KIND_EXACT => Banned::Exact(text.try_into().ok()?),
+        KIND_EXACT if tag.is_empty() => Banned::Exact(text.try_into().ok()?),
         _ => return None,
     };
     Some((u64::from_le_bytes(*generation), banned, rest))
@@ -439,6 +439,17 @@ mod tests {
             bans.ban(8, prefix("/third")).unwrap();
             assert_eq!(Bans::load(dir.path(), true).unwrap().len(), 1);
         }
+    }
+
+    #[test]
+    fn a_key_banned_with_a_tag_is_damage() {
+        let mut record = encode(8, &Banned::Exact([1; 16])).unwrap();
+        assert!(decode(&record).is_some());
+        // The length of the tag, and the tag.
+        record.splice(9..11, [1, 0, b'b']);
+        record.truncate(record.len() - 4);
+        record.extend(crc32fast::hash(&record).to_le_bytes());
+        assert!(decode(&record).is_none());
     }
 
     #[test]
