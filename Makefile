@@ -1,10 +1,11 @@
-.PHONY: help prerequisites vendor vendor-refresh vendor-check build run test upstream-test lint doc bench
+.PHONY: help prerequisites vendor vendor-refresh vendor-check build run test upstream-test lint doc bench fuzz
 
 help:
 	@echo 'make run            build, and try the proxy on sample files'
 	@echo 'make test           all tests; those against MinIO need Docker'
 	@echo 'make build          target/release/s3-proxy'
 	@echo 'make bench          the benchmarks'
+	@echo 'make fuzz           what is read from the cache folder, FUZZ_SECONDS (600) each'
 	@echo 'make lint           fmt, clippy and documentation, warnings are errors'
 	@echo 'make vendor         fetch Pingora and apply patches/'
 	@echo 'make vendor-refresh write the commits of vendor/pingora to patches/'
@@ -42,3 +43,15 @@ lint: vendor
 
 bench: vendor
 	cargo bench --locked
+
+FUZZ_SECONDS ?= 600
+
+# With a nightly compiler, `cargo fuzz run` does the same, and looks for misuse of
+# memory too.
+fuzz: vendor
+	@cd fuzz && for target in entry_meta bans; do \
+		mkdir -p artifacts/$$target corpus/$$target && \
+		FUZZ_SEEDS=seeds/$$target cargo run --release --bin $$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 \
+			-artifact_prefix=artifacts/$$target/ corpus/$$target seeds/$$target || exit; \
+	done
