@@ -1,10 +1,11 @@
-.PHONY: help prerequisites vendor vendor-refresh vendor-check build run test upstream-test lint doc bench fuzz
+.PHONY: help prerequisites vendor vendor-refresh vendor-check build run test upstream-test lint doc bench soak fuzz
 
 help:
 	@echo 'make run            build, and try the proxy on sample files'
 	@echo 'make test           all tests; those against MinIO need Docker'
 	@echo 'make build          target/release/s3-proxy'
 	@echo 'make bench          the benchmarks'
+	@echo 'make soak           the proxy under load and faults, for SOAK_MINUTES (30)'
 	@echo 'make fuzz           what is read from the cache folder, FUZZ_SECONDS (600) each'
 	@echo 'make lint           fmt, clippy and documentation, warnings are errors'
 	@echo 'make vendor         fetch Pingora and apply patches/'
@@ -43,6 +44,11 @@ lint: vendor
 
 bench: vendor
 	cargo bench --locked
+
+SOAK_MINUTES ?= 30
+
+soak: vendor
+	SOAK_SECONDS=$$(($(SOAK_MINUTES) * 60)) cargo test --locked --release --test soak -- --nocapture
 
 FUZZ_SECONDS ?= 600
 

@@ -47,16 +47,26 @@ impl Pattern {
     /// Panics, naming the first offset that differs, unless `bytes` are what
     /// starts at `offset` of the stream.
     pub fn check(&self, offset: u64, bytes: &[u8]) {
+        if let Some(difference) = self.difference(offset, bytes) {
+            panic!("{difference}");
+        }
+    }
+
+    /// What is wrong with `bytes`, naming the first offset that differs, unless
+    /// they are what starts at `offset` of the stream.
+    pub fn difference(&self, offset: u64, bytes: &[u8]) -> Option<String> {
         let mut expected = vec![0; bytes.len()];
         self.fill(offset, &mut expected);
-        if let Some(at) = expected.iter().zip(bytes).position(|(e, b)| e != b) {
-            panic!(
-                "body differs at byte {}: {:#04x}, expected {:#04x}",
-                offset + at as u64,
-                bytes[at],
-                expected[at]
-            );
+        if expected == bytes {
+            return None;
         }
+        let at = expected.iter().zip(bytes).position(|(e, b)| e != b)?;
+        Some(format!(
+            "body differs at byte {}: {:#04x}, expected {:#04x}",
+            offset + at as u64,
+            bytes[at],
+            expected[at]
+        ))
     }
 
     // The output function of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).

@@ -112,20 +112,28 @@ pub fn encode_key(key: &str) -> String {
 
 impl Connection {
     pub fn open(addr: SocketAddr) -> Self {
-        Self::over(TcpStream::connect(addr).unwrap_or_else(|e| panic!("connect to {addr}: {e}")))
+        Self::try_open(addr).unwrap_or_else(|e| panic!("connect to {addr}: {e}"))
+    }
+
+    /// As [`Self::open`], to a server that may be gone.
+    pub fn try_open(addr: SocketAddr) -> io::Result<Self> {
+        TcpStream::connect(addr).map(Self::over)
     }
 
     /// A connection whose receive buffer is about `bytes` (the kernel doubles
     /// the value and has a floor, socket(7)), so that the sender soon waits.
     pub fn with_receive_buffer(addr: SocketAddr, bytes: usize) -> Self {
-        let connect = || -> io::Result<TcpStream> {
-            let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-            // Before connecting: the window scale is agreed in the handshake.
-            socket.set_recv_buffer_size(bytes)?;
-            socket.connect(&addr.into())?;
-            Ok(socket.into())
-        };
-        Self::over(connect().unwrap_or_else(|e| panic!("connect to {addr}: {e}")))
+        Self::try_with_receive_buffer(addr, bytes)
+            .unwrap_or_else(|e| panic!("connect to {addr}: {e}"))
+    }
+
+    /// As [`Self::with_receive_buffer`], to a server that may be gone.
+    pub fn try_with_receive_buffer(addr: SocketAddr, bytes: usize) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+        // Before connecting: the window scale is agreed in the handshake.
+        socket.set_recv_buffer_size(bytes)?;
+        socket.connect(&addr.into())?;
+        Ok(Self::over(socket.into()))
     }
 
     fn over(stream: TcpStream) -> Self {
@@ -162,6 +170,22 @@ impl Connection {
         self.send(method, target, headers)
             .unwrap_or_else(|e| panic!("{method} {target}: sending: {e}"));
         self.receive(method, target)
+    }
+
+    /// As [`Self::begin`], for a server that may end the connection before the
+    /// head is complete: the error says how. A head that is wrong panics.
+    pub fn try_begin(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Incoming<'_>, String> {
+        assert!(self.reusable, "{method} {target} on an ended connection");
+        self.expect_silent();
+        self.send(method, target, headers)
+            .map_err(|e| format!("sending: {e}"))?;
+        self.wait_for_head()?;
+        Ok(self.receive(method, target))
     }
 
     /// Reads the head of the response to a request that [`Self::send`] sent.
@@ -249,10 +273,11 @@ impl Connection {
         }
     }
 
-    fn read_head(&mut self) -> Result<Head, String> {
-        let end = loop {
+    /// Reads until the whole head is in the buffer; returns where it ends.
+    fn wait_for_head(&mut self) -> Result<usize, String> {
+        loop {
             if let Some(end) = end_of_head(&self.buffer) {
-                break end;
+                return Ok(end);
             }
             if self.buffer.len() > MAX_HEAD {
                 return Err(format!("the head is longer than {MAX_HEAD} bytes"));
@@ -262,7 +287,11 @@ impl Connection {
                 Ok(false) => return Err("closed before the head was complete".to_owned()),
                 Err(e) => return Err(format!("reading the head: {e}")),
             }
-        };
+        }
+    }
+
+    fn read_head(&mut self) -> Result<Head, String> {
+        let end = self.wait_for_head()?;
         let head = Head::parse(&self.buffer[..end])?;
         self.buffer.drain(..end);
         Ok(head)

@@ -123,6 +123,11 @@ impl Origin {
         self.shared.log.lock().unwrap().clone()
     }
 
+    /// Forgets the requests so far, which takes memory in a long test.
+    pub fn forget_requests(&self) {
+        self.shared.log.lock().unwrap().clear();
+    }
+
     /// How many requests there were for a path, whatever their query.
     pub fn requests_for(&self, path: &str) -> usize {
         let log = self.shared.log.lock().unwrap();
@@ -363,14 +368,17 @@ impl Reply {
     }
 
     /// The reply as S3 would make it for this request: 304 where If-None-Match
-    /// is the reply's ETag, 206 or 416 where a single range is asked for.
+    /// is the reply's ETag, 206 or 416 where a single range is asked for, of this
+    /// version where If-Range names one.
     pub fn answering(mut self, request: &Request) -> Self {
         let etag = self.headers.get("etag");
         if etag.is_some() && request.header("if-none-match") == etag {
             self.status = 304;
             return self;
         }
-        let Some(range) = request.header("range") else {
+        let if_range = request.header("if-range");
+        let wanted = if_range.is_none() || if_range == etag;
+        let Some(range) = request.header("range").filter(|_| wanted) else {
             return self;
         };
         let whole = self.body.len;

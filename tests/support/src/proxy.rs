@@ -206,6 +206,13 @@ impl Proxy {
         fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("reset the peak RSS");
     }
 
+    /// How many file descriptors it has open now.
+    pub fn open_descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .expect("list the proxy's descriptors")
+            .count()
+    }
+
     /// Sends SIGTERM and waits for the end.
     pub fn stop_gracefully(&mut self) -> ExitStatus {
         let running = self.running.take().expect("the proxy is not running");
