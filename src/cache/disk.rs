@@ -421,6 +421,13 @@ impl DiskCache {
         self.writable.load(Ordering::Acquire)
     }
 
+    /// Whether there is an entry for a key, or a fill that can be followed. Reads
+    /// no file: the entry may turn out to be void or damaged.
+    pub fn is_known(&self, key: &CacheKey) -> bool {
+        let hash = key.combined_bin();
+        self.fills.get(&hash).is_some() || self.index.get(&hash).is_some()
+    }
+
     /// Where the body for a key is, see [`DiskBackend::get_file_path`].
     pub fn get_file_path(&self, key: &CacheKey) -> Option<PathBuf> {
         self.backend.get_file_path(key)

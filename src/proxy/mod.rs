@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod cache_key;
 mod errors;
+mod fill_lock;
 mod s3_proxy;
 pub mod serve;
 pub mod server;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{Method, StatusCode, Version};
 use log::warn;
-use pingora_cache::lock::{CacheKeyLockImpl, CacheLock};
+use pingora_cache::lock::CacheKeyLockImpl;
 use pingora_cache::{CacheKey, CacheMeta, CachePhase, ForcedFreshness, HitHandler, RespCacheable};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
@@ -18,6 +18,7 @@ use pingora_proxy::{range_header_filter, ProxyHttp, RangeType, Session};
 
 use super::cache_key::{cache_key, requested_path, CacheKeys};
 use super::errors;
+use super::fill_lock::FillLock;
 use super::too_large::TooLarge;
 use crate::cache::DiskCache;
 use crate::config::Config;
@@ -25,9 +26,6 @@ use crate::http::{is_from_the_future, storable, DefaultTtl};
 use crate::metrics::METRICS;
 use crate::s3::{ObjectKey, Origin, OriginError, RouteError};
 
-/// How long a request waits for another one that fills the same key, before it
-/// asks the origin itself.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Shorter than the 20 s after which S3 closes idle connections.
@@ -51,7 +49,7 @@ const FORWARDED: [HeaderName; 6] = [
 pub struct S3ProxyHttp {
     keys: CacheKeys,
     cache: Option<&'static DiskCache>,
-    lock: &'static CacheKeyLockImpl,
+    lock: Option<&'static CacheKeyLockImpl>,
     too_large: &'static TooLarge,
     default_ttl: DefaultTtl,
     write_timeout: Option<Duration>,
@@ -73,7 +71,9 @@ impl S3ProxyHttp {
     /// A proxy for the buckets of `config`, which caches in `cache`.
     pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Result<Self, OriginError> {
         // Pingora wants both to live as long as the process.
-        let lock: &'static CacheKeyLockImpl = Box::leak(CacheLock::new_boxed(LOCK_TIMEOUT));
+        let lock = cache.map(|cache| -> &'static CacheKeyLockImpl {
+            Box::leak(Box::new(FillLock::new(cache)))
+        });
         let too_large: &'static TooLarge = Box::leak(Box::default());
         let write_timeout = config.server.write_timeout;
         Ok(S3ProxyHttp {
@@ -187,7 +187,7 @@ impl ProxyHttp for S3ProxyHttp {
             // No eviction manager: the cache evicts by itself.
             session
                 .cache
-                .enable(cache, None, Some(self.too_large), Some(self.lock), None);
+                .enable(cache, None, Some(self.too_large), self.lock, None);
             session.cache.set_admission_policy(cache.admission());
             // A larger object would evict all others and then itself.
             let limit = usize::try_from(cache.max_size_bytes()).unwrap_or(usize::MAX);
