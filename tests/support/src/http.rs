@@ -80,6 +80,17 @@ pub fn head(addr: SocketAddr, target: &str) -> Response {
     request(addr, "HEAD", target, &[])
 }
 
+/// `GET` on a connection of its own, from a server that may be killed meanwhile.
+/// None: it was gone before the head was complete.
+pub fn try_get(addr: SocketAddr, target: &str) -> Option<Response> {
+    let mut connection = Connection::over(TcpStream::connect(addr).ok()?);
+    connection
+        .send("GET", target, &[("Connection", "close")])
+        .ok()?;
+    connection.wait_for_head().ok()?;
+    Some(connection.receive("GET", target).finish())
+}
+
 /// A request without a body on a connection of its own, as [`get`].
 pub fn request(addr: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)]) -> Response {
     let mut connection = Connection::open(addr);

@@ -16,6 +16,7 @@ mod http;
 mod metrics;
 mod origin;
 mod proxy;
+mod skip;
 mod tls;
 mod wait;
 
@@ -24,12 +25,13 @@ pub use content::{pattern, sha256, Pattern};
 pub use fuse::{FaultyDisk, Op};
 pub use gate::Gate;
 pub use head::Headers;
-pub use http::{encode_key, get, head, request, Connection, Incoming, Response, Transfer};
+pub use http::{encode_key, get, head, request, try_get, Connection, Incoming, Response, Transfer};
 pub use metrics::Metrics;
 pub use origin::{Origin, Reply, Request};
 pub use proxy::{Proxy, Retiring};
+pub use skip::skip;
 pub use tls::{https_client, HttpVersion, SelfSigned};
-pub use wait::eventually;
+pub use wait::{eventually, eventually_ok};
 
 /// How long anything here waits for a peer before the test fails.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);

@@ -254,14 +254,39 @@ impl Proxy {
         Retiring(old)
     }
 
+    /// Crashes it where it still runs, and runs it again as the last arguments
+    /// of another command, which has to become the proxy. False: it ended before
+    /// it was ready.
+    pub fn restart_under(&mut self, command: &[&str]) -> bool {
+        drop(self.running.take());
+        let (program, arguments) = command.split_first().expect("a command");
+        let mut under = Command::new(program);
+        under.args(arguments).arg(&self.binary);
+        let running = self.spawn_as(under, &self.config, &[]);
+        self.try_until_ready(running).is_ok()
+    }
+
+    /// Waits for an end that nobody here asked for.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        let running = self.running.take().expect("the proxy is not running");
+        match running.wait_for_end(Instant::now() + PATIENCE) {
+            Some(status) => status,
+            None => panic!("the proxy did not end within {PATIENCE:?}"),
+        }
+    }
+
     fn run(&mut self) {
         let running = self.spawn(&self.config, &[]);
         self.wait_until_ready(running);
     }
 
     fn spawn(&self, config: &Path, arguments: &[&str]) -> Running {
+        self.spawn_as(Command::new(&self.binary), config, arguments)
+    }
+
+    fn spawn_as(&self, mut command: Command, config: &Path, arguments: &[&str]) -> Running {
         Running::spawn(
-            Command::new(&self.binary)
+            command
                 .arg("run")
                 .arg("--config")
                 .arg(config)
@@ -287,16 +312,23 @@ impl Proxy {
         config
     }
 
-    fn wait_until_ready(&mut self, mut running: Running) {
+    fn wait_until_ready(&mut self, running: Running) {
+        if let Err(status) = self.try_until_ready(running) {
+            panic!(
+                "the proxy ended before it was ready: {status:?}\n{}",
+                self.stderr()
+            );
+        }
+    }
+
+    /// The error: it ended before it was ready, and how.
+    fn try_until_ready(&mut self, mut running: Running) -> Result<(), Option<ExitStatus>> {
         match running.wait_until_ready(Instant::now() + PATIENCE) {
-            Start::Ready => self.running = Some(running),
-            Start::Ended => {
-                let status = running.wait_for_end(Instant::now() + PATIENCE);
-                panic!(
-                    "the proxy ended before it was ready: {status:?}\n{}",
-                    self.stderr()
-                );
+            Start::Ready => {
+                self.running = Some(running);
+                Ok(())
             }
+            Start::Ended => Err(running.wait_for_end(Instant::now() + PATIENCE)),
             Start::TimedOut => {
                 drop(running);
                 panic!(
