@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex,
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use socket2::SockRef;
@@ -50,6 +50,8 @@ pub struct Reply {
     framing: Framing,
     hold: Option<(u64, Gate)>,
     end: Option<(u64, End)>,
+    /// Bytes a second.
+    pace: Option<u64>,
 }
 
 struct Shared {
@@ -202,6 +204,7 @@ impl Shared {
         }
         let mut piece = Vec::new();
         let mut at = 0;
+        let start = Instant::now();
         loop {
             if let Some((_, gate)) = reply.hold.as_ref().filter(|(hold, _)| *hold == at) {
                 gate.arrive();
@@ -235,6 +238,10 @@ impl Shared {
                 writer.write_all(&piece)?;
             }
             at += len;
+            if let Some(pace) = reply.pace {
+                let due = Duration::from_secs_f64(at as f64 / pace as f64);
+                thread::sleep(due.saturating_sub(start.elapsed()));
+            }
         }
         if reply.framing == Framing::Chunked {
             writer.write_all(b"0\r\n\r\n")?;
@@ -322,6 +329,7 @@ impl Reply {
             framing: Framing::Length,
             hold: None,
             end: None,
+            pace: None,
         }
     }
 
@@ -345,6 +353,12 @@ impl Reply {
     /// Ends the body by closing the connection.
     pub fn until_close(mut self) -> Self {
         self.framing = Framing::UntilClose;
+        self
+    }
+
+    /// Sends the body at about this pace.
+    pub fn paced(mut self, bytes_per_second: u64) -> Self {
+        self.pace = Some(bytes_per_second);
         self
     }
 

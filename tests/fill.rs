@@ -1,0 +1,569 @@
+//! While an object is being stored: who asks for it follows, at the pace of the
+//! origin, whatever becomes of the client that asked first.
+
+mod engine;
+
+use std::{
+    env, fs,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        Barrier,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use engine::Object;
+use pingora_sendfile::cache::{hit::FILL_BROKEN, DiskCache};
+use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+use tempfile::TempDir;
+use test_support::{
+    eventually, https_client, pattern, skip, Bucket, Connection, Gate, HttpVersion, Incoming,
+    Origin, Pattern, Proxy, ProxyBuilder, Reply,
+};
+
+const MIB: u64 = 1024 * 1024;
+const LEN: u64 = 2 * MIB + 5;
+/// Where the origin pauses.
+const HALF: u64 = MIB + 1;
+/// What clients have surely got by then. Pingora keeps the last bytes of a body
+/// back, fewer than a segment holds, until there are more (as nginx does with
+/// postpone_output).
+const SENT: u64 = HALF - 1460;
+const OBJECT: &str = "/assets/object";
+
+type Framing = fn(Reply) -> Reply;
+
+const FRAMINGS: [(&str, Framing); 3] = [
+    ("a known length", |reply| reply),
+    ("chunks", Reply::chunked),
+    ("the end of the connection", Reply::until_close),
+];
+
+// --- who follows ---
+
+#[test]
+fn a_follower_gets_what_is_written_and_then_the_rest() {
+    for (framing, framed) in FRAMINGS {
+        let gate = Gate::new();
+        let origin = held_origin(&gate, framed);
+        let proxy = proxy(&origin).start();
+
+        let mut leader = Connection::open(proxy.addr());
+        let mut miss = leader.begin("GET", OBJECT, &[]);
+        assert_eq!(miss.headers.get("x-cache"), Some("MISS"), "{framing}");
+        read_start(&mut miss);
+
+        let mut follower = Connection::open(proxy.addr());
+        let mut hit = follower.begin("GET", OBJECT, &[]);
+        assert_eq!(hit.status, 200, "{framing}");
+        assert_eq!(hit.headers.get("x-cache"), Some("HIT"), "{framing}");
+        assert_eq!(hit.headers.get("etag"), Some(ETAG), "{framing}");
+        read_start(&mut hit);
+
+        gate.open();
+        for transfer in [hit, miss] {
+            expect_rest(transfer, framing);
+        }
+        assert_eq!(origin.requests().len(), 1, "{framing}");
+        proxy.expect_metric("cache_sendfile_total", 1);
+        proxy.expect_metric("cache_sendfile_bytes_total", LEN);
+    }
+}
+
+#[test]
+fn a_follower_of_a_small_object_is_sent_copies() {
+    const LEN: u64 = 60_000;
+    const SENT: u64 = 20_000;
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |_| Reply::pattern(1, LEN).hold_at(LEN / 2, &gate)
+    });
+    let proxy = proxy(&origin).start();
+    let mut leader = Connection::open(proxy.addr());
+    let mut miss = leader.begin("GET", OBJECT, &[]);
+    assert_eq!(miss.read_some(SENT as usize), pattern(1, SENT as usize));
+    let mut follower = Connection::open(proxy.addr());
+    let mut hit = follower.begin("GET", OBJECT, &[]);
+    assert_eq!(hit.headers.get("x-cache"), Some("HIT"));
+    assert_eq!(hit.read_some(SENT as usize), pattern(1, SENT as usize));
+    gate.open();
+    for transfer in [hit, miss] {
+        let rest = transfer.check(Pattern::new(1), SENT);
+        assert!(rest.complete);
+        assert_eq!(SENT + rest.len, LEN);
+    }
+    proxy.expect_metric("cache_hits_total", 1);
+    assert_eq!(proxy.metric("cache_sendfile_total"), 0);
+}
+
+#[test]
+fn ranges_and_conditions_are_answered_during_a_fill() {
+    let gate = Gate::new();
+    let origin = held_origin(&gate, |reply| reply);
+    let proxy = proxy(&origin).start();
+    let mut leader = Connection::open(proxy.addr());
+    let mut miss = leader.begin("GET", OBJECT, &[]);
+    read_start(&mut miss);
+
+    // What is written is there at once.
+    let mut follower = Connection::open(proxy.addr());
+    for (first, last) in [(0, 0), (1000, 1999), (SENT - 100_000, SENT - 1)] {
+        let range = format!("bytes={first}-{last}");
+        let part = follower.begin("GET", OBJECT, &[("Range", &range)]);
+        assert_eq!(part.status, 206, "{range}");
+        let expected = format!("bytes {first}-{last}/{LEN}");
+        assert_eq!(part.headers.get("content-range"), Some(&*expected));
+        let received = part.check(Pattern::new(1), first);
+        assert!(received.complete, "{range}");
+        assert_eq!(received.len, last - first + 1, "{range}");
+    }
+    let same = follower.request("GET", OBJECT, &[("If-None-Match", ETAG)]);
+    assert_eq!(same.status, 304);
+    assert_eq!(same.header("etag"), Some(ETAG));
+    let past = follower.request("GET", OBJECT, &[("Range", &format!("bytes={LEN}-"))]);
+    assert_eq!(past.status, 416);
+
+    // What is not, is waited for.
+    let before = proxy.metric("cache_fill_followers_total");
+    let addr = proxy.addr();
+    let waiting = [
+        (
+            format!("bytes={}-{}", HALF + 1000, HALF + 1999),
+            HALF + 1000,
+            1000,
+        ),
+        (format!("bytes={}-{}", HALF - 10, HALF + 9), HALF - 10, 20),
+        ("bytes=-100000".to_owned(), LEN - 100_000, 100_000),
+    ];
+    thread::scope(|scope| {
+        for (range, first, len) in &waiting {
+            scope.spawn(move || {
+                let mut follower = Connection::open(addr);
+                let part = follower.begin("GET", OBJECT, &[("Range", range)]);
+                assert_eq!(part.status, 206, "{range}");
+                let received = part.check(Pattern::new(1), *first);
+                assert!(received.complete, "{range}");
+                assert_eq!(received.len, *len, "{range}");
+            });
+        }
+        proxy.expect_metric("cache_fill_followers_total", before + 3);
+        gate.open();
+    });
+    assert!(miss.finish().complete);
+    assert_eq!(origin.requests().len(), 1);
+}
+
+#[test]
+fn a_range_of_an_object_of_unknown_length_is_answered_with_the_whole() {
+    let gate = Gate::new();
+    let origin = held_origin(&gate, Reply::chunked);
+    let proxy = proxy(&origin).start();
+    let mut leader = Connection::open(proxy.addr());
+    let mut miss = leader.begin("GET", OBJECT, &[]);
+    read_start(&mut miss);
+    let mut follower = Connection::open(proxy.addr());
+    let hit = follower.begin("GET", OBJECT, &[("Range", "bytes=1000-1999")]);
+    assert_eq!(hit.status, 200);
+    assert_eq!(hit.headers.get("x-cache"), Some("HIT"));
+    gate.open();
+    let received = hit.check(Pattern::new(1), 0);
+    assert!(received.complete);
+    assert_eq!(received.len, LEN);
+    assert!(miss.finish().complete);
+}
+
+#[test]
+fn a_thousand_clients_at_once_make_one_origin_request() {
+    const CLIENTS: usize = 1000;
+    // A socket here, a socket and a file there.
+    allow_open_files(3 * CLIENTS as u64);
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |_| Reply::pattern(1, MIB).hold_at(MIB / 2, &gate)
+    });
+    let proxy = proxy(&origin).start();
+    let addr = proxy.addr();
+    let all_have_asked = Barrier::new(CLIENTS + 1);
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let mut connection = Connection::open(addr);
+                connection.send("GET", OBJECT, &[]).expect("send");
+                all_have_asked.wait();
+                let response = connection.receive("GET", OBJECT);
+                assert_eq!(response.status, 200);
+                let received = response.check(Pattern::new(1), 0);
+                assert!(received.complete);
+                assert_eq!(received.len, MIB);
+            });
+        }
+        all_have_asked.wait();
+        gate.wait_for_arrivals(1);
+        gate.open();
+    });
+    assert_eq!(origin.requests().len(), 1);
+    proxy.expect_metric("cache_misses_total", 1);
+    proxy.expect_metric("cache_hits_total", CLIENTS as u64 - 1);
+    assert_eq!(proxy.metric("response_errors_total"), 0);
+}
+
+#[test]
+fn the_first_byte_of_a_huge_object_does_not_wait_for_the_last() {
+    const HUGE: u64 = 10 * 1024 * MIB;
+    const TRIES: usize = 20;
+    let free = rustix::fs::statvfs(env::temp_dir())
+        .map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    if free < HUGE + HUGE / 4 {
+        return skip(&format!("{free} bytes of free disk space are too few"));
+    }
+    let origin = Origin::start(|request| match request.path() {
+        "/bucket/huge" => Reply::pattern(1, HUGE).paced(4 * MIB),
+        _ => Reply::pattern(1, MIB),
+    });
+    let proxy = proxy(&origin).max_size_gb(20).start();
+    let first_byte = |path| {
+        let start = Instant::now();
+        let mut connection = Connection::open(proxy.addr());
+        let mut hit = connection.begin("GET", path, &[]);
+        assert_eq!(hit.headers.get("x-cache"), Some("HIT"));
+        assert_eq!(hit.read_some(1), pattern(1, 1));
+        start.elapsed()
+    };
+    let median = |path| {
+        let mut times: Vec<_> = (0..TRIES).map(|_| first_byte(path)).collect();
+        times.sort();
+        times[TRIES / 2]
+    };
+
+    let mut leader = Connection::open(proxy.addr());
+    let mut miss = leader.begin("GET", "/assets/huge", &[]);
+    assert_eq!(miss.headers.get("content-length"), Some(&*HUGE.to_string()));
+    assert_eq!(miss.read_some(1), pattern(1, 1));
+    let huge = median("/assets/huge");
+    // The leader gets more all the while.
+    assert_eq!(miss.read_some(MIB as usize).len() as u64, MIB);
+
+    assert!(proxy.get(OBJECT).complete);
+    let stored = median(OBJECT);
+    println!("first byte of a follower after {huge:?}, of a hit after {stored:?}");
+    // A machine that is busy with other tests may need that for any hit.
+    let bound = Duration::from_millis(50).max(2 * stored);
+    assert!(huge < bound, "{huge:?}, of a stored object {stored:?}");
+    assert_eq!(origin.requests().len(), 2);
+}
+
+// --- leaders that are slow, or go away ---
+
+#[test]
+fn a_leader_that_does_not_read_holds_nobody_up() {
+    const LEN: u64 = 32 * MIB;
+    for (framing, framed) in FRAMINGS {
+        let taken = Gate::new();
+        taken.open();
+        let origin = Origin::start({
+            let taken = taken.clone();
+            move |_| framed(Reply::pattern(1, LEN).hold_at(LEN, &taken))
+        });
+        let proxy = proxy(&origin).start();
+        let mut leader = Connection::with_receive_buffer(proxy.addr(), 4096);
+        let miss = leader.begin("GET", OBJECT, &[]);
+        assert_eq!(miss.headers.get("x-cache"), Some("MISS"), "{framing}");
+
+        taken.wait_for_arrivals(1);
+        expect_whole(&proxy, "HIT", LEN);
+        proxy.expect_metric("cache_entries", 1);
+
+        let received = miss.check(Pattern::new(1), 0);
+        assert!(received.complete, "{framing}");
+        assert_eq!(received.len, LEN, "{framing}");
+        assert_eq!(origin.requests().len(), 1, "{framing}");
+    }
+}
+
+#[test]
+fn a_leader_that_does_not_read_holds_nobody_up_over_https() {
+    const LEN: u64 = 32 * MIB;
+    for version in [HttpVersion::Http1, HttpVersion::Http2] {
+        let taken = Gate::new();
+        taken.open();
+        let origin = Origin::start({
+            let taken = taken.clone();
+            move |_| Reply::pattern(1, LEN).hold_at(LEN, &taken)
+        });
+        let proxy = proxy(&origin).tls().start();
+        let url = format!("https://{}{OBJECT}", proxy.https_addr());
+        let miss = https_client(version).get(url).send();
+        let miss = miss.expect("a response");
+        assert_eq!(miss.headers()["x-cache"], "MISS", "{version:?}");
+
+        taken.wait_for_arrivals(1);
+        expect_whole(&proxy, "HIT", LEN);
+        let body = miss.bytes().expect("the whole body");
+        assert_eq!(body.len() as u64, LEN, "{version:?}");
+        Pattern::new(1).check(0, &body);
+        assert_eq!(origin.requests().len(), 1, "{version:?}");
+    }
+}
+
+#[test]
+fn a_leader_that_goes_away_does_not_end_the_fill() {
+    type GoAway = fn(Connection);
+    let ways: [(&str, GoAway); 2] = [("closes", drop), ("resets", Connection::abort)];
+    for (how, go_away) in ways {
+        for followed in [true, false] {
+            let gate = Gate::new();
+            let origin = held_origin(&gate, |reply| reply);
+            let proxy = proxy(&origin).start();
+            let mut leader = Connection::open(proxy.addr());
+            let mut miss = leader.begin("GET", OBJECT, &[]);
+            read_start(&mut miss);
+            let mut follower = Connection::open(proxy.addr());
+            let hit = followed.then(|| {
+                let mut hit = follower.begin("GET", OBJECT, &[]);
+                read_start(&mut hit);
+                hit
+            });
+
+            drop(miss);
+            go_away(leader);
+            gate.open();
+            if let Some(hit) = hit {
+                expect_rest(hit, how);
+            }
+            proxy.expect_metric("cache_entries", 1);
+            expect_whole(&proxy, "HIT", LEN);
+            assert_eq!(origin.requests().len(), 1, "{how}, followed: {followed}");
+        }
+    }
+}
+
+// --- fills that fail ---
+
+type Break = fn(Reply) -> Reply;
+
+#[test]
+fn an_origin_that_breaks_off_breaks_every_transfer_and_stores_nothing() {
+    const FOLLOWERS: usize = 5;
+    let closes: Break = |reply| reply.close_at(HALF);
+    let resets: Break = |reply| reply.reset_at(HALF);
+    let [length, chunks, until_close] = FRAMINGS;
+    for ((framing, framed), how, broken) in [
+        (length, "closes", closes),
+        (length, "resets", resets),
+        (chunks, "closes", closes),
+        (chunks, "resets", resets),
+        // If it closes, that is the end of the body (RFC 9112, section 6.3).
+        (until_close, "resets", resets),
+    ] {
+        let what = format!("{framing}, {how}");
+        let gate = Gate::new();
+        let asked = AtomicUsize::new(0);
+        let origin = Origin::start({
+            let gate = gate.clone();
+            move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+                0 => broken(framed(object().hold_at(HALF, &gate))),
+                _ => object(),
+            }
+        });
+        let proxy = proxy(&origin).start();
+        let mut connections: Vec<_> = (0..=FOLLOWERS)
+            .map(|_| Connection::open(proxy.addr()))
+            .collect();
+        let mut transfers = Vec::new();
+        for connection in &mut connections {
+            let mut transfer = connection.begin("GET", OBJECT, &[]);
+            let expected = if transfers.is_empty() { "MISS" } else { "HIT" };
+            assert_eq!(transfer.headers.get("x-cache"), Some(expected), "{what}");
+            read_start(&mut transfer);
+            transfers.push(transfer);
+        }
+
+        gate.open();
+        for transfer in transfers {
+            let rest = transfer.check(Pattern::new(1), SENT);
+            assert!(!rest.complete, "{what}");
+            assert!(SENT + rest.len <= HALF, "{what}: {rest:?}");
+        }
+        proxy.expect_metric_where("cache_fill_errors_total", &[("cause", "origin")], 1);
+        eventually("nothing is left of it", || files(&proxy) == 0);
+        assert_eq!(proxy.metric("cache_entries"), 0, "{what}");
+        assert_eq!(proxy.metric("cache_size_bytes"), 0, "{what}");
+
+        expect_whole(&proxy, "MISS", LEN);
+        expect_whole(&proxy, "HIT", LEN);
+        assert_eq!(origin.requests().len(), 2, "{what}");
+    }
+}
+
+#[test]
+fn an_object_that_turns_out_larger_than_the_cache_is_never_cut_short() {
+    const LEN: u64 = 12 * MIB;
+    const LIMIT: u64 = 10_000_000;
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |_| Reply::pattern(1, LEN).chunked().hold_at(HALF, &gate)
+    });
+    let proxy = proxy(&origin).max_size_gb(0.01).start();
+    let mut leader = Connection::open(proxy.addr());
+    let mut miss = leader.begin("GET", OBJECT, &[]);
+    read_start(&mut miss);
+    let mut follower = Connection::open(proxy.addr());
+    let mut hit = follower.begin("GET", OBJECT, &[]);
+    assert_eq!(hit.headers.get("x-cache"), Some("HIT"));
+    read_start(&mut hit);
+
+    // It is found out when most of it has been sent.
+    gate.open();
+    for transfer in [hit, miss] {
+        let rest = transfer.check(Pattern::new(1), SENT);
+        assert!(!rest.complete);
+        assert!(SENT + rest.len <= LIMIT, "{rest:?}");
+    }
+    eventually("nothing is left of it", || files(&proxy) == 0);
+    assert_eq!(proxy.metric("cache_entries"), 0);
+    assert_eq!(proxy.metric("cache_size_bytes"), 0);
+
+    // From then on it is known.
+    for asked in 2..=3 {
+        expect_whole(&proxy, "MISS", LEN);
+        assert_eq!(origin.requests().len(), asked);
+    }
+    assert_eq!(files(&proxy), 0);
+}
+
+// --- purged during the fill ---
+
+#[test]
+fn a_fill_that_is_purged_goes_on_for_its_readers_and_is_not_stored() {
+    const LEN: u64 = 200_000;
+    type Purge = fn(&'static DiskCache) -> bool;
+    let purges: [(&str, Purge); 2] = [
+        ("by its key", |cache| {
+            let purged = engine::block_on(cache.purge_key(&engine::key("group/key")));
+            purged.expect("purge")
+        }),
+        ("by a prefix", |cache| {
+            let banned = engine::block_on(cache.ban_prefix(engine::TAG, b"group/"));
+            banned.expect("ban");
+            true
+        }),
+    ];
+    for (how, purge) in purges {
+        for object in [Object::new(1, LEN), Object::new(1, LEN).chunked()] {
+            let folder = TempDir::new().expect("make a folder");
+            let cache = engine::open(engine::config(folder.path(), 1_000_000));
+            let half = LEN / 2;
+            let (mut miss, follower) = engine::block_on(async {
+                let mut miss = engine::begin(cache, "group/key", object).await;
+                engine::write(&mut miss, object, 0, half).await;
+                let (_, hit) = engine::lookup(cache, "group/key").await.expect("a hit");
+                (miss, hit)
+            });
+
+            assert!(purge(cache), "{how}");
+            engine::block_on(async {
+                assert!(engine::lookup(cache, "group/key").await.is_none(), "{how}");
+                engine::write(&mut miss, object, half, LEN).await;
+                miss.finish().await.expect("finish");
+                let body = engine::read(follower).await.expect("the whole body");
+                assert_eq!(body, pattern(1, LEN as usize), "{how}");
+                cache.settle().await;
+                assert_eq!(engine::stored(cache, "group/key").await, None, "{how}");
+                assert_eq!(cache.size_bytes(), 0, "{how}");
+
+                // What is stored from then on is not meant.
+                let newer = Object::new(2, 1000);
+                engine::fill(cache, "group/key", newer).await;
+                cache.settle().await;
+                assert_eq!(engine::stored(cache, "group/key").await, Some(newer));
+            });
+            engine::close(cache);
+
+            let cache = engine::open(engine::config(folder.path(), 1_000_000));
+            let stored = engine::block_on(engine::stored(cache, "group/key"));
+            assert_eq!(stored, Some(Object::new(2, 1000)), "{how}");
+            engine::close(cache);
+        }
+    }
+}
+
+#[test]
+fn a_writer_that_gives_up_breaks_its_readers_also_after_a_purge() {
+    let folder = TempDir::new().expect("make a folder");
+    let cache = engine::open(engine::config(folder.path(), 1_000_000));
+    let object = Object::new(1, 200_000).chunked();
+    engine::block_on(async {
+        let mut miss = engine::begin(cache, "key", object).await;
+        engine::write(&mut miss, object, 0, 100_000).await;
+        let (_, follower) = engine::lookup(cache, "key").await.expect("a hit");
+        assert!(cache.purge_key(&engine::key("key")).await.expect("purge"));
+        drop(miss);
+        let e = engine::read(follower).await.expect_err("a broken body");
+        assert_eq!(*e.etype(), FILL_BROKEN, "{e}");
+        cache.settle().await;
+    });
+    assert_eq!((cache.entries(), cache.size_bytes()), (0, 0));
+    engine::close(cache);
+}
+
+const ETAG: &str = "\"the-etag\"";
+
+fn object() -> Reply {
+    Reply::pattern(1, LEN).header("ETag", ETAG)
+}
+
+/// An origin that sends half of the object and waits at the gate.
+fn held_origin(gate: &Gate, framed: Framing) -> Origin {
+    let gate = gate.clone();
+    Origin::start(move |_| framed(object().hold_at(HALF, &gate)))
+}
+
+fn proxy(origin: &Origin) -> ProxyBuilder {
+    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
+}
+
+/// Reads what is there before the origin goes on.
+fn read_start(transfer: &mut Incoming) {
+    Pattern::new(1).check(0, &transfer.read_some(SENT as usize));
+}
+
+/// Reads what comes after that, to the end.
+fn expect_rest(transfer: Incoming, what: &str) {
+    let rest = transfer.check(Pattern::new(1), SENT);
+    assert!(rest.complete, "{what}");
+    assert_eq!(SENT + rest.len, LEN, "{what}");
+}
+
+fn expect_whole(proxy: &Proxy, x_cache: &str, len: u64) {
+    let mut connection = Connection::open(proxy.addr());
+    let response = connection.begin("GET", OBJECT, &[]);
+    assert_eq!(response.headers.get("x-cache"), Some(x_cache));
+    let received = response.check(Pattern::new(1), 0);
+    assert!(received.complete);
+    assert_eq!(received.len, len);
+}
+
+/// How many files the entries have, those being written included.
+fn files(proxy: &Proxy) -> usize {
+    let shards = fs::read_dir(proxy.cache_dir().join("v2")).expect("list the shards");
+    shards
+        .map(|shard| fs::read_dir(shard.expect("a shard").path()).expect("list a shard"))
+        .map(Iterator::count)
+        .sum()
+}
+
+/// For this process and the proxies that it starts.
+fn allow_open_files(count: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < count) {
+        let raised = Rlimit {
+            current: Some(count),
+            maximum: limit.maximum,
+        };
+        setrlimit(Resource::Nofile, raised).expect("raise the limit on open files");
+    }
+}
