@@ -172,6 +172,27 @@ fn a_disk_that_fills_up_under_a_body_of_unknown_length_breaks_the_transfer() {
     assert_eq!(whole.body.len() as u64, LEN);
 }
 
+#[test]
+fn a_full_disk_does_not_keep_the_proxy_from_starting() {
+    let Some(disk) = FaultyDisk::mount() else {
+        return;
+    };
+    let origin = origin(|_| 5 * MIB);
+    let mut proxy = on(&disk, &origin);
+    assert_eq!(ask(&proxy, 1), "MISS");
+    proxy.expect_metric("cache_entries", 1);
+    disk.limit_bytes(Some(0));
+    for _ in 0..2 {
+        proxy.kill();
+        proxy.restart();
+        proxy.expect_metric("cache_entries", 1);
+        assert_eq!(ask(&proxy, 1), "HIT");
+    }
+    disk.limit_bytes(None);
+    assert_eq!(ask(&proxy, 2), "MISS");
+    assert_eq!(ask(&proxy, 2), "HIT");
+}
+
 // --- broken ---
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -983,10 +983,26 @@ fn next_epoch(path: &Path, layout: &Layout, newest_ban: u64) -> io::Result<u64> 
     let epoch = last.checked_add(1).ok_or_else(|| {
         io::Error::other("the cache has been opened 2^32 times; delete the folder")
     })?;
-    let temporary = path.join("epoch.tmp");
-    fs::write(&temporary, format!("{epoch} {epoch}\n"))?;
-    fs::rename(temporary, file)?;
+    write_epoch(&file, format!("{epoch} {epoch}\n").as_bytes())?;
     Ok(u64::from(epoch) << 32)
+}
+
+/// Replace the file. Where there is no space for a second one, overwrite it: a
+/// full disk shall not keep the cache from being read.
+fn write_epoch(file: &Path, text: &[u8]) -> io::Result<()> {
+    let temporary = file.with_extension("tmp");
+    let replaced = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, file));
+    match replaced {
+        Err(e) if Cause::of(&e) == Cause::NoSpace => {
+            let _ = fs::remove_file(&temporary);
+            let mut file = File::options().write(true).open(file).map_err(|_| e)?;
+            // Not truncated first: that would give its space away. If a crash
+            // comes between, the file is damaged, and seen to be.
+            file.write_all(text)?;
+            file.set_len(text.len() as u64)
+        }
+        replaced => replaced,
+    }
 }
 
 /// The number that the file holds twice; `None`: it is damaged. A lower number

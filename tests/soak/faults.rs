@@ -142,6 +142,11 @@ impl Saboteur<'_> {
                     }
                 }
             }
+            // Sometimes to a disk that is full.
+            let mut filler = None;
+            if self.folder.can_be_filled() && self.random.percent(50) {
+                filler.insert(self.folder.fill()).refill(0);
+            }
             proxy.restart();
             *self.shared.address.write().unwrap() = Some(proxy.addr());
         });
