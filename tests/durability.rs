@@ -728,7 +728,13 @@ fn other_versions_are_removed_and_other_names_stay() {
     fs::write(old.join("ab12.body"), b"a body").expect("write");
     fs::create_dir_all(path("v3/ab")).expect("make a folder");
     fs::write(path("v3/ab/entry"), b"PSFMETA3").expect("write");
-    let foreign = ["lost+found", "v2/lost+found", "v2x", "version3"];
+    let foreign = [
+        "lost+found",
+        "v2/lost+found",
+        "v2x",
+        "version3",
+        "v7/photos",
+    ];
     for name in foreign {
         fs::create_dir_all(path(name)).expect("make a folder");
     }
@@ -738,6 +744,13 @@ fn other_versions_are_removed_and_other_names_stay() {
         fs::write(path(name), b"mine").expect("write");
     }
 
+    // What was no cache so far is left alone.
+    let cache = engine::open(engine::config(folder.path(), LIMIT));
+    engine::close(cache);
+    assert!(path("entries").exists() && path("v3").exists());
+
+    // From the second time on it is one, and what is not named as ours stays.
+    fs::create_dir_all(path("v7/photos")).expect("make a folder");
     let cache = engine::open(engine::config(folder.path(), LIMIT));
     assert_eq!(cache.entries(), 0);
     eventually("the other versions are removed", || {
