@@ -421,11 +421,16 @@ impl DiskCache {
         self.writable.load(Ordering::Acquire)
     }
 
-    /// Whether there is an entry for a key, or a fill that can be followed. Reads
-    /// no file: the entry may turn out to be void or damaged.
-    pub fn is_known(&self, key: &CacheKey) -> bool {
+    /// Whether there is an entry for a key, or a fill that can be followed, that
+    /// was begun after the key's request was made ([`asked_now`](Self::asked_now)).
+    /// What was there before has been looked up, and was of no use.
+    pub fn is_new(&self, key: &CacheKey) -> bool {
+        let asked = key.extensions.get().map_or(0, |AskedAt(asked)| *asked);
         let hash = key.combined_bin();
-        self.fills.get(&hash).is_some() || self.index.get(&hash).is_some()
+        let fill = self.fills.get(&hash).map(|fill| fill.id);
+        let entry = self.index.get(&hash).map(|entry| entry.id);
+        let newest = fill.into_iter().chain(entry).map(|id| id.generation);
+        newest.max().is_some_and(|generation| generation > asked)
     }
 
     /// Where the body for a key is, see [`DiskBackend::get_file_path`].

@@ -35,7 +35,7 @@ impl CacheKeyLock for FillLock {
     fn lock(&self, key: &CacheKey, stale_writer: bool) -> Locked {
         match self.lock.lock(key, stale_writer) {
             // What is stale was found, and is still there.
-            Locked::Write(permit) if !stale_writer && self.cache.is_known(key) => {
+            Locked::Write(permit) if !stale_writer && self.cache.is_new(key) => {
                 let over_at_once = self.lock.lock(key, stale_writer);
                 self.lock.release(key, permit, LockStatus::Done);
                 over_at_once
