@@ -1,0 +1,121 @@
+//! Field values that are lists, and fields that end at this hop.
+
+use http::header::{
+    HeaderMap, HeaderName, CONNECTION, CONTENT_LENGTH, HOST, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
+
+/// The names of the fields in `headers` that concern this connection only: they are
+/// neither forwarded nor stored (RFC 9110 §7.6.1, RFC 9111 §3.1).
+///
+/// These are Connection, the fields it names, and those that end here even if it
+/// does not name them: Keep-Alive, Proxy-Connection, TE and Upgrade.
+///
+/// Never Content-Length, Transfer-Encoding or Host: where a message ends and where
+/// it goes is up to the proxy, and a peer that could have them removed could make
+/// two hops disagree about it. Any other field that is named is listed, Cache-Control
+/// and Vary too, so decide on storing before removing.
+pub fn connection_fields(headers: &HeaderMap) -> Vec<HeaderName> {
+    let mut names: Vec<HeaderName> = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, UPGRADE]
+        .into_iter()
+        .filter(|name| headers.contains_key(name))
+        .collect();
+    for option in list(headers, &CONNECTION) {
+        let Ok(name) = HeaderName::from_bytes(option) else {
+            continue;
+        };
+        if headers.contains_key(&name)
+            && ![CONTENT_LENGTH, TRANSFER_ENCODING, HOST].contains(&name)
+            && !names.contains(&name)
+        {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// The names of the fields in `headers` that are not stored (RFC 9111 §3.1): those
+/// of [`connection_fields`], and those between a proxy and its client.
+///
+/// What `private` and `no-cache` name is not among them: see
+/// [`ResponseDirectives`](super::cache_control::ResponseDirectives).
+pub fn not_stored(headers: &HeaderMap) -> Vec<HeaderName> {
+    let mut names = connection_fields(headers);
+    for name in [
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHENTICATION_INFO,
+        PROXY_AUTHORIZATION,
+    ] {
+        if headers.contains_key(&name) && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// The members of a list-based field over all its lines, without empty ones
+/// (RFC 9110 §5.3 and §5.6.1.2).
+pub(super) fn list<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = &'a [u8]> + 'a {
+    headers
+        .get_all(name)
+        .into_iter()
+        .flat_map(|line| members(line.as_bytes()))
+        .filter(|member| !member.is_empty())
+}
+
+/// What commas outside quoted strings separate, without white space around it
+/// (RFC 9110 §5.6.1); empty members too. A quoted string that does not end takes
+/// all that follows.
+pub(super) fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(line);
+    std::iter::from_fn(move || {
+        let (member, after) = split_outside_quotes(rest?, b',');
+        rest = after;
+        Some(trim_ows(member))
+    })
+}
+
+/// Splits at the first `separator` that is not inside a quoted string.
+pub(super) fn split_outside_quotes(text: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {
+    let mut quoted = false;
+    let mut escaped = false;
+    let at = text.iter().position(|&byte| {
+        if escaped {
+            escaped = false;
+        } else if byte == b'"' {
+            quoted = !quoted;
+        } else if quoted {
+            escaped = byte == b'\\';
+        } else {
+            return byte == separator;
+        }
+        false
+    });
+    match at {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
+    }
+}
+
+/// Without the optional white space around it (RFC 9110 §5.6.3).
+pub(super) fn trim_ows(mut text: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] = text {
+        text = rest;
+    }
+    while let [rest @ .., b' ' | b'\t'] = text {
+        text = rest;
+    }
+    text
+}
+
+/// Whether a byte may be part of a token (RFC 9110 §5.6.2).
+pub(super) fn is_tchar(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
