@@ -103,10 +103,24 @@ pub struct Cache {
     pub default_ttl: Duration,
     /// From which request on an object is stored. Default: 1, the first.
     pub admission: u8,
+    /// Which objects are fetched as a whole when a part is asked for.
+    pub range_fill: RangeFill,
     /// The memory in front of the disk.
     pub memory: Memory,
     /// The cache on disk.
     pub disk: Disk,
+}
+
+/// The section `cache.range_fill`: what happens when a part is asked for of an
+/// object that is not stored. The part comes from the origin at once, and the
+/// whole is fetched in the background.
+#[derive(Clone, Debug)]
+pub struct RangeFill {
+    /// How many objects are fetched at the same time; 0: none. Default: 32.
+    pub max_in_flight: usize,
+    /// The largest object that is fetched, in gigabytes of 10^9 bytes; fractions
+    /// allowed. Default: what the cache may hold.
+    pub max_size_gb: Option<f64>,
 }
 
 /// The section `cache.memory`.
@@ -435,7 +449,8 @@ fn prefixes_overlap(a: &str, b: &str) -> bool {
 // === impl Cache ===
 
 impl Cache {
-    const KEYS: &'static [&'static str] = &["default_ttl", "admission", "memory", "disk"];
+    const KEYS: &'static [&'static str] =
+        &["default_ttl", "admission", "range_fill", "memory", "disk"];
 
     fn read(section: Option<&Section>) -> Result<Cache, ConfigError> {
         let default_ttl = Duration::from_secs(3600);
@@ -443,6 +458,7 @@ impl Cache {
             return Ok(Cache {
                 default_ttl,
                 admission: 1,
+                range_fill: RangeFill::default(),
                 memory: Memory::default(),
                 disk: Disk::absent(),
             });
@@ -453,6 +469,10 @@ impl Cache {
                 Some(node) => node.integer(1..=255)?,
                 None => 1,
             },
+            range_fill: match section.section("range_fill", RangeFill::KEYS)? {
+                Some(range_fill) => RangeFill::read(&range_fill)?,
+                None => RangeFill::default(),
+            },
             memory: match section.section("memory", &["max_size_mb"])? {
                 Some(memory) => Memory::read(&memory)?,
                 None => Memory::default(),
@@ -462,6 +482,43 @@ impl Cache {
                 None => Disk::absent(),
             },
         })
+    }
+}
+
+// === impl RangeFill ===
+
+impl RangeFill {
+    const KEYS: &'static [&'static str] = &["max_in_flight", "max_size_gb"];
+
+    /// The largest object that is fetched, in bytes.
+    pub fn max_size_bytes(&self) -> u64 {
+        self.max_size_gb
+            .map_or(u64::MAX, |size| (size * GIGABYTE).round() as u64)
+    }
+
+    fn read(section: &Section) -> Result<RangeFill, ConfigError> {
+        const GIGABYTES: &str =
+            "write a number of gigabytes (10^9 bytes) from 0.001 to 1000000, such as 0.5";
+        let default = RangeFill::default();
+        Ok(RangeFill {
+            max_in_flight: match section.get("max_in_flight") {
+                Some(node) => node.integer(0..=10_000)?,
+                None => default.max_in_flight,
+            },
+            max_size_gb: match section.get("max_size_gb") {
+                Some(node) => Some(node.decimal(0.001..=1e6, GIGABYTES)?),
+                None => default.max_size_gb,
+            },
+        })
+    }
+}
+
+impl Default for RangeFill {
+    fn default() -> Self {
+        RangeFill {
+            max_in_flight: 32,
+            max_size_gb: None,
+        }
     }
 }
 
@@ -1212,6 +1269,10 @@ mod tests {
         assert_eq!(least.cache.default_ttl, shown.cache.default_ttl);
         assert_eq!(least.cache.admission, shown.cache.admission);
         assert_eq!(
+            least.cache.range_fill.max_in_flight,
+            shown.cache.range_fill.max_in_flight
+        );
+        assert_eq!(
             least.cache.memory.max_size_bytes(),
             shown.cache.memory.max_size_bytes()
         );
@@ -1241,6 +1302,8 @@ mod tests {
         let config = good(&format!("{SERVER}{BUCKETS}cache: {{disk: {{path: c}}}}\n"));
         assert_eq!(config.cache.admission, 1);
         assert_eq!(config.cache.memory.max_size_bytes(), 64_000_000);
+        assert_eq!(config.cache.range_fill.max_in_flight, 32);
+        assert_eq!(config.cache.range_fill.max_size_bytes(), u64::MAX);
         assert_eq!(config.cache.disk.backend, BackendChoice::Auto);
         assert_eq!(config.cache.disk.inactive, Duration::ZERO);
         assert_eq!(config.cache.disk.max_open_files, 1024);
@@ -1255,8 +1318,11 @@ mod tests {
     fn the_cache_is_told_what_to_keep_and_how() {
         let config = good(&disk(
             "    backend: uring\n    inactive: 30d\n    max_open_files: 0\n    \
-             scrub_mb_per_second: 0.5\n  admission: 255\n  memory: {max_size_mb: 1.5}",
+             scrub_mb_per_second: 0.5\n  admission: 255\n  memory: {max_size_mb: 1.5}\n  \
+             range_fill: {max_in_flight: 0, max_size_gb: 0.5}",
         ));
+        assert_eq!(config.cache.range_fill.max_in_flight, 0);
+        assert_eq!(config.cache.range_fill.max_size_bytes(), 500_000_000);
         assert_eq!(config.cache.disk.backend, BackendChoice::Uring);
         assert_eq!(config.cache.disk.inactive, Duration::from_secs(30 * 86400));
         assert_eq!(config.cache.disk.max_open_files, 0);
@@ -1425,6 +1491,8 @@ mod tests {
             (disk("    max_size_gb: 0"), "cache.disk.max_size_gb", "out of range", "from 0.001"),
             (disk("  admission: 0"), "cache.admission", "0 is out of range", "from 1 to 255"),
             (disk("  admission: 256"), "cache.admission", "out of range", "from 1 to 255"),
+            (disk("  range_fill: {max_in_flight: -1}"), "cache.range_fill.max_in_flight", "out of range", "from 0 to"),
+            (disk("  range_fill: {max_size_gb: 0}"), "cache.range_fill.max_size_gb", "out of range", "10^9"),
             (disk("  memory: {max_size_mb: -1}"), "cache.memory.max_size_mb", "out of range", "from 0 to"),
             (disk("  memory: {max_size_mb: 64MB}"), "cache.memory.max_size_mb", "is a string", "10^6"),
             (disk("  memory: 64"), "cache.memory", "is a number, not a section", "max_size_mb"),

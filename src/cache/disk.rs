@@ -433,6 +433,19 @@ impl DiskCache {
         newest.max().is_some_and(|generation| generation > asked)
     }
 
+    /// Whether a fill of this very key is in flight.
+    pub fn is_filling(&self, key: &CacheKey) -> bool {
+        self.fills.get(&key.combined_bin()).is_some()
+    }
+
+    /// Whether anything may be stored for a key, or about to be.
+    pub fn may_have(&self, key: &CacheKey) -> bool {
+        let hash = key.combined_bin();
+        !self.loaded.is_complete()
+            || self.index.get(&hash).is_some()
+            || self.fills.get(&hash).is_some()
+    }
+
     /// Where the body for a key is, see [`DiskBackend::get_file_path`].
     pub fn get_file_path(&self, key: &CacheKey) -> Option<PathBuf> {
         self.backend.get_file_path(key)

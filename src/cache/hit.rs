@@ -45,6 +45,15 @@ pub struct DiskHit {
     reading: Option<JoinHandle<io::Result<Bytes>>>,
 }
 
+/// How far a fill has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filling {
+    /// Bytes that can be read.
+    pub written: u64,
+    /// How many there will be, if that is known.
+    pub promised: Option<u64>,
+}
+
 enum Source {
     Memory(Bytes),
     File { body: Arc<BodyFile>, len: u64 },
@@ -81,6 +90,17 @@ impl DiskHit {
             id: fill.id,
             source: Source::Fill(fill, progress),
             reading: None,
+        }
+    }
+
+    /// How far the fill is that this hit follows; `None`: it is complete.
+    pub fn filling(&self) -> Option<Filling> {
+        match &self.source {
+            Source::Fill(fill, progress) => Some(Filling {
+                written: progress.borrow().written,
+                promised: fill.promised,
+            }),
+            Source::Memory(_) | Source::File { .. } => None,
         }
     }
 

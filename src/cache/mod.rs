@@ -58,6 +58,7 @@ pub mod uring;
 
 pub use backend::{DiskBackend, EntryId, OpenEntry};
 pub use disk::{AskedAt, BackendChoice, DiskCache, DiskCacheConfig};
+pub use hit::{DiskHit, Filling};
 pub use sendfile::{SendfileCapable, SendfileConfig, SendfileResponse};
 pub use stats::{Cause, Eviction, Stats};
 pub use tokio_fs::TokioFsBackend;

@@ -1,16 +1,31 @@
-//! HTTP caching rules that do not depend on what is cached (RFC 9111), and the
-//! parts of HTTP that they read (RFC 9110).
+//! HTTP caching (RFC 9111) for any proxy on Pingora, and what it needs of HTTP
+//! semantics (RFC 9110).
+//!
+//! - [`caching`]: what a proxy calls in each of Pingora's phases
+//! - [`freshness`], [`storing`]: how long a response may be used, whether it is stored
+//! - [`target`]: target URIs, and what an unsafe method invalidates
+//! - [`background`]: whole objects that are fetched because a part was asked for
+//! - [`cache_status`]: what the client is told
+//!
+//! Nothing here knows of S3 or of a configuration file.
 
 pub mod age;
+pub mod background;
 pub mod cache_control;
+pub mod cache_status;
+pub mod caching;
 pub mod conditional;
 pub mod date;
 pub mod etag;
 pub mod fields;
+mod fill_lock;
 pub mod freshness;
 pub mod range;
 pub mod storing;
+pub mod target;
+mod too_large;
 pub mod vary;
 
-pub use freshness::is_from_the_future;
-pub use storing::{storable, DefaultTtl};
+pub use background::BackgroundFills;
+pub use caching::{CachingCtx, CachingOptions, HttpCaching};
+pub use storing::StoringRules;

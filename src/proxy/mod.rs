@@ -2,14 +2,14 @@
 
 pub mod admin;
 pub mod cache_key;
+pub mod endpoint;
 mod errors;
-mod fill_lock;
 mod s3_proxy;
 pub mod serve;
 pub mod server;
-mod too_large;
 
 pub use admin::AdminApp;
 pub use cache_key::CacheKeys;
+pub use endpoint::Endpoint;
 pub use s3_proxy::S3ProxyHttp;
 pub use serve::serve_with_sendfile;

@@ -7,22 +7,20 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{Method, StatusCode, Version};
+use http::{Method, StatusCode};
 use log::warn;
-use pingora_cache::lock::CacheKeyLockImpl;
-use pingora_cache::{CacheKey, CacheMeta, CachePhase, ForcedFreshness, HitHandler, RespCacheable};
+use pingora_cache::key::HashBinary;
+use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
-use pingora_proxy::{range_header_filter, ProxyHttp, RangeType, Session};
+use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 
 use super::cache_key::{cache_key, requested_path, CacheKeys};
 use super::errors;
-use super::fill_lock::FillLock;
-use super::too_large::TooLarge;
 use crate::cache::DiskCache;
 use crate::config::Config;
-use crate::http::{is_from_the_future, storable, DefaultTtl};
+use crate::http::{BackgroundFills, CachingCtx, CachingOptions, HttpCaching, StoringRules};
 use crate::metrics::METRICS;
 use crate::s3::{ObjectKey, Origin, OriginError, RouteError};
 
@@ -30,9 +28,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Shorter than the 20 s after which S3 closes idle connections.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// More ranges than this are ignored, as Pingora does by default.
-const MAX_RANGES: Option<usize> = Some(200);
 
 /// Request fields that Pingora's cache or the client's range put there and that
 /// the origin has to see. All others stay here: they are not part of the key.
@@ -48,10 +43,7 @@ const FORWARDED: [HeaderName; 6] = [
 /// The proxy: S3 behind, the disk cache in the middle.
 pub struct S3ProxyHttp {
     keys: CacheKeys,
-    cache: Option<&'static DiskCache>,
-    lock: Option<&'static CacheKeyLockImpl>,
-    too_large: &'static TooLarge,
-    default_ttl: DefaultTtl,
+    caching: HttpCaching,
     write_timeout: Option<Duration>,
     min_send_rate: Option<usize>,
 }
@@ -59,29 +51,34 @@ pub struct S3ProxyHttp {
 /// What is known of a request.
 #[derive(Default)]
 pub struct RequestCtx {
+    caching: CachingCtx,
     route: Option<(Arc<Origin>, ObjectKey)>,
     /// Replaces the body of an error of the origin, once.
     error_body: Option<Bytes>,
     /// The body of the origin's answer is thrown away.
     replaces_body: bool,
-    asked_origin: bool,
 }
 
 impl S3ProxyHttp {
     /// A proxy for the buckets of `config`, which caches in `cache`.
     pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Result<Self, OriginError> {
-        // Pingora wants both to live as long as the process.
-        let lock = cache.map(|cache| -> &'static CacheKeyLockImpl {
-            Box::leak(Box::new(FillLock::new(cache)))
-        });
-        let too_large: &'static TooLarge = Box::leak(Box::default());
+        let options = CachingOptions {
+            storing: StoringRules {
+                default_ttl: Some(config.cache.default_ttl),
+                ..StoringRules::default()
+            },
+            // Or any client could have S3 asked as often as it likes.
+            request_directives: false,
+            background_fills: BackgroundFills {
+                in_flight: config.cache.range_fill.max_in_flight,
+                max_bytes: config.cache.range_fill.max_size_bytes(),
+            },
+            ..CachingOptions::default()
+        };
         let write_timeout = config.server.write_timeout;
         Ok(S3ProxyHttp {
             keys: CacheKeys::new(config)?,
-            cache,
-            lock,
-            too_large,
-            default_ttl: DefaultTtl(config.cache.default_ttl),
+            caching: HttpCaching::new(cache, options),
             write_timeout: (!write_timeout.is_zero()).then_some(write_timeout),
             min_send_rate: (config.server.min_send_rate > 0).then_some(config.server.min_send_rate),
         })
@@ -126,27 +123,6 @@ async fn resolve(origin: &Origin) -> Result<SocketAddr> {
         })
 }
 
-/// Whether a range asks for the last 0 bytes (RFC 9110 §14.1.2: unsatisfiable).
-fn is_empty_suffix(range: &[u8]) -> bool {
-    let Some((unit, set)) = range.split_at_checked(6) else {
-        return false;
-    };
-    let set = set.trim_ascii();
-    unit.eq_ignore_ascii_case(b"bytes=")
-        && set.len() > 1
-        && set[0] == b'-'
-        && set[1..].iter().all(|digit| *digit == b'0')
-}
-
-fn x_cache(phase: CachePhase) -> &'static str {
-    match phase {
-        CachePhase::Hit => "HIT",
-        CachePhase::Stale | CachePhase::StaleUpdating => "STALE",
-        CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => "REVALIDATED",
-        _ => "MISS",
-    }
-}
-
 #[async_trait]
 impl ProxyHttp for S3ProxyHttp {
     type CTX = RequestCtx;
@@ -158,11 +134,6 @@ impl ProxyHttp for S3ProxyHttp {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
         session.set_write_timeout(self.write_timeout);
         session.set_min_send_rate(self.min_send_rate);
-        // A client that reads slowly shall not slow the fill that others follow.
-        session.set_proxy_tasks_enabled(true);
-        // A client has its response before the fill behind it is finished, and
-        // may ask for more. Without this, Pingora would cut it off.
-        session.set_pipelining_enabled(true);
         if !matches!(session.req_header().method, Method::GET | Method::HEAD) {
             errors::respond(session, StatusCode::METHOD_NOT_ALLOWED, None).await?;
             return Ok(true);
@@ -179,50 +150,109 @@ impl ProxyHttp for S3ProxyHttp {
                 return Ok(true);
             }
         }
+        self.caching.request_filter(session, &mut ctx.caching);
         Ok(false)
     }
 
-    fn request_cache_filter(&self, session: &mut Session, _ctx: &mut Self::CTX) -> Result<()> {
-        if let Some(cache) = self.cache {
-            // No eviction manager: the cache evicts by itself.
-            session
-                .cache
-                .enable(cache, None, Some(self.too_large), self.lock, None);
-            session.cache.set_admission_policy(cache.admission());
-            // A larger object would evict all others and then itself.
-            let limit = usize::try_from(cache.max_size_bytes()).unwrap_or(usize::MAX);
-            session.cache.set_max_file_size_bytes(limit);
-        }
+    fn allow_spawning_subrequest(&self, _session: &Session, _ctx: &Self::CTX) -> bool {
+        true
+    }
+
+    fn request_cache_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
+        self.caching.request_cache_filter(session, &mut ctx.caching);
         Ok(())
     }
 
     fn cache_key_callback(&self, _session: &Session, ctx: &mut Self::CTX) -> Result<CacheKey> {
         let (origin, key) = routed(ctx)?;
-        let mut key = cache_key(origin, key);
-        if let Some(cache) = self.cache {
-            key.extensions.insert(cache.asked_now());
-        }
-        Ok(key)
+        Ok(self.caching.asked_now(cache_key(origin, key)))
     }
 
-    fn response_cache_filter(
+    fn cache_vary_filter(
         &self,
-        _session: &Session,
-        response: &ResponseHeader,
+        meta: &CacheMeta,
         _ctx: &mut Self::CTX,
-    ) -> Result<RespCacheable> {
-        Ok(storable(response, self.default_ttl))
+        request: &RequestHeader,
+    ) -> Option<HashBinary> {
+        self.caching.cache_vary_filter(meta, request)
     }
 
     async fn cache_hit_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         meta: &CacheMeta,
-        _hit_handler: &mut HitHandler,
-        _is_fresh: bool,
-        _ctx: &mut Self::CTX,
+        hit: &mut HitHandler,
+        is_fresh: bool,
+        ctx: &mut Self::CTX,
     ) -> Result<Option<ForcedFreshness>> {
-        Ok(is_from_the_future(meta, SystemTime::now()).then_some(ForcedFreshness::ForceExpired))
+        Ok(self
+            .caching
+            .cache_hit_filter(session, meta, hit, is_fresh, &mut ctx.caching))
+    }
+
+    async fn proxy_upstream_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut Self::CTX,
+    ) -> Result<bool> {
+        self.caching
+            .proxy_upstream_filter(session, &mut ctx.caching)
+            .await
+    }
+
+    fn response_cache_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &mut Self::CTX,
+    ) -> Result<RespCacheable> {
+        Ok(self
+            .caching
+            .response_cache_filter(session, response, &mut ctx.caching))
+    }
+
+    fn cache_not_modified_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &mut Self::CTX,
+    ) -> Result<bool> {
+        Ok(self
+            .caching
+            .cache_not_modified_filter(session, response, &ctx.caching))
+    }
+
+    fn range_header_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _ctx: &mut Self::CTX,
+    ) -> RangeType {
+        self.caching.range_header_filter(session, response)
+    }
+
+    fn should_serve_stale(
+        &self,
+        _session: &mut Session,
+        ctx: &mut Self::CTX,
+        error: Option<&Error>,
+    ) -> bool {
+        self.caching.should_serve_stale(error, &mut ctx.caching)
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut Self::CTX,
+    ) -> FailToProxy {
+        self.caching
+            .fail_to_proxy(session, error, &ctx.caching)
+            .await
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Self::CTX, error: &Error) -> bool {
+        self.caching.suppress_error_log(error)
     }
 
     async fn upstream_peer(
@@ -243,10 +273,12 @@ impl ProxyHttp for S3ProxyHttp {
 
     async fn upstream_request_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
+        self.caching
+            .upstream_request_filter(session, request, &mut ctx.caching)?;
         let (origin, key) = routed(ctx)?;
         let target = origin.target(key);
         let method = request.method.clone();
@@ -279,7 +311,6 @@ impl ProxyHttp for S3ProxyHttp {
         }
         *request = signed;
         METRICS.origin_requests.inc();
-        ctx.asked_origin = true;
         Ok(())
     }
 
@@ -289,6 +320,9 @@ impl ProxyHttp for S3ProxyHttp {
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
+        self.caching
+            .upstream_response_filter(session, response, &mut ctx.caching)
+            .await?;
         if !(response.status.is_client_error() || response.status.is_server_error()) {
             return Ok(());
         }
@@ -333,48 +367,13 @@ impl ProxyHttp for S3ProxyHttp {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        _ctx: &mut Self::CTX,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         if response.status.is_success() {
             response.insert_header(header::ACCEPT_RANGES, "bytes")?;
         }
-        // Pingora frames a body of unknown length in chunks, which HTTP/1.0 does
-        // not know (RFC 9112 §6.1): there the end of the connection is its end.
-        if session.req_header().version <= Version::HTTP_10
-            && response.headers.contains_key(header::TRANSFER_ENCODING)
-        {
-            response.remove_header(&header::TRANSFER_ENCODING);
-            session.set_keepalive(None);
-        }
-        response.insert_header("X-Cache", x_cache(session.cache.phase()))
-    }
-
-    fn range_header_filter(
-        &self,
-        session: &mut Session,
-        response: &mut ResponseHeader,
-        _ctx: &mut Self::CTX,
-    ) -> RangeType {
-        let len = response.headers.get(header::CONTENT_LENGTH);
-        if len.is_some_and(|len| len == "0") {
-            // No range of nothing can be satisfied, and Pingora's arithmetic
-            // assumes a first byte. The whole is as good an answer (RFC 9110 §14.2).
-            return RangeType::None;
-        }
-        let request = session.req_header();
-        let range = request.headers.get(header::RANGE);
-        if range.is_some_and(|range| is_empty_suffix(range.as_bytes())) {
-            // Pingora would answer 206 with nothing. A range that starts behind
-            // the end is as unsatisfiable, and Pingora knows that one.
-            let mut request = request.clone();
-            if request
-                .insert_header(header::RANGE, format!("bytes={}-", i64::MAX))
-                .is_ok()
-            {
-                return range_header_filter(&request, response, MAX_RANGES);
-            }
-        }
-        range_header_filter(request, response, MAX_RANGES)
+        self.caching
+            .response_filter(session, response, &mut ctx.caching)
     }
 
     fn needs_response_body(&self, _session: &Session, _ctx: &Self::CTX) -> bool {
@@ -388,13 +387,14 @@ impl ProxyHttp for S3ProxyHttp {
             METRICS.sendfile_bytes.inc_by(zero_copy as u64);
         }
         METRICS.body_bytes.inc_by(session.body_bytes_sent() as u64);
-        if ctx.route.is_some() {
-            if ctx.asked_origin {
+        if ctx.route.is_some() && !ctx.caching.is_background() {
+            if ctx.caching.asked_origin() {
                 METRICS.misses.inc();
             } else if session.response_written().is_some() {
                 METRICS.hits.inc();
             }
         }
+        self.caching.logging(session, error, &ctx.caching);
         let Some(error) = error else { return };
         let source = match error.esource() {
             ErrorSource::Downstream => "downstream",
@@ -403,44 +403,5 @@ impl ProxyHttp for S3ProxyHttp {
             ErrorSource::Unset => "unset",
         };
         METRICS.errors.with_label_values(&[source]).inc();
-
-        // The body's end may be all that tells the client it is complete.
-        let close_delimited = session.response_written().is_some_and(|response| {
-            !response.headers.contains_key(header::CONTENT_LENGTH)
-                && !response.headers.contains_key(header::TRANSFER_ENCODING)
-        });
-        if close_delimited {
-            session.as_downstream_mut().abort_response();
-        }
-        // A hit whose file is too short, or unreadable, is one no longer.
-        let damaged = matches!(error.etype(), ErrorType::FileReadError) && !ctx.asked_origin;
-        if let (true, Some(cache)) = (damaged, self.cache) {
-            if let Ok(key) = self.cache_key_callback(session, ctx) {
-                warn!("cache entry of {key:?} is dropped: {error}");
-                cache.drop_entry(&key, &error.to_string());
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_empty_suffix;
-
-    #[test]
-    fn only_a_suffix_of_zero_bytes_is_empty() {
-        for range in ["bytes=-0", "Bytes=-000", "bytes= -0 "] {
-            assert!(is_empty_suffix(range.as_bytes()), "{range:?}");
-        }
-        for range in [
-            "bytes=-1",
-            "bytes=-",
-            "bytes=0-",
-            "bytes=-0,1-2",
-            "byte",
-            "",
-        ] {
-            assert!(!is_empty_suffix(range.as_bytes()), "{range:?}");
-        }
     }
 }

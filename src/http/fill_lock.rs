@@ -7,10 +7,6 @@ use pingora_cache::CacheKey;
 
 use crate::cache::DiskCache;
 
-/// How long a request waits for another one that fills the same key, before it
-/// asks the origin itself.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// Pingora's cache lock, which forgets a key when its fill begins: from then on
 /// there is something to follow.
 ///
@@ -23,9 +19,11 @@ pub(super) struct FillLock {
 }
 
 impl FillLock {
-    pub(super) fn new(cache: &'static DiskCache) -> Self {
+    /// `timeout`: how long a request waits for another one that fills the same
+    /// key, before it asks the origin itself.
+    pub(super) fn new(cache: &'static DiskCache, timeout: Duration) -> Self {
         FillLock {
-            lock: CacheLock::new(LOCK_TIMEOUT),
+            lock: CacheLock::new(timeout),
             cache,
         }
     }
@@ -76,7 +74,7 @@ mod tests {
     async fn who_missed_the_start_of_a_fill_looks_up_again() {
         let dir = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), 1 << 20)).unwrap();
-        let lock = FillLock::new(cache);
+        let lock = FillLock::new(cache, Duration::from_secs(60));
         let key = CacheKey::new("key", "tag");
         let Locked::Write(leader) = lock.lock(&key, false) else {
             panic!("nobody else asks");

@@ -1,0 +1,253 @@
+//! A caching reverse proxy for one HTTP origin: RFC 9111 by
+//! [`pingora_sendfile::http`], entries on disk, hits by `sendfile(2)`.
+//!
+//! ```text
+//! http_cache --listen 127.0.0.1:8080 --origin 127.0.0.1:80 --cache /var/cache/http
+//! ```
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use clap::Parser;
+use pingora_cache::key::HashBinary;
+use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
+use pingora_core::server::configuration::{Opt, ServerConf};
+use pingora_core::server::{RunArgs, Server};
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
+use pingora_sendfile::cache::{DiskCache, DiskCacheConfig};
+use pingora_sendfile::http::{CachingCtx, CachingOptions, HttpCaching, StoringRules};
+use pingora_sendfile::proxy::Endpoint;
+use tracing_subscriber::EnvFilter;
+
+/// Many origins close idle connections after 5 s; a request shall not meet that.
+const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+const ORIGIN_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Parser)]
+#[command(about = "A caching reverse proxy for one HTTP origin")]
+struct Options {
+    /// Where clients connect; port 0: one that is free
+    #[arg(long)]
+    listen: SocketAddr,
+    /// What is cached
+    #[arg(long)]
+    origin: SocketAddr,
+    /// The folder of the cache
+    #[arg(long)]
+    cache: PathBuf,
+    /// How long a 200 is fresh if the origin does not say
+    #[arg(long, value_name = "SECS")]
+    default_ttl: Option<u64>,
+    /// How large the cache may become, in gigabytes of 10^9 bytes
+    #[arg(long, default_value_t = 10)]
+    max_size_gb: u64,
+}
+
+struct HttpCacheProxy {
+    origin: SocketAddr,
+    caching: HttpCaching,
+}
+
+/// Each callback hands over to [`HttpCaching`]; a proxy of your own does what else
+/// it wants there.
+#[async_trait]
+impl ProxyHttp for HttpCacheProxy {
+    type CTX = CachingCtx;
+
+    fn new_ctx(&self) -> CachingCtx {
+        CachingCtx::default()
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, _: &mut CachingCtx) -> Result<Box<HttpPeer>> {
+        let mut peer = HttpPeer::new(self.origin, false, String::new());
+        peer.options.connection_timeout = Some(ORIGIN_TIMEOUT);
+        peer.options.read_timeout = Some(ORIGIN_TIMEOUT);
+        peer.options.write_timeout = Some(ORIGIN_TIMEOUT);
+        peer.options.idle_timeout = Some(ORIGIN_IDLE_TIMEOUT);
+        Ok(Box::new(peer))
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<bool> {
+        self.caching.request_filter(session, ctx);
+        Ok(false)
+    }
+
+    // Fetches a whole object in the background when a part of it is asked for.
+    fn allow_spawning_subrequest(&self, _: &Session, _: &CachingCtx) -> bool {
+        true
+    }
+
+    fn request_cache_filter(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<()> {
+        self.caching.request_cache_filter(session, ctx);
+        Ok(())
+    }
+
+    fn cache_key_callback(&self, session: &Session, _: &mut CachingCtx) -> Result<CacheKey> {
+        Ok(self.caching.cache_key_callback(session))
+    }
+
+    fn cache_vary_filter(
+        &self,
+        meta: &CacheMeta,
+        _: &mut CachingCtx,
+        request: &RequestHeader,
+    ) -> Option<HashBinary> {
+        self.caching.cache_vary_filter(meta, request)
+    }
+
+    async fn cache_hit_filter(
+        &self,
+        session: &mut Session,
+        meta: &CacheMeta,
+        hit: &mut HitHandler,
+        is_fresh: bool,
+        ctx: &mut CachingCtx,
+    ) -> Result<Option<ForcedFreshness>> {
+        Ok(self
+            .caching
+            .cache_hit_filter(session, meta, hit, is_fresh, ctx))
+    }
+
+    async fn proxy_upstream_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut CachingCtx,
+    ) -> Result<bool> {
+        self.caching.proxy_upstream_filter(session, ctx).await
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut CachingCtx,
+    ) -> Result<()> {
+        self.caching.upstream_request_filter(session, request, ctx)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut CachingCtx,
+    ) -> Result<()> {
+        self.caching
+            .upstream_response_filter(session, response, ctx)
+            .await
+    }
+
+    fn response_cache_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &mut CachingCtx,
+    ) -> Result<RespCacheable> {
+        Ok(self.caching.response_cache_filter(session, response, ctx))
+    }
+
+    fn cache_not_modified_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &mut CachingCtx,
+    ) -> Result<bool> {
+        Ok(self
+            .caching
+            .cache_not_modified_filter(session, response, ctx))
+    }
+
+    fn range_header_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _: &mut CachingCtx,
+    ) -> RangeType {
+        self.caching.range_header_filter(session, response)
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut CachingCtx,
+    ) -> Result<()> {
+        self.caching.response_filter(session, response, ctx)
+    }
+
+    // Or hits could not go by sendfile.
+    fn needs_response_body(&self, _: &Session, _: &CachingCtx) -> bool {
+        false
+    }
+
+    fn should_serve_stale(
+        &self,
+        _: &mut Session,
+        ctx: &mut CachingCtx,
+        error: Option<&Error>,
+    ) -> bool {
+        self.caching.should_serve_stale(error, ctx)
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut CachingCtx,
+    ) -> FailToProxy {
+        self.caching.fail_to_proxy(session, error, ctx).await
+    }
+
+    fn suppress_error_log(&self, _: &Session, _: &CachingCtx, error: &Error) -> bool {
+        self.caching.suppress_error_log(error)
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut CachingCtx) {
+        self.caching.logging(session, error, ctx);
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let log = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(log)
+        .with_writer(std::io::stderr)
+        .init();
+    let options = Options::parse();
+    let cache = DiskCache::open(DiskCacheConfig::new(
+        &options.cache,
+        options.max_size_gb * 1_000_000_000,
+    ))?;
+    let caching = CachingOptions {
+        storing: StoringRules {
+            default_ttl: options.default_ttl.map(Duration::from_secs),
+            ..StoringRules::default()
+        },
+        ..CachingOptions::default()
+    };
+    let proxy = HttpCacheProxy {
+        origin: options.origin,
+        caching: HttpCaching::new(Some(cache), caching),
+    };
+
+    let conf = ServerConf {
+        threads: std::thread::available_parallelism()?.get(),
+        grace_period_seconds: Some(1),
+        graceful_shutdown_timeout_seconds: Some(5),
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
+    let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
+    let endpoint = Endpoint::reserve(options.listen, "--listen")?;
+    service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
+    server.add_service(service);
+    server.bootstrap();
+    println!("listening on {}", endpoint.address());
+    server.run(RunArgs::default());
+    cache.close(Duration::from_secs(5));
+    Ok(())
+}

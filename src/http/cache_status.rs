@@ -1,0 +1,125 @@
+//! The `Cache-Status` response field (RFC 9211).
+
+use std::fmt;
+
+use http::StatusCode;
+
+/// Why a request went to the origin (RFC 9211 §2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forwarded {
+    /// The cache is not used for such a request.
+    Bypass,
+    /// Nor for its method.
+    Method,
+    /// Nothing is stored for its URI.
+    UriMiss,
+    /// What is stored was selected by other request fields.
+    VaryMiss,
+    /// The client wants it.
+    Request,
+    /// What is stored is stale.
+    Stale,
+    /// What is being stored is not there yet.
+    Partial,
+}
+
+impl Forwarded {
+    fn as_str(self) -> &'static str {
+        match self {
+            Forwarded::Bypass => "bypass",
+            Forwarded::Method => "method",
+            Forwarded::UriMiss => "uri-miss",
+            Forwarded::VaryMiss => "vary-miss",
+            Forwarded::Request => "request",
+            Forwarded::Stale => "stale",
+            Forwarded::Partial => "partial",
+        }
+    }
+}
+
+/// What this cache has to say about a response.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheStatus<'a> {
+    /// The cache's name: a token.
+    pub cache: &'a str,
+    /// `None`: it is a hit.
+    pub forwarded: Option<Forwarded>,
+    /// The origin's status, where it is not that of the response.
+    pub origin_status: Option<StatusCode>,
+    /// Whether the response is being stored.
+    pub stored: bool,
+    /// Whether another request's answer was waited for.
+    pub collapsed: bool,
+    /// Seconds of freshness left; negative: since when it is stale.
+    pub ttl: Option<i64>,
+}
+
+impl fmt::Display for CacheStatus<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.cache)?;
+        match self.forwarded {
+            None => f.write_str("; hit")?,
+            Some(forwarded) => write!(f, "; fwd={}", forwarded.as_str())?,
+        }
+        if let Some(status) = self.origin_status {
+            write!(f, "; fwd-status={}", status.as_u16())?;
+        }
+        if let Some(ttl) = self.ttl {
+            write!(f, "; ttl={ttl}")?;
+        }
+        if self.stored {
+            f.write_str("; stored")?;
+        }
+        if self.collapsed {
+            f.write_str("; collapsed")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_a_list_member_with_parameters() {
+        let hit = CacheStatus {
+            cache: "example",
+            forwarded: None,
+            origin_status: None,
+            stored: false,
+            collapsed: false,
+            ttl: Some(30),
+        };
+        for (status, expected) in [
+            (hit, "example; hit; ttl=30"),
+            (
+                CacheStatus {
+                    ttl: Some(-5),
+                    ..hit
+                },
+                "example; hit; ttl=-5",
+            ),
+            (
+                CacheStatus {
+                    forwarded: Some(Forwarded::UriMiss),
+                    stored: true,
+                    ttl: None,
+                    ..hit
+                },
+                "example; fwd=uri-miss; stored",
+            ),
+            (
+                CacheStatus {
+                    forwarded: Some(Forwarded::Stale),
+                    origin_status: Some(StatusCode::NOT_MODIFIED),
+                    collapsed: true,
+                    ..hit
+                },
+                "example; fwd=stale; fwd-status=304; ttl=30; collapsed",
+            ),
+        ] {
+            assert_eq!(status.to_string(), expected);
+        }
+    }
+}

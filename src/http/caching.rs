@@ -1,0 +1,1007 @@
+//! What a caching proxy does in each of Pingora's phases.
+//!
+//! [`HttpCaching`] has a method for each callback of
+//! [`ProxyHttp`](pingora_proxy::ProxyHttp) that has to do with caching; the proxy
+//! calls it there. `examples/http_cache.rs` is a proxy that does nothing else.
+
+use std::time::{Duration, SystemTime};
+
+use http::header::{
+    ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_MATCH,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, PRAGMA, RANGE,
+    TRANSFER_ENCODING, UPGRADE, VARY, VIA,
+};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version};
+use log::{debug, warn};
+use pingora_cache::key::{CacheHashKey, HashBinary};
+use pingora_cache::lock::CacheKeyLockImpl;
+use pingora_cache::{
+    CacheKey, CacheMeta, CacheOptionOverrides, CachePhase, ForcedFreshness, HitHandler,
+    NoCacheReason, RespCacheable,
+};
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::subrequest::Ctx as SubrequestCtx;
+use pingora_proxy::{FailToProxy, RangeType, Session};
+
+use super::background::{BackgroundFills, FillGuard, InFlight};
+use super::cache_control::RequestDirectives;
+use super::cache_status::{CacheStatus, Forwarded};
+use super::conditional::{evaluate, has_origin_preconditions, if_range_applies, Precondition};
+use super::etag::EntityTag;
+use super::fields::connection_fields;
+use super::fill_lock::FillLock;
+use super::freshness::{is_from_the_future, Times};
+use super::range::{parse_content_range, parse_range, single_range, Ranges};
+use super::storing::{is_always_stale, Answer, StoringRules};
+use super::target::{invalidated, Target};
+use super::too_large::TooLarge;
+use super::vary::{variance, Variance};
+use crate::cache::{DiskCache, DiskHit};
+
+/// A range that begins so far behind what a fill has written waits for it. One
+/// further away is fetched by itself.
+const FOLLOW_BYTES: u64 = 1 << 20;
+
+/// More ranges than this are ignored, as Pingora does by default.
+const MAX_RANGES: usize = 200;
+
+/// How often a request that waited for another one looks again, before it asks
+/// the origin itself.
+const LOCK_RETRIES: usize = 8;
+
+/// The error of a fill in the background whose answer cannot be stored: nobody
+/// would read it.
+pub const NOT_FILLED: ErrorType = ErrorType::new("NotFilled");
+
+/// The error of a 304 that does not fit what it was asked for.
+pub const UNUSABLE_NOT_MODIFIED: ErrorType = ErrorType::new("UnusableNotModified");
+
+/// What the owner of a caching proxy decides.
+#[derive(Debug, Clone)]
+pub struct CachingOptions {
+    /// What is stored, and how long it is fresh.
+    pub storing: StoringRules,
+    /// The cache's name in `Cache-Status` and `Via`: a token.
+    pub name: &'static str,
+    /// Heed the `Cache-Control` of requests. They are advisory (RFC 9111 §5.2.1),
+    /// and let any client make the proxy ask the origin.
+    pub request_directives: bool,
+    /// Whether a part that is not stored makes the proxy fetch the whole.
+    pub background_fills: BackgroundFills,
+    /// How long a request waits for another one that asks the same, before it
+    /// asks the origin itself.
+    pub lock_timeout: Duration,
+}
+
+impl Default for CachingOptions {
+    fn default() -> Self {
+        CachingOptions {
+            storing: StoringRules::default(),
+            name: "pingora-sendfile",
+            request_directives: true,
+            background_fills: BackgroundFills::default(),
+            lock_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// HTTP caching for a [`ProxyHttp`](pingora_proxy::ProxyHttp), with a
+/// [`DiskCache`].
+pub struct HttpCaching {
+    store: Option<Store>,
+    options: CachingOptions,
+    fills: InFlight,
+}
+
+/// What Pingora wants to live as long as the process.
+#[derive(Clone, Copy)]
+struct Store {
+    cache: &'static DiskCache,
+    lock: &'static CacheKeyLockImpl,
+    too_large: &'static TooLarge,
+}
+
+/// What is known of a request; part of the proxy's context.
+#[derive(Default)]
+pub struct CachingCtx {
+    asks: Asks,
+    directives: RequestDirectives,
+    /// A request of the proxy's own: nobody reads the response.
+    background: bool,
+    _fill: Option<FillGuard>,
+    requested: Option<SystemTime>,
+    /// Whether the origin was asked for a 304.
+    conditional: bool,
+    /// The origin's 304 was of no use: ask for the whole.
+    unconditional: bool,
+    /// Fields of the origin's response that are not stored.
+    withheld: Vec<(HeaderName, HeaderValue)>,
+    forwarded: Option<Forwarded>,
+    origin_status: Option<StatusCode>,
+    /// Stale, and served because the client accepts it.
+    accepted_stale: bool,
+    /// What is stored must not be served when the origin cannot be reached.
+    must_revalidate: bool,
+}
+
+/// What a request asks a cache for.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Asks {
+    /// Nothing: it passes.
+    #[default]
+    Nothing,
+    /// A header.
+    Head,
+    /// A response, or such parts of it that it is fetched as a whole.
+    Whole,
+    /// A part.
+    Part,
+}
+
+// === impl CachingCtx ===
+
+impl CachingCtx {
+    /// Whether the origin was asked.
+    pub fn asked_origin(&self) -> bool {
+        self.requested.is_some()
+    }
+
+    /// Whether this is a request of the proxy's own.
+    pub fn is_background(&self) -> bool {
+        self.background
+    }
+
+    /// The first reason counts.
+    fn forward(&mut self, why: Forwarded) {
+        self.forwarded.get_or_insert(why);
+    }
+}
+
+// === impl HttpCaching ===
+
+impl HttpCaching {
+    /// Cache in `cache`; without one, everything passes.
+    pub fn new(cache: Option<&'static DiskCache>, options: CachingOptions) -> HttpCaching {
+        HttpCaching {
+            store: cache.map(|cache| Store {
+                cache,
+                lock: Box::leak(Box::new(FillLock::new(cache, options.lock_timeout))),
+                too_large: Box::leak(Box::default()),
+            }),
+            options,
+            fills: InFlight::default(),
+        }
+    }
+
+    /// For `request_filter`: see what the request asks for.
+    pub fn request_filter(&self, session: &mut Session, ctx: &mut CachingCtx) {
+        // A client that reads slowly shall not slow the fill that others follow.
+        session.set_proxy_tasks_enabled(true);
+        // A client has its response before the fill behind it is finished, and
+        // may ask for more. Without this, Pingora would cut it off.
+        session.set_pipelining_enabled(true);
+        if let Some(subrequest) = session.subrequest_ctx.as_mut() {
+            // Pingora's own, to revalidate, have no context.
+            ctx.background = match subrequest.user_ctx_mut() {
+                None => true,
+                Some(user) => match user.downcast_mut::<Option<FillGuard>>() {
+                    Some(guard) => {
+                        ctx._fill = guard.take();
+                        true
+                    }
+                    None => false,
+                },
+            };
+        }
+        if ctx.background {
+            // Of the client's request only its target and what selects a variant
+            // matter.
+            let request = session.req_header_mut();
+            for name in [
+                RANGE,
+                IF_RANGE,
+                IF_MATCH,
+                IF_NONE_MATCH,
+                IF_MODIFIED_SINCE,
+                IF_UNMODIFIED_SINCE,
+                CACHE_CONTROL,
+                PRAGMA,
+            ] {
+                request.remove_header(&name);
+            }
+            request.set_method(Method::GET);
+        }
+        if self.options.request_directives {
+            ctx.directives = RequestDirectives::from_headers(&session.req_header().headers);
+        }
+        if self.store.is_some() {
+            ctx.asks = asks(session);
+        }
+        if ctx.asks == Asks::Nothing {
+            let cached = matches!(session.req_header().method, Method::GET | Method::HEAD);
+            ctx.forward(if cached {
+                Forwarded::Bypass
+            } else {
+                Forwarded::Method
+            });
+        }
+    }
+
+    /// For `request_cache_filter`: look for the response in the cache.
+    pub fn request_cache_filter(&self, session: &mut Session, ctx: &mut CachingCtx) {
+        let Some(Store {
+            cache,
+            lock,
+            too_large,
+        }) = self.store.filter(|_| ctx.asks != Asks::Nothing)
+        else {
+            return;
+        };
+        // Only who fetches the whole keeps others waiting for it.
+        let fills =
+            ctx.asks == Asks::Whole && !ctx.directives.no_store && !ctx.directives.only_if_cached;
+        // No eviction manager: the cache evicts by itself.
+        session.cache.enable(
+            cache,
+            None,
+            Some(too_large),
+            fills.then_some(lock),
+            Some(self.lock_options()),
+        );
+        session.cache.set_admission_policy(cache.admission());
+        // A larger object would evict all others and then itself.
+        let limit = usize::try_from(cache.max_size_bytes()).unwrap_or(usize::MAX);
+        session.cache.set_max_file_size_bytes(limit);
+    }
+
+    fn lock_options(&self) -> CacheOptionOverrides {
+        let mut options = CacheOptionOverrides::default();
+        options.wait_timeout = Some(self.options.lock_timeout);
+        options.max_lock_retries = Some(LOCK_RETRIES);
+        options
+    }
+
+    /// For `cache_key_callback`: the key of the request's target URI (RFC 9111
+    /// §2), for a proxy that has no better one.
+    pub fn cache_key_callback(&self, session: &Session) -> CacheKey {
+        self.asked_now(target_key(&Target::of(session.req_header())))
+    }
+
+    /// Note in a key when the request was made. Every key of a request has to
+    /// pass through here.
+    pub fn asked_now(&self, mut key: CacheKey) -> CacheKey {
+        if let Some(store) = &self.store {
+            key.extensions.insert(store.cache.asked_now());
+        }
+        key
+    }
+
+    /// For `cache_vary_filter` (RFC 9111 §4.1).
+    pub fn cache_vary_filter(
+        &self,
+        meta: &CacheMeta,
+        request: &RequestHeader,
+    ) -> Option<HashBinary> {
+        match variance(meta.headers(), &request.headers) {
+            Variance::Key(key) => Some(key),
+            // Never is never stored.
+            Variance::None | Variance::Never => None,
+        }
+    }
+
+    /// For `cache_hit_filter`: whether what is stored may be used (RFC 9111 §4).
+    pub fn cache_hit_filter(
+        &self,
+        session: &mut Session,
+        meta: &CacheMeta,
+        hit: &HitHandler,
+        is_fresh: bool,
+        ctx: &mut CachingCtx,
+    ) -> Option<ForcedFreshness> {
+        let now = SystemTime::now();
+        ctx.forwarded = None;
+        ctx.accepted_stale = false;
+        let request = session.req_header();
+        if ctx.asks == Asks::Part && !has_part(hit, request) {
+            ctx.forward(Forwarded::Partial);
+            return Some(ForcedFreshness::ForceMiss);
+        }
+        if has_origin_preconditions(&request.headers) {
+            let stored = meta.response_header();
+            let judged = evaluate(
+                &request.method,
+                &request.headers,
+                stored.status,
+                &stored.headers,
+                now,
+            );
+            if judged == Precondition::Failed || !is_fresh {
+                // The origin judges by what it has now (RFC 9110 §13.2.1).
+                ctx.forward(Forwarded::Request);
+                return Some(ForcedFreshness::ForceMiss);
+            }
+        }
+        if is_from_the_future(meta, now) {
+            ctx.forward(Forwarded::Stale);
+            self.set_stale_lock(session, meta, ctx);
+            return Some(ForcedFreshness::ForceExpired);
+        }
+        let stale_for = now.duration_since(meta.fresh_until()).ok();
+        if is_fresh {
+            if self.refuses(&ctx.directives, meta, now) {
+                ctx.forward(Forwarded::Request);
+                self.set_stale_lock(session, meta, ctx);
+                return Some(ForcedFreshness::ForceExpired);
+            }
+            return None;
+        }
+        ctx.forward(Forwarded::Stale);
+        let may_be_stale = self.options.storing.may_be_stale(meta.response_header());
+        ctx.must_revalidate = !may_be_stale;
+        let accepts = ctx.directives.max_stale.is_some_and(|limit| {
+            stale_for.is_some_and(|stale| stale.as_secs() <= u64::from(limit))
+        });
+        if accepts && may_be_stale && !self.refuses_age(&ctx.directives, meta) {
+            ctx.forwarded = None;
+            ctx.accepted_stale = true;
+            return Some(ForcedFreshness::ForceFresh);
+        }
+        self.set_stale_lock(session, meta, ctx);
+        if ctx.directives.no_cache {
+            return Some(ForcedFreshness::ForceExpired);
+        }
+        None
+    }
+
+    /// What has to be validated each time would let only one client through at a
+    /// time. All else is validated once for all.
+    fn set_stale_lock(&self, session: &mut Session, meta: &CacheMeta, ctx: &CachingCtx) {
+        let collapses = (!is_always_stale(meta) || meta.stale_while_revalidate_sec() > 0)
+            && !ctx.directives.no_store
+            && !ctx.directives.only_if_cached
+            && !ctx.directives.no_cache;
+        let lock = self.store.filter(|_| collapses).map(|store| store.lock);
+        session
+            .cache
+            .set_cache_lock(lock, Some(self.lock_options()));
+    }
+
+    /// Whether the client refuses a fresh response (RFC 9111 §5.2.1).
+    fn refuses(&self, directives: &RequestDirectives, meta: &CacheMeta, now: SystemTime) -> bool {
+        let fresh_for = meta
+            .fresh_until()
+            .duration_since(now)
+            .unwrap_or_default()
+            .as_secs();
+        directives.no_cache
+            || self.refuses_age(directives, meta)
+            || directives
+                .min_fresh
+                .is_some_and(|wanted| fresh_for < u64::from(wanted))
+    }
+
+    fn refuses_age(&self, directives: &RequestDirectives, meta: &CacheMeta) -> bool {
+        directives
+            .max_age
+            .is_some_and(|limit| meta.age().as_secs() > u64::from(limit))
+    }
+
+    /// For `proxy_upstream_filter`: the cache has no answer; whether the origin
+    /// is asked. If not, an answer has been sent.
+    pub async fn proxy_upstream_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut CachingCtx,
+    ) -> Result<bool> {
+        if ctx.asks == Asks::Nothing {
+            return Ok(true);
+        }
+        if ctx.forwarded.is_none() {
+            let variant = session
+                .cache
+                .maybe_cache_key()
+                .is_some_and(|key| key.get_variance_key().is_some());
+            ctx.forward(if !session.cache.enabled() {
+                Forwarded::Bypass
+            } else if variant {
+                Forwarded::VaryMiss
+            } else {
+                Forwarded::UriMiss
+            });
+        }
+        if ctx.directives.only_if_cached {
+            // RFC 9111 §5.2.1.7
+            if session.cache.enabled() {
+                session.cache.disable(NoCacheReason::DeclinedToUpstream);
+            }
+            let mut header = ResponseHeader::build(StatusCode::GATEWAY_TIMEOUT, Some(4))?;
+            header.insert_header(CONTENT_LENGTH, 0)?;
+            self.response_filter(session, &mut header, ctx)?;
+            session
+                .write_response_header(Box::new(header), true)
+                .await?;
+            session.write_response_body(None, true).await?;
+            return Ok(false);
+        }
+        if session.cache.enabled() {
+            let passes = ctx.directives.no_store
+                || has_origin_preconditions(&session.req_header().headers)
+                || (session.cache.phase() == CachePhase::Miss && ctx.asks != Asks::Whole);
+            if passes {
+                session.cache.disable(NoCacheReason::Deferred);
+            }
+        }
+        Ok(true)
+    }
+
+    /// For `upstream_request_filter`, before anything else there.
+    pub fn upstream_request_filter(
+        &self,
+        session: &Session,
+        request: &mut RequestHeader,
+        ctx: &mut CachingCtx,
+    ) -> Result<()> {
+        let asked = session.req_header();
+        if session.cache.enabled() {
+            // What is stored is stale, or else a HEAD or a part would pass.
+            if ctx.asks == Asks::Head {
+                request.set_method(Method::HEAD);
+            }
+            if ctx.asks == Asks::Part {
+                for name in [RANGE, IF_RANGE] {
+                    for value in asked.headers.get_all(&name) {
+                        request.append_header(name.clone(), value)?;
+                    }
+                }
+            }
+            if ctx.unconditional {
+                request.remove_header(&IF_NONE_MATCH);
+                request.remove_header(&IF_MODIFIED_SINCE);
+            }
+        }
+        ctx.conditional = [IF_NONE_MATCH, IF_MODIFIED_SINCE]
+            .iter()
+            .any(|name| request.headers.contains_key(name));
+        ctx.requested = Some(SystemTime::now());
+        // RFC 9110 §7.6.3
+        let version = match asked.version {
+            Version::HTTP_10 => "1.0",
+            Version::HTTP_2 => "2",
+            _ => "1.1",
+        };
+        request.append_header(VIA, format!("{version} {}", self.options.name))?;
+        Ok(())
+    }
+
+    /// For `upstream_response_filter`: what the origin's answer means for what is
+    /// stored, before it is looked at any further.
+    ///
+    /// # Errors
+    /// A 304 that was not asked for, or is about something else (RFC 9111 §4.3.4).
+    /// The request is then made once more, without conditions; the error asks for
+    /// that.
+    pub async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut CachingCtx,
+    ) -> Result<()> {
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        for name in connection_fields(&response.headers) {
+            // Never right for these (RFC 9110 §7.6.1), and what is stored depends
+            // on them.
+            if ![CACHE_CONTROL, VARY].contains(&name) {
+                response.remove_header(&name);
+            }
+        }
+        ctx.origin_status = Some(response.status);
+        if response.status == StatusCode::NOT_MODIFIED {
+            self.check_not_modified(session, response, ctx)?;
+        }
+        self.invalidate(session, response).await;
+        if ctx.asks == Asks::Head && session.cache.phase() == CachePhase::Stale {
+            self.update_by_head(session, response, ctx).await;
+        }
+        if ctx.asks == Asks::Part {
+            self.fill_whole(session, response);
+        }
+        Ok(())
+    }
+
+    /// RFC 9111 §4.4
+    async fn invalidate(&self, session: &Session, response: &ResponseHeader) {
+        let Some(Store { cache, .. }) = self.store else {
+            return;
+        };
+        for target in invalidated(session.req_header(), response) {
+            let key = target_key(&target);
+            if !cache.may_have(&key) {
+                continue;
+            }
+            if let Err(e) = cache.purge_key(&key).await {
+                warn!(
+                    "{}{} was changed, but is still stored: {e}",
+                    target.authority, target.path_and_query
+                );
+            }
+        }
+    }
+
+    fn check_not_modified(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &mut CachingCtx,
+    ) -> Result<()> {
+        if !session.cache.enabled() && ctx.conditional {
+            // The client's own condition.
+            return Ok(());
+        }
+        let stored = session.cache.maybe_cache_meta();
+        let fits = ctx.conditional
+            && stored.is_some_and(|stored| is_about(response, stored.response_header()));
+        if fits {
+            return Ok(());
+        }
+        let why = if ctx.conditional {
+            "the origin's 304 is about another version"
+        } else {
+            "the origin sent a 304 that nobody asked for"
+        };
+        let mut error = Error::explain(UNUSABLE_NOT_MODIFIED, why).into_up();
+        // Once.
+        error.set_retry(!ctx.unconditional);
+        ctx.unconditional = true;
+        Err(error)
+    }
+
+    /// RFC 9111 §4.3.5
+    async fn update_by_head(
+        &self,
+        session: &mut Session,
+        response: &ResponseHeader,
+        ctx: &mut CachingCtx,
+    ) {
+        if response.status != StatusCode::OK {
+            return;
+        }
+        let Some(stored) = session.cache.maybe_cache_meta() else {
+            return;
+        };
+        let same = [ETAG, LAST_MODIFIED, CONTENT_LENGTH].iter().all(|name| {
+            match (stored.headers().get(name), response.headers.get(name)) {
+                (Some(stored), Some(now)) => stored == now,
+                (None, Some(_)) | (_, None) => true,
+            }
+        });
+        let updated = if same {
+            let merged = session.cache.revalidate_merge_header(response);
+            self.to_store(session, &merged, ctx)
+        } else {
+            None
+        };
+        let result = match (updated, &self.store) {
+            (Some(meta), _) => session
+                .cache
+                .revalidate_cache_meta(meta)
+                .await
+                .map(drop)
+                .map_err(|e| e.to_string()),
+            (None, Some(store)) => {
+                let key = session.cache.cache_key().clone();
+                let purged = store.cache.purge_key(&key).await;
+                purged.map(drop).map_err(|e| e.to_string())
+            }
+            (None, None) => Ok(()),
+        };
+        if let Err(e) = result {
+            warn!("what a HEAD says about a stored response is lost: {e}");
+        }
+    }
+
+    /// Fetch the whole of which a part has come, if it would be stored.
+    fn fill_whole(&self, session: &Session, response: &ResponseHeader) {
+        let limits = self.options.background_fills;
+        let Some(Store { cache, .. }) = self.store else {
+            return;
+        };
+        if response.status != StatusCode::PARTIAL_CONTENT || limits.in_flight == 0 {
+            return;
+        }
+        let whole_len = response
+            .headers
+            .get(CONTENT_RANGE)
+            .and_then(|range| parse_content_range(range.as_bytes()))
+            .and_then(|range| range.complete_length);
+        let limit = limits.max_bytes.min(cache.max_size_bytes());
+        if whole_len.is_none_or(|len| len > limit) {
+            return;
+        }
+        let Some(key) = session.cache.maybe_cache_key() else {
+            return;
+        };
+        let mut whole = response.clone();
+        if whole.set_status(StatusCode::OK).is_err() {
+            return;
+        }
+        let now = SystemTime::now();
+        let answer = Answer {
+            request: session.req_header(),
+            response: &whole,
+            times: Times {
+                requested: now,
+                received: now,
+            },
+        };
+        if !matches!(self.options.storing.to_store(&answer), Ok(Some(_))) {
+            return;
+        }
+        if cache.is_filling(key) {
+            return;
+        }
+        let Some(spawner) = session.subrequest_spawner.as_ref() else {
+            return;
+        };
+        let Some(guard) = self.fills.begin(key.combined_bin(), limits.in_flight) else {
+            return;
+        };
+        let ctx = SubrequestCtx::builder()
+            .user_ctx(Box::new(Some(guard)))
+            .build();
+        let (fill, handle) = spawner.create_subrequest(session.as_ref(), ctx);
+        handle.drain_tasks();
+        tokio::spawn(fill.run());
+    }
+
+    /// For `response_cache_filter`: whether the response is stored.
+    pub fn response_cache_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &mut CachingCtx,
+    ) -> RespCacheable {
+        // A 304 gets here merged into what is stored.
+        let is_whole = ctx.origin_status == Some(StatusCode::NOT_MODIFIED)
+            || match ctx.asks {
+                Asks::Whole => true,
+                Asks::Part => response.status == StatusCode::OK,
+                Asks::Head | Asks::Nothing => false,
+            };
+        if !is_whole {
+            return RespCacheable::Uncacheable(NoCacheReason::Deferred);
+        }
+        match self.to_store(session, response, ctx) {
+            Some(meta) => RespCacheable::Cacheable(meta),
+            None => RespCacheable::Uncacheable(NoCacheReason::OriginNotCache),
+        }
+    }
+
+    fn to_store(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &mut CachingCtx,
+    ) -> Option<CacheMeta> {
+        let received = SystemTime::now();
+        let answer = Answer {
+            request: session.req_header(),
+            response,
+            times: Times {
+                requested: ctx.requested.unwrap_or(received),
+                received,
+            },
+        };
+        match self.options.storing.to_store(&answer) {
+            Ok(to_store) => to_store.map(|to_store| {
+                ctx.withheld = to_store.withheld;
+                to_store.meta
+            }),
+            Err(e) => {
+                warn!("a response cannot be stored: {e}");
+                None
+            }
+        }
+    }
+
+    /// For `cache_not_modified_filter` (RFC 9110 §13.2.2).
+    pub fn cache_not_modified_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &CachingCtx,
+    ) -> bool {
+        if ctx.background {
+            // Nobody reads the body; it need not be sent.
+            return true;
+        }
+        let request = session.req_header();
+        let judged = evaluate(
+            &request.method,
+            &request.headers,
+            response.status,
+            &response.headers,
+            SystemTime::now(),
+        );
+        judged == Precondition::NotModified
+    }
+
+    /// For `range_header_filter` (RFC 9110 §14.2).
+    pub fn range_header_filter(
+        &self,
+        session: &Session,
+        response: &mut ResponseHeader,
+    ) -> RangeType {
+        match range_type(session.req_header(), response) {
+            Ok(range) => range,
+            Err(e) => {
+                warn!("a range is ignored: {e}");
+                RangeType::None
+            }
+        }
+    }
+
+    /// For `response_filter`: what this cache adds to a response.
+    pub fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut CachingCtx,
+    ) -> Result<()> {
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        if ctx.background && !session.cache.enabled() {
+            return Err(Error::explain(NOT_FILLED, "the response is not stored"));
+        }
+        let phase = session.cache.phase();
+        let now = SystemTime::now();
+        let ttl = session.cache.maybe_cache_meta().map(|meta| {
+            let (later, earlier, sign) = match meta.fresh_until() >= now {
+                true => (meta.fresh_until(), now, 1),
+                false => (now, meta.fresh_until(), -1),
+            };
+            let secs = later.duration_since(earlier).unwrap_or_default().as_secs();
+            sign * i64::try_from(secs).unwrap_or(i64::MAX)
+        });
+        match phase {
+            CachePhase::Miss | CachePhase::Expired => {
+                for (name, value) in ctx.withheld.drain(..) {
+                    response.append_header(name, value)?;
+                }
+            }
+            CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => {
+                if let Some(meta) = session.cache.maybe_cache_meta() {
+                    response.insert_header(AGE, meta.age().as_secs())?;
+                }
+            }
+            _ => {}
+        }
+        // Pingora frames a body of unknown length in chunks, which HTTP/1.0 does
+        // not know (RFC 9112 §6.1): there the end of the connection is its end.
+        if session.req_header().version <= Version::HTTP_10
+            && response.headers.contains_key(TRANSFER_ENCODING)
+        {
+            response.remove_header(&TRANSFER_ENCODING);
+            session.set_keepalive(None);
+        }
+        let is_hit = matches!(
+            phase,
+            CachePhase::Hit | CachePhase::Stale | CachePhase::StaleUpdating
+        );
+        let validated = matches!(
+            phase,
+            CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_)
+        );
+        let collapsed = session.cache.lock_duration().is_some();
+        let status = CacheStatus {
+            cache: self.options.name,
+            forwarded: match ctx.forwarded {
+                forwarded if !is_hit => Some(forwarded.unwrap_or(Forwarded::Bypass)),
+                Some(forwarded) if ctx.asked_origin() => Some(forwarded),
+                _ => None,
+            },
+            origin_status: ctx
+                .origin_status
+                .filter(|status| *status != response.status && (is_hit || validated)),
+            stored: matches!(phase, CachePhase::Miss | CachePhase::Expired),
+            collapsed: collapsed && !is_hit,
+            ttl: ttl.filter(|_| is_hit || validated),
+        };
+        response.append_header("Cache-Status", status.to_string())?;
+        let habit = match phase {
+            _ if ctx.accepted_stale => "STALE",
+            CachePhase::Hit => "HIT",
+            CachePhase::Stale | CachePhase::StaleUpdating => "STALE",
+            CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => "REVALIDATED",
+            CachePhase::Miss | CachePhase::Expired => "MISS",
+            _ if ctx.asks == Asks::Nothing => "BYPASS",
+            _ => "MISS",
+        };
+        response.insert_header("X-Cache", habit)
+    }
+
+    /// For `should_serve_stale`: `error` is `None` while another request
+    /// revalidates. Whether the response permits it has been seen to.
+    pub fn should_serve_stale(&self, error: Option<&Error>, ctx: &mut CachingCtx) -> bool {
+        let Some(error) = error else {
+            return !ctx.background;
+        };
+        match error.etype() {
+            // RFC 5861 §4
+            ErrorType::HTTPStatus(status) => {
+                ctx.origin_status = StatusCode::from_u16(*status).ok();
+                matches!(status, 500 | 502 | 503 | 504)
+            }
+            _ => *error.esource() == ErrorSource::Upstream,
+        }
+    }
+
+    /// For `fail_to_proxy`: answer with the status that fits, if the client is
+    /// there and has not been answered.
+    pub async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &CachingCtx,
+    ) -> FailToProxy {
+        let status = error_status(error, ctx);
+        if let Some(status) = status {
+            if let Err(e) = session.respond_error(status).await {
+                debug!("a client cannot be told of an error: {e}");
+            }
+        }
+        FailToProxy {
+            error_code: status.unwrap_or(0),
+            can_reuse_downstream: false,
+        }
+    }
+
+    /// For `logging`: break off what must not look complete, and forget what
+    /// cannot be read.
+    pub fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &CachingCtx) {
+        let Some(error) = error else { return };
+        // The body's end may be all that tells the client it is complete.
+        let close_delimited = session.response_written().is_some_and(|response| {
+            !response.headers.contains_key(CONTENT_LENGTH)
+                && !response.headers.contains_key(TRANSFER_ENCODING)
+        });
+        if close_delimited {
+            session.as_downstream_mut().abort_response();
+        }
+        // A hit whose file is too short, or unreadable, is one no longer.
+        let damaged = matches!(error.etype(), ErrorType::FileReadError) && !ctx.asked_origin();
+        let key = session.cache.maybe_cache_key().filter(|_| damaged);
+        if let (Some(key), Some(store)) = (key, &self.store) {
+            warn!("cache entry of {key:?} is dropped: {error}");
+            store.cache.drop_entry(key, &error.to_string());
+        }
+    }
+
+    /// For `suppress_error_log`: errors that are none.
+    pub fn suppress_error_log(&self, error: &Error) -> bool {
+        *error.etype() == NOT_FILLED
+    }
+}
+
+/// `None`: the client is gone.
+fn error_status(error: &Error, ctx: &CachingCtx) -> Option<u16> {
+    match (error.etype(), error.esource()) {
+        (ErrorType::HTTPStatus(status), _) => Some(*status),
+        // RFC 9111 §5.2.2.2
+        (_, ErrorSource::Upstream) if ctx.must_revalidate => Some(504),
+        (ErrorType::ConnectTimedout | ErrorType::ReadTimedout, ErrorSource::Upstream) => Some(504),
+        (_, ErrorSource::Upstream) => Some(502),
+        (
+            ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed,
+            ErrorSource::Downstream,
+        ) => None,
+        (_, ErrorSource::Downstream) => Some(400),
+        _ => Some(500),
+    }
+}
+
+fn target_key(target: &Target) -> CacheKey {
+    CacheKey::new(format!("{}{}", target.authority, target.path_and_query), "")
+}
+
+fn asks(session: &mut Session) -> Asks {
+    let has_body = !session.is_body_empty();
+    let request = session.req_header();
+    if has_body || request.headers.contains_key(UPGRADE) {
+        return Asks::Nothing;
+    }
+    match request.method {
+        Method::HEAD => Asks::Head,
+        Method::GET => match request.headers.get(RANGE) {
+            // The whole from its beginning on is what a fill delivers.
+            Some(range) if single_range(range.as_bytes()) == Some((0, None)) => Asks::Whole,
+            Some(_) => Asks::Part,
+            None => Asks::Whole,
+        },
+        _ => Asks::Nothing,
+    }
+}
+
+/// Whether a hit has the part that is asked for, or will have it soon.
+fn has_part(hit: &HitHandler, request: &RequestHeader) -> bool {
+    let Some(fill) = hit
+        .as_any()
+        .downcast_ref::<DiskHit>()
+        .and_then(DiskHit::filling)
+    else {
+        return true;
+    };
+    let first = request
+        .headers
+        .get(RANGE)
+        .and_then(|range| single_range(range.as_bytes()));
+    match first {
+        Some((first, _)) => {
+            fill.promised.is_some() && first <= fill.written.saturating_add(FOLLOW_BYTES)
+        }
+        None => fill.promised == Some(fill.written),
+    }
+}
+
+/// Whether a 304 is about what is stored (RFC 9111 §4.3.4).
+fn is_about(not_modified: &ResponseHeader, stored: &ResponseHeader) -> bool {
+    let tag = |header: &'_ ResponseHeader| header.headers.get(ETAG).cloned();
+    match (tag(not_modified), tag(stored)) {
+        (Some(validated), Some(stored)) => {
+            match (
+                EntityTag::parse(validated.as_bytes()),
+                EntityTag::parse(stored.as_bytes()),
+            ) {
+                (Some(validated), Some(stored)) => validated.weak_eq(&stored),
+                _ => validated == stored,
+            }
+        }
+        _ => true,
+    }
+}
+
+fn range_type(request: &RequestHeader, response: &mut ResponseHeader) -> Result<RangeType> {
+    if request.method != Method::GET || response.status != StatusCode::OK {
+        return Ok(RangeType::None);
+    }
+    let Some(range) = request.headers.get(RANGE) else {
+        return Ok(RangeType::None);
+    };
+    let len = response
+        .headers
+        .get(CONTENT_LENGTH)
+        .and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
+    // No range of nothing can be satisfied; the whole is as good an answer (§14.2).
+    let Some(len) = len.filter(|len| *len > 0) else {
+        return Ok(RangeType::None);
+    };
+    if !if_range_applies(&request.headers, &response.headers, SystemTime::now()) {
+        return Ok(RangeType::None);
+    }
+    let mut ranges = match parse_range(range.as_bytes(), len, MAX_RANGES) {
+        Ranges::Ignored => return Ok(RangeType::None),
+        Ranges::Unsatisfiable => {
+            debug!("{range:?} is not within {len} bytes");
+            response.set_status(StatusCode::RANGE_NOT_SATISFIABLE)?;
+            response.insert_header(CONTENT_LENGTH, 0)?;
+            response.insert_header(CONTENT_RANGE, format!("bytes */{len}"))?;
+            response.remove_header(&ACCEPT_RANGES);
+            return Ok(RangeType::Invalid);
+        }
+        Ranges::Satisfiable(ranges) => ranges,
+    };
+    // Pingora frames and numbers them, in ascending order only.
+    ranges.sort_by_key(|range| range.start);
+    let set: Vec<String> = ranges
+        .iter()
+        .map(|range| format!("{}-{}", range.start, range.end - 1))
+        .collect();
+    let mut canonical = RequestHeader::build("GET", b"/", Some(1))?;
+    canonical.insert_header(RANGE, format!("bytes={}", set.join(",")))?;
+    Ok(pingora_proxy::range_header_filter(
+        &canonical, response, None,
+    ))
+}

@@ -1,0 +1,109 @@
+//! Addresses to listen on.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use pingora_core::listeners::TcpSocketOptions;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Why a server could not be set up; one line that names the remedy.
+#[derive(Debug)]
+pub struct StartError(pub(super) String);
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<io::Error> for StartError {
+    fn from(e: io::Error) -> Self {
+        StartError(e.to_string())
+    }
+}
+
+/// An address to listen on, known before anybody listens.
+#[derive(Debug)]
+pub struct Endpoint {
+    address: SocketAddr,
+    /// Keeps a port that the kernel chose from being given to somebody else.
+    reservation: Option<Socket>,
+}
+
+impl Endpoint {
+    /// Check that `address` is free, and let the kernel choose its port if that
+    /// is 0.
+    ///
+    /// # Errors
+    /// It is not; `key` names the setting to change.
+    pub fn reserve(address: SocketAddr, key: &str) -> Result<Endpoint, StartError> {
+        let bind = || {
+            let socket = Socket::new(
+                Domain::for_address(address),
+                Type::STREAM,
+                Some(Protocol::TCP),
+            )?;
+            if address.port() == 0 {
+                // Pingora binds the same port again while this socket holds it.
+                // It never listens, so it takes no connection away.
+                socket.set_reuse_port(true)?;
+            } else {
+                socket.set_reuse_address(true)?;
+            }
+            socket.bind(&address.into())?;
+            let bound = socket.local_addr()?.as_socket().unwrap_or(address);
+            Ok((socket, bound))
+        };
+        let (socket, bound) = bind().map_err(|e: io::Error| {
+            StartError(format!(
+                "{key}: cannot listen on {address}: {e}; stop what listens there, or choose another address"
+            ))
+        })?;
+        Ok(Endpoint {
+            address: bound,
+            reservation: (address.port() == 0).then_some(socket),
+        })
+    }
+
+    /// An address where another process listens until it hands over its socket.
+    pub(super) fn inherit(address: SocketAddr, key: &str) -> Result<Endpoint, StartError> {
+        if address.port() == 0 {
+            return Err(StartError(format!(
+                "{key}: a listener at port 0 cannot be taken over; write the port that the running process listens at"
+            )));
+        }
+        Ok(Endpoint {
+            address,
+            reservation: None,
+        })
+    }
+
+    /// The address, with the port that the kernel chose.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How Pingora has to open it.
+    pub fn options(&self) -> TcpSocketOptions {
+        let mut options = TcpSocketOptions::default();
+        options.so_reuseport = self.reservation.is_some().then_some(true);
+        options
+    }
+}
+
+/// Pingora does not tell when it listens; a connection does.
+pub(super) fn wait_for(mut address: SocketAddr) {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    while TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
