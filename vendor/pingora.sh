@@ -6,8 +6,12 @@
 #                       when the tree is already that of the pins and the series
 #   pingora.sh refresh  write the commits of vendor/pingora back to patches/
 #   pingora.sh check    exit 1 and say what differs unless tree = pins + series
+#   pingora.sh export [DIR]
+#                       the same crates for another project: writes them to DIR
+#                       (default: vendor/pingora below the current folder), and
+#                       prints the lines for that project's Cargo.toml
 #
-# Cargo fetches and verifies the crates (vendor/Cargo.toml and vendor/Cargo.lock
+# Cargo fetches and verifies the crates (vendor/pins/Cargo.toml and Cargo.lock
 # pin them); they are verified here once more, against the same checksums,
 # because cargo does not look again at a crate that it has unpacked before.
 set -euo pipefail
@@ -80,7 +84,7 @@ materialise() {
     for name in $crates; do
         read -r version checksum < <(pin "$name") || die "vendor/pins/Cargo.lock pins no $name"
         file=$(crate_file "$name" "$version")
-        [ -n "$file" ] || die "$name-$version.crate is not in cargo's registry cache although cargo fetched it; is a source replacement configured for crates.io? Without it: cargo fetch --manifest-path vendor/Cargo.toml"
+        [ -n "$file" ] || die "$name-$version.crate is not in cargo's registry cache although cargo fetched it; is a source replacement configured for crates.io? Without it: cargo fetch --manifest-path vendor/pins/Cargo.toml"
         printf '%s  %s\n' "$checksum" "$file" | sha256sum --check --quiet >&2 ||
             die "$file does not have the pinned checksum $checksum; delete it and run again"
         mkdir -p "$dir/$name"
@@ -196,14 +200,82 @@ check() {
     echo "vendor/pingora = Pingora $(pin pingora-core | cut -d' ' -f1) + $(series | wc -l) patches"
 }
 
+# An exported folder is no git repository: it is to be committed in the project
+# that it is for. This file in it says whose it is, from which pins and series,
+# and what was written.
+mark=.pingora-sendfile-export
+
+# What is in an exported folder, except what building there leaves.
+contents() { # DIR
+    (cd "$1" && find . -path ./target -prune -o -type f ! -path "./$mark" -print0 |
+        LC_ALL=C sort -z | xargs -0 sha256sum) | sha256sum | cut -d' ' -f1
+}
+
+export_to() { # DIR
+    local dir=$1 key
+    key=$(inputs_key)
+    if [ -f "$dir/$mark" ]; then
+        [ "$(sed -n 2p "$dir/$mark")" = "$(contents "$dir")" ] ||
+            die "$dir has been edited since it was exported; keep what you need from it, delete it and run again"
+    elif [ -e "$dir" ] && [ -n "$(ls -A "$dir")" ]; then
+        die "$dir is not empty and was not written by 'pingora.sh export'; name another folder"
+    fi
+    if [ "$(sed -n 1p "$dir/$mark" 2>/dev/null)" != "$key" ]; then
+        mkdir -p "$(dirname "$dir")"
+        # Not local: the trap runs when the function is left.
+        work=$(mktemp -d "$dir.XXXXXX")
+        trap 'rm -rf "$work"' EXIT
+        materialise "$work/new"
+        keep_times "$dir" "$work/new"
+        rm -rf "$work/new/.git"
+        { echo "$key"; contents "$work/new"; } > "$work/new/$mark"
+        [ ! -e "$dir" ] || mv "$dir" "$work/old"
+        mv "$work/new" "$dir"
+        echo "$dir: Pingora $(pin pingora-core | cut -d' ' -f1) with $(series | wc -l) patches" >&2
+    fi
+    manifest_lines "$dir"
+}
+
+# A path as it stands in the Cargo.toml of the current folder.
+manifest_path() {
+    realpath --relative-base=. "$1"
+}
+
+manifest_lines() { # DIR
+    local name
+    printf '[dependencies]\n'
+    for name in $crates; do
+        printf '%s = "=%s"\n' "$name" "$(pin "$name" | cut -d' ' -f1)"
+    done
+    printf '# The disk cache. Without it, leave this line out.\n'
+    printf 'pingora-sendfile = { path = "%s", default-features = false }\n' \
+        "$(manifest_path "$vendor/..")"
+    printf '\n[patch.crates-io]\n'
+    for name in $crates; do
+        printf '%s = { path = "%s" }\n' "$name" "$(manifest_path "$1/$name")"
+    done
+}
+
+usage() {
+    echo "usage: vendor/pingora.sh sync|refresh|check" >&2
+    echo "       vendor/pingora.sh export [DIR]" >&2
+    exit 2
+}
+
 case "${1-}" in
 sync | refresh | check)
+    [ $# -eq 1 ] || usage
     exec 9> "$vendor/.pingora-lock"
     flock 9
     "$1"
     ;;
+export)
+    [ $# -le 2 ] || usage
+    exec 9> "$vendor/.pingora-lock"
+    flock 9
+    export_to "$(realpath --canonicalize-missing "${2-vendor/pingora}")"
+    ;;
 *)
-    echo "usage: vendor/pingora.sh sync|refresh|check" >&2
-    exit 2
+    usage
     ;;
 esac
