@@ -70,6 +70,17 @@ impl Head {
     /// `bytes` ends with the empty line. The error says what is wrong.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(bytes).map_err(|_| "the head is not UTF-8".to_owned())?;
+        Self::parse_text(text)
+    }
+
+    /// As [`Self::parse`], of any bytes: each is the character of its value, so
+    /// that obs-text (RFC 9110, section 5.5) can be compared.
+    pub(crate) fn parse_octets(bytes: &[u8]) -> Result<Self, String> {
+        let text: String = bytes.iter().copied().map(char::from).collect();
+        Self::parse_text(&text)
+    }
+
+    fn parse_text(text: &str) -> Result<Self, String> {
         let text = text
             .strip_suffix("\r\n\r\n")
             .ok_or("the head has no empty line at its end")?;

@@ -16,6 +16,7 @@ mod http;
 mod metrics;
 mod origin;
 mod proxy;
+pub mod scripted;
 mod skip;
 mod tls;
 mod wait;
