@@ -112,6 +112,13 @@ impl Answer {
         self
     }
 
+    /// Puts a field line in the place of those of the same name.
+    pub fn set(mut self, name: &str, value: impl fmt::Display) -> Self {
+        self.fields
+            .retain(|(field, _)| !field.eq_ignore_ascii_case(name));
+        self.field(name, value)
+    }
+
     /// Adds field lines.
     pub fn fields(mut self, fields: &[(&str, &str)]) -> Self {
         for (name, value) in fields {
