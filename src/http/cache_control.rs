@@ -26,7 +26,7 @@ pub enum Scope {
     /// The directive is absent.
     #[default]
     Nothing,
-    /// The fields it names; more than none, and no field twice.
+    /// The fields it names, at least one; a field may be there twice.
     Fields(Vec<HeaderName>),
     /// The whole response: it names no fields, or what it names cannot be read.
     Everything,
@@ -235,17 +235,8 @@ impl Scope {
             return;
         };
         match self {
-            Self::Nothing => {
-                *self = Self::Fields(Vec::new());
-                self.add(argument);
-            }
-            Self::Fields(fields) => {
-                for name in names {
-                    if !fields.contains(&name) {
-                        fields.push(name);
-                    }
-                }
-            }
+            Self::Nothing => *self = Self::Fields(names),
+            Self::Fields(fields) => fields.extend(names),
             Self::Everything => {}
         }
     }
@@ -436,5 +427,554 @@ impl<'a> Directives<'a> {
         !self
             .take_until(|byte| byte != b' ' && byte != b'\t')
             .is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    const INVALID: Option<Seconds> = Some(Err(InvalidSeconds));
+
+    const CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("cdn-cache-control");
+
+    fn headers(name: &HeaderName, lines: &[&str]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|line| {
+                (
+                    name.clone(),
+                    HeaderValue::from_bytes(line.as_bytes()).unwrap(),
+                )
+            })
+            .collect()
+    }
+
+    fn of(lines: &[&str]) -> ResponseDirectives {
+        ResponseDirectives::from_cache_control(&headers(&CACHE_CONTROL, lines))
+    }
+
+    fn targeted(lines: &[&str]) -> Option<ResponseDirectives> {
+        let headers = headers(&CDN_CACHE_CONTROL, lines);
+        ResponseDirectives::from_targeted(&headers, &CDN_CACHE_CONTROL)
+    }
+
+    fn request(lines: &[&str]) -> RequestDirectives {
+        RequestDirectives::from_headers(&headers(&CACHE_CONTROL, lines))
+    }
+
+    fn fields(names: &[&'static str]) -> Scope {
+        Scope::Fields(names.iter().copied().map(HeaderName::from_static).collect())
+    }
+
+    fn everything() -> ResponseDirectives {
+        ResponseDirectives {
+            max_age: Some(Ok(1)),
+            s_maxage: Some(Ok(2)),
+            no_store: true,
+            no_cache: Scope::Everything,
+            private: fields(&["set-cookie"]),
+            public: true,
+            must_revalidate: true,
+            proxy_revalidate: true,
+            must_understand: true,
+            no_transform: true,
+            immutable: true,
+            stale_while_revalidate: Some(Ok(3)),
+            stale_if_error: Some(Ok(4)),
+        }
+    }
+
+    #[test]
+    fn each_directive_is_known() {
+        // RFC 9111 §5.2.2, RFC 5861 §3 and §4, RFC 8246 §2
+        let line = "max-age=1, s-maxage=2, no-store, no-cache, private=\"set-cookie\", public, \
+                    must-revalidate, proxy-revalidate, must-understand, no-transform, immutable, \
+                    stale-while-revalidate=3, stale-if-error=4";
+        assert_eq!(of(&[line]), everything());
+    }
+
+    #[test]
+    fn without_cache_control_no_directive_is_present() {
+        for lines in [&[][..], &[""], &[" , ,"]] {
+            assert_eq!(of(lines), ResponseDirectives::default(), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_case_insensitive() {
+        // RFC 9111 §5.2
+        let directives = of(&["MAX-AGE=5, No-Store, PRIVATE"]);
+        assert_eq!(directives.max_age, Some(Ok(5)));
+        assert!(directives.no_store);
+        assert_eq!(directives.private, Scope::Everything);
+    }
+
+    #[test]
+    fn unknown_directives_are_ignored() {
+        // RFC 9111 §5.2.3
+        for line in [
+            "max-age=5, community=\"UCI\"",
+            "community=UCI, max-age=5",
+            "max-agex=1, xmax-age=2, max-age=5",
+            "max=1, age=2, max-age=5",
+            "a-directive-whose-name-is-longer-than-any-that-is-known=1, max-age=5",
+            "=1, max-age=5",
+            "\"x\", max-age=5",
+            "(x), max-age=5",
+        ] {
+            let expected = ResponseDirectives {
+                max_age: Some(Ok(5)),
+                ..Default::default()
+            };
+            assert_eq!(of(&[line]), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn all_lines_count() {
+        // RFC 9110 §5.3
+        let directives = of(&["max-age=5", "no-store", "", "private"]);
+        assert_eq!(directives.max_age, Some(Ok(5)));
+        assert!(directives.no_store);
+        assert_eq!(directives.private, Scope::Everything);
+    }
+
+    #[test]
+    fn white_space_and_empty_elements_of_the_list_are_ignored() {
+        // RFC 9110 §5.6.1.2
+        for line in [
+            "no-store,max-age=5",
+            " no-store\t,\t max-age=5 ",
+            ",, no-store , ,max-age=5,",
+        ] {
+            let directives = of(&[line]);
+            assert!(directives.no_store, "{line}");
+            assert_eq!(directives.max_age, Some(Ok(5)), "{line}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_digits_quoted_or_not() {
+        // RFC 9111 §1.2.2 and §5.2
+        for (argument, expected) in [
+            ("=0", Some(Ok(0))),
+            ("=3600", Some(Ok(3600))),
+            ("=\"3600\"", Some(Ok(3600))),
+            ("=\"36\\00\"", Some(Ok(3600))),
+            ("=0003600", Some(Ok(3600))),
+            ("", INVALID),
+            ("=", INVALID),
+            ("=\"\"", INVALID),
+            ("=-1", INVALID),
+            ("=\"-1\"", INVALID),
+            ("=+1", INVALID),
+            ("=1.5", INVALID),
+            ("=1e3", INVALID),
+            ("=0x10", INVALID),
+            ("=10s", INVALID),
+            ("=a10", INVALID),
+            ("='10'", INVALID),
+            ("=\" 10\"", INVALID),
+            ("=1 0", INVALID),
+            ("=10;a=b", INVALID),
+            ("=\"10\"x", INVALID),
+            ("=1\"0\"", INVALID),
+            ("==10", INVALID),
+            (" 10", INVALID),
+        ] {
+            assert_eq!(
+                of(&[&format!("max-age{argument}")]).max_age,
+                expected,
+                "{argument}"
+            );
+            let directives = of(&[&format!("s-maxage{argument}, public")]);
+            assert_eq!(directives.s_maxage, expected, "{argument}");
+            assert!(directives.public, "{argument}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_capped() {
+        // RFC 9111 §1.2.2
+        for digits in [
+            "2147483648",
+            "2147483649",
+            "4294967296",
+            "99999999999999999999999",
+        ] {
+            assert_eq!(
+                of(&[&format!("max-age={digits}")]).max_age,
+                Some(Ok(1 << 31)),
+                "{digits}"
+            );
+        }
+        assert_eq!(of(&["max-age=2147483647"]).max_age, Some(Ok((1 << 31) - 1)));
+    }
+
+    #[test]
+    fn white_space_around_the_equals_sign_makes_seconds_invalid() {
+        // RFC 9111 §5.2: cache-directive has none.
+        for line in [
+            "max-age =10, public",
+            "max-age= 10, public",
+            "max-age\t=\t10, public",
+            "max-age= \"10\", public",
+            "max-age= \"10, no-store\", public",
+        ] {
+            let expected = ResponseDirectives {
+                max_age: INVALID,
+                public: true,
+                ..Default::default()
+            };
+            assert_eq!(of(&[line]), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_repeated_seconds_decides() {
+        // RFC 9111 §4.2.1
+        for (lines, expected) in [
+            (&["max-age=1, max-age=2"][..], Some(Ok(1))),
+            (&["max-age=1", "max-age=2"], Some(Ok(1))),
+            (&["max-age=2, max-age=1"], Some(Ok(2))),
+            (&["max-age=x, max-age=1"], INVALID),
+            (&["max-age, max-age=1"], INVALID),
+            (&["max-age=1, max-age=x"], Some(Ok(1))),
+        ] {
+            assert_eq!(of(lines).max_age, expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_inside_a_quoted_string_is_a_directive() {
+        // RFC 9110 §5.6.4
+        for line in [
+            "ext=\"max-age=100, no-store\", max-age=1",
+            "ext=\"a\\\", no-store, max-age=100\", max-age=1",
+            "ext=\"a\\\\\", max-age=1",
+            "max-age=1, ext=\",\"",
+            "ext= \"max-age=100, no-store\", max-age=1",
+        ] {
+            let expected = ResponseDirectives {
+                max_age: Some(Ok(1)),
+                ..Default::default()
+            };
+            assert_eq!(of(&[line]), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_quoted_string_that_does_not_end_takes_the_rest_of_its_line() {
+        for (lines, max_age, no_store) in [
+            (&["max-age=1, ext=\"a, no-store"][..], Some(Ok(1)), false),
+            (&["max-age=\"1"], INVALID, false),
+            (&["max-age=\"1, no-store"], INVALID, false),
+            (&["max-age=\"1\\"], INVALID, false),
+            (&["max-age=\"1\\\", no-store"], INVALID, false),
+            (&["ext=\"a", "no-store"], None, true),
+        ] {
+            let directives = of(lines);
+            assert_eq!(directives.max_age, max_age, "{lines:?}");
+            assert_eq!(directives.no_store, no_store, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_stray_quote_hides_nothing() {
+        for line in [
+            "max-age=1\", no-store",
+            "max-age\", no-store",
+            "\", no-store",
+            "ext=\"a\"\", no-store",
+        ] {
+            assert!(of(&[line]).no_store, "{line}");
+        }
+    }
+
+    #[test]
+    fn restrictive_directives_count_with_an_argument() {
+        for argument in ["=", "=foo", "=\"foo\"", "=\"foo", " =foo", " foo", "; foo"] {
+            for name in [
+                "no-store",
+                "must-revalidate",
+                "proxy-revalidate",
+                "no-transform",
+            ] {
+                let line = format!("{name}{argument}");
+                let directives = of(&[&line]);
+                let counts = [
+                    directives.no_store,
+                    directives.must_revalidate,
+                    directives.proxy_revalidate,
+                    directives.no_transform,
+                ];
+                assert_eq!(counts.iter().filter(|&&counts| counts).count(), 1, "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn permissive_directives_do_not_count_with_an_argument() {
+        for argument in ["=", "=foo", "=\"foo\"", "=\"foo", " =foo", " foo", "; foo"] {
+            for name in ["public", "immutable", "must-understand"] {
+                let line = format!("{name}{argument}");
+                assert_eq!(of(&[&line]), ResponseDirectives::default(), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_cache_and_private_may_name_fields() {
+        // RFC 9111 §5.2.2.4 and §5.2.2.7
+        for (argument, expected) in [
+            ("=\"Set-Cookie\"", fields(&["set-cookie"])),
+            ("=Set-Cookie", fields(&["set-cookie"])),
+            ("=\"a, B\tc\"", Scope::Everything),
+            ("=\"a,b , c\"", fields(&["a", "b", "c"])),
+            ("=\",a,,\"", fields(&["a"])),
+            ("=\"a, A\"", fields(&["a", "a"])),
+            ("=\"\\a\"", fields(&["a"])),
+            ("", Scope::Everything),
+            ("=", Scope::Everything),
+            ("=\"\"", Scope::Everything),
+            ("=\" , \"", Scope::Everything),
+            ("=\"a b\"", Scope::Everything),
+            ("=\"a, (b)\"", Scope::Everything),
+            ("=\"a", Scope::Everything),
+            ("= \"a\"", Scope::Everything),
+            (" =\"a\"", Scope::Everything),
+            ("=\"a\"b", Scope::Everything),
+            ("=a b", Scope::Everything),
+            ("; a", Scope::Everything),
+            ("=\"\u{e4}\"", Scope::Everything),
+        ] {
+            let directives = of(&[&format!("no-cache{argument}")]);
+            assert_eq!(directives.no_cache, expected, "{argument}");
+            let directives = of(&[&format!("private{argument}")]);
+            assert_eq!(directives.private, expected, "{argument}");
+        }
+    }
+
+    #[test]
+    fn of_repeated_scopes_the_widest_counts() {
+        // RFC 9111 §4.2.1: the most restrictive.
+        for (lines, expected) in [
+            (&["private, private=\"a\""][..], Scope::Everything),
+            (&["private=\"a\", private"], Scope::Everything),
+            (&["private=\"a\"", "private=\"\""], Scope::Everything),
+            (
+                &["private=\"a\", private=\"b, a\""],
+                fields(&["a", "b", "a"]),
+            ),
+        ] {
+            assert_eq!(of(lines).private, expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_beyond_ascii_are_read_over() {
+        // obs-text, RFC 9110 §5.5
+        let line = HeaderValue::from_bytes(b"\xff, ext=\"\xe4\", no-store, max-age=\xb2").unwrap();
+        let directives =
+            ResponseDirectives::from_cache_control(&HeaderMap::from_iter([(CACHE_CONTROL, line)]));
+        assert!(directives.no_store);
+        assert_eq!(directives.max_age, INVALID);
+    }
+
+    #[test]
+    fn a_targeted_field_knows_each_directive() {
+        // RFC 9213 §2.1
+        let line = "max-age=1, s-maxage=2, no-store, no-cache, private=\"set-cookie\", public, \
+                    must-revalidate, proxy-revalidate, must-understand, no-transform, immutable, \
+                    stale-while-revalidate=3, stale-if-error=4";
+        assert_eq!(targeted(&[line]), Some(everything()));
+    }
+
+    #[test]
+    fn a_targeted_field_that_is_absent_empty_or_invalid_counts_as_absent() {
+        // RFC 9213 §2.1
+        for lines in [
+            &[][..],
+            &[""],
+            &["  "],
+            &["max-age=10,"],
+            &["max-age=10,,no-store"],
+            &["MAX-AGE=10"],
+            &["max-age = 10"],
+            &["max-age=10 public"],
+            &["max-age=\"10"],
+            &["max-age=1234567890123456"],
+            &["max-age='10'"],
+            &["max-age=10", "&"],
+            &["max-age=10, x=\u{e4}"],
+            &["a=(1 2"],
+        ] {
+            assert_eq!(targeted(lines), None, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_targeted_field_of_unknown_directives_is_present() {
+        // RFC 9213 §2.2
+        assert_eq!(
+            targeted(&["foo, bar=(a b);c"]),
+            Some(ResponseDirectives::default())
+        );
+    }
+
+    #[test]
+    fn seconds_of_a_targeted_field_are_integers() {
+        // RFC 9213 §2.1
+        for (value, expected) in [
+            ("=0", Some(Ok(0))),
+            ("=10", Some(Ok(10))),
+            ("=010", Some(Ok(10))),
+            ("=10;a=b;c", Some(Ok(10))),
+            ("=999999999999999", Some(Ok(1 << 31))),
+            ("=3000000000", Some(Ok(1 << 31))),
+            ("=-1", INVALID),
+            ("=-999999999999999", INVALID),
+            ("=10.0", None),
+            ("=\"10\"", None),
+            ("=ten", None),
+            ("=?1", None),
+            ("=?0", None),
+            ("=(10)", None),
+            ("=@10", None),
+            ("", None),
+        ] {
+            let directives = targeted(&[&format!("public, max-age{value}")]).unwrap();
+            assert_eq!(directives.max_age, expected, "{value}");
+            assert!(directives.public, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_a_repeated_directive_counts_in_a_targeted_field() {
+        // RFC 9651 §4.2.2
+        for (lines, expected) in [
+            (&["max-age=1, max-age=2"][..], Some(Ok(2))),
+            (&["max-age=1", "max-age=2"], Some(Ok(2))),
+            (&["max-age=1, max-age=x"], None),
+        ] {
+            assert_eq!(targeted(lines).unwrap().max_age, expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_false_directive_of_a_targeted_field_is_absent() {
+        // RFC 9213 §2.1: no-store always has a Boolean true value.
+        let line = "no-store=?0, no-cache=?0, private=?0, public=?0, must-revalidate=?0";
+        assert_eq!(targeted(&[line]), Some(ResponseDirectives::default()));
+        let directives = targeted(&["no-store=?1, private=?1, public=?1"]).unwrap();
+        assert!(directives.no_store && directives.public);
+        assert_eq!(directives.private, Scope::Everything);
+    }
+
+    #[test]
+    fn in_a_targeted_field_a_value_of_the_wrong_type_restricts() {
+        for value in ["=1", "=x", "=\"x\"", "=(x)", "=1.5", "=:eA==:"] {
+            let line = format!("no-store{value}, public{value}, must-understand{value}");
+            let directives = targeted(&[&line]).unwrap();
+            assert!(directives.no_store, "{line}");
+            assert!(!directives.public && !directives.must_understand, "{line}");
+        }
+        for (value, expected) in [
+            ("=\"a, b\"", fields(&["a", "b"])),
+            ("=a", fields(&["a"])),
+            ("=1", Scope::Everything),
+            ("=(a b)", Scope::Everything),
+            ("=\"\"", Scope::Everything),
+        ] {
+            let directives = targeted(&[&format!("private{value}")]).unwrap();
+            assert_eq!(directives.private, expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn each_request_directive_is_known() {
+        // RFC 9111 §5.2.1, RFC 5861 §4
+        let line = "no-cache, no-store, only-if-cached, max-age=1, min-fresh=2, max-stale=3, \
+                    stale-if-error=\"4\"";
+        let expected = RequestDirectives {
+            no_cache: true,
+            no_store: true,
+            only_if_cached: true,
+            max_age: Some(1),
+            min_fresh: Some(2),
+            max_stale: Some(3),
+            stale_if_error: Some(4),
+        };
+        assert_eq!(request(&[line]), expected);
+        assert_eq!(request(&[]), RequestDirectives::default());
+    }
+
+    #[test]
+    fn max_stale_without_an_argument_is_without_limit() {
+        // RFC 9111 §5.2.1.2
+        for (value, expected) in [
+            ("", Some(u32::MAX)),
+            ("=5", Some(5)),
+            ("=", None),
+            ("=x", None),
+            (" =5", None),
+        ] {
+            assert_eq!(
+                request(&[&format!("max-stale{value}")]).max_stale,
+                expected,
+                "{value}"
+            );
+        }
+    }
+
+    #[test]
+    fn invalid_seconds_of_a_request_ask_for_the_most_or_for_nothing() {
+        for value in ["", "=", "=x", "=-1", "=1.5"] {
+            let line = format!("max-age{value}, min-fresh{value}, stale-if-error{value}");
+            let expected = RequestDirectives {
+                max_age: Some(0),
+                ..Default::default()
+            };
+            assert_eq!(request(&[&line]), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_repeated_seconds_of_a_request_decides() {
+        assert_eq!(request(&["max-age=1, max-age=2"]).max_age, Some(1));
+        assert_eq!(
+            request(&["max-stale", "max-stale=2"]).max_stale,
+            Some(u32::MAX)
+        );
+    }
+
+    #[test]
+    fn of_a_request_no_cache_and_no_store_count_with_an_argument() {
+        let directives = request(&["no-cache=x, no-store=\"y\", only-if-cached=z"]);
+        assert!(directives.no_cache && directives.no_store && !directives.only_if_cached);
+    }
+
+    #[test]
+    fn pragma_counts_without_cache_control() {
+        // RFC 9111 §5.4
+        for (pragma, cache_control, expected) in [
+            ("no-cache", None, true),
+            ("No-Cache", None, true),
+            ("foo, no-cache", None, true),
+            ("foo=\"no-cache\"", None, false),
+            ("no-store", None, false),
+            ("no-cache", Some("max-age=1"), false),
+            ("no-cache", Some(""), false),
+        ] {
+            let mut headers = headers(&PRAGMA, &[pragma]);
+            if let Some(line) = cache_control {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static(line));
+            }
+            let no_cache = RequestDirectives::from_headers(&headers).no_cache;
+            assert_eq!(no_cache, expected, "{pragma} {cache_control:?}");
+        }
     }
 }

@@ -119,3 +119,116 @@ pub(super) fn trim_ows(mut text: &[u8]) -> &[u8] {
 pub(super) fn is_tchar(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn sorted(mut names: Vec<HeaderName>) -> Vec<String> {
+        names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        names.iter().map(|name| name.to_string()).collect()
+    }
+
+    #[test]
+    fn fields_known_to_concern_the_connection_need_not_be_named() {
+        // RFC 9110 §7.6.1
+        let headers = headers(&[
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "close"),
+            ("te", "trailers"),
+            ("upgrade", "websocket"),
+            ("trailer", "etag"),
+            ("etag", "\"a\""),
+        ]);
+        let expected = ["keep-alive", "proxy-connection", "te", "upgrade"];
+        assert_eq!(sorted(connection_fields(&headers)), expected);
+    }
+
+    #[test]
+    fn fields_that_connection_names_concern_the_connection() {
+        // RFC 9110 §7.6.1
+        for (lines, expected) in [
+            (&["close"][..], &["connection"][..]),
+            (&["A, keep-alive,,b"], &["a", "b", "connection"]),
+            (&["a", "B , a"], &["a", "b", "connection"]),
+            (&["connection"], &["connection"]),
+            (&["absent"], &["connection"]),
+            (&["a b, \"a\", (b)"], &["connection"]),
+        ] {
+            let mut fields = vec![("a", "1"), ("b", "2"), ("c", "3")];
+            fields.extend(lines.iter().map(|line| ("connection", *line)));
+            let names = connection_fields(&headers(&fields));
+            assert_eq!(sorted(names), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn connection_cannot_name_what_frames_or_routes_a_message() {
+        let named = "content-length, transfer-encoding, host, cache-control";
+        let headers = headers(&[
+            ("connection", named),
+            ("content-length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("host", "h"),
+            ("cache-control", "private"),
+        ]);
+        assert_eq!(
+            sorted(connection_fields(&headers)),
+            ["cache-control", "connection"]
+        );
+    }
+
+    #[test]
+    fn fields_between_a_proxy_and_its_client_are_not_stored() {
+        // RFC 9111 §3.1
+        let headers = headers(&[
+            ("connection", "a, proxy-authenticate"),
+            ("a", "1"),
+            ("proxy-authenticate", "Basic"),
+            ("proxy-authentication-info", "x"),
+            ("proxy-authorization", "y"),
+            ("content-type", "text/plain"),
+        ]);
+        let expected = [
+            "a",
+            "connection",
+            "proxy-authenticate",
+            "proxy-authentication-info",
+            "proxy-authorization",
+        ];
+        assert_eq!(sorted(not_stored(&headers)), expected);
+        assert_eq!(
+            sorted(connection_fields(&headers)),
+            ["a", "connection", "proxy-authenticate"]
+        );
+    }
+
+    #[test]
+    fn a_list_is_split_outside_of_quoted_strings() {
+        // RFC 9110 §5.6.1 and §5.6.4
+        for (line, expected) in [
+            ("a, b\t,c", &["a", "b", "c"][..]),
+            ("a,, b", &["a", "", "b"]),
+            ("", &[""]),
+            ("a=\"b, c\", d", &["a=\"b, c\"", "d"]),
+            ("\"a\\\", b\", c", &["\"a\\\", b\"", "c"]),
+            ("a\\, b", &["a\\", "b"]),
+            ("\"a, b", &["\"a, b"]),
+            ("\"a\\", &["\"a\\"]),
+        ] {
+            let expected: Vec<_> = expected.iter().map(|member| member.as_bytes()).collect();
+            let members: Vec<_> = members(line.as_bytes()).collect();
+            assert_eq!(members, expected, "{line}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! Which requests a response may be used for, by the fields that its Vary names.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 
 use http::header::{
     self, HeaderMap, HeaderName, ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, COOKIE,
@@ -31,21 +31,19 @@ pub enum Variance {
 /// Accept-Encoding, Accept-Language) matches in any order and, where it has none, in
 /// any case. Whether a field is absent or empty does make a difference.
 pub fn variance(response: &HeaderMap, request: &HeaderMap) -> Variance {
-    let mut values = BTreeMap::new();
+    let mut named = HashSet::new();
+    let mut builder = VarianceBuilder::new();
     for name in list(response, &VARY) {
         // `*` is a token, and would pass for a name.
-        let Ok(name) = HeaderName::from_bytes(name) else {
-            return Variance::Never;
+        let name = match HeaderName::from_bytes(name) {
+            Ok(name) if name != "*" => name,
+            _ => return Variance::Never,
         };
-        if name == "*" {
-            return Variance::Never;
+        if !named.contains(&name) {
+            let value = normalized(request, &name);
+            builder.add_owned_name_value(name.as_str().to_owned(), value);
+            named.insert(name);
         }
-        let value = normalized(request, &name);
-        values.insert(name.as_str().to_owned(), value);
-    }
-    let mut builder = VarianceBuilder::new();
-    for (name, value) in values {
-        builder.add_owned_name_value(name, value);
     }
     builder.finalize().map_or(Variance::None, Variance::Key)
 }
@@ -174,4 +172,216 @@ fn preference(member: &[u8]) -> Vec<u8> {
 
 fn is_default_weight(parameter: &[u8]) -> bool {
     [&b"q=1"[..], b"q=1.", b"q=1.0", b"q=1.00", b"q=1.000"].contains(&parameter)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    type Fields<'a> = &'a [(&'static str, &'a str)];
+
+    fn headers(fields: Fields) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        headers
+    }
+
+    fn of(vary: &[&str], request: Fields) -> Variance {
+        let vary: Vec<_> = vary.iter().map(|line| ("vary", *line)).collect();
+        variance(&headers(&vary), &headers(request))
+    }
+
+    /// Whether two requests, each of the lines of one field, have the same key.
+    fn same(name: &'static str, a: &[&str], b: &[&str]) -> bool {
+        let [a, b] = [a, b].map(|lines| {
+            let request: Vec<_> = lines.iter().map(|line| (name, *line)).collect();
+            let variance = of(&[name], &request);
+            assert!(matches!(variance, Variance::Key(_)));
+            variance
+        });
+        a == b
+    }
+
+    #[test]
+    fn without_vary_the_response_is_for_any_request() {
+        for vary in [&[][..], &[""], &[" , "]] {
+            assert_eq!(of(vary, &[("accept", "a/b")]), Variance::None, "{vary:?}");
+        }
+    }
+
+    #[test]
+    fn an_asterisk_anywhere_never_matches() {
+        // RFC 9110 §12.5.5
+        for vary in [&["*"][..], &["accept, *"], &["*, accept"], &["accept", "*"]] {
+            assert_eq!(of(vary, &[]), Variance::Never, "{vary:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_field_name_never_matches() {
+        for vary in [
+            "accept encoding",
+            "\"accept\"",
+            "a, (b)",
+            "\u{e4}",
+            "a;b",
+            "a=b",
+        ] {
+            assert_eq!(of(&[vary], &[]), Variance::Never, "{vary}");
+        }
+    }
+
+    #[test]
+    fn names_are_a_set_in_any_case() {
+        // RFC 9110 §5.1 and §5.3
+        let request = [("accept", "a/b"), ("foo", "1")];
+        let expected = of(&["accept, foo"], &request);
+        assert!(matches!(expected, Variance::Key(_)));
+        for vary in [
+            &["foo, accept"][..],
+            &["Accept,FOO"],
+            &["foo", "accept"],
+            &["foo, accept, Foo,, accept"],
+        ] {
+            assert_eq!(of(vary, &request), expected, "{vary:?}");
+        }
+        assert_ne!(of(&["foo"], &request), expected);
+    }
+
+    #[test]
+    fn only_the_fields_that_are_named_matter() {
+        // RFC 9111 §4.1
+        let expected = of(&["foo"], &[("foo", "1")]);
+        assert_eq!(of(&["foo"], &[("foo", "1"), ("bar", "2")]), expected);
+        assert_ne!(of(&["foo"], &[("foo", "2")]), expected);
+    }
+
+    #[test]
+    fn absent_differs_from_empty() {
+        // RFC 9111 §4.1
+        assert!(!same("foo", &[], &[""]));
+        assert!(!same("accept", &[], &[""]));
+        assert!(!same("user-agent", &[], &[""]));
+        assert!(same("foo", &[], &[]));
+    }
+
+    #[test]
+    fn values_do_not_run_into_each_other() {
+        let a = of(&["a, b"], &[("a", "1"), ("b", "")]);
+        assert_ne!(a, of(&["a, b"], &[("a", ""), ("b", "1")]));
+        assert_ne!(a, of(&["a, b"], &[("a", "1")]));
+    }
+
+    #[test]
+    fn lines_are_combined() {
+        // RFC 9111 §4.1
+        for name in ["foo", "accept", "te", "user-agent"] {
+            assert!(same(name, &["a", "b"], &["a,b"]), "{name}");
+        }
+        assert!(same("cookie", &["a=1", "b=2"], &["a=1; b=2"]));
+    }
+
+    #[test]
+    fn white_space_of_a_list_has_no_meaning() {
+        // RFC 9111 §4.1
+        assert!(same("foo", &["a, b"], &[" a\t,b "]));
+        assert!(same("foo", &["a", "b"], &["a , b"]));
+        assert!(!same("foo", &["a b"], &["a  b"]));
+        assert!(!same("foo", &["a,b"], &["ab"]));
+    }
+
+    #[test]
+    fn quoted_strings_are_left_as_they_are() {
+        for name in ["foo", "accept"] {
+            assert!(!same(name, &["a=\"b, c\""], &["a=\"b,c\""]), "{name}");
+            assert!(!same(name, &["a=\"b ;c\""], &["a=\"b;c\""]), "{name}");
+        }
+    }
+
+    #[test]
+    fn in_an_unknown_field_order_and_case_matter() {
+        assert!(!same("foo", &["a, b"], &["b, a"]));
+        assert!(!same("foo", &["a"], &["A"]));
+        assert!(!same("foo", &["a,,b"], &["a,b"]));
+    }
+
+    #[test]
+    fn what_is_no_list_is_only_trimmed() {
+        for name in [
+            "user-agent",
+            "cookie",
+            "authorization",
+            "referer",
+            "range",
+            "if-none-match",
+            "content-type",
+            "origin",
+        ] {
+            assert!(same(name, &[" a, b "], &["a, b"]), "{name}");
+            assert!(!same(name, &["a, b"], &["a,b"]), "{name}");
+            assert!(!same(name, &["a"], &["A"]), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_case_of_case_insensitive_values_has_no_meaning() {
+        for (name, a, b) in [
+            ("host", "Example.com", "example.COM"),
+            ("te", "Trailers, Deflate", "trailers, deflate"),
+            ("expect", "100-Continue", "100-continue"),
+            ("accept-encoding", "GZIP;Q=0.5", "gzip;q=0.5"),
+            ("accept-language", "en-GB", "EN-gb"),
+            ("accept-charset", "UTF-8", "utf-8"),
+            ("accept", "Text/HTML;Level=1", "text/html;level=1"),
+        ] {
+            assert!(same(name, &[a], &[b]), "{name}");
+        }
+        assert!(!same("accept", &["a/b;c=D"], &["a/b;c=d"]));
+    }
+
+    #[test]
+    fn the_order_of_preferences_has_no_meaning() {
+        // RFC 9110 §12.4.2 and §12.5
+        for name in [
+            "accept",
+            "accept-encoding",
+            "accept-language",
+            "accept-charset",
+        ] {
+            assert!(same(name, &["a;q=0.5, b, c"], &["c,b,a;q=0.5"]), "{name}");
+            assert!(same(name, &["a", "b"], &["b, a,,"]), "{name}");
+            assert!(!same(name, &["a;q=0.5, b"], &["a, b;q=0.5"]), "{name}");
+            assert!(!same(name, &["a, b"], &["a"]), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_default_weight_has_no_meaning() {
+        // RFC 9110 §12.4.2
+        for weight in [";q=1", ";q=1.", ";q=1.0", ";q=1.000", " ; Q=1.00"] {
+            let weighted = format!("gzip{weight}, br");
+            assert!(
+                same("accept-encoding", &[&weighted], &["br, gzip"]),
+                "{weight}"
+            );
+        }
+        for weight in [
+            ";q=0.9",
+            ";q=0",
+            ";q=1.0000",
+            ";q=\"1\"",
+            ";x=1",
+            ";q=1;x=1",
+        ] {
+            let weighted = format!("gzip{weight}");
+            assert!(
+                !same("accept-encoding", &[&weighted], &["gzip"]),
+                "{weight}"
+            );
+        }
+    }
 }
