@@ -3,7 +3,7 @@
 help:
 	@echo 'make run            build, and try the proxy on sample files'
 	@echo 'make test           all tests; those against MinIO need Docker'
-	@echo 'make build          target/release/s3-proxy'
+	@echo 'make build          target/release/s3-proxy and target/release/examples/http_cache'
 	@echo 'make bench          the benchmarks'
 	@echo 'make soak           the proxy under load and faults, for SOAK_MINUTES (30)'
 	@echo 'make fuzz           what is read from the cache folder, FUZZ_SECONDS (600) each'
@@ -26,7 +26,7 @@ vendor-check: vendor
 	@vendor/pingora.sh check
 
 build: vendor
-	cargo build --locked --release
+	cargo build --locked --release --bin s3-proxy --example http_cache
 
 run: build
 	target/release/s3-proxy demo

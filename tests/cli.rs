@@ -189,7 +189,9 @@ fn ls_names_entries_as_clients_do() {
 #[test]
 fn ls_shows_what_is_stale_and_keys_of_buckets_that_are_gone() {
     let origin = Origin::start(|request| {
-        Reply::bytes(request.path()).header("cache-control", "max-age=0, must-revalidate")
+        Reply::bytes(request.path())
+            .header("etag", "\"a\"")
+            .header("cache-control", "max-age=0, must-revalidate")
     });
     let mut proxy = proxy(&origin).start();
     ask(&proxy, "/assets/a");

@@ -505,7 +505,7 @@ impl HttpCaching {
         if ctx.asks == Asks::Head && session.cache.phase() == CachePhase::Stale {
             self.update_by_head(session, response, ctx).await;
         }
-        if ctx.asks == Asks::Part {
+        if ctx.asks == Asks::Part && !ctx.directives.no_store {
             self.fill_whole(session, response);
         }
         Ok(())

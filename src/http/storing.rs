@@ -252,3 +252,236 @@ fn stored_header(
 pub fn is_always_stale(meta: &CacheMeta) -> bool {
     meta.fresh_sec() == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::header::{CACHE_CONTROL, EXPIRES};
+
+    const RECEIVED: Duration = Duration::from_secs(1_795_305_600);
+
+    fn decide(
+        asked: &[(&'static str, &str)],
+        status: u16,
+        answered: &[(&'static str, &str)],
+        rules: &StoringRules,
+    ) -> Option<ToStore> {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        for (name, value) in asked {
+            request.append_header(*name, *value).unwrap();
+        }
+        let mut response = ResponseHeader::build(status, None).unwrap();
+        for (name, value) in answered {
+            response.append_header(*name, *value).unwrap();
+        }
+        let received = SystemTime::UNIX_EPOCH + RECEIVED;
+        rules
+            .to_store(&Answer {
+                request: &request,
+                response: &response,
+                times: Times {
+                    requested: received,
+                    received,
+                },
+            })
+            .unwrap()
+    }
+
+    fn answer(status: u16, answered: &[(&'static str, &str)]) -> Option<ToStore> {
+        decide(&[], status, answered, &StoringRules::default())
+    }
+
+    fn fresh_secs(status: u16, answered: &[(&'static str, &str)]) -> Option<u64> {
+        answer(status, answered).map(|stored| stored.meta.fresh_sec())
+    }
+
+    const DAY_OLD: (&str, &str) = ("Last-Modified", "Sat, 21 Nov 2026 00:00:00 GMT");
+
+    /// RFC 9111 §3, §4.2.1, §5.2.2
+    #[test]
+    fn what_the_origin_says_decides() {
+        let past = ("Expires", "Thu, 01 Jan 1970 00:00:00 GMT");
+        let tag = ("ETag", "\"a\"");
+        let control = |value| ("Cache-Control", value);
+        for (status, headers, expected) in [
+            (200, &[control("max-age=10")][..], Some(10)),
+            (200, &[control("max-age=10, s-maxage=20")], Some(20)),
+            (200, &[control("no-store, max-age=10")], None),
+            (200, &[control("private, max-age=10")], None),
+            (200, &[control("no-cache, max-age=10"), tag], Some(0)),
+            (200, &[control("max-age=0"), tag], Some(0)),
+            (200, &[past, tag], Some(0)),
+            (200, &[DAY_OLD], Some(8640)),
+            (404, &[DAY_OLD], Some(8640)),
+            (404, &[control("max-age=10")], Some(10)),
+            (500, &[], None),
+            (500, &[control("max-age=10")], Some(10)),
+            (302, &[DAY_OLD], None),
+            (302, &[control("max-age=10")], Some(10)),
+            (599, &[control("max-age=10")], Some(10)),
+            (999, &[control("s-maxage=10")], Some(10)),
+            // without any freshness, a validator makes it of use
+            (200, &[tag], Some(0)),
+            (200, &[], None),
+            (302, &[tag], None),
+            (302, &[control("public"), tag], Some(0)),
+        ] {
+            assert_eq!(
+                fresh_secs(status, headers),
+                expected,
+                "{status} {headers:?}"
+            );
+        }
+    }
+
+    /// RFC 9111 §3.3: a part is never taken for the whole.
+    #[test]
+    fn parts_and_confirmations_are_not_stored() {
+        for status in [100, 103, 206, 304] {
+            assert_eq!(fresh_secs(status, &[("Cache-Control", "max-age=10")]), None);
+        }
+    }
+
+    #[test]
+    fn what_could_never_be_used_is_not_stored() {
+        for headers in [
+            &[("Cache-Control", "max-age=0")][..],
+            &[("Cache-Control", "no-cache")],
+            &[("Cache-Control", "max-age=10"), ("Age", "10")],
+        ] {
+            assert_eq!(fresh_secs(200, headers), None, "{headers:?}");
+        }
+        let while_stale = [("Cache-Control", "max-age=0, stale-while-revalidate=5")];
+        assert_eq!(fresh_secs(200, &while_stale), Some(0));
+    }
+
+    /// RFC 9111 §3.5
+    #[test]
+    fn the_answer_to_credentials_is_stored_if_it_says_so() {
+        for (control, expected) in [
+            ("max-age=10", false),
+            ("max-age=10, public", true),
+            ("max-age=10, must-revalidate", true),
+            ("s-maxage=10", true),
+            ("max-age=10, proxy-revalidate", false),
+        ] {
+            let stored = decide(
+                &[("Authorization", "Basic eA==")],
+                200,
+                &[("Cache-Control", control)],
+                &StoringRules::default(),
+            );
+            assert_eq!(stored.is_some(), expected, "{control}");
+        }
+    }
+
+    /// RFC 9111 §5.2.2.3
+    #[test]
+    fn must_understand_is_about_the_status() {
+        for (status, control, expected) in [
+            (200, "must-understand, no-store, max-age=10", true),
+            (200, "must-understand, max-age=10", true),
+            (299, "must-understand, no-store, max-age=10", false),
+            (299, "must-understand, max-age=10", false),
+            (299, "max-age=10", true),
+        ] {
+            let stored = answer(status, &[("Cache-Control", control)]);
+            assert_eq!(stored.is_some(), expected, "{status} {control}");
+        }
+    }
+
+    /// RFC 9111 §4.1
+    #[test]
+    fn what_no_request_selects_is_not_stored() {
+        let fresh = ("Cache-Control", "max-age=10");
+        for (vary, expected) in [("*", false), ("Accept, *", false), ("Accept", true)] {
+            let stored = answer(200, &[fresh, ("Vary", vary)]);
+            assert_eq!(stored.is_some(), expected, "{vary}");
+        }
+    }
+
+    /// RFC 9111 §7.3
+    #[test]
+    fn a_cookie_is_stored_only_if_freshness_is_stated() {
+        let cookie = ("Set-Cookie", "a=b");
+        assert_eq!(
+            fresh_secs(200, &[cookie, ("Cache-Control", "max-age=10")]),
+            Some(10)
+        );
+        assert_eq!(fresh_secs(200, &[cookie, DAY_OLD]), None);
+        let rules = StoringRules {
+            default_ttl: Some(Duration::from_secs(5)),
+            ..StoringRules::default()
+        };
+        assert!(decide(&[], 200, &[cookie], &rules).is_none());
+        assert!(decide(&[], 200, &[], &rules).is_some());
+    }
+
+    /// RFC 9213 §2.1
+    #[test]
+    fn a_targeted_field_decides_alone() {
+        for (targeted, general, expected) in [
+            ("max-age=10", "no-store", Some(10)),
+            ("no-store", "max-age=10", None),
+            // not a structured field: as if it were not there
+            ("max-age=10,,", "max-age=20", Some(20)),
+            ("", "max-age=20", Some(20)),
+        ] {
+            let headers = [("CDN-Cache-Control", targeted), ("Cache-Control", general)];
+            assert_eq!(fresh_secs(200, &headers), expected, "{headers:?}");
+        }
+    }
+
+    /// RFC 9111 §4.2.4, RFC 5861
+    #[test]
+    fn stale_use_is_what_the_origin_permits() {
+        for (control, while_revalidate, if_error) in [
+            ("max-age=1", 0, 0),
+            ("max-age=1, stale-while-revalidate=5, stale-if-error=6", 5, 6),
+            ("max-age=1, stale-while-revalidate=5, must-revalidate", 0, 0),
+            ("max-age=1, stale-if-error=5, proxy-revalidate", 0, 0),
+            ("s-maxage=1, stale-while-revalidate=5", 0, 0),
+        ] {
+            let meta = answer(200, &[("Cache-Control", control)]).unwrap().meta;
+            let windows = (meta.stale_while_revalidate_sec(), meta.stale_if_error_sec());
+            assert_eq!(windows, (while_revalidate, if_error), "{control}");
+        }
+    }
+
+    /// RFC 9111 §3.1, §5.2.2.4, §5.2.2.7
+    #[test]
+    fn some_fields_are_for_the_first_client_only() {
+        let headers = [
+            ("Cache-Control", "max-age=10, private=\"X-User\""),
+            ("Age", "3"),
+            ("X-User", "me"),
+            ("X-Other", "all"),
+            ("Proxy-Authenticate", "Basic"),
+            ("Keep-Alive", "timeout=5"),
+        ];
+        let ToStore { meta, withheld } = answer(200, &headers).unwrap();
+        let stored = meta.headers();
+        for name in ["age", "x-user", "proxy-authenticate", "keep-alive"] {
+            assert!(!stored.contains_key(name), "{name}");
+        }
+        assert_eq!(stored["x-other"], "all");
+        let mut names: Vec<_> = withheld.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["age", "x-user"]);
+        assert_eq!(meta.fresh_sec(), 10);
+        assert_eq!(meta.epoch(), meta.updated() - Duration::from_secs(3));
+    }
+
+    /// RFC 9110 §6.6.1
+    #[test]
+    fn a_date_is_added_only_where_there_is_none() {
+        let fresh = ("Cache-Control", "max-age=10");
+        let stored = answer(200, &[fresh]).unwrap();
+        assert_eq!(stored.meta.headers()[DATE], "Sun, 22 Nov 2026 00:00:00 GMT");
+        let date = ("Date", "Sat, 21 Nov 2026 23:59:59 GMT");
+        let stored = answer(200, &[fresh, date]).unwrap();
+        assert_eq!(stored.meta.headers()[DATE], date.1);
+        assert!(!stored.meta.headers().contains_key(EXPIRES));
+        assert_eq!(stored.meta.headers()[CACHE_CONTROL], fresh.1);
+    }
+}

@@ -18,6 +18,7 @@ pub struct ProxyBuilder {
     upgrade_sock: bool,
     cache: Vec<(&'static str, String)>,
     memory: Vec<(&'static str, String)>,
+    range_fill: Vec<(&'static str, String)>,
     disk: Vec<(&'static str, String)>,
     sendfile: Vec<(&'static str, String)>,
     tls: bool,
@@ -46,6 +47,7 @@ impl ProxyBuilder {
             upgrade_sock: false,
             cache: Vec::new(),
             memory: Vec::new(),
+            range_fill: Vec::new(),
             disk: vec![("enabled", "true".to_owned())],
             sendfile: Vec::new(),
             tls: false,
@@ -99,6 +101,12 @@ impl ProxyBuilder {
 
     pub fn memory_mb(mut self, size: impl Display) -> Self {
         self.memory.push(("max_size_mb", size.to_string()));
+        self
+    }
+
+    /// A key of `cache.range_fill`.
+    pub fn range_fill(mut self, key: &'static str, value: impl Display) -> Self {
+        self.range_fill.push((key, value.to_string()));
         self
     }
 
@@ -191,6 +199,10 @@ impl ProxyBuilder {
         }
         yaml.section(0, "cache");
         yaml.all(1, &self.cache);
+        if !self.range_fill.is_empty() {
+            yaml.section(1, "range_fill");
+            yaml.all(2, &self.range_fill);
+        }
         if !self.memory.is_empty() {
             yaml.section(1, "memory");
             yaml.all(2, &self.memory);

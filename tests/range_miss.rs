@@ -1,0 +1,228 @@
+//! A HEAD or a part of an object that is not stored: what the origin is asked, and
+//! when the whole of it becomes a hit.
+
+use std::{
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        Barrier,
+    },
+    thread,
+};
+
+use test_support::{
+    eventually, Bucket, Connection, Gate, Origin, Pattern, Proxy, ProxyBuilder, Reply, Request,
+};
+
+const MIB: u64 = 1024 * 1024;
+const LEN: u64 = 16 * MIB;
+const OBJECT: &str = "/assets/object";
+const KEY: &str = "/bucket/object";
+
+fn origin_of(len: u64) -> Origin {
+    Origin::start(move |request| reply(len).answering(request))
+}
+
+fn reply(len: u64) -> Reply {
+    Reply::pattern(1, len).header("etag", "\"1\"")
+}
+
+fn proxy(origin: &Origin) -> ProxyBuilder {
+    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::new("/assets", &origin.url()))
+}
+
+/// Read a part, whoever sends it.
+fn read_part(connection: &mut Connection, first: u64, last: u64) -> String {
+    let range = format!("bytes={first}-{last}");
+    let part = connection.begin("GET", OBJECT, &[("Range", &range)]);
+    assert_eq!(part.status, 206, "{range}");
+    let whole = part.headers.get("content-range").unwrap_or_default();
+    assert!(whole.starts_with(&format!("bytes {first}-{last}/")), "{whole}");
+    let x_cache = part.headers.get("x-cache").unwrap_or_default().to_owned();
+    let received = part.check(Pattern::new(1), first);
+    assert!(received.complete, "{range}");
+    assert_eq!(received.len, last - first + 1, "{range}");
+    x_cache
+}
+
+/// How many bytes of the object an answer to this request has.
+fn bytes_of(request: &Request, len: u64) -> u64 {
+    let Some(range) = request.header("range") else {
+        return len;
+    };
+    let (first, last) = range["bytes=".len()..].split_once('-').expect(range);
+    let first: u64 = first.parse().expect(range);
+    let last = last.parse().map_or(len - 1, |last: u64| last.min(len - 1));
+    last + 1 - first
+}
+
+#[test]
+fn a_head_asks_the_origin_for_a_header() {
+    let origin = origin_of(LEN);
+    let proxy = proxy(&origin).start();
+    let mut client = Connection::open(proxy.addr());
+    for _ in 0..2 {
+        let head = client.request("HEAD", OBJECT, &[]);
+        assert_eq!(head.status, 200);
+        assert_eq!(head.header("content-length"), Some(&*LEN.to_string()));
+        assert_eq!(head.header("etag"), Some("\"1\""));
+        assert_eq!(head.header("x-cache"), Some("MISS"));
+    }
+    let methods: Vec<_> = origin.requests().into_iter().map(|r| r.method).collect();
+    assert_eq!(methods, ["HEAD", "HEAD"]);
+    assert_eq!(proxy.metric("cache_entries"), 0);
+
+    // From a stored response it is answered.
+    assert_eq!(proxy.get(OBJECT).header("x-cache"), Some("MISS"));
+    eventually("the object is stored", || proxy.metric("cache_entries") == 1);
+    let head = client.request("HEAD", OBJECT, &[]);
+    assert_eq!(head.header("x-cache"), Some("HIT"));
+    assert_eq!(origin.requests().len(), 3);
+}
+
+#[test]
+fn a_part_comes_at_once_and_the_whole_in_the_background() {
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |request| match request.header("range") {
+            Some(_) => reply(LEN).answering(request),
+            None => reply(LEN).hold_at(MIB, &gate),
+        }
+    });
+    let proxy = proxy(&origin).start();
+    let mut client = Connection::open(proxy.addr());
+    assert_eq!(read_part(&mut client, LEN - 1000, LEN - 1), "MISS");
+
+    // What the fill has by now comes from it, what is far ahead does not.
+    gate.wait_for_arrivals(1);
+    eventually("the first bytes are a hit", || {
+        read_part(&mut client, 0, 999) == "HIT"
+    });
+    assert_eq!(read_part(&mut client, LEN - 1000, LEN - 1), "MISS");
+    let whole = |request: &Request| request.header("range").is_none();
+    assert_eq!(origin.requests().iter().filter(|r| whole(r)).count(), 1);
+
+    gate.open();
+    eventually("the fill is over", || {
+        proxy.metric("cache_fills_in_flight") == 0
+    });
+    let asked = origin.requests().len();
+    assert_eq!(read_part(&mut client, LEN - 1000, LEN - 1), "HIT");
+    assert_eq!(proxy.get(OBJECT).header("x-cache"), Some("HIT"));
+    assert_eq!(origin.requests().len(), asked);
+    proxy.expect_metric("cache_fills_total", 1);
+}
+
+/// The AWS CLI fetches large objects in parts of 8 MiB, ten at a time.
+#[test]
+fn parallel_parts_cost_at_most_two_transfers() {
+    const LEN: u64 = 1024 * MIB;
+    const PART: u64 = 8 * MIB;
+    let origin = origin_of(LEN);
+    let proxy = proxy(&origin).start();
+    let addr = proxy.addr();
+    let next = AtomicU64::new(0);
+    let together = Barrier::new(10);
+    thread::scope(|scope| {
+        for _ in 0..10 {
+            scope.spawn(|| {
+                let mut client = Connection::open(addr);
+                together.wait();
+                loop {
+                    let first = next.fetch_add(PART, Ordering::Relaxed);
+                    if first >= LEN {
+                        break;
+                    }
+                    read_part(&mut client, first, first + PART - 1);
+                }
+            });
+        }
+    });
+    let requests = origin.requests();
+    let bytes: u64 = requests.iter().map(|r| bytes_of(r, LEN)).sum();
+    let wholes = requests.iter().filter(|r| r.header("range").is_none());
+    println!(
+        "{} requests to the origin, {:.2} times the object",
+        requests.len(),
+        bytes as f64 / LEN as f64
+    );
+    assert_eq!(wholes.count(), 1, "the whole, once");
+    assert!(bytes <= 2 * LEN, "{bytes} bytes of {LEN}");
+    eventually("the fill is over", || {
+        proxy.metric("cache_fills_in_flight") == 0
+    });
+    let mut client = Connection::open(proxy.addr());
+    assert_eq!(read_part(&mut client, LEN - 1, LEN - 1), "HIT");
+}
+
+#[test]
+fn the_whole_is_not_fetched_where_that_is_not_wanted() {
+    let origin = origin_of(LEN);
+    for (rule, proxy) in [
+        ("switched off", proxy(&origin).range_fill("max_in_flight", 0)),
+        ("too large", proxy(&origin).range_fill("max_size_gb", 0.01)),
+        ("larger than the cache", proxy(&origin).max_size_gb(0.01)),
+    ] {
+        let proxy = proxy.start();
+        let mut client = Connection::open(proxy.addr());
+        for _ in 0..3 {
+            assert_eq!(read_part(&mut client, 5, 9), "MISS", "{rule}");
+        }
+        drop(proxy);
+        for request in origin.requests() {
+            assert_eq!(request.header("range"), Some("bytes=5-9"), "{rule}");
+        }
+    }
+}
+
+#[test]
+fn the_whole_of_what_cannot_be_stored_is_not_fetched() {
+    let origin = Origin::start(|request| {
+        reply(LEN)
+            .header("cache-control", "private")
+            .answering(request)
+    });
+    let proxy = proxy(&origin).start();
+    let mut client = Connection::open(proxy.addr());
+    for _ in 0..3 {
+        assert_eq!(read_part(&mut client, 5, 9), "MISS");
+    }
+    assert_eq!(origin.requests().len(), 3);
+}
+
+#[test]
+fn from_the_first_byte_to_the_end_is_the_whole() {
+    let origin = origin_of(LEN);
+    let proxy = proxy(&origin).start();
+    let mut client = Connection::open(proxy.addr());
+    let whole = client.begin("GET", OBJECT, &[("Range", "bytes=0-")]);
+    assert_eq!(whole.status, 206);
+    assert_eq!(whole.check(Pattern::new(1), 0).len, LEN);
+    eventually("the object is stored", || proxy.metric("cache_entries") == 1);
+    assert_eq!(read_part(&mut client, 5, 9), "HIT");
+    assert_eq!(origin.requests_for(KEY), 1);
+    assert_eq!(origin.requests()[0].header("range"), None);
+}
+
+#[test]
+fn a_part_of_something_stale_is_validated_by_itself() {
+    let origin = Origin::start(|request| {
+        reply(LEN)
+            .header("cache-control", "max-age=0")
+            .answering(request)
+    });
+    let proxy = proxy(&origin).start();
+    assert_eq!(proxy.get(OBJECT).status, 200);
+    eventually("the object is stored", || proxy.metric("cache_entries") == 1);
+    let mut client = Connection::open(proxy.addr());
+    assert_eq!(read_part(&mut client, LEN - 10, LEN - 1), "REVALIDATED");
+    assert_eq!(client.request("HEAD", OBJECT, &[]).status, 200);
+    let requests = origin.requests();
+    let [_, part, head] = &requests[..] else {
+        panic!("{requests:?}");
+    };
+    assert_eq!(part.header("if-none-match"), Some("\"1\""));
+    assert_eq!(part.header("range"), Some("bytes=16777206-16777215"));
+    assert_eq!(head.method, "HEAD");
+    assert_eq!(head.header("if-none-match"), Some("\"1\""));
+}
