@@ -3,10 +3,7 @@
 
 use test_support::{
     eventually,
-    scripted::{
-        date::{self, Date},
-        Answer, Rules, Site, Use,
-    },
+    scripted::{date::Date, Answer, Rules, Site, Use},
     Gate,
 };
 
@@ -492,24 +489,6 @@ fn trailers_do_not_disturb() {
         assert_eq!(got.header("cache-control"), Some("max-age=3600"));
     }
     assert_eq!(page.count(), 1, "RFC 9110 6.5.1: not part of the header");
-}
-
-#[test]
-fn an_old_response_does_not_replace_a_newer_one() {
-    // Two caches before the origin, of which one lags.
-    let page = Site::shared().page();
-    page.answers([
-        Answer::fresh().body("new"),
-        Answer::fresh()
-            .set("ETag", "\"v0\"")
-            .field("Date", date::from_now(-600))
-            .body("old"),
-    ]);
-    page.get();
-    page.get_with(&[("Cache-Control", "no-cache")]);
-    // Most recent by Date, section 4 of RFC 9111; what is valid is not decided.
-    let next = page.get();
-    assert_eq!(next.text(), "new", "RFC 9111 4");
 }
 
 #[test]
