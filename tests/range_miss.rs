@@ -27,7 +27,7 @@ fn reply(len: u64) -> Reply {
 }
 
 fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::new("/assets", &origin.url()))
+    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
 }
 
 /// Read a part, whoever sends it.

@@ -934,15 +934,18 @@ fn has_part(hit: &HitHandler, request: &RequestHeader) -> bool {
     else {
         return true;
     };
+    let Some(promised) = fill.promised else {
+        // Parts of it cannot be told; the whole is as good (RFC 9110 §14.2), and
+        // an origin that does not know the length would hardly send less.
+        return true;
+    };
     let first = request
         .headers
         .get(RANGE)
         .and_then(|range| single_range(range.as_bytes()));
     match first {
-        Some((first, _)) => {
-            fill.promised.is_some() && first <= fill.written.saturating_add(FOLLOW_BYTES)
-        }
-        None => fill.promised == Some(fill.written),
+        Some((first, _)) => first <= fill.written.saturating_add(FOLLOW_BYTES),
+        None => promised == fill.written,
     }
 }
 
