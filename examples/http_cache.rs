@@ -73,8 +73,7 @@ impl ProxyHttp for HttpCacheProxy {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<bool> {
-        self.caching.request_filter(session, ctx);
-        Ok(false)
+        self.caching.request_filter(session, ctx).await
     }
 
     // Fetches a whole object in the background when a part of it is asked for.
@@ -165,9 +164,9 @@ impl ProxyHttp for HttpCacheProxy {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        _: &mut CachingCtx,
+        ctx: &mut CachingCtx,
     ) -> RangeType {
-        self.caching.range_header_filter(session, response)
+        self.caching.range_header_filter(session, response, ctx)
     }
 
     async fn response_filter(
@@ -246,7 +245,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
     server.add_service(service);
     server.bootstrap();
-    println!("listening on {}", endpoint.address());
+    std::thread::spawn(move || {
+        endpoint.wait_until_served();
+        println!("listening on {}", endpoint.address());
+    });
     server.run(RunArgs::default());
     cache.close(Duration::from_secs(5));
     Ok(())

@@ -36,7 +36,10 @@ fn read_part(connection: &mut Connection, first: u64, last: u64) -> String {
     let part = connection.begin("GET", OBJECT, &[("Range", &range)]);
     assert_eq!(part.status, 206, "{range}");
     let whole = part.headers.get("content-range").unwrap_or_default();
-    assert!(whole.starts_with(&format!("bytes {first}-{last}/")), "{whole}");
+    assert!(
+        whole.starts_with(&format!("bytes {first}-{last}/")),
+        "{whole}"
+    );
     let x_cache = part.headers.get("x-cache").unwrap_or_default().to_owned();
     let received = part.check(Pattern::new(1), first);
     assert!(received.complete, "{range}");
@@ -73,7 +76,9 @@ fn a_head_asks_the_origin_for_a_header() {
 
     // From a stored response it is answered.
     assert_eq!(proxy.get(OBJECT).header("x-cache"), Some("MISS"));
-    eventually("the object is stored", || proxy.metric("cache_entries") == 1);
+    eventually("the object is stored", || {
+        proxy.metric("cache_entries") == 1
+    });
     let head = client.request("HEAD", OBJECT, &[]);
     assert_eq!(head.header("x-cache"), Some("HIT"));
     assert_eq!(origin.requests().len(), 3);
@@ -159,7 +164,10 @@ fn parallel_parts_cost_at_most_two_transfers() {
 fn the_whole_is_not_fetched_where_that_is_not_wanted() {
     let origin = origin_of(LEN);
     for (rule, proxy) in [
-        ("switched off", proxy(&origin).range_fill("max_in_flight", 0)),
+        (
+            "switched off",
+            proxy(&origin).range_fill("max_in_flight", 0),
+        ),
         ("too large", proxy(&origin).range_fill("max_size_gb", 0.01)),
         ("larger than the cache", proxy(&origin).max_size_gb(0.01)),
     ] {
@@ -198,7 +206,9 @@ fn from_the_first_byte_to_the_end_is_the_whole() {
     let whole = client.begin("GET", OBJECT, &[("Range", "bytes=0-")]);
     assert_eq!(whole.status, 206);
     assert_eq!(whole.check(Pattern::new(1), 0).len, LEN);
-    eventually("the object is stored", || proxy.metric("cache_entries") == 1);
+    eventually("the object is stored", || {
+        proxy.metric("cache_entries") == 1
+    });
     assert_eq!(read_part(&mut client, 5, 9), "HIT");
     assert_eq!(origin.requests_for(KEY), 1);
     assert_eq!(origin.requests()[0].header("range"), None);
@@ -213,7 +223,9 @@ fn a_part_of_something_stale_is_validated_by_itself() {
     });
     let proxy = proxy(&origin).start();
     assert_eq!(proxy.get(OBJECT).status, 200);
-    eventually("the object is stored", || proxy.metric("cache_entries") == 1);
+    eventually("the object is stored", || {
+        proxy.metric("cache_entries") == 1
+    });
     let mut client = Connection::open(proxy.addr());
     assert_eq!(read_part(&mut client, LEN - 10, LEN - 1), "REVALIDATED");
     assert_eq!(client.request("HEAD", OBJECT, &[]).status, 200);

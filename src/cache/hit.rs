@@ -104,6 +104,15 @@ impl DiskHit {
         }
     }
 
+    /// How long the body is, if all of it is there.
+    pub fn complete_len(&self) -> Option<u64> {
+        match &self.source {
+            Source::Memory(body) => Some(body.len() as u64),
+            Source::File { len, .. } => Some(*len),
+            Source::Fill(..) => None,
+        }
+    }
+
     /// What can be read now of what remains; waits for a fill that has not come
     /// that far. Empty at the end.
     async fn available(&mut self) -> Result<Range<u64>> {

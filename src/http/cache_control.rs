@@ -724,6 +724,7 @@ mod tests {
                 assert_eq!(of(&[&line]), ResponseDirectives::default(), "{line}");
             }
         }
+        assert!(of(&["public, public=foo"]).public);
     }
 
     #[test]

@@ -7,9 +7,9 @@
 use std::time::{Duration, SystemTime};
 
 use http::header::{
-    ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_MATCH,
-    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, PRAGMA, RANGE,
-    TRANSFER_ENCODING, UPGRADE, VARY, VIA,
+    ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HOST, IF_MATCH,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, MAX_FORWARDS,
+    PRAGMA, RANGE, TRANSFER_ENCODING, UPGRADE, VARY, VIA,
 };
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version};
 use log::{debug, warn};
@@ -69,8 +69,10 @@ pub struct CachingOptions {
     pub request_directives: bool,
     /// Whether a part that is not stored makes the proxy fetch the whole.
     pub background_fills: BackgroundFills,
-    /// How long a request waits for another one that asks the same, before it
-    /// asks the origin itself.
+    /// How long requests wait for another one that asks the same, before one of
+    /// them asks the origin too.
+    pub lock_age: Duration,
+    /// How long a request waits at all, before it asks the origin itself.
     pub lock_timeout: Duration,
 }
 
@@ -81,6 +83,7 @@ impl Default for CachingOptions {
             name: "pingora-sendfile",
             request_directives: true,
             background_fills: BackgroundFills::default(),
+            lock_age: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(60),
         }
     }
@@ -119,6 +122,8 @@ pub struct CachingCtx {
     withheld: Vec<(HeaderName, HeaderValue)>,
     forwarded: Option<Forwarded>,
     origin_status: Option<StatusCode>,
+    /// The length of the body that was found, if it is complete.
+    stored_len: Option<u64>,
     /// Stale, and served because the client accepts it.
     accepted_stale: bool,
     /// What is stored must not be served when the origin cannot be reached.
@@ -166,7 +171,7 @@ impl HttpCaching {
         HttpCaching {
             store: cache.map(|cache| Store {
                 cache,
-                lock: Box::leak(Box::new(FillLock::new(cache, options.lock_timeout))),
+                lock: Box::leak(Box::new(FillLock::new(cache, options.lock_age))),
                 too_large: Box::leak(Box::default()),
             }),
             options,
@@ -174,8 +179,29 @@ impl HttpCaching {
         }
     }
 
-    /// For `request_filter`: see what the request asks for.
-    pub fn request_filter(&self, session: &mut Session, ctx: &mut CachingCtx) {
+    /// For `request_filter`: see what the request asks for. `true`: it has been
+    /// answered.
+    pub async fn request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut CachingCtx,
+    ) -> Result<bool> {
+        if let Some(status) = answered_here(session.req_header_mut())? {
+            let mut header = ResponseHeader::build(status, Some(2))?;
+            header.insert_header(CONTENT_LENGTH, 0)?;
+            if status == StatusCode::BAD_REQUEST {
+                session.set_keepalive(None);
+            }
+            session
+                .write_response_header(Box::new(header), true)
+                .await?;
+            session.write_response_body(None, true).await?;
+            return Ok(true);
+        }
+        if session.req_header().version <= Version::HTTP_10 {
+            // RFC 9110 §15.2
+            session.as_downstream_mut().set_ignore_info_resp(true);
+        }
         // A client that reads slowly shall not slow the fill that others follow.
         session.set_proxy_tasks_enabled(true);
         // A client has its response before the fill behind it is finished, and
@@ -226,6 +252,7 @@ impl HttpCaching {
                 Forwarded::Method
             });
         }
+        Ok(false)
     }
 
     /// For `request_cache_filter`: look for the response in the cache.
@@ -302,6 +329,10 @@ impl HttpCaching {
         let now = SystemTime::now();
         ctx.forwarded = None;
         ctx.accepted_stale = false;
+        ctx.stored_len = hit
+            .as_any()
+            .downcast_ref::<DiskHit>()
+            .and_then(DiskHit::complete_len);
         let request = session.req_header();
         if ctx.asks == Asks::Part && !has_part(hit, request) {
             ctx.forward(Forwarded::Partial);
@@ -384,7 +415,8 @@ impl HttpCaching {
     fn refuses_age(&self, directives: &RequestDirectives, meta: &CacheMeta) -> bool {
         directives
             .max_age
-            .is_some_and(|limit| meta.age().as_secs() > u64::from(limit))
+            // To reload is what browsers mean by 0.
+            .is_some_and(|limit| limit == 0 || meta.age().as_secs() > u64::from(limit))
     }
 
     /// For `proxy_upstream_filter`: the cache has no answer; whether the origin
@@ -427,7 +459,7 @@ impl HttpCaching {
         if session.cache.enabled() {
             let passes = ctx.directives.no_store
                 || has_origin_preconditions(&session.req_header().headers)
-                || (session.cache.phase() == CachePhase::Miss && ctx.asks != Asks::Whole);
+                || (session.cache.phase() == CachePhase::Miss && ctx.asks == Asks::Head);
             if passes {
                 session.cache.disable(NoCacheReason::Deferred);
             }
@@ -444,7 +476,7 @@ impl HttpCaching {
     ) -> Result<()> {
         let asked = session.req_header();
         if session.cache.enabled() {
-            // What is stored is stale, or else a HEAD or a part would pass.
+            // Else Pingora would ask for the whole.
             if ctx.asks == Asks::Head {
                 request.set_method(Method::HEAD);
             }
@@ -459,6 +491,17 @@ impl HttpCaching {
                 request.remove_header(&IF_NONE_MATCH);
                 request.remove_header(&IF_MODIFIED_SINCE);
             }
+        }
+        if request.uri.scheme().is_some() {
+            // The origin is no proxy (RFC 9112 §3.2.1).
+            let target = request
+                .uri
+                .path_and_query()
+                .map_or("/", |path| path.as_str());
+            let uri = target.parse().map_err(|e| {
+                Error::because(ErrorType::InvalidHTTPHeader, "the request target", e)
+            })?;
+            request.set_uri(uri);
         }
         ctx.conditional = [IF_NONE_MATCH, IF_MODIFIED_SINCE]
             .iter()
@@ -608,7 +651,11 @@ impl HttpCaching {
         let Some(Store { cache, .. }) = self.store else {
             return;
         };
-        if response.status != StatusCode::PARTIAL_CONTENT || limits.in_flight == 0 {
+        // Disabled: the cache does not want it yet, or it is too large.
+        if response.status != StatusCode::PARTIAL_CONTENT
+            || limits.in_flight == 0
+            || !session.cache.enabled()
+        {
             return;
         }
         let whole_len = response
@@ -733,8 +780,11 @@ impl HttpCaching {
         &self,
         session: &Session,
         response: &mut ResponseHeader,
+        ctx: &CachingCtx,
     ) -> RangeType {
-        match range_type(session.req_header(), response) {
+        let ranged = state_length(session, response, ctx)
+            .and_then(|()| range_type(session.req_header(), response));
+        match ranged {
             Ok(range) => range,
             Err(e) => {
                 warn!("a range is ignored: {e}");
@@ -907,6 +957,32 @@ fn target_key(target: &Target) -> CacheKey {
     CacheKey::new(format!("{}{}", target.authority, target.path_and_query), "")
 }
 
+/// The status of a request that goes no further.
+fn answered_here(request: &mut RequestHeader) -> Result<Option<StatusCode>> {
+    // RFC 9112 §3.2
+    if request.version == Version::HTTP_11 && !request.headers.contains_key(HOST) {
+        return Ok(Some(StatusCode::BAD_REQUEST));
+    }
+    // RFC 9110 §7.6.2
+    if !matches!(request.method, Method::OPTIONS | Method::TRACE) {
+        return Ok(None);
+    }
+    let hops = request
+        .headers
+        .get(MAX_FORWARDS)
+        .and_then(|hops| hops.to_str().ok()?.trim().parse::<u64>().ok());
+    match (hops, &request.method) {
+        (None, _) => Ok(None),
+        (Some(0), &Method::OPTIONS) => Ok(Some(StatusCode::OK)),
+        // What a client sent to others is not for it to see.
+        (Some(0), _) => Ok(Some(StatusCode::METHOD_NOT_ALLOWED)),
+        (Some(hops), _) => {
+            request.insert_header(MAX_FORWARDS, hops - 1)?;
+            Ok(None)
+        }
+    }
+}
+
 fn asks(session: &mut Session) -> Asks {
     let has_body = !session.is_body_empty();
     let request = session.req_header();
@@ -918,7 +994,10 @@ fn asks(session: &mut Session) -> Asks {
         Method::GET => match request.headers.get(RANGE) {
             // The whole from its beginning on is what a fill delivers.
             Some(range) if single_range(range.as_bytes()) == Some((0, None)) => Asks::Whole,
-            Some(_) => Asks::Part,
+            Some(range) => match parse_range(range.as_bytes(), u64::MAX, MAX_RANGES) {
+                Ranges::Ignored => Asks::Whole,
+                Ranges::Unsatisfiable | Ranges::Satisfiable(_) => Asks::Part,
+            },
             None => Asks::Whole,
         },
         _ => Asks::Nothing,
@@ -939,13 +1018,16 @@ fn has_part(hit: &HitHandler, request: &RequestHeader) -> bool {
         // an origin that does not know the length would hardly send less.
         return true;
     };
-    let first = request
+    let ranges = request
         .headers
         .get(RANGE)
-        .and_then(|range| single_range(range.as_bytes()));
-    match first {
-        Some((first, _)) => first <= fill.written.saturating_add(FOLLOW_BYTES),
-        None => promised == fill.written,
+        .map(|range| parse_range(range.as_bytes(), promised, MAX_RANGES));
+    match ranges {
+        Some(Ranges::Satisfiable(ranges)) => ranges
+            .iter()
+            .all(|range| range.start <= fill.written.saturating_add(FOLLOW_BYTES)),
+        // No body byte is needed to tell.
+        _ => true,
     }
 }
 
@@ -964,6 +1046,29 @@ fn is_about(not_modified: &ResponseHeader, stored: &ResponseHeader) -> bool {
         }
         _ => true,
     }
+}
+
+/// What came in chunks has a length once it is stored.
+fn state_length(session: &Session, response: &mut ResponseHeader, ctx: &CachingCtx) -> Result<()> {
+    let is_hit = matches!(
+        session.cache.phase(),
+        CachePhase::Hit
+            | CachePhase::Stale
+            | CachePhase::StaleUpdating
+            | CachePhase::Revalidated
+            | CachePhase::RevalidatedNoCache(_)
+    );
+    let Some(len) = ctx.stored_len.filter(|_| is_hit) else {
+        return Ok(());
+    };
+    let status = response.status;
+    if response.headers.contains_key(TRANSFER_ENCODING)
+        && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+    {
+        response.remove_header(&TRANSFER_ENCODING);
+        response.insert_header(CONTENT_LENGTH, len)?;
+    }
+    Ok(())
 }
 
 fn range_type(request: &RequestHeader, response: &mut ResponseHeader) -> Result<RangeType> {

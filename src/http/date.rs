@@ -424,6 +424,7 @@ mod tests {
             ("2049", "99", "2099"),
             ("2051", "01", "2101"),
             ("2051", "02", "2002"),
+            ("2150", "00", "2200"),
         ] {
             let new_year = |year| parse(&format!("Mon, 01 Jan {year} 00:00:00 GMT"));
             let value = format!("Monday, 01-Jan-{value} 00:00:00 GMT");

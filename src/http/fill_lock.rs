@@ -3,9 +3,15 @@
 use std::time::Duration;
 
 use pingora_cache::lock::{CacheKeyLock, CacheLock, LockStatus, Locked, WritePermit};
-use pingora_cache::CacheKey;
+use pingora_cache::predictor::{CacheablePredictor, Predictor};
+use pingora_cache::{CacheKey, NoCacheReason};
 
 use crate::cache::DiskCache;
+
+const SHARDS: usize = 16;
+
+/// How many keys each shard remembers.
+const SHARD_CAPACITY: usize = 1024;
 
 /// Pingora's cache lock, which forgets a key when its fill begins: from then on
 /// there is something to follow.
@@ -13,18 +19,39 @@ use crate::cache::DiskCache;
 /// A request that looked up before that, and comes here after, would find neither
 /// the fill nor the lock, and ask the origin once more. It is told to look up
 /// again.
+///
+/// Nobody waits for the answer to a request of which the last answer could not be
+/// stored: it will hardly be for all.
 pub(super) struct FillLock {
     lock: CacheLock,
     cache: &'static DiskCache,
+    not_stored: Predictor<SHARDS>,
+    /// Locks that are over at once, with nothing to be found.
+    given_up: CacheLock,
 }
 
 impl FillLock {
-    /// `timeout`: how long a request waits for another one that fills the same
-    /// key, before it asks the origin itself.
-    pub(super) fn new(cache: &'static DiskCache, timeout: Duration) -> Self {
+    /// `age`: how long a request waits for another one that fills the same key,
+    /// before one of those who wait asks the origin too.
+    pub(super) fn new(cache: &'static DiskCache, age: Duration) -> Self {
         FillLock {
-            lock: CacheLock::new(timeout),
+            lock: CacheLock::new(age),
             cache,
+            not_stored: Predictor::new(SHARD_CAPACITY, None),
+            given_up: CacheLock::new(age),
+        }
+    }
+
+    /// The lock of somebody who has just found out that nothing is stored.
+    fn give_up(&self, key: &CacheKey) -> Locked {
+        match self.given_up.lock(key, false) {
+            Locked::Write(permit) => {
+                let over = self.given_up.lock(key, false);
+                self.given_up.release(key, permit, LockStatus::GiveUp);
+                over
+            }
+            // Another request is at the same point.
+            over => over,
         }
     }
 }
@@ -38,11 +65,22 @@ impl CacheKeyLock for FillLock {
                 self.lock.release(key, permit, LockStatus::Done);
                 over_at_once
             }
+            Locked::Read(_) if !self.not_stored.cacheable_prediction(key) => self.give_up(key),
             locked => locked,
         }
     }
 
     fn release(&self, key: &CacheKey, permit: WritePermit, reason: LockStatus) {
+        match reason {
+            LockStatus::GiveUp => {
+                self.not_stored
+                    .mark_uncacheable(key, NoCacheReason::OriginNotCache);
+            }
+            LockStatus::Done => {
+                self.not_stored.mark_cacheable(key);
+            }
+            _ => {}
+        }
         self.lock.release(key, permit, reason);
     }
 }
@@ -68,6 +106,35 @@ mod tests {
                 false
             }
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nobody_waits_for_what_is_not_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), 1 << 20)).unwrap();
+        let lock = FillLock::new(cache, Duration::from_secs(60));
+        let key = CacheKey::new("key", "tag");
+        let leader = |lock: &FillLock| match lock.lock(&key, false) {
+            Locked::Write(permit) => permit,
+            Locked::Read(_) => panic!("nobody else asks"),
+        };
+        let follower = |lock: &FillLock| match lock.lock(&key, false) {
+            Locked::Write(_) => panic!("the leader asks"),
+            Locked::Read(read) => read,
+        };
+        let first = leader(&lock);
+        assert!(follower(&lock).locked(), "it may be stored");
+        lock.release(&key, first, LockStatus::GiveUp);
+
+        let second = leader(&lock);
+        for _ in 0..3 {
+            let over = follower(&lock);
+            assert!(!over.locked());
+            assert_eq!(over.lock_status(), LockStatus::GiveUp);
+        }
+        lock.release(&key, second, LockStatus::Done);
+        let _third = leader(&lock);
+        assert!(follower(&lock).locked(), "it was stored");
     }
 
     #[tokio::test(flavor = "multi_thread")]

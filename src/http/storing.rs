@@ -437,7 +437,11 @@ mod tests {
     fn stale_use_is_what_the_origin_permits() {
         for (control, while_revalidate, if_error) in [
             ("max-age=1", 0, 0),
-            ("max-age=1, stale-while-revalidate=5, stale-if-error=6", 5, 6),
+            (
+                "max-age=1, stale-while-revalidate=5, stale-if-error=6",
+                5,
+                6,
+            ),
             ("max-age=1, stale-while-revalidate=5, must-revalidate", 0, 0),
             ("max-age=1, stale-if-error=5, proxy-revalidate", 0, 0),
             ("s-maxage=1, stale-while-revalidate=5", 0, 0),

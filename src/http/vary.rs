@@ -356,6 +356,7 @@ mod tests {
             assert!(same(name, &["a", "b"], &["b, a,,"]), "{name}");
             assert!(!same(name, &["a;q=0.5, b"], &["a, b;q=0.5"]), "{name}");
             assert!(!same(name, &["a, b"], &["a"]), "{name}");
+            assert!(!same(name, &["q=1"], &[""]), "{name}");
         }
     }
 

@@ -87,6 +87,11 @@ impl Endpoint {
         self.address
     }
 
+    /// Wait until connections are accepted. Blocks.
+    pub fn wait_until_served(&self) {
+        wait_for(self.address);
+    }
+
     /// How Pingora has to open it.
     pub fn options(&self) -> TcpSocketOptions {
         let mut options = TcpSocketOptions::default();

@@ -150,8 +150,7 @@ impl ProxyHttp for S3ProxyHttp {
                 return Ok(true);
             }
         }
-        self.caching.request_filter(session, &mut ctx.caching);
-        Ok(false)
+        self.caching.request_filter(session, &mut ctx.caching).await
     }
 
     fn allow_spawning_subrequest(&self, _session: &Session, _ctx: &Self::CTX) -> bool {
@@ -226,9 +225,10 @@ impl ProxyHttp for S3ProxyHttp {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        _ctx: &mut Self::CTX,
+        ctx: &mut Self::CTX,
     ) -> RangeType {
-        self.caching.range_header_filter(session, response)
+        self.caching
+            .range_header_filter(session, response, &ctx.caching)
     }
 
     fn should_serve_stale(
