@@ -439,7 +439,11 @@ fn bytes_are_passed_on_as_they_come() {
                 .hold_body(5, &gate),
         );
         let mut client = page.ask("GET", &[], b"");
-        client.receive_head().expect("a head before the body's end");
+        let head = client.receive_head();
+        assert!(
+            head.is_ok(),
+            "{cache_control}: no head before the body's end"
+        );
         assert_eq!(client.receive_bytes(5), b"01234", "{cache_control}");
         gate.open();
         assert_eq!(client.receive_bytes(5), b"56789");

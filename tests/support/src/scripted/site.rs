@@ -1,7 +1,7 @@
 use std::{
     env,
     io::{BufRead, BufReader},
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
@@ -17,7 +17,7 @@ use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use tempfile::TempDir;
 
 use super::{Answer, Client, Got, ScriptedOrigin, Seen, Use};
-use crate::PATIENCE;
+use crate::{eventually, PATIENCE};
 
 /// What the proxy says when it accepts connections, before its address.
 const LISTENING: &str = "listening on ";
@@ -117,6 +117,10 @@ impl Site {
                 ),
             }
         };
+        // Some say so a moment before it is true.
+        eventually("the proxy accepts connections", || {
+            TcpStream::connect(proxy).is_ok()
+        });
         Self {
             proxy,
             origin,
