@@ -269,7 +269,8 @@ fn more_than_the_length_says_is_not_part_of_it() {
 fn a_client_that_leaves_does_not_shorten_what_is_stored() {
     let gate = Gate::new();
     let body = pattern(400_000);
-    let page = Site::shared().page_with(Answer::fresh().body(body.clone()).hold_body(1000, &gate));
+    let page =
+        Site::shared().page_with(Answer::fresh().body(body.clone()).hold_body(100_000, &gate));
     let mut client = page.ask("GET", &[], b"");
     client.receive_head().expect("a head");
     gate.wait_for_arrivals(1);

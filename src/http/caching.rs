@@ -492,16 +492,8 @@ impl HttpCaching {
                 request.remove_header(&IF_MODIFIED_SINCE);
             }
         }
-        if request.uri.scheme().is_some() {
-            // The origin is no proxy (RFC 9112 §3.2.1).
-            let target = request
-                .uri
-                .path_and_query()
-                .map_or("/", |path| path.as_str());
-            let uri = target.parse().map_err(|e| {
-                Error::because(ErrorType::InvalidHTTPHeader, "the request target", e)
-            })?;
-            request.set_uri(uri);
+        if let Some(path) = origin_form(request.raw_path()) {
+            request.set_raw_path(&path)?;
         }
         ctx.conditional = [IF_NONE_MATCH, IF_MODIFIED_SINCE]
             .iter()
@@ -981,6 +973,22 @@ fn answered_here(request: &mut RequestHeader) -> Result<Option<StatusCode>> {
             Ok(None)
         }
     }
+}
+
+/// The path and query of a target in absolute form: an origin is no proxy
+/// (RFC 9112 §3.2.1).
+fn origin_form(target: &[u8]) -> Option<Vec<u8>> {
+    let scheme = target.windows(3).position(|part| part == b"://")?;
+    if target.starts_with(b"/") {
+        return None;
+    }
+    let rest = &target[scheme + 3..];
+    let end = rest.iter().position(|b| matches!(b, b'/' | b'?'));
+    Some(match end.map(|end| &rest[end..]) {
+        Some(query) if query.starts_with(b"?") => [b"/", query].concat(),
+        Some(path) => path.to_vec(),
+        None => b"/".to_vec(),
+    })
 }
 
 fn asks(session: &mut Session) -> Asks {
