@@ -109,6 +109,31 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn one_who_waits_asks_when_the_first_takes_too_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), 1 << 20)).unwrap();
+        let lock = FillLock::new(cache, Duration::from_millis(50));
+        let key = CacheKey::new("key", "tag");
+        let permit = || match lock.lock(&key, false) {
+            Locked::Write(permit) => permit,
+            Locked::Read(_) => panic!("nobody else asks"),
+        };
+        let wait = || match lock.lock(&key, false) {
+            Locked::Read(read) => read,
+            Locked::Write(_) => panic!("somebody asks"),
+        };
+        let hangs = permit();
+        let waits = wait();
+        waits.wait().await;
+        assert_eq!(waits.lock_status(), LockStatus::AgeTimeout);
+        let next = permit();
+        assert!(wait().locked(), "only one of those who waited asks");
+        for permit in [hangs, next] {
+            lock.release(&key, permit, LockStatus::Done);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn nobody_waits_for_what_is_not_stored() {
         let dir = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), 1 << 20)).unwrap();
@@ -133,8 +158,9 @@ mod tests {
             assert_eq!(over.lock_status(), LockStatus::GiveUp);
         }
         lock.release(&key, second, LockStatus::Done);
-        let _third = leader(&lock);
+        let third = leader(&lock);
         assert!(follower(&lock).locked(), "it was stored");
+        lock.release(&key, third, LockStatus::Done);
     }
 
     #[tokio::test(flavor = "multi_thread")]
