@@ -161,8 +161,11 @@ fn a_disk_that_fills_up_under_a_body_of_unknown_length_breaks_the_transfer() {
     let proxy = on(&disk, &origin);
     disk.limit_bytes(Some(3 * MIB));
     let broken = proxy.get("/assets/1");
-    assert!(!broken.complete);
-    Pattern::new(1).check(0, &broken.body);
+    // Found out before the first byte was sent, it is an error like others.
+    assert!(!broken.complete || broken.status == 500);
+    if broken.status == 200 {
+        Pattern::new(1).check(0, &broken.body);
+    }
     expect_cause(&proxy, "cache_fill_errors_total", "no_space", 1);
     eventually("nothing is left", || entry_files(disk.path()).is_empty());
 

@@ -121,6 +121,8 @@ pub struct CachingCtx {
     /// Fields of the origin's response that are not stored.
     withheld: Vec<(HeaderName, HeaderValue)>,
     forwarded: Option<Forwarded>,
+    /// Why it would have been forwarded, had not another request been.
+    waited_for: Option<Forwarded>,
     origin_status: Option<StatusCode>,
     /// The length of the body that was found, if it is complete.
     stored_len: Option<u64>,
@@ -327,7 +329,7 @@ impl HttpCaching {
         ctx: &mut CachingCtx,
     ) -> Option<ForcedFreshness> {
         let now = SystemTime::now();
-        ctx.forwarded = None;
+        ctx.waited_for = ctx.forwarded.take();
         ctx.accepted_stale = false;
         ctx.stored_len = hit
             .as_any()
@@ -841,6 +843,8 @@ impl HttpCaching {
         let status = CacheStatus {
             cache: self.options.name,
             forwarded: match ctx.forwarded {
+                // Another request's answer.
+                None if is_hit && collapsed => Some(ctx.waited_for.unwrap_or(Forwarded::UriMiss)),
                 forwarded if !is_hit => Some(forwarded.unwrap_or(Forwarded::Bypass)),
                 Some(forwarded) if ctx.asked_origin() => Some(forwarded),
                 _ => None,
@@ -849,7 +853,7 @@ impl HttpCaching {
                 .origin_status
                 .filter(|status| *status != response.status && (is_hit || validated)),
             stored: matches!(phase, CachePhase::Miss | CachePhase::Expired),
-            collapsed: collapsed && !is_hit,
+            collapsed,
             ttl: ttl.filter(|_| is_hit || validated),
         };
         response.append_header("Cache-Status", status.to_string())?;
