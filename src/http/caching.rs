@@ -1125,3 +1125,136 @@ fn range_type(request: &RequestHeader, response: &mut ResponseHeader) -> Result<
         &canonical, response, None,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: &str, fields: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = RequestHeader::build(method, b"/", None).unwrap();
+        for (name, value) in fields {
+            request.append_header(*name, *value).unwrap();
+        }
+        request
+    }
+
+    fn response(status: u16, fields: &[(&'static str, &str)]) -> ResponseHeader {
+        let mut response = ResponseHeader::build(status, None).unwrap();
+        for (name, value) in fields {
+            response.append_header(*name, *value).unwrap();
+        }
+        response
+    }
+
+    /// RFC 9112 §3.2.1
+    #[test]
+    fn the_origin_gets_path_and_query() {
+        for (target, expected) in [
+            ("http://example.com/a?b", Some("/a?b")),
+            ("http://example.com?b", Some("/?b")),
+            ("http://example.com", Some("/")),
+            ("/a?u=http://example.com/", None),
+            ("/", None),
+            ("*", None),
+        ] {
+            let form = origin_form(target.as_bytes());
+            assert_eq!(form.as_deref(), expected.map(str::as_bytes), "{target}");
+        }
+    }
+
+    /// RFC 9111 §4.3.4
+    #[test]
+    fn a_304_is_about_what_has_its_tag() {
+        for (validated, stored, expected) in [
+            (Some("\"a\""), Some("\"a\""), true),
+            (Some("W/\"a\""), Some("\"a\""), true),
+            (Some("\"b\""), Some("\"a\""), false),
+            (Some("a"), Some("a"), true),
+            (Some("a"), Some("\"a\""), false),
+            (None, Some("\"a\""), true),
+            (Some("\"a\""), None, true),
+            (None, None, true),
+        ] {
+            let header = |tag: Option<&str>| {
+                let fields: Vec<_> = tag.map(|tag| ("etag", tag)).into_iter().collect();
+                response(200, &fields)
+            };
+            let about = is_about(&header(validated), &header(stored));
+            assert_eq!(about, expected, "{validated:?} {stored:?}");
+        }
+    }
+
+    /// RFC 9110 §14.2, §15.5.17
+    #[test]
+    fn a_range_of_a_whole_is_cut_and_of_anything_else_ignored() {
+        let ask = |method: &str, range: &str, mut response: ResponseHeader| {
+            let asked = request(method, &[("range", range)]);
+            let kind = range_type(&asked, &mut response).unwrap();
+            (kind, response)
+        };
+        let whole = || response(200, &[("content-length", "10")]);
+        let (kind, part) = ask("GET", "bytes=2-4", whole());
+        assert_eq!(kind, RangeType::Single(2..5));
+        assert_eq!(part.status, StatusCode::PARTIAL_CONTENT);
+        assert_eq!(part.headers[CONTENT_RANGE], "bytes 2-4/10");
+        assert_eq!(part.headers[CONTENT_LENGTH], "3");
+
+        let (kind, none) = ask("GET", "bytes=10-", whole());
+        assert_eq!(kind, RangeType::Invalid);
+        assert_eq!(none.status, StatusCode::RANGE_NOT_SATISFIABLE);
+        assert_eq!(none.headers[CONTENT_RANGE], "bytes */10");
+
+        let (kind, parts) = ask("GET", "bytes=8-9,0-1,1-3", whole());
+        let RangeType::Multi(info) = kind else {
+            panic!("{kind:?}");
+        };
+        assert_eq!(info.ranges, [0..4, 8..10]);
+        assert_eq!(parts.status, StatusCode::PARTIAL_CONTENT);
+
+        for (method, range, of) in [
+            ("HEAD", "bytes=2-4", whole()),
+            ("GET", "bytes=4-2", whole()),
+            ("GET", "lines=2-4", whole()),
+            ("GET", "bytes=2-4", response(200, &[])),
+            ("GET", "bytes=0-", response(200, &[("content-length", "0")])),
+            (
+                "GET",
+                "bytes=2-4",
+                response(404, &[("content-length", "10")]),
+            ),
+            (
+                "GET",
+                "bytes=2-4",
+                response(206, &[("content-length", "10")]),
+            ),
+        ] {
+            let status = of.status;
+            let (kind, unchanged) = ask(method, range, of);
+            assert_eq!(kind, RangeType::None, "{method} {range} of {status}");
+            assert_eq!(unchanged.status, status);
+        }
+    }
+
+    /// RFC 9112 §3.2, RFC 9110 §7.6.2
+    #[test]
+    fn some_requests_go_no_further() {
+        let host = ("host", "example.com");
+        for (method, fields, expected) in [
+            ("GET", &[host][..], None),
+            ("GET", &[], Some(400)),
+            ("GET", &[host, ("max-forwards", "0")], None),
+            ("OPTIONS", &[host], None),
+            ("OPTIONS", &[host, ("max-forwards", "0")], Some(200)),
+            ("TRACE", &[host, ("max-forwards", "0")], Some(405)),
+            ("TRACE", &[host, ("max-forwards", "5")], None),
+        ] {
+            let mut asked = request(method, fields);
+            let status = answered_here(&mut asked).unwrap();
+            let status = status.map(|status| status.as_u16());
+            assert_eq!(status, expected, "{method} {fields:?}");
+        }
+        let mut asked = request("TRACE", &[host, ("max-forwards", "5")]);
+        answered_here(&mut asked).unwrap();
+        assert_eq!(asked.headers[MAX_FORWARDS], "4");
+    }
+}
