@@ -713,8 +713,8 @@ impl DiskCache {
         }
         self.index.set_weight(&id, weight);
         if let Some(kept) = self.hot.get(&id) {
-            let meta = Arc::new(meta);
-            self.hot.replace(HotEntry { meta, ..kept });
+            self.hot
+                .replace(HotEntry::new(id, Arc::new(meta), kept.body));
             // Evicted meanwhile: then nobody else forgets it.
             if !self.index.contains(&id) {
                 self.hot.forget(&id);
@@ -772,11 +772,7 @@ impl DiskCache {
                         HotBody::File(body)
                     }
                 };
-                let entry = HotEntry {
-                    id,
-                    meta: Arc::new(meta),
-                    body,
-                };
+                let entry = HotEntry::new(id, Arc::new(meta), body);
                 self.hot.keep(&entry);
                 // Evicted while it was opened: then nobody else forgets it.
                 if !self.index.contains(&id) {
@@ -826,8 +822,7 @@ impl DiskCache {
         {
             Err("it is for another key".to_owned())
         } else {
-            CacheMeta::deserialize(&entry.meta.internal, &entry.meta.header)
-                .map_err(|e| e.to_string())
+            entry.cache_meta().map_err(|e| e.to_string())
         };
         match meta {
             Ok(meta) => Some((meta, entry)),
@@ -1220,8 +1215,7 @@ impl Storage for DiskCache {
         let Some(entry) = self.open_entry(indexed).await else {
             return Ok(false);
         };
-        let current = CacheMeta::deserialize(&entry.meta.internal, &entry.meta.header)?;
-        if current.created() != created {
+        if entry.cache_meta()?.created() != created {
             return Ok(false);
         }
         let new = EntryMeta {

@@ -1,8 +1,10 @@
 //! What is kept of entries that are in use: bodies in memory, open files.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use pingora_cache::CacheMeta;
+use pingora_core::Result;
 use quick_cache::sync::Cache;
 use quick_cache::Weighter;
 
@@ -26,18 +28,47 @@ pub struct HotEntry {
     pub id: EntryId,
     /// What its metadata file says.
     pub meta: Arc<EntryMeta>,
+    /// The same as Pingora wants it, made when it is first asked for.
+    parsed: Arc<OnceLock<CacheMeta>>,
     /// Its body.
     pub body: HotBody,
 }
 
+/// About what parsed metadata takes: the map of the fields and their values, of
+/// which the encoded form is compressed.
+fn parsed_len(encoded_len: u64) -> u64 {
+    1024 + 4 * encoded_len
+}
+
 impl HotEntry {
+    /// An entry that was opened.
+    pub fn new(id: EntryId, meta: Arc<EntryMeta>, body: HotBody) -> HotEntry {
+        HotEntry {
+            id,
+            meta,
+            parsed: Arc::default(),
+            body,
+        }
+    }
+
+    /// Pingora's metadata.
+    pub fn cache_meta(&self) -> Result<CacheMeta> {
+        if let Some(parsed) = self.parsed.get() {
+            return Ok(parsed.clone());
+        }
+        let meta = CacheMeta::deserialize(&self.meta.internal, &self.meta.header)?;
+        // Another lookup may have been first.
+        Ok(self.parsed.get_or_init(|| meta).clone())
+    }
+
     /// Bytes of memory that it takes.
     fn memory(&self) -> u64 {
         let body = match &self.body {
             HotBody::Memory(body) => body.len(),
             HotBody::File(_) => 0,
         };
-        size_of::<HotEntry>() as u64 + self.meta.encoded_len() + body as u64
+        let meta = self.meta.encoded_len();
+        size_of::<HotEntry>() as u64 + meta + parsed_len(meta) + body as u64
     }
 }
 
@@ -140,23 +171,21 @@ mod tests {
     fn entry(number: u64, body: HotBody) -> HotEntry {
         let mut hash = [0; 16];
         hash[..8].copy_from_slice(&number.to_le_bytes());
-        HotEntry {
-            id: EntryId {
-                hash,
-                generation: 1,
-            },
-            meta: Arc::new(EntryMeta {
-                key: CompactCacheKey::default(),
-                primary_key: vec![],
-                generation: 1,
-                stored_at: 0,
-                body_len: 0,
-                body_crc32: 0,
-                internal: vec![0; 20],
-                header: vec![0; 100],
-            }),
-            body,
-        }
+        let id = EntryId {
+            hash,
+            generation: 1,
+        };
+        let meta = EntryMeta {
+            key: CompactCacheKey::default(),
+            primary_key: vec![],
+            generation: 1,
+            stored_at: 0,
+            body_len: 0,
+            body_crc32: 0,
+            internal: vec![0; 20],
+            header: vec![0; 100],
+        };
+        HotEntry::new(id, Arc::new(meta), body)
     }
 
     fn file() -> HotBody {
