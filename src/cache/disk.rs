@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, oneshot, Semaphore, SemaphorePermit};
 use super::admission::MinUses;
 use super::bans::{Banned, Bans};
 use super::body_file::BodyFile;
+use super::changes::Changes;
 use super::clock::Clock;
 use super::fill::{Fill, Fills, NewFill};
 use super::format::EntryMeta;
@@ -141,6 +142,7 @@ pub struct DiskCache {
     fills: Fills,
     hot: Hot,
     bans: Bans,
+    changes: Changes,
     clock: Clock,
     stats: Stats,
     loaded: load::Progress,
@@ -235,6 +237,7 @@ impl DiskCache {
                 config.max_open_files.min(open_files_limit() / 4),
             ),
             bans,
+            changes: Changes::default(),
             clock: Clock::start(),
             stats: Stats::default(),
             loaded: load::Progress::default(),
@@ -439,7 +442,7 @@ impl DiskCache {
     }
 
     /// Whether anything may be stored for a key, or about to be.
-    pub fn may_have(&self, key: &CacheKey) -> bool {
+    fn may_have(&self, key: &CacheKey) -> bool {
         let hash = key.combined_bin();
         !self.loaded.is_complete()
             || self.index.get(&hash).is_some()
@@ -478,6 +481,18 @@ impl DiskCache {
             self.evict(entry.id, Eviction::Purged);
         }
         Ok(found.is_some() || fill)
+    }
+
+    /// What a key stands for has changed at the origin: void what is stored, as
+    /// [`purge_key`](Self::purge_key) does, and what the origin has been asked for
+    /// and not answered yet. Nothing is written where nothing is stored.
+    pub async fn invalidate(&'static self, key: &CacheKey) -> io::Result<()> {
+        let generation = self.next_generation();
+        self.changes.record(generation, key.primary_bin());
+        if self.may_have(key) {
+            self.purge_key(key).await?;
+        }
+        Ok(())
     }
 
     /// Void all entries of `user_tag` whose key begins with `prefix`, and the
@@ -1102,7 +1117,8 @@ impl Storage for DiskCache {
         };
         if let Some(AskedAt(asked)) = key.extensions.get::<AskedAt>() {
             let key_of = || (&*key.user_tag, key.primary_key());
-            if self.bans.void(*asked, &key.primary_bin(), key_of) {
+            let primary = key.primary_bin();
+            if self.bans.void(*asked, &primary, key_of) || self.changes.since(*asked, &primary) {
                 return Error::e_explain(
                     ErrorType::FileCreateError,
                     "it was purged after the origin was asked for it",

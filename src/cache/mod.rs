@@ -14,6 +14,7 @@
 //! - [`inspect`]: a cache folder seen from outside, by tools
 //! - [`bans`], [`admission`], [`keeper`], [`scrub`]: what must not stay, what is
 //!   not let in, what leaves on its own, what the disk has damaged
+//! - [`changes`]: which keys an answer in flight is void for
 //! - [`stats`], [`clock`]: what is counted, and when
 //! - [`sendfile`]: which hits may skip user space, and what carries them
 //!
@@ -25,6 +26,7 @@ pub mod backend;
 mod backend_suite;
 pub mod bans;
 pub mod body_file;
+pub mod changes;
 pub mod clock;
 pub mod disk;
 pub mod fill;

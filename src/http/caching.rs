@@ -7,10 +7,11 @@
 use std::time::{Duration, SystemTime};
 
 use http::header::{
-    ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HOST, IF_MATCH,
-    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, MAX_FORWARDS,
-    PRAGMA, RANGE, TRANSFER_ENCODING, UPGRADE, VARY, VIA,
+    ACCEPT_RANGES, AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE,
+    ETAG, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
+    LAST_MODIFIED, MAX_FORWARDS, PRAGMA, RANGE, SET_COOKIE, TRANSFER_ENCODING, UPGRADE, VARY, VIA,
 };
+use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version};
 use log::{debug, warn};
 use pingora_cache::key::{CacheHashKey, HashBinary};
@@ -48,7 +49,7 @@ const MAX_RANGES: usize = 200;
 
 /// How often a request that waited for another one looks again, before it asks
 /// the origin itself.
-const LOCK_RETRIES: usize = 8;
+const LOCK_RETRIES: usize = 2;
 
 /// The error of a fill in the background whose answer cannot be stored: nobody
 /// would read it.
@@ -113,11 +114,17 @@ pub struct CachingCtx {
     /// A request of the proxy's own: nobody reads the response.
     background: bool,
     _fill: Option<FillGuard>,
+    /// When the request came.
+    arrived: Option<SystemTime>,
     requested: Option<SystemTime>,
     /// Whether the origin was asked for a 304.
     conditional: bool,
     /// The origin's 304 was of no use: ask for the whole.
     unconditional: bool,
+    /// And so was the next one.
+    refused: bool,
+    /// `Set-Cookie` of an answer that has updated what is stored.
+    cookies: Vec<HeaderValue>,
     /// Fields of the origin's response that are not stored.
     withheld: Vec<(HeaderName, HeaderValue)>,
     forwarded: Option<Forwarded>,
@@ -243,8 +250,12 @@ impl HttpCaching {
         if self.options.request_directives {
             ctx.directives = RequestDirectives::from_headers(&session.req_header().headers);
         }
+        ctx.arrived = Some(SystemTime::now());
         if self.store.is_some() {
             ctx.asks = asks(session);
+        }
+        if ctx.asks != Asks::Nothing {
+            end_at_this_hop(session.req_header_mut());
         }
         if ctx.asks == Asks::Nothing {
             let cached = matches!(session.req_header().method, Method::GET | Method::HEAD);
@@ -280,7 +291,11 @@ impl HttpCaching {
         );
         session.cache.set_admission_policy(cache.admission());
         // A larger object would evict all others and then itself.
-        let limit = usize::try_from(cache.max_size_bytes()).unwrap_or(usize::MAX);
+        let mut limit = cache.max_size_bytes();
+        if ctx.background {
+            limit = limit.min(self.options.background_fills.max_bytes);
+        }
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         session.cache.set_max_file_size_bytes(limit);
     }
 
@@ -369,13 +384,24 @@ impl HttpCaching {
             }
             return None;
         }
+        let waited = session.cache.lock_duration();
+        let answered_meanwhile = ctx.arrived.is_some_and(|arrived| arrived < meta.updated());
+        if waited.is_some() && answered_meanwhile && !self.refuses(&ctx.directives, meta, now) {
+            // However soon it is stale, it was the answer to this request too
+            // (RFC 9111 §4).
+            return Some(ForcedFreshness::ForceFresh);
+        }
         ctx.forward(Forwarded::Stale);
         let may_be_stale = self.options.storing.may_be_stale(meta.response_header());
         ctx.must_revalidate = !may_be_stale;
         let accepts = ctx.directives.max_stale.is_some_and(|limit| {
             stale_for.is_some_and(|stale| stale.as_secs() <= u64::from(limit))
         });
-        if accepts && may_be_stale && !self.refuses_age(&ctx.directives, meta) {
+        // The origin does not answer in time.
+        let hangs = waited.is_some_and(|waited| waited >= self.options.lock_age)
+            && meta.serve_stale_if_error(now)
+            && !ctx.directives.no_cache;
+        if hangs || (accepts && may_be_stale && !self.refuses_age(&ctx.directives, meta)) {
             ctx.forwarded = None;
             ctx.accepted_stale = true;
             return Some(ForcedFreshness::ForceFresh);
@@ -388,9 +414,13 @@ impl HttpCaching {
     }
 
     /// What has to be validated each time would let only one client through at a
-    /// time. All else is validated once for all.
+    /// time, and so would answers that are not stored. All else is validated once
+    /// for all; who has waited for that in vain does not wait again.
     fn set_stale_lock(&self, session: &mut Session, meta: &CacheMeta, ctx: &CachingCtx) {
         let collapses = (!is_always_stale(meta) || meta.stale_while_revalidate_sec() > 0)
+            && ctx.asks == Asks::Whole
+            && session.cache.lock_duration().is_none()
+            && !self.refuses(&ctx.directives, meta, meta.updated())
             && !ctx.directives.no_store
             && !ctx.directives.only_if_cached
             && !ctx.directives.no_cache;
@@ -476,6 +506,10 @@ impl HttpCaching {
         request: &mut RequestHeader,
         ctx: &mut CachingCtx,
     ) -> Result<()> {
+        if ctx.refused {
+            let why = "the origin insists on a 304 that cannot be used";
+            return Err(Error::explain(UNUSABLE_NOT_MODIFIED, why).into_up());
+        }
         let asked = session.req_header();
         if session.cache.enabled() {
             // Else Pingora would ask for the whole.
@@ -496,6 +530,7 @@ impl HttpCaching {
         }
         if let Some(path) = origin_form(request.raw_path()) {
             request.set_raw_path(&path)?;
+            request.insert_header(HOST, Target::of(asked).authority)?;
         }
         ctx.conditional = [IF_NONE_MATCH, IF_MODIFIED_SINCE]
             .iter()
@@ -539,6 +574,13 @@ impl HttpCaching {
             self.check_not_modified(session, response, ctx)?;
         }
         self.invalidate(session, response).await;
+        let confirms = response.status == StatusCode::NOT_MODIFIED || ctx.asks == Asks::Head;
+        if confirms && session.cache.phase() == CachePhase::Stale {
+            // It goes with this answer, and not into what is stored for all.
+            let cookies = response.headers.get_all(SET_COOKIE).iter().cloned();
+            ctx.cookies = cookies.collect();
+            response.remove_header(&SET_COOKIE);
+        }
         if ctx.asks == Asks::Head && session.cache.phase() == CachePhase::Stale {
             self.update_by_head(session, response, ctx).await;
         }
@@ -554,11 +596,7 @@ impl HttpCaching {
             return;
         };
         for target in invalidated(session.req_header(), response) {
-            let key = target_key(&target);
-            if !cache.may_have(&key) {
-                continue;
-            }
-            if let Err(e) = cache.purge_key(&key).await {
+            if let Err(e) = cache.invalidate(&target_key(&target)).await {
                 warn!(
                     "{}{} was changed, but is still stored: {e}",
                     target.authority, target.path_and_query
@@ -573,8 +611,8 @@ impl HttpCaching {
         response: &ResponseHeader,
         ctx: &mut CachingCtx,
     ) -> Result<()> {
-        if !session.cache.enabled() && ctx.conditional {
-            // The client's own condition.
+        if ctx.asks == Asks::Nothing || (!session.cache.enabled() && ctx.conditional) {
+            // Between the client and the origin.
             return Ok(());
         }
         let stored = session.cache.maybe_cache_meta();
@@ -589,8 +627,10 @@ impl HttpCaching {
             "the origin sent a 304 that nobody asked for"
         };
         let mut error = Error::explain(UNUSABLE_NOT_MODIFIED, why).into_up();
-        // Once.
-        error.set_retry(!ctx.unconditional);
+        // Asked without conditions once; the next attempt is none. An error that
+        // asks for no retry would have Pingora serve what is stored.
+        error.set_retry(true);
+        ctx.refused = ctx.unconditional;
         ctx.unconditional = true;
         Err(error)
     }
@@ -614,25 +654,20 @@ impl HttpCaching {
                 (None, Some(_)) | (_, None) => true,
             }
         });
-        let updated = if same {
+        let result = if same {
             let merged = session.cache.revalidate_merge_header(response);
-            self.to_store(session, &merged, ctx)
-        } else {
-            None
-        };
-        let result = match (updated, &self.store) {
-            (Some(meta), _) => session
-                .cache
-                .revalidate_cache_meta(meta)
-                .await
-                .map(drop)
-                .map_err(|e| e.to_string()),
-            (None, Some(store)) => {
-                let key = session.cache.cache_key().clone();
-                let purged = store.cache.purge_key(&key).await;
-                purged.map(drop).map_err(|e| e.to_string())
+            match self.to_store(session, &merged, ctx) {
+                Some(meta) => session.cache.revalidate_cache_meta(meta).await.map(drop),
+                // This request is none to store answers of.
+                None => Ok(()),
             }
-            (None, None) => Ok(()),
+            .map_err(|e| e.to_string())
+        } else if let Some(store) = &self.store {
+            let key = session.cache.cache_key().clone();
+            let purged = store.cache.purge_key(&key).await;
+            purged.map(drop).map_err(|e| e.to_string())
+        } else {
+            Ok(())
         };
         if let Err(e) = result {
             warn!("what a HEAD says about a stored response is lost: {e}");
@@ -817,11 +852,17 @@ impl HttpCaching {
                 }
             }
             CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => {
+                for (name, value) in ctx.withheld.drain(..).filter(|(name, _)| *name != AGE) {
+                    response.append_header(name, value)?;
+                }
                 if let Some(meta) = session.cache.maybe_cache_meta() {
                     response.insert_header(AGE, meta.age().as_secs())?;
                 }
             }
             _ => {}
+        }
+        for cookie in ctx.cookies.drain(..) {
+            response.append_header(SET_COOKIE, cookie)?;
         }
         // Pingora frames a body of unknown length in chunks, which HTTP/1.0 does
         // not know (RFC 9112 §6.1): there the end of the connection is its end.
@@ -953,10 +994,57 @@ fn target_key(target: &Target) -> CacheKey {
     CacheKey::new(format!("{}{}", target.authority, target.path_and_query), "")
 }
 
+/// `uri-host [":" port]`, or nothing (RFC 9110 §7.2).
+fn is_host(value: &HeaderValue) -> bool {
+    let value = value.as_bytes();
+    if value.is_empty() {
+        return true;
+    }
+    let Ok(authority) = Authority::try_from(value) else {
+        return false;
+    };
+    // A comma may be part of a name, but is rather the end of one.
+    let port = value.get(authority.host().len()..).unwrap_or(b"@");
+    let is_port = port
+        .strip_prefix(b":")
+        .is_some_and(|port| port.iter().all(u8::is_ascii_digit));
+    !value.contains(&b',') && (port.is_empty() || is_port)
+}
+
+/// Whether it is in a form that this method may have (RFC 9112 §3.2).
+fn is_target(method: &Method, target: &[u8]) -> bool {
+    let starts_with = |scheme: &[u8]| {
+        target
+            .get(..scheme.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    };
+    match *method {
+        Method::CONNECT => true,
+        Method::OPTIONS if target == b"*" => true,
+        _ => target.starts_with(b"/") || starts_with(b"http://") || starts_with(b"https://"),
+    }
+}
+
+/// What the client's `Connection` names is not forwarded, so it must not select
+/// what is stored either (RFC 9110 §7.6.1).
+fn end_at_this_hop(request: &mut RequestHeader) {
+    for name in connection_fields(&request.headers) {
+        // The session still needs the former; the others only restrict.
+        if ![CONNECTION, AUTHORIZATION, CACHE_CONTROL, PRAGMA].contains(&name) {
+            request.remove_header(&name);
+        }
+    }
+}
+
 /// The status of a request that goes no further.
 fn answered_here(request: &mut RequestHeader) -> Result<Option<StatusCode>> {
     // RFC 9112 §3.2
-    if request.version == Version::HTTP_11 && !request.headers.contains_key(HOST) {
+    let has_host = request.headers.contains_key(HOST);
+    let hosts = request.headers.get_all(HOST);
+    if (request.version == Version::HTTP_11 && !has_host)
+        || !hosts.iter().all(is_host)
+        || !is_target(&request.method, request.raw_path())
+    {
         return Ok(Some(StatusCode::BAD_REQUEST));
     }
     // RFC 9110 §7.6.2
@@ -1045,18 +1133,32 @@ fn has_part(hit: &HitHandler, request: &RequestHeader) -> bool {
 
 /// Whether a 304 is about what is stored (RFC 9111 §4.3.4).
 fn is_about(not_modified: &ResponseHeader, stored: &ResponseHeader) -> bool {
-    let tag = |header: &'_ ResponseHeader| header.headers.get(ETAG).cloned();
-    match (tag(not_modified), tag(stored)) {
+    let field = |header: &'_ ResponseHeader, name| header.headers.get(name).cloned();
+    match (field(not_modified, ETAG), field(stored, ETAG)) {
         (Some(validated), Some(stored)) => {
-            match (
-                EntityTag::parse(validated.as_bytes()),
-                EntityTag::parse(stored.as_bytes()),
-            ) {
-                (Some(validated), Some(stored)) => validated.weak_eq(&stored),
+            let tag = |value: &'_ HeaderValue| EntityTag::parse(value.as_bytes()).is_some();
+            match (tag(&validated), tag(&stored)) {
+                (true, true) => match (
+                    EntityTag::parse(validated.as_bytes()),
+                    EntityTag::parse(stored.as_bytes()),
+                ) {
+                    (Some(validated), Some(stored)) if validated.is_strong() => {
+                        validated.strong_eq(&stored)
+                    }
+                    (Some(validated), Some(stored)) => validated.weak_eq(&stored),
+                    _ => false,
+                },
                 _ => validated == stored,
             }
         }
-        _ => true,
+        (Some(_), None) => false,
+        (None, _) => match (
+            field(not_modified, LAST_MODIFIED),
+            field(stored, LAST_MODIFIED),
+        ) {
+            (Some(validated), Some(stored)) => validated == stored,
+            _ => true,
+        },
     }
 }
 
@@ -1168,11 +1270,12 @@ mod tests {
         for (validated, stored, expected) in [
             (Some("\"a\""), Some("\"a\""), true),
             (Some("W/\"a\""), Some("\"a\""), true),
+            (Some("\"a\""), Some("W/\"a\""), false),
             (Some("\"b\""), Some("\"a\""), false),
             (Some("a"), Some("a"), true),
             (Some("a"), Some("\"a\""), false),
             (None, Some("\"a\""), true),
-            (Some("\"a\""), None, true),
+            (Some("\"a\""), None, false),
             (None, None, true),
         ] {
             let header = |tag: Option<&str>| {

@@ -29,6 +29,11 @@ impl<'a> EntityTag<'a> {
         !self.weak && !other.weak && self.opaque == other.opaque
     }
 
+    /// Whether it is a strong validator.
+    pub fn is_strong(&self) -> bool {
+        !self.weak
+    }
+
     /// Weak comparison (RFC 9110 §8.8.3.2): equal, whether weak or not.
     pub fn weak_eq(&self, other: &EntityTag) -> bool {
         self.opaque == other.opaque

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::header::{AGE, AUTHORIZATION, DATE, ETAG, LAST_MODIFIED, SET_COOKIE, VARY};
+use http::header::{AGE, AUTHORIZATION, DATE, ETAG, LAST_MODIFIED, SET_COOKIE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use pingora_cache::CacheMeta;
 use pingora_core::Result;
@@ -11,6 +11,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use super::cache_control::{ResponseDirectives, Scope, Seconds};
 use super::fields::not_stored;
 use super::freshness::{initial_age, is_heuristically_cacheable, lifetime, Lifetime, Times};
+use super::vary::{variance, Variance};
 
 /// What the owner of a cache decides about storing.
 #[derive(Debug, Clone)]
@@ -176,12 +177,8 @@ fn may_store(
     {
         return false;
     }
-    // §4.1: matches no request.
-    !response.headers.get_all(VARY).iter().any(|vary| {
-        vary.as_bytes()
-            .split(|b| *b == b',')
-            .any(|name| name.trim_ascii() == b"*")
-    })
+    // §4.1: matches no request, or cannot be told.
+    variance(&response.headers, &request.headers) != Variance::Never
 }
 
 /// Final statuses that RFC 9110 defines, and what they mean for a cache.
@@ -394,7 +391,13 @@ mod tests {
     #[test]
     fn what_no_request_selects_is_not_stored() {
         let fresh = ("Cache-Control", "max-age=10");
-        for (vary, expected) in [("*", false), ("Accept, *", false), ("Accept", true)] {
+        for (vary, expected) in [
+            ("*", false),
+            ("Accept, *", false),
+            ("Accept Encoding", false),
+            ("Cookie; x", false),
+            ("Accept", true),
+        ] {
             let stored = answer(200, &[fresh, ("Vary", vary)]);
             assert_eq!(stored.is_some(), expected, "{vary}");
         }

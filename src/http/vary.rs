@@ -144,7 +144,12 @@ fn normalized(request: &HeaderMap, name: &HeaderName) -> Vec<u8> {
                 .filter(|member| !member.is_empty())
                 .map(preference)
                 .collect();
-            preferences.sort_unstable();
+            if [ACCEPT, ACCEPT_LANGUAGE].contains(name) {
+                // Some origins prefer what is named first (RFC 9110 §12.5.4).
+                preferences.sort_by_key(|preference| std::cmp::Reverse(weight(preference)));
+            } else {
+                preferences.sort_unstable();
+            }
             preferences.join(&b","[..])
         }
     };
@@ -168,6 +173,16 @@ fn preference(member: &[u8]) -> Vec<u8> {
         parts.pop();
     }
     parts.join(&b";"[..])
+}
+
+/// In thousandths (RFC 9110 §12.4.2).
+fn weight(preference: &[u8]) -> u32 {
+    let weight = preference
+        .rsplit(|byte| *byte == b';')
+        .next()
+        .and_then(|last| last.strip_prefix(b"q="))
+        .and_then(|weight| std::str::from_utf8(weight).ok()?.parse::<f32>().ok());
+    weight.map_or(1000, |weight| (weight.clamp(0.0, 1.0) * 1000.0) as u32)
 }
 
 fn is_default_weight(parameter: &[u8]) -> bool {
@@ -344,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_preferences_has_no_meaning() {
+    fn the_order_of_preferences_has_no_meaning_where_weights_tell() {
         // RFC 9110 §12.4.2 and §12.5
         for name in [
             "accept",
@@ -352,11 +367,17 @@ mod tests {
             "accept-language",
             "accept-charset",
         ] {
-            assert!(same(name, &["a;q=0.5, b, c"], &["c,b,a;q=0.5"]), "{name}");
-            assert!(same(name, &["a", "b"], &["b, a,,"]), "{name}");
+            assert!(same(name, &["a;q=0.5, b"], &["b,a;q=0.5"]), "{name}");
             assert!(!same(name, &["a;q=0.5, b"], &["a, b;q=0.5"]), "{name}");
             assert!(!same(name, &["a, b"], &["a"]), "{name}");
             assert!(!same(name, &["q=1"], &[""]), "{name}");
+        }
+        for name in ["accept-encoding", "accept-charset"] {
+            assert!(same(name, &["a", "b"], &["b, a,,"]), "{name}");
+        }
+        // Some origins take the first of equals.
+        for name in ["accept", "accept-language"] {
+            assert!(!same(name, &["a, b"], &["b, a"]), "{name}");
         }
     }
 
