@@ -28,6 +28,18 @@ const MIB: usize = 1024 * 1024;
 // --- in front of an S3 server that checks signatures ---
 
 #[test]
+fn a_request_with_a_body_is_refused() {
+    let origin = Origin::start(|_| Reply::bytes("x"));
+    let proxy = proxy(&origin).start();
+    let mut client = Connection::open(proxy.addr());
+    client
+        .send_raw(b"GET /assets/x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+        .expect("send");
+    assert_eq!(client.receive("GET", "/assets/x").status, 400);
+    assert!(origin.requests().is_empty());
+}
+
+#[test]
 fn the_second_request_for_an_object_is_answered_by_sendfile() {
     let s3 = S3::start();
     let object = s3.put("models/large.bin", 1, 10 * MIB + 1);

@@ -188,3 +188,12 @@ fn a_crowd_is_served_stale_when_the_origin_fails() {
         assert_eq!(client.receive("GET").status, 200, "RFC 5861 4");
     }
 }
+
+/// RFC 9110 §7.8
+#[test]
+fn an_upgrade_that_is_not_made_does_not_pass_the_cache_by() {
+    let page = site().page_with(Answer::fresh());
+    page.get();
+    let fields = [("Upgrade", "h2c"), ("Connection", "Upgrade")];
+    assert_eq!(page.get_again(&fields).1, Use::Reused);
+}

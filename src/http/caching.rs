@@ -751,6 +751,10 @@ impl HttpCaching {
         }
         match self.to_store(session, response, ctx) {
             Some(meta) => RespCacheable::Cacheable(meta),
+            // Others may get an answer that can be stored.
+            None if session.req_header().headers.contains_key(AUTHORIZATION) => {
+                RespCacheable::Uncacheable(NoCacheReason::Deferred)
+            }
             None => RespCacheable::Uncacheable(NoCacheReason::OriginNotCache),
         }
     }
@@ -1086,7 +1090,12 @@ fn origin_form(target: &[u8]) -> Option<Vec<u8>> {
 fn asks(session: &mut Session) -> Asks {
     let has_body = !session.is_body_empty();
     let request = session.req_header();
-    if has_body || request.headers.contains_key(UPGRADE) {
+    // Any other may be ignored (RFC 9110 §7.8), and is not passed on.
+    let upgrades = request
+        .headers
+        .get(UPGRADE)
+        .is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    if has_body || upgrades {
         return Asks::Nothing;
     }
     match request.method {

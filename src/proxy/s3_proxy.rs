@@ -138,6 +138,12 @@ impl ProxyHttp for S3ProxyHttp {
             errors::respond(session, StatusCode::METHOD_NOT_ALLOWED, None).await?;
             return Ok(true);
         }
+        if !session.is_body_empty() {
+            session.set_keepalive(None);
+            let why = "a GET or HEAD has no body";
+            errors::respond(session, StatusCode::BAD_REQUEST, Some(why)).await?;
+            return Ok(true);
+        }
         match self.route(session) {
             Ok(route) => ctx.route = Some(route),
             Err(RouteError::NotFound) => {
