@@ -238,3 +238,31 @@ fn a_part_of_something_stale_is_validated_by_itself() {
     assert_eq!(head.method, "HEAD");
     assert_eq!(head.header("if-none-match"), Some("\"1\""));
 }
+
+#[test]
+fn a_whole_that_turns_out_not_to_be_for_all_is_fetched_once() {
+    let origin = Origin::start(|request| match request.header("range") {
+        Some(_) => reply(LEN).answering(request),
+        None => reply(LEN).header("cache-control", "private"),
+    });
+    let proxy = proxy(&origin).start();
+    let mut client = Connection::open(proxy.addr());
+    read_part(&mut client, 5, 9);
+    let wholes = || {
+        let requests = origin.requests();
+        requests
+            .iter()
+            .filter(|r| r.header("range").is_none())
+            .count()
+    };
+    eventually("the whole is asked for", || wholes() == 1);
+    // What comes of that is known a moment later.
+    eventually("it is not asked for again", || {
+        let before = wholes();
+        for _ in 0..5 {
+            read_part(&mut client, 5, 9);
+        }
+        wholes() == before
+    });
+    assert!(wholes() <= 3, "{}", wholes());
+}

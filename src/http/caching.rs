@@ -102,7 +102,7 @@ pub struct HttpCaching {
 #[derive(Clone, Copy)]
 struct Store {
     cache: &'static DiskCache,
-    lock: &'static CacheKeyLockImpl,
+    lock: &'static FillLock,
     too_large: &'static TooLarge,
 }
 
@@ -286,7 +286,7 @@ impl HttpCaching {
             cache,
             None,
             Some(too_large),
-            fills.then_some(lock),
+            fills.then_some(lock as &'static CacheKeyLockImpl),
             Some(self.lock_options()),
         );
         session.cache.set_admission_policy(cache.admission());
@@ -424,7 +424,10 @@ impl HttpCaching {
             && !ctx.directives.no_store
             && !ctx.directives.only_if_cached
             && !ctx.directives.no_cache;
-        let lock = self.store.filter(|_| collapses).map(|store| store.lock);
+        let lock = self
+            .store
+            .filter(|_| collapses)
+            .map(|store| store.lock as &'static CacheKeyLockImpl);
         session
             .cache
             .set_cache_lock(lock, Some(self.lock_options()));
@@ -677,7 +680,7 @@ impl HttpCaching {
     /// Fetch the whole of which a part has come, if it would be stored.
     fn fill_whole(&self, session: &Session, response: &ResponseHeader) {
         let limits = self.options.background_fills;
-        let Some(Store { cache, .. }) = self.store else {
+        let Some(Store { cache, lock, .. }) = self.store else {
             return;
         };
         // Disabled: the cache does not want it yet, or it is too large.
@@ -715,7 +718,7 @@ impl HttpCaching {
         if !matches!(self.options.storing.to_store(&answer), Ok(Some(_))) {
             return;
         }
-        if cache.is_filling(key) {
+        if cache.is_filling(key) || lock.gave_up(key) {
             return;
         }
         let Some(spawner) = session.subrequest_spawner.as_ref() else {

@@ -42,6 +42,11 @@ impl FillLock {
         }
     }
 
+    /// Whether the last answer for a key could not be stored.
+    pub(super) fn gave_up(&self, key: &CacheKey) -> bool {
+        !self.not_stored.cacheable_prediction(key)
+    }
+
     /// The lock of somebody who has just found out that nothing is stored.
     fn give_up(&self, key: &CacheKey) -> Locked {
         match self.given_up.lock(key, false) {
@@ -65,7 +70,7 @@ impl CacheKeyLock for FillLock {
                 self.lock.release(key, permit, LockStatus::Done);
                 over_at_once
             }
-            Locked::Read(_) if !self.not_stored.cacheable_prediction(key) => self.give_up(key),
+            Locked::Read(_) if self.gave_up(key) => self.give_up(key),
             locked => locked,
         }
     }

@@ -154,7 +154,8 @@ impl Proxy {
     pub fn metrics(&self) -> Metrics {
         let response = get(self.metrics_addr(), "/metrics");
         assert_eq!(response.status, 200, "GET /metrics");
-        assert!(response.complete, "GET /metrics was cut short");
+        let len = response.body.len();
+        assert!(response.complete, "GET /metrics was cut short at {len}");
         Metrics::parse(&String::from_utf8(response.body).expect("metrics are UTF-8"))
     }
 
