@@ -12,7 +12,7 @@ use http::header::{
     LAST_MODIFIED, MAX_FORWARDS, PRAGMA, RANGE, SET_COOKIE, TRANSFER_ENCODING, UPGRADE, VARY, VIA,
 };
 use http::uri::Authority;
-use http::{HeaderName, HeaderValue, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use log::{debug, warn};
 use pingora_cache::key::{CacheHashKey, HashBinary};
 use pingora_cache::lock::CacheKeyLockImpl;
@@ -1018,6 +1018,15 @@ fn is_host(value: &HeaderValue) -> bool {
     !value.contains(&b',') && (port.is_empty() || is_port)
 }
 
+/// A list of lengths is one to some and none to others (RFC 9110 §8.6).
+fn is_one_length(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let one = lengths
+        .next()
+        .is_none_or(|len| len.as_bytes().iter().all(u8::is_ascii_digit));
+    one && lengths.next().is_none()
+}
+
 /// Whether it is in a form that this method may have (RFC 9112 §3.2).
 fn is_target(method: &Method, target: &[u8]) -> bool {
     let starts_with = |scheme: &[u8]| {
@@ -1051,6 +1060,7 @@ fn answered_here(request: &mut RequestHeader) -> Result<Option<StatusCode>> {
     if (request.version == Version::HTTP_11 && !has_host)
         || !hosts.iter().all(is_host)
         || !is_target(&request.method, request.raw_path())
+        || !is_one_length(&request.headers)
     {
         return Ok(Some(StatusCode::BAD_REQUEST));
     }
@@ -1358,6 +1368,14 @@ mod tests {
             ("GET", &[host][..], None),
             ("GET", &[], Some(400)),
             ("GET", &[host, ("max-forwards", "0")], None),
+            ("POST", &[host, ("content-length", "3")], None),
+            ("POST", &[host, ("content-length", "3, 3")], Some(400)),
+            (
+                "POST",
+                &[host, ("content-length", "3"), ("content-length", "3")],
+                Some(400),
+            ),
+            ("GET", &[("host", "example.com/x")], Some(400)),
             ("OPTIONS", &[host], None),
             ("OPTIONS", &[host, ("max-forwards", "0")], Some(200)),
             ("TRACE", &[host, ("max-forwards", "0")], Some(405)),
