@@ -4,7 +4,7 @@ help:
 	@echo 'make run            build, and try the proxy on sample files'
 	@echo 'make test           all tests; those against MinIO need Docker'
 	@echo 'make build          target/release/s3-proxy and target/release/examples/http_cache'
-	@echo 'make bench          the benchmarks'
+	@echo 'make bench          the benchmarks; BENCH=--quick shortens them to a smoke run'
 	@echo 'make soak           the proxy under load and faults, for SOAK_MINUTES (30)'
 	@echo 'make fuzz           what is read from the cache folder and from HTTP, FUZZ_SECONDS (600) each'
 	@echo 'make lint           fmt, clippy and documentation, warnings are errors'
@@ -42,8 +42,11 @@ lint: vendor
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
 
+BENCH ?=
+
+# The targets of benches/ alone: the others would take no such argument.
 bench: vendor
-	cargo bench --locked
+	cargo bench --locked --bench '*' -- $(BENCH)
 
 SOAK_MINUTES ?= 30
 

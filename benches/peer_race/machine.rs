@@ -1,0 +1,76 @@
+//! What the figures were taken on.
+
+use std::{fs, process::Command, thread};
+
+use rustix::thread::{sched_getaffinity, CpuSet};
+
+use crate::nginx;
+
+/// Where server and client run; None: too few cores to tell them apart.
+#[derive(Clone, Copy)]
+pub struct Cores {
+    pub server: usize,
+    pub client: usize,
+}
+
+/// Processor, cores, kernel, nginx, and what was built.
+pub fn describe() -> String {
+    let cpu_info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu_info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or("unknown processor", |(_, model)| model.trim());
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let nginx = nginx::version().unwrap_or_else(|| "no nginx".to_owned());
+    format!(
+        "{model}, {cores} cores, Linux {}, {nginx}, {}",
+        kernel.trim(),
+        commit()
+    )
+}
+
+/// The commit that this was built from, as far as git tells.
+fn commit() -> String {
+    let output = Command::new("git")
+        .args(["describe", "--always", "--dirty"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output();
+    match output {
+        Ok(output) if output.status.success() => {
+            format!("commit {}", String::from_utf8_lossy(&output.stdout).trim())
+        }
+        _ => "unknown commit".to_owned(),
+    }
+}
+
+/// Of the last minute (proc_loadavg(5)).
+pub fn load() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or_default().to_owned()
+}
+
+// === impl Cores ===
+
+impl Cores {
+    /// The first core that this process may use, and the last one that is not
+    /// the first's sibling by hyper-threading, where there is such a one.
+    pub fn choose() -> Option<Self> {
+        let allowed = sched_getaffinity(None).expect("read the allowed cores");
+        let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+        let server = cores.next()?;
+        let others: Vec<usize> = cores.rev().collect();
+        let apart = others
+            .iter()
+            .find(|core| siblings(**core) != siblings(server));
+        let client = *apart.or(others.first())?;
+        Some(Self { server, client })
+    }
+}
+
+/// The same text for all threads of a physical core
+/// (Documentation/admin-guide/cputopology.rst); None where the kernel is silent.
+fn siblings(core: usize) -> Option<String> {
+    let path = format!("/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list");
+    fs::read_to_string(path).ok()
+}

@@ -1,0 +1,148 @@
+//! Resident memory of the proxy while many clients download slowly.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use test_support::{https_client, HttpVersion, SelfSigned, PATIENCE};
+
+use crate::{
+    machine,
+    objects::{self, KIB, MIB},
+    peers::run_proxy,
+    process::{Server, WorkDir},
+    report, roles,
+};
+
+const CONNECTIONS: usize = 1000;
+const OBJECT: u64 = 100 * MIB;
+
+/// What each client reads at once, and how often, for how long.
+const PIECE: usize = 16 * 1024;
+const PAUSE: Duration = Duration::from_secs(1);
+const PASSES: usize = 8;
+
+/// A response under way; reading takes it further.
+type Download = Box<dyn Read>;
+
+struct Case {
+    name: &'static str,
+    sendfile: bool,
+    tls: bool,
+}
+
+const CASES: [Case; 3] = [
+    Case::new("plain, sendfile", true, false),
+    Case::new("plain, copying", false, false),
+    Case::new("TLS", true, true),
+];
+
+/// Prints and writes `memory.md`.
+pub fn run() {
+    let mut table = format!(
+        "# Memory\n\n`cargo bench --bench peer_race -- memory` on {}.\n\n\
+         Resident bytes of s3-proxy at {CONNECTIONS} downloads of a {} MiB object, each \
+         reading {} KiB a second: the most of {PASSES} looks, less what was resident after \
+         one download.\n\n\
+         | downloads | before, KiB | during, KiB | a connection, KiB |\n|---|---:|---:|---:|\n",
+        machine::describe(),
+        OBJECT / MIB,
+        PIECE as u64 / KIB,
+    );
+    println!("{table}");
+    let work = WorkDir::make();
+    let mut origin = Server::start_role("the origin", None, &[roles::ORIGIN]);
+    let origin: SocketAddr = origin_address(&mut origin);
+    for (index, case) in CASES.iter().enumerate() {
+        let dir = work.path().join(index.to_string());
+        let row = case.measure(&dir, origin);
+        println!("{row}");
+        table += &row;
+        table += "\n";
+    }
+    let path = report::dir().join("memory.md");
+    fs::write(&path, table).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+    println!("written: {}", path.display());
+}
+
+fn origin_address(origin: &mut Server) -> SocketAddr {
+    origin.read_until(|line| line.parse().ok())
+}
+
+// === impl Case ===
+
+impl Case {
+    const fn new(name: &'static str, sendfile: bool, tls: bool) -> Self {
+        Self {
+            name,
+            sendfile,
+            tls,
+        }
+    }
+
+    /// A row of the table.
+    fn measure(&self, dir: &Path, origin: SocketAddr) -> String {
+        fs::create_dir_all(dir).expect("make the proxy's folder");
+        let made = SelfSigned::write_to(dir);
+        let disk = format!("sendfile:\n      enabled: {}", self.sendfile);
+        let tls = Some((made.certificate.as_path(), made.key.as_path()));
+        let (proxy, http, https) = run_proxy("s3-proxy", None, dir, origin, &disk, tls);
+        let https = https.expect("the proxy serves HTTPS");
+        let open = self.opener(http, https);
+        // The first fills the cache; the second is a hit, as all others are.
+        for _ in 0..2 {
+            let mut download = open();
+            std::io::copy(&mut download, &mut std::io::sink()).expect("download an object");
+        }
+        let before = proxy.resident_bytes();
+        let mut downloads: Vec<Download> = (0..CONNECTIONS).map(|_| open()).collect();
+        let mut during = 0;
+        let mut piece = vec![0; PIECE];
+        for _ in 0..PASSES {
+            let pass = Instant::now();
+            for download in &mut downloads {
+                download.read_exact(&mut piece).expect("read on");
+            }
+            thread::sleep(PAUSE.saturating_sub(pass.elapsed()));
+            during = proxy.resident_bytes().max(during);
+        }
+        format!(
+            "| {} | {} | {} | {:.1} |",
+            self.name,
+            before / KIB,
+            during / KIB,
+            during.saturating_sub(before) as f64 / CONNECTIONS as f64 / KIB as f64
+        )
+    }
+
+    /// Starts a download on a connection of its own, and returns when its head
+    /// has come.
+    fn opener(&self, http: SocketAddr, https: SocketAddr) -> Box<dyn Fn() -> Download> {
+        let path = objects::path(OBJECT, 0);
+        if self.tls {
+            let client = https_client(HttpVersion::Http1);
+            let url = format!("https://{https}{path}");
+            return Box::new(move || {
+                let response = client.get(&url).send().expect("download by HTTPS");
+                assert_eq!(response.status(), 200);
+                Box::new(response)
+            });
+        }
+        Box::new(move || {
+            let mut tcp = TcpStream::connect(http).expect("connect to the proxy");
+            tcp.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+            let request =
+                format!("GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n");
+            tcp.write_all(request.as_bytes()).expect("send a request");
+            let mut start = [0; 1024];
+            let n = tcp.read(&mut start).expect("receive a head");
+            assert!(start[..n].starts_with(b"HTTP/1.1 200 "));
+            Box::new(tcp)
+        })
+    }
+}

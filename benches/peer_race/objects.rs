@@ -1,0 +1,78 @@
+//! What is served: objects of some sizes, each a pattern of its own.
+
+use std::{fs, io, path::Path};
+
+use test_support::Pattern;
+
+pub const KIB: u64 = 1024;
+pub const MIB: u64 = 1024 * KIB;
+pub const GIB: u64 = 1024 * MIB;
+
+/// All objects of one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Objects {
+    pub label: &'static str,
+    pub len: u64,
+    pub count: u64,
+}
+
+/// 1.1 GiB in all. A GiB of 4 KiB objects would be 260,000 files a peer; the
+/// count of those exceeds the processor's caches as well.
+pub const FULL: [Objects; 4] = [
+    Objects::new("4KiB", 4 * KIB, 20_000),
+    Objects::new("64KiB", 64 * KIB, 4_096),
+    Objects::new("1MiB", MIB, 400),
+    Objects::new("10MiB", 10 * MIB, 40),
+];
+
+/// For a smoke run.
+pub const QUICK: [Objects; 4] = [
+    Objects::new("4KiB", 4 * KIB, 2_000),
+    Objects::new("64KiB", 64 * KIB, 512),
+    Objects::new("1MiB", MIB, 64),
+    Objects::new("10MiB", 10 * MIB, 8),
+];
+
+// === impl Objects ===
+
+impl Objects {
+    const fn new(label: &'static str, len: u64, count: u64) -> Self {
+        Self { label, len, count }
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.len * self.count
+    }
+
+    /// Writes them all as files that [`file`] names.
+    pub fn write_to(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir_all(dir.join(self.len.to_string()))?;
+        let mut body = vec![0; self.len as usize];
+        for index in 0..self.count {
+            pattern(self.len, index).fill(0, &mut body);
+            fs::write(file(dir, self.len, index), &body)?;
+        }
+        Ok(())
+    }
+}
+
+/// The path that clients ask for.
+pub fn path(len: u64, index: u64) -> String {
+    format!("/o/{len}/{index}")
+}
+
+/// The length and index in a path that ends like that of [`path`].
+pub fn parse(path: &str) -> Option<(u64, u64)> {
+    let mut parts = path.rsplit('/');
+    let index = parts.next()?.parse().ok()?;
+    let len = parts.next()?.parse().ok()?;
+    Some((len, index))
+}
+
+pub fn file(dir: &Path, len: u64, index: u64) -> std::path::PathBuf {
+    dir.join(format!("{len}/{index}"))
+}
+
+pub fn pattern(len: u64, index: u64) -> Pattern {
+    Pattern::new(len + index)
+}

@@ -1,0 +1,91 @@
+//! What the command line asks for.
+
+use std::{fmt::Display, process, str::FromStr, time::Duration};
+
+use crate::{
+    objects::{Objects, FULL, QUICK},
+    peers::PeerKind,
+};
+
+pub struct Options {
+    pub memory: bool,
+    /// Whether anything was left out or shortened.
+    pub partial: bool,
+    pub objects: Vec<Objects>,
+    pub connections: Vec<usize>,
+    pub peers: Vec<PeerKind>,
+    pub rounds: usize,
+    pub turn: Duration,
+    /// How long a peer is measured at a fixed rate in each round; None: not.
+    pub paced_turn: Option<Duration>,
+}
+
+// === impl Options ===
+
+impl Options {
+    /// Ends the process where the arguments make no sense.
+    pub fn parse(arguments: &[String]) -> Self {
+        let quick = arguments.iter().any(|argument| argument == "--quick");
+        let mut options = Self {
+            memory: false,
+            partial: quick,
+            objects: if quick { QUICK } else { FULL }.to_vec(),
+            connections: vec![1, 16, if quick { 64 } else { 256 }],
+            peers: PeerKind::ALL.to_vec(),
+            rounds: if quick { 3 } else { 7 },
+            turn: Duration::from_millis(if quick { 40 } else { 500 }),
+            paced_turn: Some(Duration::from_millis(if quick { 200 } else { 1500 })),
+        };
+        let mut rest = arguments.iter();
+        while let Some(argument) = rest.next() {
+            let mut value = || {
+                let missing = || fail(format!("{argument} needs a value"));
+                rest.next().cloned().unwrap_or_else(missing)
+            };
+            match argument.as_str() {
+                // Cargo's own, and what is dealt with already.
+                "--bench" | "--quick" => continue,
+                "memory" => options.memory = true,
+                "--no-cpu" => options.paced_turn = None,
+                "--rounds" => options.rounds = number::<usize>(&value()).max(1),
+                "--turn" => options.turn = Duration::from_millis(number(&value())),
+                "--connections" => {
+                    options.connections = value().split(',').map(number).collect();
+                }
+                "--sizes" => {
+                    let labels = value();
+                    options.objects = choose(&labels, &options.objects, |o| o.label);
+                }
+                "--peers" => {
+                    let keys = value();
+                    options.peers = choose(&keys, &options.peers, |peer| peer.key());
+                }
+                other => fail(format!("{other:?} is no option of this benchmark")),
+            }
+            options.partial = true;
+        }
+        options
+    }
+}
+
+/// Those of `from` that a list names.
+fn choose<T: Copy>(list: &str, from: &[T], name: impl Fn(&T) -> &'static str) -> Vec<T> {
+    for item in list.split(',') {
+        if !from.iter().any(|candidate| name(candidate) == item) {
+            let names: Vec<_> = from.iter().map(&name).collect();
+            fail(format!("{item:?} is none of {}", names.join(", ")));
+        }
+    }
+    let chosen = |candidate: &&T| list.split(',').any(|item| name(candidate) == item);
+    from.iter().filter(chosen).copied().collect()
+}
+
+fn number<T: FromStr>(text: &str) -> T {
+    text.parse()
+        .unwrap_or_else(|_| fail(format!("{text:?} is not a number of the right kind")))
+}
+
+fn fail(why: impl Display) -> ! {
+    eprintln!("peer_race: {why}");
+    process::exit(2);
+}

@@ -1,0 +1,214 @@
+//! Who takes part.
+
+use std::{fs, net::SocketAddr, path::Path, rc::Rc};
+
+use crate::{apps, nginx, objects::Objects, process::Server, roles};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerKind {
+    ProxySendfile,
+    ProxyCopy,
+    OldFlow,
+    PingoraMemory,
+    PingoraChunks,
+    /// Of [`nginx::MODES`].
+    Nginx(usize),
+    BareSendfile,
+}
+
+/// A peer that runs.
+pub struct Peer {
+    pub kind: PeerKind,
+    pub addr: SocketAddr,
+    pub server: Rc<Server>,
+}
+
+/// What peers are started with.
+pub struct Stage<'a> {
+    pub core: Option<usize>,
+    pub dir: &'a Path,
+    /// Where the objects are, as files.
+    pub files: &'a Path,
+    pub origin: SocketAddr,
+}
+
+// === impl PeerKind ===
+
+impl PeerKind {
+    pub const ALL: [Self; 10] = [
+        Self::ProxySendfile,
+        Self::ProxyCopy,
+        Self::Nginx(0),
+        Self::Nginx(1),
+        Self::Nginx(2),
+        Self::Nginx(3),
+        Self::OldFlow,
+        Self::PingoraMemory,
+        Self::PingoraChunks,
+        Self::BareSendfile,
+    ];
+
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::ProxySendfile => "proxy-sendfile",
+            Self::ProxyCopy => "proxy-copy",
+            Self::OldFlow => "old-flow",
+            Self::PingoraMemory => "pingora-memory",
+            Self::PingoraChunks => "pingora-chunks",
+            Self::Nginx(mode) => match nginx::MODES[mode] {
+                nginx::Mode {
+                    sendfile: true,
+                    open_file_cache: false,
+                } => "nginx-sendfile",
+                nginx::Mode {
+                    sendfile: true,
+                    open_file_cache: true,
+                } => "nginx-sendfile-ofc",
+                nginx::Mode {
+                    sendfile: false,
+                    open_file_cache: false,
+                } => "nginx-copy",
+                nginx::Mode {
+                    sendfile: false,
+                    open_file_cache: true,
+                } => "nginx-copy-ofc",
+            },
+            Self::BareSendfile => "bare-sendfile",
+        }
+    }
+
+    pub fn is_nginx(self) -> bool {
+        matches!(self, Self::Nginx(_))
+    }
+
+    /// Whether it serves the files, without a cache of its own.
+    fn serves_files(self) -> bool {
+        matches!(
+            self,
+            Self::OldFlow | Self::PingoraMemory | Self::PingoraChunks | Self::BareSendfile
+        )
+    }
+}
+
+/// Starts all of these; the ones that this machine lacks are named and left out.
+pub fn start(kinds: &[PeerKind], stage: &Stage) -> Vec<Peer> {
+    let mut peers = Vec::new();
+    let mut the_nginx: Option<(Rc<Server>, [SocketAddr; 4])> = None;
+    let has_nginx = nginx::version().is_some();
+    if !has_nginx && kinds.iter().any(|kind| kind.is_nginx()) {
+        println!("nginx is not installed: its four modes are skipped");
+    }
+    for &kind in kinds {
+        let name = kind.key();
+        let (server, addr) = match kind {
+            PeerKind::ProxySendfile => start_proxy(name, stage, true),
+            PeerKind::ProxyCopy => start_proxy(name, stage, false),
+            PeerKind::OldFlow => start_app(name, stage, &[roles::APP, apps::WHOLE]),
+            PeerKind::PingoraMemory => start_app(name, stage, &[roles::APP, apps::MEMORY]),
+            PeerKind::PingoraChunks => start_app(name, stage, &[roles::APP, apps::CHUNKS]),
+            PeerKind::BareSendfile => start_app(name, stage, &[roles::BARE]),
+            PeerKind::Nginx(_) if !has_nginx => continue,
+            PeerKind::Nginx(mode) => {
+                let (server, addrs) = the_nginx.get_or_insert_with(|| {
+                    let dir = stage.dir.join("nginx");
+                    let (server, addrs) = nginx::start(stage.core, &dir, stage.origin);
+                    (Rc::new(server), addrs)
+                });
+                peers.push(Peer {
+                    kind,
+                    addr: addrs[mode],
+                    server: server.clone(),
+                });
+                continue;
+            }
+        };
+        peers.push(Peer {
+            kind,
+            addr,
+            server: Rc::new(server),
+        });
+    }
+    peers
+}
+
+/// Whether any of these needs the objects as files.
+pub fn need_files(kinds: &[PeerKind]) -> bool {
+    kinds.iter().any(|kind| kind.serves_files())
+}
+
+fn start_app(name: &str, stage: &Stage, role: &[&str]) -> (Server, SocketAddr) {
+    let files = stage.files.to_str().expect("a path in UTF-8");
+    let mut server = Server::start_role(name, stage.core, &[role, &[files]].concat());
+    let addr = server.read_until(|line| line.parse().ok());
+    (server, addr)
+}
+
+fn start_proxy(name: &str, stage: &Stage, sendfile: bool) -> (Server, SocketAddr) {
+    let dir = stage.dir.join(name);
+    let tuned = "max_open_files: 32768";
+    let disk = format!("{tuned}\n    sendfile:\n      enabled: {sendfile}");
+    let (server, http, _) = run_proxy(name, stage.core, &dir, stage.origin, &disk, None);
+    (server, http)
+}
+
+/// The built `s3-proxy` with its files in `dir`; `disk` is the rest of the
+/// section `cache.disk`, `tls` a certificate and its key. Returns where it
+/// serves HTTP and HTTPS.
+pub fn run_proxy(
+    name: &str,
+    core: Option<usize>,
+    dir: &Path,
+    origin: SocketAddr,
+    disk: &str,
+    tls: Option<(&Path, &Path)>,
+) -> (Server, SocketAddr, Option<SocketAddr>) {
+    fs::create_dir_all(dir).expect("make the proxy's folder");
+    let tls = tls.map_or_else(String::new, |(certificate, key)| {
+        format!(
+            "\n  tls:\n    address: 127.0.0.1:0\n    certificate: '{}'\n    key: '{}'",
+            certificate.display(),
+            key.display()
+        )
+    });
+    let yaml = format!(
+        "server:
+  address: 127.0.0.1:0
+  threads: 1
+  grace_period: 0{tls}
+buckets:
+  - path_prefix: /o
+    bucket: bench
+    region: us-east-1
+    endpoint: http://{origin}
+cache:
+  disk:
+    path: '{}'
+    max_size_gb: 64
+    {disk}
+",
+        dir.join("cache").display()
+    );
+    let config = dir.join("config.yaml");
+    fs::write(&config, yaml).expect("write the proxy's configuration");
+    let config = config.to_str().expect("a path in UTF-8");
+    let program = Path::new(env!("CARGO_BIN_EXE_s3-proxy"));
+    let mut server = Server::start(name, core, program, &["run", "--config", config]);
+    let (mut http, mut https) = (None, None);
+    server.read_until(|line| {
+        if let Some(addr) = line.strip_prefix("s3-proxy: serving http://") {
+            http = addr.parse().ok();
+        } else if let Some(addr) = line.strip_prefix("s3-proxy: serving https://") {
+            https = addr.parse().ok();
+        }
+        (line == "s3-proxy: ready").then_some(())
+    });
+    (server, http.expect("the proxy serves HTTP"), https)
+}
+
+// === impl Peer ===
+
+impl Peer {
+    pub fn fill(&self, objects: Objects) {
+        crate::client::Client::fill(self.kind.key(), self.addr, objects);
+    }
+}

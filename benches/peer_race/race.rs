@@ -1,0 +1,215 @@
+//! The race itself.
+
+use std::time::Duration;
+
+use crate::{
+    client::Client,
+    machine::{self, Cores},
+    objects::{Objects, KIB, MIB},
+    options::Options,
+    peers::{self, Peer, PeerKind, Stage},
+    process::{pin, Server, WorkDir},
+    report, roles,
+};
+
+/// What is measured at a fixed rate.
+const PACED_SIZES: [u64; 2] = [64 * KIB, MIB];
+const PACED_CONNECTIONS: usize = 16;
+/// Bytes of bodies a second: what every peer can keep up with.
+pub const PACED_RATE: u64 = 512 * MIB;
+
+/// What the report is made of.
+pub struct Results {
+    pub machine: String,
+    pub cores: Option<Cores>,
+    pub load: [String; 2],
+    pub cells: Vec<Cell>,
+    pub paced: Vec<Paced>,
+}
+
+/// All peers with objects of one size on so many connections.
+pub struct Cell {
+    pub objects: Objects,
+    pub connections: usize,
+    pub entries: Vec<Entry>,
+}
+
+/// What a peer did in all of its turns.
+pub struct Entry {
+    pub kind: PeerKind,
+    /// Bytes of bodies a second, by round.
+    pub rates: Vec<f64>,
+    /// In nanoseconds.
+    pub latencies: Vec<u32>,
+    pub elapsed: Duration,
+    pub cpu: Duration,
+}
+
+/// All peers with objects of one size at a fixed rate.
+pub struct Paced {
+    pub objects: Objects,
+    pub entries: Vec<PacedEntry>,
+}
+
+pub struct PacedEntry {
+    pub kind: PeerKind,
+    /// CPU seconds a byte, by round.
+    pub cpu: Vec<f64>,
+    /// Bytes a second that came, by round.
+    pub rates: Vec<f64>,
+}
+
+pub fn run(options: &Options) {
+    let cores = Cores::choose();
+    let mut results = Results {
+        machine: machine::describe(),
+        cores,
+        load: [machine::load(), String::new()],
+        cells: Vec::new(),
+        paced: Vec::new(),
+    };
+    println!("{}, load {}", results.machine, results.load[0]);
+    match cores {
+        Some(Cores { server, client }) => {
+            println!("servers run on core {server}, the client on core {client}");
+        }
+        None => println!("one core only: servers and client share it, unpinned"),
+    }
+
+    // Dropped after the servers that have files there.
+    let work = WorkDir::make();
+    let files = work.path().join("objects");
+    if peers::need_files(&options.peers) {
+        for objects in &options.objects {
+            objects.write_to(&files).expect("write the objects");
+        }
+    }
+    let mut origin = Server::start_role("the origin", None, &[roles::ORIGIN]);
+    let stage = Stage {
+        core: cores.map(|cores| cores.server),
+        dir: work.path(),
+        files: &files,
+        origin: origin.read_until(|line| line.parse().ok()),
+    };
+    let peers = peers::start(&options.peers, &stage);
+    if peers.is_empty() {
+        println!("nobody is left to race");
+        return;
+    }
+    for peer in &peers {
+        println!("filling {}", peer.kind.key());
+        for &objects in &options.objects {
+            peer.fill(objects);
+        }
+    }
+    // Or it would be written back while something is measured.
+    rustix::fs::sync();
+
+    if let Some(cores) = cores {
+        pin(cores.client);
+    }
+    for &objects in &options.objects {
+        for &connections in &options.connections {
+            let cell = Cell::measure(&peers, objects, connections, options);
+            print!("\n{}", report::cell(&cell));
+            results.cells.push(cell);
+        }
+    }
+    for &objects in &options.objects {
+        let is_paced = PACED_SIZES.contains(&objects.len);
+        if let Some(turn) = options.paced_turn.filter(|_| is_paced) {
+            let paced = Paced::measure(&peers, objects, turn, options.rounds);
+            print!("\n{}", report::paced(&paced));
+            results.paced.push(paced);
+        }
+    }
+    results.load[1] = machine::load();
+    report::write(&results, options);
+}
+
+/// Gives each of `count` a turn, `rounds` times, and each once before that,
+/// which is told to be no round.
+fn in_turns(count: usize, rounds: usize, mut turn: impl FnMut(usize, Option<usize>)) {
+    (0..count).for_each(|index| turn(index, None));
+    for round in 0..rounds {
+        for index in 0..count {
+            turn((index + round) % count, Some(round));
+        }
+    }
+}
+
+// === impl Cell ===
+
+impl Cell {
+    fn measure(peers: &[Peer], objects: Objects, connections: usize, options: &Options) -> Self {
+        let connect = |peer: &Peer| Client::connect(peer.addr, objects, connections);
+        let mut clients: Vec<Client> = peers.iter().map(connect).collect();
+        let mut entries: Vec<Entry> = peers.iter().map(|peer| Entry::new(peer.kind)).collect();
+        in_turns(peers.len(), options.rounds, |index, round| {
+            let peer = &peers[index];
+            let (client, name) = (&mut clients[index], peer.kind.key());
+            if round.is_none() {
+                client.turn(name, options.turn / 5, &mut Vec::new());
+                return;
+            }
+            let entry = &mut entries[index];
+            let before = peer.server.cpu_times();
+            let turn = client.turn(name, options.turn, &mut entry.latencies);
+            entry.cpu += peer.server.cpu_times().since(&before);
+            entry.elapsed += turn.total;
+            let rate = turn.bytes as f64 / turn.elapsed.as_secs_f64();
+            entry.rates.push(rate);
+        });
+        Self {
+            objects,
+            connections,
+            entries,
+        }
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    fn new(kind: PeerKind) -> Self {
+        Self {
+            kind,
+            rates: Vec::new(),
+            latencies: Vec::new(),
+            elapsed: Duration::ZERO,
+            cpu: Duration::ZERO,
+        }
+    }
+}
+
+// === impl Paced ===
+
+impl Paced {
+    fn measure(peers: &[Peer], objects: Objects, turn: Duration, rounds: usize) -> Self {
+        let connect = |peer: &Peer| Client::connect_ordinary(peer.addr, objects, PACED_CONNECTIONS);
+        let mut clients: Vec<Client> = peers.iter().map(connect).collect();
+        let entry = |peer: &Peer| PacedEntry {
+            kind: peer.kind,
+            cpu: Vec::new(),
+            rates: Vec::new(),
+        };
+        let mut entries: Vec<PacedEntry> = peers.iter().map(entry).collect();
+        in_turns(peers.len(), rounds, |index, round| {
+            let peer = &peers[index];
+            let (client, name) = (&mut clients[index], peer.kind.key());
+            if round.is_none() {
+                client.paced_turn(name, turn / 5, PACED_RATE);
+                return;
+            }
+            let before = peer.server.cpu_times();
+            let turn = client.paced_turn(name, turn, PACED_RATE);
+            let cpu = peer.server.cpu_times().since(&before);
+            let entry = &mut entries[index];
+            entry.cpu.push(cpu.as_secs_f64() / turn.bytes as f64);
+            entry
+                .rates
+                .push(turn.bytes as f64 / turn.elapsed.as_secs_f64());
+        });
+        Self { objects, entries }
+    }
+}
