@@ -5,11 +5,18 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use test_support::{https_client, HttpVersion, SelfSigned, PATIENCE};
+use rustls::{
+    crypto::ring,
+    pki_types::{pem::PemObject, CertificateDer},
+    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+};
+use socket2::{Domain, Socket, Type};
+use test_support::{SelfSigned, PATIENCE};
 
 use crate::{
     machine,
@@ -26,6 +33,14 @@ const OBJECT: u64 = 100 * MIB;
 const PIECE: usize = 16 * 1024;
 const PAUSE: Duration = Duration::from_secs(1);
 const PASSES: usize = 8;
+
+/// Of each client, in bytes.
+const RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// What fits into a packet of Ethernet. The kernel sizes a send buffer by packets,
+/// and with loopback's of 64 KiB a thousand downloads would exceed what it allows
+/// for all of TCP (tcp(7), tcp_mem), and stall.
+const SEGMENT: u32 = 1460;
 
 /// A response under way; reading takes it further.
 type Download = Box<dyn Read>;
@@ -57,7 +72,7 @@ pub fn run() {
     println!("{table}");
     let work = WorkDir::make();
     let mut origin = Server::start_role("the origin", None, &[roles::ORIGIN]);
-    let origin: SocketAddr = origin_address(&mut origin);
+    let origin: SocketAddr = origin.read_until(|line| line.parse().ok());
     for (index, case) in CASES.iter().enumerate() {
         let dir = work.path().join(index.to_string());
         let row = case.measure(&dir, origin);
@@ -68,10 +83,6 @@ pub fn run() {
     let path = report::dir().join("memory.md");
     fs::write(&path, table).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
     println!("written: {}", path.display());
-}
-
-fn origin_address(origin: &mut Server) -> SocketAddr {
-    origin.read_until(|line| line.parse().ok())
 }
 
 // === impl Case ===
@@ -92,15 +103,18 @@ impl Case {
         let disk = format!("sendfile:\n      enabled: {}", self.sendfile);
         let tls = Some((made.certificate.as_path(), made.key.as_path()));
         let (proxy, http, https) = run_proxy("s3-proxy", None, dir, origin, &disk, tls);
-        let https = https.expect("the proxy serves HTTPS");
-        let open = self.opener(http, https);
+        let config = client_config(&made);
+        let (addr, tls) = match self.tls {
+            true => (https.expect("the proxy serves HTTPS"), Some(&config)),
+            false => (http, None),
+        };
         // The first fills the cache; the second is a hit, as all others are.
         for _ in 0..2 {
-            let mut download = open();
+            let mut download = open(addr, tls);
             std::io::copy(&mut download, &mut std::io::sink()).expect("download an object");
         }
         let before = proxy.resident_bytes();
-        let mut downloads: Vec<Download> = (0..CONNECTIONS).map(|_| open()).collect();
+        let mut downloads: Vec<Download> = (0..CONNECTIONS).map(|_| open(addr, tls)).collect();
         let mut during = 0;
         let mut piece = vec![0; PIECE];
         for _ in 0..PASSES {
@@ -119,30 +133,51 @@ impl Case {
             during.saturating_sub(before) as f64 / CONNECTIONS as f64 / KIB as f64
         )
     }
+}
 
-    /// Starts a download on a connection of its own, and returns when its head
-    /// has come.
-    fn opener(&self, http: SocketAddr, https: SocketAddr) -> Box<dyn Fn() -> Download> {
-        let path = objects::path(OBJECT, 0);
-        if self.tls {
-            let client = https_client(HttpVersion::Http1);
-            let url = format!("https://{https}{path}");
-            return Box::new(move || {
-                let response = client.get(&url).send().expect("download by HTTPS");
-                assert_eq!(response.status(), 200);
-                Box::new(response)
-            });
+/// Starts a download on a connection of its own, and returns when its head has
+/// come.
+fn open(addr: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Download {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("make a socket");
+    socket
+        .set_recv_buffer_size(RECEIVE_BUFFER)
+        .expect("set SO_RCVBUF");
+    socket.set_tcp_mss(SEGMENT).expect("set TCP_MAXSEG");
+    socket.connect(&addr.into()).expect("connect to the proxy");
+    let tcp = TcpStream::from(socket);
+    tcp.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+    match tls {
+        Some(config) => {
+            let name = "localhost".try_into().expect("a server's name");
+            let connection = ClientConnection::new(config.clone(), name).expect("begin TLS");
+            begin(StreamOwned::new(connection, tcp))
         }
-        Box::new(move || {
-            let mut tcp = TcpStream::connect(http).expect("connect to the proxy");
-            tcp.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
-            let request =
-                format!("GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n");
-            tcp.write_all(request.as_bytes()).expect("send a request");
-            let mut start = [0; 1024];
-            let n = tcp.read(&mut start).expect("receive a head");
-            assert!(start[..n].starts_with(b"HTTP/1.1 200 "));
-            Box::new(tcp)
-        })
+        None => begin(tcp),
     }
+}
+
+fn begin(mut stream: impl Read + Write + 'static) -> Download {
+    let path = objects::path(OBJECT, 0);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n");
+    stream
+        .write_all(request.as_bytes())
+        .expect("send a request");
+    let mut start = [0; 1024];
+    let n = stream.read(&mut start).expect("receive a head");
+    assert!(start[..n].starts_with(b"HTTP/1.1 200 "), "no 200");
+    Box::new(stream)
+}
+
+/// A client that trusts this one certificate.
+fn client_config(made: &SelfSigned) -> Arc<ClientConfig> {
+    let certificate =
+        CertificateDer::from_pem_file(&made.certificate).expect("read the certificate");
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).expect("trust the certificate");
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider's versions of TLS")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
 }
