@@ -18,7 +18,7 @@ use rustix::{
     net::{recv, send, RecvFlags, SendFlags},
 };
 
-use crate::{objects, roles::announce};
+use crate::{objects, process::open_files, roles::announce};
 
 /// Longer than any request of the client.
 const MAX_REQUEST: usize = 1024;
@@ -91,6 +91,9 @@ impl Files {
     fn open(&mut self, (len, index): (u64, u64)) -> io::Result<Rc<File>> {
         if let Some(file) = self.open.get(&(len, index)) {
             return Ok(file.clone());
+        }
+        if self.open.len() as u64 >= open_files() {
+            self.open.clear();
         }
         let file = Rc::new(File::open(objects::file(&self.dir, len, index))?);
         self.open.insert((len, index), file.clone());

@@ -12,10 +12,13 @@
 //! The peers (the key is what `--peers` takes):
 //! - `proxy-sendfile`, `proxy-copy`: `s3-proxy`, with sendfile on and off;
 //!   everything else at its default but one worker, and as many open files as
-//!   there are objects (as nginx's `open_file_cache` has)
+//!   nginx's `open_file_cache` is given (of which it takes no more than a quarter
+//!   of the process's limit)
 //! - `old-flow`: a Pingora app that reads the whole object and writes it at once
 //! - `pingora-memory`, `pingora-chunks`: a Pingora app that has all objects in
-//!   memory, or reads files in pieces of 64 KiB
+//!   memory, or reads files in pieces of 64 KiB. These three use the crates of
+//!   this tree by calls that upstream has too: a patch that makes such a call
+//!   faster makes them faster.
 //! - `nginx-sendfile`, `nginx-sendfile-ofc`, `nginx-copy`, `nginx-copy-ofc`:
 //!   nginx's `proxy_cache`; `ofc` has `open_file_cache`. One nginx serves all
 //!   four, on a port each, from one cache.

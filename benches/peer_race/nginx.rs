@@ -12,7 +12,7 @@ use std::{
 use rustix::process::geteuid;
 use test_support::PATIENCE;
 
-use crate::process::Server;
+use crate::process::{open_files, Server};
 
 /// How nginx sends what it has cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +27,6 @@ pub const MODES: [Mode; 4] = [
     Mode::new(false, false),
     Mode::new(false, true),
 ];
-
-/// What is asked of nginx's open_file_cache: more than there are objects.
-const OPEN_FILES: u64 = 32 * 1024;
 
 /// None: there is no nginx.
 pub fn version() -> Option<String> {
@@ -103,7 +100,6 @@ fn configuration(dir: &Path, origin: SocketAddr, addrs: &[SocketAddr; 4]) -> Str
         "daemon off;
 {user}
 worker_processes 1;
-worker_rlimit_nofile 131072;
 pid {dir}/nginx.pid;
 error_log {dir}/logs/error.log error;
 events {{
@@ -150,7 +146,8 @@ impl Mode {
     fn server(self, addr: SocketAddr) -> String {
         let sendfile = if self.sendfile { "on" } else { "off" };
         let open_file_cache = if self.open_file_cache {
-            format!("open_file_cache max={OPEN_FILES} inactive=1h; open_file_cache_valid 1h;")
+            let max = open_files();
+            format!("open_file_cache max={max} inactive=1h; open_file_cache_valid 1h;")
         } else {
             "open_file_cache off;".to_owned()
         };

@@ -16,10 +16,11 @@ pub struct Objects {
     pub count: u64,
 }
 
-/// 1.1 GiB in all. A GiB of 4 KiB objects would be 260,000 files a peer; the
-/// count of those exceeds the processor's caches as well.
+/// 1.1 GiB in all. Those of 4 KiB are limited by their number, as each is an open
+/// file of a peer that keeps them open, and 20,000 is a usual limit; they exceed
+/// the processor's caches as well.
 pub const FULL: [Objects; 4] = [
-    Objects::new("4KiB", 4 * KIB, 20_000),
+    Objects::new("4KiB", 4 * KIB, 12_000),
     Objects::new("64KiB", 64 * KIB, 4_096),
     Objects::new("1MiB", MIB, 400),
     Objects::new("10MiB", 10 * MIB, 40),

@@ -2,7 +2,12 @@
 
 use std::{fs, net::SocketAddr, path::Path, rc::Rc};
 
-use crate::{apps, nginx, objects::Objects, process::Server, roles};
+use crate::{
+    apps, nginx,
+    objects::Objects,
+    process::{open_files, Server},
+    roles,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerKind {
@@ -145,8 +150,8 @@ fn start_app(name: &str, stage: &Stage, role: &[&str]) -> (Server, SocketAddr) {
 
 fn start_proxy(name: &str, stage: &Stage, sendfile: bool) -> (Server, SocketAddr) {
     let dir = stage.dir.join(name);
-    let tuned = "max_open_files: 32768";
-    let disk = format!("{tuned}\n    sendfile:\n      enabled: {sendfile}");
+    let files = open_files();
+    let disk = format!("max_open_files: {files}\n    sendfile:\n      enabled: {sendfile}");
     let (server, http, _) = run_proxy(name, stage.core, &dir, stage.origin, &disk, None);
     (server, http)
 }

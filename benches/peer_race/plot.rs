@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::{
     peers::PeerKind,
-    race::{Cell, Results},
+    race::{Cell, Entry, Results},
     report::{best_nginx, count, median, median_ratio},
 };
 
@@ -17,6 +17,19 @@ const LEFT: f64 = 48.0;
 const TOP: f64 = 48.0;
 const HEIGHT: f64 = 300.0;
 const LEGEND: f64 = 170.0;
+
+/// The bars of a size.
+struct Group<'a> {
+    cell: &'a Cell,
+    bars: Vec<Bar>,
+}
+
+struct Bar {
+    kind: PeerKind,
+    ratio: f64,
+    /// Responses a second.
+    rate: f64,
+}
 
 pub fn title(results: &Results) -> String {
     let connections = drawn(results)
@@ -65,22 +78,11 @@ fn colour(kind: PeerKind) -> &'static str {
 /// The plot as SVG.
 pub fn draw(results: &Results) -> String {
     let cells = drawn(results);
-    let groups: Vec<(&Cell, Vec<(PeerKind, f64, f64)>)> = cells
-        .iter()
-        .map(|cell| {
-            let base = best_nginx(cell).or(cell.entries.first());
-            let bars = cell.entries.iter().map(|entry| {
-                let ratio = base.and_then(|base| median_ratio(entry, base));
-                let rate = median(entry) / cell.objects.len as f64;
-                (entry.kind, ratio.unwrap_or(0.0), rate)
-            });
-            (*cell, bars.collect())
-        })
-        .collect();
-    let bars = groups.first().map_or(0, |(_, bars)| bars.len()) as f64;
+    let groups: Vec<Group> = cells.into_iter().map(Group::new).collect();
+    let bars = groups.first().map_or(0, |group| group.bars.len()) as f64;
     let highest = groups
         .iter()
-        .flat_map(|(_, bars)| bars.iter().map(|(_, ratio, _)| *ratio))
+        .flat_map(|group| group.bars.iter().map(|bar| bar.ratio))
         .fold(1.0, f64::max);
     // Whole quarters, with room for the text above a bar.
     let top = ((highest * 1.2) * 4.0).ceil() / 4.0;
@@ -99,16 +101,11 @@ pub fn draw(results: &Results) -> String {
         mark += 0.25;
     }
     let mut x = LEFT + GAP;
-    for (cell, bars) in &groups {
+    for Group { cell, bars } in &groups {
         let middle = x + bars.len() as f64 * BAR / 2.0;
-        svg.text(
-            middle,
-            TOP + HEIGHT + 20.0,
-            "middle",
-            13,
-            cell.objects.label,
-        );
-        for (kind, ratio, rate) in bars {
+        let size = cell.objects.label;
+        svg.text(middle, TOP + HEIGHT + 20.0, "middle", 13, size);
+        for Bar { kind, ratio, rate } in bars {
             let hint = format!("{}: {} responses/s, {ratio:.2}", kind.key(), count(*rate));
             svg.bar(x, y(*ratio), y(0.0), colour(*kind), &hint);
             svg.upright(x + BAR / 2.0 + 4.0, y(*ratio) - 4.0, &short(*rate));
@@ -116,12 +113,8 @@ pub fn draw(results: &Results) -> String {
         }
         x += GAP;
     }
-    for (index, (kind, _, _)) in groups
-        .iter()
-        .flat_map(|(_, b)| b)
-        .take(bars as usize)
-        .enumerate()
-    {
+    let legend = groups.first().map_or(&[][..], |group| &group.bars);
+    for (index, Bar { kind, .. }) in legend.iter().enumerate() {
         let at = TOP + index as f64 * 20.0;
         let x = LEFT + plot_width + 14.0;
         svg.bar(x, at, at + 12.0, colour(*kind), kind.key());
@@ -136,6 +129,23 @@ fn short(rate: f64) -> String {
         format!("{}/s", count(rate))
     } else {
         format!("{}k/s", count(rate / 1000.0))
+    }
+}
+
+// === impl Group ===
+
+impl<'a> Group<'a> {
+    fn new(cell: &'a Cell) -> Self {
+        let base = best_nginx(cell).or(cell.entries.first());
+        let bar = |entry: &Entry| Bar {
+            kind: entry.kind,
+            ratio: base
+                .and_then(|base| median_ratio(entry, base))
+                .unwrap_or(0.0),
+            rate: median(entry) / cell.objects.len as f64,
+        };
+        let bars = cell.entries.iter().map(bar).collect();
+        Self { cell, bars }
     }
 }
 

@@ -123,6 +123,13 @@ pub fn raise_descriptor_limit() {
     }
 }
 
+/// How many files a peer may keep open, beside its connections and all else.
+pub fn open_files() -> u64 {
+    const OTHERS: u64 = 2 * 1024;
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS);
+    limit.saturating_sub(OTHERS).max(16)
+}
+
 /// Keeps the calling thread, and the threads and processes that it makes from
 /// now on, on one core.
 pub fn pin(core: usize) {
