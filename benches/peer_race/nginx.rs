@@ -85,6 +85,8 @@ pub fn start(core: Option<usize>, dir: &Path, origin: SocketAddr) -> (Server, [S
 /// no limit to the requests of a connection.
 fn configuration(dir: &Path, origin: SocketAddr, addrs: &[SocketAddr; 4]) -> String {
     let dir = dir.display();
+    // One for all servers that do not turn it off: two would need twice as many.
+    let open_files = open_files();
     // Or root's workers could not reach the folder.
     let user = if geteuid().is_root() {
         "user root;"
@@ -107,6 +109,8 @@ events {{
 }}
 http {{
     access_log off;
+    open_file_cache max={open_files} inactive=1h;
+    open_file_cache_valid 1h;
     default_type application/octet-stream;
     tcp_nopush off;
     tcp_nodelay on;
@@ -146,10 +150,9 @@ impl Mode {
     fn server(self, addr: SocketAddr) -> String {
         let sendfile = if self.sendfile { "on" } else { "off" };
         let open_file_cache = if self.open_file_cache {
-            let max = open_files();
-            format!("open_file_cache max={max} inactive=1h; open_file_cache_valid 1h;")
+            ""
         } else {
-            "open_file_cache off;".to_owned()
+            "open_file_cache off;"
         };
         format!(
             "    server {{

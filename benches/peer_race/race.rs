@@ -104,6 +104,7 @@ pub fn run(options: &Options) {
     }
     // Or it would be written back while something is measured.
     rustix::fs::sync();
+    println!("all caches are filled: racing");
 
     if let Some(cores) = cores {
         pin(cores.client);
