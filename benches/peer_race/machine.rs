@@ -13,7 +13,7 @@ pub struct Cores {
     pub client: usize,
 }
 
-/// Processor, cores, kernel, nginx, and what was built.
+/// Processor, cores, kernel and its TCP, nginx, and what was built.
 pub fn describe() -> String {
     let cpu_info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu_info
@@ -22,10 +22,20 @@ pub fn describe() -> String {
         .map_or("unknown processor", |(_, model)| model.trim());
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    // Both weigh on loopback: the one may pace, the other looks at every packet.
+    let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    let congestion = congestion.unwrap_or_default();
+    let conntrack = if fs::exists("/proc/net/stat/nf_conntrack").unwrap_or(false) {
+        " and conntrack"
+    } else {
+        ""
+    };
     let nginx = nginx::version().unwrap_or_else(|| "no nginx".to_owned());
     format!(
-        "{model}, {cores} cores, Linux {}, {nginx}, {}",
+        "{model}, {cores} cores, Linux {} with {}{}, {nginx}, {}",
         kernel.trim(),
+        congestion.trim(),
+        conntrack,
         commit()
     )
 }
