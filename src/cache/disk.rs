@@ -444,9 +444,10 @@ impl DiskCache {
     /// Whether anything may be stored for a key, or about to be.
     fn may_have(&self, key: &CacheKey) -> bool {
         let hash = key.combined_bin();
+        // In this order: a fill is an entry before it is none any more.
         !self.loaded.is_complete()
-            || self.index.get(&hash).is_some()
             || self.fills.get(&hash).is_some()
+            || self.index.get(&hash).is_some()
     }
 
     /// Where the body for a key is, see [`DiskBackend::get_file_path`].
@@ -471,8 +472,8 @@ impl DiskCache {
     async fn purge_primary(&'static self, key: CompactCacheKey) -> io::Result<bool> {
         self.check_writable()?;
         let primary = key.primary;
-        let found = self.index.get(&key.combined_bin());
         let fill = self.fills.get(&key.combined_bin()).is_some();
+        let found = self.index.get(&key.combined_bin());
         self.ban(Banned::Exact(primary), move |fill| {
             fill.key.primary == primary
         })
@@ -1313,6 +1314,35 @@ mod tests {
     async fn update(cache: &'static DiskCache, meta: &CacheMeta) -> bool {
         let span = Span::inactive().handle();
         cache.update_meta(&key(), meta, &span).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_fill_that_becomes_an_entry_is_never_overlooked() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path());
+        cache.wait_loaded();
+        let span = Span::inactive().handle();
+        for round in 0..200 {
+            let miss = begin(cache, &meta("1", SystemTime::now())).await;
+            let done = Arc::new(AtomicBool::new(false));
+            let watcher = std::thread::spawn({
+                let done = done.clone();
+                move || {
+                    let mut there = true;
+                    while !done.load(Ordering::Acquire) {
+                        there &= cache.may_have(&key());
+                    }
+                    there
+                }
+            });
+            finish(miss, "body").await;
+            cache.settle().await;
+            done.store(true, Ordering::Release);
+            assert!(watcher.join().unwrap(), "round {round}");
+            cache.invalidate(&key()).await.unwrap();
+            let found = cache.lookup(&key(), &span).await.unwrap();
+            assert!(found.is_none(), "round {round}");
+        }
     }
 
     #[tokio::test]
