@@ -150,12 +150,20 @@ impl Proxy {
         get(self.addr(), target)
     }
 
-    /// One scrape of `/metrics`.
+    /// One scrape of `/metrics`. One that is cut short is made again, as
+    /// Prometheus would.
     pub fn metrics(&self) -> Metrics {
-        let response = get(self.metrics_addr(), "/metrics");
+        let mut response = get(self.metrics_addr(), "/metrics");
+        if !response.complete {
+            eprintln!(
+                "GET /metrics was cut short at {} bytes: {:?}",
+                response.body.len(),
+                self.stderr()
+            );
+            response = get(self.metrics_addr(), "/metrics");
+        }
         assert_eq!(response.status, 200, "GET /metrics");
-        let len = response.body.len();
-        assert!(response.complete, "GET /metrics was cut short at {len}");
+        assert!(response.complete, "GET /metrics was cut short twice");
         Metrics::parse(&String::from_utf8(response.body).expect("metrics are UTF-8"))
     }
 
