@@ -22,6 +22,9 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "common/cores.rs"]
+mod cores;
+
 use std::{
     env, fs, hint,
     io::Write,
@@ -30,12 +33,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cores::{pin, Cores};
 use criterion::{Criterion, SamplingMode, Throughput};
 use rustix::{
     io::Errno,
     net::{recv, RecvFlags},
     param::clock_ticks_per_second,
-    thread::{sched_getaffinity, sched_setaffinity, CpuSet},
 };
 use test_support::{Bucket, Connection, Origin, Pattern, Proxy, Reply, PATIENCE};
 
@@ -63,13 +66,6 @@ const DISCARD: usize = 1024 * 1024;
 struct Effort {
     working_set: u64,
     rounds: usize,
-}
-
-/// Where server and client run; None: too few cores to tell them apart.
-#[derive(Clone, Copy)]
-struct Cores {
-    server: usize,
-    client: usize,
 }
 
 /// Both variants, with the same objects.
@@ -232,39 +228,6 @@ impl Effort {
             }
         }
     }
-}
-
-// === impl Cores ===
-
-impl Cores {
-    /// The first core that this process may use, and the last one that is not
-    /// the first's sibling by hyper-threading, where there is such a one.
-    fn choose() -> Option<Self> {
-        let allowed = sched_getaffinity(None).expect("read the allowed cores");
-        let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
-        let server = cores.next()?;
-        let others: Vec<usize> = cores.rev().collect();
-        let apart = others
-            .iter()
-            .find(|core| siblings(**core) != siblings(server));
-        let client = *apart.or(others.first())?;
-        Some(Self { server, client })
-    }
-}
-
-/// The same text for all threads of a physical core
-/// (Documentation/admin-guide/cputopology.rst); None where the kernel is silent.
-fn siblings(core: usize) -> Option<String> {
-    let path = format!("/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list");
-    fs::read_to_string(path).ok()
-}
-
-/// Keeps the calling thread, and the threads and processes that it makes from
-/// now on, on one core.
-fn pin(core: usize) {
-    let mut cores = CpuSet::new();
-    cores.set(core);
-    sched_setaffinity(None, &cores).unwrap_or_else(|e| panic!("pin to core {core}: {e}"));
 }
 
 // === impl Pair ===

@@ -47,6 +47,9 @@ mod bare;
 #[cfg(target_os = "linux")]
 mod client;
 #[cfg(target_os = "linux")]
+#[path = "../common/cores.rs"]
+mod cores;
+#[cfg(target_os = "linux")]
 mod machine;
 #[cfg(target_os = "linux")]
 mod memory;

@@ -18,10 +18,11 @@ use rustix::{
         getrlimit, kill_process, set_parent_process_death_signal, setrlimit, Pid, Resource, Rlimit,
         Signal,
     },
-    thread::{sched_setaffinity, CpuSet},
 };
 use tempfile::TempDir;
 use tokio::signal::unix::{signal, SignalKind};
+
+use crate::cores::pin;
 
 /// The role of a child that becomes another program, see [`launch`].
 pub const LAUNCH: &str = "role-launch";
@@ -128,14 +129,6 @@ pub fn open_files() -> u64 {
     const OTHERS: u64 = 2 * 1024;
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS);
     limit.saturating_sub(OTHERS).max(16)
-}
-
-/// Keeps the calling thread, and the threads and processes that it makes from
-/// now on, on one core.
-pub fn pin(core: usize) {
-    let mut cores = CpuSet::new();
-    cores.set(core);
-    sched_setaffinity(None, &cores).unwrap_or_else(|e| panic!("pin to core {core}: {e}"));
 }
 
 /// In the child: pins itself to the core of the first argument (`-`: none), sees

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use crate::{
     client::Client,
-    machine::{self, Cores},
+    cores::{pin, Cores},
+    machine,
     objects::{Objects, KIB, MIB},
     options::Options,
     peers::{self, Peer, PeerKind, Stage},
-    process::{pin, Server, WorkDir},
+    process::{Server, WorkDir},
     report, roles,
 };
 
