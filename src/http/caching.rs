@@ -201,10 +201,7 @@ impl HttpCaching {
             if status == StatusCode::BAD_REQUEST {
                 session.set_keepalive(None);
             }
-            session
-                .write_response_header(Box::new(header), true)
-                .await?;
-            session.write_response_body(None, true).await?;
+            respond(session, header).await?;
             return Ok(true);
         }
         if session.req_header().version <= Version::HTTP_10 {
@@ -422,8 +419,7 @@ impl HttpCaching {
             && session.cache.lock_duration().is_none()
             && !self.refuses(&ctx.directives, meta, meta.updated())
             && !ctx.directives.no_store
-            && !ctx.directives.only_if_cached
-            && !ctx.directives.no_cache;
+            && !ctx.directives.only_if_cached;
         let lock = self
             .store
             .filter(|_| collapses)
@@ -485,10 +481,7 @@ impl HttpCaching {
             let mut header = ResponseHeader::build(StatusCode::GATEWAY_TIMEOUT, Some(4))?;
             header.insert_header(CONTENT_LENGTH, 0)?;
             self.response_filter(session, &mut header, ctx)?;
-            session
-                .write_response_header(Box::new(header), true)
-                .await?;
-            session.write_response_body(None, true).await?;
+            respond(session, header).await?;
             return Ok(false);
         }
         if session.cache.enabled() {
@@ -702,6 +695,10 @@ impl HttpCaching {
         let Some(key) = session.cache.maybe_cache_key() else {
             return;
         };
+        // Most parts come while the whole is on its way.
+        if cache.is_filling(key) || lock.gave_up(key) {
+            return;
+        }
         let mut whole = response.clone();
         if whole.set_status(StatusCode::OK).is_err() {
             return;
@@ -716,9 +713,6 @@ impl HttpCaching {
             },
         };
         if !matches!(self.options.storing.to_store(&answer), Ok(Some(_))) {
-            return;
-        }
-        if cache.is_filling(key) || lock.gave_up(key) {
             return;
         }
         let Some(spawner) = session.subrequest_spawner.as_ref() else {
@@ -879,14 +873,8 @@ impl HttpCaching {
             response.remove_header(&TRANSFER_ENCODING);
             session.set_keepalive(None);
         }
-        let is_hit = matches!(
-            phase,
-            CachePhase::Hit | CachePhase::Stale | CachePhase::StaleUpdating
-        );
-        let validated = matches!(
-            phase,
-            CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_)
-        );
+        let is_hit = is_hit(phase);
+        let found = is_hit || is_validated(phase);
         let collapsed = session.cache.lock_duration().is_some();
         let status = CacheStatus {
             cache: self.options.name,
@@ -899,10 +887,10 @@ impl HttpCaching {
             },
             origin_status: ctx
                 .origin_status
-                .filter(|status| *status != response.status && (is_hit || validated)),
+                .filter(|status| *status != response.status && found),
             stored: matches!(phase, CachePhase::Miss | CachePhase::Expired),
             collapsed,
-            ttl: ttl.filter(|_| is_hit || validated),
+            ttl: ttl.filter(|_| found),
         };
         response.append_header("Cache-Status", status.to_string())?;
         let habit = match phase {
@@ -998,7 +986,9 @@ fn error_status(error: &Error, ctx: &CachingCtx) -> Option<u16> {
 }
 
 fn target_key(target: &Target) -> CacheKey {
-    CacheKey::new(format!("{}{}", target.authority, target.path_and_query), "")
+    // Neither can hold what stands between them.
+    let key = format!("{}\n{}", target.authority, target.path_and_query);
+    CacheKey::new(key, "")
 }
 
 /// `uri-host [":" port]`, or nothing (RFC 9110 §7.2).
@@ -1155,46 +1145,57 @@ fn has_part(hit: &HitHandler, request: &RequestHeader) -> bool {
 
 /// Whether a 304 is about what is stored (RFC 9111 §4.3.4).
 fn is_about(not_modified: &ResponseHeader, stored: &ResponseHeader) -> bool {
-    let field = |header: &'_ ResponseHeader, name| header.headers.get(name).cloned();
-    match (field(not_modified, ETAG), field(stored, ETAG)) {
+    let both = |name| (not_modified.headers.get(&name), stored.headers.get(&name));
+    match both(ETAG) {
         (Some(validated), Some(stored)) => {
-            let tag = |value: &'_ HeaderValue| EntityTag::parse(value.as_bytes()).is_some();
-            match (tag(&validated), tag(&stored)) {
-                (true, true) => match (
-                    EntityTag::parse(validated.as_bytes()),
-                    EntityTag::parse(stored.as_bytes()),
-                ) {
-                    (Some(validated), Some(stored)) if validated.is_strong() => {
-                        validated.strong_eq(&stored)
-                    }
-                    (Some(validated), Some(stored)) => validated.weak_eq(&stored),
-                    _ => false,
-                },
+            let tags = (
+                EntityTag::parse(validated.as_bytes()),
+                EntityTag::parse(stored.as_bytes()),
+            );
+            match tags {
+                (Some(new), Some(old)) if new.is_strong() => new.strong_eq(&old),
+                (Some(new), Some(old)) => new.weak_eq(&old),
                 _ => validated == stored,
             }
         }
         (Some(_), None) => false,
-        (None, _) => match (
-            field(not_modified, LAST_MODIFIED),
-            field(stored, LAST_MODIFIED),
-        ) {
+        (None, _) => match both(LAST_MODIFIED) {
             (Some(validated), Some(stored)) => validated == stored,
             _ => true,
         },
     }
 }
 
+/// Whether what was found is served, without the origin having been asked or
+/// after it has failed.
+fn is_hit(phase: CachePhase) -> bool {
+    matches!(
+        phase,
+        CachePhase::Hit | CachePhase::Stale | CachePhase::StaleUpdating
+    )
+}
+
+/// Whether what was found is served after a 304.
+fn is_validated(phase: CachePhase) -> bool {
+    matches!(
+        phase,
+        CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_)
+    )
+}
+
+/// Send a response without a body, and nothing after it.
+async fn respond(session: &mut Session, header: ResponseHeader) -> Result<()> {
+    session
+        .write_response_header(Box::new(header), true)
+        .await?;
+    session.write_response_body(None, true).await
+}
+
 /// What came in chunks has a length once it is stored.
 fn state_length(session: &Session, response: &mut ResponseHeader, ctx: &CachingCtx) -> Result<()> {
-    let is_hit = matches!(
-        session.cache.phase(),
-        CachePhase::Hit
-            | CachePhase::Stale
-            | CachePhase::StaleUpdating
-            | CachePhase::Revalidated
-            | CachePhase::RevalidatedNoCache(_)
-    );
-    let Some(len) = ctx.stored_len.filter(|_| is_hit) else {
+    let phase = session.cache.phase();
+    let found = is_hit(phase) || is_validated(phase);
+    let Some(len) = ctx.stored_len.filter(|_| found) else {
         return Ok(());
     };
     let status = response.status;
@@ -1217,7 +1218,7 @@ fn range_type(request: &RequestHeader, response: &mut ResponseHeader) -> Result<
     let len = response
         .headers
         .get(CONTENT_LENGTH)
-        .and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
+        .and_then(|len| len.to_str().ok()?.parse::<usize>().ok());
     // No range of nothing can be satisfied; the whole is as good an answer (§14.2).
     let Some(len) = len.filter(|len| *len > 0) else {
         return Ok(RangeType::None);
@@ -1225,26 +1226,31 @@ fn range_type(request: &RequestHeader, response: &mut ResponseHeader) -> Result<
     if !if_range_applies(&request.headers, &response.headers, SystemTime::now()) {
         return Ok(RangeType::None);
     }
-    let mut ranges = match parse_range(range.as_bytes(), len, MAX_RANGES) {
+    // Pingora answers sets of ranges, in ascending order only, and none at all.
+    let set = match parse_range(range.as_bytes(), len as u64, MAX_RANGES) {
         Ranges::Ignored => return Ok(RangeType::None),
-        Ranges::Unsatisfiable => {
-            debug!("{range:?} is not within {len} bytes");
-            response.set_status(StatusCode::RANGE_NOT_SATISFIABLE)?;
-            response.insert_header(CONTENT_LENGTH, 0)?;
-            response.insert_header(CONTENT_RANGE, format!("bytes */{len}"))?;
-            response.remove_header(&ACCEPT_RANGES);
-            return Ok(RangeType::Invalid);
+        Ranges::Unsatisfiable => format!("{len}-"),
+        Ranges::Satisfiable(mut ranges) => {
+            if let [range] = &ranges[..] {
+                // The common one needs no second reading.
+                response.set_status(StatusCode::PARTIAL_CONTENT)?;
+                response.remove_header(&ACCEPT_RANGES);
+                response.insert_header(CONTENT_LENGTH, range.end - range.start)?;
+                let of_whole = format!("bytes {}-{}/{len}", range.start, range.end - 1);
+                response.insert_header(CONTENT_RANGE, of_whole)?;
+                // Both are within the length.
+                return Ok(RangeType::Single(range.start as usize..range.end as usize));
+            }
+            ranges.sort_by_key(|range| range.start);
+            let set: Vec<String> = ranges
+                .iter()
+                .map(|range| format!("{}-{}", range.start, range.end - 1))
+                .collect();
+            set.join(",")
         }
-        Ranges::Satisfiable(ranges) => ranges,
     };
-    // Pingora frames and numbers them, in ascending order only.
-    ranges.sort_by_key(|range| range.start);
-    let set: Vec<String> = ranges
-        .iter()
-        .map(|range| format!("{}-{}", range.start, range.end - 1))
-        .collect();
     let mut canonical = RequestHeader::build("GET", b"/", Some(1))?;
-    canonical.insert_header(RANGE, format!("bytes={}", set.join(",")))?;
+    canonical.insert_header(RANGE, format!("bytes={set}"))?;
     Ok(pingora_proxy::range_header_filter(
         &canonical, response, None,
     ))
