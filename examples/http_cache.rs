@@ -73,7 +73,11 @@ impl ProxyHttp for HttpCacheProxy {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<bool> {
-        self.caching.request_filter(session, ctx).await
+        if self.caching.request_filter(session, ctx).await? {
+            return Ok(true);
+        }
+        let key = |session: &Session| self.caching.cache_key_callback(session);
+        self.caching.answer_prepared(session, ctx, key).await
     }
 
     // Fetches a whole object in the background when a part of it is asked for.

@@ -127,7 +127,7 @@ pub struct RangeFill {
 #[derive(Clone, Debug)]
 pub struct Memory {
     /// How much memory may hold bodies up to the sendfile threshold, in
-    /// megabytes of 10^6 bytes; fractions allowed, 0: none. Default: 64.
+    /// megabytes of 10^6 bytes; fractions allowed, 0: none. Default: 256.
     pub max_size_mb: f64,
 }
 
@@ -163,7 +163,7 @@ pub struct Disk {
 pub struct Sendfile {
     /// Whether hits go by `sendfile(2)`; default: on Linux, yes.
     pub enabled: bool,
-    /// Bodies larger than this, in bytes, go by `sendfile(2)`. Default: 65536.
+    /// Bodies larger than this, in bytes, go by `sendfile(2)`. Default: 16384.
     pub threshold_bytes: u64,
 }
 
@@ -544,7 +544,7 @@ impl Memory {
 
 impl Default for Memory {
     fn default() -> Self {
-        Memory { max_size_mb: 64.0 }
+        Memory { max_size_mb: 256.0 }
     }
 }
 
@@ -642,7 +642,7 @@ impl Default for Sendfile {
     fn default() -> Self {
         Sendfile {
             enabled: cfg!(target_os = "linux"),
-            threshold_bytes: 65536,
+            threshold_bytes: 16384,
         }
     }
 }
@@ -1301,7 +1301,7 @@ mod tests {
     fn the_defaults_are_the_documented_ones() {
         let config = good(&format!("{SERVER}{BUCKETS}cache: {{disk: {{path: c}}}}\n"));
         assert_eq!(config.cache.admission, 1);
-        assert_eq!(config.cache.memory.max_size_bytes(), 64_000_000);
+        assert_eq!(config.cache.memory.max_size_bytes(), 256_000_000);
         assert_eq!(config.cache.range_fill.max_in_flight, 32);
         assert_eq!(config.cache.range_fill.max_size_bytes(), u64::MAX);
         assert_eq!(config.cache.disk.backend, BackendChoice::Auto);

@@ -73,8 +73,8 @@ fn a_follower_gets_what_is_written_and_then_the_rest() {
 
 #[test]
 fn a_follower_of_a_small_object_is_sent_copies() {
-    const LEN: u64 = 60_000;
-    const SENT: u64 = 20_000;
+    const LEN: u64 = 15_000;
+    const SENT: u64 = 5_000;
     let gate = Gate::new();
     let origin = Origin::start({
         let gate = gate.clone();

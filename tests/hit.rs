@@ -205,10 +205,10 @@ fn a_client_that_has_the_object_is_told_so_without_a_body() {
 
 #[test]
 fn a_body_no_larger_than_the_threshold_is_copied() {
-    let threshold = 65_536;
+    let threshold = 16_384;
     let origin = Origin::start(|request| match request.path() {
-        "/bucket/at" => Reply::pattern(1, 65_536),
-        "/bucket/above" => Reply::pattern(2, 65_537),
+        "/bucket/at" => Reply::pattern(1, 16_384),
+        "/bucket/above" => Reply::pattern(2, 16_385),
         _ => Reply::bytes(""),
     });
     // The default threshold: nothing is configured.
@@ -230,6 +230,59 @@ fn a_body_no_larger_than_the_threshold_is_copied() {
     assert_eq!(above.body, pattern(2, threshold + 1));
     proxy.expect_metric("cache_sendfile_total", 1);
     proxy.expect_metric("cache_sendfile_bytes_total", threshold as u64 + 1);
+}
+
+#[test]
+fn later_hits_are_answered_like_the_first() {
+    let origin = Origin::start(|request| {
+        let len = if request.path() == "/bucket/small" {
+            1_000
+        } else {
+            100_000
+        };
+        Reply::pattern(1, len)
+            .header("ETag", "\"1\"")
+            .header("X-Of-Origin", "kept")
+    });
+    let proxy = proxy(&origin).start();
+    for path in ["/assets/small", "/assets/large"] {
+        let mut client = Connection::open(proxy.addr());
+        let miss = client.get(path);
+        // The first goes all the way, those after it are prepared.
+        let first = client.get(path);
+        for _ in 0..3 {
+            let hit = client.get(path);
+            assert_eq!(hit.body, miss.body);
+            let lasting = |response: &Response| -> Vec<(String, String)> {
+                let fields = response.headers.iter();
+                let lasting = fields.filter(|(name, _)| !["Age", "Cache-Status"].contains(name));
+                lasting
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .collect()
+            };
+            assert_eq!(lasting(&hit), lasting(&first));
+            assert_eq!(hit.header("x-cache"), Some("HIT"));
+            assert!(hit.header("age").is_some());
+            let status = hit.header("cache-status").unwrap_or_default();
+            assert!(
+                status.starts_with("pingora-sendfile; hit; ttl="),
+                "{status}"
+            );
+        }
+
+        // What asks for something else gets it.
+        let conditional = client.request("GET", path, &[("If-None-Match", "\"1\"")]);
+        assert_eq!(conditional.status, 304);
+        let range = client.request("GET", path, &[("Range", "bytes=10-19")]);
+        assert_eq!((range.status, &range.body[..]), (206, &miss.body[10..20]));
+        let head = client.request("HEAD", path, &[]);
+        assert_eq!((head.status, head.body.len()), (200, 0));
+        assert_eq!(head.header("content-length"), miss.header("content-length"));
+        assert_eq!(client.get(path).body, miss.body);
+    }
+    assert_eq!(origin.requests().len(), 2);
+    proxy.expect_metric("cache_misses_total", 2);
+    proxy.expect_metric("cache_hits_total", 2 * 8);
 }
 
 #[test]

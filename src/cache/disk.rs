@@ -13,7 +13,7 @@ use http::header::CONTENT_LENGTH;
 use log::{info, warn};
 use parking_lot::{Condvar, Mutex};
 use pingora_cache::admission::AdmissionPolicy;
-use pingora_cache::key::{CacheHashKey, CompactCacheKey};
+use pingora_cache::key::{CacheHashKey, CompactCacheKey, HashBinary};
 use pingora_cache::trace::SpanHandle;
 use pingora_cache::{
     CacheEntryId, CacheKey, CacheMeta, HitHandler, MissHandler, PurgeOutcome, PurgeTarget,
@@ -114,7 +114,7 @@ impl DiskCacheConfig {
             max_size_bytes,
             sendfile: SendfileConfig::default(),
             backend: BackendChoice::default(),
-            memory_bytes: 64_000_000,
+            memory_bytes: 256_000_000,
             max_open_files: 1024,
             inactive: None,
             min_uses: 1,
@@ -729,8 +729,7 @@ impl DiskCache {
         }
         self.index.set_weight(&id, weight);
         if let Some(kept) = self.hot.get(&id) {
-            self.hot
-                .replace(HotEntry::new(id, Arc::new(meta), kept.body));
+            self.hot.replace(HotEntry::new(id, meta, kept.body.clone()));
             // Evicted meanwhile: then nobody else forgets it.
             if !self.index.contains(&id) {
                 self.hot.forget(&id);
@@ -741,22 +740,10 @@ impl DiskCache {
 
     /// An entry, from memory or opened. One that is damaged is dropped, and as
     /// good as none.
-    async fn open_entry(&'static self, indexed: Indexed) -> Option<HotEntry> {
+    async fn open_entry(&'static self, indexed: Indexed) -> Option<Arc<HotEntry>> {
         let id = indexed.id;
         if let Some(entry) = self.hot.get(&id) {
-            match &entry.body {
-                HotBody::Memory(_) => self.stats.memory_hits.inc(),
-                HotBody::File(body) => {
-                    // Found out now, it costs the client nothing.
-                    if body.len_now() != Some(entry.meta.body_len) {
-                        let why = "body file does not have the recorded length";
-                        self.drop_damaged(id, &super::format::invalid(why));
-                        return None;
-                    }
-                    self.stats.descriptor_hits.inc();
-                }
-            }
-            return Some(entry);
+            return self.is_sound(&entry).then_some(entry);
         }
         self.stats.opens.inc();
         let prefetch = self.prefetch();
@@ -788,7 +775,7 @@ impl DiskCache {
                         HotBody::File(body)
                     }
                 };
-                let entry = HotEntry::new(id, Arc::new(meta), body);
+                let entry = HotEntry::new(id, meta, body);
                 self.hot.keep(&entry);
                 // Evicted while it was opened: then nobody else forgets it.
                 if !self.index.contains(&id) {
@@ -801,6 +788,23 @@ impl DiskCache {
                 None
             }
         }
+    }
+
+    /// Whether a kept entry can be served; counts that it is. One whose file was
+    /// tampered with is dropped: found out now, it costs the client nothing.
+    fn is_sound(&self, entry: &HotEntry) -> bool {
+        match &entry.body {
+            HotBody::Memory(_) => self.stats.memory_hits.inc(),
+            HotBody::File(body) => {
+                if body.len_now() != Some(entry.meta.body_len) {
+                    let why = "body file does not have the recorded length";
+                    self.drop_damaged(entry.id, &super::format::invalid(why));
+                    return false;
+                }
+                self.stats.descriptor_hits.inc();
+            }
+        }
+        true
     }
 
     /// Bodies up to this length are copied to the client, so they may as well be
@@ -821,24 +825,32 @@ impl DiskCache {
             }
     }
 
-    /// What is stored for a key: entry and metadata.
-    async fn find(&'static self, key: &CacheKey) -> Option<(CacheMeta, HotEntry)> {
-        let hash = key.combined_bin();
+    /// The current entry of a key, which is used now. `primary`: the hash of the
+    /// key without its variance.
+    fn current(&self, key: &CacheKey, primary: &HashBinary) -> Option<Indexed> {
+        let hash = match key.variance_bin() {
+            None => *primary,
+            Some(_) => key.combined_bin(),
+        };
         let indexed = self.index.touch(&hash, self.clock.now())?;
-        let primary = key.primary_bin();
-        if self.bans.void(indexed.id.generation, &primary, || {
+        if self.bans.void(indexed.id.generation, primary, || {
             (&key.user_tag, key.primary_key())
         }) {
             self.evict(indexed.id, Eviction::Purged);
             return None;
         }
+        Some(indexed)
+    }
+
+    /// What is stored for a key: entry and metadata.
+    async fn find(&'static self, key: &CacheKey) -> Option<(CacheMeta, Arc<HotEntry>)> {
+        let primary = key.primary_bin();
+        let indexed = self.current(key, &primary)?;
         let entry = self.open_entry(indexed).await?;
-        let meta = if entry.meta.key.primary != primary
-            || entry.meta.key.variance_bin() != key.variance_bin()
-        {
+        let meta = if !is_of(&entry, key, &primary) {
             Err("it is for another key".to_owned())
         } else {
-            entry.cache_meta().map_err(|e| e.to_string())
+            entry.cache_meta().cloned().map_err(|e| e.to_string())
         };
         match meta {
             Ok(meta) => Some((meta, entry)),
@@ -847,6 +859,30 @@ impl DiskCache {
                 None
             }
         }
+    }
+
+    /// What [`lookup`](Storage::lookup) would find, if it is an entry in use to
+    /// which a `T` was [attached](DiskHit::attach) that is of use. Nothing is
+    /// waited for, and nothing copied. Not for keys of variants.
+    pub fn lookup_attached<T: 'static>(
+        &'static self,
+        key: &CacheKey,
+        is_of_use: impl FnOnce(&T, &CacheMeta) -> bool,
+    ) -> Option<DiskHit> {
+        let primary = key.primary_bin();
+        if key.variance_bin().is_some() || self.newest_fill(&primary).is_some() {
+            return None;
+        }
+        let indexed = self.current(key, &primary)?;
+        let entry = self.hot.get(&indexed.id)?;
+        let attached = entry.attached()?.downcast_ref()?;
+        let usable = is_of_use(attached, entry.cache_meta().ok()?)
+            && is_of(&entry, key, &primary)
+            && self.is_sound(&entry);
+        usable.then(|| {
+            let sendfile = self.sends_files(Some(entry.meta.body_len));
+            DiskHit::of_entry(self, entry, sendfile)
+        })
     }
 
     /// The fill that a reader of this key follows. One that was overtaken by a
@@ -897,6 +933,11 @@ impl DiskCache {
             created => created,
         }
     }
+}
+
+/// Whether an entry is what the index says. `primary`: see `DiskCache::current`.
+fn is_of(entry: &HotEntry, key: &CacheKey, primary: &HashBinary) -> bool {
+    entry.meta.key.primary == *primary && entry.meta.key.variance_bin() == key.variance_bin()
 }
 
 /// `StorageFull` unless the file system has so much space left. Blocks.
@@ -1053,7 +1094,7 @@ impl SendfileCapable for DiskCache {
             return Ok(None);
         };
         let len = entry.meta.body_len;
-        Ok(match entry.body {
+        Ok(match &entry.body {
             HotBody::File(body) if self.sends_files(Some(len)) => Some(SendfileResponse {
                 meta,
                 file: body.file().clone(),
@@ -1081,7 +1122,7 @@ impl Storage for DiskCache {
         let sendfile = self.sends_files(Some(entry.meta.body_len));
         Ok(Some((
             meta,
-            Box::new(DiskHit::of_entry(self, &entry, sendfile)),
+            Box::new(DiskHit::of_entry(self, entry, sendfile)),
         )))
     }
 
@@ -1238,7 +1279,7 @@ impl Storage for DiskCache {
         let new = EntryMeta {
             internal,
             header,
-            ..(*entry.meta).clone()
+            ..entry.meta.clone()
         };
         // Goes on when the request is dropped.
         let stored = self

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use pingora_cache::storage::HandleHit;
 use pingora_cache::trace::SpanHandle;
-use pingora_cache::{BodyPart, CacheEntryId, CacheKey, Storage};
+use pingora_cache::{BodyPart, CacheEntryId, CacheKey, CacheMeta, Storage};
 use pingora_core::{Error, ErrorType, Result};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -38,8 +38,6 @@ pub struct DiskHit {
     /// `u64::MAX`.
     remaining: Range<u64>,
     sendfile: bool,
-    weight: usize,
-    id: EntryId,
     /// A read from the disk. Kept here, so that a caller who gives up waiting
     /// and comes back finds it.
     reading: Option<JoinHandle<io::Result<Bytes>>>,
@@ -55,27 +53,21 @@ pub struct Filling {
 }
 
 enum Source {
-    Memory(Bytes),
-    File { body: Arc<BodyFile>, len: u64 },
+    Entry(Arc<HotEntry>),
     Fill(Arc<Fill>, watch::Receiver<Progress>),
 }
 
 impl DiskHit {
-    pub(super) fn of_entry(cache: &'static DiskCache, entry: &HotEntry, sendfile: bool) -> Self {
-        let len = entry.meta.body_len;
+    pub(super) fn of_entry(
+        cache: &'static DiskCache,
+        entry: Arc<HotEntry>,
+        sendfile: bool,
+    ) -> Self {
         DiskHit {
             cache,
-            source: match &entry.body {
-                HotBody::Memory(bytes) => Source::Memory(bytes.clone()),
-                HotBody::File(body) => Source::File {
-                    body: body.clone(),
-                    len,
-                },
-            },
-            remaining: 0..len,
+            remaining: 0..entry.meta.body_len,
             sendfile,
-            weight: usize::try_from(entry.meta.weight()).unwrap_or(usize::MAX),
-            id: entry.id,
+            source: Source::Entry(entry),
             reading: None,
         }
     }
@@ -86,8 +78,6 @@ impl DiskHit {
             cache,
             remaining: 0..fill.promised.unwrap_or(u64::MAX),
             sendfile,
-            weight: 0,
-            id: fill.id,
             source: Source::Fill(fill, progress),
             reading: None,
         }
@@ -100,16 +90,60 @@ impl DiskHit {
                 written: progress.borrow().written,
                 promised: fill.promised,
             }),
-            Source::Memory(_) | Source::File { .. } => None,
+            Source::Entry(_) => None,
         }
     }
 
     /// How long the body is, if all of it is there.
     pub fn complete_len(&self) -> Option<u64> {
+        self.entry().map(|entry| entry.meta.body_len)
+    }
+
+    /// Pingora's metadata of a complete entry.
+    pub(crate) fn meta(&self) -> Option<&CacheMeta> {
+        self.entry()?.cache_meta().ok()
+    }
+
+    /// What was [attached](Self::attach) to this entry.
+    pub fn attached<T: 'static>(&self) -> Option<&T> {
+        self.entry()?.attached()?.downcast_ref()
+    }
+
+    /// Keep something with the entry, as long as the entry is in use and its
+    /// metadata is what it is. What was attached first stays. Nothing is attached
+    /// to a fill that is followed.
+    ///
+    /// It counts as memory no more than the entry's metadata does, and should not
+    /// take more.
+    pub fn attach<T: Send + Sync + 'static>(&self, value: T) {
+        if let Some(entry) = self.entry() {
+            entry.attach(Box::new(value));
+        }
+    }
+
+    /// Have the body read into memory: for a client that no file can be sent to.
+    pub(crate) fn copy_body(&mut self) {
+        self.sendfile = false;
+    }
+
+    fn entry(&self) -> Option<&HotEntry> {
         match &self.source {
-            Source::Memory(body) => Some(body.len() as u64),
-            Source::File { len, .. } => Some(*len),
+            Source::Entry(entry) => Some(entry),
             Source::Fill(..) => None,
+        }
+    }
+
+    fn id(&self) -> EntryId {
+        match &self.source {
+            Source::Entry(entry) => entry.id,
+            Source::Fill(fill, _) => fill.id,
+        }
+    }
+
+    fn body_len(&self) -> u64 {
+        match &self.source {
+            Source::Entry(entry) => entry.meta.body_len,
+            Source::Fill(fill, _) => fill.promised.unwrap_or(u64::MAX),
         }
     }
 
@@ -143,8 +177,10 @@ impl DiskHit {
 
     fn body(&self) -> Option<&Arc<BodyFile>> {
         match &self.source {
-            Source::Memory(_) => None,
-            Source::File { body, .. } => Some(body),
+            Source::Entry(entry) => match &entry.body {
+                HotBody::Memory(_) => None,
+                HotBody::File(body) => Some(body),
+            },
             Source::Fill(fill, _) => Some(&fill.body),
         }
     }
@@ -152,10 +188,10 @@ impl DiskHit {
     /// The file does not yield what it should: this transfer breaks, and the
     /// entry goes.
     fn damaged(&self, e: &io::Error) -> Box<Error> {
-        if !matches!(self.source, Source::Fill(..)) {
-            self.cache.drop_damaged(self.id, e);
+        if let Some(entry) = self.entry() {
+            self.cache.drop_damaged(entry.id, e);
         }
-        let why = format!("reading cache entry {}: {e}", self.id);
+        let why = format!("reading cache entry {}: {e}", self.id());
         Error::explain(ErrorType::FileReadError, why).into_in()
     }
 
@@ -187,15 +223,19 @@ impl DiskHit {
             Err(e) => Err(self.damaged(&e)),
         }
     }
-}
 
-#[async_trait]
-impl HandleHit for DiskHit {
-    async fn read_body(&mut self) -> Result<Option<Bytes>> {
-        if let Source::Memory(body) = &self.source {
+    /// [`read_body`](HandleHit::read_body), without the box that a trait's method
+    /// returns its future in.
+    async fn next_bytes(&mut self) -> Result<Option<Bytes>> {
+        if let Some(HotEntry {
+            body: HotBody::Memory(body),
+            ..
+        }) = self.entry()
+        {
             let Range { start, end } = self.remaining;
+            let piece = (start < end).then(|| body.slice(start as usize..end as usize));
             self.remaining.start = end;
-            return Ok((start < end).then(|| body.slice(start as usize..end as usize)));
+            return Ok(piece);
         }
         let range = self.available().await?;
         if range.is_empty() {
@@ -205,10 +245,11 @@ impl HandleHit for DiskHit {
         self.read_file(range).await.map(Some)
     }
 
-    async fn read_body_part(&mut self) -> Result<Option<BodyPart>> {
+    /// [`read_body_part`](HandleHit::read_body_part), without that box.
+    pub(crate) async fn next_part(&mut self) -> Result<Option<BodyPart>> {
         let body = match self.body() {
             Some(body) if self.sendfile => body.clone(),
-            _ => return Ok(self.read_body().await?.map(BodyPart::Bytes)),
+            _ => return Ok(self.next_bytes().await?.map(BodyPart::Bytes)),
         };
         self.reading = None;
         let mut range = self.available().await?;
@@ -225,7 +266,7 @@ impl HandleHit for DiskHit {
                 .map_err(|e| self.damaged(&e))?;
             // The next block, while this one is sent.
             let end = self.remaining.end.min(range.end + super::body_file::BLOCK);
-            if matches!(self.source, Source::File { .. }) {
+            if matches!(self.source, Source::Entry(_)) {
                 body.read_ahead(self.cache, &(range.end..end));
             }
         }
@@ -235,6 +276,17 @@ impl HandleHit for DiskHit {
             offset: range.start,
             len: range.end - range.start,
         }))
+    }
+}
+
+#[async_trait]
+impl HandleHit for DiskHit {
+    async fn read_body(&mut self) -> Result<Option<Bytes>> {
+        self.next_bytes().await
+    }
+
+    async fn read_body_part(&mut self) -> Result<Option<BodyPart>> {
+        self.next_part().await
     }
 
     async fn finish(
@@ -251,11 +303,7 @@ impl HandleHit for DiskHit {
     }
 
     fn seek(&mut self, start: usize, end: Option<usize>) -> Result<()> {
-        let body_len = match &self.source {
-            Source::Memory(body) => body.len() as u64,
-            Source::File { len, .. } => *len,
-            Source::Fill(fill, _) => fill.promised.unwrap_or(u64::MAX),
-        };
+        let body_len = self.body_len();
         let start = start as u64;
         let end = end.map_or(body_len, |end| end as u64).min(body_len);
         if start > end {
@@ -270,11 +318,12 @@ impl HandleHit for DiskHit {
     }
 
     fn get_eviction_weight(&self) -> usize {
-        self.weight
+        let weight = self.entry().map_or(0, |entry| entry.meta.weight());
+        usize::try_from(weight).unwrap_or(usize::MAX)
     }
 
     fn entry_id(&self) -> Option<CacheEntryId> {
-        Some(CacheEntryId::new(self.id.generation))
+        Some(CacheEntryId::new(self.id().generation))
     }
 
     fn as_any(&self) -> &(dyn Any + Send + Sync) {

@@ -1,5 +1,6 @@
 //! What is kept of entries that are in use: bodies in memory, open files.
 
+use std::any::Any;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -22,43 +23,56 @@ pub enum HotBody {
 }
 
 /// An entry that was opened and checked.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct HotEntry {
     /// Which entry.
     pub id: EntryId,
     /// What its metadata file says.
-    pub meta: Arc<EntryMeta>,
+    pub meta: EntryMeta,
     /// The same as Pingora wants it, made when it is first asked for.
-    parsed: Arc<OnceLock<CacheMeta>>,
+    parsed: OnceLock<CacheMeta>,
+    /// See [`DiskHit::attach`](super::DiskHit::attach).
+    attached: OnceLock<Box<dyn Any + Send + Sync>>,
     /// Its body.
     pub body: HotBody,
 }
 
-/// About what parsed metadata takes: the map of the fields and their values, of
-/// which the encoded form is compressed.
+/// About what parsed metadata takes, and what is attached: two maps of the fields
+/// and their values, of which the encoded form is compressed.
 fn parsed_len(encoded_len: u64) -> u64 {
-    1024 + 4 * encoded_len
+    2 * (1024 + 4 * encoded_len)
 }
 
 impl HotEntry {
     /// An entry that was opened.
-    pub fn new(id: EntryId, meta: Arc<EntryMeta>, body: HotBody) -> HotEntry {
-        HotEntry {
+    pub fn new(id: EntryId, meta: EntryMeta, body: HotBody) -> Arc<HotEntry> {
+        Arc::new(HotEntry {
             id,
             meta,
-            parsed: Arc::default(),
+            parsed: OnceLock::new(),
+            attached: OnceLock::new(),
             body,
-        }
+        })
     }
 
     /// Pingora's metadata.
-    pub fn cache_meta(&self) -> Result<CacheMeta> {
+    pub fn cache_meta(&self) -> Result<&CacheMeta> {
         if let Some(parsed) = self.parsed.get() {
-            return Ok(parsed.clone());
+            return Ok(parsed);
         }
         let meta = CacheMeta::deserialize(&self.meta.internal, &self.meta.header)?;
         // Another lookup may have been first.
-        Ok(self.parsed.get_or_init(|| meta).clone())
+        Ok(self.parsed.get_or_init(|| meta))
+    }
+
+    /// What was attached.
+    pub fn attached(&self) -> Option<&(dyn Any + Send + Sync)> {
+        self.attached.get().map(|attached| &**attached)
+    }
+
+    /// Attach something, unless something is.
+    pub fn attach(&self, value: Box<dyn Any + Send + Sync>) {
+        let _ = self.attached.set(value);
     }
 
     /// Bytes of memory that it takes.
@@ -79,16 +93,16 @@ const MAX_META_KEPT: u64 = 64 * 1024;
 #[derive(Clone)]
 struct ByMemory;
 
-impl Weighter<EntryId, HotEntry> for ByMemory {
-    fn weight(&self, _: &EntryId, entry: &HotEntry) -> u64 {
+impl Weighter<EntryId, Arc<HotEntry>> for ByMemory {
+    fn weight(&self, _: &EntryId, entry: &Arc<HotEntry>) -> u64 {
         entry.memory()
     }
 }
 
 /// Two bounded tiers: small bodies in memory, and open files of the others.
 pub struct Hot {
-    memory: Option<Cache<EntryId, HotEntry, ByMemory>>,
-    files: Option<Cache<EntryId, HotEntry>>,
+    memory: Option<Cache<EntryId, Arc<HotEntry>, ByMemory>>,
+    files: Option<Cache<EntryId, Arc<HotEntry>>>,
 }
 
 /// Entries that a tier is laid out for; it grows and shrinks with their size.
@@ -112,20 +126,20 @@ impl Hot {
     }
 
     /// An entry, if it is in use.
-    pub fn get(&self, id: &EntryId) -> Option<HotEntry> {
+    pub fn get(&self, id: &EntryId) -> Option<Arc<HotEntry>> {
         let memory = self.memory.as_ref().and_then(|tier| tier.get(id));
         memory.or_else(|| self.files.as_ref().and_then(|tier| tier.get(id)))
     }
 
     /// Keep an entry, unless it is kept already.
-    pub fn keep(&self, entry: &HotEntry) {
+    pub fn keep(&self, entry: &Arc<HotEntry>) {
         if self.get(&entry.id).is_none() {
             self.replace(entry.clone());
         }
     }
 
     /// Keep an entry, also in place of what is kept of it.
-    pub fn replace(&self, entry: HotEntry) {
+    pub fn replace(&self, entry: Arc<HotEntry>) {
         match (&entry.body, &self.memory, &self.files) {
             (HotBody::Memory(_), Some(memory), _) => memory.insert(entry.id, entry),
             (HotBody::File(_), _, Some(files)) if entry.meta.encoded_len() <= MAX_META_KEPT => {
@@ -168,7 +182,7 @@ mod tests {
     use super::*;
     use pingora_cache::key::CompactCacheKey;
 
-    fn entry(number: u64, body: HotBody) -> HotEntry {
+    fn entry(number: u64, body: HotBody) -> Arc<HotEntry> {
         let mut hash = [0; 16];
         hash[..8].copy_from_slice(&number.to_le_bytes());
         let id = EntryId {
@@ -185,7 +199,7 @@ mod tests {
             internal: vec![0; 20],
             header: vec![0; 100],
         };
-        HotEntry::new(id, Arc::new(meta), body)
+        HotEntry::new(id, meta, body)
     }
 
     fn file() -> HotBody {
@@ -221,17 +235,18 @@ mod tests {
     fn what_is_kept_can_be_replaced_and_forgotten() {
         let hot = Hot::new(1_000_000, 10);
         for body in [HotBody::Memory(Bytes::from_static(b"x")), file()] {
-            let mut entry = entry(1, body);
+            let entry = entry(1, body);
             hot.keep(&entry);
             let header = |hot: &Hot| hot.get(&entry.id).map(|kept| kept.meta.header.len());
             assert_eq!(header(&hot), Some(100));
-            entry.meta = Arc::new(EntryMeta {
+            let meta = EntryMeta {
                 header: vec![0; 7],
-                ..(*entry.meta).clone()
-            });
-            hot.keep(&entry);
+                ..entry.meta.clone()
+            };
+            let newer = HotEntry::new(entry.id, meta, entry.body.clone());
+            hot.keep(&newer);
             assert_eq!(header(&hot), Some(100), "the first stays");
-            hot.replace(entry.clone());
+            hot.replace(newer);
             assert_eq!(header(&hot), Some(7));
             hot.forget(&entry.id);
             assert_eq!(header(&hot), None);

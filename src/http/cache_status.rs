@@ -1,8 +1,10 @@
 //! The `Cache-Status` response field (RFC 9211).
 
-use std::fmt;
+use std::fmt::{self, Write};
 
-use http::StatusCode;
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+use pingora_core::{ErrorType, OrErr, Result};
 
 /// Why a request went to the origin (RFC 9211 §2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,32 @@ pub struct CacheStatus<'a> {
     pub collapsed: bool,
     /// Seconds of freshness left; negative: since when it is stale.
     pub ttl: Option<i64>,
+}
+
+impl<'a> CacheStatus<'a> {
+    /// A hit, of which no more is said.
+    pub fn hit(cache: &'a str) -> CacheStatus<'a> {
+        CacheStatus {
+            cache,
+            forwarded: None,
+            origin_status: None,
+            stored: false,
+            collapsed: false,
+            ttl: None,
+        }
+    }
+
+    /// The field's value.
+    ///
+    /// # Errors
+    /// The cache's name is no token.
+    pub fn to_value(self) -> Result<HeaderValue> {
+        // Longer than most.
+        let mut value = String::with_capacity(64);
+        write!(value, "{self}").or_err(ErrorType::InternalError, "formatting Cache-Status")?;
+        HeaderValue::from_maybe_shared(Bytes::from(value))
+            .or_err(ErrorType::InternalError, "the name of the cache")
+    }
 }
 
 impl fmt::Display for CacheStatus<'_> {

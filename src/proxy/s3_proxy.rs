@@ -11,6 +11,7 @@ use http::{Method, StatusCode};
 use log::warn;
 use pingora_cache::key::HashBinary;
 use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
+use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -156,8 +157,21 @@ impl ProxyHttp for S3ProxyHttp {
                 return Ok(true);
             }
         }
-        self.caching.request_filter(session, &mut ctx.caching).await
+        if self
+            .caching
+            .request_filter(session, &mut ctx.caching)
+            .await?
+        {
+            return Ok(true);
+        }
+        let (origin, object) = routed(ctx)?;
+        self.caching
+            .answer_prepared(session, &ctx.caching, |_| cache_key(origin, object))
+            .await
     }
+
+    // What is stored is sent as it is.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     fn allow_spawning_subrequest(&self, _session: &Session, _ctx: &Self::CTX) -> bool {
         true
