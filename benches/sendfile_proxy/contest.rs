@@ -1,0 +1,243 @@
+//! The variants of a case, with the same objects, in turns.
+
+use std::{fs, time::Duration};
+
+use rustix::{
+    param::clock_ticks_per_second,
+    process::{getrlimit, setrlimit, Resource, Rlimit},
+};
+use test_support::{Bucket, Origin, Pattern, Proxy, Reply};
+
+use crate::{
+    case::{Case, Way},
+    client::{Address, Client, Requests},
+    cores::{pin, Cores},
+    role,
+    table::Turns,
+    unix_server,
+};
+
+/// The most objects of a case: each is a file that is kept open.
+pub const MAX_OBJECTS: u64 = 2048;
+
+/// Of these the proxy keeps at most a quarter of what it may open, so that a usual
+/// limit of 20,000 is enough. Twice the number of objects, as its table of open
+/// files does not fill up evenly.
+const MAX_OPEN_FILES: usize = 2 * MAX_OBJECTS as usize;
+
+/// More than all objects that are kept in memory.
+const MEMORY_MB: u64 = 1000;
+
+/// The variants of a case.
+pub struct Contest {
+    _origin: Origin,
+    servers: Vec<Server>,
+}
+
+/// A variant: a proxy whose cache is full, and its client.
+pub struct Server {
+    way: Way,
+    proxy: Proxy,
+    client: Client,
+    requests: Requests,
+    /// As many responses were no hits: the first of each.
+    objects: u64,
+    /// How many lookups had opened files before anything was measured.
+    opens: u64,
+}
+
+/// As far as everybody may: the proxy inherits it.
+pub fn raise_descriptor_limit() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let all = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    setrlimit(Resource::Nofile, all).expect("raise the limit of open files");
+}
+
+// === impl Contest ===
+
+impl Contest {
+    /// Starts all variants and fills their caches with so many objects.
+    pub fn start(case: &Case, objects: u64, cores: Option<Cores>) -> Self {
+        let len = case.object_len();
+        let origin = Origin::start(move |request| {
+            let object = request.path().rsplit('/').next().unwrap_or_default();
+            match object.parse() {
+                Ok(seed) => Reply::pattern(seed, len).header("ETag", format!("\"{seed}\"")),
+                Err(_) => Reply::status(404),
+            }
+        });
+        let start = |way: &Way| Server::start(*way, case, &origin, objects, cores);
+        Self {
+            servers: case.ways().iter().map(start).collect(),
+            _origin: origin,
+        }
+    }
+
+    pub fn server(&mut self, way: Way) -> &mut Server {
+        let mut servers = self.servers.iter_mut();
+        servers
+            .find(|server| server.way == way)
+            .expect("a server for each way")
+    }
+
+    /// The variants in turns of `count` responses; each round another one begins.
+    pub fn compare(&mut self, count: u64, rounds: usize) -> Vec<(Way, Turns)> {
+        let variants = self.servers.len();
+        let mut turns: Vec<Turns> = (0..variants).map(|_| Turns::default()).collect();
+        for round in 0..rounds {
+            for place in 0..variants {
+                let which = (round + place) % variants;
+                self.servers[which].take_turn(count, &mut turns[which]);
+            }
+        }
+        let ways = self.servers.iter().map(|server| server.way);
+        ways.zip(turns).collect()
+    }
+
+    /// Panics unless the proxies did what was to be measured.
+    pub fn check(&self) {
+        self.servers.iter().for_each(Server::check);
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    fn start(way: Way, case: &Case, origin: &Origin, objects: u64, cores: Option<Cores>) -> Self {
+        let builder = if case.is_over_unix() {
+            role::builder()
+        } else {
+            Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        };
+        let builder = builder
+            .bucket(Bucket::at(origin, "/assets", "bench"))
+            .threads(1)
+            .default_ttl("1h")
+            .max_open_files(MAX_OPEN_FILES)
+            .memory_mb(if way == Way::Memory { MEMORY_MB } else { 0 })
+            .sendfile(way == Way::Sendfile)
+            .sendfile_threshold(0);
+        if let Some(cores) = cores {
+            pin(cores.server);
+        }
+        let proxy = builder.start();
+        if let Some(cores) = cores {
+            pin(cores.client);
+        }
+        let address = if case.is_over_unix() {
+            Address::Unix(unix_server::socket(proxy.config()))
+        } else {
+            Address::Tcp(proxy.addr())
+        };
+
+        let mut client = Client::connect(&address, cores.is_some());
+        let mut whole = whole_objects(objects, case.object_len());
+        client.fetch(&mut whole, objects);
+        // The last entry is complete a little later than its response.
+        proxy.expect_metric("cache_entries", objects);
+        // From now on it is open, or in memory.
+        client.fetch(&mut whole, objects);
+
+        let requests = if case.is_range() {
+            ranges(objects, case.object_len(), case.body_len())
+        } else {
+            whole
+        };
+        // What the client discards is right: one response is looked at.
+        let (head, body) = client.look(&requests);
+        assert!(head.to_ascii_lowercase().contains("x-cache: hit"), "{head}");
+        assert_eq!(body.len() as u64, requests.body_len);
+        Pattern::new(0).check(0, &body);
+
+        Self {
+            opens: proxy.metric("cache_opens_total"),
+            way,
+            proxy,
+            client,
+            requests,
+            objects,
+        }
+    }
+
+    /// As [`Client::fetch`].
+    pub fn fetch(&mut self, count: u64) -> Duration {
+        self.client.fetch(&mut self.requests, count)
+    }
+
+    fn take_turn(&mut self, count: u64, turns: &mut Turns) {
+        let cpu_before = self.cpu_time();
+        let elapsed = self.fetch(count);
+        turns.server_cpu += self.cpu_time() - cpu_before;
+        turns.elapsed += elapsed;
+        let bytes = (count * self.requests.body_len) as f64;
+        turns.bytes_per_second.push(bytes / elapsed.as_secs_f64());
+    }
+
+    fn check(&self) {
+        let proxy = &self.proxy;
+        let hits = self.client.sent() - self.objects;
+        proxy.expect_metric("cache_hits_total", hits);
+        proxy.expect_metric("origin_requests_total", self.objects);
+        let by_sendfile = if self.way == Way::Sendfile { hits } else { 0 };
+        proxy.expect_metric("cache_sendfile_total", by_sendfile);
+        let elsewhere = match self.way {
+            Way::File | Way::Sendfile => "cache_memory_hits_total",
+            Way::Memory => "cache_descriptor_hits_total",
+        };
+        proxy.expect_metric(elsewhere, 0);
+        let opens = proxy.metric("cache_opens_total");
+        assert_eq!(
+            opens,
+            self.opens,
+            "files were opened meanwhile: raise the limit of open files to {}",
+            4 * MAX_OPEN_FILES
+        );
+    }
+
+    /// User and system time of all threads so far (proc_pid_stat(5), fields 14
+    /// and 15).
+    fn cpu_time(&self) -> Duration {
+        let path = format!("/proc/{}/stat", self.proxy.pid());
+        let stat = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        // Field 2, the name, may contain anything but ends with the last bracket.
+        let (_, after_name) = stat.rsplit_once(')').expect("a name in brackets");
+        let ticks: u64 = after_name
+            .split_ascii_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|field| field.parse::<u64>().expect("a number of ticks"))
+            .sum();
+        Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
+    }
+}
+
+fn request(object: u64, fields: &str) -> String {
+    format!("GET /assets/{object} HTTP/1.1\r\nHost: bench\r\n{fields}\r\n")
+}
+
+fn whole_objects(objects: u64, len: u64) -> Requests {
+    Requests {
+        texts: (0..objects).map(|object| request(object, "")).collect(),
+        next: 0,
+        status: "200",
+        body_len: len,
+    }
+}
+
+/// All first ranges, then all second ones, and so on.
+fn ranges(objects: u64, object_len: u64, len: u64) -> Requests {
+    let texts = (0..object_len / len).flat_map(|range| {
+        let first = range * len;
+        let field = format!("Range: bytes={first}-{}\r\n", first + len - 1);
+        (0..objects).map(move |object| request(object, &field))
+    });
+    Requests {
+        texts: texts.collect(),
+        next: 0,
+        status: "206",
+        body_len: len,
+    }
+}

@@ -1,0 +1,77 @@
+//! What the interleaved rounds have shown.
+
+use std::time::Duration;
+
+use crate::case::{Case, Way, MIB};
+
+const GIB: f64 = (1024 * MIB) as f64;
+
+/// What a variant did in all of its turns.
+#[derive(Default)]
+pub struct Turns {
+    pub bytes_per_second: Vec<f64>,
+    pub elapsed: Duration,
+    pub server_cpu: Duration,
+}
+
+/// All variants of a case.
+pub struct Compared {
+    pub case: Case,
+    pub of: Vec<(Way, Turns)>,
+}
+
+/// Each way to copy against sendfile.
+pub fn print(table: &[Compared], rounds: usize) {
+    println!("\nmedians of {rounds} interleaved rounds; ratio: of each round, its lowest and highest in brackets");
+    println!("| responses | copied from | copied, GiB/s | sendfile, GiB/s | sendfile/copied | proxy busy, copied | proxy busy, sendfile |");
+    println!("|---|---|---|---|---|---|---|");
+    for Compared { case, of } in table {
+        let Some((_, on)) = of.iter().find(|(way, _)| *way == Way::Sendfile) else {
+            continue;
+        };
+        for (way, off) in of {
+            let from = match way {
+                Way::File => "file",
+                Way::Memory => "memory",
+                Way::Sendfile => continue,
+            };
+            let turns = off.bytes_per_second.iter().zip(&on.bytes_per_second);
+            let mut ratios: Vec<f64> = turns.map(|(off, on)| on / off).collect();
+            let ratio = median(&mut ratios);
+            println!(
+                "| {} | {from} | {:.3} | {:.3} | {ratio:.2} [{:.2}, {:.2}] | {:.0} % | {:.0} % |",
+                case.name(),
+                off.median() / GIB,
+                on.median() / GIB,
+                ratios[0],
+                ratios[ratios.len() - 1],
+                off.busy() * 100.0,
+                on.busy() * 100.0,
+            );
+        }
+    }
+}
+
+/// Sorts what it is given.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 {
+        values[middle]
+    } else {
+        (values[middle - 1] + values[middle]) / 2.0
+    }
+}
+
+// === impl Turns ===
+
+impl Turns {
+    fn median(&self) -> f64 {
+        median(&mut self.bytes_per_second.clone())
+    }
+
+    /// The part of its core's time that the proxy used.
+    fn busy(&self) -> f64 {
+        self.server_cpu.as_secs_f64() / self.elapsed.as_secs_f64()
+    }
+}
