@@ -16,12 +16,14 @@
 //! - The process has other threads, which allocate when they like: the table has
 //!   the round with the fewest allocations.
 //!
-//! With sendfile, two things make larger objects take more, and nothing else may:
-//! - A body is handed out as a range of its file for each 2 MiB. Pingora's
-//!   `HandleHit` is an async trait, so that to ask for one takes a boxed future.
-//! - Where the client's socket is full, the write timeout starts, which takes a
-//!   timer. The client reads as fast as it can, and the round with the fewest
-//!   allocations is one with few waits, or none.
+//! With sendfile, one thing makes larger objects take more, and nothing else may:
+//! where the client's socket is full, the write timeout starts, which takes a
+//! timer. The client reads as fast as it can, and the round with the fewest
+//! allocations is one with few waits, or none.
+//!
+//! These are plain hits, whose header is prepared. One that goes through Pingora's
+//! cache phases takes a boxed future more for each 2 MiB as well: `HandleHit`, which
+//! hands the body out in such ranges, is an async trait.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
