@@ -27,6 +27,10 @@
 #![cfg_attr(target_os = "linux", forbid(unsafe_code))]
 
 #[cfg(target_os = "linux")]
+#[path = "common/measure.rs"]
+mod measure;
+
+#[cfg(target_os = "linux")]
 mod linux {
     use std::{
         env,
@@ -56,10 +60,11 @@ mod linux {
         fs::{fadvise, sendfile, syncfs, Advice},
         io::{preadv2, Errno, ReadWriteFlags},
         net::{recv, RecvFlags},
-        param::clock_ticks_per_second,
     };
     use tempfile::TempDir;
     use tokio::{io::Interest, net::TcpStream as Socket, runtime::Runtime};
+
+    use super::measure::{cpu_time, median};
 
     const KIB: u64 = 1024;
     const MIB: u64 = 1024 * KIB;
@@ -306,17 +311,6 @@ mod linux {
         (sum / values.len() as f64).exp()
     }
 
-    /// Sorts what it is given.
-    fn median(values: &mut [f64]) -> f64 {
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            (values[middle - 1] + values[middle]) / 2.0
-        }
-    }
-
     fn parallel(len: u64) -> u64 {
         (PARALLEL_BYTES / len).clamp(1, PARALLEL)
     }
@@ -348,21 +342,6 @@ mod linux {
         let mut byte = [0];
         let mut slices = [IoSliceMut::new(&mut byte)];
         preadv2(&file, &mut slices, 0, ReadWriteFlags::NOWAIT).is_ok()
-    }
-
-    /// User and system time of all threads so far (proc_pid_stat(5), fields 14
-    /// and 15).
-    fn cpu_time() -> Duration {
-        let stat = fs::read_to_string("/proc/self/stat").expect("read /proc/self/stat");
-        // Field 2, the name, may contain anything but ends with the last bracket.
-        let (_, after_name) = stat.rsplit_once(')').expect("a name in brackets");
-        let ticks: u64 = after_name
-            .split_ascii_whitespace()
-            .skip(11)
-            .take(2)
-            .map(|field| field.parse::<u64>().expect("a number of ticks"))
-            .sum();
-        Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
     }
 
     // === impl Effort ===
@@ -575,10 +554,10 @@ mod linux {
                 for (line, variant) in &order {
                     let line = &mut lines[*line];
                     let count = line.kind.turn(self.len);
-                    let cpu_before = cpu_time();
+                    let cpu_before = cpu_time(std::process::id());
                     let elapsed = self.measure(*variant, line.kind, count);
                     let (_, turns) = &mut line.of_backends[*variant];
-                    turns.cpu += cpu_time() - cpu_before;
+                    turns.cpu += cpu_time(std::process::id()) - cpu_before;
                     turns.bytes += count * self.len;
                     let bytes = (count * self.len) as f64;
                     turns.bytes_per_second.push(bytes / elapsed.as_secs_f64());

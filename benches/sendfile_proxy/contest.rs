@@ -1,13 +1,11 @@
 //! The variants of a case, with the same objects, in turns.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
-use rustix::{
-    param::clock_ticks_per_second,
-    process::{getrlimit, setrlimit, Resource, Rlimit},
-};
+use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use test_support::{Bucket, Origin, Pattern, Proxy, Reply};
 
+use crate::measure::cpu_time;
 use crate::{
     case::{Case, Way},
     client::{Address, Client, Requests},
@@ -168,9 +166,9 @@ impl Server {
     }
 
     fn take_turn(&mut self, count: u64, turns: &mut Turns) {
-        let cpu_before = self.cpu_time();
+        let cpu_before = cpu_time(self.proxy.pid());
         let elapsed = self.fetch(count);
-        turns.server_cpu += self.cpu_time() - cpu_before;
+        turns.server_cpu += cpu_time(self.proxy.pid()) - cpu_before;
         turns.elapsed += elapsed;
         let bytes = (count * self.requests.body_len) as f64;
         turns.bytes_per_second.push(bytes / elapsed.as_secs_f64());
@@ -195,22 +193,6 @@ impl Server {
             "files were opened meanwhile: raise the limit of open files to {}",
             4 * MAX_OPEN_FILES
         );
-    }
-
-    /// User and system time of all threads so far (proc_pid_stat(5), fields 14
-    /// and 15).
-    fn cpu_time(&self) -> Duration {
-        let path = format!("/proc/{}/stat", self.proxy.pid());
-        let stat = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-        // Field 2, the name, may contain anything but ends with the last bracket.
-        let (_, after_name) = stat.rsplit_once(')').expect("a name in brackets");
-        let ticks: u64 = after_name
-            .split_ascii_whitespace()
-            .skip(11)
-            .take(2)
-            .map(|field| field.parse::<u64>().expect("a number of ticks"))
-            .sum();
-        Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
     }
 }
 

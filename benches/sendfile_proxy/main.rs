@@ -45,6 +45,8 @@ mod client;
 mod contest;
 #[path = "../common/cores.rs"]
 mod cores;
+#[path = "../common/measure.rs"]
+mod measure;
 #[path = "../common/role.rs"]
 mod role;
 mod table;

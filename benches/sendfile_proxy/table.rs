@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::case::{Case, Way, MIB};
+use crate::measure::median;
 
 const GIB: f64 = (1024 * MIB) as f64;
 
@@ -49,17 +50,6 @@ pub fn print(table: &[Compared], rounds: usize) {
                 on.busy() * 100.0,
             );
         }
-    }
-}
-
-/// Sorts what it is given.
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 {
-        values[middle]
-    } else {
-        (values[middle - 1] + values[middle]) / 2.0
     }
 }
 

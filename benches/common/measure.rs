@@ -1,0 +1,32 @@
+//! What two benches measure by.
+
+use std::{fs, time::Duration};
+
+use rustix::param::clock_ticks_per_second;
+
+/// User and system time of all threads of a process so far (proc_pid_stat(5),
+/// fields 14 and 15).
+pub fn cpu_time(pid: u32) -> Duration {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    // Field 2, the name, may contain anything but ends with the last bracket.
+    let (_, after_name) = stat.rsplit_once(')').expect("a name in brackets");
+    let ticks: u64 = after_name
+        .split_ascii_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<u64>().expect("a number of ticks"))
+        .sum();
+    Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
+}
+
+/// Sorts what it is given.
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 {
+        values[middle]
+    } else {
+        (values[middle - 1] + values[middle]) / 2.0
+    }
+}
