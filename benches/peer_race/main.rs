@@ -6,6 +6,8 @@
 //! - `-- --quick`: a smoke run of about a minute; its figures mean little
 //! - `-- --sizes 4KiB,1MiB`, `--connections 1,16`, `--peers KEY,KEY`, `--rounds N`,
 //!   `--turn MILLISECONDS`, `--no-cpu`: parts of it
+//! - `--build PATH`, repeatedly: other builds of `s3-proxy` take part, to see what a
+//!   change has brought
 //!
 //! `-- memory` measures resident memory a connection instead.
 //!

@@ -21,7 +21,7 @@ use test_support::{SelfSigned, PATIENCE};
 use crate::{
     machine,
     objects::{self, KIB, MIB},
-    peers::run_proxy,
+    peers::{run_proxy, PROXY},
     process::{Server, WorkDir},
     report, roles,
 };
@@ -102,7 +102,8 @@ impl Case {
         let made = SelfSigned::write_to(dir);
         let disk = format!("sendfile:\n      enabled: {}", self.sendfile);
         let tls = Some((made.certificate.as_path(), made.key.as_path()));
-        let (proxy, http, https) = run_proxy("s3-proxy", None, dir, origin, &disk, tls);
+        let (proxy, http, https) =
+            run_proxy("s3-proxy", Path::new(PROXY), None, dir, origin, &disk, tls);
         let config = client_config(&made);
         let (addr, tls) = match self.tls {
             true => (https.expect("the proxy serves HTTPS"), Some(&config)),

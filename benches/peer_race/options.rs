@@ -1,10 +1,10 @@
 //! What the command line asks for.
 
-use std::{fmt::Display, process, str::FromStr, time::Duration};
+use std::{fmt::Display, path::PathBuf, process, str::FromStr, time::Duration};
 
 use crate::{
     objects::{Objects, FULL, QUICK},
-    peers::PeerKind,
+    peers::{PeerKind, BUILDS},
 };
 
 pub struct Options {
@@ -14,6 +14,8 @@ pub struct Options {
     pub objects: Vec<Objects>,
     pub connections: Vec<usize>,
     pub peers: Vec<PeerKind>,
+    /// Other builds of the proxy that take part.
+    pub builds: Vec<PathBuf>,
     pub rounds: usize,
     pub turn: Duration,
     /// How long a peer is measured at a fixed rate in each round; None: not.
@@ -32,6 +34,7 @@ impl Options {
             objects: if quick { QUICK } else { FULL }.to_vec(),
             connections: vec![1, 16, if quick { 64 } else { 256 }],
             peers: PeerKind::ALL.to_vec(),
+            builds: Vec::new(),
             rounds: if quick { 3 } else { 7 },
             turn: Duration::from_millis(if quick { 40 } else { 500 }),
             paced_turn: Some(Duration::from_millis(if quick { 200 } else { 1500 })),
@@ -60,10 +63,16 @@ impl Options {
                     let keys = value();
                     options.peers = choose(&keys, &options.peers, |peer| peer.key());
                 }
+                "--build" if options.builds.len() == BUILDS.len() => {
+                    fail(format!("at most {} other builds", BUILDS.len()))
+                }
+                "--build" => options.builds.push(value().into()),
                 other => fail(format!("{other:?} is no option of this benchmark")),
             }
             options.partial = true;
         }
+        let builds = (0..options.builds.len()).map(PeerKind::Build);
+        options.peers.splice(0..0, builds);
         options
     }
 }

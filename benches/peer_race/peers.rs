@@ -1,6 +1,11 @@
 //! Who takes part.
 
-use std::{fs, net::SocketAddr, path::Path, rc::Rc};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
 use crate::{
     apps, nginx,
@@ -9,9 +14,14 @@ use crate::{
     roles,
 };
 
+/// The proxy that was built with this benchmark.
+pub const PROXY: &str = env!("CARGO_BIN_EXE_s3-proxy");
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerKind {
     ProxySendfile,
+    /// Another build of it, of those that `--build` names.
+    Build(usize),
     ProxyCopy,
     OldFlow,
     PingoraMemory,
@@ -35,7 +45,14 @@ pub struct Stage<'a> {
     /// Where the objects are, as files.
     pub files: &'a Path,
     pub origin: SocketAddr,
+    /// Other builds of the proxy.
+    pub builds: &'a [PathBuf],
 }
+
+/// Of the other builds, in their order.
+pub const BUILDS: [&str; 6] = [
+    "build-1", "build-2", "build-3", "build-4", "build-5", "build-6",
+];
 
 // === impl PeerKind ===
 
@@ -56,6 +73,7 @@ impl PeerKind {
     pub fn key(self) -> &'static str {
         match self {
             Self::ProxySendfile => "proxy-sendfile",
+            Self::Build(number) => BUILDS[number],
             Self::ProxyCopy => "proxy-copy",
             Self::OldFlow => "old-flow",
             Self::PingoraMemory => "pingora-memory",
@@ -106,8 +124,9 @@ pub fn start(kinds: &[PeerKind], stage: &Stage) -> Vec<Peer> {
     for &kind in kinds {
         let name = kind.key();
         let (server, addr) = match kind {
-            PeerKind::ProxySendfile => start_proxy(name, stage, true),
-            PeerKind::ProxyCopy => start_proxy(name, stage, false),
+            PeerKind::ProxySendfile => start_proxy(name, stage, Path::new(PROXY), true),
+            PeerKind::Build(number) => start_proxy(name, stage, &stage.builds[number], true),
+            PeerKind::ProxyCopy => start_proxy(name, stage, Path::new(PROXY), false),
             PeerKind::OldFlow => start_app(name, stage, &[roles::APP, apps::WHOLE]),
             PeerKind::PingoraMemory => start_app(name, stage, &[roles::APP, apps::MEMORY]),
             PeerKind::PingoraChunks => start_app(name, stage, &[roles::APP, apps::CHUNKS]),
@@ -148,19 +167,20 @@ fn start_app(name: &str, stage: &Stage, role: &[&str]) -> (Server, SocketAddr) {
     (server, addr)
 }
 
-fn start_proxy(name: &str, stage: &Stage, sendfile: bool) -> (Server, SocketAddr) {
+fn start_proxy(name: &str, stage: &Stage, program: &Path, sendfile: bool) -> (Server, SocketAddr) {
     let dir = stage.dir.join(name);
     let files = open_files();
     let disk = format!("max_open_files: {files}\n    sendfile:\n      enabled: {sendfile}");
-    let (server, http, _) = run_proxy(name, stage.core, &dir, stage.origin, &disk, None);
+    let (server, http, _) = run_proxy(name, program, stage.core, &dir, stage.origin, &disk, None);
     (server, http)
 }
 
-/// The built `s3-proxy` with its files in `dir`; `disk` is the rest of the
+/// An `s3-proxy` with its files in `dir`; `disk` is the rest of the
 /// section `cache.disk`, `tls` a certificate and its key. Returns where it
 /// serves HTTP and HTTPS.
 pub fn run_proxy(
     name: &str,
+    program: &Path,
     core: Option<usize>,
     dir: &Path,
     origin: SocketAddr,
@@ -196,7 +216,6 @@ cache:
     let config = dir.join("config.yaml");
     fs::write(&config, yaml).expect("write the proxy's configuration");
     let config = config.to_str().expect("a path in UTF-8");
-    let program = Path::new(env!("CARGO_BIN_EXE_s3-proxy"));
     let mut server = Server::start(name, core, program, &["run", "--config", config]);
     let (mut http, mut https) = (None, None);
     server.read_until(|line| {

@@ -91,6 +91,7 @@ pub fn run(options: &Options) {
         dir: work.path(),
         files: &files,
         origin: origin.read_until(|line| line.parse().ok()),
+        builds: &options.builds,
     };
     let peers = peers::start(&options.peers, &stage);
     if peers.is_empty() {
