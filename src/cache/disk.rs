@@ -728,7 +728,7 @@ impl DiskCache {
             return false;
         }
         self.index.set_weight(&id, weight);
-        if let Some(kept) = self.hot.get(&id) {
+        if let Some(kept) = self.hot.get(&id, false) {
             self.hot.replace(HotEntry::new(id, meta, kept.body.clone()));
             // Evicted meanwhile: then nobody else forgets it.
             if !self.index.contains(&id) {
@@ -742,7 +742,7 @@ impl DiskCache {
     /// good as none.
     async fn open_entry(&'static self, indexed: Indexed) -> Option<Arc<HotEntry>> {
         let id = indexed.id;
-        if let Some(entry) = self.hot.get(&id) {
+        if let Some(entry) = self.in_use(&indexed) {
             return self.is_sound(&entry).then_some(entry);
         }
         self.stats.opens.inc();
@@ -788,6 +788,12 @@ impl DiskCache {
                 None
             }
         }
+    }
+
+    fn in_use(&self, entry: &Indexed) -> Option<Arc<HotEntry>> {
+        // Metadata is seldom that long.
+        let large = entry.weight > 2 * self.prefetch();
+        self.hot.get(&entry.id, large)
     }
 
     /// Whether a kept entry can be served; counts that it is. One whose file was
@@ -874,7 +880,7 @@ impl DiskCache {
             return None;
         }
         let indexed = self.current(key, &primary)?;
-        let entry = self.hot.get(&indexed.id)?;
+        let entry = self.in_use(&indexed)?;
         let attached = entry.attached()?.downcast_ref()?;
         let usable = is_of_use(attached, entry.cache_meta().ok()?)
             && is_of(&entry, key, &primary)

@@ -125,15 +125,21 @@ impl Hot {
         self.memory.is_some()
     }
 
-    /// An entry, if it is in use.
-    pub fn get(&self, id: &EntryId) -> Option<Arc<HotEntry>> {
-        let memory = self.memory.as_ref().and_then(|tier| tier.get(id));
-        memory.or_else(|| self.files.as_ref().and_then(|tier| tier.get(id)))
+    /// An entry, if it is in use. `large`: its body is rather a file than in memory,
+    /// so it is looked for there first.
+    pub fn get(&self, id: &EntryId, large: bool) -> Option<Arc<HotEntry>> {
+        let memory = || self.memory.as_ref().and_then(|tier| tier.get(id));
+        let files = || self.files.as_ref().and_then(|tier| tier.get(id));
+        if large {
+            files().or_else(memory)
+        } else {
+            memory().or_else(files)
+        }
     }
 
     /// Keep an entry, unless it is kept already.
     pub fn keep(&self, entry: &Arc<HotEntry>) {
-        if self.get(&entry.id).is_none() {
+        if self.get(&entry.id, false).is_none() {
             self.replace(entry.clone());
         }
     }
@@ -228,7 +234,10 @@ mod tests {
         hot.close_files();
         assert_eq!(hot.open_files(), 0);
         hot.keep(&entry(1, HotBody::Memory(Bytes::new())));
-        assert!(hot.get(&entry(1, file()).id).is_none(), "no memory tier");
+        assert!(
+            hot.get(&entry(1, file()).id, false).is_none(),
+            "no memory tier"
+        );
     }
 
     #[test]
@@ -237,7 +246,7 @@ mod tests {
         for body in [HotBody::Memory(Bytes::from_static(b"x")), file()] {
             let entry = entry(1, body);
             hot.keep(&entry);
-            let header = |hot: &Hot| hot.get(&entry.id).map(|kept| kept.meta.header.len());
+            let header = |hot: &Hot| hot.get(&entry.id, false).map(|kept| kept.meta.header.len());
             assert_eq!(header(&hot), Some(100));
             let meta = EntryMeta {
                 header: vec![0; 7],

@@ -76,32 +76,41 @@ impl<'a> CacheStatus<'a> {
     pub fn to_value(self) -> Result<HeaderValue> {
         // Longer than most.
         let mut value = String::with_capacity(64);
-        write!(value, "{self}").or_err(ErrorType::InternalError, "formatting Cache-Status")?;
+        self.push_to(&mut value);
         HeaderValue::from_maybe_shared(Bytes::from(value))
             .or_err(ErrorType::InternalError, "the name of the cache")
     }
 }
 
-impl fmt::Display for CacheStatus<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.cache)?;
+impl CacheStatus<'_> {
+    fn push_to(&self, value: &mut String) {
+        value.push_str(self.cache);
         match self.forwarded {
-            None => f.write_str("; hit")?,
-            Some(forwarded) => write!(f, "; fwd={}", forwarded.as_str())?,
+            None => value.push_str("; hit"),
+            Some(forwarded) => value.extend(["; fwd=", forwarded.as_str()]),
         }
+        // Writing to a String cannot fail.
         if let Some(status) = self.origin_status {
-            write!(f, "; fwd-status={}", status.as_u16())?;
+            let _ = write!(value, "; fwd-status={}", status.as_u16());
         }
         if let Some(ttl) = self.ttl {
-            write!(f, "; ttl={ttl}")?;
+            value.push_str("; ttl=");
+            let _ = write!(value, "{ttl}");
         }
         if self.stored {
-            f.write_str("; stored")?;
+            value.push_str("; stored");
         }
         if self.collapsed {
-            f.write_str("; collapsed")?;
+            value.push_str("; collapsed");
         }
-        Ok(())
+    }
+}
+
+impl fmt::Display for CacheStatus<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut value = String::new();
+        self.push_to(&mut value);
+        f.write_str(&value)
     }
 }
 

@@ -20,10 +20,16 @@ const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-aut
 /// two hops disagree about it. Any other field that is named is listed, Cache-Control
 /// and Vary too, so decide on storing before removing.
 pub fn connection_fields(headers: &HeaderMap) -> Vec<HeaderName> {
-    let mut names: Vec<HeaderName> = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, UPGRADE]
-        .into_iter()
-        .filter(|name| headers.contains_key(name))
+    let always = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, UPGRADE];
+    // One pass over the few fields of most messages hashes none of their names.
+    let mut names: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| always.contains(name))
+        .cloned()
         .collect();
+    if names.is_empty() {
+        return names;
+    }
     for option in list(headers, &CONNECTION) {
         let Ok(name) = HeaderName::from_bytes(option) else {
             continue;

@@ -139,11 +139,14 @@ pub(super) fn cache_key(origin: &Origin, key: &ObjectKey) -> CacheKey {
 
 /// The host tells buckets of the same name at different endpoints apart.
 fn primary_key(origin: &Origin, encoded_key: &str) -> String {
-    format!(
-        "{}\n{}/{encoded_key}",
+    let parts = [
         origin.host_header(),
-        origin.base_path()
-    )
+        "\n",
+        origin.base_path(),
+        "/",
+        encoded_key,
+    ];
+    parts.concat()
 }
 
 #[cfg(test)]

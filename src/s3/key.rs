@@ -52,11 +52,14 @@ impl ObjectKey {
         if key.len() > MAX_KEY_BYTES {
             return Err(KeyError::TooLong);
         }
-        if key.chars().any(char::is_control) {
+        // Most keys are plain ASCII, and are not gone through character by character.
+        let is_printable = |byte: &u8| (b' '..=b'~').contains(byte);
+        if !key.as_bytes().iter().all(is_printable) && key.chars().any(char::is_control) {
             return Err(KeyError::ControlCharacter);
         }
         // Judged after decoding, so that neither `%2e%2e` nor `%2F` hides one.
-        if key.split('/').any(|segment| matches!(segment, "." | "..")) {
+        let begins_with_dot = key.starts_with('.') || key.as_bytes().windows(2).any(|w| w == b"/.");
+        if begins_with_dot && key.split('/').any(|segment| matches!(segment, "." | "..")) {
             return Err(KeyError::DotSegment);
         }
         Ok(ObjectKey(key))
@@ -74,16 +77,16 @@ impl ObjectKey {
     /// request of the signature agree. Source: "Signature Calculations for the
     /// Authorization Header", Amazon S3 API Reference, `UriEncode()`.
     pub fn encoded(&self) -> String {
+        if self.0.bytes().all(stands_for_itself) {
+            return self.0.clone();
+        }
         let mut encoded = String::with_capacity(self.0.len());
         for byte in self.0.bytes() {
-            match byte {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
-                    encoded.push(char::from(byte));
-                }
-                _ => {
-                    // Writing to a String cannot fail.
-                    let _ = write!(encoded, "%{byte:02X}");
-                }
+            if stands_for_itself(byte) {
+                encoded.push(char::from(byte));
+            } else {
+                // Writing to a String cannot fail.
+                let _ = write!(encoded, "%{byte:02X}");
             }
         }
         encoded
@@ -96,7 +99,14 @@ impl fmt::Display for ObjectKey {
     }
 }
 
+fn stands_for_itself(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~' | b'/')
+}
+
 fn percent_decode(text: &str) -> Result<Vec<u8>, KeyError> {
+    if !text.as_bytes().contains(&b'%') {
+        return Ok(text.into());
+    }
     let digit = |byte: Option<u8>| {
         byte.and_then(|b| char::from(b).to_digit(16))
             .and_then(|d| u8::try_from(d).ok())
