@@ -13,6 +13,8 @@ use async_trait::async_trait;
 use clap::Parser;
 use pingora_cache::key::HashBinary;
 use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
+use pingora_core::modules::http::compression::ResponseCompressionBuilder;
+use pingora_core::modules::http::HttpModules;
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::upstreams::peer::HttpPeer;
@@ -46,11 +48,15 @@ struct Options {
     /// How large the cache may become, in gigabytes of 10^9 bytes
     #[arg(long, default_value_t = 10)]
     max_size_gb: u64,
+    /// How hard responses are compressed for clients that accept it; 0: not at all
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=9))]
+    compression: u32,
 }
 
 struct HttpCacheProxy {
     origin: SocketAddr,
     caching: HttpCaching,
+    compression: u32,
 }
 
 /// Each callback hands over to [`HttpCaching`]; a proxy of your own does what else
@@ -61,6 +67,13 @@ impl ProxyHttp for HttpCacheProxy {
 
     fn new_ctx(&self) -> CachingCtx {
         CachingCtx::default()
+    }
+
+    // None that does nothing: what no module needs to see is sent as it is.
+    fn init_downstream_modules(&self, modules: &mut HttpModules) {
+        if self.compression > 0 {
+            modules.add_module(ResponseCompressionBuilder::enable(self.compression));
+        }
     }
 
     async fn upstream_peer(&self, _: &mut Session, _: &mut CachingCtx) -> Result<Box<HttpPeer>> {
@@ -205,8 +218,8 @@ impl ProxyHttp for HttpCacheProxy {
         self.caching.fail_to_proxy(session, error, ctx).await
     }
 
-    fn suppress_error_log(&self, _: &Session, _: &CachingCtx, error: &Error) -> bool {
-        self.caching.suppress_error_log(error)
+    fn suppress_error_log(&self, _: &Session, ctx: &CachingCtx, error: &Error) -> bool {
+        self.caching.suppress_error_log(ctx, error)
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut CachingCtx) {
@@ -235,6 +248,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let proxy = HttpCacheProxy {
         origin: options.origin,
         caching: HttpCaching::new(Some(cache), caching),
+        compression: options.compression,
     };
 
     let conf = ServerConf {

@@ -233,6 +233,28 @@ fn a_body_no_larger_than_the_threshold_is_copied() {
 }
 
 #[test]
+fn clients_that_leave_a_hit_write_no_error_to_the_log() {
+    let origin = Origin::start(|_| Reply::pattern(1, 50 << 20));
+    let proxy = proxy(&origin).start();
+    assert!(proxy.get("/assets/x").complete);
+    proxy.expect_metric("cache_entries", 1);
+    assert!(proxy.get("/assets/x").complete);
+    for gone in 1..=3 {
+        let mut client = TcpStream::connect(proxy.addr()).expect("connect");
+        client
+            .write_all(b"GET /assets/x HTTP/1.1\r\nHost: x\r\n\r\n")
+            .expect("ask");
+        client.read_exact(&mut [0; 1000]).expect("read the start");
+        drop(client);
+        proxy.expect_metric_where("response_errors_total", &[("source", "downstream")], gone);
+    }
+    assert!(!proxy.stderr().contains("ERROR"), "{}", proxy.stderr());
+    proxy.expect_metric("cache_hits_total", 4);
+    assert!(proxy.get("/assets/x").complete, "the entry is still there");
+    assert_eq!(origin.requests().len(), 1);
+}
+
+#[test]
 fn later_hits_are_answered_like_the_first() {
     let origin = Origin::start(|request| {
         let len = if request.path() == "/bucket/small" {

@@ -1,8 +1,9 @@
 //! What the example passes on between client and origin, in both directions
 //! (RFC 9110 sections 7.6, 9, 15; RFC 9112).
 
-use std::{thread, time::Duration};
+use std::{io::Read, thread, time::Duration};
 
+use flate2::read::GzDecoder;
 use test_support::{
     scripted::{Answer, Page, Rules, Seen, Site},
     Gate,
@@ -613,4 +614,29 @@ fn lengths_of_heads_are_passed_on() {
     let got = page.head();
     assert_eq!(got.header("content-length"), Some("12345"), "RFC 9110 8.6");
     assert!(got.body.is_empty());
+}
+
+#[test]
+fn hits_are_compressed_to_their_end() {
+    let site = Site::start(&["--compression", "6"]);
+    for lines in [100, 50_000] {
+        let text = "the same line again\n".repeat(lines);
+        let answer = Answer::fresh().field("Content-Type", "text/plain");
+        let page = site.page_with(answer.body(text.clone()));
+        // A miss, the first hit, and those after it, which take a shorter way.
+        for turn in 0..4 {
+            let got = page.get_with(&[("Accept-Encoding", "gzip")]);
+            assert!(got.complete, "turn {turn}");
+            assert_eq!(got.header("content-encoding"), Some("gzip"), "turn {turn}");
+            let mut plain = String::new();
+            GzDecoder::new(&got.body[..])
+                .read_to_string(&mut plain)
+                .expect("decompress");
+            assert!(plain == text, "turn {turn}: {} bytes", plain.len());
+            let got = page.get();
+            assert_eq!(got.header("content-encoding"), None, "turn {turn}");
+            assert!(got.body == text.as_bytes(), "turn {turn}");
+        }
+        assert_eq!(page.count(), 1);
+    }
 }

@@ -121,6 +121,12 @@ impl DiskHit {
         }
     }
 
+    /// Remove this entry: it can not be sent. Not what has taken its place since.
+    pub fn drop_entry(&self, why: &str) {
+        self.cache
+            .drop_damaged(self.id(), &super::format::invalid(why));
+    }
+
     /// Have the body read into memory: for a client that no file can be sent to.
     pub(crate) fn copy_body(&mut self) {
         self.sendfile = false;

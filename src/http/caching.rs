@@ -150,6 +150,8 @@ pub struct CachingCtx {
     must_revalidate: bool,
     /// Whether nothing in the request makes a difference to what a hit is answered.
     plain: bool,
+    /// By [`HttpCaching::answer_prepared`].
+    answered_prepared: bool,
 }
 
 /// What a request asks a cache for.
@@ -296,7 +298,7 @@ impl HttpCaching {
     pub async fn answer_prepared(
         &self,
         session: &mut Session,
-        ctx: &CachingCtx,
+        ctx: &mut CachingCtx,
         key: impl FnOnce(&Session) -> CacheKey,
     ) -> Result<bool> {
         let (Some(store), Some(now)) = (self.store.filter(|_| ctx.plain), ctx.arrived) else {
@@ -317,6 +319,7 @@ impl HttpCaching {
         let (Some(prepared), Some(meta)) = (hit.attached::<PreparedHeader>(), hit.meta()) else {
             return Ok(false);
         };
+        let prepared = prepared.clone();
         let status = CacheStatus {
             ttl: Some(ttl(meta, now)),
             ..CacheStatus::hit(self.options.name)
@@ -325,16 +328,21 @@ impl HttpCaching {
             ("Age", HeaderValue::from(meta.age().as_secs())),
             ("Cache-Status", status.to_value()?),
         ];
+        // Before the header: what can not be read is fetched.
+        let Ok(first) = hit.next_part().await else {
+            return Ok(false);
+        };
+        ctx.answered_prepared = true;
         session
-            .write_prepared_header(prepared, &fields)
+            .write_prepared_header(&prepared, &fields, false)
             .await
             .map_err(Error::into_down)?;
-        let sent = send_body(session, &mut hit).await;
+        let sent = send_body(session, &mut hit, first).await;
         if let Err(e) = &sent {
             // A short body must not look complete.
             session.as_downstream_mut().abort_response();
             if *e.etype() == ErrorType::FileReadError {
-                store.cache.drop_entry(&key, &e.to_string());
+                hit.drop_entry(&e.to_string());
             }
         }
         sent.map(|()| true)
@@ -355,7 +363,7 @@ impl HttpCaching {
         if body_len.is_none() || body_len != ctx.stored_len {
             return Ok(());
         }
-        let Some(prepared) = PreparedHeader::new(response)? else {
+        let Some(prepared) = PreparedHeader::new(response) else {
             return Ok(());
         };
         if let Some(hit) = session
@@ -1075,15 +1083,22 @@ impl HttpCaching {
         }
     }
 
-    /// For `suppress_error_log`: errors that are none.
-    pub fn suppress_error_log(&self, error: &Error) -> bool {
+    /// For `suppress_error_log`: errors that are none. That the client of a hit went
+    /// away is not one, as Pingora has it of the hits that it serves.
+    pub fn suppress_error_log(&self, ctx: &CachingCtx, error: &Error) -> bool {
         *error.etype() == NOT_FILLED
+            || (ctx.answered_prepared && *error.esource() == ErrorSource::Downstream)
     }
 }
 
 /// Send what a hit has to a client that has got its header.
-async fn send_body(session: &mut Session, hit: &mut DiskHit) -> Result<()> {
-    while let Some(part) = hit.next_part().await? {
+async fn send_body(
+    session: &mut Session,
+    hit: &mut DiskHit,
+    first: Option<BodyPart>,
+) -> Result<()> {
+    let mut next = first;
+    while let Some(part) = next {
         let sent = match part {
             BodyPart::Bytes(bytes) => session.write_response_body(Some(bytes), false).await,
             BodyPart::File { file, offset, len } => {
@@ -1100,9 +1115,11 @@ async fn send_body(session: &mut Session, hit: &mut DiskHit) -> Result<()> {
             ErrorSource::Internal => e,
             _ => e.into_down(),
         })?;
+        next = hit.next_part().await?;
     }
-    let finished = session.as_downstream_mut().finish_body().await;
-    finished.map(drop).map_err(Error::into_down)
+    // The end is for the modules too.
+    let finished = session.write_response_body(None, true).await;
+    finished.map_err(Error::into_down)
 }
 
 fn is_prepared(session: &mut Session) -> bool {

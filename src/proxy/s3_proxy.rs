@@ -49,11 +49,14 @@ pub struct S3ProxyHttp {
     min_send_rate: Option<usize>,
 }
 
+/// Where a request goes.
+type Route = (Arc<Origin>, ObjectKey);
+
 /// What is known of a request.
 #[derive(Default)]
 pub struct RequestCtx {
     caching: CachingCtx,
-    route: Option<(Arc<Origin>, ObjectKey)>,
+    route: Option<Route>,
     /// Replaces the body of an error of the origin, once.
     error_body: Option<Bytes>,
     /// The body of the origin's answer is thrown away.
@@ -85,15 +88,15 @@ impl S3ProxyHttp {
         })
     }
 
-    fn route(&self, session: &Session) -> Result<(Arc<Origin>, ObjectKey), RouteError> {
+    fn route(&self, session: &Session) -> Result<Route, RouteError> {
         let path = requested_path(session.req_header());
         let (origin, key) = self.keys.router().route(&path)?;
         Ok((origin.clone(), key))
     }
 }
 
-fn routed(ctx: &RequestCtx) -> Result<&(Arc<Origin>, ObjectKey)> {
-    ctx.route
+fn routed(route: &Option<Route>) -> Result<&Route> {
+    route
         .as_ref()
         .ok_or_else(|| Error::explain(ErrorType::InternalError, "the request has no route"))
 }
@@ -164,9 +167,9 @@ impl ProxyHttp for S3ProxyHttp {
         {
             return Ok(true);
         }
-        let (origin, object) = routed(ctx)?;
+        let (origin, object) = routed(&ctx.route)?;
         self.caching
-            .answer_prepared(session, &ctx.caching, |_| cache_key(origin, object))
+            .answer_prepared(session, &mut ctx.caching, |_| cache_key(origin, object))
             .await
     }
 
@@ -183,7 +186,7 @@ impl ProxyHttp for S3ProxyHttp {
     }
 
     fn cache_key_callback(&self, _session: &Session, ctx: &mut Self::CTX) -> Result<CacheKey> {
-        let (origin, key) = routed(ctx)?;
+        let (origin, key) = routed(&ctx.route)?;
         Ok(self.caching.asked_now(cache_key(origin, key)))
     }
 
@@ -271,8 +274,8 @@ impl ProxyHttp for S3ProxyHttp {
             .await
     }
 
-    fn suppress_error_log(&self, _session: &Session, _ctx: &Self::CTX, error: &Error) -> bool {
-        self.caching.suppress_error_log(error)
+    fn suppress_error_log(&self, _session: &Session, ctx: &Self::CTX, error: &Error) -> bool {
+        self.caching.suppress_error_log(&ctx.caching, error)
     }
 
     async fn upstream_peer(
@@ -280,7 +283,7 @@ impl ProxyHttp for S3ProxyHttp {
         _session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
-        let (origin, _) = routed(ctx)?;
+        let (origin, _) = routed(&ctx.route)?;
         let address = resolve(origin).await?;
         let mut peer = HttpPeer::new(address, origin.tls(), origin.connect_host().to_owned());
         peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
@@ -299,7 +302,7 @@ impl ProxyHttp for S3ProxyHttp {
     ) -> Result<()> {
         self.caching
             .upstream_request_filter(session, request, &mut ctx.caching)?;
-        let (origin, key) = routed(ctx)?;
+        let (origin, key) = routed(&ctx.route)?;
         let target = origin.target(key);
         let method = request.method.clone();
         let mut signed = RequestHeader::build(method.clone(), target.as_bytes(), Some(12))?;
