@@ -19,8 +19,13 @@ use super::fill::{Fill, Progress, State};
 use super::hot::{HotBody, HotEntry};
 use super::{DiskCache, EntryId};
 
-/// Longest piece of a body that is handed out as bytes.
-const PIECE: u64 = 64 * 1024;
+/// Longest piece of a body that is handed out as bytes. A slow client holds one
+/// for as long as it reads.
+const PIECE: u64 = 32 * 1024;
+
+/// And for a client that no file can be sent to: a TLS record (RFC 8446 §5.1).
+/// Such a client holds it twice, as TLS encrypts all that it is given.
+const RECORD: u64 = 16 * 1024;
 
 /// Longest range of a file that is handed out at once: what one `sendfile(2)`
 /// takes, and what is checked to be in the page cache.
@@ -38,6 +43,8 @@ pub struct DiskHit {
     /// `u64::MAX`.
     remaining: Range<u64>,
     sendfile: bool,
+    /// Longest piece that is read into memory.
+    piece: u64,
     /// A read from the disk. Kept here, so that a caller who gives up waiting
     /// and comes back finds it.
     reading: Option<JoinHandle<io::Result<Bytes>>>,
@@ -67,6 +74,7 @@ impl DiskHit {
             cache,
             remaining: 0..entry.meta.body_len,
             sendfile,
+            piece: PIECE,
             source: Source::Entry(entry),
             reading: None,
         }
@@ -78,6 +86,7 @@ impl DiskHit {
             cache,
             remaining: 0..fill.promised.unwrap_or(u64::MAX),
             sendfile,
+            piece: PIECE,
             source: Source::Fill(fill, progress),
             reading: None,
         }
@@ -130,6 +139,7 @@ impl DiskHit {
     /// Have the body read into memory: for a client that no file can be sent to.
     pub(crate) fn copy_body(&mut self) {
         self.sendfile = false;
+        self.piece = RECORD;
     }
 
     fn entry(&self) -> Option<&HotEntry> {
@@ -205,7 +215,7 @@ impl DiskHit {
         let Some(body) = self.body().cloned() else {
             return Ok(Bytes::new());
         };
-        let len = (range.end - range.start).min(PIECE) as usize;
+        let len = (range.end - range.start).min(self.piece) as usize;
         if self.reading.is_none() {
             if let Some(bytes) = read_now(body.file(), range.start, len) {
                 self.remaining.start += bytes.len() as u64;

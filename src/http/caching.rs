@@ -448,17 +448,19 @@ impl HttpCaching {
         &self,
         session: &mut Session,
         meta: &CacheMeta,
-        hit: &HitHandler,
+        hit: &mut HitHandler,
         is_fresh: bool,
         ctx: &mut CachingCtx,
     ) -> Option<ForcedFreshness> {
         let now = SystemTime::now();
         ctx.waited_for = ctx.forwarded.take();
         ctx.accepted_stale = false;
-        ctx.stored_len = hit
-            .as_any()
-            .downcast_ref::<DiskHit>()
-            .and_then(DiskHit::complete_len);
+        if let Some(hit) = hit.as_any_mut().downcast_mut::<DiskHit>() {
+            ctx.stored_len = hit.complete_len();
+            if !session.as_downstream().supports_zero_copy() {
+                hit.copy_body();
+            }
+        }
         let request = session.req_header();
         if ctx.asks == Asks::Part && !has_part(hit, request) {
             ctx.forward(Forwarded::Partial);

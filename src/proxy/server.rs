@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use log::info;
 use pingora_core::listeners::tls::TlsSettings;
+use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::listening::Service;
@@ -90,7 +91,7 @@ impl ProxyServer {
         let mut server = Server::new_with_opt_and_conf(options, conf);
 
         let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
-        service.add_tcp_with_settings(&http.address().to_string(), http.options());
+        service.add_listener(listener(&http));
         if let (Some(tls), Some(endpoint)) = (&config.server.tls, &https) {
             let settings = TlsSettings::intermediate(
                 &tls.certificate.to_string_lossy(),
@@ -107,11 +108,7 @@ impl ProxyServer {
                     tls.key.display()
                 ))
             })?;
-            service.add_tls_with_settings(
-                &endpoint.address().to_string(),
-                Some(endpoint.options()),
-                settings,
-            );
+            service.add_listener(listener(endpoint).tls(settings));
         }
         server.add_service(service);
         if let Some(endpoint) = &metrics {
@@ -195,6 +192,14 @@ impl ProxyServer {
         }
         Ok(())
     }
+}
+
+/// Where clients connect. They are read from without Pingora's buffer of 64 KiB a
+/// connection: a request is read at once, whatever its length.
+fn listener(endpoint: &Endpoint) -> ListenerConfig {
+    ListenerConfig::tcp(endpoint.address().to_string())
+        .tcp_socket_options(endpoint.options())
+        .l4_buffer(L4BufferSettings::default().read(0))
 }
 
 fn open_cache(
