@@ -22,6 +22,9 @@ use crate::s3::OriginError;
 /// finish once nothing is served any more.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How far TLS encrypts ahead of a client: one record (RFC 8446 §5.1).
+const TLS_WRITE_BUFFER: usize = 16 * 1024;
+
 /// Where the listening sockets come from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Listeners {
@@ -99,6 +102,7 @@ impl ProxyServer {
             )
             .map(|mut settings| {
                 settings.enable_h2();
+                settings.set_write_buffer_limit(TLS_WRITE_BUFFER);
                 settings
             })
             .map_err(|e| {
