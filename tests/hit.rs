@@ -233,7 +233,7 @@ fn a_body_no_larger_than_the_threshold_is_copied() {
 }
 
 #[test]
-fn clients_that_leave_a_hit_write_no_error_to_the_log() {
+fn clients_that_leave_a_later_hit_write_no_error_to_the_log() {
     let origin = Origin::start(|_| Reply::pattern(1, 50 << 20));
     let proxy = proxy(&origin).start();
     assert!(proxy.get("/assets/x").complete);

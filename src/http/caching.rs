@@ -336,7 +336,7 @@ impl HttpCaching {
         session
             .write_prepared_header(&prepared, &fields, false)
             .await
-            .map_err(Error::into_down)?;
+            .map_err(of_sending)?;
         let sent = send_body(session, &mut hit, first).await;
         if let Err(e) = &sent {
             // A short body must not look complete.
@@ -1085,11 +1085,16 @@ impl HttpCaching {
         }
     }
 
-    /// For `suppress_error_log`: errors that are none. That the client of a hit went
-    /// away is not one, as Pingora has it of the hits that it serves.
+    /// For `suppress_error_log`: errors that are none. That the client went away from
+    /// what [`answer_prepared`](Self::answer_prepared) sent is not one; of the hits that
+    /// it serves itself, Pingora logs it without asking.
     pub fn suppress_error_log(&self, ctx: &CachingCtx, error: &Error) -> bool {
-        *error.etype() == NOT_FILLED
-            || (ctx.answered_prepared && *error.esource() == ErrorSource::Downstream)
+        let client_left = *error.esource() == ErrorSource::Downstream
+            && matches!(
+                error.etype(),
+                ErrorType::WriteError | ErrorType::ConnectionClosed
+            );
+        *error.etype() == NOT_FILLED || (ctx.answered_prepared && client_left)
     }
 }
 
@@ -1112,16 +1117,25 @@ async fn send_body(
                 Err(Error::explain(ErrorType::InternalError, why).into_in())
             }
         };
-        // Of the file it is an error of ours.
-        sent.map_err(|e| match e.esource() {
-            ErrorSource::Internal => e,
-            _ => e.into_down(),
-        })?;
+        sent.map_err(of_sending)?;
         next = hit.next_part().await?;
     }
     // The end is for the modules too.
     let finished = session.write_response_body(None, true).await;
-    finished.map_err(Error::into_down)
+    finished.map_err(of_sending)
+}
+
+/// Whose an error is that sending met with: the client's if it is of the connection,
+/// else ours, of the file or of a module.
+fn of_sending(error: Box<Error>) -> Box<Error> {
+    match (error.esource(), error.etype()) {
+        (
+            ErrorSource::Unset,
+            ErrorType::WriteError | ErrorType::WriteTimedout | ErrorType::ConnectionClosed,
+        ) => error.into_down(),
+        (ErrorSource::Unset, _) => error.into_in(),
+        _ => error,
+    }
 }
 
 fn is_prepared(session: &mut Session) -> bool {

@@ -199,7 +199,8 @@ impl ProxyServer {
 }
 
 /// Where clients connect. They are read from without Pingora's buffer of 64 KiB a
-/// connection: a request is read at once, whatever its length.
+/// connection: few requests are longer than the 4 KiB that are read at once where
+/// they are parsed.
 fn listener(endpoint: &Endpoint) -> ListenerConfig {
     ListenerConfig::tcp(endpoint.address().to_string())
         .tcp_socket_options(endpoint.options())
