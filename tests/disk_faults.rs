@@ -225,6 +225,29 @@ fn an_entry_that_cannot_be_read_comes_from_the_origin() {
 }
 
 #[test]
+fn an_open_entry_that_cannot_be_read_comes_from_the_origin() {
+    let Some(disk) = FaultyDisk::mount() else {
+        return;
+    };
+    let origin = origin(|_| 5 * MIB);
+    let proxy = on(&disk, &origin);
+    assert_eq!(ask(&proxy, 1), "MISS");
+    proxy.expect_metric("cache_entries", 1);
+    // Its file is open, and its header prepared.
+    for _ in 0..2 {
+        assert_eq!(ask(&proxy, 1), "HIT");
+    }
+    disk.forget_pages();
+    disk.fail_nth(Op::Read, 1, EIO);
+    assert_eq!(ask(&proxy, 1), "MISS");
+    expect_cause(&proxy, "cache_read_errors_total", "io", 1);
+    disk.heal();
+    proxy.expect_metric("cache_entries", 1);
+    assert_eq!(ask(&proxy, 1), "HIT");
+    assert_eq!(origin.requests().len(), 2);
+}
+
+#[test]
 fn a_disk_that_fails_in_mid_send_breaks_the_transfer_and_drops_the_entry() {
     let Some(disk) = FaultyDisk::mount() else {
         return;
