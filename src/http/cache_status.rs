@@ -1,6 +1,6 @@
 //! The `Cache-Status` response field (RFC 9211).
 
-use std::fmt::{self, Write};
+use std::fmt::Write;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
@@ -80,9 +80,7 @@ impl<'a> CacheStatus<'a> {
         HeaderValue::from_maybe_shared(Bytes::from(value))
             .or_err(ErrorType::InternalError, "the name of the cache")
     }
-}
 
-impl CacheStatus<'_> {
     fn push_to(&self, value: &mut String) {
         value.push_str(self.cache);
         match self.forwarded {
@@ -103,14 +101,6 @@ impl CacheStatus<'_> {
         if self.collapsed {
             value.push_str("; collapsed");
         }
-    }
-}
-
-impl fmt::Display for CacheStatus<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut value = String::new();
-        self.push_to(&mut value);
-        f.write_str(&value)
     }
 }
 
@@ -156,7 +146,7 @@ mod tests {
                 "example; fwd=stale; fwd-status=304; ttl=30; collapsed",
             ),
         ] {
-            assert_eq!(status.to_string(), expected);
+            assert_eq!(status.to_value().unwrap(), expected);
         }
     }
 }

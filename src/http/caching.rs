@@ -316,10 +316,13 @@ impl HttpCaching {
         if !session.as_downstream().supports_zero_copy() {
             hit.copy_body();
         }
+        // Before the header: what can not be read is fetched.
+        let Ok(first) = hit.next_part().await else {
+            return Ok(false);
+        };
         let (Some(prepared), Some(meta)) = (hit.attached::<PreparedHeader>(), hit.meta()) else {
             return Ok(false);
         };
-        let prepared = prepared.clone();
         let status = CacheStatus {
             ttl: Some(ttl(meta, now)),
             ..CacheStatus::hit(self.options.name)
@@ -328,13 +331,9 @@ impl HttpCaching {
             ("Age", HeaderValue::from(meta.age().as_secs())),
             ("Cache-Status", status.to_value()?),
         ];
-        // Before the header: what can not be read is fetched.
-        let Ok(first) = hit.next_part().await else {
-            return Ok(false);
-        };
         ctx.answered_prepared = true;
         session
-            .write_prepared_header(&prepared, &fields, false)
+            .write_prepared_header(prepared, &fields, false)
             .await
             .map_err(of_sending)?;
         let sent = send_body(session, &mut hit, first).await;
