@@ -23,9 +23,10 @@ use super::{DiskCache, EntryId};
 /// for as long as it reads.
 const PIECE: u64 = 32 * 1024;
 
-/// And for a client that no file can be sent to: a TLS record (RFC 8446 §5.1).
-/// Such a client holds it twice, as TLS encrypts all that it is given.
-const RECORD: u64 = 16 * 1024;
+/// And for a client that no file can be sent to: what makes, with a header of 5
+/// bytes, a type and a tag, a TLS record of 16 KiB (RFC 8446 §5.2). The allocator
+/// would give a longer one 20.
+const RECORD: u64 = 16 * 1024 - 64;
 
 /// Longest range of a file that is handed out at once: what one `sendfile(2)`
 /// takes, and what is checked to be in the page cache.
@@ -140,6 +141,11 @@ impl DiskHit {
     pub(crate) fn copy_body(&mut self) {
         self.sendfile = false;
         self.piece = RECORD;
+    }
+
+    /// Whether anything remains to be read, as far as is known.
+    pub(crate) fn has_more(&self) -> bool {
+        !self.remaining.is_empty()
     }
 
     fn entry(&self) -> Option<&HotEntry> {

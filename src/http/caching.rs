@@ -965,6 +965,11 @@ impl HttpCaching {
         .then(|| response.clone());
         match phase {
             CachePhase::Miss | CachePhase::Expired => {
+                let copies = !session.as_downstream().supports_zero_copy();
+                let reader = session.cache.miss_body_reader().filter(|_| copies);
+                if let Some(hit) = reader.and_then(|hit| hit.as_any_mut().downcast_mut()) {
+                    DiskHit::copy_body(hit);
+                }
                 for (name, value) in ctx.withheld.drain(..) {
                     response.append_header(name, value)?;
                 }
@@ -1105,6 +1110,8 @@ async fn send_body(
 ) -> Result<()> {
     let mut next = first;
     while let Some(part) = next {
+        // What follows is not read before the client takes it.
+        let flush = matches!(part, BodyPart::Bytes(_)) && hit.has_more();
         let sent = match part {
             BodyPart::Bytes(bytes) => session.write_response_body(Some(bytes), false).await,
             BodyPart::File { file, offset, len } => {
@@ -1117,6 +1124,10 @@ async fn send_body(
             }
         };
         sent.map_err(of_sending)?;
+        if flush {
+            let flushed = session.as_downstream_mut().flush_body().await;
+            flushed.map_err(of_sending)?;
+        }
         next = hit.next_part().await?;
     }
     // The end is for the modules too.
