@@ -82,6 +82,9 @@ impl ProxyServer {
 
         let conf = ServerConf {
             threads: config.server.threads,
+            // A single thread has nobody to steal from: its connections take turns
+            // without a queue that others can reach.
+            work_stealing: config.server.threads > 1,
             grace_period_seconds: Some(config.server.grace_period.as_secs()),
             graceful_shutdown_timeout_seconds: Some(FINISH_TIMEOUT.as_secs()),
             upgrade_sock: config.server.upgrade_sock.to_string_lossy().into_owned(),
