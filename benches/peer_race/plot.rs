@@ -141,9 +141,9 @@ impl<'a> Group<'a> {
         let bar = |entry: &Entry| Bar {
             kind: entry.kind,
             ratio: base
-                .and_then(|base| median_ratio(entry, base))
+                .and_then(|base| median_ratio(&entry.rates, &base.rates))
                 .unwrap_or(0.0),
-            rate: median(entry) / cell.objects.len as f64,
+            rate: median(&entry.rates) / cell.objects.len as f64,
         };
         let bars = cell.entries.iter().map(bar).collect();
         Self { cell, bars }

@@ -11,6 +11,7 @@ use crate::{
     peers::{self, Peer, PeerKind, Stage},
     process::{Server, WorkDir},
     report, roles,
+    stats::percentiles,
 };
 
 /// What is measured at a fixed rate.
@@ -40,8 +41,9 @@ pub struct Entry {
     pub kind: PeerKind,
     /// Bytes of bodies a second, by round.
     pub rates: Vec<f64>,
-    /// In nanoseconds.
-    pub latencies: Vec<u32>,
+    /// Median and 99th percentile of latencies, in nanoseconds, by round.
+    pub p50: Vec<f64>,
+    pub p99: Vec<f64>,
     pub elapsed: Duration,
     pub cpu: Duration,
 }
@@ -157,11 +159,15 @@ impl Cell {
             }
             let entry = &mut entries[index];
             let before = peer.server.cpu_times();
-            let turn = client.turn(name, options.turn, &mut entry.latencies);
+            let mut latencies = Vec::new();
+            let turn = client.turn(name, options.turn, &mut latencies);
             entry.cpu += peer.server.cpu_times().since(&before);
             entry.elapsed += turn.total;
             let rate = turn.bytes as f64 / turn.elapsed.as_secs_f64();
             entry.rates.push(rate);
+            let [p50, p99] = percentiles(&mut latencies, [50, 99]);
+            entry.p50.push(p50.into());
+            entry.p99.push(p99.into());
         });
         Self {
             objects,
@@ -178,7 +184,8 @@ impl Entry {
         Self {
             kind,
             rates: Vec::new(),
-            latencies: Vec::new(),
+            p50: Vec::new(),
+            p99: Vec::new(),
             elapsed: Duration::ZERO,
             cpu: Duration::ZERO,
         }

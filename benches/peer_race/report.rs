@@ -12,7 +12,7 @@ use crate::{
     peers::PeerKind,
     plot,
     race::{Cell, Entry, Paced, Results, PACED_RATE},
-    stats::{percentiles, Summary},
+    stats::Summary,
 };
 
 /// Where the report goes.
@@ -84,8 +84,9 @@ fn markdown(results: &Results, options: &Options) -> String {
 pub fn cell(cell: &Cell) -> String {
     let mut text = format!(
         "## {}, {} connection{}\n\n\
-         | peer | responses/s | GB/s | spread | / nginx | / old flow | p50, µs | p99, µs | busy |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+         | peer | responses/s | GB/s | spread | / nginx | / old flow | p50, µs | p99, µs | \
+         p99 / nginx | busy |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
         cell.objects.label,
         cell.connections,
         if cell.connections == 1 { "" } else { "s" },
@@ -96,19 +97,19 @@ pub fn cell(cell: &Cell) -> String {
         let Some(rate) = Summary::of(entry.rates.iter().copied()) else {
             continue;
         };
-        let [p50, p99] = percentiles(&mut entry.latencies.clone(), [50, 99]);
         let busy = entry.cpu.as_secs_f64() / entry.elapsed.as_secs_f64();
         writeln!(
             text,
-            "| {} | {} | {:.2} | ±{:.0} % | {} | {} | {} | {} | {:.0} % |",
+            "| {} | {} | {:.2} | ±{:.0} % | {} | {} | {} | {} | {} | {:.0} % |",
             entry.kind.key(),
             count(rate.median / cell.objects.len as f64),
             rate.median / 1e9,
             rate.spread() * 100.0,
-            ratio(entry, nginx),
-            ratio(entry, old_flow),
-            count(f64::from(p50) / 1e3),
-            count(f64::from(p99) / 1e3),
+            ratio(&entry.rates, nginx.map(|nginx| &nginx.rates)),
+            ratio(&entry.rates, old_flow.map(|old_flow| &old_flow.rates)),
+            count(median(&entry.p50) / 1e3),
+            count(median(&entry.p99) / 1e3),
+            ratio(&entry.p99, nginx.map(|nginx| &nginx.p99)),
             busy * 100.0,
         )
         .expect("write to a string");
@@ -156,21 +157,21 @@ pub fn best_nginx(cell: &Cell) -> Option<&Entry> {
     cell.entries
         .iter()
         .filter(|entry| entry.kind.is_nginx())
-        .max_by(|a, b| median(a).total_cmp(&median(b)))
+        .max_by(|a, b| median(&a.rates).total_cmp(&median(&b.rates)))
 }
 
-pub fn median(entry: &Entry) -> f64 {
-    Summary::of(entry.rates.iter().copied()).map_or(0.0, |rate| rate.median)
+pub fn median(rounds: &[f64]) -> f64 {
+    Summary::of(rounds.iter().copied()).map_or(0.0, |summary| summary.median)
 }
 
 /// The median of the ratios of each round.
-pub fn median_ratio(entry: &Entry, base: &Entry) -> Option<f64> {
-    let rounds = entry.rates.iter().zip(&base.rates);
-    Summary::of(rounds.map(|(rate, base)| rate / base)).map(|ratio| ratio.median)
+pub fn median_ratio(rounds: &[f64], base: &[f64]) -> Option<f64> {
+    let ratios = rounds.iter().zip(base).map(|(value, base)| value / base);
+    Summary::of(ratios).map(|ratio| ratio.median)
 }
 
-fn ratio(entry: &Entry, base: Option<&Entry>) -> String {
-    base.and_then(|base| median_ratio(entry, base))
+fn ratio(rounds: &[f64], base: Option<&Vec<f64>>) -> String {
+    base.and_then(|base| median_ratio(rounds, base))
         .map_or_else(String::new, |ratio| format!("{ratio:.2}"))
 }
 
