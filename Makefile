@@ -40,12 +40,15 @@ upstream-test: vendor
 lint: vendor
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo fmt --manifest-path benches/stock/Cargo.toml --check
+	cargo clippy --locked --manifest-path benches/stock/Cargo.toml --target-dir target/stock -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
 
 BENCH ?=
 
 # The targets of benches/ alone: the others would take no such argument.
 bench: vendor
+	cargo build --locked --release --manifest-path benches/stock/Cargo.toml --target-dir target/stock
 	cargo bench --locked --bench '*' -- $(BENCH)
 
 SOAK_MINUTES ?= 30

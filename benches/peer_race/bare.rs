@@ -18,7 +18,7 @@ use rustix::{
     net::{recv, send, RecvFlags, SendFlags},
 };
 
-use crate::{objects, process::open_files, roles::announce};
+use crate::{paths, process::open_files, roles::announce};
 
 /// Longer than any request of the client.
 const MAX_REQUEST: usize = 1024;
@@ -95,7 +95,7 @@ impl Files {
         if self.open.len() as u64 >= open_files() {
             self.open.clear();
         }
-        let file = Rc::new(File::open(objects::file(&self.dir, len, index))?);
+        let file = Rc::new(File::open(paths::file(&self.dir, len, index))?);
         self.open.insert((len, index), file.clone());
         Ok(file)
     }
@@ -145,7 +145,7 @@ impl Connection {
     fn begin(&mut self, files: &mut Files) -> io::Result<()> {
         let request = str::from_utf8(&self.received).unwrap_or_default();
         let path = request.split(' ').nth(1).unwrap_or_default();
-        let id = objects::parse(path).ok_or(io::ErrorKind::NotFound)?;
+        let id = paths::parse(path).ok_or(io::ErrorKind::NotFound)?;
         let file = files.open(id)?;
         let (len, index) = id;
         let head = format!(

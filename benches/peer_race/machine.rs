@@ -50,3 +50,18 @@ pub fn load() -> String {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     load.split(' ').next().unwrap_or_default().to_owned()
 }
+
+/// The time that the processors had and the part of it that the hypervisor took,
+/// since the start, in ticks (proc_stat(5)).
+pub fn stolen() -> [u64; 2] {
+    const STEAL: usize = 7;
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let fields = stat.lines().next().unwrap_or_default().split_whitespace();
+    // The time of guests, which comes last, is in that of users already.
+    let ticks: Vec<u64> = fields
+        .skip(1)
+        .take(STEAL + 1)
+        .flat_map(str::parse)
+        .collect();
+    [ticks.iter().sum(), ticks.get(STEAL).copied().unwrap_or(0)]
+}

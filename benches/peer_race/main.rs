@@ -18,9 +18,9 @@
 //!   of the process's limit)
 //! - `old-flow`: a Pingora app that reads the whole object and writes it at once
 //! - `pingora-memory`, `pingora-chunks`: a Pingora app that has all objects in
-//!   memory, or reads files in pieces of 64 KiB. These three use the crates of
-//!   this tree by calls that upstream has too: a patch that makes such a call
-//!   faster makes them faster.
+//!   memory, or reads files in pieces of 64 KiB. These three are on the published
+//!   crates, without the patches: the package `benches/stock`, which `make bench`
+//!   builds. Where it is not built they are skipped.
 //! - `nginx-sendfile`, `nginx-sendfile-ofc`, `nginx-copy`, `nginx-copy-ofc`:
 //!   nginx's `proxy_cache`; `ofc` has `open_file_cache`. One nginx serves all
 //!   four, on a port each, from one cache.
@@ -43,8 +43,6 @@
 #![forbid(unsafe_code)]
 
 #[cfg(target_os = "linux")]
-mod apps;
-#[cfg(target_os = "linux")]
 mod bare;
 #[cfg(target_os = "linux")]
 mod client;
@@ -61,6 +59,8 @@ mod nginx;
 mod objects;
 #[cfg(target_os = "linux")]
 mod options;
+#[cfg(target_os = "linux")]
+mod paths;
 #[cfg(target_os = "linux")]
 mod peers;
 #[cfg(target_os = "linux")]

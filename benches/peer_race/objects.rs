@@ -4,6 +4,8 @@ use std::{fs, io, path::Path};
 
 use test_support::Pattern;
 
+use crate::paths::file;
+
 pub const KIB: u64 = 1024;
 pub const MIB: u64 = 1024 * KIB;
 pub const GIB: u64 = 1024 * MIB;
@@ -60,18 +62,6 @@ impl Objects {
 /// The path that clients ask for.
 pub fn path(len: u64, index: u64) -> String {
     format!("/o/{len}/{index}")
-}
-
-/// The length and index in a path that ends like that of [`path`].
-pub fn parse(path: &str) -> Option<(u64, u64)> {
-    let mut parts = path.rsplit('/');
-    let index = parts.next()?.parse().ok()?;
-    let len = parts.next()?.parse().ok()?;
-    Some((len, index))
-}
-
-pub fn file(dir: &Path, len: u64, index: u64) -> std::path::PathBuf {
-    dir.join(format!("{len}/{index}"))
 }
 
 pub fn pattern(len: u64, index: u64) -> Pattern {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    apps, nginx,
+    nginx,
     objects::Objects,
     process::{open_files, Server},
     roles,
@@ -16,6 +16,12 @@ use crate::{
 
 /// The proxy that was built with this benchmark.
 pub const PROXY: &str = env!("CARGO_BIN_EXE_s3-proxy");
+
+/// Apps on the published Pingora, if they are built.
+const STOCK: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/target/stock/release/stock-peers"
+);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerKind {
@@ -104,12 +110,19 @@ impl PeerKind {
         matches!(self, Self::Nginx(_))
     }
 
+    /// What it is called by [`STOCK`], if it is one of its ways.
+    fn stock_way(self) -> Option<&'static str> {
+        match self {
+            Self::OldFlow => Some("whole"),
+            Self::PingoraMemory => Some("memory"),
+            Self::PingoraChunks => Some("chunks"),
+            _ => None,
+        }
+    }
+
     /// Whether it serves the files, without a cache of its own.
     fn serves_files(self) -> bool {
-        matches!(
-            self,
-            Self::OldFlow | Self::PingoraMemory | Self::PingoraChunks | Self::BareSendfile
-        )
+        self == Self::BareSendfile || self.stock_way().is_some()
     }
 }
 
@@ -121,16 +134,27 @@ pub fn start(kinds: &[PeerKind], stage: &Stage) -> Vec<Peer> {
     if !has_nginx && kinds.iter().any(|kind| kind.is_nginx()) {
         println!("nginx is not installed: its four modes are skipped");
     }
+    let has_stock = Path::new(STOCK).exists();
+    if !has_stock && kinds.iter().any(|kind| kind.stock_way().is_some()) {
+        println!("benches/stock is not built, which `make bench` does: stock Pingora is skipped");
+    }
     for &kind in kinds {
         let name = kind.key();
         let (server, addr) = match kind {
             PeerKind::ProxySendfile => start_proxy(name, stage, Path::new(PROXY), true),
             PeerKind::Build(number) => start_proxy(name, stage, &stage.builds[number], true),
             PeerKind::ProxyCopy => start_proxy(name, stage, Path::new(PROXY), false),
-            PeerKind::OldFlow => start_app(name, stage, &[roles::APP, apps::WHOLE]),
-            PeerKind::PingoraMemory => start_app(name, stage, &[roles::APP, apps::MEMORY]),
-            PeerKind::PingoraChunks => start_app(name, stage, &[roles::APP, apps::CHUNKS]),
-            PeerKind::BareSendfile => start_app(name, stage, &[roles::BARE]),
+            PeerKind::OldFlow | PeerKind::PingoraMemory | PeerKind::PingoraChunks => {
+                let Some(way) = kind.stock_way().filter(|_| has_stock) else {
+                    continue;
+                };
+                start_app(stage, |files| {
+                    Server::start(name, stage.core, Path::new(STOCK), &[way, files])
+                })
+            }
+            PeerKind::BareSendfile => start_app(stage, |files| {
+                Server::start_role(name, stage.core, &[roles::BARE, files])
+            }),
             PeerKind::Nginx(_) if !has_nginx => continue,
             PeerKind::Nginx(mode) => {
                 let (server, addrs) = the_nginx.get_or_insert_with(|| {
@@ -160,9 +184,9 @@ pub fn need_files(kinds: &[PeerKind]) -> bool {
     kinds.iter().any(|kind| kind.serves_files())
 }
 
-fn start_app(name: &str, stage: &Stage, role: &[&str]) -> (Server, SocketAddr) {
-    let files = stage.files.to_str().expect("a path in UTF-8");
-    let mut server = Server::start_role(name, stage.core, &[role, &[files]].concat());
+/// What `start` starts with the folder of the objects, and where it serves them.
+fn start_app(stage: &Stage, start: impl FnOnce(&str) -> Server) -> (Server, SocketAddr) {
+    let mut server = start(stage.files.to_str().expect("a path in UTF-8"));
     let addr = server.read_until(|line| line.parse().ok());
     (server, addr)
 }

@@ -25,6 +25,8 @@ pub struct Results {
     pub machine: String,
     pub cores: Option<Cores>,
     pub load: [String; 2],
+    /// The part of the processors' time that the hypervisor took during the race.
+    pub stolen: f64,
     pub cells: Vec<Cell>,
     pub paced: Vec<Paced>,
 }
@@ -68,6 +70,7 @@ pub fn run(options: &Options) {
         machine: machine::describe(),
         cores,
         load: [machine::load(), String::new()],
+        stolen: 0.0,
         cells: Vec::new(),
         paced: Vec::new(),
     };
@@ -109,6 +112,7 @@ pub fn run(options: &Options) {
     // Or it would be written back while something is measured.
     rustix::fs::sync();
     println!("all caches are filled: racing");
+    let before = machine::stolen();
 
     if let Some(cores) = cores {
         pin(cores.client);
@@ -129,6 +133,9 @@ pub fn run(options: &Options) {
         }
     }
     results.load[1] = machine::load();
+    let after = machine::stolen();
+    let [total, stolen] = [0, 1].map(|which| (after[which] - before[which]) as f64);
+    results.stolen = stolen / total.max(1.0);
     report::write(&results, options);
 }
 

@@ -36,7 +36,12 @@ pub fn write(results: &Results, options: &Options) {
 
 fn markdown(results: &Results, options: &Options) -> String {
     let mut text = String::from("# Peer race\n\n");
-    let Results { machine, load, .. } = results;
+    let Results {
+        machine,
+        load,
+        stolen,
+        ..
+    } = results;
     let set: u64 = options.objects.iter().map(|objects| objects.bytes()).sum();
     let counts: Vec<_> = options
         .objects
@@ -55,13 +60,15 @@ fn markdown(results: &Results, options: &Options) -> String {
     }
     write!(
         text,
-        "`cargo bench --bench peer_race` on {machine}; load {} before, {} after; {place}.\n\n\
+        "`cargo bench --bench peer_race` on {machine}; load {} before, {} after, {:.1} % of the \
+         processors' time taken by the hypervisor; {place}.\n\n\
          Medians of {} interleaved rounds of {} ms a peer; spread: half of the distance from \
          lowest to highest, of the median; ratios: medians of each round's, against the mode of \
          nginx that was best here; busy: the part of its core that the server used. Objects \
          a peer: {} ({} MiB), asked for in a pseudo-random order.\n\n![{}](report.svg)\n",
         load[0],
         load[1],
+        stolen * 100.0,
         options.rounds,
         options.turn.as_millis(),
         counts.join(", "),

@@ -4,10 +4,9 @@ use std::{io::Write, net::SocketAddr, path::Path, thread};
 
 use test_support::{Origin, Reply};
 
-use crate::{apps, bare, objects, process};
+use crate::{bare, paths, process};
 
 pub const ORIGIN: &str = "role-origin";
-pub const APP: &str = "role-app";
 pub const BARE: &str = "role-bare";
 
 /// False: the arguments name no role.
@@ -19,7 +18,6 @@ pub fn run(arguments: &[String]) -> bool {
             process::launch(&rest)
         }
         [ORIGIN] => serve_origin(),
-        [APP, way, dir] => apps::serve(way, Path::new(dir)),
         [BARE, dir] => bare::serve(Path::new(dir)),
         _ => return false,
     }
@@ -34,7 +32,7 @@ pub fn announce(addr: SocketAddr) {
 
 /// Any object that is asked for, under any folder.
 fn serve_origin() {
-    let origin = Origin::start(|request| match objects::parse(request.path()) {
+    let origin = Origin::start(|request| match paths::parse(request.path()) {
         Some((len, index)) => {
             let seed = len + index;
             Reply::pattern(seed, len)

@@ -1,18 +1,29 @@
-//! Pingora apps that serve objects with what Pingora offers without the patches.
+//! Pingora apps that serve objects with what the published Pingora offers: peers of
+//! the benchmark `peer_race`. `stock-peers WAY DIR` prints its address and serves
+//! the objects in DIR until it is killed.
+
+#![forbid(unsafe_code)]
+
+#[path = "../../peer_race/paths.rs"]
+mod paths;
 
 use std::{
     collections::HashMap,
-    fs, io,
-    net::SocketAddr,
+    env, fs,
+    io::{self, Write},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
+    process::ExitCode,
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use pingora_core::{
     apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream},
+    listeners::TcpSocketOptions,
     protocols::http::ServerSession,
     server::{
         configuration::{Opt, ServerConf},
@@ -22,14 +33,8 @@ use pingora_core::{
     ErrorType, OkOrErr, OrErr, Result,
 };
 use pingora_http::ResponseHeader;
-use pingora_sendfile::proxy::Endpoint;
+use socket2::{Domain, Socket, Type};
 use tokio::{fs::File, io::AsyncReadExt};
-
-use crate::{objects, roles::announce};
-
-pub const WHOLE: &str = "whole";
-pub const MEMORY: &str = "memory";
-pub const CHUNKS: &str = "chunks";
 
 const CHUNK: usize = 64 * 1024;
 
@@ -48,14 +53,29 @@ struct App {
     way: Way,
 }
 
-/// Serves the objects in `dir` until the process is killed.
-pub fn serve(way: &str, dir: &Path) {
-    let way = match way {
-        WHOLE => Way::Whole,
-        MEMORY => Way::Memory(read_all(dir).expect("read the objects")),
-        CHUNKS => Way::Chunks,
-        other => panic!("no way to serve: {other}"),
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let way = match arguments.as_slice() {
+        [way, dir] if way == "whole" => Some((Way::Whole, dir)),
+        [way, dir] if way == "chunks" => Some((Way::Chunks, dir)),
+        [way, dir] if way == "memory" => {
+            let bodies = read_all(Path::new(dir)).expect("read the objects");
+            Some((Way::Memory(bodies), dir))
+        }
+        _ => None,
     };
+    let Some((way, dir)) = way else {
+        eprintln!("usage: stock-peers whole|memory|chunks DIR");
+        return ExitCode::from(2);
+    };
+    serve(App {
+        dir: dir.into(),
+        way,
+    });
+    ExitCode::SUCCESS
+}
+
+fn serve(app: App) {
     let conf = ServerConf {
         threads: 1,
         grace_period_seconds: Some(0),
@@ -63,19 +83,25 @@ pub fn serve(way: &str, dir: &Path) {
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
+    // It never listens, and keeps the port for the server.
+    let reserved = Socket::new(Domain::IPV4, Type::STREAM, None).expect("make a socket");
+    reserved.set_reuse_port(true).expect("set SO_REUSEPORT");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let endpoint = Endpoint::reserve(any, "the app").expect("find a free port");
-    let app = App {
-        dir: dir.to_owned(),
-        way,
-    };
+    reserved.bind(&any.into()).expect("find a free port");
+    let addr = reserved.local_addr().expect("the port found");
+    let addr = addr.as_socket().expect("an IP address");
+    let mut options = TcpSocketOptions::default();
+    options.so_reuseport = Some(true);
     let mut service = Service::new("app".into(), app);
-    service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
+    service.add_tcp_with_settings(&addr.to_string(), options);
     server.add_service(service);
     server.bootstrap();
     thread::spawn(move || {
-        endpoint.wait_until_served();
-        announce(endpoint.address());
+        while TcpStream::connect(addr).is_err() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        println!("{addr}");
+        io::stdout().flush().expect("write to stdout");
     });
     server.run(RunArgs::default());
 }
@@ -85,7 +111,7 @@ fn read_all(dir: &Path) -> io::Result<HashMap<(u64, u64), Bytes>> {
     for folder in fs::read_dir(dir)? {
         for object in fs::read_dir(folder?.path())? {
             let path = object?.path();
-            if let Some(id) = path.to_str().and_then(objects::parse) {
+            if let Some(id) = path.to_str().and_then(paths::parse) {
                 all.insert(id, fs::read(&path)?.into());
             }
         }
@@ -95,7 +121,7 @@ fn read_all(dir: &Path) -> io::Result<HashMap<(u64, u64), Bytes>> {
 
 impl App {
     async fn respond(&self, session: &mut ServerSession) -> Result<()> {
-        let id = objects::parse(session.req_header().uri.path());
+        let id = paths::parse(session.req_header().uri.path());
         let (len, index) = id.or_err(ErrorType::HTTPStatus(404), "no such object")?;
         let mut header = ResponseHeader::build(200, Some(6))?;
         header.insert_header("content-length", len)?;
@@ -104,7 +130,7 @@ impl App {
         header.insert_header("last-modified", "Thu, 01 Jan 2026 00:00:00 GMT")?;
         header.insert_header("cache-control", "max-age=86400")?;
         header.insert_header("x-cache", "HIT")?;
-        let path = || objects::file(&self.dir, len, index);
+        let path = || paths::file(&self.dir, len, index);
         let failed = "reading an object";
         match &self.way {
             Way::Memory(bodies) => {
@@ -154,7 +180,7 @@ impl HttpServerApp for App {
         }
         session.set_keepalive(Some(600));
         if let Err(e) = self.respond(&mut session).await {
-            eprintln!("peer_race: {e}");
+            eprintln!("stock-peers: {e}");
             return None;
         }
         let settings = HttpPersistentSettings::for_session(&session);
