@@ -20,7 +20,8 @@
 //! - `pingora-memory`, `pingora-chunks`: a Pingora app that has all objects in
 //!   memory, or reads files in pieces of 64 KiB. These three are on the published
 //!   crates, without the patches: the package `benches/stock`, which `make bench`
-//!   builds. Where it is not built they are skipped.
+//!   builds; they run as it was built last, and are skipped where it was not. They
+//!   have the proxy's allocator and kind of runtime.
 //! - `nginx-sendfile`, `nginx-sendfile-ofc`, `nginx-copy`, `nginx-copy-ofc`:
 //!   nginx's `proxy_cache`; `ofc` has `open_file_cache`. One nginx serves all
 //!   four, on a port each, from one cache.

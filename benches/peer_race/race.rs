@@ -134,7 +134,7 @@ pub fn run(options: &Options) {
     }
     results.load[1] = machine::load();
     let after = machine::stolen();
-    let [total, stolen] = [0, 1].map(|which| (after[which] - before[which]) as f64);
+    let [total, stolen] = [0, 1].map(|which| after[which].saturating_sub(before[which]) as f64);
     results.stolen = stolen / total.max(1.0);
     report::write(&results, options);
 }

@@ -23,10 +23,13 @@ use super::{DiskCache, EntryId};
 /// for as long as it reads.
 const PIECE: u64 = 32 * 1024;
 
-/// And for a client that no file can be sent to: what makes, with a header of 5
-/// bytes, a type and a tag, a TLS record of 16 KiB (RFC 8446 §5.2). The allocator
-/// would give a longer one 20.
+/// And for a client that no file can be sent to: with its header of 5 bytes, its
+/// type and its tag, the TLS record (RFC 8446 §5.2) still fits in 16 KiB. To one of
+/// 16 KiB of content the allocator would give 20.
 const RECORD: u64 = 16 * 1024 - 64;
+
+/// Up to so many bytes more are the last piece, not one of their own.
+const REST: u64 = 1024;
 
 /// Longest range of a file that is handed out at once: what one `sendfile(2)`
 /// takes, and what is checked to be in the page cache.
@@ -221,7 +224,12 @@ impl DiskHit {
         let Some(body) = self.body().cloned() else {
             return Ok(Bytes::new());
         };
-        let len = (range.end - range.start).min(self.piece) as usize;
+        let available = range.end - range.start;
+        let len = if available <= self.piece + REST {
+            available as usize
+        } else {
+            self.piece as usize
+        };
         if self.reading.is_none() {
             if let Some(bytes) = read_now(body.file(), range.start, len) {
                 self.remaining.start += bytes.len() as u64;

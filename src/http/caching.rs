@@ -965,6 +965,7 @@ impl HttpCaching {
         .then(|| response.clone());
         match phase {
             CachePhase::Miss | CachePhase::Expired => {
+                // Pingora reads bytes here in any case: this is for their number.
                 let copies = !session.as_downstream().supports_zero_copy();
                 let reader = session.cache.miss_body_reader().filter(|_| copies);
                 if let Some(hit) = reader.and_then(|hit| hit.as_any_mut().downcast_mut()) {

@@ -36,6 +36,10 @@ use pingora_http::ResponseHeader;
 use socket2::{Domain, Socket, Type};
 use tokio::{fs::File, io::AsyncReadExt};
 
+/// As the proxy has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const CHUNK: usize = 64 * 1024;
 
 /// How a body gets from its file to the client.
@@ -77,7 +81,9 @@ fn main() -> ExitCode {
 
 fn serve(app: App) {
     let conf = ServerConf {
+        // As the proxy with one thread, so that this is no difference.
         threads: 1,
+        work_stealing: false,
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(0),
         ..ServerConf::default()
