@@ -349,7 +349,11 @@ impl DiskCache {
             );
         }
         self.writable.store(false, Ordering::Release);
-        drop(self.lock.lock().take());
+        if let Some(lock) = self.lock.lock().take() {
+            // A close would not do while a process is being started: until its
+            // execve(2) it has the file as well.
+            let _ = lock.unlock();
+        }
     }
 
     /// Wait until no fill is in flight, and all files that had to go are gone.
