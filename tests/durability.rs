@@ -45,7 +45,7 @@ use test_support::{
 
 #[test]
 fn killed_at_a_write_to_a_body_it_leaves_a_sound_cache() {
-    killed_at("tokio", "pwrite64", 7);
+    killed_at("tokio", "pwritev", 3);
 }
 
 #[test]

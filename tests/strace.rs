@@ -122,8 +122,8 @@ fn expect_sendfile(origin: &Origin, x_cache: &str, range: Option<(u64, u64)>) {
     assert!(copied < 64 * 1024, "{copied} bytes through user space");
 }
 
-const WRITES: [&str; 6] = [
-    "sendto", "sendmsg", "sendmmsg", "write", "writev", "pwrite64",
+const WRITES: [&str; 7] = [
+    "sendto", "sendmsg", "sendmmsg", "write", "writev", "pwrite64", "pwritev",
 ];
 const READS: [&str; 6] = ["read", "readv", "pread64", "preadv", "recvfrom", "recvmsg"];
 

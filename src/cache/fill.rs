@@ -14,10 +14,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::body_file::BodyFile;
 use super::format::EntryMeta;
+use super::gather::{Block, Gather};
 use super::stats::Cause;
 use super::{DiskCache, EntryId};
 
-/// How many pieces of a body may wait for the disk, while as many are being
+/// How many pieces of a body may wait for the disk, while a block is being
 /// written. Pingora's are of 64 KiB at most, so this is half a megabyte a fill.
 const QUEUE: usize = 4;
 
@@ -167,9 +168,8 @@ impl Fill {
 }
 
 /// Work a fill off: write what comes, then commit it or clean up.
-async fn run(cache: &'static DiskCache, fill: Arc<Fill>, mut pieces: mpsc::Receiver<Piece>) {
-    let written = write(cache, &fill, &mut pieces).await;
-    drop(pieces);
+async fn run(cache: &'static DiskCache, fill: Arc<Fill>, pieces: mpsc::Receiver<Piece>) {
+    let written = write(cache, &fill, Gather::new(pieces)).await;
     match written {
         Ok((body_len, body_crc32)) => commit(cache, &fill, body_len, body_crc32).await,
         Err((cause, why)) => {
@@ -196,28 +196,17 @@ fn describe(fill: &Fill) -> String {
 async fn write(
     cache: &'static DiskCache,
     fill: &Arc<Fill>,
-    pieces: &mut mpsc::Receiver<Piece>,
+    mut pieces: Gather,
 ) -> Result<(u64, u32), (Cause, String)> {
     let mut written = 0;
     let mut crc = crc32fast::Hasher::new();
-    let mut received = Vec::with_capacity(QUEUE);
     loop {
-        if pieces.recv_many(&mut received, QUEUE).await == 0 {
+        let Some(Block { data, len, finish }) = pieces.next(written, fill.promised).await else {
             let why = "the origin's response broke off".to_owned();
             return Err((Cause::Origin, why));
-        }
-        let mut data = Vec::with_capacity(received.len());
-        let mut len = 0;
-        let mut finish = None;
-        for piece in received.drain(..) {
-            match piece {
-                Piece::Data(piece) => {
-                    crc.update(&piece);
-                    len += piece.len() as u64;
-                    data.push(piece);
-                }
-                Piece::Finish(answer) => finish = Some(answer),
-            }
+        };
+        for piece in &data {
+            crc.update(piece);
         }
         let end = written + len;
         let result = if fill.promised.is_some_and(|promised| end > promised) {

@@ -31,6 +31,7 @@ pub mod clock;
 pub mod disk;
 pub mod fill;
 pub mod format;
+mod gather;
 pub mod hit;
 pub mod hot;
 pub mod index;

@@ -1,7 +1,7 @@
 //! The backend on tokio's blocking thread pool.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -217,11 +217,24 @@ pub(super) fn read_exact_at(file: &File, offset: u64, buf: &mut [u8]) -> io::Res
     std::os::unix::fs::FileExt::read_exact_at(file, buf, offset)
 }
 
+/// Write all pieces with as few calls as possible: the fewer, the larger are the
+/// folios of the page cache.
 #[cfg(unix)]
 fn write_all_at(file: &File, mut offset: u64, data: Vec<Bytes>) -> io::Result<()> {
-    for piece in data {
-        std::os::unix::fs::FileExt::write_all_at(file, &piece, offset)?;
-        offset += piece.len() as u64;
+    let mut slices: Vec<_> = data.iter().map(|piece| IoSlice::new(piece)).collect();
+    let mut slices = &mut slices[..];
+    // Without the empty ones: writing nothing is no error.
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        match rustix::io::pwritev(file, slices, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut slices, written);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
     }
     Ok(())
 }
