@@ -291,7 +291,6 @@ mod tests {
             println!("this file system keeps its pages: nothing to tell apart");
             return;
         }
-        assert!(read_now(&file, 0, 10).is_none());
         let mut buf = vec![0; 1 << 20];
         super::super::tokio_fs::read_exact_at(&file, BLOCK, &mut buf).unwrap();
         let loaded = BLOCK..2 * BLOCK;
@@ -300,8 +299,11 @@ mod tests {
         assert_eq!(read_now(&file, BLOCK, 10).unwrap(), [7; 10]);
         for range in [0..BLOCK, BLOCK - 1..2 * BLOCK, BLOCK..2 * BLOCK + 1] {
             assert!(!residency::is_cached(&file, &range), "{range:?}");
-            assert!(!residency::probe(&file, &range), "{range:?}");
         }
+        // Asking for a page that is absent has it read, and a fast disk may be
+        // done before the kernel looks again: but not with each of them.
+        assert!(!residency::probe(&file, &(0..BLOCK)));
+        assert!(read_now(&file, 2 * BLOCK, 10).is_none_or(|read| read == [7; 10]));
     }
 
     #[test]

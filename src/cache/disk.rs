@@ -349,7 +349,8 @@ impl DiskCache {
             );
         }
         self.writable.store(false, Ordering::Release);
-        if let Some(lock) = self.lock.lock().take() {
+        let lock = self.lock.lock().take();
+        if let Some(lock) = lock {
             // A close would not do while a process is being started: until its
             // execve(2) it has the file as well.
             let _ = lock.unlock();

@@ -18,8 +18,8 @@ use super::gather::{Block, Gather};
 use super::stats::Cause;
 use super::{DiskCache, EntryId};
 
-/// How many pieces of a body may wait for the disk, while a block is being
-/// written. Pingora's are of 64 KiB at most, so this is half a megabyte a fill.
+/// How many pieces of a body may wait for the disk, while a block of 256 KiB is
+/// being written. Pingora's are of 64 KiB at most, so this is 0.6 MB a fill.
 const QUEUE: usize = 4;
 
 /// How far a fill has come.

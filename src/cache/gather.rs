@@ -14,15 +14,19 @@ use super::fill::Piece;
 /// its length and its offset allow (`fgf_set_order()` of `<linux/pagemap.h>`), and
 /// they stay as they are for all who read the file: sendfile(2) and cachestat(2)
 /// take longer, the more there are. Written as they come, the pieces of a body
-/// end up in five folios for 64 KiB, since they begin and end anywhere.
-pub const BLOCK: u64 = 256 * 1024;
+/// end up in five folios for 64 KiB, since they begin and end anywhere. XFS has
+/// such folios since Linux 6.6, ext4 since 6.16.
+const BLOCK: u64 = 256 * 1024;
 
 /// Most pieces that are written at once, however small they are.
 const MAX_PIECES: usize = 256;
 
 /// How long what has come waits for the rest of its block, and with it who reads
-/// the fill. An origin that sends 13 MB/s, or all that it has, is not waited for.
+/// the fill. An origin that sends 13 MB/s is not waited for.
 const PATIENCE: Duration = Duration::from_millis(20);
+
+/// The same for the first bytes: a client waits for them, and has nothing yet.
+const FIRST_PATIENCE: Duration = Duration::from_millis(2);
 
 /// The receiving end of a fill's pieces.
 pub(super) struct Gather {
@@ -58,6 +62,10 @@ impl Gather {
     /// `None` when there will not be more, and nobody said that this was all.
     pub async fn next(&mut self, offset: u64, promised: Option<u64>) -> Option<Block> {
         let room = BLOCK - offset % BLOCK;
+        let patience = match offset {
+            0 => FIRST_PATIENCE,
+            _ => PATIENCE,
+        };
         let mut block = Block::default();
         let mut deadline = None;
         let mut next = self.rest.take();
@@ -74,7 +82,7 @@ impl Gather {
             let received = if block.data.is_empty() {
                 self.pieces.recv().await
             } else {
-                let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + patience);
                 match timeout_at(deadline, self.pieces.recv()).await {
                     Ok(received) => received,
                     Err(_) => return Some(block),
@@ -96,7 +104,7 @@ impl Gather {
 mod tests {
     use super::*;
 
-    /// A fill's pieces, all of which have come.
+    /// What is gathered from these pieces, all of which have come.
     fn gather(pieces: impl IntoIterator<Item = Piece>) -> (mpsc::Sender<Piece>, Gather) {
         let (sender, receiver) = mpsc::channel(1024);
         for piece in pieces {
@@ -109,26 +117,32 @@ mod tests {
         Piece::Data(vec![7; len].into())
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn pieces_become_blocks() {
+        let body: Bytes = (0..250_000u32).flat_map(u32::to_le_bytes).collect();
+        let mut pieces = Vec::new();
+        let mut rest = body.clone();
+        for len in [300_000, 70_000, 500, 600_000, 29_500] {
+            pieces.push(Piece::Data(rest.split_to(len)));
+        }
+        assert!(rest.is_empty());
         let (finish, _answer) = oneshot::channel();
-        let pieces = [data(300_000), data(70_000), data(500), data(700_000)];
         let (_sender, mut gather) = gather(pieces.into_iter().chain([Piece::Finish(finish)]));
 
-        let mut written = 0;
+        let mut written = Vec::new();
         let mut blocks = Vec::new();
         loop {
-            let block = gather.next(written, None).await.unwrap();
-            let sum: usize = block.data.iter().map(Bytes::len).sum();
-            assert_eq!(sum as u64, block.len);
-            written += block.len;
+            let block = gather.next(written.len() as u64, None).await.unwrap();
+            let before = written.len() as u64;
+            block.data.iter().for_each(|piece| written.extend(piece));
+            assert_eq!(written.len() as u64, before + block.len);
             blocks.push(block.len);
             if block.finish.is_some() {
                 break;
             }
         }
-        let last = 1_070_500 - 4 * BLOCK;
-        assert_eq!(blocks, [BLOCK, BLOCK, BLOCK, BLOCK, last]);
+        assert!(written == body);
+        assert_eq!(blocks, [BLOCK, BLOCK, BLOCK, 1_000_000 - 3 * BLOCK]);
     }
 
     #[tokio::test]
@@ -141,18 +155,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_promised_is_not_waited_for() {
-        let (_sender, mut gather) = gather([data(1000), data(1000)]);
+    async fn after_what_was_promised_nothing_is_waited_for() {
+        let (sender, mut gather) = gather([data(1000), data(1000)]);
         let start = Instant::now();
 
         assert_eq!(gather.next(0, Some(2000)).await.unwrap().len, 2000);
+        let (finish, _answer) = oneshot::channel();
+        assert!(sender.try_send(Piece::Finish(finish)).is_ok());
+        let end = gather.next(2000, Some(2000)).await.unwrap();
+        assert!(end.len == 0 && end.finish.is_some());
+
+        // More than that is told as well.
+        assert!(sender.try_send(data(1)).is_ok());
+        assert_eq!(gather.next(2000, Some(2000)).await.unwrap().len, 1);
         assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn an_empty_body_ends_at_once() {
+        let (finish, _answer) = oneshot::channel();
+        let (_sender, mut gather) = gather([Piece::Finish(finish)]);
+
+        let block = gather.next(0, Some(0)).await.unwrap();
+        assert!(block.data.is_empty() && block.finish.is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_origin_is_waited_for_once_a_block() {
         let (sender, mut gather) = gather([data(1000)]);
-        let start = Instant::now();
         let trickle = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(PATIENCE * 3 / 4).await;
@@ -162,14 +192,18 @@ mod tests {
             }
         });
 
-        assert_eq!(gather.next(0, None).await.unwrap().len, 2000);
         // The timer's ticks are of a millisecond.
-        assert!(start.elapsed() <= PATIENCE + Duration::from_millis(1));
+        let tick = Duration::from_millis(1);
+        let start = Instant::now();
+        assert_eq!(gather.next(0, None).await.unwrap().len, 1000);
+        assert!(start.elapsed() <= FIRST_PATIENCE + tick);
+        assert_eq!(gather.next(1000, None).await.unwrap().len, 2000);
+        assert!(start.elapsed() <= PATIENCE * 3 / 4 + PATIENCE + 2 * tick);
         drop(gather);
         trickle.await.unwrap();
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn many_small_pieces_are_not_hoarded() {
         let (_sender, mut gather) = gather((0..300).map(|_| data(1)));
 

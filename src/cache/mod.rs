@@ -3,7 +3,8 @@
 //!
 //! - [`disk`]: [`DiskCache`], what Pingora talks to
 //! - [`hit`], [`miss`]: an entry being read, an entry being written
-//! - [`fill`]: an entry being written and followed by readers meanwhile
+//! - [`fill`]: an entry being written and followed by readers meanwhile;
+//!   `gather`: what is written at once
 //! - [`index`]: which generation of which key is current, and used last
 //! - [`hot`]: what is kept of entries in use: small bodies, open files
 //! - [`body_file`]: an open body, and which of it is in the page cache
