@@ -35,7 +35,9 @@
 //! - Objects are asked for in a pseudo-random order, the same for all peers.
 //!   Those of a size exceed the processor's caches; they stay in the page cache.
 //! - A round gives each peer a turn, and rotates who begins. Rates are of body
-//!   bytes that arrived during the turn; ratios are of each round.
+//!   bytes that arrived during the turn; ratios are of each round. Turns are short,
+//!   and rounds many: what neighbours take from a machine comes in phases, and then
+//!   hits all peers of a round alike.
 //! - The second figure, CPU seconds a GiB, comes from an ordinary client that
 //!   reads bodies into a buffer at a fixed rate, and sleeps when nothing is due.
 //! - What was measured is checked: status, length and `X-Cache: HIT` of every

@@ -3,9 +3,16 @@
 use std::{fmt::Display, path::PathBuf, process, str::FromStr, time::Duration};
 
 use crate::{
-    objects::{Objects, FULL, QUICK},
+    objects::{Objects, FULL, MIB, QUICK},
     peers::{PeerKind, BUILDS},
 };
+
+/// A turn in which more bytes than this are under way takes its time to end, ...
+pub const LONG: u64 = 256 * MIB;
+/// ... so that it is so many times as long, of fewer rounds. The others are short:
+/// what neighbours take from a machine comes in phases of seconds, which then hit
+/// all peers of a round alike.
+pub const LONGER: usize = 5;
 
 pub struct Options {
     pub memory: bool,
@@ -35,8 +42,8 @@ impl Options {
             connections: vec![1, 16, if quick { 64 } else { 256 }],
             peers: PeerKind::ALL.to_vec(),
             builds: Vec::new(),
-            rounds: if quick { 3 } else { 7 },
-            turn: Duration::from_millis(if quick { 40 } else { 500 }),
+            rounds: if quick { 3 } else { 35 },
+            turn: Duration::from_millis(if quick { 40 } else { 100 }),
             paced_turn: Some(Duration::from_millis(if quick { 200 } else { 1500 })),
         };
         let mut rest = arguments.iter();
@@ -74,6 +81,20 @@ impl Options {
         let builds = (0..options.builds.len()).map(PeerKind::Build);
         options.peers.splice(0..0, builds);
         options
+    }
+
+    /// How many rounds there are of turns that take long, fewer.
+    pub fn long_rounds(&self) -> usize {
+        self.rounds.div_ceil(LONGER)
+    }
+
+    /// How many rounds there are, and how long a turn is.
+    pub fn turns(&self, objects: Objects, connections: usize) -> (usize, Duration) {
+        if objects.len * connections as u64 > LONG {
+            (self.long_rounds(), self.turn * LONGER as u32)
+        } else {
+            (self.rounds, self.turn)
+        }
     }
 }
 

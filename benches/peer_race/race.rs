@@ -127,7 +127,7 @@ pub fn run(options: &Options) {
     for &objects in &options.objects {
         let is_paced = PACED_SIZES.contains(&objects.len);
         if let Some(turn) = options.paced_turn.filter(|_| is_paced) {
-            let paced = Paced::measure(&peers, objects, turn, options.rounds);
+            let paced = Paced::measure(&peers, objects, turn, options.long_rounds());
             print!("\n{}", report::paced(&paced));
             results.paced.push(paced);
         }
@@ -157,17 +157,18 @@ impl Cell {
         let connect = |peer: &Peer| Client::connect(peer.addr, objects, connections);
         let mut clients: Vec<Client> = peers.iter().map(connect).collect();
         let mut entries: Vec<Entry> = peers.iter().map(|peer| Entry::new(peer.kind)).collect();
-        in_turns(peers.len(), options.rounds, |index, round| {
+        let (rounds, duration) = options.turns(objects, connections);
+        in_turns(peers.len(), rounds, |index, round| {
             let peer = &peers[index];
             let (client, name) = (&mut clients[index], peer.kind.key());
             if round.is_none() {
-                client.turn(name, options.turn / 5, &mut Vec::new());
+                client.turn(name, options.turn, &mut Vec::new());
                 return;
             }
             let entry = &mut entries[index];
             let before = peer.server.cpu_times();
             let mut latencies = Vec::new();
-            let turn = client.turn(name, options.turn, &mut latencies);
+            let turn = client.turn(name, duration, &mut latencies);
             entry.cpu += peer.server.cpu_times().since(&before);
             entry.elapsed += turn.total;
             let rate = turn.bytes as f64 / turn.elapsed.as_secs_f64();

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     objects::{GIB, MIB},
-    options::Options,
+    options::{Options, LONG, LONGER},
     peers::PeerKind,
     plot,
     race::{Cell, Entry, Paced, Results, PACED_RATE},
@@ -62,8 +62,8 @@ fn markdown(results: &Results, options: &Options) -> String {
         text,
         "`cargo bench --bench peer_race` on {machine}; load {} before, {} after, {:.1} % of the \
          processors' time taken by the hypervisor; {place}.\n\n\
-         Medians of {} interleaved rounds of {} ms a peer; spread: half of the distance from \
-         lowest to highest, of the median; ratios: medians of each round's, against the mode of \
+         Medians of {} interleaved rounds of {} ms a peer, and where more than {} MiB are under \
+         way of {} of {} ms; spread: half of the distance between the quartiles, of the median; ratios: medians of each round's, against the mode of \
          nginx that was best here, in responses or in its 99th percentile; busy: the part of its core that the server used. Objects \
          a peer: {} ({} MiB), asked for in a pseudo-random order.\n\n![{}](report.svg)\n",
         load[0],
@@ -71,6 +71,9 @@ fn markdown(results: &Results, options: &Options) -> String {
         stolen * 100.0,
         options.rounds,
         options.turn.as_millis(),
+        LONG / MIB,
+        options.long_rounds(),
+        (options.turn * LONGER as u32).as_millis(),
         counts.join(", "),
         set / MIB,
         plot::title(results),

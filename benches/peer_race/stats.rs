@@ -6,6 +6,7 @@ pub struct Summary {
     pub median: f64,
     pub min: f64,
     pub max: f64,
+    quartiles: [f64; 2],
 }
 
 // === impl Summary ===
@@ -22,12 +23,20 @@ impl Summary {
         } else {
             (values[middle - 1] + values[middle]) / 2.0
         };
-        Some(Self { median, min, max })
+        let last = values.len() - 1;
+        let quartiles = [last / 4, last - last / 4].map(|index| values[index]);
+        Some(Self {
+            median,
+            min,
+            max,
+            quartiles,
+        })
     }
 
-    /// Half of the distance from lowest to highest, as a part of the median.
+    /// Half of the distance between the quartiles, as a part of the median.
     pub fn spread(&self) -> f64 {
-        (self.max - self.min) / 2.0 / self.median
+        let [first, third] = self.quartiles;
+        (third - first) / 2.0 / self.median
     }
 }
 
