@@ -18,8 +18,9 @@ use super::gather::{Block, Gather};
 use super::stats::Cause;
 use super::{DiskCache, EntryId};
 
-/// How many pieces of a body may wait for the disk, while a block of 256 KiB is
-/// being written. Pingora's are of 64 KiB at most, so this is 0.6 MB a fill.
+/// How many pieces of a body may wait for the disk. Meanwhile a block of 256 KiB is
+/// being written, a piece waits to join them, and one is left for the next block.
+/// Pingora's are of 64 KiB at most, so this is 0.7 MB a fill.
 const QUEUE: usize = 4;
 
 /// How far a fill has come.
