@@ -2,10 +2,10 @@
 
 use std::{fs, process::Command, thread};
 
-use crate::nginx;
+use crate::{network::Network, nginx};
 
 /// Processor, cores, kernel and its TCP, nginx, and what was built.
-pub fn describe() -> String {
+pub fn describe(network: &Network) -> String {
     let cpu_info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu_info
         .lines()
@@ -13,20 +13,11 @@ pub fn describe() -> String {
         .map_or("unknown processor", |(_, model)| model.trim());
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    // Both weigh on loopback: the one may pace, the other looks at every packet.
-    let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
-    let congestion = congestion.unwrap_or_default();
-    let conntrack = if fs::exists("/proc/net/stat/nf_conntrack").unwrap_or(false) {
-        " and conntrack"
-    } else {
-        ""
-    };
     let nginx = nginx::version().unwrap_or_else(|| "no nginx".to_owned());
     format!(
-        "{model}, {cores} cores, Linux {} with {}{}, {nginx}, {}",
+        "{model}, {cores} cores, Linux {} with {}, {nginx}, {}",
         kernel.trim(),
-        congestion.trim(),
-        conntrack,
+        network.describe(),
         commit()
     )
 }

@@ -6,6 +6,7 @@
 //! - `-- --quick`: a smoke run of about a minute; its figures mean little
 //! - `-- --sizes 4KiB,1MiB`, `--connections 1,16`, `--peers KEY,KEY`, `--rounds N`,
 //!   `--turn MILLISECONDS`, `--no-cpu`: parts of it
+//! - `--machine-network`: not in a network namespace of its own
 //! - `--build PATH`, repeatedly: other builds of `s3-proxy` take part, to see what a
 //!   change has brought
 //!
@@ -32,6 +33,8 @@
 //!   that serves; the client is pinned to another core. It is one thread, never
 //!   sleeps, sends nothing before a response is complete, and discards bodies in
 //!   the kernel (tcp(7), MSG_TRUNC).
+//! - As root, it makes a network namespace, with a loopback that neither a firewall
+//!   nor the machine's congestion control weighs on ([`network`]).
 //! - Objects are asked for in a pseudo-random order, the same for all peers.
 //!   Those of a size exceed the processor's caches; they stay in the page cache.
 //! - A round gives each peer a turn, and rotates who begins. Rates are of body
@@ -43,7 +46,7 @@
 //! - What was measured is checked: status, length and `X-Cache: HIT` of every
 //!   response, and before that the bytes of some objects of each peer and size.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 #[cfg(target_os = "linux")]
 mod bare;
@@ -56,6 +59,8 @@ mod cores;
 mod machine;
 #[cfg(target_os = "linux")]
 mod memory;
+#[cfg(target_os = "linux")]
+mod network;
 #[cfg(target_os = "linux")]
 mod nginx;
 #[cfg(target_os = "linux")]

@@ -20,6 +20,7 @@ use test_support::{SelfSigned, PATIENCE};
 
 use crate::{
     machine,
+    network::Network,
     objects::{self, KIB, MIB},
     peers::{run_proxy, PROXY},
     process::{Server, WorkDir},
@@ -65,7 +66,7 @@ pub fn run() {
          reading {} KiB a second: the most of {PASSES} looks, less what was resident after \
          one download.\n\n\
          | downloads | before, KiB | during, KiB | a connection, KiB |\n|---|---:|---:|---:|\n",
-        machine::describe(),
+        machine::describe(&Network::Machine),
         OBJECT / MIB,
         PIECE as u64 / KIB,
     );

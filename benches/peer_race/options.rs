@@ -16,6 +16,8 @@ pub const LONGER: usize = 5;
 
 pub struct Options {
     pub memory: bool,
+    /// Whether the race is to be on the network that the machine has.
+    pub machine_network: bool,
     /// Whether anything was left out or shortened.
     pub partial: bool,
     pub objects: Vec<Objects>,
@@ -37,6 +39,7 @@ impl Options {
         let quick = arguments.iter().any(|argument| argument == "--quick");
         let mut options = Self {
             memory: false,
+            machine_network: false,
             partial: quick,
             objects: if quick { QUICK } else { FULL }.to_vec(),
             connections: vec![1, 16, if quick { 64 } else { 256 }],
@@ -55,6 +58,11 @@ impl Options {
             match argument.as_str() {
                 // Cargo's own, and what is dealt with already.
                 "--bench" | "--quick" => continue,
+                // Said in the report, and leaves nothing out.
+                "--machine-network" => {
+                    options.machine_network = true;
+                    continue;
+                }
                 "memory" => options.memory = true,
                 "--no-cpu" => options.paced_turn = None,
                 "--rounds" => options.rounds = number::<usize>(&value()).max(1),

@@ -6,6 +6,7 @@ use crate::{
     client::Client,
     cores::{pin, Cores},
     machine,
+    network::Network,
     objects::{Objects, KIB, MIB},
     options::Options,
     peers::{self, Peer, PeerKind, Stage},
@@ -65,9 +66,14 @@ pub struct PacedEntry {
 }
 
 pub fn run(options: &Options) {
+    let network = if options.machine_network {
+        Network::Machine
+    } else {
+        Network::enter_own()
+    };
     let cores = Cores::choose();
     let mut results = Results {
-        machine: machine::describe(),
+        machine: machine::describe(&network),
         cores,
         load: [machine::load(), String::new()],
         stolen: 0.0,
