@@ -33,8 +33,9 @@
 //!   that serves; the client is pinned to another core. It is one thread, never
 //!   sleeps, sends nothing before a response is complete, and discards bodies in
 //!   the kernel (tcp(7), MSG_TRUNC).
-//! - As root, it makes a network namespace, with a loopback that neither a firewall
-//!   nor the machine's congestion control weighs on ([`network`]).
+//! - As root, it makes a network namespace, whose loopback has no firewall, and where
+//!   it can be set, as the report says, a congestion control that does not pace
+//!   ([`network`]).
 //! - Objects are asked for in a pseudo-random order, the same for all peers.
 //!   Those of a size exceed the processor's caches; they stay in the page cache.
 //! - A round gives each peer a turn, and rotates who begins. Rates are of body

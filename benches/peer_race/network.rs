@@ -2,10 +2,11 @@
 //!
 //! What a machine does to loopback is no property of a server, and does not weigh
 //! on all of them alike. BBR paces a sender by the packets that it has delivered,
-//! and takes each for a full one (`tcp_bbr.c`, `bbr_update_bw()`); loopback's have 64
-//! KiB. So a server that sends a head by itself is let run ahead of one that sends
-//! it with the body: the bare loop, 256 connections, 1 MiB, sends 8,070 responses a
-//! second in the one way and 4,700 in the other. A firewall looks at each packet.
+//! and takes each for a full one (`tcp_bbr.c`, `bbr_update_bw()` and
+//! `bbr_rate_bytes_per_sec()`); loopback's have 64 KiB. So a server that sends a head
+//! by itself is let run ahead of one that sends it with the body: the bare loop, 256
+//! connections, 1 MiB, sends 8,070 responses a second in the one way and 4,700 in the
+//! other. A firewall looks at each packet.
 
 #![allow(unsafe_code)]
 
@@ -15,9 +16,9 @@ use std::{
     os::fd::AsRawFd,
 };
 
-/// The one that every network namespace may have, whatever the machine allows, see
-/// `ip-sysctl.rst`, `tcp_congestion_control`. As nothing is lost here, it
-/// never holds back.
+/// The one that any network namespace may have, unless the machine forbids it, see
+/// `ip-sysctl.rst`, `tcp_allowed_congestion_control`. It sends what its window
+/// allows, at once, and the window only grows where nothing is lost.
 const CONGESTION_CONTROL: &str = "reno";
 
 const LOOPBACK: &[u8] = b"lo";
@@ -34,13 +35,15 @@ pub enum Network {
 
 impl Network {
     /// Moves this thread, and all that it starts from now on, to a network
-    /// namespace of its own, which takes root (CAP_SYS_ADMIN).
+    /// namespace of its own, which takes CAP_SYS_ADMIN and CAP_NET_ADMIN.
     pub fn enter_own() -> Self {
         if let Err(e) = unshare_network() {
             println!("no network namespace for the race ({e}): on the machine's network");
             return Self::Machine;
         }
-        set_up_loopback().unwrap_or_else(|e| panic!("set up loopback in a namespace: {e}"));
+        set_up_loopback().unwrap_or_else(|e| {
+            panic!("set up loopback in a namespace: {e}; --machine-network does without")
+        });
         let path = "/proc/sys/net/ipv4/tcp_congestion_control";
         if let Err(e) = fs::write(path, CONGESTION_CONTROL) {
             println!("the race keeps the machine's congestion control ({path}: {e})");
@@ -75,6 +78,8 @@ fn unshare_network() -> io::Result<()> {
 
 /// netdevice(7), SIOCSIFFLAGS
 fn set_up_loopback() -> io::Result<()> {
+    // Its type is not the same with all C libraries.
+    const SET_FLAGS: libc::Ioctl = libc::SIOCSIFFLAGS as libc::Ioctl;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     let mut request = libc::ifreq {
         ifr_name: [0; libc::IFNAMSIZ],
@@ -87,7 +92,7 @@ fn set_up_loopback() -> io::Result<()> {
     }
     // SAFETY: the structure is what this request takes, its name ends with a zero,
     // and both it and the socket outlive the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SET_FLAGS, &raw const request) };
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
