@@ -53,6 +53,9 @@ pub struct Server {
     /// The slowest client that is served to the end, in bytes a second; zero
     /// (the default): no limit.
     pub min_send_rate: usize,
+    /// How long a connection of HTTP/1.1 may wait for its next request, rounded up
+    /// to seconds; zero: no limit. Default: 75 s.
+    pub keepalive_timeout: Duration,
     /// How long running responses may take to end after a stop signal.
     /// Default: 30 s.
     pub grace_period: Duration,
@@ -296,11 +299,19 @@ impl Server {
         "threads",
         "write_timeout",
         "min_send_rate",
+        "keepalive_timeout",
         "grace_period",
         "upgrade_sock",
         "tls",
     ];
     const DEFAULT_UPGRADE_SOCK: &'static str = "/tmp/s3-proxy-upgrade.sock";
+
+    /// [`Self::keepalive_timeout`] in whole seconds; `None`: no limit.
+    pub fn keepalive_secs(&self) -> Option<u64> {
+        let timeout = self.keepalive_timeout;
+        let secs = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
+        (secs > 0).then_some(secs)
+    }
 
     fn read(section: &Section) -> Result<Server, ConfigError> {
         Ok(Server {
@@ -314,6 +325,7 @@ impl Server {
                 Some(node) => node.integer(0..=1_000_000_000)?,
                 None => 0,
             },
+            keepalive_timeout: section.duration("keepalive_timeout", Duration::from_secs(75))?,
             grace_period: section.duration("grace_period", Duration::from_secs(30))?,
             upgrade_sock: match section.get("upgrade_sock") {
                 Some(node) => node.socket_path()?,
@@ -1264,6 +1276,10 @@ mod tests {
         let least = good(&format!("{SERVER}{BUCKETS}cache: {{disk: {{path: c}}}}\n"));
         assert_eq!(least.server.write_timeout, shown.server.write_timeout);
         assert_eq!(least.server.min_send_rate, shown.server.min_send_rate);
+        assert_eq!(
+            least.server.keepalive_timeout,
+            shown.server.keepalive_timeout
+        );
         assert_eq!(least.server.grace_period, shown.server.grace_period);
         assert_eq!(least.server.upgrade_sock, shown.server.upgrade_sock);
         assert_eq!(least.cache.default_ttl, shown.cache.default_ttl);
@@ -1365,6 +1381,19 @@ mod tests {
         ] {
             let config = good(&server(&format!("  write_timeout: {written}")));
             assert_eq!(config.server.write_timeout, expected, "{written}");
+        }
+    }
+
+    #[test]
+    fn connections_wait_for_whole_seconds() {
+        for (written, secs) in [
+            ("1ms", Some(1)),
+            ("2s", Some(2)),
+            ("2001ms", Some(3)),
+            ("0", None),
+        ] {
+            let config = good(&server(&format!("  keepalive_timeout: {written}")));
+            assert_eq!(config.server.keepalive_secs(), secs, "{written}");
         }
     }
 

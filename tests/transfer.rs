@@ -95,6 +95,33 @@ fn a_client_that_stops_reading_is_cut_off() {
 }
 
 #[test]
+fn a_connection_without_requests_is_closed() {
+    let origin = Origin::start(|_| Reply::pattern(1, MIB));
+    let proxy = proxy(&origin).keepalive_timeout("2s").start();
+    let mut connection = Connection::open(proxy.addr());
+    // Longer than the timeout, but never so long without a request.
+    for _ in 0..4 {
+        assert!(connection.get("/assets/object").complete);
+        thread::sleep(Duration::from_millis(700));
+    }
+    let asked = Instant::now();
+    assert!(connection.get("/assets/object").complete);
+    connection.expect_closed();
+    let waited = asked.elapsed();
+    assert!((2..20).contains(&waited.as_secs()), "{waited:?}");
+    assert_eq!(proxy.metric("response_errors_total"), 0);
+
+    // Neither may the rest of a request be waited for longer.
+    let mut connection = Connection::open(proxy.addr());
+    assert!(connection.get("/assets/object").complete);
+    let asked = Instant::now();
+    connection.send_raw(b"GET /assets/object HT").unwrap();
+    connection.expect_closed();
+    let waited = asked.elapsed();
+    assert!((2..20).contains(&waited.as_secs()), "{waited:?}");
+}
+
+#[test]
 fn a_client_that_goes_away_does_no_harm() {
     const LEN: u64 = 32 * MIB;
     let origin = Origin::start(|_| Reply::pattern(1, LEN));

@@ -47,6 +47,8 @@ pub struct S3ProxyHttp {
     caching: HttpCaching,
     write_timeout: Option<Duration>,
     min_send_rate: Option<usize>,
+    /// In seconds.
+    keepalive_timeout: Option<u64>,
 }
 
 /// Where a request goes.
@@ -85,7 +87,15 @@ impl S3ProxyHttp {
             caching: HttpCaching::new(cache, options),
             write_timeout: (!write_timeout.is_zero()).then_some(write_timeout),
             min_send_rate: (config.server.min_send_rate > 0).then_some(config.server.min_send_rate),
+            keepalive_timeout: config.server.keepalive_secs(),
         })
+    }
+
+    /// Pingora waits for the next request forever, which it says by zero.
+    fn limit_keepalive(&self, session: &mut Session) {
+        if self.keepalive_timeout.is_some() && session.get_keepalive() == Some(0) {
+            session.set_keepalive(self.keepalive_timeout);
+        }
     }
 
     fn route(&self, session: &Session) -> Result<Route, RouteError> {
@@ -138,6 +148,7 @@ impl ProxyHttp for S3ProxyHttp {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
         session.set_write_timeout(self.write_timeout);
         session.set_min_send_rate(self.min_send_rate);
+        self.limit_keepalive(session);
         if !matches!(session.req_header().method, Method::GET | Method::HEAD) {
             errors::respond(session, StatusCode::METHOD_NOT_ALLOWED, None).await?;
             return Ok(true);

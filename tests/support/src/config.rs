@@ -83,6 +83,11 @@ impl ProxyBuilder {
         self
     }
 
+    pub fn keepalive_timeout(mut self, duration: &str) -> Self {
+        self.server.push(("keepalive_timeout", duration.to_owned()));
+        self
+    }
+
     pub fn grace_period(mut self, duration: &str) -> Self {
         self.server.push(("grace_period", duration.to_owned()));
         self
