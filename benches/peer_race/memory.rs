@@ -1,4 +1,5 @@
-//! Resident memory of the proxy while many clients download slowly.
+//! Resident memory of the proxy while many clients download slowly, or have nothing
+//! to ask for.
 
 use std::{
     fs,
@@ -43,32 +44,42 @@ const RECEIVE_BUFFER: usize = 64 * 1024;
 /// for all of TCP (tcp(7), tcp_mem), and stall.
 const SEGMENT: u32 = 1460;
 
-/// A response under way; reading takes it further.
-type Download = Box<dyn Read>;
+/// What clients have got who ask for nothing more yet.
+const SMALL: u64 = 4 * KIB;
+
+trait ReadWrite: Read + Write {}
+impl<T: Read + Write> ReadWrite for T {}
+
+/// A connection to the proxy, over TLS or not.
+type Client = Box<dyn ReadWrite>;
 
 struct Case {
     name: &'static str,
     sendfile: bool,
     tls: bool,
+    idle: bool,
 }
 
-const CASES: [Case; 3] = [
-    Case::new("plain, sendfile", true, false),
-    Case::new("plain, copying", false, false),
-    Case::new("TLS", true, true),
+const CASES: [Case; 5] = [
+    Case::new("downloads, plain, sendfile", true, false, false),
+    Case::new("downloads, plain, copying", false, false, false),
+    Case::new("downloads, TLS", true, true, false),
+    Case::new("idle, plain", true, false, true),
+    Case::new("idle, TLS", true, true, true),
 ];
 
 /// Prints and writes `memory.md`.
 pub fn run() {
     let mut table = format!(
         "# Memory\n\n`cargo bench --bench peer_race -- memory` on {}.\n\n\
-         Resident bytes of s3-proxy at {CONNECTIONS} downloads of a {} MiB object, each \
-         reading {} KiB a second: the most of {PASSES} looks, less what was resident after \
-         one download.\n\n\
-         | downloads | before, KiB | during, KiB | a connection, KiB |\n|---|---:|---:|---:|\n",
+         Resident bytes of s3-proxy at {CONNECTIONS} connections that download a {} MiB object, \
+         each {} KiB a second, or that are kept alive after a hit of {} KiB: the most of \
+         {PASSES} looks, less what was resident after one response.\n\n\
+         | connections | before, KiB | during, KiB | a connection, KiB |\n|---|---:|---:|---:|\n",
         machine::describe(&Network::Machine),
         OBJECT / MIB,
         PIECE as u64 / KIB,
+        SMALL / KIB,
     );
     println!("{table}");
     let work = WorkDir::make();
@@ -89,11 +100,12 @@ pub fn run() {
 // === impl Case ===
 
 impl Case {
-    const fn new(name: &'static str, sendfile: bool, tls: bool) -> Self {
+    const fn new(name: &'static str, sendfile: bool, tls: bool, idle: bool) -> Self {
         Self {
             name,
             sendfile,
             tls,
+            idle,
         }
     }
 
@@ -110,19 +122,34 @@ impl Case {
             true => (https.expect("the proxy serves HTTPS"), Some(&config)),
             false => (http, None),
         };
+        let len = if self.idle { SMALL } else { OBJECT };
         // The first fills the cache; the second is a hit, as all others are.
         for _ in 0..2 {
-            let mut download = open(addr, tls);
-            std::io::copy(&mut download, &mut std::io::sink()).expect("download an object");
+            let mut client = connect(addr, tls);
+            let rest = ask(&mut client, len);
+            let body = std::io::copy(&mut client.take(rest), &mut std::io::sink());
+            assert_eq!(body.expect("download an object"), rest);
         }
         let before = proxy.resident_bytes();
-        let mut downloads: Vec<Download> = (0..CONNECTIONS).map(|_| open(addr, tls)).collect();
+        let mut clients: Vec<Client> = (0..CONNECTIONS)
+            .map(|_| {
+                let mut client = connect(addr, tls);
+                let rest = ask(&mut client, len);
+                if self.idle {
+                    let mut body = vec![0; rest as usize];
+                    client.read_exact(&mut body).expect("read a body");
+                }
+                client
+            })
+            .collect();
         let mut during = 0;
         let mut piece = vec![0; PIECE];
         for _ in 0..PASSES {
             let pass = Instant::now();
-            for download in &mut downloads {
-                download.read_exact(&mut piece).expect("read on");
+            if !self.idle {
+                for client in &mut clients {
+                    client.read_exact(&mut piece).expect("read on");
+                }
             }
             thread::sleep(PAUSE.saturating_sub(pass.elapsed()));
             during = proxy.resident_bytes().max(during);
@@ -137,9 +164,7 @@ impl Case {
     }
 }
 
-/// Starts a download on a connection of its own, and returns when its head has
-/// come.
-fn open(addr: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Download {
+fn connect(addr: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Client {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("make a socket");
     socket
         .set_recv_buffer_size(RECEIVE_BUFFER)
@@ -152,22 +177,31 @@ fn open(addr: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Download {
         Some(config) => {
             let name = "localhost".try_into().expect("a server's name");
             let connection = ClientConnection::new(config.clone(), name).expect("begin TLS");
-            begin(StreamOwned::new(connection, tcp))
+            Box::new(StreamOwned::new(connection, tcp))
         }
-        None => begin(tcp),
+        None => Box::new(tcp),
     }
 }
 
-fn begin(mut stream: impl Read + Write + 'static) -> Download {
-    let path = objects::path(OBJECT, 0);
-    let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n");
-    stream
+/// Asks for an object, and returns when its head has come: how many bytes of the
+/// body are still to be read.
+fn ask(client: &mut Client, len: u64) -> u64 {
+    let path = objects::path(len, 0);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n");
+    client
         .write_all(request.as_bytes())
         .expect("send a request");
-    let mut start = [0; 1024];
-    let n = stream.read(&mut start).expect("receive a head");
-    assert!(start[..n].starts_with(b"HTTP/1.1 200 "), "no 200");
-    Box::new(stream)
+    let mut start = Vec::new();
+    loop {
+        let mut piece = [0; 1024];
+        let n = client.read(&mut piece).expect("receive a head");
+        assert!(n > 0, "the connection ended in a head");
+        start.extend_from_slice(&piece[..n]);
+        if let Some(head) = start.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            assert!(start.starts_with(b"HTTP/1.1 200 "), "no 200");
+            return len - (start.len() - head - 4) as u64;
+        }
+    }
 }
 
 /// A client that trusts this one certificate.
