@@ -28,15 +28,17 @@ const SLOWDOWN: u32 = 2;
 #[test]
 fn clients_of_hot_files_do_not_notice_those_of_cold_ones() {
     const COLD: u64 = 8;
-    const DELAY: Duration = Duration::from_millis(40);
+    const DELAY: Duration = Duration::from_millis(400);
     let Some(disk) = FaultyDisk::mount() else {
         return;
     };
-    // Objects 1 to 8 will be cold, 100 goes by sendfile, 200 from memory.
+    // Objects 1 to 8 will be cold, 100 goes by sendfile, 200 from memory. Cold ones wait
+    // long and are small: copying what this disk reads, which takes these processors
+    // too, must be less than a hundredth of it all.
     let origin = origin(|seed| match seed {
         100 => 300_000,
         200 => 10_000,
-        _ => 4 * MIB,
+        _ => MIB / 2,
     });
     let proxy = on(&disk, &origin);
     for seed in (1..=COLD).chain([100, 200]) {
@@ -75,7 +77,7 @@ fn clients_of_hot_files_do_not_notice_those_of_cold_ones() {
         assert!(proxy.metric("cache_cold_sends_total") > before);
         println!("p99 of hot hits: {idle:?} idle, {busy:?} beside {COLD} cold clients");
         // Whoever waited for the disk waited that long.
-        assert!(busy < DELAY, "a hot hit waited for the disk: {busy:?}");
+        assert!(busy < DELAY / 10, "a hot hit waited for the disk: {busy:?}");
         rounds.push((idle, busy));
         if busy <= idle * SLOWDOWN {
             return;
@@ -200,18 +202,32 @@ fn a_full_disk_does_not_keep_the_proxy_from_starting() {
 
 #[test]
 fn an_entry_that_cannot_be_read_comes_from_the_origin() {
-    // The metadata can be read, the body can not.
-    cannot_be_read(0, 2);
+    cannot_be_read(0);
 }
 
 #[test]
 fn an_open_entry_that_cannot_be_read_comes_from_the_origin() {
     // Its file is open and its header prepared by the second hit.
-    cannot_be_read(2, 1);
+    cannot_be_read(2);
 }
 
-/// After so many hits, the n-th read of the disk fails.
-fn cannot_be_read(hits: usize, nth: u64) {
+/// The file of the only body there is.
+fn the_body_on(disk: &FaultyDisk) -> PathBuf {
+    let list = |folder: PathBuf| {
+        let files = fs::read_dir(folder).expect("list a folder of the cache");
+        files.map(|file| file.expect("a file of the cache").path())
+    };
+    let mut bodies = list(disk.path().join("v2")).flat_map(list).filter(|file| {
+        file.extension()
+            .is_some_and(|extension| extension == "body")
+    });
+    let body = bodies.next().expect("a body");
+    assert_eq!(bodies.next(), None, "there is one only");
+    body
+}
+
+/// After so many hits, the body cannot be read.
+fn cannot_be_read(hits: usize) {
     let Some(disk) = FaultyDisk::mount() else {
         return;
     };
@@ -223,8 +239,8 @@ fn cannot_be_read(hits: usize, nth: u64) {
         assert_eq!(ask(&proxy, 1), "HIT");
     }
     disk.forget_pages();
-    // The refill is read as well: a disk that fails all reads would break it.
-    disk.fail_nth(Op::Read, nth, EIO);
+    // The refill, which is read as well, is another file.
+    disk.fail_reads_of(&the_body_on(&disk), EIO);
     assert_eq!(ask(&proxy, 1), "MISS");
     expect_cause(&proxy, "cache_read_errors_total", "io", 1);
     assert!(
@@ -248,9 +264,9 @@ fn a_disk_that_fails_in_mid_send_breaks_the_transfer_and_drops_the_entry() {
     assert_eq!(ask(&proxy, 1), "MISS");
     proxy.expect_metric("cache_entries", 1);
     disk.forget_pages();
-    // After some megabytes: a read is of 128 KiB at most.
-    let after = disk.count(Op::Read) + 40;
-    disk.delay(Op::Read, Duration::from_millis(1));
+    // After some of it: a read is of 128 KiB to 1 MiB.
+    let after = disk.count(Op::Read) + 4;
+    disk.delay(Op::Read, Duration::from_millis(20));
     let mut connection = Connection::open(proxy.addr());
     let hit = connection.begin("GET", "/assets/1", &[]);
     assert_eq!(hit.headers.get("x-cache"), Some("HIT"));

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::DiskCache;
 
 /// How much of a body is read from the disk at once, in bytes.
-pub const BLOCK: u64 = 1 << 20;
+pub const BLOCK: u64 = 2 << 20;
 
 /// A body file that is open for reading.
 ///
@@ -169,7 +169,7 @@ impl Drop for BodyFile {
 }
 
 /// Where the block ends in which a range begins, or the range.
-fn block_end(range: &Range<u64>) -> u64 {
+pub(super) fn block_end(range: &Range<u64>) -> u64 {
     range.end.min((range.start / BLOCK + 1) * BLOCK)
 }
 
@@ -273,10 +273,10 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    /// A file on a real disk, 4 MiB, of which nothing is in the page cache.
+    /// A file on a real disk, of four blocks, of which nothing is in the page cache.
     fn cold_file() -> File {
         let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        file.write_all(&vec![7; 4 << 20]).unwrap();
+        file.write_all(&vec![7; 4 * BLOCK as usize]).unwrap();
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         super::super::tokio_fs::no_read_ahead(&file);
@@ -286,12 +286,12 @@ mod tests {
     #[test]
     fn absent_pages_are_told_from_present_ones() {
         let file = cold_file();
-        let len = 4 << 20;
+        let len = 4 * BLOCK;
         if residency::is_cached(&file, &(0..len)) {
             println!("this file system keeps its pages: nothing to tell apart");
             return;
         }
-        let mut buf = vec![0; 1 << 20];
+        let mut buf = vec![0; BLOCK as usize];
         super::super::tokio_fs::read_exact_at(&file, BLOCK, &mut buf).unwrap();
         let loaded = BLOCK..2 * BLOCK;
         assert!(residency::is_cached(&file, &loaded));

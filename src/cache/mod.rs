@@ -7,7 +7,8 @@
 //!   `gather`: what is written at once
 //! - [`index`]: which generation of which key is current, and used last
 //! - [`hot`]: what is kept of entries in use: small bodies, open files
-//! - [`body_file`]: an open body, and which of it is in the page cache
+//! - [`body_file`]: an open body, and which of it is in the page cache;
+//!   `load_body`: how it gets there
 //! - [`mod@format`], [`layout`]: the metadata file, the names of all files
 //! - [`backend`]: how files are opened, written and removed, by [`tokio_fs`] or
 //!   by `uring`
@@ -40,6 +41,7 @@ pub mod inspect;
 pub mod keeper;
 pub mod layout;
 pub mod load;
+mod load_body;
 pub mod miss;
 pub mod open_now;
 pub mod scrub;

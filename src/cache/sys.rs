@@ -6,6 +6,7 @@
 mod linux {
     use std::fs::File;
     use std::io;
+    use std::ops::Range;
     use std::os::fd::AsRawFd;
 
     /// `struct cachestat_range` of `<linux/mman.h>`.
@@ -51,6 +52,72 @@ mod linux {
         }
     }
 
+    /// A part of a file that is mapped, and that nobody looks at.
+    struct Mapping {
+        start: *mut libc::c_void,
+        len: usize,
+    }
+
+    impl Mapping {
+        /// `range.start` is a multiple of the page size.
+        fn of(file: &File, range: &Range<u64>) -> io::Result<Mapping> {
+            let len = (range.end - range.start) as usize;
+            let offset = libc::off_t::try_from(range.start).map_err(io::Error::other)?;
+            // SAFETY: the kernel chooses the addresses, so nothing else is there, and the
+            // descriptor is open as long as `file` is borrowed.
+            let start = unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    len,
+                    libc::PROT_READ,
+                    libc::MAP_SHARED,
+                    file.as_raw_fd(),
+                    offset,
+                )
+            };
+            match start {
+                libc::MAP_FAILED => Err(io::Error::last_os_error()),
+                start => Ok(Mapping { start, len }),
+            }
+        }
+
+        fn advise(&self, advice: libc::c_int) -> io::Result<()> {
+            // SAFETY: the addresses are those of this mapping, which this borrows, and
+            // none of the advices used here changes what is read there.
+            match unsafe { libc::madvise(self.start, self.len, advice) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
+    }
+
+    impl Drop for Mapping {
+        fn drop(&mut self) {
+            // SAFETY: the addresses are those of this mapping, and no reference to them
+            // was ever made.
+            unsafe { libc::munmap(self.start, self.len) };
+        }
+    }
+
+    /// Bring a range of a file into the page cache, in the largest folios that there
+    /// are for it, up to what one entry of a page table's middle level maps. Waits for
+    /// the disk. The kernel reads from the last multiple of that size on.
+    ///
+    /// read(2) and posix_fadvise(2) bring in what is not read in sequence page by page.
+    /// For a mapping with MADV_HUGEPAGE the kernel reads large folios, and with
+    /// MADV_RANDOM no more than one (`do_sync_mmap_readahead()` of `mm/filemap.c`).
+    ///
+    /// # Errors
+    /// `EINVAL`: the kernel does not know MADV_POPULATE_READ (Linux 5.14) or large pages.
+    /// `EFAULT`: the file cannot be read there, or ends earlier; read(2) tells why.
+    pub fn load_in_large_folios(file: &File, range: &Range<u64>) -> io::Result<()> {
+        let page = rustix::param::page_size() as u64;
+        let mapping = Mapping::of(file, &(range.start / page * page..range.end))?;
+        mapping.advise(libc::MADV_HUGEPAGE)?;
+        mapping.advise(libc::MADV_RANDOM)?;
+        mapping.advise(libc::MADV_POPULATE_READ)
+    }
+
     /// Let the calling thread's disk reads wait for everybody else's, see
     /// ioprio_set(2). Only some I/O schedulers heed it.
     pub fn set_idle_io_priority() -> io::Result<()> {
@@ -74,7 +141,7 @@ mod linux {
 }
 
 #[cfg(target_os = "linux")]
-pub use linux::{cached_pages, set_idle_io_priority};
+pub use linux::{cached_pages, load_in_large_folios, set_idle_io_priority};
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {

@@ -11,10 +11,8 @@ use tokio::runtime::Handle;
 
 use super::format::{EntryMeta, MAX_META_LEN};
 use super::layout::Layout;
+use super::load_body::load;
 use super::{DiskBackend, EntryId, OpenEntry};
-
-/// How much is read at once to bring a file into the page cache, in bytes.
-const LOAD_PIECE: usize = 64 * 1024;
 
 /// Files on a local file system, used through tokio's blocking thread pool.
 #[derive(Debug, Clone)]
@@ -112,20 +110,8 @@ impl DiskBackend for TokioFsBackend {
 
     async fn load(&self, file: &Arc<File>, offset: u64, len: u64) -> io::Result<()> {
         let file = file.clone();
-        self.blocking(move |_| {
-            if len > 0 {
-                read_ahead(&file, offset, len);
-            }
-            let mut scratch = vec![0; LOAD_PIECE.min(len as usize)];
-            let mut at = offset;
-            while at < offset + len {
-                let piece = scratch.len().min((offset + len - at) as usize);
-                read_exact_at(&file, at, &mut scratch[..piece])?;
-                at += piece as u64;
-            }
-            Ok(())
-        })
-        .await
+        self.blocking(move |_| load(&file, offset..offset + len))
+            .await
     }
 
     async fn commit(&self, id: EntryId, file: &Arc<File>, meta: EntryMeta) -> io::Result<()> {
@@ -275,13 +261,13 @@ pub(super) fn no_read_ahead(_file: &File) {}
 
 /// Have the kernel start to read a range.
 #[cfg(target_os = "linux")]
-fn read_ahead(file: &File, offset: u64, len: u64) {
+pub(super) fn read_ahead(file: &File, offset: u64, len: u64) {
     let len = std::num::NonZeroU64::new(len);
     let _ = rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::WillNeed);
 }
 
 #[cfg(not(target_os = "linux"))]
-fn read_ahead(_file: &File, _offset: u64, _len: u64) {}
+pub(super) fn read_ahead(_file: &File, _offset: u64, _len: u64) {}
 
 #[cfg(test)]
 mod tests {

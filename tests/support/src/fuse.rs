@@ -161,6 +161,8 @@ struct Plan {
     ops: HashMap<Op, OpPlan>,
     /// Reads that failed once, and that the kernel is going to try again.
     torn: Vec<(Bytes, Errno)>,
+    /// Files that cannot be read, by inode number.
+    unreadable: HashMap<u64, Errno>,
     heals: u64,
 }
 
@@ -287,6 +289,18 @@ impl FaultyDisk {
         plan.single.insert(plan.seen + n, Errno::from_i32(errno));
     }
 
+    /// Each later read of this file, which is on the disk, fails with the error number,
+    /// until [`heal`](Self::heal).
+    pub fn fail_reads_of(&self, file: &Path, errno: i32) {
+        let stat = rustix::fs::stat(file).expect("a file on this disk");
+        let errno = Errno::from_i32(errno);
+        self.disk
+            .faults
+            .plan()
+            .unreadable
+            .insert(stat.st_ino, errno);
+    }
+
     /// No op is delayed or fails any more; what is being delayed goes on at
     /// once.
     pub fn heal(&self) {
@@ -371,6 +385,9 @@ impl Faults {
             .as_ref()
             .and_then(|bytes| plan.torn.iter().position(|(torn, _)| torn.begins(bytes)))
             .map(|at| plan.torn.swap_remove(at).1);
+        let unreadable = bytes
+            .as_ref()
+            .and_then(|bytes| plan.unreadable.get(&bytes.ino).copied());
         if let (Some(errno), None, Some(bytes)) = (single, again, bytes) {
             plan.torn.push((bytes, errno));
         }
@@ -378,7 +395,7 @@ impl Faults {
             faults: self.clone(),
             heals: plan.heals,
             until: (!op.delay.is_zero()).then(|| Instant::now() + op.delay),
-            failure: again.or(single).or(op.failure),
+            failure: again.or(single).or(unreadable).or(op.failure),
         }
     }
 
@@ -386,6 +403,7 @@ impl Faults {
         let mut plan = self.plan();
         plan.heals += 1;
         plan.torn.clear();
+        plan.unreadable.clear();
         for op in plan.ops.values_mut() {
             op.delay = Duration::ZERO;
             op.failure = None;
