@@ -878,7 +878,7 @@ impl DiskCache {
     pub fn lookup_attached<T: 'static>(
         &'static self,
         key: &CacheKey,
-        is_of_use: impl FnOnce(&T, &CacheMeta) -> bool,
+        is_of_use: impl FnOnce(&T) -> bool,
     ) -> Option<DiskHit> {
         let primary = key.primary_bin();
         if key.variance_bin().is_some() || self.newest_fill(&primary).is_some() {
@@ -887,9 +887,7 @@ impl DiskCache {
         let indexed = self.current(key, &primary)?;
         let entry = self.in_use(&indexed)?;
         let attached = entry.attached()?.downcast_ref()?;
-        let usable = is_of_use(attached, entry.cache_meta().ok()?)
-            && is_of(&entry, key, &primary)
-            && self.is_sound(&entry);
+        let usable = is_of_use(attached) && is_of(&entry, key, &primary) && self.is_sound(&entry);
         usable.then(|| {
             let sendfile = self.sends_files(Some(entry.meta.body_len));
             DiskHit::of_entry(self, entry, sendfile)

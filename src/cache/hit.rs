@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use pingora_cache::storage::HandleHit;
 use pingora_cache::trace::SpanHandle;
 use pingora_cache::{BodyPart, CacheEntryId, CacheKey, CacheMeta, Storage};
@@ -66,6 +66,22 @@ pub struct Filling {
 enum Source {
     Entry(Arc<HotEntry>),
     Fill(Arc<Fill>, watch::Receiver<Progress>),
+}
+
+/// The body of an entry that is kept in memory.
+///
+/// It counts as a reference to the entry, which the hit has just counted. The body's
+/// own count is elsewhere in memory, and mostly in no cache of the processor: to wait
+/// for it takes longer than the allocation that this costs.
+struct KeptBody(Arc<HotEntry>);
+
+impl AsRef<[u8]> for KeptBody {
+    fn as_ref(&self) -> &[u8] {
+        match &self.0.body {
+            HotBody::Memory(body) => body,
+            HotBody::File(_) => &[],
+        }
+    }
 }
 
 impl DiskHit {
@@ -144,6 +160,11 @@ impl DiskHit {
     pub(crate) fn copy_body(&mut self) {
         self.sendfile = false;
         self.piece = RECORD;
+    }
+
+    /// Whether the body is in memory, so that nothing is waited for.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.body().is_none()
     }
 
     /// Whether anything remains to be read, as far as is known.
@@ -257,15 +278,18 @@ impl DiskHit {
     /// [`read_body`](HandleHit::read_body), without the box that a trait's method
     /// returns its future in.
     async fn next_bytes(&mut self) -> Result<Option<Bytes>> {
-        if let Some(HotEntry {
-            body: HotBody::Memory(body),
-            ..
-        }) = self.entry()
-        {
-            let Range { start, end } = self.remaining;
-            let piece = (start < end).then(|| body.slice(start as usize..end as usize));
-            self.remaining.start = end;
-            return Ok(piece);
+        if let Source::Entry(entry) = &self.source {
+            if let HotBody::Memory(_) = &entry.body {
+                let Range { start, end } = self.remaining;
+                self.remaining.start = end;
+                return Ok((start < end).then(|| {
+                    let mut piece = Bytes::from_owner(KeptBody(entry.clone()));
+                    debug_assert!(end <= piece.len() as u64);
+                    piece.truncate(end as usize);
+                    piece.advance(start as usize);
+                    piece
+                }));
+            }
         }
         let range = self.available().await?;
         if range.is_empty() {

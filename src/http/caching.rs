@@ -20,7 +20,6 @@ use pingora_cache::{
     BodyPart, CacheKey, CacheMeta, CacheOptionOverrides, CachePhase, ForcedFreshness, HitHandler,
     NoCacheReason, RespCacheable,
 };
-use pingora_core::protocols::http::prepared_header::PreparedHeader;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
@@ -33,7 +32,8 @@ use super::conditional::{evaluate, has_origin_preconditions, if_range_applies, P
 use super::etag::EntityTag;
 use super::fields::connection_fields;
 use super::fill_lock::FillLock;
-use super::freshness::{is_from_the_future, Times};
+use super::freshness::{is_from_the_future, ttl, Times};
+use super::prepared::Prepared;
 use super::range::{parse_content_range, parse_range, single_range, Ranges};
 use super::storing::{is_always_stale, Answer, StoringRules};
 use super::target::{invalidated, Target};
@@ -307,9 +307,7 @@ impl HttpCaching {
         let key = key(session);
         let hit = store
             .cache
-            .lookup_attached(&key, |_: &PreparedHeader, meta| {
-                meta.is_fresh(now) && !is_from_the_future(meta, now)
-            });
+            .lookup_attached(&key, |prepared: &Prepared| prepared.is_usable(now));
         let Some(mut hit) = hit else {
             return Ok(false);
         };
@@ -320,20 +318,26 @@ impl HttpCaching {
         let Ok(first) = hit.next_part().await else {
             return Ok(false);
         };
-        let (Some(prepared), Some(meta)) = (hit.attached::<PreparedHeader>(), hit.meta()) else {
+        // The disk may have been waited for.
+        let now = if hit.is_in_memory() {
+            now
+        } else {
+            SystemTime::now()
+        };
+        let Some(prepared) = hit.attached::<Prepared>() else {
             return Ok(false);
         };
         let status = CacheStatus {
-            ttl: Some(ttl(meta, now)),
+            ttl: Some(prepared.ttl(now)),
             ..CacheStatus::hit(self.options.name)
         };
         let fields = [
-            ("Age", HeaderValue::from(meta.age().as_secs())),
+            ("Age", HeaderValue::from(prepared.age(now))),
             ("Cache-Status", status.to_value()?),
         ];
         ctx.answered_prepared = true;
         session
-            .write_prepared_header(prepared, &fields, false)
+            .write_prepared_header(prepared.header(), &fields, false)
             .await
             .map_err(of_sending)?;
         let sent = send_body(session, &mut hit, first).await;
@@ -362,16 +366,12 @@ impl HttpCaching {
         if body_len.is_none() || body_len != ctx.stored_len {
             return Ok(());
         }
-        let Some(prepared) = PreparedHeader::new(response) else {
-            return Ok(());
-        };
-        if let Some(hit) = session
-            .cache
-            .hit_handler()
-            .as_any()
-            .downcast_ref::<DiskHit>()
-        {
-            hit.attach(prepared);
+        let hit = session.cache.hit_handler().as_any();
+        if let Some(hit) = hit.downcast_ref::<DiskHit>() {
+            let prepared = hit.meta().and_then(|meta| Prepared::new(response, meta));
+            if let Some(prepared) = prepared {
+                hit.attach(prepared);
+            }
         }
         Ok(())
     }
@@ -480,7 +480,7 @@ impl HttpCaching {
                 return Some(ForcedFreshness::ForceMiss);
             }
         }
-        if is_from_the_future(meta, now) {
+        if is_from_the_future(meta.updated(), now) {
             ctx.forward(Forwarded::Stale);
             self.set_stale_lock(session, meta, ctx);
             return Some(ForcedFreshness::ForceExpired);
@@ -952,7 +952,7 @@ impl HttpCaching {
         let phase = session.cache.phase();
         let now = SystemTime::now();
         let meta = session.cache.maybe_cache_meta();
-        let ttl = meta.map(|meta| ttl(meta, now));
+        let ttl = meta.map(|meta| ttl(meta.fresh_until(), now));
         let collapsed = session.cache.lock_duration().is_some();
         // Any other plain request would be answered the same.
         let to_prepare = (ctx.plain
@@ -1111,10 +1111,20 @@ async fn send_body(
 ) -> Result<()> {
     let mut next = first;
     while let Some(part) = next {
-        // What follows is not read before the client takes it.
-        let flush = matches!(part, BodyPart::Bytes(_)) && hit.has_more();
+        let more = hit.has_more();
         let sent = match part {
-            BodyPart::Bytes(bytes) => session.write_response_body(Some(bytes), false).await,
+            BodyPart::Bytes(bytes) => {
+                // The end is for the modules too.
+                let written = session.write_response_body(Some(bytes), !more).await;
+                if !more {
+                    return written.map_err(of_sending);
+                }
+                // What follows is not read before the client takes this.
+                match written {
+                    Ok(()) => session.as_downstream_mut().flush_body().await,
+                    Err(e) => Err(e),
+                }
+            }
             BodyPart::File { file, offset, len } => {
                 let written = session.write_file_body(&file, offset, len).await;
                 written.map(drop)
@@ -1125,13 +1135,8 @@ async fn send_body(
             }
         };
         sent.map_err(of_sending)?;
-        if flush {
-            let flushed = session.as_downstream_mut().flush_body().await;
-            flushed.map_err(of_sending)?;
-        }
         next = hit.next_part().await?;
     }
-    // The end is for the modules too.
     let finished = session.write_response_body(None, true).await;
     finished.map_err(of_sending)
 }
@@ -1151,17 +1156,7 @@ fn of_sending(error: Box<Error>) -> Box<Error> {
 
 fn is_prepared(session: &mut Session) -> bool {
     let hit = session.cache.hit_handler().as_any().downcast_ref();
-    hit.is_some_and(|hit: &DiskHit| hit.attached::<PreparedHeader>().is_some())
-}
-
-/// Seconds for which a response is fresh; negative: since when it is stale.
-fn ttl(meta: &CacheMeta, now: SystemTime) -> i64 {
-    let (later, earlier, sign) = match meta.fresh_until() >= now {
-        true => (meta.fresh_until(), now, 1),
-        false => (now, meta.fresh_until(), -1),
-    };
-    let secs = later.duration_since(earlier).unwrap_or_default().as_secs();
-    sign * i64::try_from(secs).unwrap_or(i64::MAX)
+    hit.is_some_and(|hit: &DiskHit| hit.attached::<Prepared>().is_some())
 }
 
 /// `None`: the client is gone.

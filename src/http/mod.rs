@@ -20,6 +20,7 @@ pub mod etag;
 pub mod fields;
 mod fill_lock;
 pub mod freshness;
+mod prepared;
 pub mod range;
 pub mod storing;
 pub mod target;

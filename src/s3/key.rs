@@ -1,5 +1,6 @@
 //! Object keys: from the raw path of a request to the path of an S3 request.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write};
 
 /// The longest key S3 stores, in bytes of UTF-8.
@@ -76,9 +77,9 @@ impl ObjectKey {
     /// This is the one form for which the request sent and the canonical
     /// request of the signature agree. Source: "Signature Calculations for the
     /// Authorization Header", Amazon S3 API Reference, `UriEncode()`.
-    pub fn encoded(&self) -> String {
+    pub fn encoded(&self) -> Cow<'_, str> {
         if self.0.bytes().all(stands_for_itself) {
-            return self.0.clone();
+            return Cow::Borrowed(&self.0);
         }
         let mut encoded = String::with_capacity(self.0.len());
         for byte in self.0.bytes() {
@@ -89,7 +90,7 @@ impl ObjectKey {
                 let _ = write!(encoded, "%{byte:02X}");
             }
         }
-        encoded
+        Cow::Owned(encoded)
     }
 }
 

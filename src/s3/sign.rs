@@ -245,6 +245,7 @@ mod tests {
         ObjectKey::from_request_path(&key.replace('%', "%25"))
             .unwrap()
             .encoded()
+            .into_owned()
     }
 
     #[test]
