@@ -15,7 +15,7 @@ use crate::random::Random;
 
 /// Bodies up to this length are read whole, and their checksum is verified,
 /// before they are served: `cache.disk.sendfile.threshold_bytes`.
-pub const VERIFIED_LEN: u64 = 64 * 1024;
+pub const VERIFIED_LEN: u64 = 16 * 1024;
 
 /// A body is not touched before nobody follows its fill any more.
 const SETTLED: Duration = Duration::from_secs(5);
