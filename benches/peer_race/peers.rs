@@ -180,8 +180,8 @@ pub fn start(kinds: &[PeerKind], stage: &Stage) -> Vec<Peer> {
 }
 
 /// Whether any of these needs the objects as files.
-pub fn need_files(kinds: &[PeerKind]) -> bool {
-    kinds.iter().any(|kind| kind.serves_files())
+pub fn need_files(mut kinds: impl Iterator<Item = PeerKind>) -> bool {
+    kinds.any(PeerKind::serves_files)
 }
 
 /// What `start` starts with the folder of the objects, and where it serves them.

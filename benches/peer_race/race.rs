@@ -1,6 +1,6 @@
 //! The race itself.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use crate::{
     client::Client,
@@ -91,7 +91,8 @@ pub fn run(options: &Options) {
     // Dropped after the servers that have files there.
     let work = WorkDir::make();
     let files = work.path().join("objects");
-    if peers::need_files(&options.peers) {
+    if peers::need_files(options.peers.iter().copied()) {
+        // One of them reads them all at its start.
         for objects in &options.objects {
             objects.write_to(&files).expect("write the objects");
         }
@@ -109,28 +110,19 @@ pub fn run(options: &Options) {
         println!("nobody is left to race");
         return;
     }
-    for peer in &peers {
-        println!("filling {}", peer.kind.key());
-        for &objects in &options.objects {
-            peer.fill(objects);
-        }
-    }
-    // Or it would be written back while something is measured.
-    rustix::fs::sync();
-    println!("all caches are filled: racing");
+    println!("all peers run: racing");
     let before = machine::stolen();
 
     if let Some(cores) = cores {
         pin(cores.client);
     }
     for &objects in &options.objects {
+        prepare(&peers, objects, &files);
         for &connections in &options.connections {
             let cell = Cell::measure(&peers, objects, connections, options);
             print!("\n{}", report::cell(&cell));
             results.cells.push(cell);
         }
-    }
-    for &objects in &options.objects {
         let is_paced = PACED_SIZES.contains(&objects.len);
         if let Some(turn) = options.paced_turn.filter(|_| is_paced) {
             let paced = Paced::measure(&peers, objects, turn, options.long_rounds());
@@ -143,6 +135,22 @@ pub fn run(options: &Options) {
     let [total, stolen] = [0, 1].map(|which| after[which].saturating_sub(before[which]) as f64);
     results.stolen = stolen / total.max(1.0);
     report::write(&results, options);
+}
+
+/// Has all peers hold all objects of one size. Just before they are raced, and not all
+/// sizes at the start: a machine may take from the page cache what is not used for a
+/// while, as DAMON does (Documentation/admin-guide/mm/damon/), and what is read again
+/// lies there in other folios than what was written.
+fn prepare(peers: &[Peer], objects: Objects, files: &Path) {
+    println!("\nfilling all caches with {}", objects.label);
+    if peers::need_files(peers.iter().map(|peer| peer.kind)) {
+        objects.write_to(files).expect("write the objects");
+    }
+    for peer in peers {
+        peer.fill(objects);
+    }
+    // Or it would be written back while something is measured.
+    rustix::fs::sync();
 }
 
 /// Gives each of `count` a turn, `rounds` times, and each once before that,
