@@ -36,7 +36,7 @@ use pingora_http::ResponseHeader;
 use socket2::{Domain, Socket, Type};
 use tokio::{fs::File, io::AsyncReadExt};
 
-/// As the proxy has.
+/// As the proxy has, in the version that is better for large buffers.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
