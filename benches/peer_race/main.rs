@@ -7,6 +7,8 @@
 //! - `-- --sizes 4KiB,1MiB`, `--connections 1,16`, `--peers KEY,KEY`, `--rounds N`,
 //!   `--turn MILLISECONDS`, `--no-cpu`: parts of it
 //! - `--machine-network`: not in a network namespace of its own
+//! - `--reloaded`: all objects are read back from the disk before they are raced, as
+//!   after a restart
 //! - `--build PATH`, repeatedly: other builds of `s3-proxy` take part, to see what a
 //!   change has brought
 //!
@@ -22,7 +24,8 @@
 //!   memory, or reads files in pieces of 64 KiB. These three are on the published
 //!   crates, without the patches: the package `benches/stock`, which `make bench`
 //!   builds; they run as it was built last, and are skipped where it was not. They
-//!   have the proxy's allocator and kind of runtime.
+//!   have the proxy's kind of runtime, and its allocator, in the version that is the
+//!   better one for large buffers.
 //! - `nginx-sendfile`, `nginx-sendfile-ofc`, `nginx-copy`, `nginx-copy-ofc`:
 //!   nginx's `proxy_cache`; `ofc` has `open_file_cache`. One nginx serves all
 //!   four, on a port each, from one cache.
@@ -37,7 +40,8 @@
 //!   it can be set, as the report says, a congestion control that does not pace
 //!   ([`network`]).
 //! - Objects are asked for in a pseudo-random order, the same for all peers.
-//!   Those of a size exceed the processor's caches; they stay in the page cache.
+//!   Those of a size exceed the processor's caches; they stay in the page cache, which
+//!   they are put into just before they are raced.
 //! - A round gives each peer a turn, and rotates who begins. Rates are of body
 //!   bytes that arrived during the turn; ratios are of each round. Turns are short,
 //!   and rounds many: what neighbours take from a machine comes in phases, and then

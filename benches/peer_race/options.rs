@@ -18,6 +18,8 @@ pub struct Options {
     pub memory: bool,
     /// Whether the race is to be on the network that the machine has.
     pub machine_network: bool,
+    /// Whether all is read back from the disk before it is raced.
+    pub reloaded: bool,
     /// Whether anything was left out or shortened.
     pub partial: bool,
     pub objects: Vec<Objects>,
@@ -40,6 +42,7 @@ impl Options {
         let mut options = Self {
             memory: false,
             machine_network: false,
+            reloaded: false,
             partial: quick,
             objects: if quick { QUICK } else { FULL }.to_vec(),
             connections: vec![1, 16, if quick { 64 } else { 256 }],
@@ -63,6 +66,7 @@ impl Options {
                     options.machine_network = true;
                     continue;
                 }
+                "--reloaded" => options.reloaded = true,
                 "memory" => options.memory = true,
                 "--no-cpu" => options.paced_turn = None,
                 "--rounds" => options.rounds = number::<usize>(&value()).max(1),

@@ -1,6 +1,11 @@
 //! The race itself.
 
-use std::{path::Path, time::Duration};
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    time::Duration,
+};
 
 use crate::{
     client::Client,
@@ -118,6 +123,9 @@ pub fn run(options: &Options) {
     }
     for &objects in &options.objects {
         prepare(&peers, objects, &files);
+        if options.reloaded {
+            reload(&peers, objects, work.path());
+        }
         for &connections in &options.connections {
             let cell = Cell::measure(&peers, objects, connections, options);
             print!("\n{}", report::cell(&cell));
@@ -151,6 +159,33 @@ fn prepare(peers: &[Peer], objects: Objects, files: &Path) {
     }
     // Or it would be written back while something is measured.
     rustix::fs::sync();
+}
+
+/// Has all that is below `dir` read from the disk by who serves it, as after a restart.
+fn reload(peers: &[Peer], objects: Objects, dir: &Path) {
+    let drop_pages = |file: &Path| {
+        let file = File::open(file)?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        io::Result::Ok(())
+    };
+    for_each_file(dir, &|file| {
+        // It may be gone by now.
+        let _ = drop_pages(file);
+    });
+    for peer in peers {
+        peer.fill(objects);
+    }
+}
+
+fn for_each_file(dir: &Path, work: &impl Fn(&Path)) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            for_each_file(&path, work);
+        } else {
+            work(&path);
+        }
+    }
 }
 
 /// Gives each of `count` a turn, `rounds` times, and each once before that,
