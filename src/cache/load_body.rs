@@ -67,7 +67,7 @@ mod large_folios {
         let block = range.start / BLOCK * BLOCK;
         let block_len = stat.len().min(block + BLOCK) - block;
         let is_most = 2 * (range.end - range.start) >= block_len;
-        Ok(is_most && *KERNEL_CAN && read_ahead(stat.dev()).is_some_and(|len| len < BLOCK))
+        Ok(is_most && *KERNEL_CAN && read_ahead_len(stat.dev()).is_some_and(|len| len < BLOCK))
     }
 
     /// `false`: the kernel cannot do it.
@@ -107,8 +107,8 @@ mod large_folios {
     ///
     /// It marks the first page of what it was made to read at once, and reads ahead as
     /// soon as that page is sent, unless all is there for as far as it would read: for
-    /// less than a block. By default it is 128 KiB.
-    fn read_ahead(dev: u64) -> Option<u64> {
+    /// less than a block. By default it is 128 KiB; it can be changed at any time.
+    fn read_ahead_len(dev: u64) -> Option<u64> {
         let dev = format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev));
         let file = [
             format!("/sys/class/bdi/{dev}/read_ahead_kb"),
@@ -147,8 +147,8 @@ mod large_folios {
                 println!("{dev_name} is no disk");
                 return;
             }
-            assert!(read_ahead(dev).is_some(), "{dev_name}");
-            assert_eq!(read_ahead(0), None);
+            assert!(read_ahead_len(dev).is_some(), "{dev_name}");
+            assert_eq!(read_ahead_len(0), None);
         }
     }
 }
