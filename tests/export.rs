@@ -57,7 +57,12 @@ fn the_folder_is_what_the_tool_materialises() {
     let project = tempfile::tempdir().expect("make a folder");
     assert!(export(project.path(), &["patched"]).status.success());
 
-    for name in ["pingora-cache", "pingora-core", "pingora-proxy"] {
+    for name in [
+        "pingora-cache",
+        "pingora-core",
+        "pingora-proxy",
+        "pingora-timeout",
+    ] {
         let diff = Command::new("diff")
             .args(["-r", "--brief"])
             .arg(Path::new(CHECKOUT).join("vendor/pingora").join(name))

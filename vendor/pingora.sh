@@ -19,7 +19,7 @@ set -euo pipefail
 vendor=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 patches=$(cd "$vendor/.." && pwd)/patches
 tree=$vendor/pingora
-crates="pingora-cache pingora-core pingora-proxy"
+crates="pingora-cache pingora-core pingora-proxy pingora-timeout"
 # Kept inside .git, so that it is never part of the tree itself.
 stamp=$tree/.git/pingora-sendfile-stamp
 

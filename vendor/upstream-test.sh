@@ -36,7 +36,7 @@ names() {
 
 status=0
 total=0
-for crate in pingora-core pingora-cache pingora-proxy; do
+for crate in pingora-core pingora-cache pingora-proxy pingora-timeout; do
     run "$crate" "$work/output"
     names "$work/output" ok > "$work/passed"
     names "$work/output" FAILED | { grep -vxF "$needs_internet" || true; } > "$work/failed"

@@ -81,7 +81,8 @@ impl<'a> CacheStatus<'a> {
             .or_err(ErrorType::InternalError, "the name of the cache")
     }
 
-    fn push_to(&self, value: &mut String) {
+    /// Append the field's value, which is valid if the cache's name is a token.
+    pub fn push_to(&self, value: &mut String) {
         value.push_str(self.cache);
         match self.forwarded {
             None => value.push_str("; hit"),

@@ -4,6 +4,7 @@
 //! [`ProxyHttp`](pingora_proxy::ProxyHttp) that has to do with caching; the proxy
 //! calls it there. `examples/http_cache.rs` is a proxy that does nothing else.
 
+use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 use http::header::{
@@ -57,6 +58,9 @@ const CONDITIONS: [HeaderName; 6] = [
     IF_MODIFIED_SINCE,
     IF_UNMODIFIED_SINCE,
 ];
+
+/// Longer than `Age` and `Cache-Status` of most hits, in bytes.
+const FIELDS_LEN: usize = 64;
 
 /// How often a request that waited for another one looks again, before it asks
 /// the origin itself.
@@ -331,10 +335,13 @@ impl HttpCaching {
             ttl: Some(prepared.ttl(now)),
             ..CacheStatus::hit(self.options.name)
         };
-        let fields = [
-            ("Age", HeaderValue::from(prepared.age(now))),
-            ("Cache-Status", status.to_value()?),
-        ];
+        let mut text = String::with_capacity(FIELDS_LEN);
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{}", prepared.age(now));
+        let age_len = text.len();
+        status.push_to(&mut text);
+        let (age, status) = text.as_bytes().split_at(age_len);
+        let fields = [("Age", age), ("Cache-Status", status)];
         ctx.answered_prepared = true;
         session
             .write_prepared_header(prepared.header(), &fields, false)
