@@ -807,7 +807,7 @@ impl DiskCache {
         match &entry.body {
             HotBody::Memory(_) => self.stats.memory_hits.inc(),
             HotBody::File(body) => {
-                if body.len_now() != Some(entry.meta.body_len) {
+                if !body.has_len(entry.meta.body_len) {
                     let why = "body file does not have the recorded length";
                     self.drop_damaged(entry.id, &super::format::invalid(why));
                     return false;
