@@ -39,7 +39,7 @@ use super::load::{self, Leftovers};
 use super::miss::DiskMiss;
 use super::stats::{Cause, Eviction, Stats};
 use super::{
-    keeper, scrub, DiskBackend, EntryId, OpenEntry, SendfileCapable, SendfileConfig,
+    keeper, scrub, DiskBackend, EntryId, OpenEntry, Prepared, SendfileCapable, SendfileConfig,
     SendfileResponse, TokioFsBackend,
 };
 
@@ -872,13 +872,13 @@ impl DiskCache {
         }
     }
 
-    /// What [`lookup`](Storage::lookup) would find, if it is an entry in use to
-    /// which a `T` was [attached](DiskHit::attach) that is of use. Nothing is
-    /// waited for, and nothing copied. Not for keys of variants.
-    pub fn lookup_attached<T: 'static>(
+    /// What [`lookup`](Storage::lookup) would find, if it is an entry in use whose
+    /// [answer](DiskHit::prepare) was prepared and is of use. Nothing is waited for,
+    /// and nothing copied. Not for keys of variants.
+    pub(crate) fn lookup_prepared(
         &'static self,
         key: &CacheKey,
-        is_of_use: impl FnOnce(&T) -> bool,
+        is_of_use: impl FnOnce(&Prepared) -> bool,
     ) -> Option<DiskHit> {
         let primary = key.primary_bin();
         if key.variance_bin().is_some() || self.newest_fill(&primary).is_some() {
@@ -886,8 +886,8 @@ impl DiskCache {
         }
         let indexed = self.current(key, &primary)?;
         let entry = self.in_use(&indexed)?;
-        let attached = entry.attached()?.downcast_ref()?;
-        let usable = is_of_use(attached) && is_of(&entry, key, &primary) && self.is_sound(&entry);
+        let usable =
+            is_of_use(entry.prepared()?) && is_of(&entry, key, &primary) && self.is_sound(&entry);
         usable.then(|| {
             let sendfile = self.sends_files(Some(entry.meta.body_len));
             DiskHit::of_entry(self, entry, sendfile)

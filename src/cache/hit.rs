@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use super::body_file::{read_now, BodyFile};
 use super::fill::{Fill, Progress, State};
 use super::hot::{HotBody, HotEntry};
-use super::{DiskCache, EntryId};
+use super::{DiskCache, EntryId, Prepared};
 
 /// Longest piece of a body that is handed out as bytes. A slow client holds one
 /// for as long as it reads.
@@ -133,20 +133,19 @@ impl DiskHit {
         self.entry()?.cache_meta().ok()
     }
 
-    /// What was [attached](Self::attach) to this entry.
-    pub fn attached<T: 'static>(&self) -> Option<&T> {
-        self.entry()?.attached()?.downcast_ref()
+    /// What hits of this entry are answered with, if that was [set](Self::prepare).
+    pub(crate) fn prepared(&self) -> Option<&Prepared> {
+        self.entry()?.prepared()
     }
 
-    /// Keep something with the entry, as long as the entry is in use and its
-    /// metadata is what it is. What was attached first stays. Nothing is attached
-    /// to a fill that is followed.
+    /// Set it for as long as the entry is in use and its metadata is what it is. What
+    /// was set first stays. Nothing is set for a fill that is followed.
     ///
     /// It counts as memory no more than the entry's metadata does, and should not
     /// take more.
-    pub fn attach<T: Send + Sync + 'static>(&self, value: T) {
+    pub(crate) fn prepare(&self, prepared: Prepared) {
         if let Some(entry) = self.entry() {
-            entry.attach(Box::new(value));
+            entry.prepare(prepared);
         }
     }
 

@@ -1,6 +1,5 @@
 //! What is kept of entries that are in use: bodies in memory, open files.
 
-use std::any::Any;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -11,7 +10,7 @@ use quick_cache::Weighter;
 
 use super::body_file::BodyFile;
 use super::format::EntryMeta;
-use super::EntryId;
+use super::{EntryId, Prepared};
 
 /// The body of an entry that is ready to be served.
 #[derive(Debug, Clone)]
@@ -31,13 +30,13 @@ pub struct HotEntry {
     pub meta: EntryMeta,
     /// The same as Pingora wants it, made when it is first asked for.
     parsed: OnceLock<CacheMeta>,
-    /// See [`DiskHit::attach`](super::DiskHit::attach).
-    attached: OnceLock<Box<dyn Any + Send + Sync>>,
+    /// See [`DiskHit::prepare`](super::DiskHit::prepare).
+    prepared: OnceLock<Prepared>,
     /// Its body.
     pub body: HotBody,
 }
 
-/// About what parsed metadata takes, and what is attached: two maps of the fields
+/// About what parsed metadata takes, and a prepared header: two maps of the fields
 /// and their values, of which the encoded form is compressed.
 fn parsed_len(encoded_len: u64) -> u64 {
     2 * (1024 + 4 * encoded_len)
@@ -50,7 +49,7 @@ impl HotEntry {
             id,
             meta,
             parsed: OnceLock::new(),
-            attached: OnceLock::new(),
+            prepared: OnceLock::new(),
             body,
         })
     }
@@ -65,14 +64,14 @@ impl HotEntry {
         Ok(self.parsed.get_or_init(|| meta))
     }
 
-    /// What was attached.
-    pub fn attached(&self) -> Option<&(dyn Any + Send + Sync)> {
-        self.attached.get().map(|attached| &**attached)
+    /// What hits are answered with.
+    pub(super) fn prepared(&self) -> Option<&Prepared> {
+        self.prepared.get()
     }
 
-    /// Attach something, unless something is.
-    pub fn attach(&self, value: Box<dyn Any + Send + Sync>) {
-        let _ = self.attached.set(value);
+    /// Set it, unless it is.
+    pub(super) fn prepare(&self, prepared: Prepared) {
+        let _ = self.prepared.set(prepared);
     }
 
     /// Bytes of memory that it takes.

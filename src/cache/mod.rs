@@ -7,6 +7,7 @@
 //!   `gather`: what is written at once
 //! - [`index`]: which generation of which key is current, and used last
 //! - [`hot`]: what is kept of entries in use: small bodies, open files
+//! - `prepared`: the header that hits of an entry are answered with
 //! - [`body_file`]: an open body, and which of it is in the page cache;
 //!   `load_body`: how it gets there
 //! - [`mod@format`], [`layout`]: the metadata file, the names of all files
@@ -44,6 +45,7 @@ pub mod load;
 mod load_body;
 pub mod miss;
 pub mod open_now;
+mod prepared;
 pub mod scrub;
 pub mod sendfile;
 pub mod stats;
@@ -65,6 +67,7 @@ pub mod uring;
 pub use backend::{DiskBackend, EntryId, OpenEntry};
 pub use disk::{AskedAt, BackendChoice, DiskCache, DiskCacheConfig};
 pub use hit::{DiskHit, Filling};
+pub(crate) use prepared::Prepared;
 pub use sendfile::{SendfileCapable, SendfileConfig, SendfileResponse};
 pub use stats::{Cause, Eviction, Stats};
 pub use tokio_fs::TokioFsBackend;

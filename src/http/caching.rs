@@ -34,13 +34,12 @@ use super::etag::EntityTag;
 use super::fields::connection_fields;
 use super::fill_lock::FillLock;
 use super::freshness::{is_from_the_future, ttl, Times};
-use super::prepared::Prepared;
 use super::range::{parse_content_range, parse_range, single_range, Ranges};
 use super::storing::{is_always_stale, Answer, StoringRules};
 use super::target::{invalidated, Target};
 use super::too_large::TooLarge;
 use super::vary::{variance, Variance};
-use crate::cache::{DiskCache, DiskHit};
+use crate::cache::{DiskCache, DiskHit, Prepared};
 
 /// A range that begins so far behind what a fill has written waits for it. One
 /// further away is fetched by itself.
@@ -311,7 +310,7 @@ impl HttpCaching {
         let key = key(session);
         let hit = store
             .cache
-            .lookup_attached(&key, |prepared: &Prepared| prepared.is_usable(now));
+            .lookup_prepared(&key, |prepared| prepared.is_usable(now));
         let Some(mut hit) = hit else {
             return Ok(false);
         };
@@ -328,7 +327,7 @@ impl HttpCaching {
         } else {
             SystemTime::now()
         };
-        let Some(prepared) = hit.attached::<Prepared>() else {
+        let Some(prepared) = hit.prepared() else {
             return Ok(false);
         };
         let status = CacheStatus {
@@ -344,7 +343,7 @@ impl HttpCaching {
         let fields = [("Age", age), ("Cache-Status", status)];
         ctx.answered_prepared = true;
         session
-            .write_prepared_header(prepared.header(), &fields, false)
+            .write_prepared_header(&prepared.header, &fields, false)
             .await
             .map_err(of_sending)?;
         let sent = send_body(session, &mut hit, first).await;
@@ -377,7 +376,7 @@ impl HttpCaching {
         if let Some(hit) = hit.downcast_ref::<DiskHit>() {
             let prepared = hit.meta().and_then(|meta| Prepared::new(response, meta));
             if let Some(prepared) = prepared {
-                hit.attach(prepared);
+                hit.prepare(prepared);
             }
         }
         Ok(())
@@ -1163,7 +1162,7 @@ fn of_sending(error: Box<Error>) -> Box<Error> {
 
 fn is_prepared(session: &mut Session) -> bool {
     let hit = session.cache.hit_handler().as_any().downcast_ref();
-    hit.is_some_and(|hit: &DiskHit| hit.attached::<Prepared>().is_some())
+    hit.is_some_and(|hit: &DiskHit| hit.prepared().is_some())
 }
 
 /// `None`: the client is gone.
