@@ -1191,9 +1191,10 @@ fn target_key(target: &Target) -> CacheKey {
 /// `uri-host [":" port]`, or nothing (RFC 9110 §7.2).
 fn is_host(value: &HeaderValue) -> bool {
     let value = value.as_bytes();
-    if value.is_empty() {
-        return true;
-    }
+    value.is_empty() || is_plain_host(value) || is_parsed_host(value)
+}
+
+fn is_parsed_host(value: &[u8]) -> bool {
     let Ok(authority) = Authority::try_from(value) else {
         return false;
     };
@@ -1203,6 +1204,20 @@ fn is_host(value: &HeaderValue) -> bool {
         .strip_prefix(b":")
         .is_some_and(|port| port.iter().all(u8::is_ascii_digit));
     !value.contains(&b',') && (port.is_empty() || is_port)
+}
+
+/// Whether it is one beyond doubt: a name of letters, digits, dots and hyphens, and
+/// perhaps a port. To parse any other takes an allocation.
+fn is_plain_host(value: &[u8]) -> bool {
+    let is_plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-');
+    let (name, port) = match value.iter().position(|b| *b == b':') {
+        Some(colon) => (&value[..colon], &value[colon + 1..]),
+        None => (value, &b"0"[..]),
+    };
+    !name.is_empty()
+        && name.iter().all(is_plain)
+        && !port.is_empty()
+        && port.iter().all(u8::is_ascii_digit)
 }
 
 /// A list of lengths is one to some and none to others (RFC 9110 §8.6).
@@ -1242,10 +1257,9 @@ fn end_at_this_hop(request: &mut RequestHeader) {
 /// The status of a request that goes no further.
 fn answered_here(request: &mut RequestHeader) -> Result<Option<StatusCode>> {
     // RFC 9112 §3.2
-    let has_host = request.headers.contains_key(HOST);
-    let hosts = request.headers.get_all(HOST);
-    if (request.version == Version::HTTP_11 && !has_host)
-        || !hosts.iter().all(is_host)
+    let mut hosts = request.headers.get_all(HOST).iter().peekable();
+    if (request.version == Version::HTTP_11 && hosts.peek().is_none())
+        || !hosts.all(is_host)
         || !is_target(&request.method, request.raw_path())
         || !is_one_length(&request.headers)
     {
@@ -1560,6 +1574,31 @@ mod tests {
             let (kind, unchanged) = ask(method, range, of);
             assert_eq!(kind, RangeType::None, "{method} {range} of {status}");
             assert_eq!(unchanged.status, status);
+        }
+    }
+
+    #[test]
+    fn a_plain_host_is_one_to_the_parser_too() {
+        let mut plain = 0;
+        let mut values = vec![String::new()];
+        for _ in 0..5 {
+            let longer = |value: &String| {
+                "a9.-:,/@[%"
+                    .chars()
+                    .map(|c| format!("{value}{c}"))
+                    .collect()
+            };
+            values = values.iter().flat_map::<Vec<_>, _>(longer).collect();
+            for value in &values {
+                if is_plain_host(value.as_bytes()) {
+                    assert!(is_parsed_host(value.as_bytes()), "{value}");
+                    plain += 1;
+                }
+            }
+        }
+        assert!(plain > 1000);
+        for value in ["localhost", "127.0.0.1:9000", "Bucket.s3.example.com"] {
+            assert!(is_plain_host(value.as_bytes()), "{value}");
         }
     }
 
