@@ -49,6 +49,8 @@ pub struct DiskHit {
     sendfile: bool,
     /// Longest piece that is read into memory.
     piece: u64,
+    /// Whether the disk was waited for.
+    waited: bool,
     /// A read from the disk. Kept here, so that a caller who gives up waiting
     /// and comes back finds it.
     reading: Option<JoinHandle<io::Result<Bytes>>>,
@@ -96,6 +98,7 @@ impl DiskHit {
             sendfile,
             piece: PIECE,
             source: Source::Entry(entry),
+            waited: false,
             reading: None,
         }
     }
@@ -108,6 +111,7 @@ impl DiskHit {
             sendfile,
             piece: PIECE,
             source: Source::Fill(fill, progress),
+            waited: false,
             reading: None,
         }
     }
@@ -161,9 +165,9 @@ impl DiskHit {
         self.piece = RECORD;
     }
 
-    /// Whether the body is in memory, so that nothing is waited for.
-    pub(crate) fn is_in_memory(&self) -> bool {
-        self.body().is_none()
+    /// Whether the disk was waited for, so that it is later than it was.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.waited
     }
 
     /// Whether anything remains to be read, as far as is known.
@@ -256,6 +260,7 @@ impl DiskHit {
                 return Ok(bytes.into());
             }
         }
+        self.waited = true;
         let cache = self.cache;
         let reading = self.reading.get_or_insert_with(|| {
             cache.runtime().spawn(async move {
@@ -312,6 +317,7 @@ impl DiskHit {
         }
         range.end = range.end.min(range.start + PART);
         if !body.is_resident(&range) {
+            self.waited = true;
             self.cache.stats().cold_sends.inc();
             range.end = body
                 .load(self.cache, &range)

@@ -321,11 +321,10 @@ impl HttpCaching {
         let Ok(first) = hit.next_part().await else {
             return Ok(false);
         };
-        // The disk may have been waited for.
-        let now = if hit.is_in_memory() {
-            now
-        } else {
+        let now = if hit.has_waited() {
             SystemTime::now()
+        } else {
+            now
         };
         let Some(prepared) = hit.prepared() else {
             return Ok(false);
