@@ -66,13 +66,14 @@ impl BodyFile {
         {
             use rustix::fs::{statx, AtFlags, StatxFlags};
             use rustix::io::ioctl_fionread;
-            // What is left behind the position of the descriptor, which nobody moves:
-            // of a regular file it is known without its file system (`do_vfs_ioctl()`
-            // of `fs/ioctl.c`), in half of the time. It is said in 32 bits.
-            if len <= u32::MAX.into() {
-                if let Ok(left) = ioctl_fionread(self.file()) {
-                    return left as u32 == len as u32;
-                }
+            // How much there is behind the position of the descriptor, in 32 bits: of
+            // a regular file it is known without its file system (`do_vfs_ioctl()` of
+            // `fs/ioctl.c`), in half of the time. Whoever has the file may have moved
+            // the position, so only a file that is as long as it should be is told by
+            // it; one that has grown by a multiple of 4 GiB too, which does no harm.
+            let left = ioctl_fionread(self.file()).map(|left| left as u32);
+            if left.is_ok_and(|left| u64::from(left) == len) {
+                return true;
             }
             let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
             statx(self.file(), "", flags, StatxFlags::SIZE).is_ok_and(|stat| stat.stx_size == len)
@@ -312,6 +313,24 @@ mod tests {
         // done before the kernel looks again: but not with each of them.
         assert!(!residency::probe(&file, &(0..BLOCK)));
         assert!(read_now(&file, 2 * BLOCK, 10).is_none_or(|read| read == [7; 10]));
+    }
+
+    #[test]
+    fn a_length_is_told_wherever_the_descriptor_stands() {
+        use std::io::{Seek, SeekFrom};
+        let body = BodyFile::new(Arc::new(tempfile::tempfile().unwrap()));
+        for len in [0, 1, 4096, u64::from(u32::MAX), 1 << 32, 5 << 30] {
+            body.file().set_len(len).unwrap();
+            for position in [0, 1, len] {
+                let mut file = &**body.file();
+                file.seek(SeekFrom::Start(position)).unwrap();
+                assert!(body.has_len(len), "{len} at {position}");
+                assert!(!body.has_len(len + 1), "{len} at {position}");
+                if position == 0 {
+                    assert!(!body.has_len(len.wrapping_sub(1)), "{len} at 0");
+                }
+            }
+        }
     }
 
     #[test]

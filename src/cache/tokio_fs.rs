@@ -147,13 +147,14 @@ impl DiskBackend for TokioFsBackend {
 
 fn open(layout: &Layout, id: &EntryId, prefetch: u64) -> io::Result<OpenEntry> {
     let meta = read_meta(&layout.meta(id))?;
-    let mut body = File::open(layout.body(id))?;
+    let body = File::open(layout.body(id))?;
     let stat = body.metadata()?;
     // A length of no regular file is that of no body.
     let body_len = if stat.is_file() { stat.len() } else { u64::MAX };
     let prefetched = if meta.body_len <= prefetch && body_len == meta.body_len {
         let mut buf = vec![0; meta.body_len as usize];
-        body.read_exact(&mut buf)?;
+        // Not from its position, at which it stays: see `BodyFile::has_len()`.
+        read_exact_at(&body, 0, &mut buf)?;
         Some(buf.into())
     } else {
         None

@@ -81,7 +81,8 @@ impl<'a> CacheStatus<'a> {
             .or_err(ErrorType::InternalError, "the name of the cache")
     }
 
-    /// Append the field's value, which is valid if the cache's name is a token.
+    /// Append the field's value. It is one if the cache's name is a token; who sends it
+    /// checks that.
     pub fn push_to(&self, value: &mut String) {
         value.push_str(self.cache);
         match self.forwarded {
