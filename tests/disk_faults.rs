@@ -198,6 +198,27 @@ fn a_full_disk_does_not_keep_the_proxy_from_starting() {
     assert_eq!(ask(&proxy, 2), "HIT");
 }
 
+#[test]
+fn a_small_body_that_is_not_kept_in_memory_is_a_hit_each_time() {
+    for backend in ["tokio", "auto"] {
+        let Some(disk) = FaultyDisk::mount() else {
+            return;
+        };
+        let origin = origin(|_| 10_000);
+        let options = format!("scrub_mb_per_second: 0, backend: {backend}");
+        let proxy = start_with_memory(disk.path(), &origin, &options, 0);
+        assert_eq!(ask(&proxy, 1), "MISS");
+        proxy.expect_metric("cache_entries", 1);
+        // The first hit reads the body along with its metadata, and keeps the file.
+        disk.forget_pages();
+        for _ in 0..4 {
+            assert_eq!(ask(&proxy, 1), "HIT", "{backend}");
+        }
+        expect_cause(&proxy, "cache_read_errors_total", "damaged", 0);
+        assert_eq!(origin.requests().len(), 1);
+    }
+}
+
 // --- broken ---
 
 #[test]
@@ -456,13 +477,18 @@ fn on(disk: &FaultyDisk, origin: &Origin) -> Proxy {
 }
 
 fn start(folder: &Path, origin: &Origin, disk: &str) -> Proxy {
-    let (folder, origin) = (folder.display().to_string(), origin.url());
     let backend = env::var(BACKEND).unwrap_or_else(|_| "auto".to_owned());
+    let disk = format!("backend: {backend}, {disk}");
+    start_with_memory(folder, origin, &disk, 256)
+}
+
+fn start_with_memory(folder: &Path, origin: &Origin, disk: &str, memory_mb: u32) -> Proxy {
+    let (folder, origin) = (folder.display().to_string(), origin.url());
     Proxy::start_with(env!("CARGO_BIN_EXE_s3-proxy"), |_| {
         format!(
             "server: {{address: '127.0.0.1:0', threads: 1, grace_period: 0}}\n\
              buckets: [{{path_prefix: /assets, bucket: bucket, region: us-east-1, endpoint: '{origin}'}}]\n\
-             cache: {{disk: {{path: '{folder}', max_size_gb: 1, backend: {backend}, {disk}}}}}\n\
+             cache: {{disk: {{path: '{folder}', max_size_gb: 1, {disk}}}, memory: {{max_size_mb: {memory_mb}}}}}\n\
              metrics: {{address: '127.0.0.1:0'}}\n"
         )
     })
