@@ -1,6 +1,7 @@
 //! The cache as Pingora sees it.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -128,7 +129,12 @@ impl DiskCacheConfig {
 /// [`CacheKey`]: what the origin answers to it is not stored if the key is purged
 /// in between. See [`DiskCache::asked_now`].
 #[derive(Debug, Clone, Copy)]
-pub struct AskedAt(u64);
+pub struct AskedAt {
+    generation: u64,
+    /// Fills up to this generation are found by who looks. Those that have theirs, and
+    /// no file yet, are not.
+    findable: u64,
+}
 
 /// A disk cache for Pingora: one immutable body file an entry, metadata beside
 /// it, found again after a restart.
@@ -150,6 +156,8 @@ pub struct DiskCache {
     loads: Semaphore,
     admission: Admission,
     next_generation: AtomicU64,
+    /// Of fills that nobody finds yet.
+    beginning: Mutex<BTreeSet<u64>>,
     /// Whether this process holds the lock.
     writable: AtomicBool,
     /// Held as long as the process lives, so that no second one uses the folder.
@@ -248,6 +256,7 @@ impl DiskCache {
                 cache: std::sync::OnceLock::new(),
             },
             next_generation: AtomicU64::new(first_generation),
+            beginning: Mutex::default(),
             writable: AtomicBool::new(writable),
             lock: Mutex::new(lock),
             removals,
@@ -371,7 +380,26 @@ impl DiskCache {
 
     /// What to add to the extensions of a request's [`CacheKey`].
     pub fn asked_now(&self) -> AskedAt {
-        AskedAt(self.last_generation())
+        // Under the lock, in which fills get their generations.
+        let beginning = self.beginning.lock();
+        let generation = self.last_generation();
+        AskedAt {
+            generation,
+            findable: beginning
+                .first()
+                .map_or(generation, |first| first.saturating_sub(1)),
+        }
+    }
+
+    /// Give a fill its generation.
+    fn begin(&self) -> Beginning<'_> {
+        let mut beginning = self.beginning.lock();
+        let generation = self.next_generation();
+        beginning.insert(generation);
+        Beginning {
+            cache: self,
+            generation,
+        }
     }
 
     /// The configured limit, in bytes.
@@ -430,10 +458,14 @@ impl DiskCache {
     }
 
     /// Whether there is an entry for a key, or a fill that can be followed, that
-    /// was begun after the key's request was made ([`asked_now`](Self::asked_now)).
-    /// What was there before has been looked up, and was of no use.
+    /// could not be found when the key's request was made
+    /// ([`asked_now`](Self::asked_now)). What was there before has been looked up, and
+    /// was of no use.
     pub fn is_new(&self, key: &CacheKey) -> bool {
-        let asked = key.extensions.get().map_or(0, |AskedAt(asked)| *asked);
+        let asked = key
+            .extensions
+            .get()
+            .map_or(0, |asked: &AskedAt| asked.findable);
         let hash = key.combined_bin();
         let fill = self.fills.get(&hash).map(|fill| fill.id);
         let entry = self.index.get(&hash).map(|entry| entry.id);
@@ -944,6 +976,18 @@ impl DiskCache {
     }
 }
 
+/// A fill that has its generation, and is not among the fills yet.
+struct Beginning<'a> {
+    cache: &'a DiskCache,
+    generation: u64,
+}
+
+impl Drop for Beginning<'_> {
+    fn drop(&mut self) {
+        self.cache.beginning.lock().remove(&self.generation);
+    }
+}
+
 /// Whether an entry is what the index says. `primary`: see `DiskCache::current`.
 fn is_of(entry: &HotEntry, key: &CacheKey, primary: &HashBinary) -> bool {
     entry.meta.key.primary == *primary && entry.meta.key.variance_bin() == key.variance_bin()
@@ -1162,11 +1206,14 @@ impl Storage for DiskCache {
                 "another process still writes to the cache folder",
             );
         }
+        // Until it is among the fills.
+        let beginning = self.begin();
         let id = EntryId {
             hash: key.combined_bin(),
-            generation: self.next_generation(),
+            generation: beginning.generation,
         };
-        if let Some(AskedAt(asked)) = key.extensions.get::<AskedAt>() {
+        if let Some(asked) = key.extensions.get::<AskedAt>() {
+            let asked = &asked.generation;
             let key_of = || (&*key.user_tag, key.primary_key());
             let primary = key.primary_bin();
             if self.bans.void(*asked, &primary, key_of) || self.changes.since(*asked, &primary) {
@@ -1221,6 +1268,7 @@ impl Storage for DiskCache {
             meta: serialized,
         };
         let (fill, pieces) = Fill::begin(self, new);
+        drop(beginning);
         Ok(Box::new(DiskMiss::new(fill, pieces)))
     }
 
@@ -1393,6 +1441,47 @@ mod tests {
             let found = cache.lookup(&key(), &span).await.unwrap();
             assert!(found.is_none(), "round {round}");
         }
+    }
+
+    #[tokio::test]
+    async fn who_asks_while_a_fill_begins_has_not_seen_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path());
+        cache.wait_loaded();
+        let asked_now = || {
+            let mut key = key();
+            key.extensions.insert(cache.asked_now());
+            key
+        };
+        use std::task::Poll;
+        let meta = meta("1", SystemTime::now());
+        let span = Span::inactive().handle();
+        let key = key();
+        let before = asked_now();
+        // Its file is made on another thread, and nobody finds it yet.
+        let mut begins = cache.get_miss_handler(&key, &meta, &span);
+        while let Poll::Ready(begun) = futures::poll!(&mut begins) {
+            drop(begun);
+            begins = cache.get_miss_handler(&key, &meta, &span);
+        }
+        let meanwhile = asked_now();
+        let miss = begins.await.unwrap();
+        let after = asked_now();
+        assert!(cache.is_filling(&key));
+        let expect_new = |when: &str| {
+            assert!(cache.is_new(&before), "{when}");
+            assert!(cache.is_new(&meanwhile), "{when}");
+            assert!(!cache.is_new(&after), "{when}");
+        };
+        expect_new("while it is filled");
+        finish(miss, "body").await;
+        cache.settle().await;
+        expect_new("when it is an entry");
+        // One that is given up before it begins is waited for by nobody.
+        let mut given_up = cache.get_miss_handler(&key, &meta, &span);
+        let _ = futures::poll!(&mut given_up);
+        drop(given_up);
+        assert!(cache.beginning.lock().is_empty());
     }
 
     #[tokio::test]
