@@ -1213,10 +1213,10 @@ impl Storage for DiskCache {
             generation: beginning.generation,
         };
         if let Some(asked) = key.extensions.get::<AskedAt>() {
-            let asked = &asked.generation;
+            let asked = asked.generation;
             let key_of = || (&*key.user_tag, key.primary_key());
             let primary = key.primary_bin();
-            if self.bans.void(*asked, &primary, key_of) || self.changes.since(*asked, &primary) {
+            if self.bans.void(asked, &primary, key_of) || self.changes.since(asked, &primary) {
                 return Error::e_explain(
                     ErrorType::FileCreateError,
                     "it was purged after the origin was asked for it",
@@ -1445,6 +1445,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_asks_while_a_fill_begins_has_not_seen_it() {
+        use std::task::Poll;
+
         let dir = tempfile::tempdir().unwrap();
         let cache = cache(dir.path());
         cache.wait_loaded();
@@ -1453,7 +1455,6 @@ mod tests {
             key.extensions.insert(cache.asked_now());
             key
         };
-        use std::task::Poll;
         let meta = meta("1", SystemTime::now());
         let span = Span::inactive().handle();
         let key = key();
