@@ -271,13 +271,20 @@ fn every_final_status_is_passed_on() {
     ] {
         let empty = matches!(status, 204 | 205);
         let body = if empty { "" } else { "the body" };
-        let page = site().page_with(
-            Answer::status(status)
-                .field("Cache-Control", "no-store")
-                .field("X-Field", "value")
-                .body(body),
-        );
-        let got = page.get();
+        let mut answer = Answer::status(status)
+            .field("Cache-Control", "no-store")
+            .field("X-Field", "value")
+            .body(body);
+        // A part is one of those that were asked for, and says which.
+        let range: &[(&str, &str)] = match status {
+            206 => &[("Range", "bytes=0-7")],
+            _ => &[],
+        };
+        if status == 206 {
+            answer = answer.field("Content-Range", "bytes 0-7/100");
+        }
+        let page = site().page_with(answer);
+        let got = page.get_with(range);
         let what = status.to_string();
         rules.expect("RFC 9110 15", &what, status, got.status);
         rules.expect("RFC 9110 15", &what, body.to_owned(), got.text());

@@ -29,12 +29,16 @@ use pingora_proxy::{FailToProxy, RangeType, Session};
 use super::background::{BackgroundFills, FillGuard, InFlight};
 use super::cache_control::RequestDirectives;
 use super::cache_status::{CacheStatus, Forwarded};
-use super::conditional::{evaluate, has_origin_preconditions, if_range_applies, Precondition};
+use super::conditional::{
+    evaluate, has_origin_preconditions, if_range_applies, is_confirmed, Precondition,
+};
 use super::etag::EntityTag;
-use super::fields::connection_fields;
+use super::fields::{connection_fields, RequestFields};
 use super::fill_lock::FillLock;
 use super::freshness::{is_from_the_future, ttl, Times};
-use super::range::{parse_content_range, parse_range, single_range, Ranges};
+use super::range::{
+    is_bytes, is_consistent_part, parse_content_range, parse_range, single_range, Ranges,
+};
 use super::storing::{is_always_stale, Answer, StoringRules};
 use super::target::{invalidated, Target};
 use super::too_large::TooLarge;
@@ -72,6 +76,12 @@ pub const NOT_FILLED: ErrorType = ErrorType::new("NotFilled");
 /// The error of a 304 that does not fit what it was asked for.
 pub const UNUSABLE_NOT_MODIFIED: ErrorType = ErrorType::new("UnusableNotModified");
 
+/// The error of a part that does not fit what the client has of it.
+pub const UNUSABLE_PART: ErrorType = ErrorType::new("UnusablePart");
+
+/// The cache's name unless its owner gives another.
+pub const CACHE_NAME: &str = "pingora-sendfile";
+
 /// What the owner of a caching proxy decides.
 #[derive(Debug, Clone)]
 pub struct CachingOptions {
@@ -79,6 +89,9 @@ pub struct CachingOptions {
     pub storing: StoringRules,
     /// The cache's name in `Cache-Status` and `Via`: a token.
     pub name: &'static str,
+    /// The fields of a client's request that reach the origin. No other field selects
+    /// a variant or decides on storing.
+    pub request_fields: RequestFields,
     /// Heed the `Cache-Control` of requests. They are advisory (RFC 9111 §5.2.1),
     /// and let any client make the proxy ask the origin.
     pub request_directives: bool,
@@ -95,7 +108,8 @@ impl Default for CachingOptions {
     fn default() -> Self {
         CachingOptions {
             storing: StoringRules::default(),
-            name: "pingora-sendfile",
+            name: CACHE_NAME,
+            request_fields: RequestFields::All,
             request_directives: true,
             background_fills: BackgroundFills::default(),
             lock_age: Duration::from_secs(10),
@@ -133,10 +147,17 @@ pub struct CachingCtx {
     requested: Option<SystemTime>,
     /// Whether the origin was asked for a 304.
     conditional: bool,
+    /// Whether the origin was asked for a part.
+    ranged: bool,
     /// The origin's 304 was of no use: ask for the whole.
     unconditional: bool,
     /// And so was the next one.
     refused: bool,
+    /// The origin's part was of another version than the client has: ask for the
+    /// whole.
+    whole: bool,
+    /// A precondition of the client does not hold for what is stored.
+    precondition_failed: bool,
     /// `Set-Cookie` of an answer that has updated what is stored.
     cookies: Vec<HeaderValue>,
     /// Fields of the origin's response that are not stored.
@@ -155,6 +176,8 @@ pub struct CachingCtx {
     plain: bool,
     /// By [`HttpCaching::answer_prepared`].
     answered_prepared: bool,
+    /// The client offers another protocol, which only the origin can switch to.
+    upgrades: bool,
 }
 
 /// What a request asks a cache for.
@@ -261,7 +284,8 @@ impl HttpCaching {
             ctx.asks = asks(session);
         }
         if ctx.asks != Asks::Nothing {
-            end_at_this_hop(session.req_header_mut());
+            ctx.upgrades = self.upgrades(session.req_header());
+            end_at_this_hop(session.req_header_mut(), ctx.upgrades);
             ctx.plain = ctx.asks == Asks::Whole && self.is_plain(session);
         }
         if ctx.asks == Asks::Nothing {
@@ -273,6 +297,21 @@ impl HttpCaching {
             });
         }
         Ok(false)
+    }
+
+    /// Whether the client offers to switch to WebSocket. Any other protocol may be
+    /// ignored (RFC 9110 §7.8), and is not passed on.
+    fn upgrades(&self, request: &RequestHeader) -> bool {
+        self.options.request_fields.contains(&UPGRADE)
+            && request
+                .headers
+                .get(UPGRADE)
+                .is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
+    }
+
+    /// What a response makes of a request (RFC 9111 §4.1).
+    fn variance(&self, response: &HeaderMap, request: &RequestHeader) -> Variance {
+        variance(response, &request.headers, self.options.request_fields)
     }
 
     fn is_plain(&self, session: &Session) -> bool {
@@ -392,8 +431,10 @@ impl HttpCaching {
             return;
         };
         // Only who fetches the whole keeps others waiting for it.
-        let fills =
-            ctx.asks == Asks::Whole && !ctx.directives.no_store && !ctx.directives.only_if_cached;
+        let fills = ctx.asks == Asks::Whole
+            && !ctx.upgrades
+            && !ctx.directives.no_store
+            && !ctx.directives.only_if_cached;
         // No eviction manager: the cache evicts by itself.
         session.cache.enable(
             cache,
@@ -440,7 +481,7 @@ impl HttpCaching {
         meta: &CacheMeta,
         request: &RequestHeader,
     ) -> Option<HashBinary> {
-        match variance(meta.headers(), &request.headers) {
+        match self.variance(meta.headers(), request) {
             Variance::Key(key) => Some(key),
             // Never is never stored.
             Variance::None | Variance::Never => None,
@@ -470,7 +511,14 @@ impl HttpCaching {
             ctx.forward(Forwarded::Partial);
             return Some(ForcedFreshness::ForceMiss);
         }
+        let from_the_future = is_from_the_future(meta.updated(), now);
+        ctx.precondition_failed = false;
         if has_origin_preconditions(&request.headers) {
+            if !is_fresh || from_the_future || self.refuses(&ctx.directives, meta, now) {
+                // The origin judges by what it has now (RFC 9110 §13.2.1).
+                ctx.forward(Forwarded::Request);
+                return Some(ForcedFreshness::ForceMiss);
+            }
             let stored = meta.response_header();
             let judged = evaluate(
                 &request.method,
@@ -479,16 +527,17 @@ impl HttpCaching {
                 &stored.headers,
                 now,
             );
-            if judged == Precondition::Failed || !is_fresh {
-                // The origin judges by what it has now (RFC 9110 §13.2.1).
-                ctx.forward(Forwarded::Request);
-                return Some(ForcedFreshness::ForceMiss);
-            }
+            ctx.precondition_failed = judged == Precondition::Failed;
         }
-        if is_from_the_future(meta.updated(), now) {
+        if from_the_future {
             ctx.forward(Forwarded::Stale);
             self.set_stale_lock(session, meta, ctx);
             return Some(ForcedFreshness::ForceExpired);
+        }
+        if ctx.upgrades && !is_fresh {
+            // The origin may want to switch.
+            ctx.forward(Forwarded::Request);
+            return Some(ForcedFreshness::ForceMiss);
         }
         let stale_for = now.duration_since(meta.fresh_until()).ok();
         if is_fresh {
@@ -604,6 +653,7 @@ impl HttpCaching {
         }
         if session.cache.enabled() {
             let passes = ctx.directives.no_store
+                || ctx.upgrades
                 || has_origin_preconditions(&session.req_header().headers)
                 || (session.cache.phase() == CachePhase::Miss && ctx.asks == Asks::Head);
             if passes {
@@ -637,11 +687,17 @@ impl HttpCaching {
                     }
                 }
             }
-            if ctx.unconditional {
-                request.remove_header(&IF_NONE_MATCH);
-                request.remove_header(&IF_MODIFIED_SINCE);
-            }
         }
+        if ctx.unconditional {
+            request.remove_header(&IF_NONE_MATCH);
+            request.remove_header(&IF_MODIFIED_SINCE);
+        }
+        // A range is defined for GET only (RFC 9110 §14.2).
+        if ctx.whole || asked.method == Method::HEAD {
+            request.remove_header(&RANGE);
+            request.remove_header(&IF_RANGE);
+        }
+        ctx.ranged = request.headers.contains_key(RANGE);
         if let Some(path) = origin_form(request.raw_path()) {
             request.set_raw_path(&path)?;
             request.insert_header(HOST, Target::of(asked).authority)?;
@@ -684,8 +740,13 @@ impl HttpCaching {
             }
         }
         ctx.origin_status = Some(response.status);
-        if response.status == StatusCode::NOT_MODIFIED {
-            self.check_not_modified(session, response, ctx)?;
+        if matches!(session.req_header().method, Method::GET | Method::HEAD) {
+            if response.status == StatusCode::NOT_MODIFIED {
+                self.check_not_modified(session, response, ctx)?;
+            } else {
+                check_part(session.req_header(), response, ctx)?;
+                check_preconditions(session.req_header(), response, ctx)?;
+            }
         }
         self.invalidate(session, response).await;
         let confirms = response.status == StatusCode::NOT_MODIFIED || ctx.asks == Asks::Head;
@@ -725,13 +786,15 @@ impl HttpCaching {
         response: &ResponseHeader,
         ctx: &mut CachingCtx,
     ) -> Result<()> {
-        if ctx.asks == Asks::Nothing || (!session.cache.enabled() && ctx.conditional) {
-            // Between the client and the origin.
-            return Ok(());
-        }
-        let stored = session.cache.maybe_cache_meta();
         let fits = ctx.conditional
-            && stored.is_some_and(|stored| is_about(response, stored.response_header()));
+            && if session.cache.enabled() {
+                let stored = session.cache.maybe_cache_meta();
+                stored.is_some_and(|stored| is_about(response, stored.response_header()))
+            } else {
+                // The conditions are the client's.
+                let asked = &session.req_header().headers;
+                is_confirmed(asked, &response.headers, SystemTime::now())
+            };
         if fits {
             return Ok(());
         }
@@ -824,6 +887,7 @@ impl HttpCaching {
         let now = SystemTime::now();
         let answer = Answer {
             request: session.req_header(),
+            reaching: self.options.request_fields,
             response: &whole,
             times: Times {
                 requested: now,
@@ -867,11 +931,17 @@ impl HttpCaching {
         match self.to_store(session, response, ctx) {
             Some(meta) => RespCacheable::Cacheable(meta),
             // Others may get an answer that can be stored.
-            None if session.req_header().headers.contains_key(AUTHORIZATION) => {
+            None if self.is_authorized(session.req_header()) => {
                 RespCacheable::Uncacheable(NoCacheReason::Deferred)
             }
             None => RespCacheable::Uncacheable(NoCacheReason::OriginNotCache),
         }
+    }
+
+    /// Whether the origin sees who asks (RFC 9111 §3.5).
+    fn is_authorized(&self, request: &RequestHeader) -> bool {
+        self.options.request_fields.contains(&AUTHORIZATION)
+            && request.headers.contains_key(AUTHORIZATION)
     }
 
     fn to_store(
@@ -883,6 +953,7 @@ impl HttpCaching {
         let received = SystemTime::now();
         let answer = Answer {
             request: session.req_header(),
+            reaching: self.options.request_fields,
             response,
             times: Times {
                 requested: ctx.requested.unwrap_or(received),
@@ -908,8 +979,8 @@ impl HttpCaching {
         response: &ResponseHeader,
         ctx: &CachingCtx,
     ) -> bool {
-        if ctx.background {
-            // Nobody reads the body; it need not be sent.
+        // Nobody reads the body of the former; the latter becomes a 412.
+        if ctx.background || ctx.precondition_failed {
             return true;
         }
         let request = session.req_header();
@@ -965,7 +1036,10 @@ impl HttpCaching {
             && response.status == StatusCode::OK
             && !collapsed
             && !ctx.accepted_stale
-            && meta.is_some_and(|meta| meta.is_fresh(now) && !meta.headers().contains_key(VARY))
+            && meta.is_some_and(|meta| {
+                meta.is_fresh(now)
+                    && self.variance(meta.headers(), session.req_header()) == Variance::None
+            })
             && !is_prepared(session))
         .then(|| response.clone());
         match phase {
@@ -992,6 +1066,10 @@ impl HttpCaching {
         }
         for cookie in ctx.cookies.drain(..) {
             response.append_header(SET_COOKIE, cookie)?;
+        }
+        if ctx.precondition_failed && response.status == StatusCode::NOT_MODIFIED {
+            response.set_status(StatusCode::PRECONDITION_FAILED)?;
+            response.insert_header(CONTENT_LENGTH, 0)?;
         }
         // Pingora frames a body of unknown length in chunks, which HTTP/1.0 does
         // not know (RFC 9112 §6.1): there the end of the connection is its end.
@@ -1104,7 +1182,11 @@ impl HttpCaching {
                 error.etype(),
                 ErrorType::WriteError | ErrorType::ConnectionClosed
             );
-        *error.etype() == NOT_FILLED || (ctx.answered_prepared && client_left)
+        let precondition_failed =
+            *error.etype() == ErrorType::HTTPStatus(StatusCode::PRECONDITION_FAILED.as_u16());
+        *error.etype() == NOT_FILLED
+            || precondition_failed
+            || (ctx.answered_prepared && client_left)
     }
 }
 
@@ -1244,8 +1326,13 @@ fn is_target(method: &Method, target: &[u8]) -> bool {
 
 /// What the client's `Connection` names is not forwarded, so it must not select
 /// what is stored either (RFC 9110 §7.6.1).
-fn end_at_this_hop(request: &mut RequestHeader) {
+///
+/// An upgrade ends here too, unless the origin may have to be asked for it.
+fn end_at_this_hop(request: &mut RequestHeader, upgrades: bool) {
     for name in connection_fields(&request.headers) {
+        if upgrades && name == UPGRADE {
+            continue;
+        }
         // The session still needs the former; the others only restrict.
         if ![CONNECTION, AUTHORIZATION, CACHE_CONTROL, PRAGMA].contains(&name) {
             request.remove_header(&name);
@@ -1301,16 +1388,10 @@ fn origin_form(target: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn asks(session: &mut Session) -> Asks {
-    let has_body = !session.is_body_empty();
-    let request = session.req_header();
-    // Any other may be ignored (RFC 9110 §7.8), and is not passed on.
-    let upgrades = request
-        .headers
-        .get(UPGRADE)
-        .is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    if has_body || upgrades {
+    if !session.is_body_empty() {
         return Asks::Nothing;
     }
+    let request = session.req_header();
     match request.method {
         Method::HEAD => Asks::Head,
         Method::GET => match request.headers.get(RANGE) {
@@ -1374,6 +1455,75 @@ fn is_about(not_modified: &ResponseHeader, stored: &ResponseHeader) -> bool {
             _ => true,
         },
     }
+}
+
+/// Whether the origin's answer is the part that was asked for, of the version of which
+/// the client has the rest. Not every origin heeds If-Range: MinIO ignores it, and the
+/// client would join parts of two versions.
+///
+/// # Errors
+/// A part that is of no use. Where the whole can be had, the error asks for another
+/// attempt, which fetches it.
+fn check_part(
+    asked: &RequestHeader,
+    response: &ResponseHeader,
+    ctx: &mut CachingCtx,
+) -> Result<()> {
+    let unusable = |why| Error::explain(UNUSABLE_PART, why).into_up();
+    let applies = match response.status {
+        StatusCode::PARTIAL_CONTENT if !ctx.ranged => {
+            return Err(unusable("the origin sent a part of what was asked for"));
+        }
+        StatusCode::PARTIAL_CONTENT => {
+            let range = asked.headers.get(RANGE);
+            if range.is_some_and(|range| is_bytes(range.as_bytes()))
+                && !is_consistent_part(&response.headers)
+            {
+                return Err(unusable(
+                    "the origin sent a part whose Content-Range contradicts its length",
+                ));
+            }
+            if_range_applies(&asked.headers, &response.headers, SystemTime::now())
+        }
+        // It tells no version.
+        StatusCode::RANGE_NOT_SATISFIABLE if ctx.ranged => !asked.headers.contains_key(IF_RANGE),
+        _ => true,
+    };
+    if applies {
+        return Ok(());
+    }
+    ctx.whole = true;
+    let mut error = unusable("the origin sent a part of another version than If-Range names");
+    error.set_retry(true);
+    Err(error)
+}
+
+/// Whether the origin's answer meets the client's `If-Match` and `If-Unmodified-Since`,
+/// which not every origin heeds (RFC 9110 §13.1.1, §13.1.4).
+///
+/// # Errors
+/// 412.
+fn check_preconditions(
+    asked: &RequestHeader,
+    response: &ResponseHeader,
+    ctx: &CachingCtx,
+) -> Result<()> {
+    if ctx.background || !has_origin_preconditions(&asked.headers) {
+        return Ok(());
+    }
+    let judged = evaluate(
+        &asked.method,
+        &asked.headers,
+        response.status,
+        &response.headers,
+        SystemTime::now(),
+    );
+    if judged != Precondition::Failed {
+        return Ok(());
+    }
+    let status = ErrorType::HTTPStatus(StatusCode::PRECONDITION_FAILED.as_u16());
+    let why = "a precondition does not hold for what the origin has";
+    Err(Error::explain(status, why).into_down())
 }
 
 /// Whether what was found is served, without the origin having been asked or

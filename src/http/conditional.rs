@@ -110,6 +110,21 @@ pub fn if_range_applies(request: &HeaderMap, response: &HeaderMap, now: SystemTi
             .is_ok_and(|later| later >= Duration::from_secs(1))
 }
 
+/// Whether a 304 is an answer to a request's If-None-Match or If-Modified-Since, by the
+/// validators that the 304 carries (RFC 9110 §15.4.5). `now` serves to read dates.
+///
+/// A 304 to entity tags must carry the one that matches. A 304 to a date need not carry
+/// `Last-Modified`.
+pub fn is_confirmed(request: &HeaderMap, not_modified: &HeaderMap, now: SystemTime) -> bool {
+    if request.contains_key(IF_NONE_MATCH) {
+        return matches(request, &IF_NONE_MATCH, not_modified, |a, b| a.weak_eq(b));
+    }
+    let Some(since) = only_date(request, IF_MODIFIED_SINCE, now) else {
+        return false;
+    };
+    only_date(not_modified, LAST_MODIFIED, now).is_none_or(|modified| modified <= since)
+}
+
 /// Whether a request has preconditions that only the origin can judge: If-Match or
 /// If-Unmodified-Since (RFC 9110 §13.1.1 and §13.1.4, RFC 9111 §4.3.2).
 pub fn has_origin_preconditions(request: &HeaderMap) -> bool {
@@ -322,6 +337,40 @@ mod tests {
         ] {
             let outcome = with_method(method, request, RESPONSE);
             assert_eq!(outcome, Proceed, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn a_304_confirms_what_the_request_names() {
+        // RFC 9110 §15.4.5
+        let dated = |date| [(IF_MODIFIED_SINCE, date)];
+        for (request, not_modified, expected) in [
+            (
+                &[(IF_NONE_MATCH, "\"a\"")][..],
+                &[(ETAG, "\"a\"")][..],
+                true,
+            ),
+            (
+                &[(IF_NONE_MATCH, "\"b\", W/\"a\"")],
+                &[(ETAG, "\"a\"")],
+                true,
+            ),
+            (&[(IF_NONE_MATCH, "\"b\"")], &[(ETAG, "\"a\"")], false),
+            (&[(IF_NONE_MATCH, "\"a\"")], &[], false),
+            (&[(IF_NONE_MATCH, "*")], &[], true),
+            (&dated(MODIFIED), &[(LAST_MODIFIED, MODIFIED)], true),
+            (&dated(EARLIER), &[(LAST_MODIFIED, MODIFIED)], false),
+            (&dated(EARLIER), &[], true),
+            (&dated("yesterday"), &[(LAST_MODIFIED, MODIFIED)], false),
+            (
+                &[(IF_NONE_MATCH, "\"b\""), (IF_MODIFIED_SINCE, LATER)],
+                RESPONSE,
+                false,
+            ),
+            (&[], RESPONSE, false),
+        ] {
+            let confirmed = is_confirmed(&headers(request), &headers(not_modified), now());
+            assert_eq!(confirmed, expected, "{request:?} {not_modified:?}");
         }
     }
 

@@ -9,6 +9,33 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
 
+/// The fields of a client's request that a proxy sends on to the origin, apart from
+/// conditions and ranges.
+///
+/// A field that does not reach the origin cannot change the response. It therefore
+/// neither selects a variant (RFC 9111 §4.1) nor keeps a response from being stored
+/// (§3.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RequestFields {
+    /// Every field.
+    #[default]
+    All,
+    /// These fields only.
+    Only(&'static [HeaderName]),
+}
+
+// === impl RequestFields ===
+
+impl RequestFields {
+    /// Whether a field of this name reaches the origin.
+    pub fn contains(&self, name: &HeaderName) -> bool {
+        match self {
+            RequestFields::All => true,
+            RequestFields::Only(names) => names.contains(name),
+        }
+    }
+}
+
 /// The names of the fields in `headers` that concern this connection only: they are
 /// neither forwarded nor stored (RFC 9110 §7.6.1, RFC 9111 §3.1).
 ///
@@ -217,6 +244,14 @@ mod tests {
             sorted(connection_fields(&headers)),
             ["a", "connection", "proxy-authenticate"]
         );
+    }
+
+    #[test]
+    fn only_the_fields_that_are_named_reach_the_origin() {
+        let only = RequestFields::Only(&[TE]);
+        assert!(only.contains(&TE));
+        assert!(!only.contains(&UPGRADE));
+        assert!(RequestFields::All.contains(&UPGRADE));
     }
 
     #[test]

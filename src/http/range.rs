@@ -2,7 +2,12 @@
 
 use std::ops::Range;
 
+use http::header::{HeaderMap, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
+
 use super::fields::{members, trim_ows};
+
+/// The type of a body that has several parts (RFC 9110 §14.6).
+const MULTIPART: &[u8] = b"multipart/byteranges";
 
 /// What a Range asks of a representation whose length is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +104,31 @@ pub fn parse_content_range(value: &[u8]) -> Option<ContentRange> {
         range,
         complete_length,
     })
+}
+
+/// Whether a Range is one of bytes.
+pub fn is_bytes(value: &[u8]) -> bool {
+    byte_range_set(value).is_some()
+}
+
+/// Whether a 206 says which bytes it has, and has as many as it says (RFC 9110
+/// §15.3.7). The parts of a multipart body are not looked into.
+pub fn is_consistent_part(response: &HeaderMap) -> bool {
+    let is_multipart = response.get(CONTENT_TYPE).is_some_and(|of| {
+        let of = of.as_bytes();
+        of.len() >= MULTIPART.len() && of[..MULTIPART.len()].eq_ignore_ascii_case(MULTIPART)
+    });
+    let mut ranges = response.get_all(CONTENT_RANGE).into_iter();
+    let range = match (ranges.next(), ranges.next()) {
+        (None, None) => return is_multipart,
+        (Some(range), None) => range,
+        _ => return false,
+    };
+    let Some(range) = parse_content_range(range.as_bytes()).and_then(|range| range.range) else {
+        return false;
+    };
+    let mut lengths = response.get_all(CONTENT_LENGTH).into_iter();
+    lengths.all(|len| exact(trim_ows(len.as_bytes())) == Some(range.end - range.start))
 }
 
 /// A valid range-spec.
@@ -200,6 +230,8 @@ fn number(digits: &[u8], append: impl Fn(u64, u64) -> Option<u64>) -> Option<u64
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     const MAX: &str = "18446744073709551615";
@@ -429,6 +461,33 @@ mod tests {
             &format!("bytes 0-1/{BEYOND}"),
         ] {
             assert_eq!(parse_content_range(value.as_bytes()), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_part_has_the_bytes_that_it_says() {
+        // RFC 9110 §15.3.7
+        let range = |value| ("content-range", value);
+        let len = |value| ("content-length", value);
+        let multipart = ("content-type", "Multipart/ByteRanges; boundary=b");
+        for (fields, expected) in [
+            (&[range("bytes 0-4/10"), len("5")][..], true),
+            (&[range("bytes 0-4/*"), len("5")], true),
+            (&[range("bytes 0-4/10")], true),
+            (&[range("bytes 0-4/10"), len("4")], false),
+            (&[range("bytes 0-4/10"), len("6")], false),
+            (&[range("bytes 0-4/3"), len("5")], false),
+            (&[range("bytes */10"), len("5")], false),
+            (&[range("bytes 0-4/10"), range("bytes 0-4/10")], false),
+            (&[len("5")], false),
+            (&[multipart, len("100")], true),
+            (&[("content-type", "multipart"), len("100")], false),
+        ] {
+            let mut response = HeaderMap::new();
+            for (name, value) in fields {
+                response.append(*name, HeaderValue::from_static(value));
+            }
+            assert_eq!(is_consistent_part(&response), expected, "{fields:?}");
         }
     }
 }

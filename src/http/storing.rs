@@ -9,7 +9,7 @@ use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::cache_control::{ResponseDirectives, Scope, Seconds};
-use super::fields::not_stored;
+use super::fields::{not_stored, RequestFields};
 use super::freshness::{initial_age, is_heuristically_cacheable, lifetime, Lifetime, Times};
 use super::vary::{variance, Variance};
 
@@ -46,6 +46,8 @@ pub struct ToStore {
 #[derive(Debug)]
 pub struct Answer<'a> {
     pub request: &'a RequestHeader,
+    /// Which fields of the request the origin has seen.
+    pub reaching: RequestFields,
     pub response: &'a ResponseHeader,
     pub times: Times,
 }
@@ -73,12 +75,10 @@ impl StoringRules {
     /// only make requests wait for each other.
     pub fn to_store(&self, answer: &Answer) -> Result<Option<ToStore>> {
         let Answer {
-            request,
-            response,
-            times,
+            response, times, ..
         } = answer;
         let (directives, targeted) = self.directives(response);
-        if !may_store(request, response, &directives) {
+        if !may_store(answer, &directives) {
             return Ok(None);
         }
         let lifetime = lifetime(
@@ -144,11 +144,13 @@ impl StoringRules {
     }
 }
 
-fn may_store(
-    request: &RequestHeader,
-    response: &ResponseHeader,
-    directives: &ResponseDirectives,
-) -> bool {
+fn may_store(answer: &Answer, directives: &ResponseDirectives) -> bool {
+    let Answer {
+        request,
+        reaching,
+        response,
+        ..
+    } = *answer;
     let status = response.status;
     // Partial responses are not combined here, so they are not stored (§3.3). A
     // 304 says nothing by itself.
@@ -172,13 +174,14 @@ fn may_store(
         return false;
     }
     // §3.5
-    if request.headers.contains_key(AUTHORIZATION)
+    if reaching.contains(&AUTHORIZATION)
+        && request.headers.contains_key(AUTHORIZATION)
         && !(directives.public || directives.must_revalidate || directives.s_maxage.is_some())
     {
         return false;
     }
     // §4.1: matches no request, or cannot be told.
-    variance(&response.headers, &request.headers) != Variance::Never
+    variance(&response.headers, &request.headers, reaching) != Variance::Never
 }
 
 /// Final statuses that RFC 9110 defines, and what they mean for a cache.
@@ -275,6 +278,7 @@ mod tests {
         rules
             .to_store(&Answer {
                 request: &request,
+                reaching: RequestFields::All,
                 response: &response,
                 times: Times {
                     requested: received,

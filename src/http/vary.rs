@@ -9,7 +9,7 @@ use http::header::{
 use pingora_cache::key::HashBinary;
 use pingora_cache::VarianceBuilder;
 
-use super::fields::{list, members, split_outside_quotes, trim_ows};
+use super::fields::{list, members, split_outside_quotes, trim_ows, RequestFields};
 
 /// What a response's Vary makes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,10 @@ pub enum Variance {
 /// around the commas of a list. Content negotiation (Accept, Accept-Charset,
 /// Accept-Encoding, Accept-Language) matches in any order and, where it has none, in
 /// any case. Whether a field is absent or empty does make a difference.
-pub fn variance(response: &HeaderMap, request: &HeaderMap) -> Variance {
+///
+/// Fields that do not reach the origin (`reaching`) are ignored: the origin could not
+/// tell such requests apart.
+pub fn variance(response: &HeaderMap, request: &HeaderMap, reaching: RequestFields) -> Variance {
     let mut named = HashSet::new();
     let mut builder = VarianceBuilder::new();
     for name in list(response, &VARY) {
@@ -39,7 +42,7 @@ pub fn variance(response: &HeaderMap, request: &HeaderMap) -> Variance {
             Ok(name) if name != "*" => name,
             _ => return Variance::Never,
         };
-        if !named.contains(&name) {
+        if reaching.contains(&name) && !named.contains(&name) {
             let value = normalized(request, &name);
             builder.add_owned_name_value(name.as_str().to_owned(), value);
             named.insert(name);
@@ -207,7 +210,7 @@ mod tests {
 
     fn of(vary: &[&str], request: Fields) -> Variance {
         let vary: Vec<_> = vary.iter().map(|line| ("vary", *line)).collect();
-        variance(&headers(&vary), &headers(request))
+        variance(&headers(&vary), &headers(request), RequestFields::All)
     }
 
     /// Whether two requests, each of the lines of one field, have the same key.
@@ -273,6 +276,21 @@ mod tests {
         let expected = of(&["foo"], &[("foo", "1")]);
         assert_eq!(of(&["foo"], &[("foo", "1"), ("bar", "2")]), expected);
         assert_ne!(of(&["foo"], &[("foo", "2")]), expected);
+    }
+
+    #[test]
+    fn fields_that_do_not_reach_the_origin_select_nothing() {
+        let response = headers(&[("vary", "Origin, Accept-Encoding, Accept")]);
+        let request = headers(&[("accept-encoding", "gzip"), ("origin", "http://a")]);
+        let with = |request: &HeaderMap, reaching| variance(&response, request, reaching);
+        let none = RequestFields::Only(&[]);
+        assert_eq!(with(&request, none), Variance::None);
+        let accept = RequestFields::Only(&[ACCEPT]);
+        assert_eq!(with(&request, accept), with(&HeaderMap::new(), accept));
+        assert!(matches!(with(&request, accept), Variance::Key(_)));
+        // It does not depend on fields alone.
+        let never = headers(&[("vary", "*")]);
+        assert_eq!(variance(&never, &request, none), Variance::Never);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::cache_key::{cache_key, requested_path, CacheKeys};
 use super::errors;
 use crate::cache::DiskCache;
 use crate::config::Config;
+use crate::http::fields::RequestFields;
 use crate::http::{BackgroundFills, CachingCtx, CachingOptions, HttpCaching, StoringRules};
 use crate::metrics::METRICS;
 use crate::s3::{ObjectKey, Origin, OriginError, RouteError};
@@ -73,7 +74,9 @@ impl S3ProxyHttp {
                 default_ttl: Some(config.cache.default_ttl),
                 ..StoringRules::default()
             },
-            // Or any client could have S3 asked as often as it likes.
+            // The proxy makes its own requests: see FORWARDED.
+            request_fields: RequestFields::Only(&[]),
+            // Otherwise any client could force requests to S3.
             request_directives: false,
             background_fills: BackgroundFills {
                 in_flight: config.cache.range_fill.max_in_flight,

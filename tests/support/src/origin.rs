@@ -262,6 +262,23 @@ impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)
     }
+
+    /// The request as an origin takes it that knows no conditions.
+    pub fn without_conditions(&self) -> Request {
+        let mut headers = Headers::default();
+        for (name, value) in self.headers.iter() {
+            let is_condition = name
+                .get(..3)
+                .is_some_and(|start| start.eq_ignore_ascii_case("if-"));
+            if !is_condition {
+                headers.push(name, value);
+            }
+        }
+        Request {
+            headers,
+            ..self.clone()
+        }
+    }
 }
 
 /// Ok(None): the proxy closed the connection between two requests.
