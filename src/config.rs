@@ -104,6 +104,9 @@ pub struct Bucket {
 pub struct Cache {
     /// How long an answer is fresh when the origin does not say. Default: 1 h.
     pub default_ttl: Duration,
+    /// How long the origin's word is taken that there is no object (404, 410), if it
+    /// does not say; zero: not at all.
+    pub negative_ttl: Duration,
     /// From which request on an object is stored. Default: 1, the first.
     pub admission: u8,
     /// Which objects are fetched as a whole when a part is asked for.
@@ -461,14 +464,22 @@ fn prefixes_overlap(a: &str, b: &str) -> bool {
 // === impl Cache ===
 
 impl Cache {
-    const KEYS: &'static [&'static str] =
-        &["default_ttl", "admission", "range_fill", "memory", "disk"];
+    const KEYS: &'static [&'static str] = &[
+        "default_ttl",
+        "negative_ttl",
+        "admission",
+        "range_fill",
+        "memory",
+        "disk",
+    ];
 
     fn read(section: Option<&Section>) -> Result<Cache, ConfigError> {
         let default_ttl = Duration::from_secs(3600);
+        let negative_ttl = Duration::from_secs(5);
         let Some(section) = section else {
             return Ok(Cache {
                 default_ttl,
+                negative_ttl,
                 admission: 1,
                 range_fill: RangeFill::default(),
                 memory: Memory::default(),
@@ -477,6 +488,7 @@ impl Cache {
         };
         Ok(Cache {
             default_ttl: section.duration("default_ttl", default_ttl)?,
+            negative_ttl: section.duration("negative_ttl", negative_ttl)?,
             admission: match section.get("admission") {
                 Some(node) => node.integer(1..=255)?,
                 None => 1,
@@ -1283,6 +1295,7 @@ mod tests {
         assert_eq!(least.server.grace_period, shown.server.grace_period);
         assert_eq!(least.server.upgrade_sock, shown.server.upgrade_sock);
         assert_eq!(least.cache.default_ttl, shown.cache.default_ttl);
+        assert_eq!(least.cache.negative_ttl, shown.cache.negative_ttl);
         assert_eq!(least.cache.admission, shown.cache.admission);
         assert_eq!(
             least.cache.range_fill.max_in_flight,

@@ -129,7 +129,7 @@ fn a_path_that_no_object_can_have_is_refused_with_the_reason() {
     let origin = origin();
     let proxy = proxy(&origin).start();
     expect_cached(&proxy, "/assets/a");
-    for path in ["/other", "/other*", "/assets2/a", "/%61ssets/*", "*"] {
+    for path in ["/other", "/other*", "/assets2/a", "/assets%2F*", "*"] {
         expect_answer(
             purge(&proxy, path),
             404,
@@ -140,7 +140,7 @@ fn a_path_that_no_object_can_have_is_refused_with_the_reason() {
         ("/assets/%zz", "hexadecimal"),
         ("/assets/%*", "hexadecimal"),
         ("/assets/%C3*", "not UTF-8"),
-        ("/assets/../x*", "segment"),
+        ("/assets/../x*", "segments"),
         ("/assets/", "names no object"),
     ] {
         let answer = purge(&proxy, path);

@@ -169,6 +169,7 @@ pub struct DiskCache {
     failed_removals: AtomicUsize,
     /// Bytes of entries that this run has written.
     bytes_written: AtomicU64,
+    purges: AtomicU64,
 }
 
 /// What cannot be used as a cache folder, and why.
@@ -263,6 +264,7 @@ impl DiskCache {
             pending_removals: AtomicUsize::new(0),
             failed_removals: AtomicUsize::new(0),
             bytes_written: AtomicU64::new(0),
+            purges: AtomicU64::new(0),
         }));
         let _ = cache.admission.cache.set(cache);
         cache.runtime.spawn(keeper::remove_files(cache, removed));
@@ -427,6 +429,12 @@ impl DiskCache {
         &self.loaded
     }
 
+    /// How many purges and bans were asked for. What is remembered elsewhere of the
+    /// origin's answers holds only as long as this number stays the same.
+    pub fn purges(&self) -> u64 {
+        self.purges.load(Ordering::Acquire)
+    }
+
     /// How many bans are in force.
     pub fn bans(&self) -> usize {
         self.bans.len()
@@ -508,6 +516,7 @@ impl DiskCache {
 
     async fn purge_primary(&'static self, key: CompactCacheKey) -> io::Result<bool> {
         self.check_writable()?;
+        self.purges.fetch_add(1, Ordering::AcqRel);
         let primary = key.primary;
         let fill = self.fills.get(&key.combined_bin()).is_some();
         let found = self.index.get(&key.combined_bin());
@@ -538,6 +547,7 @@ impl DiskCache {
     /// files are removed in the background.
     pub async fn ban_prefix(&'static self, user_tag: &str, prefix: &[u8]) -> io::Result<()> {
         self.check_writable()?;
+        self.purges.fetch_add(1, Ordering::AcqRel);
         let (tag, bytes) = (user_tag.to_owned(), prefix.to_vec());
         self.ban(Banned::Prefix(user_tag.to_owned(), prefix.to_vec()), {
             move |fill| *fill.key.user_tag == *tag && fill.primary_key.starts_with(&bytes)

@@ -118,18 +118,46 @@ impl KeyPrefix {
     }
 }
 
-/// The path that a request asks for, still encoded.
-///
-/// The query is dropped: S3's sub-resources (?acl, ?policy, ...) are not for the
-/// public, and anything else would only split the cache.
+/// The path that a request asks for, still encoded, without its query. Of the absolute
+/// form, which every server has to accept (RFC 9112 §3.2.2), that is what follows the
+/// authority.
 pub(super) fn requested_path(request: &RequestHeader) -> Cow<'_, str> {
     fn path(target: &str) -> &str {
-        target.split(['?', '#']).next().unwrap_or_default()
+        let target = after_authority(target);
+        match target.split(['?', '#']).next().unwrap_or_default() {
+            "" => "/",
+            path => path,
+        }
     }
     match String::from_utf8_lossy(request.raw_path()) {
         Cow::Borrowed(target) => path(target).into(),
         Cow::Owned(target) => path(&target).to_owned().into(),
     }
+}
+
+/// The query of a request, raw; `None`: it has none.
+pub(super) fn requested_query(request: &RequestHeader) -> Option<&[u8]> {
+    let target = request.raw_path();
+    let query = target.iter().position(|byte| *byte == b'?')?;
+    let fragment = target.iter().position(|byte| *byte == b'#');
+    target.get(query + 1..fragment.unwrap_or(target.len()))
+}
+
+/// A target in origin form as it stands, one in absolute form without scheme and
+/// authority.
+fn after_authority(target: &str) -> &str {
+    if target.starts_with('/') {
+        return target;
+    }
+    let scheme = ["http://", "https://"].into_iter().find(|scheme| {
+        let start = target.get(..scheme.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    });
+    let Some(scheme) = scheme else {
+        return target;
+    };
+    let rest = &target[scheme.len()..];
+    &rest[rest.find(['/', '?', '#']).unwrap_or(rest.len())..]
 }
 
 /// The key of an object in the cache.
@@ -252,12 +280,38 @@ mod tests {
     #[test]
     fn what_can_not_begin_a_path_is_refused() {
         let keys = keys(&["/assets"]);
-        for path in ["/other", "/assets2", "", "*", "assets", "/%61ssets/"] {
+        for path in ["/other", "/assets2", "", "*", "assets", "/assets%2F"] {
             assert_eq!(keys.beginning_with(path), Err(RouteError::NotFound));
         }
         for path in ["/assets/%", "/assets/%4", "/assets/%C3", "/assets/../a"] {
             let refused = keys.beginning_with(path);
             assert!(matches!(refused, Err(RouteError::BadKey(_))), "{path}");
+        }
+    }
+
+    /// RFC 9112 §3.2.2
+    #[test]
+    fn the_absolute_form_asks_for_what_follows_the_authority() {
+        for (target, path, query) in [
+            ("/a/b?c", "/a/b", Some("c")),
+            ("/a/b?c?d#e?f", "/a/b", Some("c?d")),
+            ("/a#b?c", "/a", None),
+            ("http://host/a/b?c", "/a/b", Some("c")),
+            ("HTTPS://host:443/a", "/a", None),
+            ("http://host", "/", None),
+            ("http://host?acl", "/", Some("acl")),
+            ("/http://host/a", "/http://host/a", None),
+            ("ftp://host/a", "ftp://host/a", None),
+            ("*", "*", None),
+        ] {
+            let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+            request.set_raw_path(target.as_bytes()).unwrap();
+            assert_eq!(requested_path(&request), path, "{target}");
+            assert_eq!(
+                requested_query(&request),
+                query.map(str::as_bytes),
+                "{target}"
+            );
         }
     }
 

@@ -1,5 +1,6 @@
 //! The S3 caching proxy as a Pingora application.
 
+mod absent;
 pub mod admin;
 pub mod cache_key;
 pub mod endpoint;

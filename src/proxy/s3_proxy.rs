@@ -10,21 +10,24 @@ use http::header::{self, HeaderName};
 use http::{Method, StatusCode};
 use log::warn;
 use pingora_cache::key::HashBinary;
-use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
+use pingora_cache::{
+    CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable,
+};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 
-use super::cache_key::{cache_key, requested_path, CacheKeys};
+use super::absent::Absent;
+use super::cache_key::{cache_key, requested_path, requested_query, CacheKeys};
 use super::errors;
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::fields::RequestFields;
 use crate::http::{BackgroundFills, CachingCtx, CachingOptions, HttpCaching, StoringRules};
 use crate::metrics::METRICS;
-use crate::s3::{ObjectKey, Origin, OriginError, RouteError};
+use crate::s3::{sub_resource_of, ObjectKey, Origin, OriginError, RouteError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -42,10 +45,15 @@ const FORWARDED: [HeaderName; 6] = [
     header::IF_UNMODIFIED_SINCE,
 ];
 
+/// The right region of a bucket that was asked for elsewhere ("HeadBucket", Amazon S3
+/// API Reference).
+const BUCKET_REGION: &str = "x-amz-bucket-region";
+
 /// The proxy: S3 behind, the disk cache in the middle.
 pub struct S3ProxyHttp {
     keys: CacheKeys,
     caching: HttpCaching,
+    absent: Absent,
     write_timeout: Option<Duration>,
     min_send_rate: Option<usize>,
     /// In seconds.
@@ -64,6 +72,8 @@ pub struct RequestCtx {
     error_body: Option<Bytes>,
     /// The body of the origin's answer is thrown away.
     replaces_body: bool,
+    /// See [`Absent::asked_now`].
+    asked_at: u64,
 }
 
 impl S3ProxyHttp {
@@ -88,6 +98,7 @@ impl S3ProxyHttp {
         Ok(S3ProxyHttp {
             keys: CacheKeys::new(config)?,
             caching: HttpCaching::new(cache, options),
+            absent: Absent::new(config.cache.negative_ttl, cache),
             write_timeout: (!write_timeout.is_zero()).then_some(write_timeout),
             min_send_rate: (config.server.min_send_rate > 0).then_some(config.server.min_send_rate),
             keepalive_timeout: config.server.keepalive_secs(),
@@ -101,11 +112,40 @@ impl S3ProxyHttp {
         }
     }
 
+    /// S3 redirects requests for a bucket of another region or endpoint. A client
+    /// could not follow: the address has the bucket's name, and wants a signature.
+    fn redirected(&self, response: &ResponseHeader, ctx: &RequestCtx) -> Box<Error> {
+        let status = response.status.as_u16();
+        let bucket = ctx
+            .route
+            .as_ref()
+            .map_or("?", |(origin, _)| origin.bucket());
+        let region = response
+            .headers
+            .get(BUCKET_REGION)
+            .map(|region| String::from_utf8_lossy(region.as_bytes()));
+        match region {
+            Some(region) => warn!(
+                "bucket {bucket}: the origin redirects with {status}; the bucket is in region {region:?}: set its region and endpoint to that"
+            ),
+            None => warn!(
+                "bucket {bucket}: the origin redirects with {status}; check the bucket's region and endpoint"
+            ),
+        }
+        let why = "the origin redirects";
+        Error::explain(ErrorType::InvalidHTTPHeader, why).into_up()
+    }
+
     fn route(&self, session: &Session) -> Result<Route, RouteError> {
         let path = requested_path(session.req_header());
         let (origin, key) = self.keys.router().route(&path)?;
         Ok((origin.clone(), key))
     }
+}
+
+/// What a request's query asks for instead of the object as it is.
+fn sub_resource(request: &RequestHeader) -> Option<&'static str> {
+    sub_resource_of(requested_query(request)?)
 }
 
 fn routed(route: &Option<Route>) -> Result<&Route> {
@@ -162,7 +202,16 @@ impl ProxyHttp for S3ProxyHttp {
             errors::respond(session, StatusCode::BAD_REQUEST, Some(why)).await?;
             return Ok(true);
         }
-        match self.route(session) {
+        let route = self.route(session);
+        if !matches!(route, Err(RouteError::NotFound)) {
+            if let Some(name) = sub_resource(session.req_header()) {
+                let why = format!("{name} is not supported by this proxy");
+                let status = StatusCode::NOT_IMPLEMENTED;
+                errors::respond_as_s3(session, status, "NotImplemented", &why).await?;
+                return Ok(true);
+            }
+        }
+        match route {
             Ok(route) => ctx.route = Some(route),
             Err(RouteError::NotFound) => {
                 errors::respond(session, StatusCode::NOT_FOUND, None).await?;
@@ -231,6 +280,11 @@ impl ProxyHttp for S3ProxyHttp {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<bool> {
+        let (origin, key) = routed(&ctx.route)?;
+        if let Some((status, left)) = self.absent.get(&cache_key(origin, key)) {
+            errors::respond_remembered(session, status, left).await?;
+            return Ok(false);
+        }
         self.caching
             .proxy_upstream_filter(session, &mut ctx.caching)
             .await
@@ -242,9 +296,16 @@ impl ProxyHttp for S3ProxyHttp {
         response: &ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<RespCacheable> {
-        Ok(self
+        let cacheable = self
             .caching
-            .response_cache_filter(session, response, &mut ctx.caching))
+            .response_cache_filter(session, response, &mut ctx.caching);
+        Ok(match cacheable {
+            // Those who wait find it here; those who come later may have more luck.
+            RespCacheable::Uncacheable(_) if self.absent.remembers(response.status) => {
+                RespCacheable::Uncacheable(NoCacheReason::Deferred)
+            }
+            cacheable => cacheable,
+        })
     }
 
     fn cache_not_modified_filter(
@@ -348,6 +409,7 @@ impl ProxyHttp for S3ProxyHttp {
         }
         *request = signed;
         METRICS.origin_requests.inc();
+        ctx.asked_at = self.absent.asked_now();
         Ok(())
     }
 
@@ -360,8 +422,18 @@ impl ProxyHttp for S3ProxyHttp {
         self.caching
             .upstream_response_filter(session, response, &mut ctx.caching)
             .await?;
+        if response.status.is_redirection() && response.status != StatusCode::NOT_MODIFIED {
+            return Err(self.redirected(response, ctx));
+        }
         if !(response.status.is_client_error() || response.status.is_server_error()) {
             return Ok(());
+        }
+        // What the origin says itself of its freshness is heeded when it is stored.
+        if !response.headers.contains_key(header::CACHE_CONTROL) {
+            if let Some((origin, key)) = &ctx.route {
+                let key = cache_key(origin, key);
+                self.absent.insert(&key, response.status, ctx.asked_at);
+            }
         }
         if matches!(response.status, StatusCode::FORBIDDEN) {
             if let Some((origin, key)) = &ctx.route {
@@ -381,7 +453,7 @@ impl ProxyHttp for S3ProxyHttp {
         } else {
             errors::body(response.status)
         };
-        errors::describe(response, &body)?;
+        errors::replace(response, &body)?;
         ctx.replaces_body = true;
         ctx.error_body = (session.req_header().method != Method::HEAD).then_some(body);
         Ok(())

@@ -8,11 +8,13 @@ use std::fmt::{self, Write};
 /// Source: "Naming Amazon S3 objects", Amazon S3 User Guide.
 pub const MAX_KEY_BYTES: usize = 1024;
 
-/// The name of an object within its bucket: decoded, never empty, at most
-/// [`MAX_KEY_BYTES`] long, without control characters and without `.` or `..`
-/// as a path segment.
+/// The name of an object within its bucket: decoded UTF-8, never empty, at most
+/// [`MAX_KEY_BYTES`] long.
 ///
-/// Doubled and trailing slashes are part of the name, as they are in S3.
+/// Everything else is S3's to judge: doubled and trailing slashes, control characters
+/// and the segments `.` and `..` are part of a name there. A name whose segments lead to
+/// the bucket itself or out of it is none: a server that resolves them would answer
+/// with a list of objects, or with an object of another bucket.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectKey(String);
 
@@ -26,10 +28,9 @@ pub enum KeyError {
     InvalidPercentEncoding,
     /// The decoded bytes are not UTF-8.
     NotUtf8,
-    /// The decoded key holds NUL or another control character.
-    ControlCharacter,
-    /// A segment of the decoded key is `.` or `..`.
-    DotSegment,
+    /// The segments `.` and `..` of the decoded key lead to the bucket itself, or out
+    /// of it.
+    OutsideBucket,
     /// The decoded key is longer than [`MAX_KEY_BYTES`].
     TooLong,
 }
@@ -53,15 +54,10 @@ impl ObjectKey {
         if key.len() > MAX_KEY_BYTES {
             return Err(KeyError::TooLong);
         }
-        // Most keys are plain ASCII, and are not gone through character by character.
-        let is_printable = |byte: &u8| (b' '..=b'~').contains(byte);
-        if !key.as_bytes().iter().all(is_printable) && key.chars().any(char::is_control) {
-            return Err(KeyError::ControlCharacter);
-        }
-        // Judged after decoding, so that neither `%2e%2e` nor `%2F` hides one.
-        let begins_with_dot = key.starts_with('.') || key.as_bytes().windows(2).any(|w| w == b"/.");
-        if begins_with_dot && key.split('/').any(|segment| matches!(segment, "." | "..")) {
-            return Err(KeyError::DotSegment);
+        // Judged after decoding, so that neither `%2e%2e` nor `%2F` hides a segment.
+        let may_have_dots = key.starts_with('.') || key.contains("/.");
+        if may_have_dots && leaves_bucket(&key) {
+            return Err(KeyError::OutsideBucket);
         }
         Ok(ObjectKey(key))
     }
@@ -98,6 +94,27 @@ impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Whether a server that resolves the dot segments of a path (RFC 3986 §5.2.4), or a
+/// file system, where doubled slashes are one, would take a key for the bucket itself,
+/// which it might list, or for something outside of it.
+fn leaves_bucket(key: &str) -> bool {
+    let mut depth = 0;
+    let mut has_dots = false;
+    let leaves = key.split('/').any(|segment| {
+        match segment {
+            "" => {}
+            "." => has_dots = true,
+            ".." => {
+                has_dots = true;
+                depth -= 1;
+            }
+            _ => depth += 1,
+        }
+        depth < 0
+    });
+    leaves || (has_dots && depth == 0)
 }
 
 fn stands_for_itself(byte: u8) -> bool {
@@ -137,8 +154,9 @@ impl fmt::Display for KeyError {
                 f.write_str("a % in the path is not followed by two hexadecimal digits")
             }
             KeyError::NotUtf8 => f.write_str("the decoded object key is not UTF-8"),
-            KeyError::ControlCharacter => f.write_str("the object key holds a control character"),
-            KeyError::DotSegment => f.write_str("the object key has a segment \".\" or \"..\""),
+            KeyError::OutsideBucket => {
+                f.write_str("the segments \".\" and \"..\" of the object key lead to no object")
+            }
             KeyError::TooLong => {
                 write!(f, "the object key is longer than {MAX_KEY_BYTES} bytes")
             }
@@ -177,6 +195,8 @@ mod tests {
                 "a%27%28b%29%2A%21%24%26%2C%3A%3B%3D%40",
             ),
             ("a%3Fb%23c", "a?b#c", "a%3Fb%23c"),
+            ("a%00%0d%0ab%7f", "a\0\r\nb\u{7f}", "a%00%0D%0Ab%7F"),
+            ("a%C2%85", "a\u{85}", "a%C2%85"),
         ] {
             assert_eq!(key(path).as_str(), decoded, "{path}");
             assert_eq!(key(path).encoded(), encoded, "{path}");
@@ -185,7 +205,21 @@ mod tests {
 
     #[test]
     fn slashes_and_dots_that_s3_keeps_are_kept() {
-        for path in ["/a", "a//b", "a/", "//", ".hidden", "a/..b", "...", "a/b.."] {
+        for path in [
+            "/a",
+            "a//b",
+            "a/",
+            "//",
+            ".hidden",
+            "a/..b",
+            "...",
+            "a/b..",
+            "./a",
+            "a/./b",
+            "a/b/..",
+            "a/../b",
+            "a/b/../../c",
+        ] {
             assert_eq!(key(path).encoded(), path);
         }
     }
@@ -202,19 +236,18 @@ mod tests {
             ("%ff", KeyError::NotUtf8),
             // An overlong "/" would be a second spelling of one key.
             ("%c0%af", KeyError::NotUtf8),
-            ("a%00", KeyError::ControlCharacter),
-            ("a%0d%0ab", KeyError::ControlCharacter),
-            ("a%7f", KeyError::ControlCharacter),
-            ("a%C2%85", KeyError::ControlCharacter),
-            (".", KeyError::DotSegment),
-            ("..", KeyError::DotSegment),
-            ("../x", KeyError::DotSegment),
-            ("a/../b", KeyError::DotSegment),
-            ("a/./b", KeyError::DotSegment),
-            ("a/..", KeyError::DotSegment),
-            ("%2e%2E/x", KeyError::DotSegment),
-            ("a%2f..%2Fb", KeyError::DotSegment),
-            (".%2e", KeyError::DotSegment),
+            (".", KeyError::OutsideBucket),
+            ("/./", KeyError::OutsideBucket),
+            ("a/..", KeyError::OutsideBucket),
+            ("..", KeyError::OutsideBucket),
+            ("../x", KeyError::OutsideBucket),
+            ("/../x", KeyError::OutsideBucket),
+            ("./../x", KeyError::OutsideBucket),
+            ("a//../../x", KeyError::OutsideBucket),
+            ("a/../../a/x", KeyError::OutsideBucket),
+            ("%2e%2E/x", KeyError::OutsideBucket),
+            ("a%2f..%2F%2e./b", KeyError::OutsideBucket),
+            (".%2e", KeyError::OutsideBucket),
         ] {
             assert_eq!(ObjectKey::from_request_path(path), Err(error), "{path:?}");
         }

@@ -281,7 +281,10 @@ impl Origin {
     /// What follows the prefix and its slash in a raw path, if the path is
     /// under the prefix.
     fn strip_prefix<'a>(&self, raw_path: &'a str) -> Option<&'a str> {
-        let rest = raw_path.strip_prefix(self.prefix.trim_end_matches('/'))?;
+        let prefix = self.prefix.trim_end_matches('/');
+        let rest = raw_path
+            .strip_prefix(prefix)
+            .or_else(|| strip_encoded_prefix(raw_path, prefix))?;
         match rest.strip_prefix('/') {
             Some(key) => Some(key),
             // The prefix itself: the bucket, but no object in it.
@@ -289,6 +292,28 @@ impl Origin {
             None => None,
         }
     }
+}
+
+/// As [`str::strip_prefix`], of a raw path that writes characters of the prefix as
+/// percent-encoded octets. That makes no difference where they are unreserved (RFC 3986
+/// §2.3).
+fn strip_encoded_prefix<'a>(raw_path: &'a str, prefix: &str) -> Option<&'a str> {
+    let mut rest = raw_path;
+    for character in prefix.chars() {
+        rest = match rest.strip_prefix(character) {
+            Some(rest) => rest,
+            None => {
+                let (escape, rest) = rest.strip_prefix('%')?.split_at_checked(2)?;
+                let octet = u8::from_str_radix(escape, 16).ok()?;
+                let is_unreserved = octet.is_ascii_alphanumeric() || b"-._~".contains(&octet);
+                if !is_unreserved || char::from(octet) != character {
+                    return None;
+                }
+                rest
+            }
+        };
+    }
+    Some(rest)
 }
 
 // === impl OriginError ===
@@ -315,8 +340,8 @@ impl Router {
     /// The origin and the key that a path asks for.
     ///
     /// `raw_path` is the path as the client sent it, still encoded and without
-    /// its query. The prefix is compared as it stands, segment by segment:
-    /// `/assets` matches neither `/assets2/x` nor `/%61ssets/x`.
+    /// its query. The prefix is compared segment by segment, unreserved characters
+    /// in either spelling: `/assets` matches `/%61ssets/x`, but not `/assets2/x`.
     ///
     /// # Errors
     /// [`RouteError`]; both kinds are the client's mistake.
@@ -519,7 +544,13 @@ mod tests {
             ("/assets2", Err(RouteError::NotFound)),
             ("/assetsx", Err(RouteError::NotFound)),
             ("/Assets/x", Err(RouteError::NotFound)),
-            ("/%61ssets/x", Err(RouteError::NotFound)),
+            // RFC 3986 §2.3
+            ("/%61ssets/x", Ok(("one", "x"))),
+            ("/assets%32/%69mg/%79", Ok(("two", "y"))),
+            ("/assets%2Fx", Err(RouteError::NotFound)),
+            ("/%41ssets/x", Err(RouteError::NotFound)),
+            ("/%6/ssets/x", Err(RouteError::NotFound)),
+            ("/%", Err(RouteError::NotFound)),
             ("//assets/x", Err(RouteError::NotFound)),
             ("/", Err(RouteError::NotFound)),
             ("", Err(RouteError::NotFound)),
@@ -529,11 +560,11 @@ mod tests {
             ("/assets/", Err(RouteError::BadKey(KeyError::Empty))),
             (
                 "/assets/../assets2/img/x",
-                Err(RouteError::BadKey(KeyError::DotSegment)),
+                Err(RouteError::BadKey(KeyError::OutsideBucket)),
             ),
             (
                 "/assets/%2e%2e%2fx",
-                Err(RouteError::BadKey(KeyError::DotSegment)),
+                Err(RouteError::BadKey(KeyError::OutsideBucket)),
             ),
         ] {
             let found = router.route(path);

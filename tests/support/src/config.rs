@@ -98,6 +98,11 @@ impl ProxyBuilder {
         self
     }
 
+    pub fn negative_ttl(mut self, duration: &str) -> Self {
+        self.cache.push(("negative_ttl", duration.to_owned()));
+        self
+    }
+
     /// Stores an object from its n-th request on.
     pub fn admission(mut self, requests: u8) -> Self {
         self.cache.push(("admission", requests.to_string()));

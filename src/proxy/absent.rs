@@ -1,0 +1,149 @@
+//! Objects that the origin has said not to have.
+
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use pingora_cache::key::{CacheHashKey, HashBinary};
+use pingora_cache::CacheKey;
+use quick_cache::sync::Cache;
+
+use crate::cache::DiskCache;
+
+/// How many keys are remembered, 64 bytes each. What is asked for less often leaves
+/// first.
+const CAPACITY: usize = 16 * 1024;
+
+/// Remembers for a short time which objects the origin lacks, so that clients who ask
+/// for one again and again do not reach the origin each time.
+///
+/// It is kept in memory: on disk, anybody could fill the cache with names of nothing.
+/// A purge, of any object, makes it forget all.
+pub(super) struct Absent {
+    ttl: Duration,
+    cache: Option<&'static DiskCache>,
+    keys: Cache<HashBinary, Answer>,
+}
+
+/// An answer of the origin.
+#[derive(Clone, Copy)]
+struct Answer {
+    status: StatusCode,
+    until: Instant,
+    purges: u64,
+}
+
+// === impl Absent ===
+
+impl Absent {
+    /// Remember answers for `ttl`; zero: not at all.
+    pub(super) fn new(ttl: Duration, cache: Option<&'static DiskCache>) -> Self {
+        Absent {
+            ttl,
+            cache,
+            keys: Cache::new(CAPACITY),
+        }
+    }
+
+    /// To be passed to [`insert`](Self::insert); taken before the origin is asked.
+    pub(super) fn asked_now(&self) -> u64 {
+        self.cache.map_or(0, DiskCache::purges)
+    }
+
+    /// Whether a status says that there is no object, and is believed for a while.
+    pub(super) fn remembers(&self, status: StatusCode) -> bool {
+        !self.ttl.is_zero() && matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
+    }
+
+    /// Note the origin's answer to a request, if it says that there is no object. A
+    /// purge since the request was made voids the answer.
+    pub(super) fn insert(&self, key: &CacheKey, status: StatusCode, asked_at: u64) {
+        if !self.remembers(status) {
+            return;
+        }
+        let answer = Answer {
+            status,
+            until: Instant::now() + self.ttl,
+            purges: asked_at,
+        };
+        self.keys.insert(key.combined_bin(), answer);
+    }
+
+    /// The origin's last answer, and how long it may still be used.
+    pub(super) fn get(&self, key: &CacheKey) -> Option<(StatusCode, Duration)> {
+        if self.keys.is_empty() {
+            return None;
+        }
+        let answer = self.keys.get(&key.combined_bin())?;
+        let left = answer.until.checked_duration_since(Instant::now())?;
+        (answer.purges == self.asked_now()).then_some((answer.status, left))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::DiskCacheConfig;
+
+    fn key(of: &str) -> CacheKey {
+        CacheKey::new(of, "bucket")
+    }
+
+    fn status(absent: &Absent, of: &str) -> Option<u16> {
+        absent.get(&key(of)).map(|(status, _)| status.as_u16())
+    }
+
+    #[test]
+    fn only_absence_is_remembered() {
+        let absent = Absent::new(Duration::from_secs(60), None);
+        for status in [403, 404, 410, 500] {
+            let name = status.to_string();
+            let status = StatusCode::from_u16(status).unwrap();
+            absent.insert(&key(&name), status, absent.asked_now());
+        }
+        assert_eq!(status(&absent, "403"), None);
+        assert_eq!(status(&absent, "404"), Some(404));
+        assert_eq!(status(&absent, "410"), Some(410));
+        assert_eq!(status(&absent, "500"), None);
+        assert_eq!(status(&absent, "other"), None);
+    }
+
+    #[test]
+    fn it_is_forgotten_in_time() {
+        let off = Absent::new(Duration::ZERO, None);
+        off.insert(&key("a"), StatusCode::NOT_FOUND, 0);
+        assert_eq!(status(&off, "a"), None);
+        let short = Absent::new(Duration::from_nanos(1), None);
+        short.insert(&key("a"), StatusCode::NOT_FOUND, 0);
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(status(&short, "a"), None);
+    }
+
+    #[test]
+    fn strangers_do_not_make_it_grow() {
+        let absent = Absent::new(Duration::from_secs(60), None);
+        for number in 0..3 * CAPACITY {
+            absent.insert(&key(&number.to_string()), StatusCode::NOT_FOUND, 0);
+        }
+        assert!(absent.keys.len() <= CAPACITY);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_purge_voids_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), 1 << 20)).unwrap();
+        let absent = Absent::new(Duration::from_secs(60), Some(cache));
+        let asked_at = absent.asked_now();
+        absent.insert(&key("a"), StatusCode::NOT_FOUND, asked_at);
+        assert_eq!(status(&absent, "a"), Some(404));
+        cache.purge_key(&key("a")).await.unwrap();
+        assert_eq!(status(&absent, "a"), None);
+        // Asked before, answered after.
+        absent.insert(&key("a"), StatusCode::NOT_FOUND, asked_at);
+        assert_eq!(status(&absent, "a"), None);
+        let asked_at = absent.asked_now();
+        absent.insert(&key("a"), StatusCode::NOT_FOUND, asked_at);
+        assert_eq!(status(&absent, "a"), Some(404));
+        cache.ban_prefix("bucket", b"").await.unwrap();
+        assert_eq!(status(&absent, "a"), None);
+    }
+}

@@ -1,0 +1,352 @@
+//! Requests that S3 clients send, and what S3 answers: which of it matters to what is
+//! stored, which is refused, and what clients see of errors.
+
+use std::thread;
+
+use test_support::{
+    eventually, get, pattern, request, Bucket, Connection, Gate, Origin, Proxy, ProxyBuilder, Reply,
+};
+
+const LEN: usize = 100_000;
+const OBJECT: &str = "/assets/object";
+
+fn proxy(origin: &Origin) -> ProxyBuilder {
+    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
+}
+
+fn object() -> Reply {
+    Reply::pattern(1, LEN as u64).header("etag", "\"1\"")
+}
+
+fn objects() -> Origin {
+    Origin::start(|asked| object().answering(asked))
+}
+
+fn stored(proxy: &Proxy, entries: u64) {
+    eventually("the objects are stored", || {
+        proxy.metric("cache_entries") == entries
+    });
+}
+
+// --- fields that do not reach the origin ---
+
+/// MinIO sends this with every object.
+#[test]
+fn a_field_that_is_not_sent_on_selects_no_variant() {
+    let origin = Origin::start(|asked| {
+        assert_eq!(asked.header("accept-encoding"), None);
+        assert_eq!(asked.header("origin"), None);
+        object().header("vary", "Origin, Accept-Encoding")
+    });
+    let proxy = proxy(&origin).start();
+    for number in 0..100 {
+        let encoding = format!("gzip, x-{number}");
+        let site = format!("https://{number}.example");
+        let fields = [("Accept-Encoding", &*encoding), ("Origin", &*site)];
+        let answer = request(proxy.addr(), "GET", OBJECT, &fields);
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("vary"), Some("Origin, Accept-Encoding"));
+        assert!(answer.body == pattern(1, LEN));
+        if number == 0 {
+            stored(&proxy, 1);
+        } else {
+            assert_eq!(answer.header("x-cache"), Some("HIT"), "{encoding}");
+        }
+    }
+    assert_eq!(origin.requests().len(), 1);
+    assert_eq!(proxy.metric("cache_entries"), 1);
+}
+
+#[test]
+fn who_asks_makes_no_difference() {
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |asked| {
+            assert_eq!(asked.header("authorization"), None);
+            object().hold_at(LEN as u64 / 2, &gate)
+        }
+    });
+    let proxy = proxy(&origin).start();
+    thread::scope(|scope| {
+        for user in 0..10 {
+            let addr = proxy.addr();
+            scope.spawn(move || {
+                let bearer = format!("Bearer {user}");
+                let fields = [("Authorization", &*bearer), ("Cookie", &*bearer)];
+                let answer = request(addr, "GET", OBJECT, &fields);
+                assert_eq!(answer.status, 200);
+                assert!(answer.body == pattern(1, LEN));
+            });
+        }
+        gate.wait_for_arrivals(1);
+        gate.open();
+    });
+    assert_eq!(origin.requests().len(), 1);
+    stored(&proxy, 1);
+}
+
+#[test]
+fn what_minio_sends_takes_the_fast_path() {
+    let origin = Origin::start(|_| object().header("vary", "Origin, Accept-Encoding"));
+    let proxy = proxy(&origin).start();
+    proxy.get(OBJECT);
+    stored(&proxy, 1);
+    let is_prepared = |encoding| {
+        let fields = [("Accept-Encoding", encoding)];
+        let hit = request(proxy.addr(), "GET", OBJECT, &fields);
+        assert_eq!(hit.header("x-cache"), Some("HIT"));
+        let at = |name: &str| {
+            let mut names = hit.headers.iter().map(|(name, _)| name);
+            names.position(|field| field.eq_ignore_ascii_case(name))
+        };
+        at("x-cache") < at("cache-status")
+    };
+    // The first hit goes through Pingora's phases. Those after it get the header that
+    // is prepared, and behind it the fields that change.
+    assert!(!is_prepared("gzip"));
+    assert!(is_prepared("br"));
+}
+
+#[test]
+fn a_hit_does_not_switch_protocols() {
+    let origin = objects();
+    let proxy = proxy(&origin).start();
+    proxy.get(OBJECT);
+    stored(&proxy, 1);
+    for protocol in ["websocket", "h2c", "TLS/1.0"] {
+        for method in ["GET", "HEAD"] {
+            let fields = [("Connection", "Upgrade"), ("Upgrade", protocol)];
+            let answer = request(proxy.addr(), method, OBJECT, &fields);
+            assert_eq!(answer.status, 200, "{protocol}");
+            assert_eq!(answer.header("x-cache"), Some("HIT"), "{protocol}");
+        }
+    }
+    assert_eq!(origin.requests().len(), 1);
+}
+
+// --- what is asked for ---
+
+#[test]
+fn a_sub_resource_is_not_answered_with_the_object() {
+    let origin = objects();
+    let proxy = proxy(&origin).start();
+    proxy.get(OBJECT);
+    stored(&proxy, 1);
+    origin.forget_requests();
+    for query in [
+        "versionId=abc",
+        "partNumber=1",
+        "acl",
+        "x-id=GetObject&tagging",
+        "response-content-type=text/html",
+        "%61cl",
+    ] {
+        let answer = proxy.get(&format!("{OBJECT}?{query}"));
+        assert_eq!(answer.status, 501, "{query}");
+        assert_eq!(answer.header("content-type"), Some("application/xml"));
+        let document = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(
+            document.contains("<Code>NotImplemented</Code>"),
+            "{query}: {document}"
+        );
+        let head = request(proxy.addr(), "HEAD", &format!("{OBJECT}?{query}"), &[]);
+        assert_eq!(head.status, 501, "{query}");
+        assert!(head.body.is_empty());
+    }
+    for query in ["x-id=GetObject", "utm_source=acl", "ACL", "", "v=2&w"] {
+        let answer = proxy.get(&format!("{OBJECT}?{query}"));
+        assert_eq!(answer.status, 200, "{query}");
+        assert_eq!(answer.header("x-cache"), Some("HIT"), "{query}");
+    }
+    assert_eq!(proxy.get("/elsewhere?acl").status, 404);
+    assert!(origin.requests().is_empty());
+}
+
+/// RFC 9112 §3.2.2
+#[test]
+fn the_absolute_form_is_the_same_object() {
+    let origin = objects();
+    let proxy = proxy(&origin).start();
+    proxy.get(OBJECT);
+    stored(&proxy, 1);
+    for target in [
+        "http://proxy.example/assets/object",
+        "http://proxy.example:8080/assets/object?x-id=GetObject",
+        "HTTP://PROXY.EXAMPLE/%61ssets/object",
+        "/%61sset%73/%6Fbject",
+    ] {
+        let mut connection = Connection::open(proxy.addr());
+        let host = match target.starts_with('/') {
+            true => "proxy.example",
+            false => target["http://".len()..].split('/').next().unwrap(),
+        };
+        let head = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        connection.send_raw(head.as_bytes()).expect("send");
+        let answer = connection.receive("GET", target).finish();
+        assert_eq!(answer.status, 200, "{target}");
+        assert_eq!(answer.header("x-cache"), Some("HIT"), "{target}");
+    }
+    assert_eq!(origin.requests().len(), 1);
+}
+
+/// apt asks for `/deb/./InRelease` in a flat repository.
+#[test]
+fn every_key_that_s3_allows_reaches_it() {
+    let origin = objects();
+    let proxy = proxy(&origin).start();
+    for (asked, sent) in [
+        ("/assets/deb/./InRelease", "/bucket/deb/./InRelease"),
+        ("/assets/./InRelease", "/bucket/./InRelease"),
+        ("/assets/a/../b", "/bucket/a/../b"),
+        ("/assets/a%00%01%0d%0a%7f", "/bucket/a%00%01%0D%0A%7F"),
+        ("/assets/%C2%85", "/bucket/%C2%85"),
+        ("/assets/a//b/", "/bucket/a//b/"),
+        (
+            "/assets/%22%3C%5C%5E%60%7B%7C",
+            "/bucket/%22%3C%5C%5E%60%7B%7C",
+        ),
+    ] {
+        origin.forget_requests();
+        assert_eq!(proxy.get(asked).status, 200, "{asked}");
+        let targets: Vec<_> = origin.requests().into_iter().map(|r| r.target).collect();
+        assert_eq!(targets, [sent]);
+    }
+}
+
+// --- what S3 answers ---
+
+#[test]
+fn the_body_of_an_error_is_replaced_with_all_that_describes_it() {
+    let origin = Origin::start(|_| {
+        Reply::bytes("not really gzip")
+            .with_status(403)
+            .header("content-encoding", "gzip")
+            .header("content-md5", "AAAAAAAAAAAAAAAAAAAAAA==")
+            .header("content-disposition", "attachment; filename=\"secret\"")
+            .header("content-language", "de")
+            .header("etag", "\"1\"")
+            .header("x-amz-bucket-region", "eu-central-1")
+            .header("x-amz-request-id", "42")
+    });
+    let proxy = proxy(&origin).start();
+    let answer = proxy.get(OBJECT);
+    assert_eq!(answer.status, 403);
+    assert_eq!(answer.body, b"403 Forbidden\n");
+    for name in [
+        "content-encoding",
+        "content-md5",
+        "content-disposition",
+        "content-language",
+        "etag",
+        "x-amz-bucket-region",
+    ] {
+        assert_eq!(answer.header(name), None, "{name}");
+    }
+    assert_eq!(answer.header("x-amz-request-id"), Some("42"));
+    assert_eq!(answer.header("content-length"), Some("14"));
+}
+
+#[test]
+fn a_redirect_of_s3_is_not_passed_on() {
+    for status in [301, 302, 307, 308] {
+        let origin = Origin::start(move |_| {
+            Reply::bytes(
+                "<Error><Bucket>bucket</Bucket><AWSAccessKeyId>AKIA</AWSAccessKeyId></Error>",
+            )
+            .with_status(status)
+            .header(
+                "location",
+                "https://bucket.s3.eu-central-1.amazonaws.com/object",
+            )
+            .header("x-amz-bucket-region", "eu-central-1")
+        });
+        let proxy = proxy(&origin).start();
+        for method in ["GET", "HEAD"] {
+            let answer = request(proxy.addr(), method, OBJECT, &[]);
+            assert_eq!(answer.status, 502, "{status}");
+            assert_eq!(answer.header("location"), None, "{status}");
+            let body = String::from_utf8_lossy(&answer.body).into_owned();
+            assert!(!body.contains("bucket"), "{body}");
+        }
+        eventually("the log names the region", || {
+            let log = proxy.stderr();
+            log.contains("bucket bucket: the origin redirects") && log.contains("eu-central-1")
+        });
+        assert_eq!(proxy.metric("cache_entries"), 0);
+    }
+}
+
+#[test]
+fn what_does_not_exist_is_asked_for_once() {
+    for status in [404, 410] {
+        let origin = Origin::start(move |_| Reply::bytes("<Error/>").with_status(status));
+        let proxy = proxy(&origin).negative_ttl("1h").admin().start();
+        let addr = proxy.addr();
+        thread::scope(|scope| {
+            for _ in 0..10 {
+                scope.spawn(move || {
+                    let answer = get(addr, OBJECT);
+                    assert_eq!(answer.status, status);
+                    let line = format!("{status} ");
+                    assert!(answer.body.starts_with(line.as_bytes()));
+                });
+            }
+        });
+        for fields in [&[][..], &[("Range", "bytes=0-9")], &[("If-Match", "*")]] {
+            for method in ["GET", "HEAD"] {
+                let answer = request(addr, method, OBJECT, fields);
+                assert_eq!(answer.status, status, "{method} {fields:?}");
+                assert!(answer.complete, "{method} {fields:?}");
+            }
+        }
+        assert_eq!(origin.requests().len(), 1, "{status}");
+        let again = proxy.get(OBJECT);
+        assert_eq!(again.header("x-cache"), Some("HIT"));
+        let cache_status = again.header("cache-status").unwrap_or_default();
+        assert!(cache_status.contains("; hit; ttl=35"), "{cache_status}");
+        assert_eq!(proxy.metric("cache_entries"), 0);
+
+        // It has been made, and its maker says so.
+        let purged = request(proxy.admin_addr(), "PURGE", OBJECT, &[]);
+        assert!([200, 404].contains(&purged.status));
+        assert_eq!(proxy.get(OBJECT).status, status);
+        assert_eq!(origin.requests().len(), 2, "{status}");
+    }
+}
+
+#[test]
+fn other_errors_and_what_has_a_freshness_of_its_own_are_not_remembered() {
+    for (status, cache_control, requests) in [
+        (403, None, 3),
+        (500, None, 3),
+        (404, Some("no-store"), 3),
+        (404, Some("max-age=60"), 1),
+    ] {
+        let origin = Origin::start(move |_| {
+            let reply = Reply::bytes("<Error/>").with_status(status);
+            match cache_control {
+                Some(value) => reply.header("cache-control", value),
+                None => reply,
+            }
+        });
+        let proxy = proxy(&origin).negative_ttl("1h").start();
+        for number in 0..3 {
+            assert_eq!(proxy.get(OBJECT).status, status);
+            if number == 0 && requests == 1 {
+                stored(&proxy, 1);
+            }
+        }
+        assert_eq!(
+            origin.requests().len(),
+            requests,
+            "{status} {cache_control:?}"
+        );
+    }
+    let origin = Origin::start(|_| Reply::bytes("<Error/>").with_status(404));
+    let proxy = proxy(&origin).negative_ttl("0").start();
+    for _ in 0..3 {
+        assert_eq!(proxy.get(OBJECT).status, 404);
+    }
+    assert_eq!(origin.requests().len(), 3);
+}
