@@ -336,3 +336,33 @@ fn vary_is_said_on_hits_and_on_304() {
         assert_eq!(vary, "x-one, accept-encoding", "RFC 9110 12.5.5");
     }
 }
+
+#[test]
+fn strangers_do_not_have_a_response_stored_as_often_as_they_like() {
+    let page = Site::shared().page_with(fresh("X-One"));
+    let ask = |number: usize| {
+        let value = number.to_string();
+        page.get_again(&[("X-One", &value)]).1
+    };
+    for number in 0..40 {
+        assert_eq!(ask(number), Use::Fetched, "{number}");
+    }
+    // Eight of forty had to leave, of those that were stored first.
+    let fetched = (0..40)
+        .rev()
+        .filter(|number| ask(*number) == Use::Fetched)
+        .count();
+    assert!((7..=9).contains(&fetched), "{fetched}");
+    assert_eq!(ask(39), Use::Reused);
+}
+
+#[test]
+fn codings_that_no_origin_has_select_no_variant() {
+    let page = Site::shared().page_with(fresh("Accept-Encoding"));
+    page.get_with(&[("Accept-Encoding", "gzip")]);
+    for number in 0..50 {
+        let accepted = format!("x-{number}, gzip;q=0.{number}1");
+        let (_, used) = page.get_again(&[("Accept-Encoding", &accepted)]);
+        assert_eq!(used, Use::Reused, "{accepted}");
+    }
+}

@@ -507,6 +507,13 @@ impl DiskCache {
         }
     }
 
+    /// Make room of the one variant that a key names; others stay.
+    pub fn evict_variant(&self, key: &CacheKey) {
+        if let Some(entry) = self.index.get(&key.combined_bin()) {
+            self.evict(entry.id, Eviction::Replaced);
+        }
+    }
+
     /// Remove what is stored for a key, in all variants, and keep a fill in
     /// flight from becoming an entry. When this returns, no crash brings it
     /// back. Whether there was something.

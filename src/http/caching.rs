@@ -42,6 +42,7 @@ use super::range::{
 use super::storing::{is_always_stale, Answer, StoringRules};
 use super::target::{invalidated, Target};
 use super::too_large::TooLarge;
+use super::variants::Variants;
 use super::vary::{variance, Variance};
 use crate::cache::{DiskCache, DiskHit, Prepared};
 
@@ -92,6 +93,9 @@ pub struct CachingOptions {
     /// The fields of a client's request that reach the origin. No other field selects
     /// a variant or decides on storing.
     pub request_fields: RequestFields,
+    /// The variants of a response that are stored at most, where its `Vary` tells them
+    /// apart. The one that was stored first leaves for another.
+    pub max_variants: usize,
     /// Heed the `Cache-Control` of requests. They are advisory (RFC 9111 §5.2.1),
     /// and let any client make the proxy ask the origin.
     pub request_directives: bool,
@@ -110,6 +114,7 @@ impl Default for CachingOptions {
             storing: StoringRules::default(),
             name: CACHE_NAME,
             request_fields: RequestFields::All,
+            max_variants: 32,
             request_directives: true,
             background_fills: BackgroundFills::default(),
             lock_age: Duration::from_secs(10),
@@ -124,6 +129,7 @@ pub struct HttpCaching {
     store: Option<Store>,
     options: CachingOptions,
     fills: InFlight,
+    variants: Variants,
 }
 
 /// What Pingora wants to live as long as the process.
@@ -224,6 +230,7 @@ impl HttpCaching {
                 lock: Box::leak(Box::new(FillLock::new(cache, options.lock_age))),
                 too_large: Box::leak(Box::default()),
             }),
+            variants: Variants::new(options.max_variants),
             options,
             fills: InFlight::default(),
         }
@@ -929,12 +936,29 @@ impl HttpCaching {
             return RespCacheable::Uncacheable(NoCacheReason::Deferred);
         }
         match self.to_store(session, response, ctx) {
-            Some(meta) => RespCacheable::Cacheable(meta),
+            Some(meta) => {
+                self.limit_variants(session, &meta);
+                RespCacheable::Cacheable(meta)
+            }
             // Others may get an answer that can be stored.
             None if self.is_authorized(session.req_header()) => {
                 RespCacheable::Uncacheable(NoCacheReason::Deferred)
             }
             None => RespCacheable::Uncacheable(NoCacheReason::OriginNotCache),
+        }
+    }
+
+    fn limit_variants(&self, session: &Session, to_store: &CacheMeta) {
+        let variance = self.variance(to_store.headers(), session.req_header());
+        let (Variance::Key(variant), Some(store), Some(key)) =
+            (variance, &self.store, session.cache.maybe_cache_key())
+        else {
+            return;
+        };
+        if let Some(oldest) = self.variants.admit(key.primary_bin(), variant) {
+            let mut key = key.clone();
+            key.set_variance_key(oldest);
+            store.cache.evict_variant(&key);
         }
     }
 

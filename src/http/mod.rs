@@ -25,6 +25,7 @@ pub mod range;
 pub mod storing;
 pub mod target;
 mod too_large;
+mod variants;
 pub mod vary;
 
 pub use background::BackgroundFills;

@@ -1,10 +1,11 @@
 //! Which requests a response may be used for, by the fields that its Vary names.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 
 use http::header::{
-    self, HeaderMap, HeaderName, ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, COOKIE,
-    VARY,
+    self, HeaderMap, HeaderName, ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE,
+    CONTENT_ENCODING, COOKIE, VARY,
 };
 use pingora_cache::key::HashBinary;
 use pingora_cache::VarianceBuilder;
@@ -29,13 +30,15 @@ pub enum Variance {
 /// §4.1): lines of a field are combined, and white space is removed around them and
 /// around the commas of a list. Content negotiation (Accept, Accept-Charset,
 /// Accept-Encoding, Accept-Language) matches in any order and, where it has none, in
-/// any case. Whether a field is absent or empty does make a difference.
+/// any case. Of Accept-Encoding only the order of preference of known codings counts,
+/// unless the response has another coding. Whether a field is absent or empty does make a difference.
 ///
 /// Fields that do not reach the origin (`reaching`) are ignored: the origin could not
 /// tell such requests apart.
 pub fn variance(response: &HeaderMap, request: &HeaderMap, reaching: RequestFields) -> Variance {
     let mut named = HashSet::new();
     let mut builder = VarianceBuilder::new();
+    let has_known_coding = list(response, &CONTENT_ENCODING).all(|coding| known(coding).is_some());
     for name in list(response, &VARY) {
         // `*` is a token, and would pass for a name.
         let name = match HeaderName::from_bytes(name) {
@@ -43,7 +46,11 @@ pub fn variance(response: &HeaderMap, request: &HeaderMap, reaching: RequestFiel
             _ => return Variance::Never,
         };
         if reaching.contains(&name) && !named.contains(&name) {
-            let value = normalized(request, &name);
+            let value = if name == ACCEPT_ENCODING && has_known_coding {
+                accepted_codings(request)
+            } else {
+                normalized(request, &name)
+            };
             builder.add_owned_name_value(name.as_str().to_owned(), value);
             named.insert(name);
         }
@@ -149,7 +156,7 @@ fn normalized(request: &HeaderMap, name: &HeaderName) -> Vec<u8> {
                 .collect();
             if [ACCEPT, ACCEPT_LANGUAGE].contains(name) {
                 // Some origins prefer what is named first (RFC 9110 §12.5.4).
-                preferences.sort_by_key(|preference| std::cmp::Reverse(weight(preference)));
+                preferences.sort_by_key(|preference| Reverse(weight(preference)));
             } else {
                 preferences.sort_unstable();
             }
@@ -157,6 +164,75 @@ fn normalized(request: &HeaderMap, name: &HeaderName) -> Vec<u8> {
         }
     };
     [b"=", &value[..]].concat()
+}
+
+/// The codings that origins use. Of the others in the registry, some need more than the
+/// name to be used, and some nobody uses (RFC 9110 §18.6, "HTTP Content Coding
+/// Registry").
+fn known(coding: &[u8]) -> Option<&'static [u8]> {
+    const KNOWN: [&[u8]; 7] = [
+        b"*",
+        b"br",
+        b"compress",
+        b"deflate",
+        b"gzip",
+        b"identity",
+        b"zstd",
+    ];
+    // RFC 9110 §8.4.1.1, §8.4.1.3
+    let coding: &[u8] = match coding {
+        coding if coding.eq_ignore_ascii_case(b"x-gzip") => b"gzip",
+        coding if coding.eq_ignore_ascii_case(b"x-compress") => b"compress",
+        coding => coding,
+    };
+    KNOWN
+        .into_iter()
+        .find(|known| known.eq_ignore_ascii_case(coding))
+}
+
+/// What a request's Accept-Encoding lets an origin choose from (RFC 9110 §12.5.3): the
+/// known codings in order of preference, and whether the response must be encoded. A
+/// client that accepts other codings accepts one of these too, or none.
+///
+/// Empty if the request has no such field, otherwise `=` and that.
+fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
+    if !request.contains_key(ACCEPT_ENCODING) {
+        return Vec::new();
+    }
+    let mut accepted: Vec<(Reverse<u32>, &[u8])> = Vec::new();
+    let mut refused: Vec<&[u8]> = Vec::new();
+    for member in list(request, &ACCEPT_ENCODING) {
+        let preference = preference(member);
+        let name = preference.split(|byte| *byte == b';').next();
+        let Some(coding) = name.and_then(known) else {
+            continue;
+        };
+        match weight(&preference) {
+            0 => refused.push(coding),
+            // Of one that is repeated, the first counts.
+            _ if accepted.iter().any(|(_, other)| *other == coding) => {}
+            weight => accepted.push((Reverse(weight), coding)),
+        }
+    }
+    accepted.sort_unstable();
+    let mut value = b"=".to_vec();
+    let mut last = None;
+    for (weight, coding) in &accepted {
+        let separator: &[u8] = match last {
+            None => b"",
+            Some(last) if last == weight => b",",
+            Some(_) => b">",
+        };
+        value.extend_from_slice(separator);
+        value.extend_from_slice(coding);
+        last = Some(weight);
+    }
+    let is_refused = |coding: &[u8]| refused.contains(&coding);
+    let accepts_identity = accepted.iter().any(|(_, coding)| *coding == b"identity");
+    if is_refused(b"identity") || (is_refused(b"*") && !accepts_identity) {
+        value.extend_from_slice(b"!identity");
+    }
+    value
 }
 
 /// A value and its parameters: names in lower case, no white space, and a weight of
@@ -379,20 +455,13 @@ mod tests {
     #[test]
     fn the_order_of_preferences_has_no_meaning_where_weights_tell() {
         // RFC 9110 §12.4.2 and §12.5
-        for name in [
-            "accept",
-            "accept-encoding",
-            "accept-language",
-            "accept-charset",
-        ] {
+        for name in ["accept", "accept-language", "accept-charset"] {
             assert!(same(name, &["a;q=0.5, b"], &["b,a;q=0.5"]), "{name}");
             assert!(!same(name, &["a;q=0.5, b"], &["a, b;q=0.5"]), "{name}");
             assert!(!same(name, &["a, b"], &["a"]), "{name}");
             assert!(!same(name, &["q=1"], &[""]), "{name}");
         }
-        for name in ["accept-encoding", "accept-charset"] {
-            assert!(same(name, &["a", "b"], &["b, a,,"]), "{name}");
-        }
+        assert!(same("accept-charset", &["a", "b"], &["b, a,,"]));
         // Some origins take the first of equals.
         for name in ["accept", "accept-language"] {
             assert!(!same(name, &["a, b"], &["b, a"]), "{name}");
@@ -417,11 +486,57 @@ mod tests {
             ";x=1",
             ";q=1;x=1",
         ] {
-            let weighted = format!("gzip{weight}");
-            assert!(
-                !same("accept-encoding", &[&weighted], &["gzip"]),
-                "{weight}"
-            );
+            let weighted = format!("a{weight}");
+            assert!(!same("accept-charset", &[&weighted], &["a"]), "{weight}");
         }
+    }
+
+    /// RFC 9110 §12.5.3
+    #[test]
+    fn only_the_preference_among_known_codings_matters() {
+        let gzip_or_br = ["gzip, br"];
+        for lines in [
+            &["br", "gzip"][..],
+            &["GZIP , BR"],
+            &["gzip;q=1.0, br;q=1"],
+            &["gzip;q=0.5, br;q=0.5"],
+            &["x-gzip, br"],
+            &["gzip, br, x-random-1"],
+            &["gzip, br, x-random-2;q=0.3, zstd;q=0"],
+            &["gzip, br, gzip;q=0.1"],
+        ] {
+            assert!(same("accept-encoding", lines, &gzip_or_br), "{lines:?}");
+        }
+        for lines in [
+            &["gzip"][..],
+            &["gzip, br, zstd"],
+            &["gzip;q=0.9, br"],
+            &["gzip, br;q=0.9"],
+            &["gzip, br;q=0"],
+            &["gzip, br, identity;q=0"],
+            &["gzip, br, *;q=0"],
+            &["gzip, br, *"],
+            &["gzip, br, identity"],
+            &[""],
+            &[],
+        ] {
+            assert!(!same("accept-encoding", lines, &gzip_or_br), "{lines:?}");
+        }
+        assert!(same("accept-encoding", &["x-random"], &[""]));
+        assert!(same("accept-encoding", &["gzip;q=0.9"], &["gzip"]));
+        assert!(same("accept-encoding", &["*;q=0"], &["identity;q=0"]));
+        assert!(!same("accept-encoding", &["*;q=0, identity"], &["*;q=0"]));
+    }
+
+    /// A client that does not name an unknown coding cannot read it.
+    #[test]
+    fn for_a_response_in_an_unknown_coding_all_codings_matter() {
+        let response = headers(&[("vary", "Accept-Encoding"), ("content-encoding", "x-own")]);
+        let with = |accepted| {
+            let request = headers(&[("accept-encoding", accepted)]);
+            variance(&response, &request, RequestFields::All)
+        };
+        assert_ne!(with("gzip, x-own"), with("gzip"));
+        assert_eq!(with("gzip, x-own"), with("x-own,gzip"));
     }
 }
