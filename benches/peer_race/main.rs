@@ -19,6 +19,8 @@
 //!   everything else at its default but one worker, and as many open files as
 //!   nginx's `open_file_cache` is given (of which it takes no more than a quarter
 //!   of the process's limit)
+//! - `proxy-minio`: `proxy-sendfile` in front of an origin that sends MinIO's header,
+//!   which has a `Vary`
 //! - `old-flow`: a Pingora app that reads the whole object and writes it at once
 //! - `pingora-memory`, `pingora-chunks`: a Pingora app that has all objects in
 //!   memory, or reads files in pieces of 64 KiB. These three are on the published

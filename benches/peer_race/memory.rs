@@ -23,7 +23,7 @@ use crate::{
     machine,
     network::Network,
     objects::{self, KIB, MIB},
-    peers::{run_proxy, PROXY},
+    peers::{run_proxy, BUCKET, PROXY},
     process::{Server, WorkDir},
     report, roles,
 };
@@ -115,8 +115,15 @@ impl Case {
         let made = SelfSigned::write_to(dir);
         let disk = format!("sendfile:\n      enabled: {}", self.sendfile);
         let tls = Some((made.certificate.as_path(), made.key.as_path()));
-        let (proxy, http, https) =
-            run_proxy("s3-proxy", Path::new(PROXY), None, dir, origin, &disk, tls);
+        let (proxy, http, https) = run_proxy(
+            "s3-proxy",
+            Path::new(PROXY),
+            None,
+            dir,
+            (origin, BUCKET),
+            &disk,
+            tls,
+        );
         let config = client_config(&made);
         let (addr, tls) = match self.tls {
             true => (https.expect("the proxy serves HTTPS"), Some(&config)),

@@ -17,6 +17,9 @@ use crate::{
 /// The proxy that was built with this benchmark.
 pub const PROXY: &str = env!("CARGO_BIN_EXE_s3-proxy");
 
+/// The bucket of the origin that has no more in its header than it needs.
+pub const BUCKET: &str = "bench";
+
 /// Apps on the published Pingora, if they are built.
 const STOCK: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -26,6 +29,8 @@ const STOCK: &str = concat!(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerKind {
     ProxySendfile,
+    /// The same, in front of an origin that sends MinIO's header.
+    ProxyMinio,
     /// Another build of it, of those that `--build` names.
     Build(usize),
     ProxyCopy,
@@ -63,8 +68,9 @@ pub const BUILDS: [&str; 6] = [
 // === impl PeerKind ===
 
 impl PeerKind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::ProxySendfile,
+        Self::ProxyMinio,
         Self::ProxyCopy,
         Self::Nginx(0),
         Self::Nginx(1),
@@ -79,6 +85,7 @@ impl PeerKind {
     pub fn key(self) -> &'static str {
         match self {
             Self::ProxySendfile => "proxy-sendfile",
+            Self::ProxyMinio => "proxy-minio",
             Self::Build(number) => BUILDS[number],
             Self::ProxyCopy => "proxy-copy",
             Self::OldFlow => "old-flow",
@@ -141,9 +148,14 @@ pub fn start(kinds: &[PeerKind], stage: &Stage) -> Vec<Peer> {
     for &kind in kinds {
         let name = kind.key();
         let (server, addr) = match kind {
-            PeerKind::ProxySendfile => start_proxy(name, stage, Path::new(PROXY), true),
-            PeerKind::Build(number) => start_proxy(name, stage, &stage.builds[number], true),
-            PeerKind::ProxyCopy => start_proxy(name, stage, Path::new(PROXY), false),
+            PeerKind::ProxySendfile => start_proxy(name, stage, Path::new(PROXY), BUCKET, true),
+            PeerKind::ProxyMinio => {
+                start_proxy(name, stage, Path::new(PROXY), roles::MINIO_BUCKET, true)
+            }
+            PeerKind::Build(number) => {
+                start_proxy(name, stage, &stage.builds[number], BUCKET, true)
+            }
+            PeerKind::ProxyCopy => start_proxy(name, stage, Path::new(PROXY), BUCKET, false),
             PeerKind::OldFlow | PeerKind::PingoraMemory | PeerKind::PingoraChunks => {
                 let Some(way) = kind.stock_way().filter(|_| has_stock) else {
                     continue;
@@ -191,23 +203,30 @@ fn start_app(stage: &Stage, start: impl FnOnce(&str) -> Server) -> (Server, Sock
     (server, addr)
 }
 
-fn start_proxy(name: &str, stage: &Stage, program: &Path, sendfile: bool) -> (Server, SocketAddr) {
+fn start_proxy(
+    name: &str,
+    stage: &Stage,
+    program: &Path,
+    bucket: &str,
+    sendfile: bool,
+) -> (Server, SocketAddr) {
     let dir = stage.dir.join(name);
     let files = open_files();
     let disk = format!("max_open_files: {files}\n    sendfile:\n      enabled: {sendfile}");
-    let (server, http, _) = run_proxy(name, program, stage.core, &dir, stage.origin, &disk, None);
+    let origin = (stage.origin, bucket);
+    let (server, http, _) = run_proxy(name, program, stage.core, &dir, origin, &disk, None);
     (server, http)
 }
 
 /// An `s3-proxy` with its files in `dir`; `disk` is the rest of the
-/// section `cache.disk`, `tls` a certificate and its key. Returns where it
+/// section `cache.disk`, `origin` an address and a bucket there, `tls` a certificate and its key. Returns where it
 /// serves HTTP and HTTPS.
 pub fn run_proxy(
     name: &str,
     program: &Path,
     core: Option<usize>,
     dir: &Path,
-    origin: SocketAddr,
+    (origin, bucket): (SocketAddr, &str),
     disk: &str,
     tls: Option<(&Path, &Path)>,
 ) -> (Server, SocketAddr, Option<SocketAddr>) {
@@ -226,7 +245,7 @@ pub fn run_proxy(
   grace_period: 0{tls}
 buckets:
   - path_prefix: /o
-    bucket: bench
+    bucket: {bucket}
     region: us-east-1
     endpoint: http://{origin}
 cache:

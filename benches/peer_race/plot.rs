@@ -63,6 +63,7 @@ fn has_nginx(results: &Results) -> bool {
 fn colour(kind: PeerKind) -> &'static str {
     match kind {
         PeerKind::ProxySendfile => "#c0392b",
+        PeerKind::ProxyMinio => "#922b21",
         PeerKind::Build(_) => "#d98880",
         PeerKind::ProxyCopy => "#e59866",
         PeerKind::Nginx(0) => "#1e8449",
