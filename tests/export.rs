@@ -2,8 +2,18 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpStream},
     path::Path,
-    process::{Command, Output},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
+};
+
+use tempfile::TempDir;
+use test_support::{
+    eventually, get, pattern, request, scripted::example, Gate, Origin, Reply, Request, Response,
+    PATIENCE,
 };
 
 const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
@@ -50,6 +60,177 @@ fn a_project_builds_with_the_lines_that_the_command_prints() {
         "a patch was not used:\n{}",
         stderr(&check)
     );
+}
+
+/// Longer than what is read ahead, and than what one call of sendfile(2) moves.
+const LEN: u64 = 3_000_000;
+
+#[test]
+fn the_sample_stores_each_object_under_its_own_key() {
+    let origin = Origin::start(|request| fresh(request).answering(request));
+    let sample = Sample::start(&origin);
+    for (path, seed) in [("/a.bin", 1), ("/b.bin", 2), ("/a.bin?1", 3)] {
+        let whole = pattern(seed, LEN as usize);
+        expect_body(&get(sample.addr, path), &whole);
+        sample.expect_log(path, "Miss, 0 bytes by sendfile");
+        for _ in 0..2 {
+            expect_body(&get(sample.addr, path), &whole);
+            sample.expect_log(path, "Hit, 3000000 bytes by sendfile");
+        }
+        let part = request(sample.addr, "GET", path, &[("Range", "bytes=7-2000006")]);
+        assert_eq!(part.status, 206);
+        assert_eq!(
+            part.header("content-range"),
+            Some("bytes 7-2000006/3000000")
+        );
+        assert!(part.complete && part.body == whole[7..2_000_007], "{path}");
+        sample.expect_log(path, "Hit, 2000000 bytes by sendfile");
+    }
+    // None has taken another one's place.
+    expect_body(&get(sample.addr, "/a.bin"), &pattern(1, LEN as usize));
+    sample.expect_log("/a.bin", "Hit, 3000000 bytes by sendfile");
+    // The same path of another host is another object.
+    expect_body(
+        &request(sample.addr, "GET", "/a.bin", &[("Host", "other.example")]),
+        &pattern(4, LEN as usize),
+    );
+    assert_eq!(origin.requests().len(), 4, "all else was stored");
+}
+
+#[test]
+fn the_sample_asks_once_for_six_clients() {
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |request| fresh(request).hold_at(0, &gate)
+    });
+    let sample = Sample::start(&origin);
+    let whole = pattern(1, LEN as usize);
+    thread::scope(|scope| {
+        let clients = [(); 6].map(|()| scope.spawn(|| get(sample.addr, "/a.bin")));
+        gate.wait_for_arrivals(1);
+        gate.open();
+        for client in clients {
+            expect_body(&client.join().expect("a client"), &whole);
+        }
+    });
+    assert_eq!(origin.requests().len(), 1);
+}
+
+#[test]
+fn the_sample_stores_nothing_that_is_not_for_all() {
+    let origin = Origin::start(|request| match request.path() {
+        "/vary" => Reply::bytes("varies")
+            .header("Cache-Control", "max-age=3600")
+            .header("Vary", "Accept-Language"),
+        "/cookie" => Reply::bytes("one's own")
+            .header("Cache-Control", "max-age=3600")
+            .header("Set-Cookie", "a=b"),
+        "/silent" => Reply::bytes("fresh for no time"),
+        "/private" => Reply::bytes("private").header("Cache-Control", "private, max-age=3600"),
+        _ => fresh(request),
+    });
+    let sample = Sample::start(&origin);
+    for path in ["/vary", "/cookie", "/silent", "/private"] {
+        for _ in 0..2 {
+            assert_eq!(get(sample.addr, path).status, 200);
+        }
+        assert_eq!(origin.requests_for(path), 2, "{path}");
+    }
+    // What a method other than GET and HEAD is answered is not even looked up.
+    for _ in 0..2 {
+        assert_eq!(request(sample.addr, "DELETE", "/a.bin", &[]).status, 200);
+    }
+    assert_eq!(origin.requests_for("/a.bin"), 2);
+}
+
+#[test]
+fn the_sample_serves_its_file_without_copying_it() {
+    let origin = Origin::start(fresh);
+    let sample = Sample::start(&origin);
+    expect_body(&get(sample.addr, "/file"), &pattern(9, LEN as usize));
+    sample.expect_log("/file", "Disabled(NeverEnabled), 3000000 bytes by sendfile");
+    assert!(origin.requests().is_empty());
+}
+
+/// An object that may be stored, with bytes of its own for each target and host.
+fn fresh(request: &Request) -> Reply {
+    let seed = match (request.header("host"), &*request.target) {
+        (Some("other.example"), _) => 4,
+        (_, "/b.bin") => 2,
+        (_, "/a.bin?1") => 3,
+        _ => 1,
+    };
+    Reply::pattern(seed, LEN)
+        .header("Cache-Control", "max-age=3600")
+        .header("ETag", "\"1\"")
+}
+
+fn expect_body(response: &Response, body: &[u8]) {
+    assert_eq!(response.status, 200);
+    assert!(response.complete);
+    assert!(response.body == body, "{} bytes", response.body.len());
+}
+
+/// `export/proxy.rs`, which this package builds as an example.
+struct Sample {
+    addr: SocketAddr,
+    process: Child,
+    log: Receiver<String>,
+    _dir: TempDir,
+}
+
+// === impl Sample ===
+
+impl Sample {
+    /// Runs it in a folder of its own, in which `file` is.
+    fn start(origin: &Origin) -> Self {
+        let dir = tempfile::tempdir().expect("make a folder");
+        fs::write(dir.path().join("file"), pattern(9, LEN as usize)).expect("write the file");
+        let mut process = Command::new(example("my_proxy"))
+            .args(["127.0.0.1:0", &origin.addr().to_string()])
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("run the sample");
+        let stdout = BufReader::new(process.stdout.take().expect("stdout is piped"));
+        let (lines, log) = mpsc::channel();
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                // Nobody listens any more; the pipe is drained all the same.
+                let _ = lines.send(line);
+            }
+        });
+        let mut sample = Self {
+            addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            process,
+            log,
+            _dir: dir,
+        };
+        let line = sample.log.recv_timeout(PATIENCE).expect("a line");
+        let addr = line.strip_prefix("listening on ").expect("an address");
+        sample.addr = addr.parse().expect("an address");
+        // It says so before it is true.
+        eventually("the sample accepts connections", || {
+            TcpStream::connect(sample.addr).is_ok()
+        });
+        sample
+    }
+
+    /// The next request that it logs is for this path, and this became of it.
+    fn expect_log(&self, path: &str, what: &str) {
+        let line = self.log.recv_timeout(PATIENCE).expect("a line");
+        assert_eq!(line, format!("{path} {what}"));
+    }
+}
+
+impl Drop for Sample {
+    fn drop(&mut self) {
+        // Both fail only where it has ended.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 #[test]

@@ -138,6 +138,19 @@ pub struct AskedAt {
 
 /// A disk cache for Pingora: one immutable body file an entry, metadata beside
 /// it, found again after a restart.
+///
+/// [`HttpCaching`](crate::http::HttpCaching) uses it as a shared HTTP cache has to. A
+/// proxy that hands it to [`HttpCache::enable`](pingora_cache::HttpCache::enable) itself
+/// needs besides, as `tests/export/proxy.rs` has them:
+///
+/// - a [`CacheKey`] whose first argument tells all objects apart: `CacheKey::new` hashes
+///   nothing else. What is found for another key, or another `user_tag`, is a miss, and
+///   is dropped.
+/// - [`asked_now`](Self::asked_now) in the extensions of every key
+/// - a lock, [`FillLock`](crate::http::FillLock)
+/// - [`admission`](Self::admission) and [`max_size_bytes`](Self::max_size_bytes), which
+///   say what is stored
+/// - [`close`](Self::close) at the end of the process
 pub struct DiskCache {
     path: PathBuf,
     runtime: Runtime,
@@ -475,7 +488,10 @@ impl DiskCache {
             .get()
             .map_or(0, |asked: &AskedAt| asked.findable);
         let hash = key.combined_bin();
-        let fill = self.fills.get(&hash).map(|fill| fill.id);
+        let fill = self.fills.get(&hash);
+        let fill = fill
+            .filter(|fill| is_for(&fill.primary_key, &fill.key, key))
+            .map(|fill| fill.id);
         let entry = self.index.get(&hash).map(|entry| entry.id);
         let newest = fill.into_iter().chain(entry).map(|id| id.generation);
         newest.max().is_some_and(|generation| generation > asked)
@@ -909,6 +925,12 @@ impl DiskCache {
         let entry = self.open_entry(indexed).await?;
         let meta = if !is_of(&entry, key, &primary) {
             Err("it is for another key".to_owned())
+        } else if !is_for(&entry.meta.primary_key, &entry.meta.key, key) {
+            Err(format!(
+                "it is for another key than {:?} of {:?}; only the first argument of CacheKey::new() is hashed",
+                String::from_utf8_lossy(key.primary_key()),
+                key.user_tag
+            ))
         } else {
             entry.cache_meta().cloned().map_err(|e| e.to_string())
         };
@@ -930,13 +952,16 @@ impl DiskCache {
         is_of_use: impl FnOnce(&Prepared) -> bool,
     ) -> Option<DiskHit> {
         let primary = key.primary_bin();
-        if key.variance_bin().is_some() || self.newest_fill(&primary).is_some() {
+        if key.variance_bin().is_some() || self.newest_fill(&primary, key).is_some() {
             return None;
         }
         let indexed = self.current(key, &primary)?;
         let entry = self.in_use(&indexed)?;
-        let usable =
-            is_of_use(entry.prepared()?) && is_of(&entry, key, &primary) && self.is_sound(&entry);
+        let prepared = entry.prepared()?;
+        let usable = is_of_use(prepared)
+            && prepared.has_tag(&key.user_tag)
+            && is_of(&entry, key, &primary)
+            && self.is_sound(&entry);
         usable.then(|| {
             let sendfile = self.sends_files(Some(entry.meta.body_len));
             DiskHit::of_entry(self, entry, sendfile)
@@ -945,8 +970,11 @@ impl DiskCache {
 
     /// The fill that a reader of this key follows. One that was overtaken by a
     /// newer fill of the key, which is an entry already, has no readers.
-    fn newest_fill(&self, hash: &[u8; 16]) -> Option<Arc<Fill>> {
+    fn newest_fill(&self, hash: &[u8; 16], key: &CacheKey) -> Option<Arc<Fill>> {
         let fill = self.fills.get(hash)?;
+        if !is_for(&fill.primary_key, &fill.key, key) {
+            return None;
+        }
         let entry = self.index.get(hash);
         entry
             .is_none_or(|entry| entry.id.generation < fill.id.generation)
@@ -1008,6 +1036,13 @@ impl Drop for Beginning<'_> {
 /// Whether an entry is what the index says. `primary`: see `DiskCache::current`.
 fn is_of(entry: &HotEntry, key: &CacheKey, primary: &HashBinary) -> bool {
     entry.meta.key.primary == *primary && entry.meta.key.variance_bin() == key.variance_bin()
+}
+
+/// Whether an entry, or a fill, was stored for this key: in clear text, since
+/// [`CacheKey::new`] hashes its first argument only. A proxy that puts what tells two
+/// objects apart into the second one does not get one for the other.
+fn is_for(primary_key: &[u8], stored: &CompactCacheKey, key: &CacheKey) -> bool {
+    primary_key == key.primary_key() && *stored.user_tag == *key.user_tag
 }
 
 /// `StorageFull` unless the file system has so much space left. Blocks.
@@ -1182,7 +1217,7 @@ impl Storage for DiskCache {
         key: &CacheKey,
         _trace: &SpanHandle,
     ) -> Result<Option<(CacheMeta, HitHandler)>> {
-        if let Some(fill) = self.newest_fill(&key.combined_bin()) {
+        if let Some(fill) = self.newest_fill(&key.combined_bin(), key) {
             self.stats.fill_followers.inc();
             return self.follow(fill).map(Some);
         }
@@ -1457,6 +1492,43 @@ mod tests {
             cache.invalidate(&key()).await.unwrap();
             let found = cache.lookup(&key(), &span).await.unwrap();
             assert!(found.is_none(), "round {round}");
+        }
+    }
+
+    /// `CacheKey::new` hashes its first argument only.
+    #[tokio::test]
+    async fn an_entry_is_not_found_by_another_key_of_the_same_hash() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path());
+        cache.wait_loaded();
+        let span = Span::inactive().handle();
+        let mut overridden = CacheKey::new("other", "bucket");
+        overridden.set_primary_bin_override(key().primary_bin());
+        for other in [CacheKey::new("key", "/b.bin"), overridden] {
+            assert_eq!(other.combined_bin(), key().combined_bin());
+            let miss = begin(cache, &meta("1", SystemTime::now())).await;
+            let found_by = |key: CacheKey| {
+                let span = &span;
+                async move { cache.lookup(&key, span).await.unwrap().is_some() }
+            };
+            assert!(!found_by(other.clone()).await, "while it is filled");
+            assert!(!cache.is_new(&other), "nobody is told to look again");
+            finish(miss, "body").await;
+            cache.settle().await;
+            assert!(found_by(key()).await);
+
+            let (cache_meta, entry) = cache.find(&key()).await.unwrap();
+            let mut header = cache_meta.response_header_copy();
+            header.insert_header(CONTENT_LENGTH, 4).unwrap();
+            let prepared = Prepared::new(header, &cache_meta).expect("a header to prepare");
+            entry.prepare(prepared);
+            assert!(cache.lookup_prepared(&key(), |_| true).is_some());
+            // It looks at the tag only: an override is a hash that the caller vouches for.
+            let hit = cache.lookup_prepared(&other, |_| true);
+            assert_eq!(hit.is_none(), other.user_tag != key().user_tag);
+
+            assert!(!found_by(other.clone()).await, "when it is an entry");
+            assert!(!cache.is_new(&other), "nobody is told to look again");
         }
     }
 

@@ -70,7 +70,8 @@ impl HotEntry {
     }
 
     /// Set it, unless it is.
-    pub(super) fn prepare(&self, prepared: Prepared) {
+    pub(super) fn prepare(&self, mut prepared: Prepared) {
+        prepared.set_tag(&self.meta.key.user_tag);
         let _ = self.prepared.set(prepared);
     }
 

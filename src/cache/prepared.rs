@@ -18,6 +18,8 @@ pub(crate) struct Prepared {
     pub fresh_until: SystemTime,
     pub updated: SystemTime,
     pub epoch: SystemTime,
+    /// Length and CRC-32 of the user tag of the entry's key.
+    tag: (usize, u32),
 }
 
 impl Prepared {
@@ -29,6 +31,21 @@ impl Prepared {
             fresh_until: meta.fresh_until(),
             updated: meta.updated(),
             epoch: meta.epoch(),
+            tag: sum(""),
         })
     }
+
+    /// Note the user tag of the entry's key.
+    pub fn set_tag(&mut self, tag: &str) {
+        self.tag = sum(tag);
+    }
+
+    /// Whether the entry is for keys with this user tag, which is no part of their hash.
+    pub fn has_tag(&self, tag: &str) -> bool {
+        self.tag == sum(tag)
+    }
+}
+
+fn sum(tag: &str) -> (usize, u32) {
+    (tag.len(), crc32fast::hash(tag.as_bytes()))
 }

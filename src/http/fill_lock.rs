@@ -22,7 +22,9 @@ const SHARD_CAPACITY: usize = 1024;
 ///
 /// Nobody waits for the answer to a request of which the last answer could not be
 /// stored: it will hardly be for all.
-pub(super) struct FillLock {
+///
+/// The keys need what [`DiskCache::asked_now`] returns.
+pub struct FillLock {
     lock: CacheLock,
     cache: &'static DiskCache,
     not_stored: Predictor<SHARDS>,
@@ -31,9 +33,9 @@ pub(super) struct FillLock {
 }
 
 impl FillLock {
-    /// `age`: how long a request waits for another one that fills the same key,
-    /// before one of those who wait asks the origin too.
-    pub(super) fn new(cache: &'static DiskCache, age: Duration) -> Self {
+    /// A lock for the fills of `cache`. `age`: how long a request waits for another one
+    /// that fills the same key, before one of those who wait asks the origin too.
+    pub fn new(cache: &'static DiskCache, age: Duration) -> Self {
         FillLock {
             lock: CacheLock::new(age),
             cache,

@@ -30,4 +30,5 @@ pub mod vary;
 
 pub use background::BackgroundFills;
 pub use caching::{CachingCtx, CachingOptions, HttpCaching};
+pub use fill_lock::FillLock;
 pub use storing::StoringRules;

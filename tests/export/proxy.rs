@@ -1,16 +1,41 @@
-//! A proxy of somebody else: it serves one file by itself and caches the rest
-//! on disk.
+//! A proxy of your own: it serves one file by itself, and caches on disk what the origin
+//! permits to be stored.
+//!
+//! ```text
+//! my-proxy LISTEN ORIGIN
+//! ```
+//!
+//! It uses [`DiskCache`] directly, and Pingora's own rules of HTTP caching. More of RFC
+//! 9111, and less to get right, has `pingora_sendfile::http::HttpCaching`, which
+//! `examples/http_cache.rs` shows.
 
-use std::{fs::File, sync::Arc};
+use std::{env, fs::File, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use pingora_cache::CacheKey;
-use pingora_core::{upstreams::peer::HttpPeer, Result};
+use pingora_cache::{
+    cache_control::CacheControl, filters::resp_cacheable, CacheKey, CacheMetaDefaults,
+    NoCacheReason, RespCacheable,
+};
+use pingora_core::{
+    server::{RunArgs, Server},
+    upstreams::peer::HttpPeer,
+    Error, Result,
+};
+use pingora_http::ResponseHeader;
 use pingora_proxy::{ProxyHttp, Session};
-use pingora_sendfile::cache::{DiskCache, DiskCacheConfig};
+use pingora_sendfile::{
+    cache::{DiskCache, DiskCacheConfig},
+    http::FillLock,
+    proxy::Endpoint,
+};
+
+/// Stored is what the origin says to be fresh, and nothing else.
+const DEFAULTS: CacheMetaDefaults = CacheMetaDefaults::new(|_| None, 0, 0);
 
 struct MyProxy {
+    origin: SocketAddr,
     cache: &'static DiskCache,
+    lock: &'static FillLock,
     file: Arc<File>,
     len: u64,
 }
@@ -22,18 +47,18 @@ impl ProxyHttp for MyProxy {
     fn new_ctx(&self) -> Self::CTX {}
 
     async fn upstream_peer(&self, _: &mut Session, _: &mut ()) -> Result<Box<HttpPeer>> {
-        Ok(Box::new(HttpPeer::new(
-            "127.0.0.1:9000",
-            false,
-            String::new(),
-        )))
+        Ok(Box::new(HttpPeer::new(self.origin, false, String::new())))
     }
 
     async fn request_filter(&self, session: &mut Session, _: &mut ()) -> Result<bool> {
+        // A client that reads slowly does not slow the fill that others follow, and one
+        // that has its response before the fill is finished may ask for more.
+        session.set_proxy_tasks_enabled(true);
+        session.set_pipelining_enabled(true);
         if session.req_header().uri.path() != "/file" {
             return Ok(false);
         }
-        let mut header = pingora_http::ResponseHeader::build(200, None)?;
+        let mut header = ResponseHeader::build(200, None)?;
         header.insert_header("Content-Length", self.len)?;
         session
             .write_response_header(Box::new(header), false)
@@ -44,32 +69,99 @@ impl ProxyHttp for MyProxy {
     }
 
     fn request_cache_filter(&self, session: &mut Session, _: &mut ()) -> Result<()> {
-        session.cache.enable(self.cache, None, None, None, None);
+        // Pingora would look up any method.
+        if !["GET", "HEAD"].contains(&session.req_header().method.as_str()) {
+            return Ok(());
+        }
+        // No eviction manager: the cache evicts by itself.
+        session
+            .cache
+            .enable(self.cache, None, None, Some(self.lock), None);
+        session.cache.set_admission_policy(self.cache.admission());
+        session
+            .cache
+            .set_max_file_size_bytes(self.cache.max_size_bytes() as usize);
         Ok(())
     }
 
     fn cache_key_callback(&self, session: &Session, _: &mut ()) -> Result<CacheKey> {
-        Ok(CacheKey::new(
-            "my-proxy",
-            session.req_header().uri.to_string(),
+        let request = session.req_header();
+        let authority = request.uri.authority().map(|host| host.as_str().as_bytes());
+        let host = request.headers.get("Host").map(|host| host.as_bytes());
+        let host = authority.or(host).unwrap_or_default();
+        // Only this is hashed, so all that tells two objects apart belongs here. Neither
+        // part can hold what stands between them. The second argument is a tag, for
+        // `DiskCache::ban_prefix`.
+        let primary = [host, b"\n", request.raw_path()].concat();
+        let mut key = CacheKey::new(primary, "my-proxy");
+        // What is purged after this is not stored by this request.
+        key.extensions.insert(self.cache.asked_now());
+        Ok(key)
+    }
+
+    fn response_cache_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        _: &mut (),
+    ) -> Result<RespCacheable> {
+        // Responses that vary need a `cache_vary_filter`; cookies are for one client.
+        if ["Vary", "Set-Cookie"]
+            .iter()
+            .any(|name| response.headers.contains_key(*name))
+        {
+            return Ok(RespCacheable::Uncacheable(NoCacheReason::OriginNotCache));
+        }
+        let authorized = session.req_header().headers.contains_key("Authorization");
+        Ok(resp_cacheable(
+            CacheControl::from_resp_headers(response).as_ref(),
+            response.clone(),
+            authorized,
+            &DEFAULTS,
         ))
     }
 
+    // Or hits could not go by sendfile.
     fn needs_response_body(&self, _: &Session, _: &()) -> bool {
         false
+    }
+
+    async fn logging(&self, session: &mut Session, _: Option<&Error>, _: &mut ()) {
+        println!(
+            "{} {:?}, {} bytes by sendfile",
+            session.req_header().uri,
+            session.cache.phase(),
+            session.as_downstream().body_bytes_zero_copy()
+        );
     }
 }
 
 fn main() {
+    let mut addresses = env::args().skip(1).map(|argument| {
+        let address = argument.parse::<SocketAddr>();
+        address.expect("an address such as 127.0.0.1:8080")
+    });
+    let (Some(listen), Some(origin)) = (addresses.next(), addresses.next()) else {
+        panic!("usage: my-proxy LISTEN ORIGIN");
+    };
     let file = File::open("file").expect("open the file");
+    let cache = DiskCache::open(DiskCacheConfig::new("cache", 1 << 30)).expect("open the cache");
     let proxy = MyProxy {
-        cache: DiskCache::open(DiskCacheConfig::new("cache", 1 << 30)).expect("open the cache"),
+        origin,
+        cache,
+        // For so long a request waits for another one that fetches the same.
+        lock: Box::leak(Box::new(FillLock::new(cache, Duration::from_secs(10)))),
         len: file.metadata().expect("the file's length").len(),
         file: Arc::new(file),
     };
-    let mut server = pingora_core::server::Server::new(None).expect("a server");
+    let mut server = Server::new(None).expect("a server");
+    server.bootstrap();
     let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
-    service.add_tcp("127.0.0.1:8080");
+    let endpoint = Endpoint::reserve(listen, "LISTEN").expect("an address that is free");
+    println!("listening on {}", endpoint.address());
+    service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
     server.add_service(service);
-    server.run_forever();
+    server.run(RunArgs::default());
+    // What is complete is committed, and the folder is let go.
+    cache.close(Duration::from_secs(5));
 }

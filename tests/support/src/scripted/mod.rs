@@ -17,4 +17,4 @@ pub use answer::Answer;
 pub use client::{CacheStatus, Client, Got, Interim};
 pub use origin::{ScriptedOrigin, Seen};
 pub use rules::{Rules, Use};
-pub use site::{raise_descriptor_limit, Page, Site};
+pub use site::{example, raise_descriptor_limit, Page, Site};

@@ -72,7 +72,7 @@ impl Site {
     /// One with further arguments.
     pub fn start(arguments: &[&str]) -> Self {
         let origin = ScriptedOrigin::start();
-        let example = example();
+        let example = example("http_cache");
         let dir = TempDir::with_prefix("http-cache-")
             .expect("make the proxy's directory")
             .keep();
@@ -174,17 +174,17 @@ impl Drop for Site {
     }
 }
 
-/// `cargo test` builds the examples beside the tests.
-fn example() -> PathBuf {
+/// The binary of an example, which `cargo test` builds beside the tests.
+pub fn example(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the path of the test");
     let profile = test
         .parent()
         .and_then(|deps| deps.parent())
         .expect("the folder above deps");
-    let example = profile.join("examples/http_cache");
+    let example = profile.join("examples").join(name);
     assert!(
         example.exists(),
-        "{} is missing: a plain `cargo test` builds it; with --test, run `cargo build --example http_cache` before",
+        "{} is missing: a plain `cargo test` builds it; with --test, run `cargo build --example {name}` before",
         example.display()
     );
     example
