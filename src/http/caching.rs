@@ -451,6 +451,8 @@ impl HttpCaching {
             Some(self.lock_options()),
         );
         session.cache.set_admission_policy(cache.admission());
+        // RFC 9111 §4.3.4
+        session.cache.set_revalidate_all_fields(true);
         // A larger object would evict all others and then itself.
         let mut limit = cache.max_size_bytes();
         if ctx.background {

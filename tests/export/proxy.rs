@@ -78,6 +78,7 @@ impl ProxyHttp for MyProxy {
             .cache
             .enable(self.cache, None, None, Some(self.lock), None);
         session.cache.set_admission_policy(self.cache.admission());
+        session.cache.set_revalidate_all_fields(true);
         session
             .cache
             .set_max_file_size_bytes(self.cache.max_size_bytes() as usize);
