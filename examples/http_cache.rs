@@ -23,8 +23,8 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use pingora_sendfile::cache::{DiskCache, DiskCacheConfig};
 use pingora_sendfile::http::{CachingCtx, CachingOptions, HttpCaching, StoringRules};
+use pingora_sendfile::logging;
 use pingora_sendfile::proxy::Endpoint;
-use tracing_subscriber::EnvFilter;
 
 /// Many origins close idle connections after 5 s; a request shall not meet that.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -228,11 +228,7 @@ impl ProxyHttp for HttpCacheProxy {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let log = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(log)
-        .with_writer(std::io::stderr)
-        .init();
+    logging::init("warn");
     let options = Options::parse();
     let cache = DiskCache::open(DiskCacheConfig::new(
         &options.cache,

@@ -6,6 +6,7 @@
 //! - [`s3`]: object keys, origins, signatures
 //! - [`proxy`]: the proxy, and a server around it
 //! - [`config`]: the YAML file
+//! - [`logging`]: the log, and what limits it
 //! - [`metrics`]: what is counted
 //! - `demo` (feature `demo`): an S3 server over a folder, to try it with
 
@@ -20,6 +21,8 @@ pub mod config;
 pub mod demo;
 #[forbid(unsafe_code)]
 pub mod http;
+#[forbid(unsafe_code)]
+pub mod logging;
 #[forbid(unsafe_code)]
 pub mod metrics;
 #[forbid(unsafe_code)]

@@ -9,11 +9,11 @@ mod cli;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use pingora_sendfile::logging;
 use pingora_sendfile::proxy::server::ProxyServer;
 
 use cli::cache::CacheCommand;
@@ -75,14 +75,7 @@ enum Command {
 const DEFAULT_LOG: &str = "warn,pingora_sendfile=info,pingora_cache::meta=error";
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| DEFAULT_LOG.into()),
-        )
-        .init();
+    logging::init(DEFAULT_LOG);
     let outcome = match Args::parse().command {
         Command::Run { config, upgrade } => run(&config, upgrade),
         Command::Check { config } => check(&config),

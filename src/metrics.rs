@@ -31,6 +31,8 @@ pub struct Metrics {
     pub body_bytes: IntCounter,
     /// Responses that broke off or failed, by who is to blame.
     pub errors: IntCounterVec,
+    /// Lines that the log left out.
+    pub log_lines_suppressed: IntCounter,
     /// What the disk cache counts itself, as of the last exposition.
     cache: Mutex<CacheMetrics>,
 }
@@ -226,6 +228,11 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             "response_errors_total",
             "Responses that broke off or failed, by the side at fault",
             &["source"]
+        )
+        .expect(UNIQUE),
+        log_lines_suppressed: register_int_counter!(
+            "log_lines_suppressed_total",
+            "Lines that the log left out since their call site wrote too many"
         )
         .expect(UNIQUE),
         cache: Mutex::new(CacheMetrics::register().expect(UNIQUE)),

@@ -11,6 +11,7 @@ use super::cache_key::{requested_path, CacheKeys};
 use super::errors::text;
 use crate::cache::DiskCache;
 use crate::config::Config;
+use crate::logging;
 use crate::s3::{OriginError, RouteError};
 
 /// Serves `PURGE`.
@@ -104,7 +105,12 @@ impl ServeHttp for AdminApp {
         }
         let path = requested_path(request).into_owned();
         let (status, answer) = self.purge(&path).await;
-        info!("PURGE {path:?}: {} {}", status.as_u16(), answer.trim_end());
+        info!(
+            target: logging::OPERATOR,
+            "PURGE {path:?}: {} {}",
+            status.as_u16(),
+            answer.trim_end()
+        );
         text(status, answer)
     }
 }
