@@ -24,7 +24,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use pingora_sendfile::cache::{DiskCache, DiskCacheConfig};
 use pingora_sendfile::http::{CachingCtx, CachingOptions, HttpCaching, StoringRules};
 use pingora_sendfile::logging;
-use pingora_sendfile::proxy::Endpoint;
+use pingora_sendfile::proxy::{signals, Endpoint};
 
 /// Many origins close idle connections after 5 s; a request shall not meet that.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -229,6 +229,7 @@ impl ProxyHttp for HttpCacheProxy {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     logging::init("warn");
+    signals::outlive()?;
     let options = Options::parse();
     let cache = DiskCache::open(DiskCacheConfig::new(
         &options.cache,

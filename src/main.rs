@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use pingora_sendfile::logging;
 use pingora_sendfile::proxy::server::ProxyServer;
+use pingora_sendfile::proxy::signals;
 
 use cli::cache::CacheCommand;
 use cli::{url_path, Configured, Failure, Outcome};
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
 }
 
 fn run(config: &Path, upgrade: bool) -> Outcome {
+    signals::outlive()?;
     let Configured { config, .. } = Configured::load(config)?;
     let server = if upgrade {
         ProxyServer::successor(&config)

@@ -8,6 +8,7 @@ mod errors;
 mod s3_proxy;
 pub mod serve;
 pub mod server;
+pub mod signals;
 
 pub use admin::AdminApp;
 pub use cache_key::CacheKeys;

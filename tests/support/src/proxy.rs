@@ -235,6 +235,11 @@ impl Proxy {
         }
     }
 
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.running().signal(signal);
+    }
+
     /// Sends SIGKILL and waits for the end: a crash.
     pub fn kill(&mut self) {
         self.running.take().expect("the proxy is not running");

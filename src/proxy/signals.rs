@@ -1,0 +1,46 @@
+//! Signals that end neither the process nor a transfer.
+
+use std::io;
+
+use log::warn;
+use tokio::signal::unix::{signal, Signal, SignalKind};
+
+/// Outlive, from now on, the signals that would end the process and have no meaning to it.
+///
+/// SIGHUP is logged: it asks other servers to read their configuration again. SIGUSR1 and
+/// SIGUSR2 are what log rotation and upgrades of other servers send. After SIGXFSZ the
+/// write that was too long fails by itself (setrlimit(2), `RLIMIT_FSIZE`). The Rust runtime
+/// ignores SIGPIPE.
+///
+/// # Errors
+/// When the kernel or the process's limits allow no handler or no thread.
+pub fn outlive() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    let mut hangup = {
+        let _guard = runtime.enter();
+        // The handler stays when its receiver is dropped.
+        for unused in [
+            SignalKind::user_defined1(),
+            SignalKind::user_defined2(),
+            SignalKind::from_raw(libc::SIGXFSZ),
+        ] {
+            drop(signal(unused)?);
+        }
+        signal(SignalKind::hangup())?
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || runtime.block_on(log_each(&mut hangup)))?;
+    Ok(())
+}
+
+async fn log_each(hangup: &mut Signal) {
+    while hangup.recv().await.is_some() {
+        warn!(
+            "SIGHUP is ignored: the configuration cannot be read again while serving; \
+             start a new process with run --upgrade, then send SIGQUIT to this one"
+        );
+    }
+}
