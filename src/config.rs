@@ -25,6 +25,9 @@ const MEGABYTE: f64 = 1e6;
 /// unix(7).
 const MAX_SOCKET_PATH: usize = 107;
 
+/// The default of `server.tls.handshake_timeout`.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Everything the proxy is told from outside. See `config.yaml.example`.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -59,6 +62,9 @@ pub struct Server {
     /// How long running responses may take to end after a stop signal.
     /// Default: 30 s.
     pub grace_period: Duration,
+    /// The most client connections at the same time; `None`: what the process's limit
+    /// of open files leaves room for.
+    pub max_connections: Option<usize>,
     /// The Unix socket where `run --upgrade` takes over the listeners. Default:
     /// `/tmp/s3-proxy-upgrade.sock`.
     pub upgrade_sock: PathBuf,
@@ -75,6 +81,8 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// The private key of the certificate, a PEM file; likewise.
     pub key: PathBuf,
+    /// How long a client's handshake may take. Default: 10 s.
+    pub handshake_timeout: Duration,
 }
 
 /// One entry of `buckets`.
@@ -304,6 +312,7 @@ impl Server {
         "min_send_rate",
         "keepalive_timeout",
         "grace_period",
+        "max_connections",
         "upgrade_sock",
         "tls",
     ];
@@ -330,12 +339,16 @@ impl Server {
             },
             keepalive_timeout: section.duration("keepalive_timeout", Duration::from_secs(75))?,
             grace_period: section.duration("grace_period", Duration::from_secs(30))?,
+            max_connections: section
+                .get("max_connections")
+                .map(|node| node.integer(1..=10_000_000))
+                .transpose()?,
             upgrade_sock: match section.get("upgrade_sock") {
                 Some(node) => node.socket_path()?,
                 None => Server::DEFAULT_UPGRADE_SOCK.into(),
             },
             tls: section
-                .section("tls", &["address", "certificate", "key"])?
+                .section("tls", Tls::KEYS)?
                 .as_ref()
                 .map(Tls::read)
                 .transpose()?,
@@ -346,6 +359,8 @@ impl Server {
 // === impl Tls ===
 
 impl Tls {
+    const KEYS: &'static [&'static str] = &["address", "certificate", "key", "handshake_timeout"];
+
     fn read(section: &Section) -> Result<Tls, ConfigError> {
         Ok(Tls {
             address: section.required("address", ADDRESS)?.address()?,
@@ -355,6 +370,10 @@ impl Tls {
             key: section
                 .required("key", "write the path of a PEM file")?
                 .readable_file()?,
+            handshake_timeout: match section.duration("handshake_timeout", HANDSHAKE_TIMEOUT)? {
+                Duration::ZERO => Duration::from_secs(365 * 86400),
+                timeout => timeout,
+            },
         })
     }
 }
@@ -1293,6 +1312,7 @@ mod tests {
             shown.server.keepalive_timeout
         );
         assert_eq!(least.server.grace_period, shown.server.grace_period);
+        assert_eq!(least.server.max_connections, shown.server.max_connections);
         assert_eq!(least.server.upgrade_sock, shown.server.upgrade_sock);
         assert_eq!(least.cache.default_ttl, shown.cache.default_ttl);
         assert_eq!(least.cache.negative_ttl, shown.cache.negative_ttl);
@@ -1337,6 +1357,7 @@ mod tests {
         assert_eq!(config.cache.disk.inactive, Duration::ZERO);
         assert_eq!(config.cache.disk.max_open_files, 1024);
         assert_eq!(config.cache.disk.scrub_bytes_per_second(), 8_000_000);
+        assert_eq!(config.server.max_connections, None);
         assert_eq!(
             config.server.upgrade_sock,
             Path::new("/tmp/s3-proxy-upgrade.sock")
@@ -1546,6 +1567,7 @@ mod tests {
             (disk("    backend: true"), "cache.disk.backend", "is true or false, not a string", "auto, tokio or uring"),
             (server(&format!("  upgrade_sock: /{}", "s".repeat(107))), "server.upgrade_sock", "too long", "107 bytes"),
             (server("  upgrade_sock: ''"), "server.upgrade_sock", "is empty", "Unix socket"),
+            (server("  max_connections: 0"), "server.max_connections", "0 is out of range", "from 1"),
             (disk("    max_size_gb: .nan"), "cache.disk.max_size_gb", "out of range", "from 0.001"),
             (disk("    max_size_gb: .inf"), "cache.disk.max_size_gb", "out of range", "from 0.001"),
             (disk("    sendfile: {threshold_bytes: -1}"), "cache.disk.sendfile.threshold_bytes", "out of range", "from 0 to"),

@@ -1,11 +1,12 @@
 //! What the proxy counts, and where Prometheus reads it.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Weak};
 
 use async_trait::async_trait;
 use http::{Response, StatusCode};
 use parking_lot::Mutex;
 use pingora_core::apps::http_app::ServeHttp;
+use pingora_core::listeners::ConnectionLimit;
 use pingora_core::protocols::http::ServerSession;
 use prometheus::{
     register_gauge, register_int_counter, register_int_counter_vec, register_int_gauge, Encoder,
@@ -33,8 +34,18 @@ pub struct Metrics {
     pub errors: IntCounterVec,
     /// Lines that the log left out.
     pub log_lines_suppressed: IntCounter,
+    /// Connections of clients: open ones, and those closed or refused at the limit.
+    connections: ConnectionMetrics,
     /// What the disk cache counts itself, as of the last exposition.
     cache: Mutex<CacheMetrics>,
+}
+
+/// Copies of what the limit of connections counts.
+struct ConnectionMetrics {
+    limit: Mutex<Weak<ConnectionLimit>>,
+    open: IntGauge,
+    refused: IntCounter,
+    idle_closed: IntCounter,
 }
 
 /// Copies of what the disk cache knows.
@@ -59,6 +70,49 @@ struct CacheMetrics {
     descriptor_hits: IntCounter,
     opens: IntCounter,
     not_admitted: IntCounter,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Report on the connections that this limit counts, instead of another one's.
+    pub fn watch_connections(&self, limit: &Arc<ConnectionLimit>) {
+        *self.connections.limit.lock() = Arc::downgrade(limit);
+    }
+}
+
+// === impl ConnectionMetrics ===
+
+impl ConnectionMetrics {
+    fn register() -> prometheus::Result<Self> {
+        Ok(ConnectionMetrics {
+            limit: Mutex::default(),
+            open: register_int_gauge!("connections_open", "Connections of clients")?,
+            refused: register_int_counter!(
+                "connections_refused_total",
+                "Connections of clients closed at once, since too many were open and none idle"
+            )?,
+            idle_closed: register_int_counter!(
+                "connections_idle_closed_total",
+                "Idle connections of clients closed to make room for new ones"
+            )?,
+        })
+    }
+
+    /// Take over what the limit has counted since.
+    fn update(&self) {
+        let limit = self.limit.lock();
+        let Some(limit) = limit.upgrade() else {
+            return;
+        };
+        self.open.set(limit.open() as i64);
+        for (metric, count) in [
+            (&self.refused, limit.refused()),
+            (&self.idle_closed, limit.idle_closed()),
+        ] {
+            metric.inc_by(count.saturating_sub(metric.get()));
+        }
+    }
 }
 
 // === impl CacheMetrics ===
@@ -235,6 +289,7 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             "Lines that the log left out since their call site wrote too many"
         )
         .expect(UNIQUE),
+        connections: ConnectionMetrics::register().expect(UNIQUE),
         cache: Mutex::new(CacheMetrics::register().expect(UNIQUE)),
     };
     for source in ["downstream", "upstream", "internal", "unset"] {
@@ -256,6 +311,7 @@ impl MetricsApp {
     }
 
     fn exposition(&self) -> Vec<u8> {
+        METRICS.connections.update();
         if let Some(cache) = self.cache {
             METRICS.cache.lock().update(cache);
         }

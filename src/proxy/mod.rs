@@ -3,6 +3,7 @@
 mod absent;
 pub mod admin;
 pub mod cache_key;
+pub mod descriptors;
 pub mod endpoint;
 mod errors;
 mod s3_proxy;

@@ -11,11 +11,12 @@ use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::listening::Service;
 
+use super::descriptors;
 use super::endpoint::{wait_for, Endpoint, StartError};
 use super::{AdminApp, S3ProxyHttp};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
 use crate::config::Config;
-use crate::metrics::MetricsApp;
+use crate::metrics::{MetricsApp, METRICS};
 use crate::s3::OriginError;
 
 /// How long the runtimes, and then entries that are being committed, may take to
@@ -61,6 +62,7 @@ impl ProxyServer {
     }
 
     fn set_up(config: &Config, listeners: Listeners) -> Result<ProxyServer, StartError> {
+        let open_files = descriptors::raise_limit();
         let endpoint = |address, key| match listeners {
             Listeners::Own => Endpoint::reserve(address, key),
             Listeners::Inherited => Endpoint::inherit(address, key),
@@ -97,6 +99,9 @@ impl ProxyServer {
         let mut server = Server::new_with_opt_and_conf(options, conf);
 
         let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
+        let connections = descriptors::clients(open_files, config.server.max_connections);
+        METRICS.watch_connections(&connections);
+        service.set_connection_limit(connections);
         service.add_listener(listener(&http));
         if let (Some(tls), Some(endpoint)) = (&config.server.tls, &https) {
             let settings = TlsSettings::intermediate(
@@ -115,11 +120,16 @@ impl ProxyServer {
                     tls.key.display()
                 ))
             })?;
-            service.add_listener(listener(endpoint).tls(settings));
+            service.add_listener(
+                listener(endpoint)
+                    .tls(settings)
+                    .handshake_timeout(tls.handshake_timeout),
+            );
         }
         server.add_service(service);
         if let Some(endpoint) = &metrics {
             let mut service = Service::new("metrics".into(), MetricsApp::new(cache));
+            service.set_connection_limit(descriptors::operators(open_files));
             service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
             service.threads = Some(1);
             server.add_service(service);
@@ -127,6 +137,7 @@ impl ProxyServer {
         if let Some(endpoint) = &admin {
             let app = AdminApp::new(config, cache).map_err(bad_bucket)?;
             let mut service = Service::new("admin".into(), app);
+            service.set_connection_limit(descriptors::operators(open_files));
             service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
             service.threads = Some(1);
             server.add_service(service);

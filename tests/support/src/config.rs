@@ -22,6 +22,7 @@ pub struct ProxyBuilder {
     disk: Vec<(&'static str, String)>,
     sendfile: Vec<(&'static str, String)>,
     tls: bool,
+    handshake_timeout: Option<String>,
     admin: bool,
 }
 
@@ -51,6 +52,7 @@ impl ProxyBuilder {
             disk: vec![("enabled", "true".to_owned())],
             sendfile: Vec::new(),
             tls: false,
+            handshake_timeout: None,
             admin: false,
         }
     }
@@ -90,6 +92,12 @@ impl ProxyBuilder {
 
     pub fn grace_period(mut self, duration: &str) -> Self {
         self.server.push(("grace_period", duration.to_owned()));
+        self
+    }
+
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.server
+            .push(("max_connections", connections.to_string()));
         self
     }
 
@@ -169,6 +177,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// As in the configuration: `"10s"`; only with [`Self::tls`].
+    pub fn handshake_timeout(mut self, duration: &str) -> Self {
+        self.handshake_timeout = Some(duration.to_owned());
+        self
+    }
+
     /// Listens for `PURGE`.
     pub fn admin(mut self) -> Self {
         self.admin = true;
@@ -202,6 +216,9 @@ impl ProxyBuilder {
             yaml.text(2, "address", ANY_PORT);
             yaml.text(2, "certificate", made.certificate.display());
             yaml.text(2, "key", made.key.display());
+            if let Some(timeout) = &self.handshake_timeout {
+                yaml.value(2, "handshake_timeout", timeout);
+            }
         }
         yaml.section(0, "buckets");
         for bucket in &self.buckets {

@@ -1,0 +1,191 @@
+//! Connections that clients hold keep nobody else out.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::Instant,
+};
+
+use test_support::{
+    eventually, https_client, scripted::raise_descriptor_limit, Bucket, Connection, Gate,
+    HttpVersion, Origin, Pattern, Proxy, ProxyBuilder, Reply, PATIENCE,
+};
+
+const LEN: u64 = 10_000;
+
+#[test]
+fn four_hundred_idle_connections_do_not_use_up_256_descriptors() {
+    raise_descriptor_limit();
+    let origin = origin();
+    let mut proxy = proxy(&origin).tls().start();
+    let limited = proxy.restart_under(&["prlimit", "--nofile=256:256"]);
+    assert!(limited, "{}", proxy.stderr());
+    assert_eq!(proxy.get("/assets/1").status, 200);
+
+    let mut held = Vec::new();
+    for number in 0..400 {
+        held.push(match number % 4 {
+            0 => silent(proxy.addr()),
+            1 => silent(proxy.https_addr()),
+            2 => after_a_request(proxy.addr()),
+            _ => after_half_a_request(proxy.addr()),
+        });
+        if number % 50 == 49 {
+            assert_eq!(proxy.get("/assets/1").status, 200, "{number} held");
+            assert!(proxy.metric("connections_open") <= 128);
+        }
+    }
+    // Those who hold the listener for operators do not keep them out either.
+    held.extend((0..100).map(|_| silent(proxy.metrics_addr())));
+    assert!((100..=128).contains(&proxy.metric("connections_open")));
+    assert!(proxy.metric("connections_idle_closed_total") >= 272);
+    assert_eq!(proxy.metric("connections_refused_total"), 0);
+    let https = https_client(HttpVersion::Http1);
+    let url = format!("https://{}/assets/1", proxy.https_addr());
+    assert_eq!(https.get(url).send().expect("GET").status(), 200);
+
+    let log = proxy.stderr();
+    assert!(!log.contains("Accept() failed"), "{log}");
+    assert_eq!(
+        log.matches("the limit of 128 connections is reached")
+            .count(),
+        1,
+        "{log}"
+    );
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised() {
+    let origin = origin();
+    let mut proxy = proxy(&origin).start();
+    let limited = proxy.restart_under(&["prlimit", "--nofile=256:1024"]);
+    assert!(limited, "{}", proxy.stderr());
+    let limits = fs::read_to_string(format!("/proc/{}/limits", proxy.pid())).expect("limits");
+    let open_files: Vec<_> = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .expect("a line of open files")
+        .split_whitespace()
+        .collect();
+    assert_eq!(open_files[..2], ["1024", "1024"]);
+    assert!(proxy.stderr().contains("raised from 256 to 1024"));
+}
+
+#[test]
+fn where_nobody_is_idle_a_new_client_is_told_at_once() {
+    let origin = origin();
+    let proxy = proxy(&origin).max_connections(2).start();
+    let mut busy: Vec<_> = (0..2)
+        .map(|_| Connection::with_receive_buffer(proxy.addr(), 4096))
+        .collect();
+    let mut transfers: Vec<_> = busy
+        .iter_mut()
+        .map(|connection| {
+            let mut transfer = connection.begin("GET", "/large/1", &[]);
+            let begun = transfer.read_some(1000).len() as u64;
+            (transfer, begun)
+        })
+        .collect();
+
+    // The end of the stream or a reset, and no wait.
+    let mut refused = TcpStream::connect(proxy.addr()).expect("connect");
+    refused.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    assert!(matches!(refused.read(&mut [0]), Ok(0) | Err(_)));
+    proxy.expect_metric("connections_refused_total", 1);
+    proxy.expect_metric("connections_open", 2);
+
+    // Who is served is served to the end, and then there is room.
+    let (transfer, begun) = transfers.pop().expect("two");
+    assert!(transfer.check(Pattern::new(1), begun).complete);
+    assert_eq!(proxy.get("/assets/1").status, 200);
+    let (transfer, begun) = transfers.pop().expect("two");
+    assert!(transfer.check(Pattern::new(1), begun).complete);
+}
+
+#[test]
+fn an_idle_http2_connection_makes_room_and_one_with_a_stream_does_not() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let origin = Origin::start(move |request| match request.path() {
+        "/bucket/held" => Reply::pattern(1, LEN).hold_at(100, &held),
+        _ => Reply::pattern(1, LEN),
+    });
+    let proxy = proxy(&origin).tls().max_connections(1).start();
+    let url = |name: &str| format!("https://{}/assets/{name}", proxy.https_addr());
+    let [one, two] = [(); 2].map(|()| https_client(HttpVersion::Http2));
+    for client in [&one, &two, &one] {
+        assert_eq!(client.get(url("1")).send().expect("GET").status(), 200);
+    }
+    assert_eq!(proxy.metric("connections_refused_total"), 0);
+
+    let busy = thread::spawn({
+        let url = url("held");
+        move || one.get(url).send().expect("GET").bytes().expect("its body")
+    });
+    gate.wait_for_arrivals(1);
+    assert!(two.get(url("1")).send().is_err());
+    assert!(proxy.metric("connections_refused_total") > 0);
+    gate.open();
+    Pattern::new(1).check(0, &busy.join().expect("the one in use is served"));
+}
+
+#[test]
+fn a_handshake_has_a_deadline() {
+    let origin = origin();
+    let proxy = proxy(&origin).tls().handshake_timeout("100ms").start();
+    for hello in [&b""[..], b"\x16\x03\x01"] {
+        let mut client = TcpStream::connect(proxy.https_addr()).expect("connect");
+        client.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        client.write_all(hello).expect("begin a handshake");
+        let start = Instant::now();
+        assert!(matches!(client.read(&mut [0]), Ok(0) | Err(_)));
+        // Less than the default.
+        assert!(start.elapsed().as_secs() < 10, "{hello:?}");
+    }
+    eventually("it is logged", || {
+        proxy
+            .stderr()
+            .contains("Downstream handshake timeout 100ms")
+    });
+}
+
+fn origin() -> Origin {
+    Origin::start(|request| {
+        let len = if request.path().starts_with("/large/") {
+            64 << 20
+        } else {
+            LEN
+        };
+        Reply::pattern(1, len)
+    })
+}
+
+fn proxy(origin: &Origin) -> ProxyBuilder {
+    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(Bucket::at(origin, "/assets", "bucket"))
+        .bucket(Bucket::at(origin, "/large", "large"))
+}
+
+fn silent(addr: SocketAddr) -> TcpStream {
+    TcpStream::connect(addr).expect("connect")
+}
+
+fn after_half_a_request(addr: SocketAddr) -> TcpStream {
+    let mut stream = silent(addr);
+    stream
+        .write_all(b"GET /assets/1 HTTP/1.1\r\nHo")
+        .expect("send");
+    stream
+}
+
+fn after_a_request(addr: SocketAddr) -> TcpStream {
+    let mut stream = silent(addr);
+    let request = b"GET /assets/1 HTTP/1.1\r\nHost: proxy\r\n\r\n";
+    stream.write_all(request).expect("send a request");
+    let mut first = [0; 12];
+    stream.read_exact(&mut first).expect("read the response");
+    assert_eq!(&first, b"HTTP/1.1 200");
+    stream
+}
