@@ -28,6 +28,9 @@ const MAX_SOCKET_PATH: usize = 107;
 /// The default of `server.tls.handshake_timeout`.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The name of the socket for an upgrade in the cache's folder.
+const UPGRADE_SOCK: &str = "upgrade.sock";
+
 /// Everything the proxy is told from outside. See `config.yaml.example`.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -66,8 +69,9 @@ pub struct Server {
     /// of open files leaves room for.
     pub max_connections: Option<usize>,
     /// The Unix socket where `run --upgrade` takes over the listeners. Default:
-    /// `/tmp/s3-proxy-upgrade.sock`.
-    pub upgrade_sock: PathBuf,
+    /// `upgrade.sock` in the folder of the cache, or without one in the folder that
+    /// `RUNTIME_DIRECTORY` names (systemd.exec(5)); `None`: there is neither.
+    pub upgrade_sock: Option<PathBuf>,
     /// A second listener: HTTPS with HTTP/2, if wanted.
     pub tls: Option<Tls>,
 }
@@ -255,7 +259,7 @@ impl Config {
             value: &document,
         }
         .section(&["server", "buckets", "cache", "metrics", "admin"])?;
-        let config = Config {
+        let mut config = Config {
             server: Server::read(&root.required_section("server", Server::KEYS)?)?,
             buckets: read_buckets(&root)?,
             cache: Cache::read(root.section("cache", Cache::KEYS)?.as_ref())?,
@@ -263,7 +267,22 @@ impl Config {
             admin: root.listener("admin")?.map(|address| Admin { address }),
         };
         config.check_listeners(&source)?;
+        if config.server.upgrade_sock.is_none() {
+            config.server.upgrade_sock = config.default_upgrade_sock(env);
+        }
         Ok(config)
+    }
+
+    /// A socket in a folder to which only the proxy may write.
+    fn default_upgrade_sock(&self, env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
+        let folder = match self.cache.disk.enabled {
+            true => self.cache.disk.path.clone(),
+            // Several are separated by colons.
+            false => env("RUNTIME_DIRECTORY")?.split(':').next()?.into(),
+        };
+        let path = folder.join(UPGRADE_SOCK);
+        (!folder.as_os_str().is_empty() && path.as_os_str().len() <= MAX_SOCKET_PATH)
+            .then_some(path)
     }
 
     fn check_listeners(&self, source: &Source) -> Result<(), ConfigError> {
@@ -316,7 +335,6 @@ impl Server {
         "upgrade_sock",
         "tls",
     ];
-    const DEFAULT_UPGRADE_SOCK: &'static str = "/tmp/s3-proxy-upgrade.sock";
 
     /// [`Self::keepalive_timeout`] in whole seconds; `None`: no limit.
     pub fn keepalive_secs(&self) -> Option<u64> {
@@ -343,10 +361,10 @@ impl Server {
                 .get("max_connections")
                 .map(|node| node.integer(1..=10_000_000))
                 .transpose()?,
-            upgrade_sock: match section.get("upgrade_sock") {
-                Some(node) => node.socket_path()?,
-                None => Server::DEFAULT_UPGRADE_SOCK.into(),
-            },
+            upgrade_sock: section
+                .get("upgrade_sock")
+                .map(|node| node.socket_path())
+                .transpose()?,
             tls: section
                 .section("tls", Tls::KEYS)?
                 .as_ref()
@@ -1313,7 +1331,6 @@ mod tests {
         );
         assert_eq!(least.server.grace_period, shown.server.grace_period);
         assert_eq!(least.server.max_connections, shown.server.max_connections);
-        assert_eq!(least.server.upgrade_sock, shown.server.upgrade_sock);
         assert_eq!(least.cache.default_ttl, shown.cache.default_ttl);
         assert_eq!(least.cache.negative_ttl, shown.cache.negative_ttl);
         assert_eq!(least.cache.admission, shown.cache.admission);
@@ -1358,10 +1375,8 @@ mod tests {
         assert_eq!(config.cache.disk.max_open_files, 1024);
         assert_eq!(config.cache.disk.scrub_bytes_per_second(), 8_000_000);
         assert_eq!(config.server.max_connections, None);
-        assert_eq!(
-            config.server.upgrade_sock,
-            Path::new("/tmp/s3-proxy-upgrade.sock")
-        );
+        let sock = config.server.upgrade_sock;
+        assert_eq!(sock.as_deref(), Some(Path::new("c/upgrade.sock")));
     }
 
     #[test]
@@ -1396,6 +1411,42 @@ mod tests {
             format!("{SERVER}{BUCKETS}cache: {{disk: {{enabled: false}}}}"),
         ] {
             assert!(!good(&text).cache.disk.enabled, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_upgrade_socket_is_in_a_folder_of_the_proxy() {
+        let disk = |path: &str| format!("{SERVER}{BUCKETS}cache: {{disk: {{path: {path}}}}}\n");
+        let long = "c".repeat(100);
+        for (text, runtime, expected) in [
+            (disk("/c"), Some("/run/s3"), Some("/c/upgrade.sock")),
+            (
+                format!("{SERVER}{BUCKETS}"),
+                Some("/run/s3"),
+                Some("/run/s3/upgrade.sock"),
+            ),
+            (
+                format!("{SERVER}{BUCKETS}"),
+                Some("/run/a:/run/b"),
+                Some("/run/a/upgrade.sock"),
+            ),
+            (format!("{SERVER}{BUCKETS}"), Some(""), None),
+            (format!("{SERVER}{BUCKETS}"), None, None),
+            // Too long for a socket.
+            (disk(&long), None, None),
+            (server("  upgrade_sock: /u"), Some("/run/s3"), Some("/u")),
+        ] {
+            let env = |name: &str| match name {
+                "RUNTIME_DIRECTORY" => runtime.map(str::to_owned),
+                _ => None,
+            };
+            let config = Config::parse(&text, Path::new("proxy.yaml"), &env).unwrap();
+            let sock = config.server.upgrade_sock;
+            assert_eq!(
+                sock.as_deref(),
+                expected.map(Path::new),
+                "{text}{runtime:?}"
+            );
         }
     }
 

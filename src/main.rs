@@ -97,7 +97,17 @@ fn main() -> ExitCode {
 
 fn run(config: &Path, upgrade: bool) -> Outcome {
     signals::outlive()?;
-    let Configured { config, .. } = Configured::load(config)?;
+    let configured = Configured::load(config)?;
+    configured.preflight()?;
+    let Configured { file, config } = configured;
+    if upgrade && config.server.upgrade_sock.is_none() {
+        return Err(Failure::missing(
+            file,
+            "server.upgrade_sock",
+            "write the path of a socket in a folder of the proxy's own, such as \
+             /run/s3-proxy/upgrade.sock",
+        ));
+    }
     let server = if upgrade {
         ProxyServer::successor(&config)
     } else {
@@ -110,7 +120,7 @@ fn run(config: &Path, upgrade: bool) -> Outcome {
 }
 
 fn check(config: &Path) -> Outcome {
-    Configured::load(config)?;
+    Configured::load(config)?.preflight()?;
     println!("{}: ok", config.display());
     Ok(ExitCode::SUCCESS)
 }

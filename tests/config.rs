@@ -2,11 +2,12 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
 use tempfile::TempDir;
+use test_support::SelfSigned;
 
 const GOOD: &str = "\
 server:
@@ -105,6 +106,76 @@ fn two_listeners_on_one_address_are_named_both() {
 }
 
 #[test]
+fn a_certificate_and_a_key_that_do_not_fit_are_named_both() {
+    let [one, two] = [(); 2].map(|()| TempDir::new().expect("make a directory"));
+    let (fits, other) = (
+        SelfSigned::write_to(one.path()),
+        SelfSigned::write_to(two.path()),
+    );
+    let file = with_tls(&fits.certificate, &fits.key);
+    let output = file.s3_proxy("check");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+
+    let garbage = one.path().join("garbage.pem");
+    fs::write(
+        &garbage,
+        "-----BEGIN CERTIFICATE-----\nZ2FyYmFnZQ==\n-----END CERTIFICATE-----\n",
+    )
+    .expect("write a file");
+    for (certificate, key, why) in [
+        (&fits.certificate, &other.key, "its own private key"),
+        (&fits.key, &fits.certificate, "the certificate first"),
+        (&fits.certificate, &fits.certificate, "a private key"),
+        (&garbage, &fits.key, "cannot be used together"),
+    ] {
+        let names = [certificate, key].map(|path| path.display().to_string());
+        with_tls(certificate, key).expect_refused("server.tls", &[&names[0], &names[1], why]);
+    }
+}
+
+#[test]
+fn a_certificate_that_has_expired_is_only_warned_of() {
+    let dir = TempDir::new().expect("make a directory");
+    let expired = SelfSigned::write_expired_to(dir.path());
+    let output = with_tls(&expired.certificate, &expired.key).s3_proxy("check");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("the certificate is valid from"), "{said}");
+    assert!(
+        said.contains(&expired.certificate.display().to_string()),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_folder_that_can_not_be_used_is_named() {
+    let file = ConfigFile::new(&GOOD.replace("path: cache", "path: proxy.yaml/cache"));
+    file.expect_refused("cache.disk.path", &["proxy.yaml", "is not a folder"]);
+
+    let sock = |path: &str| {
+        ConfigFile::new(&GOOD.replace("buckets:", &format!("  upgrade_sock: {path}\nbuckets:")))
+    };
+    sock("nowhere/upgrade.sock")
+        .expect_refused("server.upgrade_sock", &["there is no folder nowhere"]);
+    sock("proxy.yaml").expect_refused("server.upgrade_sock", &["is not a socket"]);
+}
+
+#[test]
+fn an_upgrade_without_a_place_for_its_socket_is_refused() {
+    let file = ConfigFile::new(&GOOD.replace("  disk:\n    path: cache", "  default_ttl: 1h"));
+    let output = Command::new(env!("CARGO_BIN_EXE_s3-proxy"))
+        .args(["run", "--upgrade", "--config"])
+        .arg(file.path())
+        .env_remove("RUNTIME_DIRECTORY")
+        .output()
+        .expect("run s3-proxy");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("server.upgrade_sock: is missing; "), "{said}");
+}
+
+#[test]
 fn a_file_that_is_not_there_is_named() {
     let file = ConfigFile::new(GOOD);
     fs::remove_file(file.path()).expect("remove it");
@@ -118,6 +189,16 @@ fn a_secret_is_not_repeated() {
     file.expect_refused("buckets[0].secret_key", &[]);
     let output = file.s3_proxy("check");
     assert!(!String::from_utf8_lossy(&output.stderr).contains("top"));
+}
+
+/// A configuration with a listener for HTTPS.
+fn with_tls(certificate: &Path, key: &Path) -> ConfigFile {
+    let tls = format!(
+        "  tls: {{address: '127.0.0.1:0', certificate: '{}', key: '{}'}}\nbuckets:",
+        certificate.display(),
+        key.display()
+    );
+    ConfigFile::new(&GOOD.replace("buckets:", &tls))
 }
 
 /// A configuration file in a directory of its own.

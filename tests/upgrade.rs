@@ -1,17 +1,25 @@
 //! A new process takes over from the one that serves, and nobody notices.
 
 use std::{
+    fs::{self, Permissions},
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::{fs::PermissionsExt, net::UnixListener, process::CommandExt},
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
 
+use rustix::process::Signal;
+use tempfile::TempDir;
 use test_support::{
-    eventually, request, Bucket, Connection, Origin, Pattern, Proxy, ProxyBuilder, Reply,
+    eventually, request, skip, Bucket, Connection, Origin, Pattern, Proxy, ProxyBuilder, Reply,
 };
 
 const LEN: u64 = 300_000;
+
+/// What the old process logs when nobody takes over.
+const GOES_ON: &str = "going on serving";
 
 #[test]
 fn no_request_fails_while_a_new_process_takes_over() {
@@ -91,6 +99,122 @@ fn a_download_that_runs_is_finished_by_the_old_process() {
     assert!(rest.complete);
     assert_eq!(1000 + rest.len, LEN);
     assert!(old.wait().success());
+}
+
+#[test]
+fn without_a_successor_the_process_goes_on_serving() {
+    let origin = origin();
+    let mut proxy = proxy(&origin).start();
+    let old = proxy.pid();
+    for quits in 1..=2 {
+        proxy.signal(Signal::QUIT);
+        eventually("it says that it goes on", || {
+            proxy.stderr().matches(GOES_ON).count() == quits
+        });
+        assert_eq!(proxy.get("/assets/1").status, 200);
+    }
+    assert_eq!(proxy.pid(), old);
+    // A file that a successor left behind is none either.
+    drop(UnixListener::bind(proxy.upgrade_sock()).expect("bind"));
+    proxy.signal(Signal::QUIT);
+    eventually("it says that it goes on", || {
+        proxy.stderr().matches(GOES_ON).count() == 3
+    });
+
+    assert!(proxy.upgrade().wait().success());
+    assert_eq!(proxy.get("/assets/1").status, 200);
+    assert_ne!(proxy.pid(), old);
+}
+
+#[test]
+fn a_successor_that_ends_before_it_serves_takes_nothing_over() {
+    let origin = origin();
+    let mut proxy = proxy(&origin).start();
+    let old = proxy.pid();
+    let successor = UnixListener::bind(proxy.upgrade_sock()).expect("bind");
+    proxy.signal(Signal::QUIT);
+    let (connection, _) = successor.accept().expect("the process connects");
+    assert_eq!(proxy.get("/assets/1").status, 200);
+    drop((connection, successor));
+    eventually("it says that it goes on", || {
+        proxy.stderr().contains(GOES_ON)
+    });
+    assert_eq!(proxy.get("/assets/1").status, 200);
+    assert_eq!(proxy.pid(), old);
+
+    assert!(proxy.upgrade().wait().success());
+    assert_eq!(proxy.get("/assets/1").status, 200);
+}
+
+#[test]
+fn a_process_that_waits_for_its_successor_still_obeys() {
+    let origin = origin();
+    let mut proxy = proxy(&origin).start();
+    let successor = UnixListener::bind(proxy.upgrade_sock()).expect("bind");
+    proxy.signal(Signal::QUIT);
+    let _connection = successor.accept().expect("the process connects");
+    assert!(proxy.stop_gracefully().success());
+}
+
+/// Only root can be another user.
+#[test]
+fn nothing_is_handed_to_another_user() {
+    const NOBODY: u32 = 65_534;
+    if !rustix::process::geteuid().is_root() {
+        return skip("only root can run a process as another user");
+    }
+    let origin = origin();
+    let everybodys = TempDir::new().expect("make a folder");
+    let all = Permissions::from_mode(0o777);
+    fs::set_permissions(everybodys.path(), all).expect("open it to all");
+    let sock = everybodys.path().join("upgrade.sock");
+    let yaml = |address: &str| {
+        format!(
+            "server:\n  address: {address}\n  upgrade_sock: {}\nbuckets:\n  - path_prefix: /assets\n    bucket: bucket\n    region: us-east-1\n    endpoint: {}\n",
+            sock.display(),
+            origin.url()
+        )
+    };
+    let binary = env!("CARGO_BIN_EXE_s3-proxy");
+    let proxy = Proxy::start_with(binary, |_| yaml("127.0.0.1:0"));
+
+    let config = everybodys.path().join("proxy.yaml");
+    fs::write(&config, yaml(&proxy.addr().to_string())).expect("write a configuration");
+    let mut thief = Command::new(binary);
+    thief.args(["run", "--upgrade", "--config"]).arg(&config);
+    let thief = thief
+        .uid(NOBODY)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let thief = thief.spawn().expect("run a process as another user");
+    eventually("it waits for the listeners", || sock.exists());
+    proxy.signal(Signal::QUIT);
+    eventually("the process says who wants its listeners", || {
+        proxy.stderr().contains("runs as user 65534, this one as 0")
+    });
+    let thief = thief.wait_with_output().expect("wait for it");
+    assert_eq!(thief.status.code(), Some(1), "{thief:?}");
+    assert_eq!(proxy.get("/assets/1").status, 200);
+}
+
+#[test]
+fn the_socket_is_in_the_cache_by_default() {
+    let origin = origin();
+    let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(Bucket::at(&origin, "/assets", "bucket"))
+        .grace_period("1s")
+        .start();
+    assert_eq!(ask(&proxy, "/assets/1"), "MISS");
+    let sock = proxy.cache_dir().join("upgrade.sock");
+    // One that was left behind disturbs nobody who reads the folder.
+    drop(UnixListener::bind(&sock).expect("bind"));
+    let verified = proxy.s3_proxy(&["cache", "verify"]);
+    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
+    fs::remove_file(&sock).expect("remove it");
+
+    assert!(proxy.upgrade_at(&sock).wait().success());
+    assert!(!sock.exists());
+    assert_eq!(ask(&proxy, "/assets/1"), "HIT");
 }
 
 #[test]

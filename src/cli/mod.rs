@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use pingora_sendfile::config::{Config, ConfigError};
+use pingora_sendfile::proxy::preflight;
 
 /// How a command ends that did not fail.
 pub type Outcome = Result<ExitCode, Failure>;
@@ -36,7 +37,7 @@ impl Failure {
     }
 
     /// That a key lacks which the command needs.
-    fn missing(file: &Path, key: &str, remedy: &str) -> Failure {
+    pub fn missing(file: &Path, key: &str, remedy: &str) -> Failure {
         Failure::Config(format!("{}: {key}: is missing; {remedy}", file.display()))
     }
 }
@@ -75,6 +76,12 @@ impl<'a> Configured<'a> {
             file,
             config: Config::load(file)?,
         })
+    }
+
+    /// Check what the configuration names on this machine.
+    pub fn preflight(&self) -> Result<(), Failure> {
+        preflight::check(&self.config)
+            .map_err(|e| Failure::Config(format!("{}: {e}", self.file.display())))
     }
 }
 

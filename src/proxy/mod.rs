@@ -6,6 +6,7 @@ pub mod cache_key;
 pub mod descriptors;
 pub mod endpoint;
 mod errors;
+pub mod preflight;
 mod s3_proxy;
 pub mod serve;
 pub mod server;

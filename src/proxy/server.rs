@@ -55,8 +55,8 @@ impl ProxyServer {
     /// serves now, and share its cache until it has ended.
     ///
     /// Waits some seconds at `server.upgrade_sock` for that process, which hands
-    /// them over when it gets SIGQUIT. Where it does not, **this process ends**
-    /// with exit code 1: Pingora knows no other way.
+    /// them over when it gets SIGQUIT, and ends once this one serves. Where it does
+    /// not, **this process ends** with exit code 1: Pingora knows no other way.
     pub fn successor(config: &Config) -> Result<ProxyServer, StartError> {
         ProxyServer::set_up(config, Listeners::Inherited)
     }
@@ -82,6 +82,8 @@ impl ProxyServer {
         let bad_bucket = |e: OriginError| StartError(e.to_string());
         let proxy = S3ProxyHttp::new(config, cache).map_err(bad_bucket)?;
 
+        // Without one, nobody waits there: SIGQUIT leaves a line in the log.
+        let upgrade_sock = config.server.upgrade_sock.clone().unwrap_or_default();
         let conf = ServerConf {
             threads: config.server.threads,
             // A single thread has nobody to steal from: its connections take turns
@@ -89,7 +91,7 @@ impl ProxyServer {
             work_stealing: config.server.threads > 1,
             grace_period_seconds: Some(config.server.grace_period.as_secs()),
             graceful_shutdown_timeout_seconds: Some(FINISH_TIMEOUT.as_secs()),
-            upgrade_sock: config.server.upgrade_sock.to_string_lossy().into_owned(),
+            upgrade_sock: upgrade_sock.to_string_lossy().into_owned(),
             ..ServerConf::default()
         };
         let options = Opt {
@@ -97,6 +99,7 @@ impl ProxyServer {
             ..Opt::default()
         };
         let mut server = Server::new_with_opt_and_conf(options, conf);
+        server.confirm_upgrades();
 
         let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
         let connections = descriptors::clients(open_files, config.server.max_connections);
@@ -145,7 +148,7 @@ impl ProxyServer {
         if listeners == Listeners::Inherited {
             info!(
                 "waiting at {} for the listeners of the running process; send it SIGQUIT",
-                config.server.upgrade_sock.display()
+                upgrade_sock.display()
             );
         }
         // At last: the other process ends once it has handed over its sockets.

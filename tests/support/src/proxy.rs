@@ -245,6 +245,11 @@ impl Proxy {
         self.running.take().expect("the proxy is not running");
     }
 
+    /// Where [`Self::upgrade`] meets the successor.
+    pub fn upgrade_sock(&self) -> PathBuf {
+        self.dir.path().join(UPGRADE_SOCK)
+    }
+
     /// Runs it again, on the same configuration and cache, after a graceful
     /// stop where it still runs. The addresses are new.
     pub fn restart(&mut self) {
@@ -258,9 +263,13 @@ impl Proxy {
     /// process that runs to end. Returns that one when the successor is ready;
     /// the addresses stay. Needs [`ProxyBuilder::upgradable`].
     pub fn upgrade(&mut self) -> Retiring {
+        self.upgrade_at(&self.upgrade_sock())
+    }
+
+    /// As [`Self::upgrade`], for a configuration with another socket.
+    pub fn upgrade_at(&mut self, sock: &Path) -> Retiring {
         let config = self.pinned_config();
         let successor = self.spawn(&config, &["--upgrade"]);
-        let sock = self.dir.path().join(UPGRADE_SOCK);
         eventually("the successor waits for the listeners", || sock.exists());
         let old = self.running.take().expect("the proxy is not running");
         old.signal(Signal::QUIT);

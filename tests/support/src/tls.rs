@@ -42,12 +42,27 @@ impl SelfSigned {
     pub fn write_to(dir: &Path) -> Self {
         let names = ["localhost", "127.0.0.1"].map(String::from);
         let made = rcgen::generate_simple_self_signed(names).expect("make a certificate");
+        Self::write(dir, &made.cert, &made.signing_key)
+    }
+
+    /// As [`Self::write_to`], with a certificate that has expired.
+    pub fn write_expired_to(dir: &Path) -> Self {
+        let key = rcgen::KeyPair::generate().expect("make a key");
+        let mut params =
+            rcgen::CertificateParams::new(["localhost".to_owned()]).expect("describe it");
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        let certificate = params.self_signed(&key).expect("make a certificate");
+        Self::write(dir, &certificate, &key)
+    }
+
+    fn write(dir: &Path, certificate: &rcgen::Certificate, key: &rcgen::KeyPair) -> Self {
         let paths = Self {
             certificate: dir.join("certificate.pem"),
             key: dir.join("key.pem"),
         };
-        fs::write(&paths.certificate, made.cert.pem()).expect("write the certificate");
-        fs::write(&paths.key, made.signing_key.serialize_pem()).expect("write the key");
+        fs::write(&paths.certificate, certificate.pem()).expect("write the certificate");
+        fs::write(&paths.key, key.serialize_pem()).expect("write the key");
         paths
     }
 }
