@@ -24,7 +24,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use pingora_sendfile::cache::{DiskCache, DiskCacheConfig};
 use pingora_sendfile::http::{CachingCtx, CachingOptions, HttpCaching, StoringRules};
 use pingora_sendfile::logging;
-use pingora_sendfile::proxy::{signals, Endpoint};
+use pingora_sendfile::proxy::{descriptors, signals, Endpoint};
 
 /// Many origins close idle connections after 5 s; a request shall not meet that.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -231,6 +231,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     logging::init("warn");
     signals::outlive()?;
     let options = Options::parse();
+    let open_files = descriptors::raise_limit();
     let cache = DiskCache::open(DiskCacheConfig::new(
         &options.cache,
         options.max_size_gb * 1_000_000_000,
@@ -257,6 +258,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
     let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
     let endpoint = Endpoint::reserve(options.listen, "--listen")?;
+    service.set_connection_limit(descriptors::clients(open_files, None));
     service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
     server.add_service(service);
     server.bootstrap();
