@@ -7,6 +7,7 @@ pub mod descriptors;
 pub mod endpoint;
 mod errors;
 pub mod preflight;
+mod resolve;
 mod s3_proxy;
 pub mod serve;
 pub mod server;

@@ -1,6 +1,5 @@
 //! Routes requests to buckets, signs them, and serves hits by sendfile.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +13,7 @@ use pingora_cache::{
     CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable,
 };
 use pingora_core::modules::http::HttpModules;
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
@@ -22,6 +21,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use super::absent::Absent;
 use super::cache_key::{cache_key, requested_path, requested_query, CacheKeys};
 use super::errors;
+use super::resolve::{Attempts, Resolver};
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::fields::RequestFields;
@@ -30,6 +30,8 @@ use crate::metrics::METRICS;
 use crate::s3::{sub_resource_of, ObjectKey, Origin, OriginError, RouteError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// While there is another address to try.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Shorter than the 20 s after which S3 closes idle connections.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -54,6 +56,7 @@ pub struct S3ProxyHttp {
     keys: CacheKeys,
     caching: HttpCaching,
     absent: Absent,
+    resolver: Resolver,
     write_timeout: Option<Duration>,
     min_send_rate: Option<usize>,
     /// In seconds.
@@ -68,6 +71,7 @@ type Route = (Arc<Origin>, ObjectKey);
 pub struct RequestCtx {
     caching: CachingCtx,
     route: Option<Route>,
+    attempts: Attempts,
     /// Replaces the body of an error of the origin, once.
     error_body: Option<Bytes>,
     /// The body of the origin's answer is thrown away.
@@ -99,6 +103,7 @@ impl S3ProxyHttp {
             keys: CacheKeys::new(config)?,
             caching: HttpCaching::new(cache, options),
             absent: Absent::new(config.cache.negative_ttl, cache),
+            resolver: Resolver::default(),
             write_timeout: (!write_timeout.is_zero()).then_some(write_timeout),
             min_send_rate: (config.server.min_send_rate > 0).then_some(config.server.min_send_rate),
             keepalive_timeout: config.server.keepalive_secs(),
@@ -152,32 +157,6 @@ fn routed(route: &Option<Route>) -> Result<&Route> {
     route
         .as_ref()
         .ok_or_else(|| Error::explain(ErrorType::InternalError, "the request has no route"))
-}
-
-/// The origin's address, looked up off the worker thread.
-async fn resolve(origin: &Origin) -> Result<SocketAddr> {
-    let (host, port) = (origin.connect_host(), origin.port());
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return Ok((ip, port).into());
-    }
-    tokio::net::lookup_host((host, port))
-        .await
-        .or_err_with(ErrorType::ConnectError, || {
-            format!(
-                "looking up {host}, the endpoint of bucket {}",
-                origin.bucket()
-            )
-        })?
-        .next()
-        .ok_or_else(|| {
-            Error::explain(
-                ErrorType::ConnectError,
-                format!(
-                    "{host}, the endpoint of bucket {}, has no address",
-                    origin.bucket()
-                ),
-            )
-        })
 }
 
 #[async_trait]
@@ -359,14 +338,46 @@ impl ProxyHttp for S3ProxyHttp {
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
         let (origin, _) = routed(&ctx.route)?;
-        let address = resolve(origin).await?;
-        let mut peer = HttpPeer::new(address, origin.tls(), origin.connect_host().to_owned());
-        peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
-        peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
+        let next = self
+            .resolver
+            .next(origin.connect_host(), origin.port(), &ctx.attempts)
+            .await
+            .or_err_with(ErrorType::ConnectError, || {
+                format!(
+                    "looking up {}, the endpoint of bucket {}",
+                    origin.connect_host(),
+                    origin.bucket()
+                )
+            })?;
+        let mut peer = HttpPeer::new(next.address, origin.tls(), origin.connect_host().to_owned());
+        let connect_timeout = match next.is_last {
+            true => CONNECT_TIMEOUT,
+            false => ATTEMPT_TIMEOUT,
+        };
+        peer.options.connection_timeout = Some(connect_timeout);
+        peer.options.total_connection_timeout = Some(connect_timeout);
         peer.options.read_timeout = Some(ORIGIN_READ_TIMEOUT);
         peer.options.write_timeout = Some(ORIGIN_READ_TIMEOUT);
         peer.options.idle_timeout = Some(ORIGIN_IDLE_TIMEOUT);
         Ok(Box::new(peer))
+    }
+
+    // Another address of the origin may answer.
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        peer: &HttpPeer,
+        ctx: &mut Self::CTX,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        if let (Some((origin, _)), Some(address)) = (&ctx.route, peer.address().as_inet()) {
+            let (host, port) = (origin.connect_host(), origin.port());
+            let attempts = &mut ctx.attempts;
+            if self.resolver.failed(host, port, *address, attempts) {
+                error.set_retry(true);
+            }
+        }
+        error
     }
 
     async fn upstream_request_filter(

@@ -1,0 +1,114 @@
+//! An origin whose name has several addresses, of which some are dead.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener},
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        Arc,
+    },
+    thread,
+};
+
+use tempfile::TempDir;
+use test_support::{skip, Bucket, Proxy};
+
+/// Runs the rest with another /etc/hosts, in a mount namespace of its own.
+const WITH_HOSTS: &str = r#"mount --bind "$0" /etc/hosts && exec "$@""#;
+
+#[test]
+fn an_address_that_refuses_is_no_obstacle() {
+    let dir = TempDir::new().expect("make a folder");
+    for (dead, alive) in [("::1", "127.0.0.1"), ("127.0.0.1", "::1")] {
+        let origin = Origin::start(alive);
+        let hosts = dir.path().join("hosts");
+        fs::write(&hosts, format!("{dead} two.test\n{alive} two.test\n")).expect("write hosts");
+        let hosts = hosts.display().to_string();
+        let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+            .bucket(
+                Bucket::new("/assets", "bucket")
+                    .endpoint(format!("http://two.test:{}", origin.port)),
+            )
+            .without_cache()
+            .start();
+        if !proxy.restart_under(&["unshare", "--mount", "sh", "-c", WITH_HOSTS, &hosts]) {
+            return skip("only root can give a process another /etc/hosts");
+        }
+        for number in 0..20 {
+            let response = proxy.get("/assets/a");
+            assert_eq!(
+                response.status,
+                200,
+                "{alive}, {number}: {}",
+                proxy.stderr()
+            );
+            assert_eq!(response.body, b"hello");
+        }
+        // The dead one is tried once at most, and connections are reused.
+        let retried = proxy.stderr().matches("tries: 1, retry: true").count();
+        assert!(retried <= 1, "{}", proxy.stderr());
+        assert_eq!(origin.connections.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[test]
+fn where_all_addresses_refuse_each_is_tried_once() {
+    let dir = TempDir::new().expect("make a folder");
+    let hosts = dir.path().join("hosts");
+    fs::write(&hosts, "::1 two.test\n127.0.0.1 two.test\n").expect("write hosts");
+    let hosts = hosts.display().to_string();
+    let port = Origin::unused_port();
+    let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(Bucket::new("/assets", "bucket").endpoint(format!("http://two.test:{port}")))
+        .without_cache()
+        .start();
+    if !proxy.restart_under(&["unshare", "--mount", "sh", "-c", WITH_HOSTS, &hosts]) {
+        return skip("only root can give a process another /etc/hosts");
+    }
+    assert_eq!(proxy.get("/assets/a").status, 502);
+    let log = proxy.stderr();
+    assert_eq!(log.matches("tries: 1, retry: true").count(), 1, "{log}");
+    assert!(log.contains("tries: 2, retry: false"), "{log}");
+}
+
+/// An origin at an address that the test chooses.
+struct Origin {
+    port: u16,
+    connections: Arc<AtomicUsize>,
+}
+
+// === impl Origin ===
+
+impl Origin {
+    fn start(address: &str) -> Self {
+        let address = SocketAddr::new(address.parse().expect("an address"), 0);
+        let listener = TcpListener::bind(address).expect("listen");
+        let port = listener.local_addr().expect("its address").port();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = connections.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                counted.fetch_add(1, Ordering::SeqCst);
+                thread::spawn(move || {
+                    let mut request = [0; 4096];
+                    // Each request fits into one read.
+                    while let Ok(1..) = stream.read(&mut request) {
+                        let response = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+                        if stream.write_all(response).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { port, connections }
+    }
+
+    /// A port where nobody listens any more.
+    fn unused_port() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+        listener.local_addr().expect("its address").port()
+    }
+}
