@@ -24,6 +24,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use pingora_sendfile::cache::{DiskCache, DiskCacheConfig};
 use pingora_sendfile::http::{CachingCtx, CachingOptions, HttpCaching, StoringRules};
 use pingora_sendfile::logging;
+use pingora_sendfile::proxy::http1::{server_options, HeadLimits};
 use pingora_sendfile::proxy::{descriptors, signals, Endpoint};
 
 /// Many origins close idle connections after 5 s; a request shall not meet that.
@@ -257,6 +258,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
     let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
+    if let Some(app) = service.app_logic_mut() {
+        app.server_options = Some(server_options(HeadLimits::default()));
+    }
     let endpoint = Endpoint::reserve(options.listen, "--listen")?;
     service.set_connection_limit(descriptors::clients(open_files, None));
     service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());

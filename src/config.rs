@@ -62,6 +62,11 @@ pub struct Server {
     /// How long a connection of HTTP/1.1 may wait for its next request, rounded up
     /// to seconds; zero: no limit. Default: 75 s.
     pub keepalive_timeout: Duration,
+    /// How long the head of a request may take from its first byte, or from the
+    /// start of its connection for the first one; zero: no limit. Default: 30 s.
+    pub request_head_timeout: Duration,
+    /// The largest head of a request, in bytes. Default: 65536.
+    pub max_request_head_bytes: usize,
     /// How long running responses may take to end after a stop signal.
     /// Default: 30 s.
     pub grace_period: Duration,
@@ -330,6 +335,8 @@ impl Server {
         "write_timeout",
         "min_send_rate",
         "keepalive_timeout",
+        "request_head_timeout",
+        "max_request_head_bytes",
         "grace_period",
         "max_connections",
         "upgrade_sock",
@@ -356,6 +363,12 @@ impl Server {
                 None => 0,
             },
             keepalive_timeout: section.duration("keepalive_timeout", Duration::from_secs(75))?,
+            request_head_timeout: section
+                .duration("request_head_timeout", Duration::from_secs(30))?,
+            max_request_head_bytes: match section.get("max_request_head_bytes") {
+                Some(node) => node.integer(1024..=1_000_000)?,
+                None => 65536,
+            },
             grace_period: section.duration("grace_period", Duration::from_secs(30))?,
             max_connections: section
                 .get("max_connections")
@@ -1329,6 +1342,14 @@ mod tests {
             least.server.keepalive_timeout,
             shown.server.keepalive_timeout
         );
+        assert_eq!(
+            least.server.request_head_timeout,
+            shown.server.request_head_timeout
+        );
+        assert_eq!(
+            least.server.max_request_head_bytes,
+            shown.server.max_request_head_bytes
+        );
         assert_eq!(least.server.grace_period, shown.server.grace_period);
         assert_eq!(least.server.max_connections, shown.server.max_connections);
         assert_eq!(least.cache.default_ttl, shown.cache.default_ttl);
@@ -1602,6 +1623,8 @@ mod tests {
             (server("  threads: 0"), "server.threads", "0 is out of range", "from 1 to 1024"),
             (server("  threads: 1025"), "server.threads", "out of range", "from 1 to 1024"),
             (server("  min_send_rate: -1"), "server.min_send_rate", "-1 is out of range", "from 0 to"),
+            (server("  max_request_head_bytes: 1023"), "server.max_request_head_bytes", "1023 is out of range", "from 1024 to 1000000"),
+            (server("  request_head_timeout: 30"), "server.request_head_timeout", "30 has no unit", "500ms"),
             (disk("    max_size_gb: 0"), "cache.disk.max_size_gb", "out of range", "from 0.001"),
             (disk("  admission: 0"), "cache.admission", "0 is out of range", "from 1 to 255"),
             (disk("  admission: 256"), "cache.admission", "out of range", "from 1 to 255"),

@@ -97,7 +97,10 @@ fn a_client_that_stops_reading_is_cut_off() {
 #[test]
 fn a_connection_without_requests_is_closed() {
     let origin = Origin::start(|_| Reply::pattern(1, MIB));
-    let proxy = proxy(&origin).keepalive_timeout("2s").start();
+    let proxy = proxy(&origin)
+        .keepalive_timeout("2s")
+        .request_head_timeout("1s")
+        .start();
     let mut connection = Connection::open(proxy.addr());
     // Longer than the timeout, but never so long without a request.
     for _ in 0..4 {
@@ -111,14 +114,15 @@ fn a_connection_without_requests_is_closed() {
     assert!((2..20).contains(&waited.as_secs()), "{waited:?}");
     assert_eq!(proxy.metric("response_errors_total"), 0);
 
-    // Neither may the rest of a request be waited for longer.
+    // The rest of a request has a time of its own.
     let mut connection = Connection::open(proxy.addr());
     assert!(connection.get("/assets/object").complete);
     let asked = Instant::now();
     connection.send_raw(b"GET /assets/object HT").unwrap();
+    assert_eq!(connection.receive("GET", "a part").finish().status, 408);
     connection.expect_closed();
     let waited = asked.elapsed();
-    assert!((2..20).contains(&waited.as_secs()), "{waited:?}");
+    assert!((1..20).contains(&waited.as_secs()), "{waited:?}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ pub mod cache_key;
 pub mod descriptors;
 pub mod endpoint;
 mod errors;
+pub mod http1;
 pub mod preflight;
 mod resolve;
 mod s3_proxy;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use log::info;
+use pingora_core::apps::http_app::HttpServer;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
 use pingora_core::server::configuration::{Opt, ServerConf};
@@ -13,6 +14,7 @@ use pingora_core::services::listening::Service;
 
 use super::descriptors;
 use super::endpoint::{wait_for, Endpoint, StartError};
+use super::http1::{server_options, HeadLimits};
 use super::{AdminApp, S3ProxyHttp};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
 use crate::config::Config;
@@ -101,7 +103,15 @@ impl ProxyServer {
         let mut server = Server::new_with_opt_and_conf(options, conf);
         server.confirm_upgrades();
 
+        let options = server_options(HeadLimits {
+            timeout: config.server.request_head_timeout,
+            max_bytes: config.server.max_request_head_bytes,
+        });
+
         let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
+        if let Some(proxy) = service.app_logic_mut() {
+            proxy.server_options = Some(options.clone());
+        }
         let connections = descriptors::clients(open_files, config.server.max_connections);
         METRICS.watch_connections(&connections);
         service.set_connection_limit(connections);
@@ -131,7 +141,9 @@ impl ProxyServer {
         }
         server.add_service(service);
         if let Some(endpoint) = &metrics {
-            let mut service = Service::new("metrics".into(), MetricsApp::new(cache));
+            let mut app = HttpServer::new_app(MetricsApp::new(cache));
+            app.server_options = Some(options.clone());
+            let mut service = Service::new("metrics".into(), app);
             service.set_connection_limit(descriptors::operators(open_files));
             service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
             service.threads = Some(1);
@@ -139,6 +151,8 @@ impl ProxyServer {
         }
         if let Some(endpoint) = &admin {
             let app = AdminApp::new(config, cache).map_err(bad_bucket)?;
+            let mut app = HttpServer::new_app(app);
+            app.server_options = Some(options.clone());
             let mut service = Service::new("admin".into(), app);
             service.set_connection_limit(descriptors::operators(open_files));
             service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());

@@ -90,6 +90,18 @@ impl ProxyBuilder {
         self
     }
 
+    pub fn request_head_timeout(mut self, duration: &str) -> Self {
+        self.server
+            .push(("request_head_timeout", duration.to_owned()));
+        self
+    }
+
+    pub fn max_request_head_bytes(mut self, bytes: usize) -> Self {
+        self.server
+            .push(("max_request_head_bytes", bytes.to_string()));
+        self
+    }
+
     pub fn grace_period(mut self, duration: &str) -> Self {
         self.server.push(("grace_period", duration.to_owned()));
         self

@@ -1,0 +1,41 @@
+//! Limits of HTTP/1.1 connections, the same on every listener.
+
+use std::time::Duration;
+
+use pingora_core::apps::HttpServerOptions;
+
+/// The longest request target, in bytes: that of nginx, and more than a key of S3
+/// takes whose 1,024 bytes are all percent-encoded.
+const MAX_TARGET_BYTES: usize = 8 * 1024;
+
+/// Limits of a request head.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// How long the whole head may take; zero: no limit. Default: 30 s.
+    pub timeout: Duration,
+    /// The largest head, in bytes. Default: 64 KiB.
+    pub max_bytes: usize,
+}
+
+impl Default for HeadLimits {
+    fn default() -> Self {
+        HeadLimits {
+            timeout: Duration::from_secs(30),
+            max_bytes: 64 * 1024,
+        }
+    }
+}
+
+/// Options for a server of HTTP/1.1 that strangers can reach.
+///
+/// A request head is held to `limits`, and its target may have neither spaces nor
+/// control characters.
+pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
+    let mut options = HttpServerOptions::default();
+    let head = &mut options.request_head_limits;
+    head.timeout = (!limits.timeout.is_zero()).then_some(limits.timeout);
+    head.max_size = Some(limits.max_bytes);
+    head.max_target_size = Some(MAX_TARGET_BYTES);
+    head.reject_illegal_target = true;
+    options
+}

@@ -1,0 +1,168 @@
+//! What the head of a request may take: time, bytes, and the form of its target.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use test_support::{scripted::Client, Bucket, Origin, Proxy, ProxyBuilder, Reply};
+
+const PROXY: &str = env!("CARGO_BIN_EXE_s3-proxy");
+
+fn origin() -> Origin {
+    Origin::start(|request| match request.path() {
+        "/bucket/object" => Reply::bytes("the object"),
+        _ => Reply::status(404),
+    })
+}
+
+fn proxy(origin: &Origin) -> ProxyBuilder {
+    Proxy::builder(PROXY).bucket(Bucket::at(origin, "/assets", "bucket"))
+}
+
+fn listeners(proxy: &Proxy) -> [(&'static str, SocketAddr); 3] {
+    [
+        ("clients", proxy.addr()),
+        ("metrics", proxy.metrics_addr()),
+        ("admin", proxy.admin_addr()),
+    ]
+}
+
+/// The status and whether the connection is closed after it.
+fn answer(mut client: Client) -> (u16, bool) {
+    let got = client.receive("GET");
+    (got.status, client.is_closed())
+}
+
+#[test]
+fn a_head_that_trickles_in_ends_with_408_on_every_listener() {
+    let origin = origin();
+    let proxy = proxy(&origin).admin().request_head_timeout("500ms").start();
+    for (listener, addr) in listeners(&proxy) {
+        let mut client = Client::open(addr);
+        client.send("GET /assets/object HTTP/1.1\r\nHost: a\r\nX-Slow: ");
+        let begun = Instant::now();
+        // Each byte comes long before the limit.
+        for _ in 0..4 {
+            std::thread::sleep(Duration::from_millis(50));
+            client.send("a");
+        }
+        assert_eq!(answer(client), (408, true), "{listener}");
+        assert!(begun.elapsed() >= Duration::from_millis(500), "{listener}");
+    }
+    assert_eq!(origin.requests().len(), 0);
+}
+
+#[test]
+fn a_connection_that_sends_nothing_is_closed_on_every_listener() {
+    let origin = origin();
+    let proxy = proxy(&origin).admin().request_head_timeout("500ms").start();
+    for (listener, addr) in listeners(&proxy) {
+        assert!(Client::open(addr).is_closed(), "{listener}");
+    }
+    // An idle connection has the time of its keepalive.
+    let mut client = Client::open(proxy.addr());
+    for _ in 0..2 {
+        client.ask("GET", "/assets/object", &[], b"");
+        assert_eq!(client.receive("GET").status, 200);
+        std::thread::sleep(Duration::from_millis(700));
+    }
+}
+
+#[test]
+fn a_head_over_the_limit_is_431_on_every_listener() {
+    let origin = origin();
+    let proxy = proxy(&origin).admin().start();
+    for (listener, addr) in listeners(&proxy) {
+        let mut client = Client::open(addr);
+        // There is no end of it.
+        let field = format!("X-Filler: {}\r\n", "a".repeat(1000));
+        client.send(format!(
+            "GET /health HTTP/1.1\r\nHost: a\r\n{}",
+            field.repeat(70)
+        ));
+        assert_eq!(answer(client), (431, true), "{listener}");
+    }
+    // What fits is served.
+    let mut client = Client::open(proxy.addr());
+    let filler = "a".repeat(60_000);
+    client.ask("GET", "/assets/object", &[("X-Filler", &filler)], b"");
+    assert_eq!(client.receive("GET").text(), "the object");
+    client.ask(
+        "GET",
+        "/assets/object",
+        &[("X-Filler", &filler.repeat(2))],
+        b"",
+    );
+    assert_eq!(client.receive("GET").status, 431);
+}
+
+#[test]
+fn the_limit_is_configurable() {
+    let origin = origin();
+    let proxy = proxy(&origin).max_request_head_bytes(2000).start();
+    for (size, status) in [(1500, 200), (2500, 431)] {
+        let mut client = Client::open(proxy.addr());
+        let filler = "a".repeat(size);
+        client.ask("GET", "/assets/object", &[("X-Filler", &filler)], b"");
+        assert_eq!(client.receive("GET").status, status, "{size}");
+    }
+}
+
+#[test]
+fn too_many_fields_are_431() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    let mut client = Client::open(proxy.addr());
+    let fields = "A: a\r\n".repeat(300);
+    client.send(format!(
+        "GET /assets/object HTTP/1.1\r\nHost: a\r\n{fields}\r\n"
+    ));
+    assert_eq!(answer(client), (431, true));
+}
+
+#[test]
+fn a_target_over_the_limit_is_414() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    // The longest key of S3, each byte percent-encoded, is not too long.
+    let longest = format!("/assets/{}", "%C3%A4".repeat(512));
+    let long = format!("/assets/{}", "a".repeat(9000));
+    // One that does not even end within the limit of the head.
+    let endless = format!("/assets/{}", "a".repeat(70_000));
+    for (target, status) in [(&longest, 404), (&long, 414), (&endless, 414)] {
+        let mut client = Client::open(proxy.addr());
+        client.ask("GET", target, &[], b"");
+        let got = client.receive("GET");
+        assert_eq!(got.status, status, "{} bytes", target.len());
+    }
+}
+
+#[test]
+fn a_request_line_that_others_would_split_otherwise_is_400() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    for line in [
+        "GET /assets/obj ect HTTP/1.1",
+        "GET /assets/object  HTTP/1.1",
+        "GET  /assets/object HTTP/1.1",
+        "GET /assets/obj\tect HTTP/1.1",
+        "GET\t/assets/object\tHTTP/1.1",
+        "GET /assets/obj\x01ect HTTP/1.1",
+        "GET /assets/obj\rect HTTP/1.1",
+        "GET /assets/object HTTP/1.1 ",
+        "GET /assets/object HTTP/1.1 HTTP/1.1",
+        "GET /assets/object http/1.1",
+        "GET /assets/object HTTP/2.0",
+        "GET /assets/object HTTP/0.9",
+        "GET /assets/object",
+        "GET  HTTP/1.1",
+        "GET HTTP/1.1",
+        " GET /assets/object HTTP/1.1",
+    ] {
+        let mut client = Client::open(proxy.addr());
+        client.send(format!("{line}\r\nHost: a\r\n\r\n"));
+        assert_eq!(answer(client), (400, true), "{line:?}");
+    }
+    assert_eq!(origin.requests().len(), 0);
+}
