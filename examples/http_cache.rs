@@ -24,7 +24,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use pingora_sendfile::cache::{DiskCache, DiskCacheConfig};
 use pingora_sendfile::http::{CachingCtx, CachingOptions, HttpCaching, StoringRules};
 use pingora_sendfile::logging;
-use pingora_sendfile::proxy::http1::{server_options, HeadLimits};
+use pingora_sendfile::proxy::http1::{answer_what_was_asked, server_options, HeadLimits};
 use pingora_sendfile::proxy::{descriptors, signals, Endpoint};
 
 /// Many origins close idle connections after 5 s; a request shall not meet that.
@@ -87,6 +87,7 @@ impl ProxyHttp for HttpCacheProxy {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<bool> {
+        answer_what_was_asked(session);
         if self.caching.request_filter(session, ctx).await? {
             return Ok(true);
         }

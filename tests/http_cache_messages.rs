@@ -1,9 +1,12 @@
 //! How messages are framed, and where they end: what others could read otherwise
 //! is refused, and what a client has asked for completely is answered.
 
+use std::time::Duration;
+
 use test_support::{
     eventually,
     scripted::{Answer, Page, Rules, Site},
+    Gate,
 };
 
 fn site() -> &'static Site {
@@ -73,4 +76,75 @@ fn malformed_chunks_of_the_origin_are_not_passed_on() {
         eventually("the fill has failed", || page.get().text() == "good");
     }
     rules.check();
+}
+
+/// RFC 9112 §9.6: who shuts down the sending half still reads.
+#[test]
+fn a_client_that_has_sent_all_is_answered_when_the_origin_takes_its_time() {
+    let mut rules = Rules::new();
+    let no_store = || Answer::ok().field("Cache-Control", "no-store");
+    for (what, method, body, answer, stored) in [
+        ("miss", "GET", &b""[..], Answer::fresh(), None),
+        ("pass", "GET", b"", no_store(), None),
+        ("upload", "POST", &[b'a'; 300_000], no_store(), None),
+        ("HEAD", "HEAD", b"", no_store(), None),
+        (
+            "validation",
+            "GET",
+            b"",
+            Answer::status(304).field("ETag", "\"v1\""),
+            Some(Answer::stale()),
+        ),
+        (
+            "unknown length",
+            "GET",
+            b"",
+            Answer::fresh().chunked(),
+            None,
+        ),
+    ] {
+        let gate = Gate::new();
+        let page = site().page();
+        if let Some(stored) = stored {
+            page.answers([stored]);
+            page.get();
+        }
+        page.answers([answer.hold(&gate)]);
+        let mut client = site().client();
+        client.ask(method, page.path(), &[], body);
+        client.finish_sending();
+        gate.wait_for_arrivals(1);
+        // The proxy has had the time to read the end.
+        std::thread::sleep(Duration::from_millis(300));
+        gate.open();
+        let got = client.try_receive(method);
+        let status = got.map(|got| (got.status, got.complete));
+        rules.expect("RFC 9112 9.6", what, Ok((200, true)), status);
+        rules.expect("RFC 9112 9.6", what, true, client.is_closed());
+    }
+    rules.check();
+}
+
+/// RFC 9112 §9.3.2
+#[test]
+fn requests_that_come_one_behind_the_other_are_answered_in_order() {
+    for way in ["at once", "one after the other"] {
+        let gate = Gate::new();
+        let first = site().page_with(Answer::fresh().body("first").hold(&gate));
+        let second = site().page_with(Answer::fresh().body("second"));
+        let mut client = site().client();
+        client.ask("GET", first.path(), &[], b"");
+        if way != "at once" {
+            first.wait_for(1);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        client.ask("GET", second.path(), &[], b"");
+        client.finish_sending();
+        gate.wait_for_arrivals(1);
+        gate.open();
+        for body in ["first", "second"] {
+            assert_eq!(client.receive("GET").text(), body, "{way}");
+        }
+        assert!(client.is_closed(), "{way}");
+    }
 }

@@ -166,3 +166,29 @@ fn a_request_line_that_others_would_split_otherwise_is_400() {
     }
     assert_eq!(origin.requests().len(), 0);
 }
+
+#[test]
+fn requests_before_the_end_of_sending_are_all_answered() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    // A miss, one that is refused without an origin, a hit, an error of the origin.
+    for _ in 0..2 {
+        let mut client = Client::open(proxy.addr());
+        let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        client.send(
+            [
+                request("/assets/object"),
+                request("/elsewhere"),
+                request("/assets/object"),
+                request("/assets/none"),
+            ]
+            .concat(),
+        );
+        client.finish_sending();
+        for status in [200, 404, 200, 404] {
+            assert_eq!(client.receive("GET").status, status);
+        }
+        assert!(client.is_closed());
+    }
+    assert_eq!(origin.requests_for("/bucket/object"), 1);
+}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pingora_core::apps::HttpServerOptions;
+use pingora_core::protocols::http::ServerSession;
 
 /// The longest request target, in bytes: that of nginx, and more than a key of S3
 /// takes whose 1,024 bytes are all percent-encoded.
@@ -38,4 +39,11 @@ pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
     head.max_target_size = Some(MAX_TARGET_BYTES);
     head.reject_illegal_target = true;
     options
+}
+
+/// Serve clients that send all their requests at once, and those that then shut
+/// down their sending half (RFC 9112 §9.3.2 and §9.6). For `request_filter`.
+pub fn answer_what_was_asked(session: &mut ServerSession) {
+    session.set_abort_on_close(false);
+    session.set_pipelining_enabled(true);
 }

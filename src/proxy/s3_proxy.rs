@@ -21,6 +21,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use super::absent::Absent;
 use super::cache_key::{cache_key, requested_path, requested_query, CacheKeys};
 use super::errors;
+use super::http1::answer_what_was_asked;
 use super::resolve::{Attempts, Resolver};
 use crate::cache::DiskCache;
 use crate::config::Config;
@@ -168,6 +169,7 @@ impl ProxyHttp for S3ProxyHttp {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
+        answer_what_was_asked(session);
         session.set_write_timeout(self.write_timeout);
         session.set_min_send_rate(self.min_send_rate);
         self.limit_keepalive(session);
