@@ -1,12 +1,16 @@
 //! How messages are framed, and where they end: what others could read otherwise
 //! is refused, and what a client has asked for completely is answered.
 
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
 
 use test_support::{
     eventually,
     scripted::{Answer, Page, Rules, Site},
-    Gate,
+    Gate, PATIENCE,
 };
 
 fn site() -> &'static Site {
@@ -147,4 +151,48 @@ fn requests_that_come_one_behind_the_other_are_answered_in_order() {
         }
         assert!(client.is_closed(), "{way}");
     }
+}
+
+/// What a client reads that sends its whole body first, whatever comes.
+fn upload(head: &str, len: usize) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(site().addr())?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(head.as_bytes())?;
+    let piece = vec![b'a'; 1 << 20];
+    for _ in 0..len >> 20 {
+        stream.write_all(&piece)?;
+    }
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    Ok(response)
+}
+
+#[test]
+fn an_upload_that_is_refused_early_can_read_the_answer() {
+    const LEN: usize = 32 << 20;
+    let page = page();
+    let path = page.path();
+    let long = "a".repeat(9000);
+    let large = "a".repeat(70_000);
+    for (status, line, fields) in [
+        (
+            400,
+            format!("POST {path} HTTP/1.1"),
+            "Host: a\r\nHost: b\r\n",
+        ),
+        (400, format!("POST {path} x HTTP/1.1"), ""),
+        (400, format!("POST {path} HTTP/1.1"), "Host: a b\r\n"),
+        (414, format!("POST /{long} HTTP/1.1"), "Host: a\r\n"),
+        (431, format!("POST {path} HTTP/1.1\r\nX: {large}"), ""),
+        (405, "CONNECT a:80 HTTP/1.1".into(), "Host: a:80\r\n"),
+    ] {
+        let head = format!("{line}\r\n{fields}Content-Length: {LEN}\r\n\r\n");
+        let got = upload(&head, LEN);
+        let got = got.unwrap_or_else(|e| panic!("{line:.60}: {e}"));
+        assert!(
+            got.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{line:.60}: {got}"
+        );
+    }
+    assert_eq!(page.count(), 0);
 }

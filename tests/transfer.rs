@@ -3,8 +3,8 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Write},
-    net::TcpStream,
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     sync::{
         atomic::{AtomicBool, Ordering},
@@ -402,4 +402,51 @@ fn files_in(dir: &Path) -> Vec<PathBuf> {
         }
     }
     files
+}
+
+/// What a client reads that sends its whole request first, whatever comes.
+fn upload(addr: SocketAddr, head: &str, body: &[u8]) -> io::Result<String> {
+    let mut stream = TcpStream::connect(addr)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(body)?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    Ok(response)
+}
+
+#[test]
+fn an_upload_is_refused_with_an_answer_that_can_be_read() {
+    const LEN: usize = 100 << 20;
+    let origin = Origin::start(|_| Reply::status(404));
+    let proxy = proxy(&origin).admin().start();
+    let body = vec![b'a'; LEN];
+    let chunk = format!("{LEN:x}\r\n");
+    let chunked = [chunk.as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
+    let length = &*format!("Content-Length: {LEN}");
+    let coding = "Transfer-Encoding: chunked";
+    let (served, metrics, admin) = (proxy.addr(), proxy.metrics_addr(), proxy.admin_addr());
+    for (addr, line, framing, body, status, allow) in [
+        (served, "PUT /assets/a", length, &body, 405, "get, head"),
+        (served, "POST /assets/a", coding, &chunked, 405, "get, head"),
+        (served, "GET /assets/a", length, &body, 400, ""),
+        (served, "PUT /a b", length, &body, 400, ""),
+        (metrics, "PUT /a", length, &body, 404, ""),
+        (admin, "PUT /a", length, &body, 405, "purge"),
+    ] {
+        let head = format!("{line} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
+        let got = upload(addr, &head, body).unwrap_or_else(|e| panic!("{line}: {e}"));
+        let got = got.to_ascii_lowercase();
+        let begin = format!("http/1.1 {status} ");
+        assert!(got.starts_with(&begin), "{line}: {got}");
+        let allowed = got.lines().find_map(|line| line.strip_prefix("allow: "));
+        assert_eq!(allowed.unwrap_or_default(), allow, "{line}: {got}");
+        assert!(got.contains("\r\nconnection: close\r\n"), "{line}: {got}");
+    }
+    // Who asks first is told before the body is sent.
+    let expect = "Host: a\r\nExpect: 100-continue";
+    let head = format!("PUT /assets/a HTTP/1.1\r\n{expect}\r\n{length}\r\n\r\n");
+    let got = upload(served, &head, b"").unwrap();
+    assert!(got.starts_with("HTTP/1.1 405 "), "{got}");
+    assert_eq!(origin.requests().len(), 0);
 }

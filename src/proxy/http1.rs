@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pingora_core::apps::HttpServerOptions;
+use pingora_core::protocols::http::v1::server::LingeringClose;
 use pingora_core::protocols::http::ServerSession;
 
 /// The longest request target, in bytes: that of nginx, and more than a key of S3
@@ -29,8 +30,9 @@ impl Default for HeadLimits {
 
 /// Options for a server of HTTP/1.1 that strangers can reach.
 ///
-/// A request head is held to `limits`, and its target may have neither spaces nor
-/// control characters.
+/// A request head is held to `limits`, its target may have neither spaces nor
+/// control characters, and clients that are refused while they upload get to read
+/// the answer.
 pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
     let mut options = HttpServerOptions::default();
     let head = &mut options.request_head_limits;
@@ -38,6 +40,7 @@ pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
     head.max_size = Some(limits.max_bytes);
     head.max_target_size = Some(MAX_TARGET_BYTES);
     head.reject_illegal_target = true;
+    options.lingering_close = Some(LingeringClose::default());
     options
 }
 
