@@ -153,6 +153,123 @@ fn requests_that_come_one_behind_the_other_are_answered_in_order() {
     }
 }
 
+/// RFC 9110 §8.6
+#[test]
+fn the_length_of_an_answer_is_said_once() {
+    let mut rules = Rules::new();
+    for fields in [
+        "Content-Length: 3\r\nContent-Length: 3\r\n",
+        "Content-Length: 3, 3\r\n",
+        "Content-Length: 3\r\ncontent-length: 3,3\r\n",
+    ] {
+        for (control, requests) in [("max-age=60", 1), ("no-store", 2)] {
+            let page = site().page_with(Answer::raw(format!(
+                "HTTP/1.1 200 OK\r\nCache-Control: {control}\r\n{fields}\r\nabc"
+            )));
+            for _ in 0..2 {
+                let got = page.get();
+                let lengths = got.headers.all("content-length");
+                rules.expect("RFC 9110 8.6", fields, vec!["3"], lengths);
+                rules.expect("RFC 9110 8.6", fields, "abc".to_owned(), got.text());
+            }
+            rules.expect("RFC 9110 8.6", fields, requests, page.count());
+        }
+    }
+    for fields in [
+        "Content-Length: 3\r\nContent-Length: 4\r\n",
+        "Content-Length: 3, 4\r\n",
+        "Content-Length: 3,\r\n",
+        "Content-Length: +3\r\n",
+    ] {
+        let page = site().page_with(Answer::raw(format!(
+            "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n{fields}\r\nabcd"
+        )));
+        rules.expect("RFC 9112 6.3", fields, 502, page.get().status);
+    }
+    rules.check();
+}
+
+/// RFC 9110 §8.6, RFC 9111 §4.3.4
+#[test]
+fn an_answer_without_a_body_may_say_a_length() {
+    let mut rules = Rules::new();
+    for fields in [
+        "Content-Length: 5",
+        "Content-Length: 0",
+        "Transfer-Encoding: chunked",
+    ] {
+        let page = site().page_with(Answer::raw(format!(
+            "HTTP/1.1 204 No Content\r\nCache-Control: max-age=60\r\n{fields}\r\n\r\n"
+        )));
+        for _ in 0..2 {
+            let got = page.get();
+            let length = got.header("content-length");
+            rules.expect("RFC 9110 15.3.5", fields, 204, got.status);
+            rules.expect("RFC 9110 8.6", fields, None, length);
+            let coding = got.header("transfer-encoding");
+            rules.expect("RFC 9112 6.1", fields, None, coding);
+        }
+        rules.expect("RFC 9111 3", fields, 1, page.count());
+    }
+    // A 304 says the length of what it stands for.
+    let not_modified = Answer::raw(
+        "HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\nETag: \"v1\"\r\n\
+         Content-Length: 5\r\n\r\n",
+    );
+    let asked = [("If-None-Match", "\"v1\"")];
+    let page = site().page_with(Answer::stale().body("12345"));
+    page.get();
+    page.answers([not_modified]);
+    let text = page.get().text();
+    rules.expect("RFC 9111 4.3.4", "stale", "12345".to_owned(), text);
+    let status = page.get_with(&asked).status;
+    rules.expect("RFC 9111 4.3.4", "fresh again", 304, status);
+    rules.expect("RFC 9111 4.3.4", "requests", 2, page.count());
+    rules.check();
+}
+
+#[test]
+fn an_answer_may_have_as_many_fields_as_its_limit_says() {
+    let many = |count: usize| {
+        let fields = (0..count).map(|n| format!("X-{n}: {n}\r\n"));
+        Answer::raw(format!(
+            "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 3\r\n{}\r\nabc",
+            fields.collect::<String>()
+        ))
+    };
+    // What a stored header may have, and what an answer may have.
+    for (count, stored) in [(250, true), (255, false), (300, false), (1022, false)] {
+        let page = site().page_with(many(count));
+        // From the origin, a hit, and a hit with a header that was prepared.
+        for _ in 0..3 {
+            let got = page.get();
+            assert_eq!((got.status, got.text()), (200, "abc".into()), "{count}");
+            for n in 0..count {
+                let value = n.to_string();
+                assert_eq!(got.header(&format!("x-{n}")), Some(&*value), "{count}");
+            }
+        }
+        assert_eq!(page.count(), if stored { 1 } else { 3 }, "{count}");
+    }
+    let page = site().page_with(many(1023));
+    assert_eq!(page.get().status, 502);
+    eventually("the log says why", || {
+        site().log().contains("more than 1024 header fields")
+    });
+}
+
+#[test]
+fn interim_answers_of_the_origin_have_an_end() {
+    let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    for (count, status) in [(100, 200), (100_000, 502)] {
+        let page = site().page_with(Answer::raw([&hints.repeat(count), ok].concat()));
+        let got = page.get();
+        assert_eq!(got.status, status, "{count}");
+        assert!(got.interim.len() <= 128, "{count}: {}", got.interim.len());
+    }
+}
+
 /// What a client reads that sends its whole body first, whatever comes.
 fn upload(head: &str, len: usize) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(site().addr())?;

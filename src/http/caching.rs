@@ -53,6 +53,10 @@ const FOLLOW_BYTES: u64 = 1 << 20;
 /// More ranges than this are ignored, as Pingora does by default.
 const MAX_RANGES: usize = 200;
 
+/// A response with more fields is passed on and not stored: Pingora cannot read it
+/// back (pingora-header-serde, `MAX_HEADERS`).
+const MAX_STORED_FIELDS: usize = 256;
+
 /// What makes a request one for something else than the whole as it is stored.
 const CONDITIONS: [HeaderName; 6] = [
     RANGE,
@@ -987,10 +991,12 @@ impl HttpCaching {
             },
         };
         match self.options.storing.to_store(&answer) {
-            Ok(to_store) => to_store.map(|to_store| {
-                ctx.withheld = to_store.withheld;
-                to_store.meta
-            }),
+            Ok(to_store) => to_store
+                .filter(|to_store| to_store.meta.headers().len() <= MAX_STORED_FIELDS)
+                .map(|to_store| {
+                    ctx.withheld = to_store.withheld;
+                    to_store.meta
+                }),
             Err(e) => {
                 warn!("a response cannot be stored: {e}");
                 None
