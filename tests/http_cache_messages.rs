@@ -270,6 +270,32 @@ fn interim_answers_of_the_origin_have_an_end() {
     }
 }
 
+/// RFC 9112 §3.2.2, RFC 9110 §4.2.3
+#[test]
+fn the_host_of_an_absolute_target_may_be_written_otherwise() {
+    let page = site().page_with(Answer::fresh());
+    let ask = |authority: &str, host: &str| {
+        let mut client = site().client();
+        client.send(format!(
+            "GET http://{authority}{} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n",
+            page.path()
+        ));
+        client.receive("GET")
+    };
+    for (authority, host) in [
+        ("site.example", "SITE.example"),
+        ("Site.Example", "site.example"),
+        ("site.example", "site.example:80"),
+        ("site.example:80", "site.example"),
+    ] {
+        let got = ask(authority, host);
+        assert_eq!(got.status, 200, "{host} for {authority}");
+    }
+    for host in ["other.example", "site.example:8080", "site.example:443"] {
+        assert_eq!(ask("site.example", host).status, 400, "{host}");
+    }
+}
+
 /// What a client reads that sends its whole body first, whatever comes.
 fn upload(head: &str, len: usize) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(site().addr())?;
