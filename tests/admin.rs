@@ -174,6 +174,42 @@ fn only_the_admin_listener_purges_and_it_does_nothing_else() {
 }
 
 #[test]
+fn a_page_in_a_browser_can_not_purge() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    expect_cached(&proxy, "/assets/a");
+    let port = proxy.admin_addr().port();
+    let own = format!("127.0.0.1:{port}");
+    let rebound = format!("evil.test:{port}");
+    for headers in [
+        &[("Host", rebound.as_str())][..],
+        &[("Host", "evil.test")],
+        &[("Host", own.as_str()), ("Origin", "http://evil.test")],
+        &[("Host", own.as_str()), ("Origin", "null")],
+    ] {
+        for method in ["PURGE", "OPTIONS"] {
+            let answer = request(proxy.admin_addr(), method, "/assets/a", headers);
+            assert_eq!(answer.status, 403, "{method} {headers:?}");
+            assert!(answer.header("access-control-allow-origin").is_none());
+        }
+    }
+    assert_eq!(ask(&proxy, "/assets/a"), "HIT");
+
+    let localhost = format!("localhost:{port}");
+    let answer = request(
+        proxy.admin_addr(),
+        "PURGE",
+        "/assets/a",
+        &[("Host", &localhost)],
+    );
+    expect_answer(answer, 200, "purged\n");
+    // Prometheus asks under the names that services have in its network.
+    let service = [("Host", "s3-proxy.default.svc")];
+    let metrics = request(proxy.metrics_addr(), "GET", "/metrics", &service);
+    assert_eq!(metrics.status, 200);
+}
+
+#[test]
 fn without_a_cache_there_is_nothing_to_purge() {
     let origin = origin();
     let proxy = proxy(&origin).without_cache().start();

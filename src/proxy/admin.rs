@@ -1,11 +1,14 @@
 //! Removes objects from the cache on request, on a listener of its own.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
 use async_trait::async_trait;
-use http::header::{HeaderValue, ALLOW};
+use http::header::{HeaderValue, ALLOW, HOST, ORIGIN};
 use http::{Response, StatusCode};
 use log::{error, info};
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
+use pingora_http::RequestHeader;
 
 use super::cache_key::{requested_path, CacheKeys};
 use super::errors::text;
@@ -20,7 +23,9 @@ use crate::s3::{OriginError, RouteError};
 /// `PURGE /path*` voids all objects whose path begins so. An object whose name
 /// ends in an asterisk is `PURGE /path%2A`.
 ///
-/// There is no authentication: whoever reaches the listener may empty the cache.
+/// There is no authentication: whoever reaches the listener may empty the cache. A page in
+/// the browser of an operator does not: what a browser sends for one, by its `Origin` or
+/// under a name that resolves to this address, is refused.
 pub struct AdminApp {
     keys: CacheKeys,
     cache: Option<&'static DiskCache>,
@@ -85,6 +90,37 @@ impl AdminApp {
     }
 }
 
+/// Why a request may be one that a browser sends for a page of somebody else.
+fn foreign(request: &RequestHeader) -> Option<&'static str> {
+    if request.headers.contains_key(ORIGIN) {
+        return Some("a request with an Origin field comes from a page in a browser\n");
+    }
+    // DNS rebinding: the name of an attacker resolves to this address.
+    let fields = request.headers.get_all(HOST).into_iter();
+    let authority = request.uri.authority().map(|a| a.as_str().as_bytes());
+    let mut hosts = fields.map(|field| field.as_bytes()).chain(authority);
+    let is_own = |host: &[u8]| std::str::from_utf8(host).is_ok_and(is_address);
+    (!hosts.all(is_own))
+        .then_some("write the IP address of this listener, or localhost, as its host\n")
+}
+
+/// Whether a host, with or without a port, is an IP address or `localhost`.
+fn is_address(host: &str) -> bool {
+    if host.parse::<SocketAddr>().is_ok() {
+        return true;
+    }
+    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    if let Some(ip) = bracketed {
+        return ip.parse::<Ipv6Addr>().is_ok();
+    }
+    let name = match host.split_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        Some(_) => return false,
+        None => host,
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok()
+}
+
 fn failed(why: &str) -> (StatusCode, String) {
     error!("{why}");
     (StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n"))
@@ -94,6 +130,9 @@ fn failed(why: &str) -> (StatusCode, String) {
 impl ServeHttp for AdminApp {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let request = session.req_header();
+        if let Some(why) = foreign(request) {
+            return text(StatusCode::FORBIDDEN, why);
+        }
         if request.method.as_str() != "PURGE" {
             let mut response = text(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -112,5 +151,41 @@ impl ServeHttp for AdminApp {
             answer.trim_end()
         );
         text(status, answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_address;
+
+    #[test]
+    fn only_addresses_and_localhost_are_no_names() {
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:9091",
+            "[::1]",
+            "[::1]:9091",
+            "10.1.2.3:80",
+            "localhost",
+            "LocalHost:9091",
+        ] {
+            assert!(is_address(host), "{host}");
+        }
+        for host in [
+            "",
+            ":9091",
+            "evil.test",
+            "evil.test:9091",
+            "localhost.evil.test",
+            "127.0.0.1.evil.test",
+            "127.0.0.1:9091.evil.test",
+            "localhost@evil.test",
+            "evil.test@127.0.0.1",
+            "[evil.test]",
+            "::1",
+            "127.1",
+        ] {
+            assert!(!is_address(host), "{host}");
+        }
     }
 }
