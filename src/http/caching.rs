@@ -39,6 +39,7 @@ use super::freshness::{is_from_the_future, ttl, Times};
 use super::range::{
     is_bytes, is_consistent_part, parse_content_range, parse_range, single_range, Ranges,
 };
+use super::request_body::has_body;
 use super::storing::{is_always_stale, Answer, StoringRules};
 use super::target::{invalidated, Target};
 use super::too_large::TooLarge;
@@ -292,7 +293,8 @@ impl HttpCaching {
         }
         ctx.arrived = Some(SystemTime::now());
         if self.store.is_some() {
-            ctx.asks = asks(session);
+            let has_body = has_body(session).await;
+            ctx.asks = asks(session, has_body);
         }
         if ctx.asks != Asks::Nothing {
             ctx.upgrades = self.upgrades(session.req_header());
@@ -1419,8 +1421,8 @@ fn origin_form(target: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-fn asks(session: &mut Session) -> Asks {
-    if !session.is_body_empty() {
+fn asks(session: &Session, has_body: bool) -> Asks {
+    if has_body {
         return Asks::Nothing;
     }
     let request = session.req_header();

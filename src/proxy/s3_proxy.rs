@@ -26,7 +26,9 @@ use super::resolve::{Attempts, Resolver};
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::fields::RequestFields;
-use crate::http::{BackgroundFills, CachingCtx, CachingOptions, HttpCaching, StoringRules};
+use crate::http::{
+    sends_body, BackgroundFills, CachingCtx, CachingOptions, HttpCaching, StoringRules,
+};
 use crate::metrics::METRICS;
 use crate::s3::{sub_resource_of, ObjectKey, Origin, OriginError, RouteError};
 
@@ -177,7 +179,7 @@ impl ProxyHttp for S3ProxyHttp {
             errors::respond(session, StatusCode::METHOD_NOT_ALLOWED, None).await?;
             return Ok(true);
         }
-        if !session.is_body_empty() {
+        if sends_body(session).await {
             session.set_keepalive(None);
             let why = "a GET or HEAD has no body";
             errors::respond(session, StatusCode::BAD_REQUEST, Some(why)).await?;
