@@ -20,7 +20,7 @@ use pingora_core::server::{RunArgs, Server};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
-use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Session};
 use pingora_sendfile::cache::{DiskCache, DiskCacheConfig};
 use pingora_sendfile::http::{CachingCtx, CachingOptions, HttpCaching, StoringRules};
 use pingora_sendfile::logging;
@@ -222,6 +222,16 @@ impl ProxyHttp for HttpCacheProxy {
 
     fn suppress_error_log(&self, _: &Session, ctx: &CachingCtx, error: &Error) -> bool {
         self.caching.suppress_error_log(ctx, error)
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &CachingCtx,
+        error: &Error,
+        context: ProxyWarnLogContext,
+    ) -> bool {
+        self.caching.suppress_proxy_warn_log(error, context)
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut CachingCtx) {

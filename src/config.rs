@@ -126,6 +126,11 @@ pub struct Cache {
     pub negative_ttl: Duration,
     /// From which request on an object is stored. Default: 1, the first.
     pub admission: u8,
+    /// A response that all clients have left is stored to its end if this share of it
+    /// has come from the origin; 0: always, 1: never. Default: 0.5.
+    pub fill_without_readers: f64,
+    /// How many responses are stored at the same time. Default: 128.
+    pub max_fills: usize,
     /// Which objects are fetched as a whole when a part is asked for.
     pub range_fill: RangeFill,
     /// The memory in front of the disk.
@@ -144,6 +149,12 @@ pub struct RangeFill {
     /// The largest object that is fetched, in gigabytes of 10^9 bytes; fractions
     /// allowed. Default: what the cache may hold.
     pub max_size_gb: Option<f64>,
+    /// What they may have in sum, in the same unit. Default: an eighth of what the
+    /// cache may hold.
+    pub max_in_flight_gb: Option<f64>,
+    /// What may be fetched on account of one client's address in a minute, in
+    /// megabytes of 10^6 bytes; 0: no limit. Default: 1000.
+    pub client_mb_per_minute: f64,
 }
 
 /// The section `cache.memory`.
@@ -518,19 +529,26 @@ impl Cache {
         "default_ttl",
         "negative_ttl",
         "admission",
+        "fill_without_readers",
+        "max_fills",
         "range_fill",
         "memory",
         "disk",
     ];
 
     fn read(section: Option<&Section>) -> Result<Cache, ConfigError> {
+        const SHARE: &str = "write a share from 0 to 1; 0: always, 1: never";
         let default_ttl = Duration::from_secs(3600);
         let negative_ttl = Duration::from_secs(5);
+        let fill_without_readers = 0.5;
+        let max_fills = 128;
         let Some(section) = section else {
             return Ok(Cache {
                 default_ttl,
                 negative_ttl,
                 admission: 1,
+                fill_without_readers,
+                max_fills,
                 range_fill: RangeFill::default(),
                 memory: Memory::default(),
                 disk: Disk::absent(),
@@ -542,6 +560,14 @@ impl Cache {
             admission: match section.get("admission") {
                 Some(node) => node.integer(1..=255)?,
                 None => 1,
+            },
+            fill_without_readers: match section.get("fill_without_readers") {
+                Some(node) => node.decimal(0.0..=1.0, SHARE)?,
+                None => fill_without_readers,
+            },
+            max_fills: match section.get("max_fills") {
+                Some(node) => node.integer(1..=100_000)?,
+                None => max_fills,
             },
             range_fill: match section.section("range_fill", RangeFill::KEYS)? {
                 Some(range_fill) => RangeFill::read(&range_fill)?,
@@ -562,7 +588,12 @@ impl Cache {
 // === impl RangeFill ===
 
 impl RangeFill {
-    const KEYS: &'static [&'static str] = &["max_in_flight", "max_size_gb"];
+    const KEYS: &'static [&'static str] = &[
+        "max_in_flight",
+        "max_size_gb",
+        "max_in_flight_gb",
+        "client_mb_per_minute",
+    ];
 
     /// The largest object that is fetched, in bytes.
     pub fn max_size_bytes(&self) -> u64 {
@@ -570,7 +601,23 @@ impl RangeFill {
             .map_or(u64::MAX, |size| (size * GIGABYTE).round() as u64)
     }
 
+    /// What those in flight may have in sum, in bytes, where the cache may hold
+    /// `cache_bytes`.
+    pub fn max_in_flight_bytes(&self, cache_bytes: u64) -> u64 {
+        self.max_in_flight_gb
+            .map_or(cache_bytes / 8, |size| (size * GIGABYTE).round() as u64)
+    }
+
+    /// What may be fetched on account of one client in a minute, in bytes; `None`: no
+    /// limit.
+    pub fn client_bytes_per_minute(&self) -> Option<u64> {
+        let bytes = (self.client_mb_per_minute * MEGABYTE).round() as u64;
+        (bytes > 0).then_some(bytes)
+    }
+
     fn read(section: &Section) -> Result<RangeFill, ConfigError> {
+        const MEGABYTES: &str =
+            "write a number of megabytes (10^6 bytes) from 0 to 1000000; 0: no limit";
         const GIGABYTES: &str =
             "write a number of gigabytes (10^9 bytes) from 0.001 to 1000000, such as 0.5";
         let default = RangeFill::default();
@@ -583,6 +630,14 @@ impl RangeFill {
                 Some(node) => Some(node.decimal(0.001..=1e6, GIGABYTES)?),
                 None => default.max_size_gb,
             },
+            max_in_flight_gb: match section.get("max_in_flight_gb") {
+                Some(node) => Some(node.decimal(0.001..=1e6, GIGABYTES)?),
+                None => default.max_in_flight_gb,
+            },
+            client_mb_per_minute: match section.get("client_mb_per_minute") {
+                Some(node) => node.decimal(0.0..=1e6, MEGABYTES)?,
+                None => default.client_mb_per_minute,
+            },
         })
     }
 }
@@ -592,6 +647,8 @@ impl Default for RangeFill {
         RangeFill {
             max_in_flight: 32,
             max_size_gb: None,
+            max_in_flight_gb: None,
+            client_mb_per_minute: 1000.0,
         }
     }
 }
@@ -1356,6 +1413,15 @@ mod tests {
         assert_eq!(least.cache.negative_ttl, shown.cache.negative_ttl);
         assert_eq!(least.cache.admission, shown.cache.admission);
         assert_eq!(
+            least.cache.fill_without_readers,
+            shown.cache.fill_without_readers
+        );
+        assert_eq!(least.cache.max_fills, shown.cache.max_fills);
+        assert_eq!(
+            least.cache.range_fill.client_mb_per_minute,
+            shown.cache.range_fill.client_mb_per_minute
+        );
+        assert_eq!(
             least.cache.range_fill.max_in_flight,
             shown.cache.range_fill.max_in_flight
         );
@@ -1391,6 +1457,11 @@ mod tests {
         assert_eq!(config.cache.memory.max_size_bytes(), 256_000_000);
         assert_eq!(config.cache.range_fill.max_in_flight, 32);
         assert_eq!(config.cache.range_fill.max_size_bytes(), u64::MAX);
+        assert_eq!(config.cache.range_fill.max_in_flight_bytes(8_000), 1_000);
+        let budget = config.cache.range_fill.client_bytes_per_minute();
+        assert_eq!(budget, Some(1_000_000_000));
+        assert_eq!(config.cache.fill_without_readers, 0.5);
+        assert_eq!(config.cache.max_fills, 128);
         assert_eq!(config.cache.disk.backend, BackendChoice::Auto);
         assert_eq!(config.cache.disk.inactive, Duration::ZERO);
         assert_eq!(config.cache.disk.max_open_files, 1024);
@@ -1405,8 +1476,14 @@ mod tests {
         let config = good(&disk(
             "    backend: uring\n    inactive: 30d\n    max_open_files: 0\n    \
              scrub_mb_per_second: 0.5\n  admission: 255\n  memory: {max_size_mb: 1.5}\n  \
-             range_fill: {max_in_flight: 0, max_size_gb: 0.5}",
+             range_fill: {max_in_flight: 0, max_size_gb: 0.5, max_in_flight_gb: 2, \
+             client_mb_per_minute: 0}\n  fill_without_readers: 0\n  max_fills: 7",
         ));
+        assert_eq!(config.cache.fill_without_readers, 0.0);
+        assert_eq!(config.cache.max_fills, 7);
+        let range_fill = &config.cache.range_fill;
+        assert_eq!(range_fill.max_in_flight_bytes(1), 2_000_000_000);
+        assert_eq!(range_fill.client_bytes_per_minute(), None);
         assert_eq!(config.cache.range_fill.max_in_flight, 0);
         assert_eq!(config.cache.range_fill.max_size_bytes(), 500_000_000);
         assert_eq!(config.cache.disk.backend, BackendChoice::Uring);
@@ -1629,6 +1706,10 @@ mod tests {
             (disk("  admission: 0"), "cache.admission", "0 is out of range", "from 1 to 255"),
             (disk("  admission: 256"), "cache.admission", "out of range", "from 1 to 255"),
             (disk("  range_fill: {max_in_flight: -1}"), "cache.range_fill.max_in_flight", "out of range", "from 0 to"),
+            (disk("  fill_without_readers: 1.5"), "cache.fill_without_readers", "out of range", "0: always"),
+            (disk("  max_fills: 0"), "cache.max_fills", "out of range", "from 1 to"),
+            (disk("  range_fill: {max_in_flight_gb: 0}"), "cache.range_fill.max_in_flight_gb", "out of range", "10^9"),
+            (disk("  range_fill: {client_mb_per_minute: -1}"), "cache.range_fill.client_mb_per_minute", "out of range", "0: no limit"),
             (disk("  range_fill: {max_size_gb: 0}"), "cache.range_fill.max_size_gb", "out of range", "10^9"),
             (disk("  memory: {max_size_mb: -1}"), "cache.memory.max_size_mb", "out of range", "from 0 to"),
             (disk("  memory: {max_size_mb: 64MB}"), "cache.memory.max_size_mb", "is a string", "10^6"),

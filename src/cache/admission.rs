@@ -3,43 +3,40 @@
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use pingora_cache::admission::{AdmissionPolicy, Decision};
-use pingora_cache::key::CacheHashKey;
+use pingora_cache::key::{CacheHashKey, HashBinary};
 use pingora_cache::CacheKey;
 
 /// How many counters there are: a megabyte of them.
 const CELLS: usize = 1 << 20;
 
-/// Stores an object from its n-th request on, as nginx's `proxy_cache_min_uses`.
+/// How often keys have been asked for in vain.
 ///
 /// Requests are counted in a sketch of fixed size (two counters a key, the lower
 /// one counts), so a flood of keys that are asked for once takes no memory. Each
 /// observation also halves one counter in turn: what is asked for rarely is
 /// forgotten after about a million other misses. Two keys that share both
 /// counters are counted as one, which at worst stores an object early.
-pub struct MinUses {
-    min_uses: u8,
+pub(super) struct Misses {
     cells: Box<[AtomicU8]>,
     aging: AtomicUsize,
 }
 
-impl MinUses {
-    /// Store from this request on; 1 stores at once.
-    pub fn new(min_uses: u8) -> Self {
-        MinUses {
-            min_uses,
+impl Default for Misses {
+    fn default() -> Self {
+        Misses {
             cells: (0..CELLS).map(|_| AtomicU8::new(0)).collect(),
             aging: AtomicUsize::new(0),
         }
     }
 }
 
-impl AdmissionPolicy for MinUses {
-    fn observe(&self, key: &CacheKey) -> Decision {
+impl Misses {
+    /// Count one more; how many there have been.
+    pub(super) fn count(&self, hash: &HashBinary) -> u8 {
         let turn = self.aging.fetch_add(1, Ordering::Relaxed) % CELLS;
         let _ = self.cells[turn].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
             (count > 0).then_some(count / 2)
         });
-        let hash = key.combined_bin();
         let cell = |at: usize| {
             let [a, b, c, d]: [u8; 4] = hash[at..at + 4].try_into().unwrap_or_default();
             &self.cells[u32::from_le_bytes([a, b, c, d]) as usize % CELLS]
@@ -50,7 +47,29 @@ impl AdmissionPolicy for MinUses {
                 Ok(old) | Err(old) => old.saturating_add(1),
             }
         };
-        let uses = count(cell(0)).min(count(cell(4)));
+        count(cell(0)).min(count(cell(4)))
+    }
+}
+
+/// Stores an object from its n-th request on, as nginx's `proxy_cache_min_uses`.
+pub struct MinUses {
+    min_uses: u8,
+    misses: Misses,
+}
+
+impl MinUses {
+    /// Store from this request on; 1 stores at once.
+    pub fn new(min_uses: u8) -> Self {
+        MinUses {
+            min_uses,
+            misses: Misses::default(),
+        }
+    }
+}
+
+impl AdmissionPolicy for MinUses {
+    fn observe(&self, key: &CacheKey) -> Decision {
+        let uses = self.misses.count(&key.combined_bin());
         let observed = u32::from(uses);
         if uses >= self.min_uses {
             Decision::Ready { observed }

@@ -8,6 +8,7 @@ use std::sync::{mpsc, Arc, LazyLock};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::room::Claim;
 use super::DiskCache;
 
 /// How much of a body is read from the disk at once, in bytes.
@@ -26,6 +27,8 @@ pub struct BodyFile {
     /// Gone only when it is dropped.
     file: Option<Arc<File>>,
     loads: Mutex<Vec<Load>>,
+    /// The space that it takes though it is removed.
+    claim: Mutex<Option<Arc<Claim>>>,
 }
 
 #[derive(Debug)]
@@ -48,7 +51,13 @@ impl BodyFile {
         BodyFile {
             file: Some(file),
             loads: Mutex::default(),
+            claim: Mutex::default(),
         }
+    }
+
+    /// It is removed, and takes its space until it is closed.
+    pub(super) fn hold(&self, claim: Arc<Claim>) {
+        *self.claim.lock() = Some(claim);
     }
 
     /// The open file.
@@ -160,8 +169,8 @@ impl BodyFile {
 
 /// Closes files: the last close of one that was removed frees its pages and its
 /// disk space, which takes 0.4 s for half a gigabyte on ext4.
-static CLOSER: LazyLock<Option<mpsc::Sender<Arc<File>>>> = LazyLock::new(|| {
-    let (sender, files) = mpsc::channel::<Arc<File>>();
+static CLOSER: LazyLock<Option<mpsc::Sender<Closed>>> = LazyLock::new(|| {
+    let (sender, files) = mpsc::channel::<Closed>();
     std::thread::Builder::new()
         .name("cache-close".into())
         .spawn(move || files.into_iter().for_each(drop))
@@ -169,10 +178,13 @@ static CLOSER: LazyLock<Option<mpsc::Sender<Arc<File>>>> = LazyLock::new(|| {
         .map(|_| sender)
 });
 
+/// A file, and the space that is free once it is closed: dropped in this order.
+type Closed = (Arc<File>, Option<Arc<Claim>>);
+
 impl Drop for BodyFile {
     fn drop(&mut self) {
         if let (Some(file), Some(closer)) = (self.file.take(), &*CLOSER) {
-            let _ = closer.send(file);
+            let _ = closer.send((file, self.claim.get_mut().take()));
         }
     }
 }

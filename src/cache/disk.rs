@@ -1,7 +1,7 @@
 //! The cache as Pingora sees it.
 
 use std::any::Any;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use pingora_core::{Error, ErrorType, OrErr, Result};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, oneshot, Semaphore, SemaphorePermit};
 
-use super::admission::MinUses;
+use super::admission::{MinUses, Misses};
 use super::bans::{Banned, Bans};
 use super::body_file::BodyFile;
 use super::changes::Changes;
@@ -38,7 +38,11 @@ use super::keeper::Removal;
 use super::layout::Layout;
 use super::load::{self, Leftovers};
 use super::miss::DiskMiss;
+use super::open_bodies::OpenBodies;
+use super::readers::Reader;
+use super::room::{self, Claim, Room};
 use super::stats::{Cause, Eviction, Stats};
+use super::turns::Turns;
 use super::{
     keeper, scrub, DiskBackend, EntryId, OpenEntry, Prepared, SendfileCapable, SendfileConfig,
     SendfileResponse, TokioFsBackend,
@@ -62,6 +66,14 @@ const UNCHECKED_RESERVATION: u64 = 1 << 20;
 
 /// How often a successor looks whether the folder is free, and what was purged.
 const TAKE_OVER_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Longer than an entry's metadata without Pingora's and the key, and than most keys,
+/// in bytes.
+const META_LEN: u64 = 512;
+
+/// The error of a response for which there is no room, now or at all: it comes from
+/// the origin as if there were no cache. It is counted, and no reason to worry.
+pub const NO_ROOM: ErrorType = ErrorType::new("NoRoomInCache");
 
 /// How much of a body is read when an entry is opened, if it has to come from
 /// the disk, in bytes.
@@ -100,6 +112,12 @@ pub struct DiskCacheConfig {
     pub inactive: Option<Duration>,
     /// An object is stored from this request on; 1: at once.
     pub min_uses: u8,
+    /// A fill whose readers are all gone goes on if this share of its body has been
+    /// fetched, from 0 to 1. 0: always; 1: never. A body of unknown length goes on only
+    /// where all do.
+    pub fill_without_readers: f64,
+    /// How many fills may be in flight.
+    pub max_fills: usize,
     /// How fast the scrubber reads; 0: not at all.
     pub scrub_bytes_per_second: u64,
     /// If another process has the folder, read what it writes, and take over
@@ -119,6 +137,8 @@ impl DiskCacheConfig {
             max_open_files: 1024,
             inactive: None,
             min_uses: 1,
+            fill_without_readers: 0.5,
+            max_fills: 128,
             scrub_bytes_per_second: 8_000_000,
             successor: false,
         }
@@ -157,6 +177,12 @@ pub struct DiskCache {
     backend: Box<dyn DiskBackend>,
     sendfile: SendfileConfig,
     max_size_bytes: u64,
+    room: Arc<Room>,
+    open_bodies: OpenBodies,
+    misses: Misses,
+    fill_without_readers: f64,
+    turns: Turns,
+    outgrown: Outgrown,
     index: Index,
     fills: Fills,
     hot: Hot,
@@ -175,10 +201,8 @@ pub struct DiskCache {
     writable: AtomicBool,
     /// Held as long as the process lives, so that no second one uses the folder.
     lock: Mutex<Option<File>>,
-    /// Files to be removed. At most what the index knew, 24 bytes each.
+    /// Files to be removed. At most what the index knew, 48 bytes each.
     removals: mpsc::UnboundedSender<Removal>,
-    /// Removals that were asked for and not done yet.
-    pending_removals: AtomicUsize,
     failed_removals: AtomicUsize,
     /// Bytes of entries that this run has written.
     bytes_written: AtomicU64,
@@ -252,6 +276,12 @@ impl DiskCache {
             backend,
             sendfile: config.sendfile,
             max_size_bytes: config.max_size_bytes,
+            room: Room::new(config.max_size_bytes),
+            open_bodies: OpenBodies::default(),
+            misses: Misses::default(),
+            fill_without_readers: config.fill_without_readers,
+            turns: Turns::new(config.max_fills),
+            outgrown: Outgrown::default(),
             index: Index::default(),
             fills: Fills::default(),
             hot: Hot::new(
@@ -274,7 +304,6 @@ impl DiskCache {
             writable: AtomicBool::new(writable),
             lock: Mutex::new(lock),
             removals,
-            pending_removals: AtomicUsize::new(0),
             failed_removals: AtomicUsize::new(0),
             bytes_written: AtomicU64::new(0),
             purges: AtomicU64::new(0),
@@ -349,6 +378,7 @@ impl DiskCache {
     fn set_loaded(&self) {
         *self.loaded_signal.0.lock() = true;
         self.loaded_signal.1.notify_all();
+        self.room.notify();
     }
 
     /// Wait until all entries of earlier runs are known. Blocks.
@@ -491,10 +521,21 @@ impl DiskCache {
         let fill = self.fills.get(&hash);
         let fill = fill
             .filter(|fill| is_for(&fill.primary_key, &fill.key, key))
+            .filter(|fill| !fill.readers().has_ended())
             .map(|fill| fill.id);
         let entry = self.index.get(&hash).map(|entry| entry.id);
         let newest = fill.into_iter().chain(entry).map(|id| id.generation);
         newest.max().is_some_and(|generation| generation > asked)
+    }
+
+    /// Whether an object of unknown length turned out larger than the whole cache.
+    pub fn was_outgrown(&self, key: &CacheKey) -> bool {
+        self.outgrown.has(&key.combined_bin())
+    }
+
+    /// It need not be so any more.
+    pub fn forget_outgrown(&self, key: &CacheKey) {
+        self.outgrown.forget(&key.combined_bin());
     }
 
     /// Whether a fill of this very key is in flight.
@@ -618,6 +659,40 @@ impl DiskCache {
         &self.fills
     }
 
+    pub(super) fn fill_without_readers(&self) -> f64 {
+        self.fill_without_readers
+    }
+
+    /// Who may store what.
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
+    pub(super) fn note_outgrown(&self, hash: &HashBinary) {
+        self.outgrown.note(hash);
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn room(&self) -> &Arc<Room> {
+        &self.room
+    }
+
+    pub(super) fn open_bodies(&self) -> &OpenBodies {
+        &self.open_bodies
+    }
+
+    pub(super) fn bytes_written(&self) -> u64 {
+        self.bytes_written.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that may be added while the entries of earlier runs are not known.
+    pub(super) fn most_while_loading(&self) -> u64 {
+        self.max_size_bytes / 20
+    }
+
     pub(super) fn ban_list(&self) -> &Bans {
         &self.bans
     }
@@ -643,54 +718,30 @@ impl DiskCache {
         self.loads.acquire().await.ok()
     }
 
-    /// Evict until the entries, the fills in flight and `extra` bytes more are
-    /// within the limit. May take long: a large object can be in the place of a
-    /// hundred thousand small ones.
-    pub(super) fn make_room(&self, extra: u64) {
-        while self.needs_room(extra) {
-            let Some(oldest) = self.index.oldest() else {
-                return;
-            };
-            self.evict(oldest.id, Eviction::Size);
-        }
-    }
-
-    fn needs_room(&self, extra: u64) -> bool {
-        // Till all are known, their order is not.
-        self.loaded.is_complete()
-            && self.is_writable()
-            && self.size_bytes().saturating_add(extra) > self.max_size_bytes
-    }
-
-    /// [`make_room`](Self::make_room), not on the thread of the caller.
-    pub(super) async fn room_made(&'static self, extra: u64) {
-        if self.needs_room(extra) {
-            let made = self.runtime.spawn_blocking(move || self.make_room(extra));
-            if let Err(e) = made.await {
-                warn!("cannot make room in the cache: {e}");
-            }
-        }
-    }
-
     /// Remove this very entry. Who reads it may go on.
     pub(super) fn evict(&self, id: EntryId, reason: Eviction) {
-        if self.index.remove(&id).is_some() {
+        if let Some(claim) = self.room.leave(&self.index, &id) {
             self.stats.evictions(reason).inc();
             self.hot.forget(&id);
-            self.remove_files(id);
+            self.remove_files(id, Some(claim));
         }
     }
 
-    /// Have the files of an entry removed that the index does not know.
-    pub(super) fn remove_files(&self, id: EntryId) {
+    /// Have the files of an entry removed that the index does not know, and the space
+    /// that they take let go.
+    pub(super) fn remove_files(&self, id: EntryId, claim: Option<Claim>) {
         if self.is_writable() {
-            self.pending_removals.fetch_add(1, Ordering::AcqRel);
-            let _ = self.removals.send(Removal::Files(id));
+            let _ = self.removals.send(Removal::Files(id, claim));
         }
     }
 
-    pub(super) fn file_removed(&self, done: bool) {
-        self.pending_removals.fetch_sub(1, Ordering::AcqRel);
+    pub(super) fn file_removed(&self, id: EntryId, claim: Option<Claim>, done: bool) {
+        match claim {
+            Some(claim) if done => self.open_bodies.hold(&id, claim),
+            // They still take it.
+            Some(claim) => std::mem::forget(claim.held()),
+            None => {}
+        }
         if !done {
             self.failed_removals.fetch_add(1, Ordering::AcqRel);
         }
@@ -698,10 +749,6 @@ impl DiskCache {
 
     pub(super) fn has_failed_removals(&self) -> bool {
         self.failed_removals.load(Ordering::Acquire) > 0
-    }
-
-    fn has_pending_removals(&self) -> bool {
-        self.pending_removals.load(Ordering::Acquire) > 0
     }
 
     /// Wait until all files are gone that had to go when this was called.
@@ -744,29 +791,31 @@ impl DiskCache {
     }
 
     /// Make a committed fill the current entry of its key, unless it was purged
-    /// meanwhile. `false`: its metadata is not `meta` any more.
-    pub(super) fn publish(&self, fill: &Fill, meta: &EntryMeta) -> bool {
+    /// meanwhile. Its claim is then none any more. `false`: its metadata is not `meta`
+    /// any more.
+    pub(super) fn publish(&self, fill: &Fill, meta: &EntryMeta, claim: &mut Option<Claim>) -> bool {
         let entry = Indexed {
             id: fill.id,
             weight: meta.weight(),
             used: self.clock.now(),
         };
         let published = self.fills.publish(fill, meta, |void| {
-            (!void && !self.is_banned_fill(fill)).then(|| self.index.insert(entry))
+            (!void && !self.is_banned_fill(fill)).then(|| self.room.enter(&self.index, entry))
         });
         let Some(inserted) = published else {
             return false;
         };
         match inserted {
-            Some(Inserted::New | Inserted::Known) => self.count_fill(meta),
-            Some(Inserted::Replaced(older)) => {
+            Some((Inserted::New | Inserted::Known, _)) => self.count_fill(meta),
+            Some((Inserted::Replaced(older), gone)) => {
                 self.count_fill(meta);
                 self.stats.evictions(Eviction::Replaced).inc();
                 self.hot.forget(&older);
-                self.remove_files(older);
+                self.remove_files(older, gone);
             }
-            Some(Inserted::Outdated) | None => self.remove_files(fill.id),
+            Some((Inserted::Outdated, _)) | None => self.remove_files(fill.id, claim.take()),
         }
+        *claim = None;
         true
     }
 
@@ -780,8 +829,7 @@ impl DiskCache {
     /// not known none can be evicted, so there is a limit to what is added.
     fn admits(&self) -> bool {
         self.is_writable()
-            && (self.loaded.is_complete()
-                || self.bytes_written.load(Ordering::Relaxed) < self.max_size_bytes / 20)
+            && (self.loaded.is_complete() || self.bytes_written() < self.most_while_loading())
     }
 
     /// Replace the metadata of an entry. Whether it is still current.
@@ -794,7 +842,7 @@ impl DiskCache {
         }
         if !self.index.contains(&id) {
             // Purged or replaced meanwhile: take back the file just written.
-            self.remove_files(id);
+            self.remove_files(id, None);
             return false;
         }
         self.index.set_weight(&id, weight);
@@ -833,6 +881,7 @@ impl DiskCache {
                     }
                     _ => {
                         let body = Arc::new(BodyFile::new(body));
+                        self.open_bodies.add(id, &body);
                         // A disk that fails is noticed while the origin can
                         // still answer in its place.
                         let start = 0..meta.body_len.min(FIRST_READ);
@@ -981,43 +1030,72 @@ impl DiskCache {
             .then_some(fill)
     }
 
-    fn follow(&'static self, fill: Arc<Fill>) -> Result<(CacheMeta, HitHandler)> {
-        let (internal, header) = fill.meta();
+    fn follow(&'static self, reader: Reader) -> Result<(CacheMeta, HitHandler)> {
+        let (internal, header) = reader.fill().meta();
         let meta = CacheMeta::deserialize(&internal, &header)?;
-        let sendfile = self.sends_files(fill.promised);
-        Ok((meta, Box::new(DiskHit::of_fill(self, fill, sendfile))))
+        let sendfile = self.sends_files(reader.fill().promised);
+        Ok((meta, Box::new(DiskHit::of_fill(self, reader, sendfile))))
     }
 
-    /// Whether there is space for so many bytes, once what had to go is gone.
-    async fn check_space(&'static self, len: u64) -> io::Result<()> {
-        let check = || async {
-            self.runtime
-                .spawn_blocking(move || check_space(&self.path, len))
-                .await
-                .map_err(io::Error::other)?
-        };
-        match check().await {
-            Err(e) if Cause::of(&e) == Cause::NoSpace && self.has_pending_removals() => {
-                self.removed_all().await;
-                check().await
-            }
-            checked => checked,
-        }
+    fn refuse(&self, id: EntryId, cause: Cause) -> Result<MissHandler> {
+        self.stats.fill_errors(cause).inc();
+        let cause = cause.label();
+        Error::e_explain(NO_ROOM, format!("no room for cache entry {id}: {cause}"))
     }
 
     /// Create the body file of a fill, with the space it will need.
     async fn create(&'static self, id: EntryId, promised: Option<u64>) -> io::Result<Arc<File>> {
-        if let Some(len) = promised.filter(|len| *len > UNCHECKED_RESERVATION) {
-            self.check_space(len).await?;
+        // A long one takes its space as it comes: it may not come.
+        let reserve = promised.map(|len| len.min(self.step()));
+        let free = match promised {
+            Some(len) if len > UNCHECKED_RESERVATION => self.free_space().await,
+            _ => u64::MAX,
+        };
+        if free.saturating_add(self.size_bytes()) < promised.unwrap_or(0) {
+            return Err(io::ErrorKind::StorageFull.into());
         }
-        match self.backend.create(id, promised).await {
-            // What was evicted for it may not be removed yet.
-            Err(e) if Cause::of(&e) == Cause::NoSpace && self.has_pending_removals() => {
-                self.removed_all().await;
-                self.backend.create(id, promised).await
+        let create = || async move {
+            if reserve.is_some_and(|len| len > UNCHECKED_RESERVATION)
+                && Some(self.free_space().await) < reserve
+            {
+                return Err(io::ErrorKind::StorageFull.into());
             }
-            created => created,
+            self.backend.create(id, reserve).await
+        };
+        self.with_disk_space(reserve.unwrap_or(0), u8::MAX, create)
+            .await
+    }
+
+    /// Bytes that the file system has left, as far as it tells.
+    async fn free_space(&'static self) -> u64 {
+        let seen = self.runtime.spawn_blocking(|| room::free_space(&self.path));
+        seen.await.ok().flatten().unwrap_or(u64::MAX)
+    }
+}
+
+/// Which objects turned out larger than the whole cache, of those that did not tell
+/// their length: to store another one would evict all others again.
+#[derive(Debug, Default)]
+struct Outgrown(Mutex<HashSet<HashBinary>>);
+
+/// How many of them are remembered.
+const MAX_OUTGROWN: usize = 16_384;
+
+impl Outgrown {
+    fn note(&self, hash: &HashBinary) {
+        let mut hashes = self.0.lock();
+        if hashes.len() >= MAX_OUTGROWN {
+            hashes.clear();
         }
+        hashes.insert(*hash);
+    }
+
+    fn has(&self, hash: &HashBinary) -> bool {
+        self.0.lock().contains(hash)
+    }
+
+    fn forget(&self, hash: &HashBinary) {
+        self.0.lock().remove(hash);
     }
 }
 
@@ -1043,21 +1121,6 @@ fn is_of(entry: &HotEntry, key: &CacheKey, primary: &HashBinary) -> bool {
 /// objects apart into the second one does not get one for the other.
 fn is_for(primary_key: &[u8], stored: &CompactCacheKey, key: &CacheKey) -> bool {
     primary_key == key.primary_key() && *stored.user_tag == *key.user_tag
-}
-
-/// `StorageFull` unless the file system has so much space left. Blocks.
-#[cfg(target_os = "linux")]
-fn check_space(path: &Path, len: u64) -> io::Result<()> {
-    let stat = rustix::fs::statvfs(path)?;
-    if stat.f_bavail.saturating_mul(stat.f_frsize) < len {
-        return Err(rustix::io::Errno::NOSPC.into());
-    }
-    Ok(())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn check_space(_path: &Path, _len: u64) -> io::Result<()> {
-    Ok(())
 }
 
 fn lock(path: &Path, successor: bool) -> io::Result<Option<File>> {
@@ -1217,9 +1280,10 @@ impl Storage for DiskCache {
         key: &CacheKey,
         _trace: &SpanHandle,
     ) -> Result<Option<(CacheMeta, HitHandler)>> {
-        if let Some(fill) = self.newest_fill(&key.combined_bin(), key) {
+        let fill = self.newest_fill(&key.combined_bin(), key);
+        if let Some(reader) = fill.and_then(|fill| Reader::join(fill, false)) {
             self.stats.fill_followers.inc();
-            return self.follow(fill).map(Some);
+            return self.follow(reader).map(Some);
         }
         let Some((meta, entry)) = self.find(key).await else {
             return Ok(None);
@@ -1243,7 +1307,8 @@ impl Storage for DiskCache {
         let fill = <[u8; 8]>::try_from(tag)
             .ok()
             .and_then(|tag| self.fills.by_generation(u64::from_be_bytes(tag)));
-        fill.map(|fill| self.follow(fill)).transpose()
+        let reader = fill.and_then(|fill| Reader::join(fill, true));
+        reader.map(|reader| self.follow(reader)).transpose()
     }
 
     async fn get_miss_handler(
@@ -1275,40 +1340,37 @@ impl Storage for DiskCache {
                 );
             }
         }
-        let promised = meta
+        let promised: Option<u64> = meta
             .headers()
             .get(CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse().ok());
         let serialized = meta.serialize()?;
-        if promised.is_some_and(|len| len > self.max_size_bytes) {
-            self.stats.fill_errors(Cause::NoSpace).inc();
-            return Error::e_explain(
-                ErrorType::FileCreateError,
-                format!("cache entry {id} would be larger than the whole cache"),
-            );
-        }
-        let filling = self.fills.bytes_being_written();
-        let filling = filling.saturating_add(promised.unwrap_or(0));
-        if filling > self.max_size_bytes {
-            self.stats.fill_errors(Cause::NoSpace).inc();
-            return Error::e_explain(
-                ErrorType::FileCreateError,
-                format!("cache entry {id}: the fills in flight would be larger than the cache"),
-            );
-        }
-        self.room_made(promised.unwrap_or(0)).await;
-        let file = self
-            .create(id, promised)
-            .await
-            .inspect_err(|e| self.stats.fill_errors(Cause::of(e)).inc())
-            .or_err_with(ErrorType::FileCreateError, || {
-                format!("creating cache entry {id}")
-            })?;
+        let uses = self.misses.count(&id.hash);
+        let Some(turn) = self.turns.to_fill() else {
+            return self.refuse(id, Cause::TooMany);
+        };
+        let meta_len = META_LEN + (serialized.0.len() + serialized.1.len()) as u64;
+        let Some(claim) = self.claim_for(promised.unwrap_or(0), meta_len).await else {
+            return self.refuse(id, Cause::NoSpace);
+        };
+        let file = match self.create(id, promised).await {
+            Err(e) if Cause::of(&e) == Cause::NoSpace => {
+                return self.refuse(id, Cause::NoSpace);
+            }
+            created => created
+                .inspect_err(|e| self.stats.fill_errors(Cause::of(e)).inc())
+                .or_err_with(ErrorType::FileCreateError, || {
+                    format!("creating cache entry {id}")
+                })?,
+        };
         let new = NewFill {
             id,
             key: key.to_compact(),
             primary_key: key.primary_key().to_vec(),
             promised,
+            uses,
+            claim,
+            turn,
             body: {
                 super::tokio_fs::no_read_ahead(&file);
                 Arc::new(BodyFile::new(file))
@@ -1321,7 +1383,7 @@ impl Storage for DiskCache {
         };
         let (fill, pieces) = Fill::begin(self, new);
         drop(beginning);
-        Ok(Box::new(DiskMiss::new(fill, pieces)))
+        Ok(Box::new(DiskMiss::new(self, fill, pieces)))
     }
 
     async fn purge(

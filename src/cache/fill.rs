@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use log::warn;
+use log::{debug, warn};
 use parking_lot::Mutex;
 use pingora_cache::key::CompactCacheKey;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,7 +15,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::body_file::BodyFile;
 use super::format::EntryMeta;
 use super::gather::{Block, Gather};
+use super::readers::{Audience, Readers};
+use super::room::Claim;
 use super::stats::Cause;
+use super::turns::Turn;
+use super::window::Window;
 use super::{DiskCache, EntryId};
 
 /// How many pieces of a body may wait for the disk. Meanwhile a block of 256 KiB is
@@ -71,8 +75,11 @@ pub struct Fill {
     void: AtomicBool,
     /// Bytes that it stands for in the sums over all fills.
     counted: AtomicU64,
-    /// Whether it is still in the sum of those that are being written.
-    writing: AtomicBool,
+    /// How often it was asked for.
+    uses: u8,
+    readers: Readers,
+    /// What follows the file, once there is no more room for it.
+    window: OnceLock<Window>,
 }
 
 /// [`pingora_cache::CacheMeta::serialize`]: its internal part and the header.
@@ -81,8 +88,8 @@ pub type Serialized = (Vec<u8>, Vec<u8>);
 /// What the task is told. When the sender is dropped before it says `Finish`,
 /// the origin has broken off.
 pub enum Piece {
-    /// More of the body.
-    Data(Bytes),
+    /// More of the body, and its turn to wait for the disk.
+    Data(Bytes, Option<Turn>),
     /// That was all. The answer comes when all is written, before the commit.
     Finish(oneshot::Sender<io::Result<u64>>),
 }
@@ -97,6 +104,12 @@ pub struct NewFill {
     pub primary_key: Vec<u8>,
     /// Its length, if the origin told.
     pub promised: Option<u64>,
+    /// How often it was asked for.
+    pub uses: u8,
+    /// Its room, if it is as long as it promised.
+    pub claim: Claim,
+    /// Its turn.
+    pub turn: Turn,
     /// Its body file, empty.
     pub body: Arc<BodyFile>,
     /// [`pingora_cache::CacheMeta::created`].
@@ -129,15 +142,24 @@ impl Fill {
             broken: OnceLock::new(),
             void: AtomicBool::new(false),
             counted: AtomicU64::new(0),
-            writing: AtomicBool::new(true),
+            uses: new.uses,
+            readers: Readers::default(),
+            window: OnceLock::new(),
         });
+        cache.open_bodies().add(fill.id, &fill.body);
         let (sender, receiver) = mpsc::channel(QUEUE);
         cache.fills().add(&fill);
         // Purged while its file was being created: the purge has not seen it.
         if cache.is_banned_fill(&fill) {
             cache.fills().void(|other| other.id == fill.id);
         }
-        cache.runtime().spawn(run(cache, fill.clone(), receiver));
+        cache.runtime().spawn({
+            let (fill, turn) = (fill.clone(), new.turn);
+            async move {
+                run(cache, fill, receiver, new.claim).await;
+                drop(turn);
+            }
+        });
         (fill, sender)
     }
 
@@ -159,6 +181,27 @@ impl Fill {
         self.meta.lock().clone()
     }
 
+    pub(super) fn readers(&self) -> &Readers {
+        &self.readers
+    }
+
+    /// What is behind the end of the file.
+    pub(super) fn window(&self) -> Option<&Window> {
+        self.window.get()
+    }
+
+    pub(super) fn reader_moved(&self) {
+        if let Some(window) = self.window.get() {
+            window.moved();
+        }
+    }
+
+    /// Whether the request that writes has to read before it writes on.
+    pub(super) fn is_full(&self) -> bool {
+        let window = self.window.get();
+        window.is_some_and(|window| window.is_full(&self.readers))
+    }
+
     fn is_void(&self) -> bool {
         self.void.load(Ordering::Acquire)
     }
@@ -169,19 +212,87 @@ impl Fill {
 }
 
 /// Work a fill off: write what comes, then commit it or clean up.
-async fn run(cache: &'static DiskCache, fill: Arc<Fill>, pieces: mpsc::Receiver<Piece>) {
-    let written = write(cache, &fill, Gather::new(pieces)).await;
-    match written {
-        Ok((body_len, body_crc32)) => commit(cache, &fill, body_len, body_crc32).await,
-        Err((cause, why)) => {
-            cache.stats().fill_errors(cause).inc();
-            warn!("cache fill {} is given up: {why}", describe(&fill));
-            let _ = fill.broken.set((cause, why));
-            // Nobody finds it any more before those who did are told.
-            cache.fills().remove(&fill);
-            let written = fill.progress.borrow().written;
+async fn run(
+    cache: &'static DiskCache,
+    fill: Arc<Fill>,
+    pieces: mpsc::Receiver<Piece>,
+    mut claim: Claim,
+) {
+    let mut pieces = Gather::new(pieces);
+    let written = write(cache, &fill, &mut pieces, &mut claim).await;
+    let (cause, why, rest) = match written {
+        Ok((body_len, body_crc32)) => {
+            return commit(cache, &fill, body_len, body_crc32, claim).await;
+        }
+        Err(given_up) => given_up,
+    };
+    let cause = match cause {
+        Cause::Origin if fill.readers.has_ended() => Cause::Deserted,
+        cause => cause,
+    };
+    give_up(cache, &fill, cause, &why);
+    let _ = fill.broken.set((cause, why));
+    // Nobody finds it any more before those who did are told.
+    cache.fills().remove(&fill);
+    let written = fill.progress.borrow().written;
+    match rest {
+        Some(block) => {
+            let _ = fill.window.set(Window::new(written));
+            discard(cache, &fill, claim).await;
+            pass(cache, &fill, &mut pieces, written, block).await;
+        }
+        None => {
             fill.advance(written, State::Broken);
-            discard(cache, &fill).await;
+            discard(cache, &fill, claim).await;
+        }
+    }
+}
+
+/// Count what is not stored, and log it unless clients decide how often it happens.
+fn give_up(cache: &DiskCache, fill: &Fill, cause: Cause, why: &str) {
+    cache.stats().fill_errors(cause).inc();
+    match cause {
+        Cause::NoSpace | Cause::Deserted => {
+            debug!("cache fill {} is given up: {why}", describe(fill));
+        }
+        _ => warn!("cache fill {} is given up: {why}", describe(fill)),
+    }
+}
+
+/// Pass on what is not stored to those who read already.
+async fn pass(
+    cache: &'static DiskCache,
+    fill: &Arc<Fill>,
+    pieces: &mut Gather,
+    mut passed: u64,
+    mut block: Block,
+) {
+    let Some(window) = fill.window() else { return };
+    loop {
+        block.turns.clear();
+        let end = passed + block.len;
+        let whole = check_len(fill, end, block.finish.is_some());
+        let goes_on = match &whole {
+            Ok(()) => block.len == 0 || window.push(&fill.readers, block.data).await,
+            Err(_) => false,
+        };
+        if !goes_on {
+            if let Err((cause, why)) = whole {
+                give_up(cache, fill, cause, &why);
+            }
+            fill.readers.end();
+            return fill.advance(passed, State::Broken);
+        }
+        passed = end;
+        if let Some(answer) = block.finish {
+            fill.advance(passed, State::Complete);
+            let _ = answer.send(Ok(passed));
+            return;
+        }
+        fill.advance(passed, State::Writing);
+        match pieces.next(passed, fill.promised).await {
+            Some(next) => block = next,
+            None => return fill.advance(passed, State::Broken),
         }
     }
 }
@@ -194,64 +305,74 @@ fn describe(fill: &Fill) -> String {
     )
 }
 
+/// Why a fill is given up; with what was to be written, where there is no room for
+/// it, but nothing wrong with it.
+type GivenUp = (Cause, String, Option<Block>);
+
 async fn write(
     cache: &'static DiskCache,
     fill: &Arc<Fill>,
-    mut pieces: Gather,
-) -> Result<(u64, u32), (Cause, String)> {
+    pieces: &mut Gather,
+    claim: &mut Claim,
+) -> Result<(u64, u32), GivenUp> {
     let mut written = 0;
+    let meta_len = claim.meta_len();
     let mut crc = crc32fast::Hasher::new();
     loop {
-        let Some(Block { data, len, finish }) = pieces.next(written, fill.promised).await else {
+        let Some(block) = pieces.next(written, fill.promised).await else {
             let why = "the origin's response broke off".to_owned();
-            return Err((Cause::Origin, why));
+            return Err((Cause::Origin, why, None));
         };
-        for piece in &data {
+        let end = written + block.len;
+        if let Err((cause, why)) = check_len(fill, end, block.finish.is_some()) {
+            return Err((cause, why, None));
+        }
+        for piece in &block.data {
             crc.update(piece);
         }
-        let end = written + len;
-        let result = if fill.promised.is_some_and(|promised| end > promised) {
-            Err(wrong_length(fill, "more"))
-        } else if end > cache.max_size_bytes() {
-            let why = "it is larger than the whole cache".to_owned();
-            Err((Cause::NoSpace, why))
-        } else if len > 0 {
-            // What was promised has its room already.
+        if block.len > 0 {
             if fill.promised.is_none() {
                 cache.fills().count(fill, end);
-                cache.room_made(0).await;
             }
-            cache
-                .backend()
-                .write(fill.body.file(), written, data)
-                .await
-                .map_err(|e| (Cause::of(&e), format!("writing its body: {e}")))
-        } else {
-            Ok(())
-        };
-        let short = fill.promised.is_some_and(|promised| end < promised);
-        let result = match result {
-            Ok(()) if finish.is_some() && short => Err(wrong_length(fill, "fewer")),
-            result => result,
-        };
-        match (result, finish) {
-            (Ok(()), None) => {
-                written = end;
-                fill.advance(written, State::Writing);
-            }
-            (Ok(()), Some(answer)) => {
-                cache.fills().count_written(fill);
-                fill.advance(end, State::Complete);
-                let _ = answer.send(Ok(end));
-                return Ok((end, crc.finalize()));
-            }
-            (Err((cause, why)), answer) => {
-                if let Some(answer) = answer {
-                    let _ = answer.send(Err(io::Error::other(why.clone())));
+            // What nobody waits for takes the place of nothing that is asked for more
+            // often.
+            let uses = match fill.readers.audience() {
+                Audience::Present => u8::MAX,
+                Audience::Gone | Audience::Satisfied => fill.uses,
+            };
+            if !cache.grow(claim, end + meta_len, uses).await {
+                if fill.promised.is_none() && end + meta_len > cache.max_size_bytes() {
+                    cache.note_outgrown(&fill.id.hash);
                 }
-                return Err((cause, why));
+                let why = "there is no room for it in the cache".to_owned();
+                return Err((Cause::NoSpace, why, Some(block)));
+            }
+            let write = || {
+                let data = block.data.clone();
+                cache.backend().write(fill.body.file(), written, data)
+            };
+            if let Err(e) = cache.with_disk_space(block.len, uses, write).await {
+                let cause = Cause::of(&e);
+                let why = format!("writing its body: {e}");
+                return Err((cause, why, Some(block).filter(|_| cause == Cause::NoSpace)));
             }
         }
+        written = end;
+        if let Some(answer) = block.finish {
+            fill.advance(end, State::Complete);
+            let _ = answer.send(Ok(end));
+            return Ok((end, crc.finalize()));
+        }
+        fill.advance(written, State::Writing);
+    }
+}
+
+/// Whether a body may be so long, and end here.
+fn check_len(fill: &Fill, len: u64, ends: bool) -> Result<(), (Cause, String)> {
+    match fill.promised {
+        Some(promised) if len > promised => Err(wrong_length(fill, "more")),
+        Some(promised) if ends && len < promised => Err(wrong_length(fill, "fewer")),
+        _ => Ok(()),
     }
 }
 
@@ -261,11 +382,18 @@ fn wrong_length(fill: &Fill, more_or_fewer: &str) -> (Cause, String) {
     (Cause::Origin, why)
 }
 
-async fn commit(cache: &'static DiskCache, fill: &Arc<Fill>, body_len: u64, body_crc32: u32) {
+async fn commit(
+    cache: &'static DiskCache,
+    fill: &Arc<Fill>,
+    body_len: u64,
+    body_crc32: u32,
+    claim: Claim,
+) {
     if cache.is_banned_fill(fill) {
         cache.fills().remove(fill);
-        return discard(cache, fill).await;
+        return discard(cache, fill, claim).await;
     }
+    let mut claim = Some(claim);
     let (internal, header) = fill.meta();
     let mut meta = EntryMeta {
         key: fill.key.clone(),
@@ -281,12 +409,12 @@ async fn commit(cache: &'static DiskCache, fill: &Arc<Fill>, body_len: u64, body
     let mut committed = backend
         .commit(fill.id, fill.body.file(), meta.clone())
         .await;
-    while committed.is_ok() && !cache.publish(fill, &meta) {
+    while committed.is_ok() && !cache.publish(fill, &meta, &mut claim) {
         // A revalidation came between: the entry has its metadata from the start.
         (meta.internal, meta.header) = fill.meta();
         committed = backend.write_meta(fill.id, meta.clone()).await;
         if committed.is_err() {
-            cache.remove_files(fill.id);
+            cache.remove_files(fill.id, claim.take());
         }
     }
     if let Err(e) = committed {
@@ -296,14 +424,22 @@ async fn commit(cache: &'static DiskCache, fill: &Arc<Fill>, body_len: u64, body
             describe(fill)
         );
         cache.fills().remove(fill);
+        if Cause::of(&e) == Cause::NoSpace {
+            cache.make_disk_space(fill.uses).await;
+        }
+        // Its files are gone, if there were any left.
+        if let Some(claim) = claim.take() {
+            cache.open_bodies().hold(&fill.id, claim);
+        }
     }
-    cache.room_made(0).await;
+    cache.limit_kept().await;
 }
 
-async fn discard(cache: &'static DiskCache, fill: &Fill) {
+async fn discard(cache: &'static DiskCache, fill: &Fill, claim: Claim) {
     if let Err(e) = cache.backend().discard(fill.id).await {
         warn!("cache fill {}: cannot remove its file: {e}", describe(fill));
     }
+    cache.open_bodies().hold(&fill.id, claim);
 }
 
 /// The fills in flight.
@@ -312,7 +448,8 @@ pub struct Fills {
     /// What a lookup asks first.
     count: AtomicUsize,
     bytes: AtomicU64,
-    bytes_being_written: AtomicU64,
+    /// Bytes that are still to come of fills that nobody reads.
+    deserted: AtomicU64,
     table: Mutex<Table>,
     idle: watch::Sender<usize>,
 }
@@ -327,7 +464,6 @@ struct Table {
 impl Table {
     fn remove(&mut self, fills: &Fills, fill: &Fill) {
         if self.by_generation.remove(&fill.id.generation).is_some() {
-            fills.count_written(fill);
             let counted = fill.counted.load(Ordering::Relaxed);
             fills.bytes.fetch_sub(counted, Ordering::Relaxed);
         }
@@ -446,16 +582,6 @@ impl Fills {
     fn count(&self, fill: &Fill, bytes: u64) {
         let more = bytes - fill.counted.swap(bytes, Ordering::Relaxed).min(bytes);
         self.bytes.fetch_add(more, Ordering::Relaxed);
-        self.bytes_being_written.fetch_add(more, Ordering::Relaxed);
-    }
-
-    /// A fill is complete, or is given up.
-    fn count_written(&self, fill: &Fill) {
-        if fill.writing.swap(false, Ordering::Relaxed) {
-            let counted = fill.counted.load(Ordering::Relaxed);
-            self.bytes_being_written
-                .fetch_sub(counted, Ordering::Relaxed);
-        }
     }
 
     /// Bytes that they take, or will.
@@ -463,14 +589,36 @@ impl Fills {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes that those will take that are not complete yet.
-    pub fn bytes_being_written(&self) -> u64 {
-        self.bytes_being_written.load(Ordering::Relaxed)
+    /// Let a fill of which so many bytes are to come go on though nobody reads it,
+    /// unless there are more than `limit` of such already.
+    pub(super) fn desert(&'static self, bytes: u64, limit: u64) -> Option<Deserted> {
+        // One at a time may be larger.
+        let more = |sum: u64| {
+            let after = sum.checked_add(bytes)?;
+            (sum == 0 || after <= limit).then_some(after)
+        };
+        let added = self
+            .deserted
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        added.ok().map(|_| Deserted { fills: self, bytes })
     }
 
     /// Wait until there are none.
     pub async fn wait_idle(&self) {
         let mut idle = self.idle.subscribe();
         let _ = idle.wait_for(|count| *count == 0).await;
+    }
+}
+
+/// What is still to come of a fill that nobody reads.
+#[derive(Debug)]
+pub(super) struct Deserted {
+    fills: &'static Fills,
+    bytes: u64,
+}
+
+impl Drop for Deserted {
+    fn drop(&mut self) {
+        self.fills.deserted.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }

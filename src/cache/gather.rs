@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{timeout_at, Instant};
 
 use super::fill::Piece;
+use super::turns::Turn;
 
 /// Bytes that are written at once, from a multiple of their number on.
 ///
@@ -42,6 +43,8 @@ pub(super) struct Block {
     pub data: Vec<Bytes>,
     /// How many they are.
     pub len: u64,
+    /// The turns of those that came last.
+    pub turns: Vec<Turn>,
     /// The body ends here; who is told when it is written.
     pub finish: Option<oneshot::Sender<std::io::Result<u64>>>,
 }
@@ -89,7 +92,10 @@ impl Gather {
                 }
             };
             next = match received {
-                Some(Piece::Data(piece)) => Some(piece),
+                Some(Piece::Data(piece, turn)) => {
+                    block.turns.extend(turn);
+                    Some(piece)
+                }
                 Some(Piece::Finish(answer)) => {
                     block.finish = Some(answer);
                     return Some(block);
@@ -114,7 +120,7 @@ mod tests {
     }
 
     fn data(len: usize) -> Piece {
-        Piece::Data(vec![7; len].into())
+        Piece::Data(vec![7; len].into(), None)
     }
 
     #[tokio::test(start_paused = true)]
@@ -123,7 +129,7 @@ mod tests {
         let mut pieces = Vec::new();
         let mut rest = body.clone();
         for len in [300_000, 70_000, 500, 600_000, 29_500] {
-            pieces.push(Piece::Data(rest.split_to(len)));
+            pieces.push(Piece::Data(rest.split_to(len), None));
         }
         assert!(rest.is_empty());
         let (finish, _answer) = oneshot::channel();

@@ -15,8 +15,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::body_file::{read_now, BodyFile};
-use super::fill::{Fill, Progress, State};
+use super::fill::{Progress, State};
 use super::hot::{HotBody, HotEntry};
+use super::readers::Reader;
+use super::window::Window;
 use super::{DiskCache, EntryId, Prepared};
 
 /// Longest piece of a body that is handed out as bytes. A slow client holds one
@@ -67,7 +69,7 @@ pub struct Filling {
 
 enum Source {
     Entry(Arc<HotEntry>),
-    Fill(Arc<Fill>, watch::Receiver<Progress>),
+    Fill(Reader, watch::Receiver<Progress>),
 }
 
 /// The body of an entry that is kept in memory.
@@ -103,14 +105,14 @@ impl DiskHit {
         }
     }
 
-    pub(super) fn of_fill(cache: &'static DiskCache, fill: Arc<Fill>, sendfile: bool) -> Self {
-        let progress = fill.progress();
+    pub(super) fn of_fill(cache: &'static DiskCache, reader: Reader, sendfile: bool) -> Self {
+        let progress = reader.fill().progress();
         DiskHit {
             cache,
-            remaining: 0..fill.promised.unwrap_or(u64::MAX),
+            remaining: 0..reader.fill().promised.unwrap_or(u64::MAX),
             sendfile,
             piece: PIECE,
-            source: Source::Fill(fill, progress),
+            source: Source::Fill(reader, progress),
             waited: false,
             reading: None,
         }
@@ -119,9 +121,9 @@ impl DiskHit {
     /// How far the fill is that this hit follows; `None`: it is complete.
     pub fn filling(&self) -> Option<Filling> {
         match &self.source {
-            Source::Fill(fill, progress) => Some(Filling {
+            Source::Fill(reader, progress) => Some(Filling {
                 written: progress.borrow().written,
-                promised: fill.promised,
+                promised: reader.fill().promised,
             }),
             Source::Entry(_) => None,
         }
@@ -185,27 +187,28 @@ impl DiskHit {
     fn id(&self) -> EntryId {
         match &self.source {
             Source::Entry(entry) => entry.id,
-            Source::Fill(fill, _) => fill.id,
+            Source::Fill(reader, _) => reader.fill().id,
         }
     }
 
     fn body_len(&self) -> u64 {
         match &self.source {
             Source::Entry(entry) => entry.meta.body_len,
-            Source::Fill(fill, _) => fill.promised.unwrap_or(u64::MAX),
+            Source::Fill(reader, _) => reader.fill().promised.unwrap_or(u64::MAX),
         }
     }
 
     /// What can be read now of what remains; waits for a fill that has not come
     /// that far. Empty at the end.
     async fn available(&mut self) -> Result<Range<u64>> {
-        let Source::Fill(fill, progress) = &mut self.source else {
+        let Source::Fill(reader, progress) = &mut self.source else {
             return Ok(self.remaining.clone());
         };
         if self.remaining.is_empty() {
             return Ok(self.remaining.clone());
         }
         let start = self.remaining.start;
+        reader.is_at(start);
         let now = progress
             .wait_for(|now| now.written > start || now.state != State::Writing)
             .await
@@ -214,14 +217,41 @@ impl DiskHit {
                 written: 0,
                 state: State::Broken,
             });
+        let fill = reader.fill();
         match now.state {
             State::Broken if now.written <= start => {
                 let why = format!("cache fill {}: {}", fill.id, fill.broken());
                 Err(Error::explain(FILL_BROKEN, why).into_up())
             }
             State::Complete if now.written <= start => Ok(start..start),
-            _ => Ok(start..self.remaining.end.min(now.written)),
+            _ => {
+                let file_end = fill.window().map_or(u64::MAX, Window::start);
+                let end = match start < file_end {
+                    true => now.written.min(file_end),
+                    false => now.written,
+                };
+                Ok(start..self.remaining.end.min(end))
+            }
         }
+    }
+
+    /// What can be read now, if it is behind the end of the file.
+    fn from_window(&mut self, range: &Range<u64>) -> Option<Result<Bytes>> {
+        let Source::Fill(reader, _) = &self.source else {
+            return None;
+        };
+        let window = reader.fill().window()?;
+        if range.start < window.start() {
+            return None;
+        }
+        let len = (range.end - range.start).min(self.piece) as usize;
+        let read = window.read(range.start, len).filter(|_| !reader.is_lost());
+        let Some(bytes) = read else {
+            let why = format!("cache fill {}: the client is too slow", reader.fill().id);
+            return Some(Err(Error::explain(FILL_BROKEN, why).into_down()));
+        };
+        self.remaining.start += bytes.len() as u64;
+        Some(Ok(bytes))
     }
 
     fn body(&self) -> Option<&Arc<BodyFile>> {
@@ -230,7 +260,7 @@ impl DiskHit {
                 HotBody::Memory(_) => None,
                 HotBody::File(body) => Some(body),
             },
-            Source::Fill(fill, _) => Some(&fill.body),
+            Source::Fill(reader, _) => Some(&reader.fill().body),
         }
     }
 
@@ -300,6 +330,9 @@ impl DiskHit {
             self.remaining.end = self.remaining.start;
             return Ok(None);
         }
+        if let Some(bytes) = self.from_window(&range) {
+            return bytes.map(Some);
+        }
         self.read_file(range).await.map(Some)
     }
 
@@ -314,6 +347,9 @@ impl DiskHit {
         if range.is_empty() {
             self.remaining.end = self.remaining.start;
             return Ok(None);
+        }
+        if let Some(bytes) = self.from_window(&range) {
+            return bytes.map(|bytes| Some(BodyPart::Bytes(bytes)));
         }
         range.end = range.end.min(range.start + PART);
         if !body.is_resident(&range) {
@@ -354,6 +390,9 @@ impl HandleHit for DiskHit {
         _key: &CacheKey,
         _trace: &SpanHandle,
     ) -> Result<()> {
+        if let Source::Fill(reader, _) = &self.source {
+            reader.is_satisfied();
+        }
         Ok(())
     }
 
@@ -373,6 +412,9 @@ impl HandleHit for DiskHit {
         }
         self.remaining = start..end;
         self.reading = None;
+        if let Source::Fill(reader, _) = &self.source {
+            reader.is_at(start);
+        }
         Ok(())
     }
 

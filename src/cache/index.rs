@@ -10,6 +10,13 @@ const SHARDS: usize = 32;
 /// Ends a list.
 const NONE: u32 = u32::MAX;
 
+/// An entry that nobody asks for counts as asked for half as often after so many
+/// microseconds, and after each as long again.
+const HALF_LIFE: u64 = 60_000_000;
+
+/// Entries at the end of each shard's list among which a victim is looked for.
+const CANDIDATES: usize = 8;
+
 /// An entry, as the index knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Indexed {
@@ -24,7 +31,7 @@ pub struct Indexed {
 /// Maps the hash of a key to its current generation, and keeps all entries in
 /// the order of their last use.
 ///
-/// An entry takes one `Node` (48 bytes) and one slot of a hash table (5 bytes
+/// An entry takes one `Node` (56 bytes) and one slot of a hash table (5 bytes
 /// and the free slots around it); see the test `an_entry_takes_less_than_200_bytes`.
 /// Locks are held for one operation on one of 32 shards, never over I/O.
 #[derive(Debug)]
@@ -42,6 +49,16 @@ struct Node {
     newer: u32,
     /// Towards the least recently used.
     older: u32,
+    /// Requests that it was for, as of its last use.
+    uses: u8,
+}
+
+impl Node {
+    /// How often it is asked for, see [`HALF_LIFE`].
+    fn frequency(&self, now: u64) -> u8 {
+        let half_lives = now.saturating_sub(self.used) / HALF_LIFE;
+        self.uses.checked_shr(half_lives.min(8) as u32).unwrap_or(0)
+    }
 }
 
 #[derive(Debug)]
@@ -174,6 +191,7 @@ impl Shard {
                 node.generation = id.generation;
                 node.weight = weight;
                 node.used = used;
+                node.uses = node.uses.saturating_add(1);
                 self.unlink(slot);
                 self.link(slot, at_newest);
                 return Inserted::Replaced(EntryId {
@@ -188,6 +206,7 @@ impl Shard {
                 used,
                 newer: NONE,
                 older: NONE,
+                uses: 1,
             }),
         };
         let nodes = &self.nodes;
@@ -230,6 +249,22 @@ impl Shard {
         Some(removed)
     }
 
+    /// The least recently used entry that is asked for at most so often.
+    fn victim(&self, now: u64, uses: u8) -> Option<u32> {
+        let mut slot = self.oldest;
+        for _ in 0..CANDIDATES {
+            if slot == NONE {
+                return None;
+            }
+            let node = &self.nodes[slot as usize];
+            if node.frequency(now) <= uses {
+                return Some(slot);
+            }
+            slot = node.newer;
+        }
+        None
+    }
+
     /// Put the list in the order of the times.
     fn sort(&mut self) {
         let mut order: Vec<u32> = self.slots.iter().copied().collect();
@@ -265,7 +300,9 @@ impl Index {
     pub fn touch(&self, hash: &[u8; 16], now: u64) -> Option<Indexed> {
         let mut shard = self.shard(hash).lock();
         let slot = shard.find(hash)?;
-        shard.nodes[slot as usize].used = now;
+        let node = &mut shard.nodes[slot as usize];
+        node.uses = node.frequency(now).saturating_add(1);
+        node.used = now;
         if shard.newest != slot {
             shard.unlink(slot);
             shard.link_newest(slot);
@@ -321,6 +358,19 @@ impl Index {
             .filter_map(|shard| {
                 let shard = shard.lock();
                 (shard.oldest != NONE).then(|| shard.indexed(shard.oldest))
+            })
+            .min_by_key(|entry| entry.used)
+    }
+
+    /// The entry to evict for something that is asked for `uses` times: the least
+    /// recently used of those that are not asked for more often. `None`: all are, as
+    /// far as was looked.
+    pub fn victim(&self, now: u64, uses: u8) -> Option<Indexed> {
+        self.shards
+            .iter()
+            .filter_map(|shard| {
+                let shard = shard.lock();
+                shard.victim(now, uses).map(|slot| shard.indexed(slot))
             })
             .min_by_key(|entry| entry.used)
     }
@@ -445,6 +495,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_asked_for_more_often_is_no_victim() {
+        let index = Index::default();
+        // All of one shard.
+        for (used, key) in [0, 32, 64].into_iter().enumerate() {
+            index.insert(entry(key, 1, 1, used as u64));
+        }
+        for _ in 0..3 {
+            index.touch(&[0; 16], 10);
+        }
+        index.touch(&[32; 16], 11);
+        let victim = |now, uses| index.victim(now, uses).map(|entry| entry.id.hash[0]);
+        assert_eq!(victim(12, u8::MAX), Some(64), "the least recently used");
+        assert!(index.remove(&entry(64, 1, 0, 0).id).is_some());
+        assert_eq!(victim(12, 1), None, "both were asked for again");
+        assert_eq!(victim(12, 2), Some(32));
+        assert_eq!(victim(12, 4), Some(0));
+        // What was asked for often once does not stay for ever.
+        assert_eq!(victim(11 + HALF_LIFE, 1), Some(32));
+        assert_eq!(victim(10 + 2 * HALF_LIFE, 1), Some(0));
+        assert_eq!(victim(1000 * HALF_LIFE, 0), Some(0));
+    }
+
+    #[test]
     fn weights_follow_the_metadata() {
         let index = Index::default();
         index.insert(entry(1, 5, 100, 0));
@@ -497,7 +570,7 @@ mod tests {
 
     #[test]
     fn an_entry_takes_less_than_200_bytes() {
-        assert_eq!(size_of::<Node>(), 48);
+        assert_eq!(size_of::<Node>(), 56);
         let index = Index::default();
         let mut worst = 0;
         for number in 0..1_000_000u64 {

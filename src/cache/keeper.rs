@@ -9,6 +9,7 @@ use futures::StreamExt;
 use log::{info, warn};
 use tokio::sync::{mpsc, oneshot};
 
+use super::room::Claim;
 use super::stats::Eviction;
 use super::tokio_fs::read_meta;
 use super::{DiskCache, EntryId};
@@ -33,8 +34,8 @@ const BAN_DUTY: u32 = 20;
 /// What the task that removes files is told.
 #[derive(Debug)]
 pub(super) enum Removal {
-    /// Remove the files of this entry.
-    Files(EntryId),
+    /// Remove the files of this entry, which take this space.
+    Files(EntryId, Option<Claim>),
     /// Say when all that was asked before is done.
     Barrier(oneshot::Sender<()>),
 }
@@ -49,7 +50,7 @@ pub(super) async fn remove_files(
     while removals.recv_many(&mut batch, 1024).await > 0 {
         for removal in batch.drain(..) {
             match removal {
-                Removal::Files(id) => ids.push(id),
+                Removal::Files(id, claim) => ids.push((id, claim)),
                 Removal::Barrier(done) => {
                     remove_all(cache, &mut ids).await;
                     let _ = done.send(());
@@ -60,14 +61,14 @@ pub(super) async fn remove_files(
     }
 }
 
-async fn remove_all(cache: &'static DiskCache, ids: &mut Vec<EntryId>) {
+async fn remove_all(cache: &'static DiskCache, ids: &mut Vec<(EntryId, Option<Claim>)>) {
     futures::stream::iter(ids.drain(..))
-        .for_each_concurrent(CONCURRENT_REMOVALS, |id| async move {
+        .for_each_concurrent(CONCURRENT_REMOVALS, |(id, claim)| async move {
             let removed = cache.backend().remove(id).await;
             if let Err(e) = &removed {
                 warn!("cache entry {id}: cannot remove its files: {e}");
             }
-            cache.file_removed(removed.is_ok());
+            cache.file_removed(id, claim, removed.is_ok());
         })
         .await;
 }

@@ -72,7 +72,7 @@ pub(super) fn load(cache: &DiskCache, leftovers: Leftovers) {
         }
     }
     cache.index().sort();
-    cache.make_room(0);
+    cache.keep_limit();
     info!(
         "cache: {} entries found in {:?}, {} leftovers removed",
         counted.entries,
@@ -202,7 +202,7 @@ fn remove_older(cache: &DiskCache, id: EntryId, leftovers: Leftovers, counted: &
     }
     counted.leftovers += 1;
     cache.forget(id);
-    cache.remove_files(id);
+    cache.remove_files(id, None);
 }
 
 /// With relatime, the access time lags by a day at most.

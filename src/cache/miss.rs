@@ -9,26 +9,79 @@ use pingora_cache::CacheEntryId;
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use tokio::sync::{mpsc, oneshot};
 
-use super::fill::{Fill, Piece};
+use super::fill::{Deserted, Fill, Piece};
+use super::readers::Audience;
+use super::DiskCache;
+
+/// The error of a fill that was given up because nobody read it any more.
+pub const DESERTED: ErrorType = ErrorType::new("CacheFillDeserted");
+
+/// Fills that nobody reads have at most this share of the limit to come: one in so
+/// many.
+const DESERTED_SHARE: u64 = 8;
 
 /// A miss being stored. Dropped before `finish`, it leaves nothing behind, and
 /// breaks the transfers of those who follow it.
 pub struct DiskMiss {
+    cache: &'static DiskCache,
     fill: Arc<Fill>,
     pieces: mpsc::Sender<Piece>,
     tag: [u8; 8],
+    received: u64,
+    /// It goes on though nobody reads it.
+    deserted: Option<Deserted>,
 }
 
 impl DiskMiss {
-    pub(super) fn new(fill: Arc<Fill>, pieces: mpsc::Sender<Piece>) -> Self {
+    pub(super) fn new(
+        cache: &'static DiskCache,
+        fill: Arc<Fill>,
+        pieces: mpsc::Sender<Piece>,
+    ) -> Self {
         DiskMiss {
+            cache,
             tag: fill.id.generation.to_be_bytes(),
             fill,
             pieces,
+            received: 0,
+            deserted: None,
         }
     }
 
+    /// Whether more is to be fetched.
+    fn is_wanted(&mut self) -> bool {
+        let audience = match self.fill.readers().audience() {
+            Audience::Present => return true,
+            // What is not stored is for readers alone.
+            _ if self.fill.window().is_some() => return !self.fill.readers().end(),
+            _ if self.deserted.is_some() => return true,
+            audience => audience,
+        };
+        let share = self.cache.fill_without_readers();
+        let enough = match self.fill.promised {
+            Some(promised) => self.received as f64 >= share * promised as f64,
+            None => share == 0.0,
+        };
+        let limit = self.cache.max_size_bytes() / DESERTED_SHARE;
+        if enough || audience == Audience::Satisfied {
+            let rest = match self.fill.promised {
+                Some(promised) => promised.saturating_sub(self.received),
+                None => limit / 2,
+            };
+            self.deserted = self.cache.fills().desert(rest, limit);
+        }
+        self.deserted.is_some() || !self.fill.readers().end()
+    }
+
+    fn deserted(&self) -> Box<Error> {
+        let why = format!("cache fill {}: nobody reads it", self.fill.id);
+        Error::explain(DESERTED, why).into_down()
+    }
+
     fn given_up(&self) -> Box<Error> {
+        if self.fill.readers().has_ended() {
+            return self.deserted();
+        }
         let why = format!("cache fill {}: {}", self.fill.id, self.fill.broken());
         Error::explain(ErrorType::FileWriteError, why)
     }
@@ -40,8 +93,18 @@ impl HandleMiss for DiskMiss {
         if data.is_empty() {
             return Ok(());
         }
+        self.received += data.len() as u64;
+        let complete = self.fill.promised == Some(self.received);
+        if !complete && !self.is_wanted() {
+            return Err(self.deserted());
+        }
+        // What is not written does not wait for the disk either.
+        let turn = match self.fill.window() {
+            None => self.cache.turns().to_queue(data.len()).await,
+            Some(_) => None,
+        };
         self.pieces
-            .send(Piece::Data(data))
+            .send(Piece::Data(data, turn))
             .await
             .map_err(|_| self.given_up())
     }
@@ -62,6 +125,10 @@ impl HandleMiss for DiskMiss {
         Ok(MissFinishType::Created(
             usize::try_from(len).unwrap_or(usize::MAX),
         ))
+    }
+
+    fn is_full(&self) -> bool {
+        self.fill.is_full()
     }
 
     fn streaming_write_tag(&self) -> Option<&[u8]> {

@@ -5,6 +5,9 @@
 //! - [`hit`], [`miss`]: an entry being read, an entry being written
 //! - [`fill`]: an entry being written and followed by readers meanwhile;
 //!   `gather`: what is written at once
+//! - `turns`: how many fills there may be, and what waits for the disk
+//! - `readers`: who follows a fill; `window`: what they get when the disk has no more
+//!   room for it
 //! - [`index`]: which generation of which key is current, and used last
 //! - [`hot`]: what is kept of entries in use: small bodies, open files
 //! - `prepared`: the header that hits of an entry are answered with
@@ -15,6 +18,8 @@
 //!   by `uring`
 //! - [`load`]: the entries of an earlier run
 //! - [`inspect`]: a cache folder seen from outside, by tools
+//! - `room`: who takes how much of the limit; `open_bodies`: what is removed and
+//!   takes its space nevertheless
 //! - [`bans`], [`admission`], [`keeper`], [`scrub`]: what must not stay, what is
 //!   not let in, what leaves on its own, what the disk has damaged
 //! - [`changes`]: which keys an answer in flight is void for
@@ -44,14 +49,18 @@ pub mod layout;
 pub mod load;
 mod load_body;
 pub mod miss;
+mod open_bodies;
 pub mod open_now;
 mod prepared;
+mod readers;
+mod room;
 pub mod scrub;
 pub mod sendfile;
 pub mod stats;
 #[cfg(target_os = "linux")]
 mod sys;
 pub mod tokio_fs;
+pub(crate) mod turns;
 #[cfg(all(
     target_os = "linux",
     any(
@@ -63,6 +72,7 @@ pub mod tokio_fs;
     )
 ))]
 pub mod uring;
+mod window;
 
 pub use backend::{DiskBackend, EntryId, OpenEntry};
 pub use disk::{AskedAt, BackendChoice, DiskCache, DiskCacheConfig};

@@ -20,13 +20,17 @@ pub enum Cause {
     Damaged,
     /// The origin's response broke off, or has another length than announced.
     Origin,
+    /// Nobody waited for it any more.
+    Deserted,
+    /// As many fills as may be were in flight.
+    TooMany,
     /// Anything else.
     Other,
 }
 
 impl Cause {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Cause; 8] = [
+    pub const ALL: [Cause; 10] = [
         Cause::NoSpace,
         Cause::Io,
         Cause::ReadOnly,
@@ -34,6 +38,8 @@ impl Cause {
         Cause::Missing,
         Cause::Damaged,
         Cause::Origin,
+        Cause::Deserted,
+        Cause::TooMany,
         Cause::Other,
     ];
 
@@ -47,6 +53,8 @@ impl Cause {
             Cause::Missing => "missing",
             Cause::Damaged => "damaged",
             Cause::Origin => "origin",
+            Cause::Deserted => "deserted",
+            Cause::TooMany => "too_many",
             Cause::Other => "other",
         }
     }

@@ -5,7 +5,7 @@
 //! calls it there. `examples/http_cache.rs` is a proxy that does nothing else.
 
 use std::fmt::Write;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{
     ACCEPT_RANGES, AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE,
@@ -24,9 +24,9 @@ use pingora_cache::{
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
-use pingora_proxy::{FailToProxy, RangeType, Session};
+use pingora_proxy::{FailToProxy, ProxyWarnLogContext, RangeType, Session};
 
-use super::background::{BackgroundFills, FillGuard, InFlight};
+use super::background::BackgroundFills;
 use super::cache_control::RequestDirectives;
 use super::cache_status::{CacheStatus, Forwarded};
 use super::conditional::{
@@ -39,12 +39,16 @@ use super::freshness::{is_from_the_future, ttl, Times};
 use super::range::{
     is_bytes, is_consistent_part, parse_content_range, parse_range, single_range, Ranges,
 };
+use super::range_fills::{FillGuard, Part, RangeFills};
 use super::request_body::has_body;
 use super::storing::{is_always_stale, Answer, StoringRules};
 use super::target::{invalidated, Target};
 use super::too_large::TooLarge;
 use super::variants::Variants;
 use super::vary::{variance, Variance};
+use crate::cache::disk::NO_ROOM;
+use crate::cache::miss::DESERTED;
+use crate::cache::turns::Turn;
 use crate::cache::{DiskCache, DiskHit, Prepared};
 
 /// A range that begins so far behind what a fill has written waits for it. One
@@ -71,8 +75,8 @@ const CONDITIONS: [HeaderName; 6] = [
 /// Longer than `Age` and `Cache-Status` of most hits, in bytes.
 const FIELDS_LEN: usize = 64;
 
-/// How often a request that waited for another one looks again, before it asks
-/// the origin itself.
+/// How often a request that waited for another one looks again, besides when that one
+/// takes long, before it asks the origin itself.
 const LOCK_RETRIES: usize = 2;
 
 /// The error of a fill in the background whose answer cannot be stored: nobody
@@ -133,8 +137,8 @@ impl Default for CachingOptions {
 pub struct HttpCaching {
     store: Option<Store>,
     options: CachingOptions,
-    fills: InFlight,
     variants: Variants,
+    fills: RangeFills,
 }
 
 /// What Pingora wants to live as long as the process.
@@ -153,6 +157,8 @@ pub struct CachingCtx {
     /// A request of the proxy's own: nobody reads the response.
     background: bool,
     _fill: Option<FillGuard>,
+    /// To ask the origin.
+    turn: Option<Turn>,
     /// When the request came.
     arrived: Option<SystemTime>,
     requested: Option<SystemTime>,
@@ -233,11 +239,11 @@ impl HttpCaching {
             store: cache.map(|cache| Store {
                 cache,
                 lock: Box::leak(Box::new(FillLock::new(cache, options.lock_age))),
-                too_large: Box::leak(Box::default()),
+                too_large: Box::leak(Box::new(TooLarge::new(cache))),
             }),
             variants: Variants::new(options.max_variants),
             options,
-            fills: InFlight::default(),
+            fills: RangeFills::default(),
         }
     }
 
@@ -471,7 +477,10 @@ impl HttpCaching {
     fn lock_options(&self) -> CacheOptionOverrides {
         let mut options = CacheOptionOverrides::default();
         options.wait_timeout = Some(self.options.lock_timeout);
-        options.max_lock_retries = Some(LOCK_RETRIES);
+        // Each time that another one takes too long, one of those who wait asks too, and
+        // the others go on waiting.
+        let ages = self.options.lock_timeout.as_secs_f64() / self.options.lock_age.as_secs_f64();
+        options.max_lock_retries = Some(LOCK_RETRIES + ages.ceil() as usize);
         options
     }
 
@@ -675,6 +684,13 @@ impl HttpCaching {
                 session.cache.disable(NoCacheReason::Deferred);
             }
         }
+        if let Some(store) = self.store.filter(|_| ctx.asks == Asks::Whole) {
+            if session.cache.enabled() {
+                // One at a time, also when the origin is asked again.
+                ctx.turn = None;
+                ctx.turn = store.cache.turns().to_ask().await;
+            }
+        }
         Ok(true)
     }
 
@@ -755,6 +771,13 @@ impl HttpCaching {
             }
         }
         ctx.origin_status = Some(response.status);
+        if session.cache.enabled()
+            && !ctx.background
+            && !response.headers.contains_key(CONTENT_LENGTH)
+        {
+            // Pingora would break off what turns out too large; the cache does not.
+            session.cache.set_max_file_size_bytes(usize::MAX);
+        }
         if matches!(session.req_header().method, Method::GET | Method::HEAD) {
             if response.status == StatusCode::NOT_MODIFIED {
                 self.check_not_modified(session, response, ctx)?;
@@ -879,15 +902,15 @@ impl HttpCaching {
         {
             return;
         }
-        let whole_len = response
-            .headers
-            .get(CONTENT_RANGE)
-            .and_then(|range| parse_content_range(range.as_bytes()))
-            .and_then(|range| range.complete_length);
+        let range = response.headers.get(CONTENT_RANGE);
+        let range = range.and_then(|range| parse_content_range(range.as_bytes()));
         let limit = limits.max_bytes.min(cache.max_size_bytes());
-        if whole_len.is_none_or(|len| len > limit) {
+        let Some((whole_len, range)) = range
+            .and_then(|range| Some((range.complete_length?, range.range?)))
+            .filter(|(len, _)| *len <= limit)
+        else {
             return;
-        }
+        };
         let Some(key) = session.cache.maybe_cache_key() else {
             return;
         };
@@ -915,7 +938,16 @@ impl HttpCaching {
         let Some(spawner) = session.subrequest_spawner.as_ref() else {
             return;
         };
-        let Some(guard) = self.fills.begin(key.combined_bin(), limits.in_flight) else {
+        let part = Part {
+            key: key.combined_bin(),
+            len: range.end - range.start,
+            whole_len,
+            client: session
+                .client_addr()
+                .and_then(|addr| addr.as_inet())
+                .map(|addr| addr.ip()),
+        };
+        let Some(guard) = self.fills.begin(&part, &limits, Instant::now()) else {
             return;
         };
         let ctx = SubrequestCtx::builder()
@@ -1056,6 +1088,8 @@ impl HttpCaching {
         if response.status.is_informational() {
             return Ok(());
         }
+        // What is stored has another turn by now.
+        ctx.turn = None;
         if ctx.background && !session.cache.enabled() {
             return Err(Error::explain(NOT_FILLED, "the response is not stored"));
         }
@@ -1218,9 +1252,23 @@ impl HttpCaching {
             );
         let precondition_failed =
             *error.etype() == ErrorType::HTTPStatus(StatusCode::PRECONDITION_FAILED.as_u16());
-        *error.etype() == NOT_FILLED
+        [NOT_FILLED, DESERTED].contains(error.etype())
             || precondition_failed
             || (ctx.answered_prepared && client_left)
+    }
+
+    /// For `suppress_proxy_warn_log`: what clients decide how often it happens, and
+    /// is counted. The debug log has it.
+    pub fn suppress_proxy_warn_log(&self, error: &Error, context: ProxyWarnLogContext) -> bool {
+        let suppressed = match context {
+            ProxyWarnLogContext::DownstreamCache => true,
+            ProxyWarnLogContext::CacheAdmission => *error.etype() == NO_ROOM,
+            _ => false,
+        };
+        if suppressed {
+            debug!("{context:?}: {error}");
+        }
+        suppressed
     }
 }
 

@@ -4,7 +4,8 @@
 //! - [`caching`]: what a proxy calls in each of Pingora's phases
 //! - [`freshness`], [`storing`]: how long a response may be used, whether it is stored
 //! - [`target`]: target URIs, and what an unsafe method invalidates
-//! - [`background`]: whole objects that are fetched because a part was asked for
+//! - [`background`], [`range_fills`]: whole objects that are fetched because a part was
+//!   asked for
 //! - [`cache_status`]: what the client is told
 //!
 //! Nothing here knows of S3 or of a configuration file.
@@ -22,6 +23,7 @@ mod fill_lock;
 pub mod freshness;
 mod prepared;
 pub mod range;
+pub mod range_fills;
 mod request_body;
 pub mod storing;
 pub mod target;

@@ -3,41 +3,50 @@
 use pingora_cache::predictor::{CacheablePredictor, Predictor};
 use pingora_cache::{CacheKey, NoCacheReason};
 
+use crate::cache::DiskCache;
+
 const SHARDS: usize = 16;
 
 /// How many keys each shard remembers.
 const SHARD_CAPACITY: usize = 1024;
 
-/// Remembers the objects that could not be stored for their size.
-///
-/// If an object does not tell its length, that is found out when most of it has
-/// been sent, and then the transfer breaks: it came out of the file that was
-/// given up. The next one shall not have to. Whatever else could not be stored
-/// is asked about each time.
-pub struct TooLarge(Predictor<SHARDS>);
+/// Remembers the objects that could not be stored for their size: they are not even
+/// tried. Of those that do not tell their length, the cache has found it out. Whatever
+/// else could not be stored is asked about each time.
+pub struct TooLarge {
+    predictor: Predictor<SHARDS>,
+    cache: &'static DiskCache,
+}
 
-impl Default for TooLarge {
-    fn default() -> Self {
-        TooLarge(Predictor::new(SHARD_CAPACITY, None))
+impl TooLarge {
+    /// Those that were too large for this cache.
+    pub fn new(cache: &'static DiskCache) -> Self {
+        TooLarge {
+            predictor: Predictor::new(SHARD_CAPACITY, None),
+            cache,
+        }
     }
 }
 
 impl CacheablePredictor for TooLarge {
     fn cacheable_prediction(&self, key: &CacheKey) -> bool {
-        self.0.cacheable_prediction(key)
+        self.predictor.cacheable_prediction(key) && !self.cache.was_outgrown(key)
     }
 
     fn predicted_uncacheable_reason(&self, key: &CacheKey) -> Option<NoCacheReason> {
-        self.0.predicted_uncacheable_reason(key)
+        let outgrown = self.cache.was_outgrown(key);
+        let reason = outgrown.then_some(NoCacheReason::ResponseTooLarge);
+        reason.or_else(|| self.predictor.predicted_uncacheable_reason(key))
     }
 
     fn mark_cacheable(&self, key: &CacheKey) -> bool {
-        self.0.mark_cacheable(key)
+        self.cache.forget_outgrown(key);
+        self.predictor.mark_cacheable(key)
     }
 
     fn mark_uncacheable(&self, key: &CacheKey, reason: NoCacheReason) -> Option<bool> {
         match reason {
-            NoCacheReason::ResponseTooLarge => self.0.mark_uncacheable(key, reason),
+            NoCacheReason::ResponseTooLarge => self.predictor.mark_uncacheable(key, reason),
             _ => None,
         }
     }
@@ -46,10 +55,13 @@ impl CacheablePredictor for TooLarge {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::DiskCacheConfig;
 
-    #[test]
-    fn only_size_is_remembered() {
-        let too_large = TooLarge::default();
+    #[tokio::test]
+    async fn only_size_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = DiskCacheConfig::new(dir.path(), 1 << 20);
+        let too_large = TooLarge::new(DiskCache::open(config).unwrap());
         let key = CacheKey::new("key", "");
         too_large.mark_uncacheable(&key, NoCacheReason::OriginNotCache);
         assert!(too_large.cacheable_prediction(&key));

@@ -16,7 +16,7 @@ use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
-use pingora_proxy::{FailToProxy, ProxyHttp, RangeType, Session};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Session};
 
 use super::absent::Absent;
 use super::cache_key::{cache_key, requested_path, requested_query, CacheKeys};
@@ -98,6 +98,11 @@ impl S3ProxyHttp {
             background_fills: BackgroundFills {
                 in_flight: config.cache.range_fill.max_in_flight,
                 max_bytes: config.cache.range_fill.max_size_bytes(),
+                bytes_in_flight: config
+                    .cache
+                    .range_fill
+                    .max_in_flight_bytes(config.cache.disk.max_size_bytes()),
+                client_bytes_per_minute: config.cache.range_fill.client_bytes_per_minute(),
             },
             ..CachingOptions::default()
         };
@@ -334,6 +339,16 @@ impl ProxyHttp for S3ProxyHttp {
 
     fn suppress_error_log(&self, _session: &Session, ctx: &Self::CTX, error: &Error) -> bool {
         self.caching.suppress_error_log(&ctx.caching, error)
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Self::CTX,
+        error: &Error,
+        context: ProxyWarnLogContext,
+    ) -> bool {
+        self.caching.suppress_proxy_warn_log(error, context)
     }
 
     async fn upstream_peer(

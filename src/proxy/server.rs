@@ -256,6 +256,8 @@ fn open_cache(
         max_open_files: disk.max_open_files,
         inactive: (!disk.inactive.is_zero()).then_some(disk.inactive),
         min_uses: config.cache.admission,
+        fill_without_readers: config.cache.fill_without_readers,
+        max_fills: config.cache.max_fills,
         scrub_bytes_per_second: disk.scrub_bytes_per_second(),
         successor: listeners == Listeners::Inherited,
         ..DiskCacheConfig::new(disk.path.clone(), disk.max_size_bytes())

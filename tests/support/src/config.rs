@@ -129,6 +129,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// A key of `cache`.
+    pub fn cache(mut self, key: &'static str, value: impl Display) -> Self {
+        self.cache.push((key, value.to_string()));
+        self
+    }
+
     pub fn memory_mb(mut self, size: impl Display) -> Self {
         self.memory.push(("max_size_mb", size.to_string()));
         self

@@ -1,0 +1,53 @@
+//! Which bodies are open, and so keep their space when they are removed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::body_file::BodyFile;
+use super::room::Claim;
+use super::EntryId;
+
+/// So many entries are remembered before those are looked for whose bodies are
+/// closed.
+const MIN_PRUNE: usize = 1024;
+
+/// The open bodies by entry: one that a fill's readers have, and perhaps another
+/// that was opened when it had become an entry.
+#[derive(Debug, Default)]
+pub(super) struct OpenBodies(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    bodies: HashMap<EntryId, Vec<Weak<BodyFile>>>,
+    prune_at: usize,
+}
+
+impl OpenBodies {
+    /// A body was opened.
+    pub(super) fn add(&self, id: EntryId, body: &Arc<BodyFile>) {
+        let mut table = self.0.lock();
+        if table.bodies.len() >= table.prune_at {
+            table.bodies.retain(|_, bodies| {
+                bodies.retain(|body| body.strong_count() > 0);
+                !bodies.is_empty()
+            });
+            table.prune_at = MIN_PRUNE.max(2 * table.bodies.len());
+        }
+        let bodies = table.bodies.entry(id).or_default();
+        bodies.retain(|body| body.strong_count() > 0);
+        bodies.push(Arc::downgrade(body));
+    }
+
+    /// The files of an entry are gone: their bytes stay claimed until its bodies are
+    /// closed.
+    pub(super) fn hold(&self, id: &EntryId, claim: Claim) {
+        let bodies = self.0.lock().bodies.remove(id).unwrap_or_default();
+        let open: Vec<_> = bodies.iter().filter_map(Weak::upgrade).collect();
+        if !open.is_empty() {
+            let claim = Arc::new(claim.held());
+            open.iter().for_each(|body| body.hold(claim.clone()));
+        }
+    }
+}

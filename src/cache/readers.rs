@@ -1,0 +1,161 @@
+//! Who reads an entry while it is being written.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::fill::Fill;
+
+/// The readers of a fill.
+#[derive(Debug, Default)]
+pub(super) struct Readers(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    by_number: BTreeMap<u64, Arc<Position>>,
+    next: u64,
+    /// Somebody had what was wanted of it before its end.
+    satisfied: bool,
+    /// Nobody can join any more.
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Position {
+    at: AtomicU64,
+    /// Reads on behalf of the request that writes.
+    leads: bool,
+    /// It was too slow.
+    lost: AtomicBool,
+}
+
+/// For whom a fill is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Audience {
+    /// Somebody reads it, or nobody has begun to.
+    Present,
+    /// All are gone.
+    Gone,
+    /// All are gone, and one had what it wanted: a header, or a part.
+    Satisfied,
+}
+
+/// One reader; it is gone when this is dropped.
+#[derive(Debug)]
+pub(super) struct Reader {
+    fill: Arc<Fill>,
+    number: u64,
+    position: Arc<Position>,
+}
+
+// === impl Readers ===
+
+impl Readers {
+    pub(super) fn audience(&self) -> Audience {
+        let table = self.0.lock();
+        match (
+            table.by_number.is_empty() && table.next > 0,
+            table.satisfied,
+        ) {
+            (false, _) => Audience::Present,
+            (true, true) => Audience::Satisfied,
+            (true, false) => Audience::Gone,
+        }
+    }
+
+    /// Let nobody join any more, if all are gone.
+    pub(super) fn end(&self) -> bool {
+        let mut table = self.0.lock();
+        table.ended |= table.by_number.is_empty();
+        table.ended
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.0.lock().ended
+    }
+
+    /// How far the slowest is, and whether it is the one that leads; `None`: nobody
+    /// reads.
+    pub(super) fn slowest(&self) -> Option<(u64, bool)> {
+        let table = self.0.lock();
+        let positions = table.by_number.values();
+        let positions = positions.map(|position| {
+            let at = position.at.load(Ordering::Acquire);
+            // Before others that are as far.
+            (at, !position.leads)
+        });
+        positions.min().map(|(at, follows)| (at, !follows))
+    }
+
+    /// Do without those who are no further than this, but not without the one that
+    /// leads, nor without the last.
+    pub(super) fn lose(&self, at: u64) {
+        let mut table = self.0.lock();
+        let slow = table
+            .by_number
+            .iter()
+            .filter(|(_, position)| !position.leads && position.at.load(Ordering::Acquire) <= at);
+        let slow: Vec<_> = slow.map(|(number, _)| *number).collect();
+        for number in slow {
+            if table.by_number.len() > 1 {
+                if let Some(position) = table.by_number.remove(&number) {
+                    position.lost.store(true, Ordering::Release);
+                }
+            }
+        }
+    }
+}
+
+// === impl Reader ===
+
+impl Reader {
+    /// Join the readers of a fill; `None`: it has been given up.
+    pub(super) fn join(fill: Arc<Fill>, leads: bool) -> Option<Reader> {
+        let position = Arc::new(Position {
+            at: AtomicU64::new(0),
+            leads,
+            lost: AtomicBool::new(false),
+        });
+        let mut table = fill.readers().0.lock();
+        if table.ended {
+            return None;
+        }
+        let number = table.next;
+        table.next += 1;
+        table.by_number.insert(number, position.clone());
+        drop(table);
+        Some(Reader {
+            fill,
+            number,
+            position,
+        })
+    }
+
+    pub(super) fn fill(&self) -> &Arc<Fill> {
+        &self.fill
+    }
+
+    /// It has read up to here, or begins here.
+    pub(super) fn is_at(&self, at: u64) {
+        self.position.at.store(at, Ordering::Release);
+        self.fill.reader_moved();
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.position.lost.load(Ordering::Acquire)
+    }
+
+    /// It needs no more.
+    pub(super) fn is_satisfied(&self) {
+        self.fill.readers().0.lock().satisfied = true;
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.fill.readers().0.lock().by_number.remove(&self.number);
+        self.fill.reader_moved();
+    }
+}

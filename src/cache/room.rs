@@ -1,0 +1,578 @@
+//! Room on the disk: who takes how much of the limit.
+//!
+//! The index knows what the entries take. Everything else is a [`Claim`]: what a
+//! fill was promised, the files of entries that have left and are not removed yet,
+//! and files that are removed but still being read, whose blocks the file system
+//! frees at the last close(2). A claim is granted in one step, against all of it.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::warn;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{timeout, timeout_at, Instant};
+
+use super::index::{Index, Indexed, Inserted};
+use super::stats::{Cause, Eviction};
+use super::{DiskCache, EntryId};
+
+/// How long a fill waits until what is evicted for it is gone. Its client waits as
+/// long for the first byte.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long it waits while the entries of earlier runs are not known, of which
+/// none can be evicted.
+const LOAD_PATIENCE: Duration = Duration::from_millis(200);
+
+/// Most bytes by which the limit may be passed for files about to be removed, so
+/// that small fills do not wait for unlink(2).
+const MAX_SLACK: u64 = 16 << 20;
+
+/// The slack is at most this share of the limit: one in so many.
+const SLACK_SHARE: u64 = 64;
+
+/// Bytes that a fill takes at a time.
+const STEP: u64 = 4 << 20;
+
+/// How often room is made on a full disk before a fill is given up. Each time twice
+/// as much is evicted.
+const DISK_FULL_TRIES: u32 = 4;
+
+/// How long a fill waits on a full disk until what is removed is closed.
+const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Least bytes that are evicted on a full disk at once.
+const DISK_FULL_STEP: u64 = 64 << 10;
+
+/// After evictions that were of no use to a full disk, none is tried for so long:
+/// something else fills it.
+const DISK_FULL_PAUSE: Duration = Duration::from_secs(10);
+
+/// The limit, and what is taken of it besides the entries.
+#[derive(Debug)]
+pub(super) struct Room {
+    max: u64,
+    /// Bytes that the disk was last seen to take, all told; `u64::MAX`: it was not
+    /// seen full.
+    disk: AtomicU64,
+    ledger: Mutex<Ledger>,
+    /// Something was let go.
+    freed: Notify,
+    /// Held by the fill that room is made for.
+    turn: tokio::sync::Mutex<()>,
+    /// Nothing is evicted for a full disk before.
+    pause_until: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Default)]
+struct Ledger {
+    /// The sum of all claims.
+    claimed: u64,
+    /// Those of files that are about to be removed.
+    going: u64,
+    /// Those of files that are removed and still read.
+    held: u64,
+    /// What the fills in flight will take, all told. It is never more than there would
+    /// be room for without any entry: each can come to its end.
+    promised: u64,
+}
+
+/// Bytes that are, or will be, on the disk, and belong to no entry. They are let go
+/// when this is dropped.
+#[derive(Debug)]
+pub struct Claim {
+    room: Arc<Room>,
+    bytes: u64,
+    going: bool,
+    held: bool,
+    promised: u64,
+    meta_len: u64,
+}
+
+// === impl Room ===
+
+impl Room {
+    pub(super) fn new(max: u64) -> Arc<Room> {
+        Arc::new(Room {
+            max,
+            disk: AtomicU64::new(u64::MAX),
+            ledger: Mutex::default(),
+            freed: Notify::new(),
+            turn: tokio::sync::Mutex::new(()),
+            pause_until: Mutex::default(),
+        })
+    }
+
+    /// The configured limit, or what the disk takes if that is less.
+    fn limit(&self) -> u64 {
+        self.max.min(self.disk.load(Ordering::Relaxed))
+    }
+
+    /// Take so many bytes, if they are within `limit` together with all else.
+    fn claim(self: &Arc<Self>, entries: impl Fn() -> u64, limit: u64, bytes: u64) -> Option<Claim> {
+        let mut ledger = self.ledger.lock();
+        let slack = ledger.going.min(MAX_SLACK).min(limit / SLACK_SHARE);
+        let taken = entries() + ledger.claimed - slack;
+        if taken.saturating_add(bytes) > limit {
+            return None;
+        }
+        ledger.claimed += bytes;
+        Some(self.claim_of(bytes))
+    }
+
+    fn claim_of(self: &Arc<Self>, bytes: u64) -> Claim {
+        Claim {
+            room: self.clone(),
+            bytes,
+            going: false,
+            held: false,
+            promised: 0,
+            meta_len: 0,
+        }
+    }
+
+    /// A fill that will take so many bytes, or nothing yet.
+    fn promise(self: &Arc<Self>, bytes: u64) -> Option<Claim> {
+        let mut claim = self.claim_of(0);
+        claim.promise(bytes).then_some(claim)
+    }
+
+    /// Whether so many bytes more are too many, once all is gone that has to go.
+    fn lacks(&self, index: &Index, bytes: u64) -> bool {
+        let ledger = self.ledger.lock();
+        let staying = index.bytes() + ledger.claimed - ledger.going;
+        staying.saturating_add(bytes) > self.limit()
+    }
+
+    /// Whether so many bytes more are too many, even without a single entry.
+    fn never_has(&self, bytes: u64) -> bool {
+        let ledger = self.ledger.lock();
+        let staying = ledger.claimed - ledger.going;
+        staying.saturating_add(bytes) > self.limit()
+    }
+
+    /// Take an entry out of the index; its files have to go.
+    pub(super) fn leave(self: &Arc<Self>, index: &Index, id: &EntryId) -> Option<Claim> {
+        let mut ledger = self.ledger.lock();
+        let entry = index.remove(id)?;
+        Some(self.go(&mut ledger, entry.weight))
+    }
+
+    /// Put an entry into the index. If it replaces one, the files of that have to go.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        index: &Index,
+        entry: Indexed,
+    ) -> (Inserted, Option<Claim>) {
+        let mut ledger = self.ledger.lock();
+        let before = index.get(&entry.id.hash).map_or(0, |before| before.weight);
+        let inserted = index.insert(entry);
+        let replaced = matches!(inserted, Inserted::Replaced(_));
+        (inserted, replaced.then(|| self.go(&mut ledger, before)))
+    }
+
+    fn go(self: &Arc<Self>, ledger: &mut Ledger, bytes: u64) -> Claim {
+        ledger.claimed += bytes;
+        ledger.going += bytes;
+        let mut claim = self.claim_of(bytes);
+        claim.going = true;
+        claim
+    }
+
+    /// Somebody may find now what was not there before.
+    pub(super) fn notify(&self) {
+        self.freed.notify_waiters();
+    }
+}
+
+// === impl Claim ===
+
+impl Claim {
+    fn merge(&mut self, mut other: Claim) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
+    /// The files are gone, but not their bytes: somebody still reads them.
+    pub(super) fn held(mut self) -> Claim {
+        {
+            let mut ledger = self.room.ledger.lock();
+            if std::mem::take(&mut self.going) {
+                ledger.going -= self.bytes;
+            }
+            ledger.promised -= std::mem::take(&mut self.promised);
+            ledger.held += self.bytes;
+        }
+        self.held = true;
+        self.room.notify();
+        self
+    }
+
+    /// Bytes of it that the body does not take.
+    pub(super) fn meta_len(&self) -> u64 {
+        self.meta_len
+    }
+
+    /// It will be for so many bytes; `false`: there will not be room.
+    fn promise(&mut self, bytes: u64) -> bool {
+        let more = bytes.saturating_sub(self.promised);
+        let mut ledger = self.room.ledger.lock();
+        let taken = ledger.promised.saturating_add(ledger.held);
+        if taken.saturating_add(more) > self.room.limit() {
+            return false;
+        }
+        ledger.promised += more;
+        self.promised += more;
+        true
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.bytes == 0 && self.promised == 0 {
+            return;
+        }
+        {
+            let mut ledger = self.room.ledger.lock();
+            ledger.claimed -= self.bytes;
+            ledger.promised -= self.promised;
+            if self.going {
+                ledger.going -= self.bytes;
+            }
+            if self.held {
+                ledger.held -= self.bytes;
+            }
+        }
+        self.room.notify();
+    }
+}
+
+// === impl DiskCache ===
+
+impl DiskCache {
+    /// Room for so many bytes of something that is asked for `uses` times. For it the
+    /// least recently used entries leave, but none that is asked for more often.
+    /// `None`: there is no room, or not soon.
+    pub(super) async fn claim(&'static self, bytes: u64, uses: u8) -> Option<Claim> {
+        if let Some(claim) = self.try_claim(bytes) {
+            return Some(claim);
+        }
+        let patience = match self.load_progress().is_complete() {
+            true => PATIENCE,
+            false => LOAD_PATIENCE,
+        };
+        let deadline = Instant::now() + patience;
+        let made = timeout_at(deadline, self.make_room_for(bytes, uses));
+        made.await.ok().flatten()
+    }
+
+    /// The room that a fill begins with: that for its metadata, and the first bytes of
+    /// its body. It is promised the rest, if that is known.
+    pub(super) async fn claim_for(&'static self, body: u64, meta_len: u64) -> Option<Claim> {
+        let mut claim = self.promise_kept(body.saturating_add(meta_len)).await?;
+        claim.meta_len = meta_len;
+        let first = body.min(self.step()).saturating_add(meta_len);
+        self.grow(&mut claim, first, u8::MAX).await.then_some(claim)
+    }
+
+    async fn promise_kept(&'static self, bytes: u64) -> Option<Claim> {
+        let promise = self.room().promise(bytes);
+        if promise.is_none() && self.room().disk.load(Ordering::Relaxed) != u64::MAX {
+            let seen = self.runtime().spawn_blocking(|| self.look_at_disk());
+            let _ = seen.await;
+            return self.room().promise(bytes);
+        }
+        promise
+    }
+
+    /// Bytes that a fill takes at a time: seldom enough; in a small cache, little by
+    /// little.
+    pub(super) fn step(&self) -> u64 {
+        STEP.min(self.max_size_bytes() / SLACK_SHARE)
+    }
+
+    /// [`claim`](Self::claim) for a fill that goes on, up to so many bytes in all.
+    pub(super) async fn grow(&'static self, claim: &mut Claim, bytes: u64, uses: u8) -> bool {
+        let missing = bytes.saturating_sub(claim.bytes);
+        if missing == 0 {
+            return true;
+        }
+        if !claim.promise(bytes) {
+            return false;
+        }
+        // As much as it was promised, or will be.
+        let step = match claim.promised > bytes {
+            true => missing.max(self.step().min(claim.promised - claim.bytes)),
+            false => missing,
+        };
+        let more = match self.try_claim(step) {
+            Some(more) => Some(more),
+            None => self.claim(missing, uses).await,
+        };
+        more.map(|more| claim.merge(more)).is_some()
+    }
+
+    fn try_claim(&self, bytes: u64) -> Option<Claim> {
+        if self.load_progress().is_complete() {
+            let entries = || self.index().bytes();
+            return self.room().claim(entries, self.room().limit(), bytes);
+        }
+        // None can be evicted yet, so there is a limit to what is added.
+        let written = || self.bytes_written();
+        self.room().claim(written, self.most_while_loading(), bytes)
+    }
+
+    async fn make_room_for(&'static self, bytes: u64, uses: u8) -> Option<Claim> {
+        let room = self.room();
+        let _turn = room.turn.lock().await;
+        if room.disk.load(Ordering::Relaxed) != u64::MAX {
+            let seen = self.runtime().spawn_blocking(|| self.look_at_disk());
+            let _ = seen.await;
+        }
+        loop {
+            let freed = room.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if let Some(claim) = self.try_claim(bytes) {
+                return Some(claim);
+            }
+            if self.load_progress().is_complete() {
+                let evict = move || self.evict_for(bytes, uses);
+                if !self.runtime().spawn_blocking(evict).await.unwrap_or(false) {
+                    return None;
+                }
+                if let Some(claim) = self.try_claim(bytes) {
+                    return Some(claim);
+                }
+            }
+            freed.await;
+        }
+    }
+
+    /// Evict until there is room for so many bytes more, as soon as the files are
+    /// gone. `false`: there will not be. May take long: a large object can be in the
+    /// place of a hundred thousand small ones.
+    fn evict_for(&self, bytes: u64, uses: u8) -> bool {
+        if self.room().never_has(bytes) {
+            return false;
+        }
+        while self.room().lacks(self.index(), bytes) {
+            if self.evict_one(uses).is_none() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Bytes that an entry took, which has to go.
+    fn evict_one(&self, uses: u8) -> Option<u64> {
+        let now = self.clock().now();
+        let victim = self.index().victim(now, uses)?;
+        self.evict(victim.id, Eviction::Size);
+        Some(victim.weight)
+    }
+
+    /// Evict until what there is is within the limit. Blocks.
+    pub(super) fn keep_limit(&self) {
+        // Till all are known, their order is not.
+        if self.load_progress().is_complete() && self.is_writable() {
+            self.evict_for(0, u8::MAX);
+        }
+    }
+
+    /// [`keep_limit`](Self::keep_limit), not on the thread of the caller.
+    pub(super) async fn limit_kept(&'static self) {
+        if self.load_progress().is_complete() && self.room().lacks(self.index(), 0) {
+            let kept = self.runtime().spawn_blocking(|| self.keep_limit());
+            if let Err(e) = kept.await {
+                warn!("cannot make room in the cache: {e}");
+            }
+        }
+    }
+
+    /// Do something that needs `bytes` of the disk. Where that is full, it makes room
+    /// as the limit does, and `work` is tried again.
+    pub(super) async fn with_disk_space<T, F>(
+        &'static self,
+        bytes: u64,
+        uses: u8,
+        work: impl Fn() -> F,
+    ) -> io::Result<T>
+    where
+        F: std::future::Future<Output = io::Result<T>>,
+    {
+        let mut tries = 0;
+        loop {
+            match work().await {
+                Err(e) if Cause::of(&e) == Cause::NoSpace && tries < DISK_FULL_TRIES => {
+                    let most = bytes.max(DISK_FULL_STEP) << tries;
+                    if !self.free_disk_space(most, uses).await {
+                        return Err(e);
+                    }
+                    tries += 1;
+                }
+                Err(e) => {
+                    if tries > 0 {
+                        let pause = Instant::now() + DISK_FULL_PAUSE;
+                        *self.room().pause_until.lock() = Some(pause);
+                    }
+                    return Err(e);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// The disk was too full for the last step of a fill: the next one shall fit.
+    pub(super) async fn make_disk_space(&'static self, uses: u8) {
+        self.free_disk_space(DISK_FULL_STEP, uses).await;
+    }
+
+    /// Evict entries of so many bytes, and wait until they are gone; the disk takes no
+    /// more than what is left. `false`: there are none.
+    async fn free_disk_space(&'static self, bytes: u64, uses: u8) -> bool {
+        let room = self.room();
+        let paused = *room.pause_until.lock();
+        let (going, held) = {
+            let ledger = room.ledger.lock();
+            (ledger.going, ledger.held)
+        };
+        if going == 0 && paused.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
+        let evict = move || {
+            let mut freed = going;
+            while freed < bytes {
+                let Some(bytes) = self.evict_one(uses) else {
+                    break;
+                };
+                freed += bytes;
+            }
+            freed > 0
+        };
+        let writable = self.load_progress().is_complete() && self.is_writable();
+        let evicted = writable && self.runtime().spawn_blocking(evict).await.unwrap_or(false);
+        if evicted {
+            self.removed_all().await;
+            // What nobody reads is closed in a moment, on another thread.
+            let closed = async {
+                loop {
+                    let freed = room.freed.notified();
+                    tokio::pin!(freed);
+                    freed.as_mut().enable();
+                    if room.ledger.lock().held <= held {
+                        return;
+                    }
+                    freed.await;
+                }
+            };
+            let _ = timeout(CLOSE_PATIENCE, closed).await;
+            let taken = self.index().bytes() + room.ledger.lock().claimed;
+            room.disk.store(taken, Ordering::Relaxed);
+        }
+        evicted
+    }
+
+    /// See how much the disk takes that was full. Blocks.
+    fn look_at_disk(&self) {
+        let room = self.room();
+        let Some(free) = free_space(self.path()) else {
+            return;
+        };
+        let taken = self.index().bytes() + room.ledger.lock().claimed;
+        let takes = taken.saturating_add(free);
+        let takes = if takes < room.max { takes } else { u64::MAX };
+        room.disk.store(takes, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that the file system has left for this process. Blocks.
+#[cfg(target_os = "linux")]
+pub(super) fn free_space(path: &std::path::Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn free_space(_path: &std::path::Path) -> Option<u64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: u8, weight: u64) -> Indexed {
+        Indexed {
+            id: EntryId {
+                hash: [key; 16],
+                generation: 1,
+            },
+            weight,
+            used: 0,
+        }
+    }
+
+    #[test]
+    fn nothing_is_granted_beyond_the_limit() {
+        let room = Room::new(6400);
+        let index = Index::default();
+        let claim = |bytes| room.claim(|| index.bytes(), room.limit(), bytes);
+        assert_eq!(room.enter(&index, entry(1, 3000)).0, Inserted::New);
+        let first = claim(3000).expect("room");
+        assert!(claim(401).is_none());
+        drop(claim(400).expect("room"));
+
+        // What leaves is there until its file is gone, but for the slack.
+        let gone = room.leave(&index, &entry(1, 0).id).expect("an entry");
+        assert!(!room.lacks(&index, 3400));
+        assert!(claim(501).is_none());
+        drop(claim(500).expect("the slack of 100"));
+        let held = gone.held();
+        assert!(room.lacks(&index, 3400), "somebody reads it");
+        assert!(room.never_has(401) && !room.never_has(400));
+        assert!(claim(401).is_none(), "nothing is going any more");
+        drop(held);
+        drop(claim(3400).expect("room"));
+        drop(first);
+        assert!(claim(6401).is_none());
+        assert!(claim(6400).is_some());
+    }
+
+    #[test]
+    fn what_is_replaced_counts_until_it_is_gone() {
+        let room = Room::new(1000);
+        let index = Index::default();
+        room.enter(&index, entry(1, 300));
+        let mut newer = entry(1, 100);
+        newer.id.generation = 2;
+        let (inserted, gone) = room.enter(&index, newer);
+        assert_eq!(inserted, Inserted::Replaced(entry(1, 0).id));
+        assert_eq!(gone.as_ref().map(|claim| claim.bytes), Some(300));
+        assert_eq!(index.bytes() + room.ledger.lock().claimed, 400);
+        drop(gone);
+        assert_eq!(room.ledger.lock().claimed, 0);
+    }
+
+    #[test]
+    fn claims_are_granted_in_one_step() {
+        let room = Room::new(1000);
+        let granted: u64 = std::thread::scope(|scope| {
+            let claims: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let claims = (0..100).filter_map(|_| room.claim(|| 0, 1000, 7));
+                        claims.collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            let claims = claims.into_iter().flat_map(|t| t.join().expect("claims"));
+            let claims: Vec<_> = claims.collect();
+            claims.iter().map(|claim| claim.bytes).sum()
+        });
+        assert_eq!(granted, 994);
+        assert_eq!(room.ledger.lock().claimed, 0);
+    }
+}

@@ -1,0 +1,180 @@
+//! The limit on the disk: never passed, whatever is asked for at once.
+
+mod engine;
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path, thread};
+
+use engine::Object;
+use pingora_sendfile::cache::{disk::NO_ROOM, miss::DESERTED, Cause};
+use tempfile::TempDir;
+use test_support::{eventually, pattern, Bucket, Connection, Gate, Origin, Pattern, Proxy, Reply};
+
+/// The limit of all caches here, in bytes.
+const LIMIT: u64 = 20_000_000;
+/// What files about to be removed may take beyond the limit, and the blocks of small
+/// ones.
+const SLACK: u64 = LIMIT / 64 + 200_000;
+
+#[test]
+fn large_objects_asked_for_at_once_do_not_pass_the_limit() {
+    const CLIENTS: u64 = 13;
+    const LEN: u64 = LIMIT / 10 * 9;
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |request| Reply::pattern(seed_of(request.path()), LEN).hold_at(LEN / 2, &gate)
+    });
+    let proxy = proxy(&origin);
+    let addr = proxy.addr();
+    let folder = proxy.cache_dir();
+    let get = |seed| {
+        let mut connection = Connection::open(addr);
+        let response = connection.begin("GET", &format!("/assets/{seed}"), &[]);
+        assert_eq!(response.status, 200);
+        let received = response.check(Pattern::new(seed), 0);
+        assert!(received.complete);
+        assert_eq!(received.len, LEN);
+        expect_within_limit(&folder);
+    };
+    thread::scope(|scope| {
+        for seed in 1..=CLIENTS {
+            scope.spawn(move || get(seed));
+        }
+        gate.wait_for_arrivals(CLIENTS as usize);
+        expect_within_limit(&folder);
+        gate.open();
+    });
+    // One had room. The others came from the origin all the same, quietly.
+    proxy.expect_metric("cache_entries", 1);
+    let no_room = [("cause", "no_space")];
+    proxy.expect_metric_where("cache_fill_errors_total", &no_room, CLIENTS - 1);
+    assert_eq!(
+        proxy.stderr().matches("WARN").count(),
+        0,
+        "{}",
+        proxy.stderr()
+    );
+    assert_eq!(proxy.metric("response_errors_total"), 0);
+
+    // One after another they take turns.
+    for seed in 20..25 {
+        get(seed);
+        proxy.expect_metric("cache_entries", 1);
+        eventually("the object is stored", || {
+            proxy.get(&format!("/assets/{seed}")).header("x-cache") == Some("HIT")
+        });
+    }
+}
+
+#[test]
+fn what_is_removed_and_still_read_counts() {
+    const LEN: u64 = LIMIT / 10 * 6;
+    let folder = TempDir::new().expect("make a folder");
+    let cache = engine::open(engine::config(folder.path(), LIMIT));
+    engine::block_on(async {
+        engine::fill(cache, "read", Object::new(1, LEN)).await;
+        cache.settle().await;
+        let (_, reader) = engine::lookup(cache, "read").await.expect("a hit");
+        // Its entry leaves, its blocks do not: for the whole of another one there is no
+        // room, as turns out when most of that has come.
+        let object = Object::new(2, LEN);
+        let mut miss = engine::begin(cache, "other", object).await;
+        let (_, follower) = engine::lookup(cache, "other").await.expect("a hit");
+        let fill = async {
+            engine::write(&mut miss, object, 0, LEN).await;
+            miss.finish().await.expect("finish");
+        };
+        let (_, body) = tokio::join!(fill, engine::read(follower));
+        assert_eq!(body.expect("all"), pattern(2, LEN as usize));
+        assert_eq!(cache.stats().fill_errors(Cause::NoSpace).get(), 1);
+        cache.settle().await;
+        assert_eq!(cache.entries(), 0);
+
+        // And for a new one not even that.
+        let refused = engine::try_begin(cache, "other", object).await;
+        assert_eq!(*refused.err().expect("no room").etype(), NO_ROOM);
+        assert_eq!(engine::read(reader).await.expect("all").len() as u64, LEN);
+    });
+    eventually("its space is free once it is closed", || {
+        engine::block_on(async {
+            let begun = engine::try_begin(cache, "other", Object::new(2, LEN)).await;
+            begun.is_ok()
+        })
+    });
+    engine::close(cache);
+}
+
+#[test]
+fn a_fill_that_nobody_waits_for_takes_the_place_of_nothing_in_use() {
+    const HOT: u64 = 10;
+    const LEN: u64 = LIMIT / 20;
+    const NEW: u64 = LIMIT / 10 * 8;
+    let folder = TempDir::new().expect("make a folder");
+    let cache = engine::open(engine::config(folder.path(), LIMIT));
+    engine::block_on(async {
+        for seed in 0..HOT {
+            let name = format!("hot{seed}");
+            engine::fill(cache, &name, Object::new(seed, LEN)).await;
+            cache.settle().await;
+            for _ in 0..3 {
+                assert!(engine::lookup(cache, &name).await.is_some());
+            }
+        }
+        // More than half of it has come when its reader leaves.
+        let object = Object::new(100, NEW);
+        let mut miss = engine::begin(cache, "new", object).await;
+        let reader = engine::lookup(cache, "new").await;
+        engine::write(&mut miss, object, 0, LIMIT / 100 * 45).await;
+        drop(reader);
+        let mut rest = vec![0; (NEW - LIMIT / 100 * 45) as usize];
+        Pattern::new(100).fill(LIMIT / 100 * 45, &mut rest);
+        let mut pieces = rest.chunks(64 * 1024);
+        let given_up = loop {
+            let piece = pieces.next().expect("it is given up");
+            let written = miss.write_body(piece.to_vec().into(), false).await;
+            if let Err(e) = written {
+                break e;
+            }
+        };
+        assert_eq!(*given_up.etype(), DESERTED, "{given_up}");
+        drop(miss);
+        cache.settle().await;
+        for seed in 0..HOT {
+            let stored = engine::stored(cache, &format!("hot{seed}")).await;
+            assert_eq!(stored, Some(Object::new(seed, LEN)));
+        }
+
+        // With a reader it does.
+        let miss = engine::begin(cache, "new", object).await;
+        let _reader = engine::lookup(cache, "new").await;
+        let mut miss = miss;
+        engine::write(&mut miss, object, 0, NEW).await;
+        miss.finish().await.expect("finish");
+        cache.settle().await;
+        assert_eq!(engine::stored(cache, "new").await, Some(object));
+    });
+    engine::close(cache);
+}
+
+fn seed_of(path: &str) -> u64 {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    name.parse().expect("a number")
+}
+
+fn proxy(origin: &Origin) -> Proxy {
+    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(Bucket::at(origin, "/assets", "bucket"))
+        .max_size_gb(LIMIT as f64 / 1e9)
+        .start()
+}
+
+/// As du(1) counts.
+fn expect_within_limit(folder: &Path) {
+    let shards = fs::read_dir(folder.join("v2")).expect("list the shards");
+    let files = shards
+        .flat_map(|shard| fs::read_dir(shard.expect("a shard").path()).expect("list a shard"));
+    // One may be gone by now.
+    let sizes = files.filter_map(|file| file.expect("a file").metadata().ok());
+    let taken: u64 = sizes.map(|file| file.blocks() * 512).sum();
+    assert!(taken <= LIMIT + SLACK, "{taken} bytes of {LIMIT}");
+}
