@@ -1,6 +1,7 @@
 //! What an operator takes out of the cache, on a listener that clients do not
 //! reach.
 
+use std::fs;
 use std::sync::{
     atomic::{AtomicBool, Ordering},
     Arc,
@@ -122,6 +123,30 @@ fn a_ban_holds_after_a_crash() {
     for path in ["/assets/a/1", "/assets/a/2", "/assets/c"] {
         assert_eq!(proxy.get(path).status, 404, "{path}");
     }
+}
+
+#[test]
+fn purging_what_is_not_there_leaves_no_more_than_a_bound() {
+    const PURGES: u64 = 2500;
+    let origin = origin();
+    let mut proxy = proxy(&origin).start();
+    expect_cached(&proxy, "/assets/kept");
+    for key in 0..PURGES {
+        let answer = purge(&proxy, &format!("/assets/absent/{key}"));
+        expect_answer(answer, 404, "not in the cache\n");
+    }
+    assert!(proxy.metric("cache_bans") <= 1025);
+    let list = fs::metadata(proxy.cache_dir().join("bans")).expect("the ban list");
+    assert!(list.len() < 100_000, "{} bytes", list.len());
+    assert_eq!(ask(&proxy, "/assets/kept"), "HIT");
+
+    proxy.kill();
+    proxy.restart();
+    eventually("what was not purged is found again", || {
+        ask(&proxy, "/assets/kept") == "HIT"
+    });
+    expect_answer(purge(&proxy, "/*"), 200, "banned\n");
+    assert_eq!(ask(&proxy, "/assets/kept"), "MISS");
 }
 
 #[test]

@@ -39,6 +39,7 @@ fn check(file: &[u8]) {
     for (generation, banned) in &bans {
         let (primary, tag, key) = match banned {
             Banned::Exact(hash) => (*hash, "", Vec::new()),
+            Banned::Variants => continue,
             Banned::Prefix(tag, prefix) => ([0; 16], &**tag, [prefix, &b"/x"[..]].concat()),
         };
         for generation in [generation.saturating_sub(1), *generation] {
@@ -55,6 +56,7 @@ fn check(file: &[u8]) {
 fn voids(ban: &(u64, Banned), generation: u64, primary: &[u8; 16], tag: &str, key: &[u8]) -> bool {
     let matches = match &ban.1 {
         Banned::Exact(hash) => hash == primary,
+        Banned::Variants => false,
         Banned::Prefix(of_tag, prefix) => of_tag == tag && key.starts_with(prefix),
     };
     matches && generation < ban.0
@@ -94,6 +96,7 @@ fn examples() -> Vec<Vec<u8>> {
         (7, prefix("bucket", "host\n/bucket/")),
         (8, prefix("", "")),
         (4, Banned::Exact([7; 16])),
+        (9, Banned::Variants),
     ];
     let mut file = MAGIC.to_vec();
     let mut files = vec![file.clone()];

@@ -5,9 +5,10 @@
 //! holds for entries that are not indexed yet, for fills in flight, and after a
 //! restart. The format of the file is in FORMAT.md.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,10 +17,21 @@ use parking_lot::{Mutex, RwLock};
 const MAGIC: &[u8; 8] = b"PSFBANS2";
 const KIND_PREFIX: u8 = 1;
 const KIND_EXACT: u8 = 2;
+const KIND_VARIANTS: u8 = 3;
 
-/// How many prefixes may be banned at once. Each lookup of an entry older than
-/// the newest ban compares with all of them.
-const MAX_PREFIXES: usize = 10_000;
+/// How many prefixes are remembered. Beyond that, a ban is widened until it takes
+/// the place of another: a purge never fails, it voids more than was asked.
+const MAX_PREFIXES: usize = 100_000;
+
+/// Bytes that all prefixes may have.
+const MAX_PREFIX_BYTES: usize = 16 << 20;
+
+/// How many banned prefixes may lie within each other.
+const MAX_NESTED: usize = 64;
+
+/// How many bans are remembered of keys of which nothing was stored. They matter to
+/// variants alone; beyond that, one ban of all variants takes their place.
+const MAX_ABSENT: usize = 1024;
 
 /// Longest list that is read, in bytes.
 const MAX_FILE: u64 = 256 << 20;
@@ -34,13 +46,39 @@ pub enum Banned {
     Prefix(String, Vec<u8>),
     /// The key with this primary hash, in all variants.
     Exact([u8; 16]),
+    /// Variants of all keys.
+    Variants,
 }
 
 /// Bans, in memory only.
 #[derive(Debug, Default)]
 pub struct List {
-    prefixes: Vec<(u64, String, Vec<u8>)>,
+    /// By user tag.
+    prefixes: HashMap<String, Prefixes>,
     exact: HashMap<[u8; 16], u64>,
+    /// Bans of keys of which nothing was stored.
+    absent: HashMap<[u8; 16], u64>,
+    variants: u64,
+}
+
+/// The banned prefixes of a tag.
+///
+/// Of prefixes that lie within each other, the longer one has the higher
+/// generation: else it would say nothing more. So of those that a key has, the
+/// longest decides, and a lookup finds it next to where the key would be in order,
+/// however many there are.
+#[derive(Debug, Default)]
+struct Prefixes {
+    bans: BTreeMap<Box<[u8]>, Ban>,
+    /// Bytes of all prefixes.
+    bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ban {
+    generation: u64,
+    /// Length of the longest other banned prefix of this one.
+    within: Option<u32>,
 }
 
 /// The records of a list's file: each a generation and what is banned below it.
@@ -121,11 +159,8 @@ impl Bans {
         // Nothing that was heard of is forgotten: the other process may have
         // removed what its bans void, but it may still be in memory here.
         let mut list = self.list.write();
-        for (generation, tag, prefix) in fresh.prefixes {
-            list.add(generation, Banned::Prefix(tag, prefix));
-        }
-        for (hash, generation) in fresh.exact {
-            list.add(generation, Banned::Exact(hash));
+        for (generation, banned) in fresh.all() {
+            list.add(generation, banned);
         }
         self.newest.store(list.newest(), Ordering::Release);
         Ok(())
@@ -138,8 +173,7 @@ impl Bans {
 
     /// How many bans there are.
     pub fn len(&self) -> usize {
-        let list = self.list.read();
-        list.prefixes.len() + list.exact.len()
+        self.list.read().len()
     }
 
     /// Whether there are none.
@@ -150,18 +184,26 @@ impl Bans {
     /// Void all matching entries below `generation`, at once, and durably when
     /// this returns. Blocks.
     pub fn ban(&self, generation: u64, banned: Banned) -> io::Result<()> {
-        let record = encode(generation, &banned)?;
         let mut file = self.file.lock();
-        if matches!(banned, Banned::Prefix(..)) && self.list.read().prefixes.len() >= MAX_PREFIXES {
-            return Err(io::Error::other(format!(
-                "{MAX_PREFIXES} prefixes are banned already; purge a shorter prefix that covers several, or try again in some minutes"
-            )));
-        }
         // In force before it is durable: whoever asked sees it at once.
-        self.list.write().add(generation, banned);
+        let banned = self.list.write().add_bounded(generation, banned);
         self.newest.fetch_max(generation, Ordering::AcqRel);
+        self.append(&mut file, generation, &banned)
+    }
+
+    /// [`ban`](Self::ban) for a key of which nothing is stored, unless it be variants
+    /// that nobody finds. Blocks.
+    pub fn ban_absent(&self, generation: u64, hash: [u8; 16]) -> io::Result<()> {
+        let mut file = self.file.lock();
+        let banned = self.list.write().add_absent(generation, hash);
+        self.newest.fetch_max(generation, Ordering::AcqRel);
+        self.append(&mut file, generation, &banned)
+    }
+
+    fn append(&self, file: &mut OnDisk, generation: u64, banned: &Banned) -> io::Result<()> {
+        let record = encode(generation, banned)?;
         if file.damaged || file.records == 0 || file.records > self.len() + SLACK {
-            return self.rewrite(&mut file);
+            return self.rewrite(file);
         }
         let appended = File::options()
             .append(true)
@@ -176,7 +218,7 @@ impl Bans {
                 Ok(())
             }
             // The file is gone, or ends in a piece of a record.
-            Err(_) => self.rewrite(&mut file),
+            Err(_) => self.rewrite(file),
         }
     }
 
@@ -185,8 +227,7 @@ impl Bans {
         let mut file = self.file.lock();
         {
             let mut list = self.list.write();
-            list.prefixes.retain(|(of, ..)| *of >= generation);
-            list.exact.retain(|_, of| *of >= generation);
+            list.forget_below(generation);
             self.newest.store(list.newest(), Ordering::Release);
         }
         self.rewrite(&mut file)
@@ -197,14 +238,10 @@ impl Bans {
         let mut data = MAGIC.to_vec();
         let count = {
             let list = self.list.read();
-            for (generation, tag, prefix) in &list.prefixes {
-                let banned = Banned::Prefix(tag.clone(), prefix.clone());
-                data.extend(encode(*generation, &banned)?);
+            for (generation, banned) in list.all() {
+                data.extend(encode(generation, &banned)?);
             }
-            for (hash, generation) in &list.exact {
-                data.extend(encode(*generation, &Banned::Exact(*hash))?);
-            }
-            list.prefixes.len() + list.exact.len()
+            list.len()
         };
         let temporary = self.path.with_extension("tmp");
         let mut file = File::create(&temporary)?;
@@ -234,6 +271,12 @@ impl Bans {
         }
         self.list.read().void(generation, primary, key)
     }
+
+    /// Whether an entry that is a variant is void, besides what [`void`](Self::void)
+    /// says.
+    pub fn voids_variant(&self, generation: u64) -> bool {
+        generation < self.newest() && generation < self.list.read().variants
+    }
 }
 
 impl List {
@@ -244,23 +287,56 @@ impl List {
         primary: &[u8; 16],
         key: impl FnOnce() -> (&'a str, &'a [u8]),
     ) -> bool {
-        if self.exact.get(primary).is_some_and(|of| generation < *of) {
+        let newer = |of: &u64| generation < *of;
+        if self.exact.get(primary).is_some_and(newer) || self.absent.get(primary).is_some_and(newer)
+        {
             return true;
         }
         if self.prefixes.is_empty() {
             return false;
         }
         let (tag, key) = key();
-        self.prefixes.iter().any(|(of, of_tag, prefix)| {
-            generation < *of && of_tag == tag && key.starts_with(prefix)
-        })
+        let longest = self
+            .prefixes
+            .get(tag)
+            .and_then(|of_tag| of_tag.longest(key));
+        longest.is_some_and(|(_, ban)| generation < ban.generation)
     }
 
     /// The highest generation that a ban speaks of, 0 where there is none.
     pub fn newest(&self) -> u64 {
-        let prefixes = self.prefixes.iter().map(|(generation, ..)| *generation);
-        let exact = self.exact.values().copied();
-        prefixes.chain(exact).max().unwrap_or(0)
+        let prefixes = self
+            .prefixes
+            .values()
+            .flat_map(|of_tag| of_tag.bans.values());
+        let prefixes = prefixes.map(|ban| ban.generation);
+        let exact = self.exact.values().chain(self.absent.values()).copied();
+        prefixes.chain(exact).max().unwrap_or(0).max(self.variants)
+    }
+
+    /// How many bans there are.
+    fn len(&self) -> usize {
+        let exact = self.exact.len() + self.absent.len();
+        self.prefix_count() + exact + usize::from(self.variants > 0)
+    }
+
+    fn prefix_count(&self) -> usize {
+        self.prefixes.values().map(|of_tag| of_tag.bans.len()).sum()
+    }
+
+    /// All of them: of prefixes, the wider first.
+    fn all(&self) -> impl Iterator<Item = (u64, Banned)> + '_ {
+        let prefixes = self.prefixes.iter().flat_map(|(tag, of_tag)| {
+            let bans = of_tag.bans.iter();
+            bans.map(|(prefix, ban)| {
+                let banned = Banned::Prefix(tag.clone(), prefix.to_vec());
+                (ban.generation, banned)
+            })
+        });
+        let exact = self.exact.iter().chain(&self.absent);
+        let exact = exact.map(|(hash, generation)| (*generation, Banned::Exact(*hash)));
+        let variants = (self.variants > 0).then_some((self.variants, Banned::Variants));
+        prefixes.chain(exact).chain(variants)
     }
 
     /// Void all matching entries below `generation`.
@@ -271,14 +347,142 @@ impl List {
                 *of = generation.max(*of);
             }
             Banned::Prefix(tag, prefix) => {
-                // Narrower bans that are not newer say nothing more.
-                self.prefixes.retain(|(of, of_tag, narrower)| {
-                    !(*of <= generation && *of_tag == tag && narrower.starts_with(&prefix))
-                });
-                self.prefixes.push((generation, tag, prefix));
+                self.prefixes
+                    .entry(tag)
+                    .or_default()
+                    .add(generation, &prefix);
+            }
+            Banned::Variants => self.variants = generation.max(self.variants),
+        }
+    }
+
+    /// [`add`](Self::add), widened where there would be too many prefixes; what was
+    /// added.
+    fn add_bounded(&mut self, generation: u64, banned: Banned) -> Banned {
+        let banned = match banned {
+            Banned::Prefix(tag, prefix) if self.is_full() => {
+                let of_tag = self.prefixes.entry(tag.clone()).or_default();
+                let len = of_tag.widened(&prefix);
+                if len < prefix.len() {
+                    log::warn!(
+                        "so many prefixes are purged that all that begins with {:?} is voided, for {:?}",
+                        String::from_utf8_lossy(&prefix[..len]),
+                        String::from_utf8_lossy(&prefix)
+                    );
+                }
+                Banned::Prefix(tag, prefix[..len].to_vec())
+            }
+            banned => banned,
+        };
+        self.add(generation, banned.clone());
+        banned
+    }
+
+    /// Ban a key of which nothing is stored; what was added.
+    fn add_absent(&mut self, generation: u64, hash: [u8; 16]) -> Banned {
+        if self.absent.len() >= MAX_ABSENT && !self.absent.contains_key(&hash) {
+            self.absent.clear();
+            self.add(generation, Banned::Variants);
+            return Banned::Variants;
+        }
+        self.absent.insert(hash, generation);
+        Banned::Exact(hash)
+    }
+
+    fn is_full(&self) -> bool {
+        let bytes: usize = self.prefixes.values().map(|of_tag| of_tag.bytes).sum();
+        self.prefix_count() >= MAX_PREFIXES || bytes >= MAX_PREFIX_BYTES
+    }
+
+    fn forget_below(&mut self, generation: u64) {
+        let kept: Vec<_> = self.all().filter(|(of, _)| *of >= generation).collect();
+        let absent: HashMap<_, _> = std::mem::take(&mut self.absent);
+        *self = List::default();
+        for (of, banned) in kept {
+            match banned {
+                Banned::Exact(hash) if absent.contains_key(&hash) => {
+                    self.absent.insert(hash, of);
+                }
+                banned => self.add(of, banned),
             }
         }
     }
+}
+
+impl Prefixes {
+    /// The longest banned prefix of a key.
+    fn longest(&self, key: &[u8]) -> Option<(&[u8], &Ban)> {
+        // The last one in order that is not behind the key. What both begin with
+        // has all other banned prefixes of the key: a longer one would be between
+        // the two.
+        let upto = (Bound::Unbounded, Bound::Included(key));
+        let (mut prefix, mut ban) = self.bans.range::<[u8], _>(upto).next_back()?;
+        let common = common_len(prefix, key);
+        while prefix.len() > common {
+            let within = ban.within? as usize;
+            (prefix, ban) = self.bans.get_key_value(&prefix[..within])?;
+        }
+        Some((prefix, ban))
+    }
+
+    fn add(&mut self, generation: u64, prefix: &[u8]) {
+        let mut prefix = prefix;
+        let mut depth = 0;
+        let mut wider = self.longest(prefix);
+        if wider.is_some_and(|(_, ban)| ban.generation >= generation) {
+            return;
+        }
+        let mut chain = Vec::new();
+        while let Some((banned, ban)) = wider {
+            depth += 1;
+            chain.push(banned.len());
+            wider = ban
+                .within
+                .and_then(|len| self.bans.get_key_value(&banned[..len as usize]))
+                .map(|(banned, ban)| (&**banned, ban));
+        }
+        if depth >= MAX_NESTED {
+            prefix = &prefix[..chain[depth - MAX_NESTED]];
+        }
+        // Narrower bans that are not newer say nothing more.
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let narrower = self
+            .bans
+            .range::<[u8], _>(from)
+            .map(|(narrower, ban)| (narrower, ban.generation));
+        let narrower: Vec<_> = narrower
+            .take_while(|(narrower, _)| narrower.starts_with(prefix))
+            .map(|(narrower, of)| (narrower.clone(), of))
+            .collect();
+        let len = prefix.len() as u32;
+        for (narrower, of) in narrower {
+            if of <= generation {
+                self.bans.remove(&narrower);
+                self.bytes -= narrower.len();
+            } else if let Some(ban) = self.bans.get_mut(&narrower) {
+                ban.within = Some(ban.within.map_or(len, |within| within.max(len)));
+            }
+        }
+        let within = self.longest(prefix).map(|(wider, _)| wider.len() as u32);
+        self.bans.insert(prefix.into(), Ban { generation, within });
+        self.bytes += prefix.len();
+    }
+
+    /// Bytes of a prefix within which there is a banned one already, as many as
+    /// possible; all where there is none.
+    fn widened(&self, prefix: &[u8]) -> usize {
+        let upto = (Bound::Unbounded, Bound::Included(prefix));
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let before = self.bans.range::<[u8], _>(upto).next_back();
+        let after = self.bans.range::<[u8], _>(from).next();
+        let neighbours = before.into_iter().chain(after);
+        let common = neighbours.map(|(neighbour, _)| common_len(neighbour, prefix));
+        common.max().unwrap_or(prefix.len())
+    }
+}
+
+fn common_len(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 impl<'a> Records<'a> {
@@ -318,6 +522,7 @@ pub fn encode(generation: u64, banned: &Banned) -> io::Result<Vec<u8>> {
     let (kind, tag, text) = match banned {
         Banned::Prefix(tag, prefix) => (KIND_PREFIX, tag.as_bytes(), &prefix[..]),
         Banned::Exact(hash) => (KIND_EXACT, &[][..], &hash[..]),
+        Banned::Variants => (KIND_VARIANTS, &[][..], &[][..]),
     };
     record.push(kind);
     record.extend(u16::try_from(tag.len()).map_err(too_long)?.to_le_bytes());
@@ -345,6 +550,7 @@ fn decode(data: &[u8]) -> Option<(u64, Banned, &[u8])> {
     let banned = match *kind {
         KIND_PREFIX => Banned::Prefix(std::str::from_utf8(tag).ok()?.to_owned(), text.to_vec()),
         KIND_EXACT if tag.is_empty() => Banned::Exact(text.try_into().ok()?),
+        KIND_VARIANTS if tag.is_empty() && text.is_empty() => Banned::Variants,
         _ => return None,
     };
     Some((u64::from_le_bytes(*generation), banned, rest))
@@ -450,6 +656,163 @@ mod tests {
         record.truncate(record.len() - 4);
         record.extend(crc32fast::hash(&record).to_le_bytes());
         assert!(decode(&record).is_none());
+    }
+
+    #[test]
+    fn a_narrower_ban_that_is_newer_counts_within_a_wider_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        for (generation, text) in [
+            (3, "/a/"),
+            (5, "/a/b/c"),
+            (4, "/a/b"),
+            (7, "/a/b0"),
+            (2, ""),
+        ] {
+            bans.ban(generation, prefix(text)).unwrap();
+        }
+        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+            for (key, of) in [
+                ("", 2),
+                ("/z", 2),
+                ("/a", 2),
+                ("/a/", 3),
+                ("/a/b", 4),
+                ("/a/b/", 4),
+                ("/a/b/c", 5),
+                ("/a/b/d", 4),
+                ("/a/b0/x", 7),
+                ("/a/b1", 4),
+                ("/a/c", 3),
+            ] {
+                assert!(void(&bans, of - 1, key), "{key}");
+                assert!(!void(&bans, of, key), "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn random_bans_agree_with_a_list() {
+        let mut random = 1u64;
+        let mut below = |n: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
+            (random >> 33) % n
+        };
+        for _ in 0..300 {
+            let mut list = List::default();
+            let mut model: Vec<(u64, Vec<u8>)> = Vec::new();
+            for _ in 0..below(40) {
+                let text: Vec<u8> = (0..below(6)).map(|_| b'a' + below(2) as u8).collect();
+                let generation = below(20);
+                list.add(generation, Banned::Prefix("b".into(), text.clone()));
+                model.push((generation, text));
+            }
+            let kept = below(10);
+            list.forget_below(kept);
+            model.retain(|(generation, _)| *generation >= kept);
+            for _ in 0..50 {
+                let key: Vec<u8> = (0..below(8)).map(|_| b'a' + below(2) as u8).collect();
+                let of = |ban: &&(u64, Vec<u8>)| key.starts_with(&ban.1);
+                let newest = model.iter().filter(of).map(|(generation, _)| *generation);
+                let newest = newest.max().unwrap_or(0);
+                for generation in newest.saturating_sub(1)..=newest {
+                    let void = list.void(generation, &[1; 16], || ("b", &key));
+                    assert_eq!(void, generation < newest, "{key:?} in {model:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_list_takes_every_ban() {
+        let mut list = List::default();
+        for number in 0..MAX_PREFIXES as u64 {
+            list.add_bounded(number, prefix(&format!("/dir/{number:06}")));
+        }
+        assert_eq!(list.len(), MAX_PREFIXES);
+        let now = MAX_PREFIXES as u64;
+        // Another one is widened as far as needed.
+        let added = list.add_bounded(now, prefix("/dir/099999x"));
+        assert_eq!(added, prefix("/dir/099999"));
+        let added = list.add_bounded(now + 1, prefix("/dir/0x"));
+        assert_eq!(added, prefix("/dir/0"));
+        assert!(list.len() <= MAX_PREFIXES);
+        let void = |list: &List, key: &str| list.void(now, &[1; 16], || ("b", key.as_bytes()));
+        assert!(void(&list, "/dir/0x/y") && !void(&list, "/dir/1") && !void(&list, "/z"));
+        // And the widest takes the place of all.
+        assert_eq!(list.add_bounded(now + 2, prefix("/")), prefix("/"));
+        assert!(void(&list, "/z"));
+        assert_eq!(list.len(), 1);
+    }
+
+    #[test]
+    fn bans_nest_only_so_deep() {
+        let mut list = List::default();
+        for len in 0..1000 {
+            list.add(len as u64 + 1, prefix(&"a".repeat(len)));
+        }
+        assert!(list.len() <= MAX_NESTED + 1, "{}", list.len());
+        for len in 0..1000 {
+            let key = "a".repeat(len);
+            assert!(list.void(len as u64, &[1; 16], || ("b", key.as_bytes())));
+        }
+    }
+
+    /// What a hit of an entry pays that is older than the newest ban.
+    #[test]
+    fn a_lookup_does_not_take_longer_the_more_bans_there_are() {
+        let time = |bans: usize| {
+            let mut list = List::default();
+            for number in 0..bans as u64 {
+                list.add(
+                    number + 1,
+                    prefix(&format!("host\n/bucket/folder/{number:06}/")),
+                );
+            }
+            let key = b"host\n/bucket/folder/another/object-of-some-length.bin";
+            let rounds = (0..20).map(|_| {
+                let start = std::time::Instant::now();
+                for _ in 0..1000 {
+                    assert!(!list.void(0, &[1; 16], || ("b", key)));
+                }
+                start.elapsed()
+            });
+            rounds.min().unwrap() / 1000
+        };
+        let (few, many) = (time(10), time(10_000));
+        println!("a lookup among 10 bans takes {few:?}, among 10,000 {many:?}");
+        // Compared one by one, it takes a thousand times as long.
+        assert!(many < 20 * few, "{few:?}, {many:?}");
+    }
+
+    #[test]
+    fn keys_that_are_not_there_leave_no_more_than_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        let hash = |number: u64| {
+            let mut hash = [0; 16];
+            hash[..8].copy_from_slice(&number.to_le_bytes());
+            hash
+        };
+        for number in 0..3 * MAX_ABSENT as u64 {
+            bans.ban_absent(number + 1, hash(number)).unwrap();
+        }
+        assert!(bans.len() <= MAX_ABSENT + 1, "{}", bans.len());
+        let file = fs::metadata(dir.path().join("bans")).unwrap();
+        assert!(
+            file.len() < 40 * (MAX_ABSENT + SLACK + 2) as u64 * 2,
+            "{}",
+            file.len()
+        );
+        // Of what is forgotten, variants are void, and nothing else.
+        let first = |bans: &Bans| bans.void(0, &hash(0), || ("b", b"/a"));
+        assert!(!first(&bans) && bans.voids_variant(0));
+        let last = 3 * MAX_ABSENT as u64;
+        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+            assert!(bans.void(last - 1, &hash(last - 1), || ("b", b"/a")));
+            assert!(bans.voids_variant(MAX_ABSENT as u64));
+            assert!(!bans.voids_variant(last));
+        }
     }
 
     #[test]

@@ -584,10 +584,15 @@ impl DiskCache {
         let primary = key.primary;
         let fill = self.fills.get(&key.combined_bin()).is_some();
         let found = self.index.get(&key.combined_bin());
-        self.ban(Banned::Exact(primary), move |fill| {
-            fill.key.primary == primary
-        })
-        .await?;
+        // Also what the origin has been asked for and not answered yet.
+        self.changes.record(self.next_generation(), primary);
+        let absent = found.is_none() && !fill && self.loaded.is_complete();
+        let ban = move |generation| match absent {
+            true => self.bans.ban_absent(generation, primary),
+            false => self.bans.ban(generation, Banned::Exact(primary)),
+        };
+        self.ban(ban, move |fill| fill.key.primary == primary)
+            .await?;
         if let Some(entry) = found {
             self.evict(entry.id, Eviction::Purged);
         }
@@ -613,19 +618,25 @@ impl DiskCache {
         self.check_writable()?;
         self.purges.fetch_add(1, Ordering::AcqRel);
         let (tag, bytes) = (user_tag.to_owned(), prefix.to_vec());
-        self.ban(Banned::Prefix(user_tag.to_owned(), prefix.to_vec()), {
-            move |fill| *fill.key.user_tag == *tag && fill.primary_key.starts_with(&bytes)
-        })
+        let banned = Banned::Prefix(tag.clone(), bytes.clone());
+        self.ban(
+            move |generation| self.bans.ban(generation, banned),
+            move |fill| *fill.key.user_tag == *tag && fill.primary_key.starts_with(&bytes),
+        )
         .await
     }
 
-    async fn ban(&'static self, banned: Banned, matches: impl Fn(&Fill) -> bool) -> io::Result<()> {
+    async fn ban(
+        &'static self,
+        ban: impl FnOnce(u64) -> io::Result<()> + Send + 'static,
+        matches: impl Fn(&Fill) -> bool,
+    ) -> io::Result<()> {
         let generation = self.next_generation.fetch_add(1, Ordering::AcqRel);
         self.fills
             .void(|fill| fill.id.generation < generation && matches(fill));
         let banned = self
             .runtime
-            .spawn_blocking(move || self.bans.ban(generation, banned))
+            .spawn_blocking(move || ban(generation))
             .await
             .map_err(io::Error::other)?
             .map_err(|e| in_folder(&self.path, "write the ban list", e));
@@ -785,9 +796,10 @@ impl DiskCache {
     }
 
     pub(super) fn is_banned_fill(&self, fill: &Fill) -> bool {
-        self.bans.void(fill.id.generation, &fill.key.primary, || {
+        let generation = fill.id.generation;
+        self.bans.void(generation, &fill.key.primary, || {
             (&fill.key.user_tag, &fill.primary_key)
-        })
+        }) || (fill.key.variance.is_some() && self.bans.voids_variant(generation))
     }
 
     /// Make a committed fill the current entry of its key, unless it was purged
@@ -958,9 +970,12 @@ impl DiskCache {
             Some(_) => key.combined_bin(),
         };
         let indexed = self.index.touch(&hash, self.clock.now())?;
-        if self.bans.void(indexed.id.generation, primary, || {
-            (&key.user_tag, key.primary_key())
-        }) {
+        let generation = indexed.id.generation;
+        if self
+            .bans
+            .void(generation, primary, || (&key.user_tag, key.primary_key()))
+            || (hash != *primary && self.bans.voids_variant(generation))
+        {
             self.evict(indexed.id, Eviction::Purged);
             return None;
         }

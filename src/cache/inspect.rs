@@ -296,7 +296,7 @@ impl CacheFolder {
         };
         let void = self.bans.void(id.generation, &meta.key.primary, || {
             (&*meta.key.user_tag, &meta.primary_key)
-        });
+        }) || (meta.key.variance.is_some() && self.bans.voids_variant(id.generation));
         if void {
             return Ok(Some(Found::Leftover {
                 file: meta_file,

@@ -177,7 +177,10 @@ fn search_banned(cache: &'static DiskCache, newest: u64) -> Found {
             match read_meta(&cache.backend().layout().meta(&id)) {
                 Ok(meta) => {
                     let key = || (&*meta.key.user_tag, &*meta.primary_key);
-                    if cache.ban_list().void(id.generation, &meta.key.primary, key) {
+                    let bans = cache.ban_list();
+                    if bans.void(id.generation, &meta.key.primary, key)
+                        || (meta.key.variance.is_some() && bans.voids_variant(id.generation))
+                    {
                         cache.evict(id, Eviction::Purged);
                         found.removed += 1;
                     }
