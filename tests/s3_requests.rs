@@ -214,6 +214,30 @@ fn every_key_that_s3_allows_reaches_it() {
     }
 }
 
+/// S3 has no such key, and MinIO refuses it.
+#[test]
+fn a_flat_repository_of_apt_works() {
+    for refusal in [400, 403, 404] {
+        let origin = Origin::start(move |asked| match &*asked.target {
+            "/bucket/deb/InRelease" => object().answering(asked),
+            _ => Reply::bytes("<Error/>").with_status(refusal),
+        });
+        let proxy = proxy(&origin).start();
+        let miss = proxy.get("/assets/deb/./InRelease");
+        assert_eq!(miss.status, 200, "{refusal}");
+        assert!(miss.body == pattern(1, LEN));
+        stored(&proxy, 1);
+        let hit = proxy.get("/assets/deb/./InRelease");
+        assert_eq!(hit.header("x-cache"), Some("HIT"));
+        let targets: Vec<_> = origin.requests().into_iter().map(|r| r.target).collect();
+        assert_eq!(
+            targets,
+            ["/bucket/deb/./InRelease", "/bucket/deb/InRelease"]
+        );
+        assert_eq!(proxy.get("/assets/deb/./Absent").status, refusal);
+    }
+}
+
 // --- what S3 answers ---
 
 #[test]

@@ -50,6 +50,9 @@ const FORWARDED: [HeaderName; 6] = [
     header::IF_UNMODIFIED_SINCE,
 ];
 
+/// The error of an answer after which the key is asked for without its dot segments.
+const DOT_SEGMENTS: ErrorType = ErrorType::new("DotSegments");
+
 /// The right region of a bucket that was asked for elsewhere ("HeadBucket", Amazon S3
 /// API Reference).
 const BUCKET_REGION: &str = "x-amz-bucket-region";
@@ -81,6 +84,26 @@ pub struct RequestCtx {
     replaces_body: bool,
     /// See [`Absent::asked_now`].
     asked_at: u64,
+    /// The origin has no object of the key as it stands: ask without its dot segments.
+    resolves_dots: bool,
+}
+
+// === impl RequestCtx ===
+
+impl RequestCtx {
+    /// Whether to ask once more, for the key without its dot segments. To S3 they are
+    /// part of a key, but apt writes `./` into the paths of a flat repository, and
+    /// other servers resolve them (RFC 3986 §5.2.4). MinIO refuses them with 400; S3
+    /// has 403 for what is missing, where a client may not list.
+    fn may_resolve(&self, status: StatusCode) -> bool {
+        let means_absent = matches!(
+            status,
+            StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND
+        );
+        means_absent
+            && !self.resolves_dots
+            && (self.route.as_ref()).is_some_and(|(_, key)| key.without_dot_segments().is_some())
+    }
 }
 
 impl S3ProxyHttp {
@@ -408,7 +431,8 @@ impl ProxyHttp for S3ProxyHttp {
         self.caching
             .upstream_request_filter(session, request, &mut ctx.caching)?;
         let (origin, key) = routed(&ctx.route)?;
-        let target = origin.target(key);
+        let resolved = key.without_dot_segments().filter(|_| ctx.resolves_dots);
+        let target = origin.target(resolved.as_ref().unwrap_or(key));
         let method = request.method.clone();
         let mut signed = RequestHeader::build(method.clone(), target.as_bytes(), Some(12))?;
         signed.insert_header(header::HOST, origin.host_header())?;
@@ -457,6 +481,13 @@ impl ProxyHttp for S3ProxyHttp {
         }
         if !(response.status.is_client_error() || response.status.is_server_error()) {
             return Ok(());
+        }
+        if ctx.may_resolve(response.status) {
+            ctx.resolves_dots = true;
+            let why = "the origin has no object whose key has dot segments";
+            let mut error = Error::explain(DOT_SEGMENTS, why).into_up();
+            error.set_retry(true);
+            return Err(error);
         }
         // What the origin says itself of its freshness is heeded when it is stored.
         if !response.headers.contains_key(header::CACHE_CONTROL) {

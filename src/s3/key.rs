@@ -62,6 +62,35 @@ impl ObjectKey {
         Ok(ObjectKey(key))
     }
 
+    /// The key without the segments `.` and `..`, as RFC 3986 §5.2.4 resolves them:
+    /// the object that a client means who writes `./` in front of a name. `None`: it
+    /// has no such segments.
+    pub fn without_dot_segments(&self) -> Option<ObjectKey> {
+        let is_dots = |segment: &str| matches!(segment, "." | "..");
+        if !self.0.split('/').any(is_dots) {
+            return None;
+        }
+        let mut resolved: Vec<&str> = Vec::new();
+        let mut segments = self.0.split('/').peekable();
+        while let Some(segment) = segments.next() {
+            match segment {
+                "." => {}
+                ".." => {
+                    resolved.pop();
+                }
+                segment => {
+                    resolved.push(segment);
+                    continue;
+                }
+            }
+            if segments.peek().is_none() {
+                // A folder.
+                resolved.push("");
+            }
+        }
+        Some(ObjectKey(resolved.join("/"))).filter(|key| !key.0.is_empty())
+    }
+
     /// The key as S3 stores it.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -265,6 +294,26 @@ mod tests {
             ObjectKey::from_request_path(&"é".repeat(MAX_KEY_BYTES / 2 + 1)),
             Err(KeyError::TooLong)
         );
+    }
+
+    #[test]
+    fn dot_segments_are_resolved_on_request() {
+        for (path, expected) in [
+            ("deb/./InRelease", Some("deb/InRelease")),
+            ("./InRelease", Some("InRelease")),
+            ("a/../b", Some("b")),
+            ("a/b/../../c", Some("c")),
+            ("a/b/..", Some("a/")),
+            ("a/.", Some("a/")),
+            ("a//../b", Some("a/b")),
+            ("a/%2e/b", Some("a/b")),
+            ("a/.b/..c/d.", None),
+            ("a//b", None),
+        ] {
+            let resolved = key(path).without_dot_segments();
+            let resolved = resolved.as_ref().map(ObjectKey::as_str);
+            assert_eq!(resolved, expected, "{path}");
+        }
     }
 
     #[test]
