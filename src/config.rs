@@ -25,6 +25,9 @@ const MEGABYTE: f64 = 1e6;
 /// unix(7).
 const MAX_SOCKET_PATH: usize = 107;
 
+/// The default of `server.send_buffer`.
+const SEND_BUFFER: u32 = 128 * 1024;
+
 /// The default of `server.tls.handshake_timeout`.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -59,6 +62,9 @@ pub struct Server {
     /// The slowest client that is served to the end, in bytes a second; zero
     /// (the default): no limit.
     pub min_send_rate: usize,
+    /// The bytes of a response that the kernel keeps for a client beyond those on their
+    /// way to it; 0: the kernel's own limit. Default: 131072.
+    pub send_buffer: u32,
     /// How long a connection of HTTP/1.1 may wait for its next request, rounded up
     /// to seconds; zero: no limit. Default: 75 s.
     pub keepalive_timeout: Duration,
@@ -345,6 +351,7 @@ impl Server {
         "threads",
         "write_timeout",
         "min_send_rate",
+        "send_buffer",
         "keepalive_timeout",
         "request_head_timeout",
         "max_request_head_bytes",
@@ -372,6 +379,10 @@ impl Server {
             min_send_rate: match section.get("min_send_rate") {
                 Some(node) => node.integer(0..=1_000_000_000)?,
                 None => 0,
+            },
+            send_buffer: match section.get("send_buffer") {
+                Some(node) => node.integer(0..=1 << 30)?,
+                None => SEND_BUFFER,
             },
             keepalive_timeout: section.duration("keepalive_timeout", Duration::from_secs(75))?,
             request_head_timeout: section
@@ -1395,6 +1406,7 @@ mod tests {
         let least = good(&format!("{SERVER}{BUCKETS}cache: {{disk: {{path: c}}}}\n"));
         assert_eq!(least.server.write_timeout, shown.server.write_timeout);
         assert_eq!(least.server.min_send_rate, shown.server.min_send_rate);
+        assert_eq!(least.server.send_buffer, shown.server.send_buffer);
         assert_eq!(
             least.server.keepalive_timeout,
             shown.server.keepalive_timeout
@@ -1722,6 +1734,7 @@ mod tests {
             (disk("    backend: true"), "cache.disk.backend", "is true or false, not a string", "auto, tokio or uring"),
             (server(&format!("  upgrade_sock: /{}", "s".repeat(107))), "server.upgrade_sock", "too long", "107 bytes"),
             (server("  upgrade_sock: ''"), "server.upgrade_sock", "is empty", "Unix socket"),
+            (server("  send_buffer: 2000000000"), "server.send_buffer", "out of range", "from 0"),
             (server("  max_connections: 0"), "server.max_connections", "0 is out of range", "from 1"),
             (disk("    max_size_gb: .nan"), "cache.disk.max_size_gb", "out of range", "from 0.001"),
             (disk("    max_size_gb: .inf"), "cache.disk.max_size_gb", "out of range", "from 0.001"),

@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use test_support::{
@@ -149,6 +149,47 @@ fn a_handshake_has_a_deadline() {
             .stderr()
             .contains("Downstream handshake timeout 100ms")
     });
+}
+
+#[test]
+fn a_client_that_reads_slowly_holds_little_in_the_kernel() {
+    let origin = origin();
+    let held = |proxy: Proxy| {
+        let mut client = silent(proxy.addr());
+        let request = b"GET /large/1 HTTP/1.1\r\nHost: proxy\r\n\r\n";
+        client.write_all(request).expect("send a request");
+        // Enough for the kernel to find that the client can take a lot.
+        let mut part = vec![0; 4 << 20];
+        client.read_exact(&mut part).expect("read a part");
+        let mut before = 0;
+        let mut queue = 0;
+        // No signal says that the proxy waits for the client: the queue grows no more.
+        eventually("the proxy waits for the client", || {
+            before = queue;
+            thread::sleep(Duration::from_millis(200));
+            queue = send_queue(proxy.addr(), client.local_addr().expect("its address"));
+            queue > 0 && queue == before
+        });
+        queue
+    };
+    let bounded = held(proxy(&origin).start());
+    let unbounded = held(proxy(&origin).send_buffer(0).start());
+    assert!(bounded <= 512 * 1024, "{bounded} bytes");
+    assert!(unbounded >= 2 * bounded, "{bounded} and {unbounded} bytes");
+}
+
+/// The bytes of a connection that its client's kernel has not got, see proc_net_tcp of
+/// the kernel's documentation.
+fn send_queue(server: SocketAddr, client: SocketAddr) -> u64 {
+    let shown = |addr: SocketAddr| format!("0100007F:{:04X}", addr.port());
+    let (local, remote) = (shown(server), shown(client));
+    let table = fs::read_to_string("/proc/net/tcp").expect("read the connections");
+    table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find(|fields| fields[1] == local && fields[2] == remote)
+        .and_then(|fields| u64::from_str_radix(fields[4].split(':').next()?, 16).ok())
+        .expect("the connection is in the table")
 }
 
 fn origin() -> Origin {

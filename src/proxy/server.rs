@@ -115,7 +115,7 @@ impl ProxyServer {
         let connections = descriptors::clients(open_files, config.server.max_connections);
         METRICS.watch_connections(&connections);
         service.set_connection_limit(connections);
-        service.add_listener(listener(&http));
+        service.add_listener(listener(&http, config));
         if let (Some(tls), Some(endpoint)) = (&config.server.tls, &https) {
             let settings = TlsSettings::intermediate(
                 &tls.certificate.to_string_lossy(),
@@ -134,7 +134,7 @@ impl ProxyServer {
                 ))
             })?;
             service.add_listener(
-                listener(endpoint)
+                listener(endpoint, config)
                     .tls(settings)
                     .handshake_timeout(tls.handshake_timeout),
             );
@@ -232,9 +232,12 @@ impl ProxyServer {
 /// Where clients connect. They are read from without Pingora's buffer of 64 KiB a
 /// connection: few requests are longer than the 4 KiB that are read at once where
 /// they are parsed.
-fn listener(endpoint: &Endpoint) -> ListenerConfig {
+fn listener(endpoint: &Endpoint, config: &Config) -> ListenerConfig {
+    let mut options = endpoint.options();
+    let send_buffer = config.server.send_buffer;
+    options.tcp_notsent_lowat = (send_buffer > 0).then_some(send_buffer);
     ListenerConfig::tcp(endpoint.address().to_string())
-        .tcp_socket_options(endpoint.options())
+        .tcp_socket_options(options)
         .l4_buffer(L4BufferSettings::default().read(0))
 }
 

@@ -85,6 +85,11 @@ impl ProxyBuilder {
         self
     }
 
+    pub fn send_buffer(mut self, bytes: u32) -> Self {
+        self.server.push(("send_buffer", bytes.to_string()));
+        self
+    }
+
     pub fn keepalive_timeout(mut self, duration: &str) -> Self {
         self.server.push(("keepalive_timeout", duration.to_owned()));
         self
