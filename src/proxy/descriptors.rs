@@ -9,6 +9,9 @@ use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 /// The most connections of clients where nothing is configured.
 const MAX_CONNECTIONS: usize = 65_536;
 
+/// The most connections to origins that are kept, as Pingora's default.
+const MAX_IDLE_ORIGIN_CONNECTIONS: usize = 128;
+
 /// The most connections of each of the listeners that clients do not reach.
 const MAX_OPERATOR_CONNECTIONS: usize = 32;
 
@@ -49,14 +52,14 @@ fn shown(limit: Option<u64>) -> String {
     limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string())
 }
 
-/// Connections of clients: half of the open files, since the other half is for the cache's
-/// files, connections to origins, and the listeners of operators. `configured` asks for
-/// another number, and gets it as far as a quarter is left for the rest.
+/// Connections of clients: a quarter of the open files, since each may need a connection to
+/// an origin and files of the cache. `configured` asks for another number, and gets it as
+/// far as a quarter is left for the rest.
 pub fn clients(open_files: usize, configured: Option<usize>) -> Arc<ConnectionLimit> {
+    let (default, allowed) = (open_files / 4, open_files / 4 * 3);
     let max = match configured {
-        None => (open_files / 2).min(MAX_CONNECTIONS),
-        Some(max) if max > open_files / 4 * 3 => {
-            let allowed = open_files / 4 * 3;
+        None => default.min(MAX_CONNECTIONS),
+        Some(max) if max > allowed => {
             warn!(
                 "server.max_connections: {max} is more than three quarters of the limit of \
                  open files; lowered to {allowed}, since the limit is {open_files}"
@@ -66,6 +69,11 @@ pub fn clients(open_files: usize, configured: Option<usize>) -> Arc<ConnectionLi
         Some(max) => max,
     };
     Arc::new(ConnectionLimit::new(max.max(1)))
+}
+
+/// Connections to origins that are kept for another request.
+pub fn idle_origin_connections(open_files: usize) -> usize {
+    (open_files / 16).clamp(1, MAX_IDLE_ORIGIN_CONNECTIONS)
 }
 
 /// Connections to a listener for operators, which clients' connections cannot use up.

@@ -84,8 +84,9 @@ impl ProxyServer {
         let bad_bucket = |e: OriginError| StartError(e.to_string());
         let proxy = S3ProxyHttp::new(config, cache).map_err(bad_bucket)?;
 
-        // Without one, nobody waits there: SIGQUIT leaves a line in the log.
-        let upgrade_sock = config.server.upgrade_sock.clone().unwrap_or_default();
+        // Where there is none, the line that SIGQUIT leaves in the log names the key.
+        let upgrade_sock = config.server.upgrade_sock.clone();
+        let upgrade_sock = upgrade_sock.unwrap_or_else(|| "server.upgrade_sock".into());
         let conf = ServerConf {
             threads: config.server.threads,
             // A single thread has nobody to steal from: its connections take turns
@@ -94,6 +95,7 @@ impl ProxyServer {
             grace_period_seconds: Some(config.server.grace_period.as_secs()),
             graceful_shutdown_timeout_seconds: Some(FINISH_TIMEOUT.as_secs()),
             upgrade_sock: upgrade_sock.to_string_lossy().into_owned(),
+            upstream_keepalive_pool_size: descriptors::idle_origin_connections(open_files),
             ..ServerConf::default()
         };
         let options = Opt {
