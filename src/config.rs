@@ -137,6 +137,9 @@ pub struct Cache {
     pub fill_without_readers: f64,
     /// How many responses are stored at the same time. Default: 128.
     pub max_fills: usize,
+    /// How long requests wait for the answer to another one for the same object, before
+    /// one of them asks too. Default: 10 s.
+    pub lock_age: Duration,
     /// Which objects are fetched as a whole when a part is asked for.
     pub range_fill: RangeFill,
     /// The memory in front of the disk.
@@ -542,6 +545,7 @@ impl Cache {
         "admission",
         "fill_without_readers",
         "max_fills",
+        "lock_age",
         "range_fill",
         "memory",
         "disk",
@@ -553,6 +557,7 @@ impl Cache {
         let negative_ttl = Duration::from_secs(5);
         let fill_without_readers = 0.5;
         let max_fills = 128;
+        let lock_age = Duration::from_secs(10);
         let Some(section) = section else {
             return Ok(Cache {
                 default_ttl,
@@ -560,6 +565,7 @@ impl Cache {
                 admission: 1,
                 fill_without_readers,
                 max_fills,
+                lock_age,
                 range_fill: RangeFill::default(),
                 memory: Memory::default(),
                 disk: Disk::absent(),
@@ -580,6 +586,10 @@ impl Cache {
                 Some(node) => node.integer(1..=100_000)?,
                 None => max_fills,
             },
+            // None would be no wait at all.
+            lock_age: section
+                .duration("lock_age", lock_age)?
+                .max(Duration::from_secs(1)),
             range_fill: match section.section("range_fill", RangeFill::KEYS)? {
                 Some(range_fill) => RangeFill::read(&range_fill)?,
                 None => RangeFill::default(),
@@ -1429,6 +1439,7 @@ mod tests {
             shown.cache.fill_without_readers
         );
         assert_eq!(least.cache.max_fills, shown.cache.max_fills);
+        assert_eq!(least.cache.lock_age, shown.cache.lock_age);
         assert_eq!(
             least.cache.range_fill.client_mb_per_minute,
             shown.cache.range_fill.client_mb_per_minute
@@ -1474,6 +1485,7 @@ mod tests {
         assert_eq!(budget, Some(1_000_000_000));
         assert_eq!(config.cache.fill_without_readers, 0.5);
         assert_eq!(config.cache.max_fills, 128);
+        assert_eq!(config.cache.lock_age, Duration::from_secs(10));
         assert_eq!(config.cache.disk.backend, BackendChoice::Auto);
         assert_eq!(config.cache.disk.inactive, Duration::ZERO);
         assert_eq!(config.cache.disk.max_open_files, 1024);
@@ -1489,10 +1501,11 @@ mod tests {
             "    backend: uring\n    inactive: 30d\n    max_open_files: 0\n    \
              scrub_mb_per_second: 0.5\n  admission: 255\n  memory: {max_size_mb: 1.5}\n  \
              range_fill: {max_in_flight: 0, max_size_gb: 0.5, max_in_flight_gb: 2, \
-             client_mb_per_minute: 0}\n  fill_without_readers: 0\n  max_fills: 7",
+             client_mb_per_minute: 0}\n  fill_without_readers: 0\n  max_fills: 7\n  lock_age: 2s",
         ));
         assert_eq!(config.cache.fill_without_readers, 0.0);
         assert_eq!(config.cache.max_fills, 7);
+        assert_eq!(config.cache.lock_age, Duration::from_secs(2));
         let range_fill = &config.cache.range_fill;
         assert_eq!(range_fill.max_in_flight_bytes(1), 2_000_000_000);
         assert_eq!(range_fill.client_bytes_per_minute(), None);

@@ -211,6 +211,68 @@ fn a_thousand_clients_at_once_make_one_origin_request() {
 }
 
 #[test]
+fn of_those_who_wait_for_a_slow_origin_one_at_a_time_asks_too() {
+    const CLIENTS: usize = 20;
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |_| {
+            // Before the header.
+            gate.pass();
+            Reply::pattern(1, LEN)
+        }
+    });
+    let proxy = proxy(&origin).cache("lock_age", "1s").start();
+    let addr = proxy.addr();
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let response = Connection::open(addr).request("GET", OBJECT, &[]);
+                assert_eq!((response.status, response.complete), (200, true));
+            });
+        }
+        // The first, and one after each second.
+        gate.wait_for_arrivals(5);
+        assert_eq!(origin.requests().len(), 5);
+        gate.open();
+    });
+    assert!(origin.requests().len() <= 6, "{}", origin.requests().len());
+}
+
+#[test]
+fn more_misses_than_may_be_stored_at_once_take_turns() {
+    const MAX_FILLS: usize = 4;
+    const CLIENTS: u64 = 20;
+    // Small, so that nobody's patience ends on a slow machine.
+    const LEN: u64 = 64 * 1024;
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |_| Reply::pattern(1, LEN).hold_at(LEN / 2, &gate)
+    });
+    let proxy = proxy(&origin).cache("max_fills", MAX_FILLS).start();
+    let addr = proxy.addr();
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            scope.spawn(move || {
+                let path = format!("/assets/{client}");
+                let mut connection = Connection::open(addr);
+                let response = connection.begin("GET", &path, &[]);
+                let received = response.check(Pattern::new(1), 0);
+                assert!(received.complete);
+                assert_eq!(received.len, LEN);
+            });
+        }
+        gate.wait_for_arrivals(MAX_FILLS);
+        proxy.expect_metric("cache_fills_in_flight", MAX_FILLS as u64);
+        assert_eq!(origin.requests().len(), MAX_FILLS);
+        gate.open();
+    });
+    proxy.expect_metric("cache_entries", CLIENTS);
+    proxy.expect_metric_where("cache_fill_errors_total", &[("cause", "too_many")], 0);
+}
+
+#[test]
 fn the_first_byte_of_a_huge_object_does_not_wait_for_the_last() {
     const HUGE: u64 = 10 * 1024 * MIB;
     const TRIES: usize = 20;

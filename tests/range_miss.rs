@@ -161,6 +161,51 @@ fn parallel_parts_cost_at_most_two_transfers() {
 }
 
 #[test]
+fn small_parts_of_a_large_object_do_not_fetch_the_whole() {
+    const LEN: u64 = 200 * MIB;
+    let origin = origin_of(LEN);
+    let proxy = proxy(&origin).start();
+    let mut client = Connection::open(proxy.addr());
+    for first in 0..50 {
+        assert_eq!(read_part(&mut client, first * 1000, first * 1000), "MISS");
+    }
+    let wholes = || {
+        let requests = origin.requests();
+        let wholes = requests.iter().filter(|r| r.header("range").is_none());
+        wholes.count()
+    };
+    assert_eq!(wholes(), 0);
+    // A sixteenth of it does.
+    read_part(&mut client, 0, LEN / 16 - 1);
+    eventually("the whole is fetched", || wholes() == 1);
+    eventually("it is stored", || proxy.metric("cache_entries") == 1);
+    assert_eq!(read_part(&mut client, LEN - 1, LEN - 1), "HIT");
+}
+
+#[test]
+fn a_client_has_a_budget_for_what_its_parts_make_the_proxy_fetch() {
+    const OBJECTS: u64 = 20;
+    let origin = origin_of(LEN);
+    let proxy = proxy(&origin)
+        .range_fill("client_mb_per_minute", 3 * LEN / 1_000_000)
+        .start();
+    let mut client = Connection::open(proxy.addr());
+    for object in 0..OBJECTS {
+        let path = format!("/assets/{object}");
+        let part = client.request("GET", &path, &[("Range", "bytes=0-0")]);
+        assert_eq!(part.status, 206);
+    }
+    eventually("all is fetched", || {
+        proxy.metric("cache_entries") >= 3 && proxy.metric("cache_fills_in_flight") == 0
+    });
+    let requests = origin.requests();
+    let wholes = requests.iter().filter(|r| r.header("range").is_none());
+    // What is spent comes back in a minute, and one may be overdrawn.
+    let wholes = wholes.count();
+    assert!((3..=6).contains(&wholes), "{wholes}");
+}
+
+#[test]
 fn the_whole_is_not_fetched_where_that_is_not_wanted() {
     let origin = origin_of(LEN);
     for (rule, proxy) in [

@@ -67,6 +67,48 @@ fn large_objects_asked_for_at_once_do_not_pass_the_limit() {
 }
 
 #[test]
+fn clients_that_leave_take_nothing_from_those_in_use() {
+    const HOT: u64 = 50;
+    const HOT_LEN: u64 = LIMIT / 100;
+    const CLIENTS: u64 = 40;
+    const LEN: u64 = LIMIT / 10 * 9;
+    let origin = Origin::start(|request| match seed_of(request.path()) {
+        seed @ ..HOT => Reply::pattern(seed, HOT_LEN),
+        seed => Reply::pattern(seed, LEN).paced(4 * LEN),
+    });
+    let proxy = proxy(&origin);
+    let path = |seed| format!("/assets/{seed}");
+    let is_hit = |seed| proxy.get(&path(seed)).header("x-cache") == Some("HIT");
+    for seed in 0..HOT {
+        assert!(proxy.get(&path(seed)).complete);
+        eventually("it is stored", || is_hit(seed));
+    }
+    let addr = proxy.addr();
+    thread::scope(|scope| {
+        for seed in 0..CLIENTS {
+            scope.spawn(move || {
+                let mut connection = Connection::open(addr);
+                let path = format!("/assets/{}", 100 + seed);
+                let mut response = connection.begin("GET", &path, &[]);
+                response.read_some(1000);
+                drop(response);
+                connection.abort();
+            });
+        }
+    });
+    eventually("all of them are given up", || {
+        proxy.metric("cache_fills_in_flight") == 0
+    });
+    proxy.expect_metric("cache_entries", HOT);
+    let asked = origin.requests().len();
+    for seed in 0..HOT {
+        assert!(is_hit(seed), "{seed}");
+    }
+    assert_eq!(origin.requests().len(), asked);
+    expect_within_limit(&proxy.cache_dir());
+}
+
+#[test]
 fn what_is_removed_and_still_read_counts() {
     const LEN: u64 = LIMIT / 10 * 6;
     let folder = TempDir::new().expect("make a folder");

@@ -19,7 +19,7 @@ use super::readers::{Audience, Readers};
 use super::room::Claim;
 use super::stats::Cause;
 use super::turns::Turn;
-use super::window::Window;
+use super::window::{self, Window};
 use super::{DiskCache, EntryId};
 
 /// How many pieces of a body may wait for the disk. Meanwhile a block of 256 KiB is
@@ -268,12 +268,17 @@ async fn pass(
     mut block: Block,
 ) {
     let Some(window) = fill.window() else { return };
+    let mut patience = window::PATIENCE;
     loop {
         block.turns.clear();
         let end = passed + block.len;
         let whole = check_len(fill, end, block.finish.is_some());
         let goes_on = match &whole {
-            Ok(()) => block.len == 0 || window.push(&fill.readers, block.data).await,
+            Ok(()) if block.len == 0 => true,
+            Ok(()) => {
+                let pushed = window.push(&fill.readers, block.data, &mut patience);
+                pushed.await
+            }
             Err(_) => false,
         };
         if !goes_on {

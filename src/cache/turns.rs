@@ -1,14 +1,16 @@
 //! How many responses are stored at the same time, and how much of them waits for the
 //! disk.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 /// How long a miss waits before the origin is asked, where as many fills as may be are
 /// in flight. Then it passes without being stored.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Bytes of all fills that may wait for the disk, in units.
 const QUEUED: usize = 1 << 10;
@@ -16,10 +18,9 @@ const QUEUED: usize = 1 << 10;
 /// The unit: 64 KiB, as much as Pingora reads at once.
 const UNIT: usize = 64 << 10;
 
-/// Turns to ask the origin, and to store what it answers.
+/// Turns to fetch and store.
 #[derive(Debug)]
 pub(crate) struct Turns {
-    asking: Semaphore,
     filling: Semaphore,
     queued: Semaphore,
 }
@@ -27,26 +28,34 @@ pub(crate) struct Turns {
 /// A turn that lasts until this is dropped.
 pub(crate) type Turn = SemaphorePermit<'static>;
 
+/// A turn on its way to the fill: an extension of the metadata of a response that is
+/// to be stored.
+#[derive(Debug, Clone)]
+pub(crate) struct Handed(Arc<Mutex<Option<Turn>>>);
+
+impl Handed {
+    pub(crate) fn new(turn: Turn) -> Handed {
+        Handed(Arc::new(Mutex::new(Some(turn))))
+    }
+
+    pub(super) fn take(&self) -> Option<Turn> {
+        self.0.lock().take()
+    }
+}
+
 impl Turns {
     pub(super) fn new(max_fills: usize) -> Turns {
         Turns {
-            asking: Semaphore::new(max_fills),
             filling: Semaphore::new(max_fills),
             queued: Semaphore::new(QUEUED),
         }
     }
 
-    /// The turn to ask the origin for something that will be stored. It ends when the
-    /// fill begins. `None`: it took too long; ask all the same.
+    /// The turn to ask the origin for something that will be stored, and to store it.
+    /// `None`: it took too long; ask all the same.
     pub(crate) async fn to_ask(&'static self) -> Option<Turn> {
-        let both = async {
-            let asking = self.asking.acquire().await.ok()?;
-            if self.filling.available_permits() == 0 {
-                drop(self.filling.acquire().await);
-            }
-            Some(asking)
-        };
-        timeout(PATIENCE, both).await.ok().flatten()
+        let turn = timeout(PATIENCE, self.filling.acquire()).await;
+        turn.ok()?.ok()
     }
 
     /// The turn to store, if there is one.
@@ -78,8 +87,12 @@ mod tests {
         let mut asking = Box::pin(turns.to_ask());
         assert!(futures::poll!(&mut asking).is_pending());
         drop(fills);
-        assert!(asking.await.is_some());
-        assert!(turns.to_fill().is_some(), "it takes no turn to fill");
+        let handed = Handed::new(asking.await.expect("a turn"));
+        let other = turns.to_fill();
+        assert!(other.is_some() && turns.to_fill().is_none());
+        drop(handed.take());
+        assert!(handed.take().is_none());
+        assert!(turns.to_fill().is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,15 +6,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::{timeout_at, Instant};
+use tokio::time::{timeout, Instant};
 
 use super::readers::Readers;
 
 /// Bytes that wait for the slowest reader.
 const CAPACITY: u64 = 512 * 1024;
 
-/// How long all wait for one that takes nothing.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long all wait in sum for those who are slower than the others, before they do
+/// without the slowest.
+pub(super) const PATIENCE: Duration = match cfg!(test) {
+    true => Duration::from_millis(200),
+    false => Duration::from_secs(10),
+};
 
 /// What comes after the end of the file: the readers get it from here, in order, and
 /// the origin waits for the slowest of them.
@@ -80,13 +84,18 @@ impl Window {
         slowest.is_some_and(|(at, leads)| leads && self.used(at) >= CAPACITY)
     }
 
-    /// Append what came, when there is room. `false`: nobody reads it.
-    pub(super) async fn push(&self, readers: &Readers, data: Vec<Bytes>) -> bool {
+    /// Append what came, when there is room. `false`: nobody reads it. `patience` is
+    /// what is left of [`PATIENCE`].
+    pub(super) async fn push(
+        &self,
+        readers: &Readers,
+        data: Vec<Bytes>,
+        patience: &mut Duration,
+    ) -> bool {
         let piece = match &data[..] {
             [one] => one.clone(),
             many => many.concat().into(),
         };
-        let mut waits_for = None;
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);
@@ -97,15 +106,12 @@ impl Window {
             if leads || self.used(at) < CAPACITY {
                 break;
             }
-            let (_, deadline) = *waits_for.get_or_insert_with(|| (at, Instant::now() + PATIENCE));
-            if waits_for.is_some_and(|(before, _)| before < at) {
-                waits_for = None;
-            } else if timeout_at(deadline, moved).await.is_err() {
-                readers.lose(at);
-                waits_for = None;
-                if readers.slowest().is_some_and(|(still, _)| still == at) {
-                    // The last one has all the time that it needs.
-                    waits_for = Some((at, Instant::now() + PATIENCE));
+            let start = Instant::now();
+            match timeout(*patience, moved).await {
+                Ok(()) => *patience = patience.saturating_sub(start.elapsed()),
+                Err(_) => {
+                    readers.lose(at);
+                    *patience = PATIENCE;
                 }
             }
         }
@@ -127,5 +133,140 @@ impl Window {
             queue.pieces.pop_front();
         }
         queue.end - queue.start
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use pingora_cache::storage::MissHandler;
+    use pingora_cache::trace::Span;
+    use pingora_cache::{CacheKey, CacheMeta, HitHandler, Storage};
+    use pingora_http::ResponseHeader;
+
+    use super::super::hit::FILL_BROKEN;
+    use super::super::{DiskCache, DiskCacheConfig};
+    use super::*;
+
+    const LIMIT: u64 = 1 << 20;
+    const LEN: usize = 8 << 20;
+
+    fn body() -> Bytes {
+        (0..LEN as u32 / 4).flat_map(u32::to_le_bytes).collect()
+    }
+
+    struct Setting {
+        _dir: tempfile::TempDir,
+        cache: &'static DiskCache,
+        miss: MissHandler,
+    }
+
+    /// A cache for an object of unknown length that is larger.
+    async fn begin() -> Setting {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), LIMIT)).unwrap();
+        cache.wait_loaded();
+        let header = ResponseHeader::build(200, None).unwrap();
+        let meta = CacheMeta::new(SystemTime::now(), SystemTime::now(), 0, 0, header);
+        let span = Span::inactive().handle();
+        let miss = cache.get_miss_handler(&key(), &meta, &span).await.unwrap();
+        Setting {
+            _dir: dir,
+            cache,
+            miss,
+        }
+    }
+
+    fn key() -> CacheKey {
+        CacheKey::new("key", "tag")
+    }
+
+    async fn follow(cache: &'static DiskCache, tag: Option<&[u8]>) -> HitHandler {
+        let span = Span::inactive().handle();
+        let found = cache.lookup_streaming_write(&key(), tag, &span).await;
+        found.unwrap().unwrap().1
+    }
+
+    async fn write(miss: &mut MissHandler) {
+        for piece in body().chunks(64 << 10) {
+            let piece = Bytes::copy_from_slice(piece);
+            miss.write_body(piece, false).await.unwrap();
+        }
+    }
+
+    async fn read(mut hit: HitHandler) -> pingora_core::Result<Vec<u8>> {
+        let mut read = Vec::new();
+        while let Some(bytes) = hit.read_body().await? {
+            read.extend_from_slice(&bytes);
+        }
+        Ok(read)
+    }
+
+    #[tokio::test]
+    async fn all_who_read_get_what_has_no_room() {
+        let Setting {
+            cache, mut miss, ..
+        } = begin().await;
+        let readers = [follow(cache, None).await, follow(cache, None).await];
+        let write = async {
+            write(&mut miss).await;
+            miss.finish().await.unwrap();
+        };
+        let reads = futures::future::join_all(readers.map(read));
+        let (_, reads) = tokio::join!(write, reads);
+        for read in reads {
+            assert!(read.unwrap() == body());
+        }
+        cache.settle().await;
+        assert_eq!((cache.entries(), cache.size_bytes()), (0, 0));
+        assert!(cache.was_outgrown(&key()));
+    }
+
+    #[tokio::test]
+    async fn one_who_does_not_read_is_not_waited_for_forever() {
+        let Setting {
+            cache, mut miss, ..
+        } = begin().await;
+        let stalls = follow(cache, None).await;
+        let reads = follow(cache, None).await;
+        let write = async {
+            write(&mut miss).await;
+            miss.finish().await.unwrap();
+        };
+        let (_, reads) = tokio::join!(write, read(reads));
+        assert!(reads.unwrap() == body());
+        let e = read(stalls).await.unwrap_err();
+        assert_eq!(*e.etype(), FILL_BROKEN, "{e}");
+    }
+
+    #[tokio::test]
+    async fn the_request_that_writes_is_told_to_read() {
+        let Setting {
+            cache, mut miss, ..
+        } = begin().await;
+        let tag = miss.streaming_write_tag().unwrap().to_vec();
+        let mut leader = follow(cache, Some(&tag)).await;
+        let body = body();
+        let mut read = Vec::new();
+        let mut most = 0;
+        for piece in body.chunks(64 << 10) {
+            while miss.is_full() {
+                let bytes = leader.read_body().await.unwrap().unwrap();
+                read.extend_from_slice(&bytes);
+            }
+            let piece = Bytes::copy_from_slice(piece);
+            miss.write_body(piece, false).await.unwrap();
+            most = most.max(read.len() as u64);
+        }
+        assert!(most > LIMIT, "it had to read");
+        let rest = async {
+            while let Some(bytes) = leader.read_body().await.unwrap() {
+                read.extend_from_slice(&bytes);
+            }
+        };
+        let (finished, ()) = tokio::join!(miss.finish(), rest);
+        finished.unwrap();
+        assert!(read == body);
     }
 }

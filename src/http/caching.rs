@@ -48,7 +48,7 @@ use super::variants::Variants;
 use super::vary::{variance, Variance};
 use crate::cache::disk::NO_ROOM;
 use crate::cache::miss::DESERTED;
-use crate::cache::turns::Turn;
+use crate::cache::turns::{Handed, Turn};
 use crate::cache::{DiskCache, DiskHit, Prepared};
 
 /// A range that begins so far behind what a fill has written waits for it. One
@@ -157,7 +157,7 @@ pub struct CachingCtx {
     /// A request of the proxy's own: nobody reads the response.
     background: bool,
     _fill: Option<FillGuard>,
-    /// To ask the origin.
+    /// To ask the origin, and to store what it answers.
     turn: Option<Turn>,
     /// When the request came.
     arrived: Option<SystemTime>,
@@ -976,8 +976,13 @@ impl HttpCaching {
             return RespCacheable::Uncacheable(NoCacheReason::Deferred);
         }
         match self.to_store(session, response, ctx) {
-            Some(meta) => {
+            Some(mut meta) => {
                 self.limit_variants(session, &meta);
+                // What is stored keeps the turn.
+                let is_new = ctx.origin_status != Some(StatusCode::NOT_MODIFIED);
+                if let Some(turn) = ctx.turn.take().filter(|_| is_new) {
+                    meta.extensions_mut().insert(Handed::new(turn));
+                }
                 RespCacheable::Cacheable(meta)
             }
             // Others may get an answer that can be stored.
@@ -1088,7 +1093,7 @@ impl HttpCaching {
         if response.status.is_informational() {
             return Ok(());
         }
-        // What is stored has another turn by now.
+        // What is stored has it by now.
         ctx.turn = None;
         if ctx.background && !session.cache.enabled() {
             return Err(Error::explain(NOT_FILLED, "the response is not stored"));

@@ -127,6 +127,7 @@ impl S3ProxyHttp {
                     .max_in_flight_bytes(config.cache.disk.max_size_bytes()),
                 client_bytes_per_minute: config.cache.range_fill.client_bytes_per_minute(),
             },
+            lock_age: config.cache.lock_age,
             ..CachingOptions::default()
         };
         let write_timeout = config.server.write_timeout;
