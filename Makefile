@@ -5,7 +5,7 @@ help:
 	@echo 'make test           all tests; those against MinIO need Docker'
 	@echo 'make build          target/release/s3-proxy and target/release/examples/http_cache'
 	@echo 'make bench          the benchmarks; BENCH=--quick shortens them to a smoke run'
-	@echo 'make soak           the proxy under load and faults, for SOAK_MINUTES (30)'
+	@echo 'make soak           the proxy under load, faults and attacks, for SOAK_MINUTES (30)'
 	@echo 'make fuzz           what is read from the cache folder and from HTTP, FUZZ_SECONDS (600) each'
 	@echo 'make lint           fmt, clippy and documentation, warnings are errors'
 	@echo 'make vendor         fetch Pingora and apply patches/'

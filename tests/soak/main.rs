@@ -1,7 +1,7 @@
 //! Everything at once, for a while: objects that change, an origin that breaks
 //! off, clients that are slow or leave, a cache that is too small, and a proxy
 //! that is killed, whose disk is full, and whose files are damaged. Every byte of
-//! every response is checked.
+//! every response is checked. And before that, attackers, one kind after the other.
 //!
 //! `cargo test --test soak` takes SOAK_SECONDS (10), `make soak` SOAK_MINUTES
 //! (30). SOAK_SEED, which is printed, repeats the choices of an earlier run; what
@@ -12,6 +12,8 @@
 //!   current no longer ago than it may be cached.
 //! - A response comes to its end, or the connection is seen to break; it breaks,
 //!   or is an error, only where something had gone wrong.
+//! - A good client beside attackers is served as if it were alone, and what they took is
+//!   given back.
 //! - When all is quiet again, no file is left of what did not become an entry,
 //!   the cache is as large as it says, and neither memory nor descriptors have
 //!   piled up. Nothing has panicked.
@@ -19,18 +21,21 @@
 #![cfg(target_os = "linux")]
 #![forbid(unsafe_code)]
 
+mod attackers;
 mod clients;
 mod faults;
 mod folder;
+mod frames;
 mod objects;
 mod random;
+mod siege;
 
 use std::{
     env, fmt,
     net::SocketAddr,
     sync::{
         atomic::{AtomicBool, AtomicU64, Ordering},
-        Arc, Mutex, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
     },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -54,6 +59,9 @@ const MEMORY_MB: f64 = 0.1;
 
 /// A round's folder, origin and proxy are its own.
 const ROUND: Duration = Duration::from_secs(150);
+
+/// The shortest siege; the longest is a tenth of SOAK_SECONDS.
+const SIEGE: Duration = Duration::from_secs(10);
 
 const REPORT: Duration = Duration::from_secs(30);
 
@@ -86,8 +94,19 @@ struct Round {
 /// Stops the others when its thread ends: because it was told to, or early.
 struct StopTheOthers<'s>(&'s Shared);
 
+/// The tests of this file measure what others would disturb.
+static ALONE: Mutex<()> = Mutex::new(());
+
+#[test]
+fn a_good_client_is_served_beside_attackers() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let total = number("SOAK_SECONDS").map_or(Duration::ZERO, Duration::from_secs);
+    siege::run((total / 10).max(SIEGE));
+}
+
 #[test]
 fn every_byte_is_right_whatever_goes_wrong() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let total = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(10));
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let seed = number("SOAK_SEED").unwrap_or_else(|| now.map_or(0, |now| now.as_nanos() as u64));

@@ -4,7 +4,7 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         Arc, Mutex,
     },
     thread::{self, JoinHandle},
@@ -57,6 +57,8 @@ pub struct Reply {
 struct Shared {
     handler: Box<dyn Fn(&Request) -> Reply + Send + Sync>,
     log: Mutex<Vec<Request>>,
+    /// Bytes of bodies.
+    sent: AtomicU64,
     /// The open connections, to be shut down in the end.
     live: Mutex<HashMap<u64, Arc<TcpStream>>>,
     stopping: AtomicBool,
@@ -97,6 +99,7 @@ impl Origin {
         let shared = Arc::new(Shared {
             handler: Box::new(handler),
             log: Mutex::default(),
+            sent: AtomicU64::new(0),
             live: Mutex::default(),
             stopping: AtomicBool::new(false),
         });
@@ -128,6 +131,11 @@ impl Origin {
     /// Forgets the requests so far, which takes memory in a long test.
     pub fn forget_requests(&self) {
         self.shared.log.lock().unwrap().clear();
+    }
+
+    /// Bytes of bodies that it has sent so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.shared.sent.load(Ordering::Relaxed)
     }
 
     /// How many requests there were for a path, whatever their query.
@@ -238,6 +246,7 @@ impl Shared {
                 writer.write_all(&piece)?;
             }
             at += len;
+            self.sent.fetch_add(len, Ordering::Relaxed);
             if let Some(pace) = reply.pace {
                 let due = Duration::from_secs_f64(at as f64 / pace as f64);
                 thread::sleep(due.saturating_sub(start.elapsed()));

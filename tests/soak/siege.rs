@@ -1,0 +1,466 @@
+//! A good client beside attackers: it is served as if it were alone, and what they took is
+//! given back.
+
+use std::{
+    fmt::Write as _,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use test_support::{
+    get, try_get, Bucket, Connection, Origin, Pattern, Proxy, Reply, Request, PATIENCE,
+};
+
+use crate::attackers::{begin_head, grow, Attack, Target, ATTACKS, IDLE, LEAVERS};
+
+const HOT: usize = 50;
+const HOT_LEN: u64 = 4 << 10;
+const LARGE: u64 = 100 << 20;
+const HUGE: u64 = 64 << 20;
+
+/// How fast the origin sends, in bytes a second: nobody gets a huge object in the time
+/// that an attacker stays.
+const PACE: u64 = 16 << 20;
+
+/// How often the good client asks.
+const TICK: Duration = Duration::from_millis(2);
+
+/// A p99 below this counts as this: a small machine that does other things too adds as
+/// much, now to the one phase and now to the other.
+const FASTEST: Duration = if cfg!(debug_assertions) {
+    Duration::from_millis(10)
+} else {
+    Duration::from_millis(2)
+};
+
+/// Memory that a connection of an attacker may take, in bytes, and all of them besides.
+const PER_CONNECTION: u64 = 1 << 20;
+const BESIDES: u64 = 24 << 20;
+
+/// Lines of log that attackers may cause.
+const LINES: usize = 300;
+
+/// How soon memory and descriptors are given back.
+const GIVEN_BACK: Duration = Duration::from_secs(10);
+
+/// How long a connection stays that asks for nothing: `keepalive_timeout`, and for those
+/// that have begun to ask, 30 s.
+const KEEPALIVE: Duration = Duration::from_secs(2);
+const HEAD: Duration = Duration::from_secs(30);
+const SLACK: Duration = Duration::from_secs(5);
+
+/// What the good client saw of one attack.
+#[derive(Default)]
+struct Seen {
+    alone: Vec<Duration>,
+    beside: Vec<Duration>,
+    /// Memory, in bytes.
+    before: u64,
+    peak: u64,
+    after: u64,
+    origin_bytes: u64,
+    /// Hot objects that were no hits any more.
+    evicted: usize,
+    wrong: Vec<String>,
+}
+
+struct Siege {
+    proxy: Proxy,
+    origin: Origin,
+    target: Target,
+    good: Good,
+    _dir: TempDir,
+}
+
+/// A client that checks what it gets.
+struct Good {
+    addr: SocketAddr,
+    kept: Option<Connection>,
+    asked: usize,
+}
+
+/// Attacks for about so long.
+pub fn run(time: Duration) {
+    let mut siege = Siege::begin();
+    let phase = Duration::from_millis(500).max(time.div_f64(100.0));
+    let rounds = time.div_duration_f64(phase * 2 * ATTACKS.len() as u32);
+    let mut wrong = Vec::new();
+    let mut report = String::new();
+    let mut all: Vec<_> = ATTACKS
+        .iter()
+        .map(|attack| (attack, Seen::default()))
+        .collect();
+    for _ in 0..rounds.ceil() as usize {
+        for (attack, seen) in &mut all {
+            siege.compare(attack, seen, phase);
+        }
+    }
+    for (attack, seen) in &mut all {
+        seen.judge();
+        let _ = writeln!(report, "soak: {}: {}", attack.name, seen.figures(attack));
+        wrong.extend(
+            seen.wrong
+                .iter()
+                .map(|why| format!("{}: {why}", attack.name)),
+        );
+    }
+    // What takes half a minute is for a long run.
+    let longest = if time > HEAD { HEAD } else { KEEPALIVE };
+    siege.expect_to_be_asked_to_leave(longest, &mut report, &mut wrong);
+    starve(&siege.origin, &mut report, &mut wrong);
+    let lines = siege.proxy.stderr().lines().count();
+    let _ = writeln!(report, "soak: {lines} lines of log about the attacks");
+    if lines > LINES {
+        wrong.push(format!("the attacks are {lines} lines of log"));
+    }
+    println!("{report}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn answer(request: &Request) -> Reply {
+    let name = request.path().rsplit('/').next().unwrap_or_default();
+    let (kind, number) = name.split_once('-').unwrap_or((name, "0"));
+    let reply = match kind {
+        "hot" => Reply::pattern(number.parse().expect("a number"), HOT_LEN),
+        "large" => Reply::pattern(1 << 32, LARGE),
+        "huge" => Reply::pattern(2 << 32, HUGE).paced(PACE),
+        _ => Reply::status(404),
+    };
+    reply
+        .header("ETag", format!("\"{name}\""))
+        .header("Cache-Control", "max-age=3600")
+}
+
+// === impl Siege ===
+
+impl Siege {
+    fn begin() -> Self {
+        let origin = Origin::start(answer);
+        let dir = TempDir::with_prefix("siege-").expect("make a folder");
+        let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+            .bucket(Bucket::at(&origin, "/siege", "siege"))
+            .keepalive_timeout(&format!("{}s", KEEPALIVE.as_secs()))
+            // Less than what those who leave ask for at once.
+            .max_size_gb(0.5)
+            .tls()
+            .start();
+        let target = Target {
+            http: proxy.addr(),
+            https: proxy.https_addr(),
+            metrics: proxy.metrics_addr(),
+            tls: crate::frames::tls(&proxy.config().with_file_name("certificate.pem")),
+            large: "/siege/large",
+            huge: "/siege/huge",
+        };
+        let mut siege = Self {
+            good: Good::new(proxy.addr()),
+            proxy,
+            origin,
+            target,
+            _dir: dir,
+        };
+        let large = Connection::open(siege.target.http);
+        stored(large, siege.target.large);
+        siege.good.ask_for_all();
+        // The allocator has what a busy proxy needs, before anything is compared.
+        siege.good.run(Duration::from_secs(1), &mut Vec::new());
+        siege
+    }
+
+    /// One phase alone, and one beside an attack.
+    fn compare(&mut self, attack: &Attack, seen: &mut Seen, phase: Duration) {
+        self.good.run(phase, &mut seen.alone);
+        let descriptors = self.proxy.open_descriptors();
+        let before = self.proxy.rss_bytes();
+        let sent = self.origin.bytes_sent();
+        let fetched = self.hot_fetched();
+        self.proxy.reset_peak_rss();
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| attack.run(&self.target, &stop));
+            self.good.run(phase, &mut seen.beside);
+            let scraped = Instant::now();
+            self.proxy.metrics();
+            let took = scraped.elapsed();
+            if took > Duration::from_secs(1) {
+                seen.wrong.push(format!("/metrics took {took:?}"));
+            }
+            stop.store(true, Ordering::SeqCst);
+        });
+        let stopped = Instant::now();
+        let peak = self.proxy.peak_rss_bytes();
+        let allowed = attack.connections as u64 * PER_CONNECTION + BESIDES;
+        if peak.saturating_sub(before) > allowed {
+            let mib = (peak - before) >> 20;
+            seen.wrong.push(format!("{mib} MiB of memory were taken"));
+        }
+        let mut after = self.proxy.rss_bytes();
+        loop {
+            let open = self.proxy.open_descriptors();
+            after = after.min(self.proxy.rss_bytes());
+            let fills = self.proxy.metric("cache_fills_in_flight");
+            if open <= descriptors + 8 && after <= before + BESIDES && fills == 0 {
+                break;
+            }
+            if stopped.elapsed() > GIVEN_BACK {
+                let mib = after.saturating_sub(before) >> 20;
+                let files = open as i64 - descriptors as i64;
+                seen.wrong.push(format!(
+                    "{mib} MiB, {files} descriptors and {fills} fills are left after {GIVEN_BACK:?}"
+                ));
+                break;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        let sent = self.origin.bytes_sent() - sent;
+        if attack.name == LEAVERS.name && sent > attack.connections as u64 * HUGE / 2 {
+            let mib = sent >> 20;
+            seen.wrong.push(format!("{mib} MiB came from the origin"));
+        }
+        self.good.ask_for_all();
+        let evicted = self.hot_fetched() - fetched;
+        if evicted > HOT / 10 {
+            seen.wrong
+                .push(format!("{evicted} hot objects were fetched again"));
+        }
+        seen.evicted = seen.evicted.max(evicted);
+        if peak - before.min(peak) >= seen.peak - seen.before.min(seen.peak) {
+            (seen.before, seen.peak, seen.after) = (before, peak, after);
+        }
+        seen.origin_bytes = seen.origin_bytes.max(sent);
+    }
+
+    /// How many requests for hot objects the origin has got.
+    fn hot_fetched(&self) -> usize {
+        let requests = self.origin.requests();
+        let hot = requests
+            .iter()
+            .filter(|request| request.path().contains("/hot-"));
+        hot.count()
+    }
+
+    /// Connections that ask for nothing are ended.
+    fn expect_to_be_asked_to_leave(
+        &self,
+        longest: Duration,
+        report: &mut String,
+        wrong: &mut Vec<String>,
+    ) {
+        let begun = Instant::now();
+        let mut held: Vec<_> = IDLE
+            .iter()
+            .map(|way| (format!("{way:?}"), way.hold(&self.target).ok()))
+            .collect();
+        let mut heads: Vec<_> = [self.target.http, self.target.metrics]
+            .iter()
+            .map(|addr| begin_head(*addr).ok())
+            .collect();
+        let mut note = |what: &str, wrong: &mut Vec<String>, at_most: Duration, open: bool| {
+            let after = begun.elapsed();
+            let _ = if open {
+                writeln!(report, "soak: {what} stays for more than {after:.1?}")
+            } else {
+                writeln!(report, "soak: {what} stays for {after:.1?}")
+            };
+            if open && after >= at_most {
+                wrong.push(format!("{what} is not asked to leave in {after:.1?}"));
+            }
+        };
+        while begun.elapsed() < longest + SLACK {
+            for (what, frames) in &mut held {
+                if frames.as_mut().is_some_and(|frames| !frames.drain()) {
+                    note(what, wrong, longest, false);
+                    *frames = None;
+                }
+            }
+            for head in &mut heads {
+                if head.as_ref().is_some_and(|head| grow(head).is_err()) {
+                    note("a head that grows", wrong, longest, false);
+                    *head = None;
+                }
+            }
+            if held.iter().all(|(_, frames)| frames.is_none()) && heads.iter().all(Option::is_none)
+            {
+                return;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        for (what, frames) in &held {
+            // What has begun has longer, and is not waited for in a short run.
+            let begun_to_ask = ["NoPreface", "HeadWithoutEnd"].contains(&&**what);
+            let at_most = if begun_to_ask { HEAD } else { KEEPALIVE };
+            if frames.is_some() {
+                note(what, wrong, at_most, true);
+            }
+        }
+        for _ in heads.iter().flatten() {
+            note("a head that grows", wrong, HEAD, true);
+        }
+    }
+}
+
+/// A proxy that may open few files, and clients that hold them all.
+fn starve(origin: &Origin, report: &mut String, wrong: &mut Vec<String>) {
+    const FILES: &str = "ulimit -n 256; exec \"$@\"";
+    const ANSWER: Duration = Duration::from_secs(5);
+    let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(Bucket::at(origin, "/siege", "siege"))
+        .start();
+    assert!(proxy.restart_under(&["sh", "-c", FILES, "sh"]));
+    let (http, metrics) = (proxy.addr(), proxy.metrics_addr());
+    assert_eq!(get(http, &hot(0)).status, 200);
+    let held: Vec<_> = (0..300)
+        .map(|_| std::net::TcpStream::connect(http).expect("connect"))
+        .collect();
+    for (what, addr, path) in [
+        ("a new client", http, hot(0)),
+        ("/metrics", metrics, "/metrics".to_owned()),
+    ] {
+        let (answered, answer) = std::sync::mpsc::channel();
+        let asked = Instant::now();
+        thread::spawn(move || {
+            let status = try_get(addr, &path).map(|response| response.status);
+            // Nobody waits any more.
+            let _ = answered.send(status);
+        });
+        match answer.recv_timeout(ANSWER) {
+            Ok(status) => {
+                let took = asked.elapsed();
+                let _ = writeln!(
+                    report,
+                    "soak: {what} beside 300 idle ones: {status:?} after {took:.1?}"
+                );
+                // A client may be turned away; who operates the proxy may not.
+                if status.is_none() && what == "/metrics" {
+                    wrong.push("/metrics turns clients away beside 300 idle ones".to_owned());
+                }
+            }
+            Err(_) => {
+                let _ = writeln!(report, "soak: {what} beside 300 idle ones: nothing");
+                wrong.push(format!("{what} hangs beside 300 idle ones"));
+            }
+        }
+    }
+    let lines = proxy.stderr().lines().count();
+    let _ = writeln!(report, "soak: {lines} lines of log about it");
+    if lines > 50 {
+        wrong.push(format!("300 idle connections are {lines} lines of log"));
+    }
+    drop(held);
+}
+
+fn hot(number: usize) -> String {
+    format!("/siege/hot-{number}")
+}
+
+/// Asks until it is a hit.
+fn stored(mut connection: Connection, path: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let incoming = connection.begin("GET", path, &[]);
+        let hit = incoming.headers.get("x-cache") == Some("HIT");
+        assert!(incoming.stream(|_, _| {}).complete);
+        if hit {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{path} is not stored");
+    }
+}
+
+// === impl Good ===
+
+impl Good {
+    fn new(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            kept: None,
+            asked: 0,
+        }
+    }
+
+    fn ask_for_all(&self) {
+        for number in 0..HOT {
+            stored(Connection::open(self.addr), &hot(number));
+        }
+    }
+
+    /// Asks for so long, and notes how long each answer takes.
+    fn run(&mut self, time: Duration, took: &mut Vec<Duration>) {
+        let begun = Instant::now();
+        let mut due = begun;
+        while begun.elapsed() < time {
+            took.push(self.ask());
+            due = (due + TICK).max(Instant::now());
+            thread::sleep(due - Instant::now().min(due));
+        }
+    }
+
+    fn ask(&mut self) -> Duration {
+        self.asked += 1;
+        let number = self.asked % HOT;
+        // Each fourth request is that of a new client.
+        let kept = self.kept.take().filter(|_| !self.asked.is_multiple_of(4));
+        let kept = kept.filter(Connection::is_reusable);
+        let asked = Instant::now();
+        // A server may close a connection between two requests (RFC 9112, section 9.3.1).
+        let again = kept.and_then(|kept| Self::ask_on(kept, number));
+        let connection = again.or_else(|| Self::ask_on(Connection::open(self.addr), number));
+        let took = asked.elapsed();
+        self.kept = Some(connection.expect("an answer on a connection of its own"));
+        took
+    }
+
+    /// None: there was no answer.
+    fn ask_on(mut connection: Connection, number: usize) -> Option<Connection> {
+        let incoming = connection.try_begin("GET", &hot(number), &[]).ok()?;
+        assert_eq!(incoming.status, 200);
+        let received = incoming.check(Pattern::new(number as u64), 0);
+        assert!(received.complete && received.len == HOT_LEN);
+        Some(connection)
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    fn judge(&mut self) {
+        let (alone, beside) = (p99(&mut self.alone), p99(&mut self.beside));
+        if beside > 2 * alone.max(FASTEST) {
+            self.wrong.push(format!(
+                "the good client's p99 is {beside:.1?}, and {alone:.1?} alone"
+            ));
+        }
+    }
+
+    fn figures(&mut self, attack: &Attack) -> String {
+        let taken = self.peak.saturating_sub(self.before);
+        format!(
+            "the good client's median {:.2?} and p99 {:.2?}, alone {:.2?} and {:.2?} ({} and {} \
+             requests); {:.1} MiB taken, {} KiB a connection, {:.1} left; {} MiB from the origin, {} \
+             hot objects evicted",
+            percentile(&mut self.beside, 50),
+            p99(&mut self.beside),
+            percentile(&mut self.alone, 50),
+            p99(&mut self.alone),
+            self.beside.len(),
+            self.alone.len(),
+            taken as f64 / f64::from(1 << 20),
+            taken / 1024 / attack.connections as u64,
+            self.after.saturating_sub(self.before) as f64 / f64::from(1 << 20),
+            self.origin_bytes >> 20,
+            self.evicted,
+        )
+    }
+}
+
+fn p99(took: &mut [Duration]) -> Duration {
+    percentile(took, 99)
+}
+
+fn percentile(took: &mut [Duration], of: usize) -> Duration {
+    took.sort();
+    took.get(took.len() * of / 100).copied().unwrap_or_default()
+}
