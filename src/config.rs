@@ -65,11 +65,12 @@ pub struct Server {
     /// The bytes of a response that the kernel keeps for a client beyond those on their
     /// way to it; 0: the kernel's own limit. Default: 131072.
     pub send_buffer: u32,
-    /// How long a connection of HTTP/1.1 may wait for its next request, rounded up
-    /// to seconds; zero: no limit. Default: 75 s.
+    /// How long a connection may wait for its next request, rounded up to seconds for
+    /// HTTP/1.1; zero: no limit. Default: 75 s.
     pub keepalive_timeout: Duration,
     /// How long the head of a request may take from its first byte, or from the
-    /// start of its connection for the first one; zero: no limit. Default: 30 s.
+    /// start of its connection for the first one, which over HTTP/2 includes the
+    /// preface; zero: no limit. Default: 30 s.
     pub request_head_timeout: Duration,
     /// The largest head of a request, in bytes. Default: 65536.
     pub max_request_head_bytes: usize,

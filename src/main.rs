@@ -1,19 +1,18 @@
 //! `s3-proxy`: runs the proxy, tends its cache, checks a configuration, or shows
 //! a demo.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod allocator;
+#[forbid(unsafe_code)]
 mod cli;
-
-/// A hit makes some dozens of small allocations; glibc's take longer, and keep more.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use pingora_sendfile::logging;
+use pingora_sendfile::proxy::memory;
 use pingora_sendfile::proxy::server::ProxyServer;
 use pingora_sendfile::proxy::signals;
 
@@ -108,6 +107,7 @@ fn run(config: &Path, upgrade: bool) -> Outcome {
              /run/s3-proxy/upgrade.sock",
         ));
     }
+    memory::release_by(allocator::release);
     let server = if upgrade {
         ProxyServer::successor(&config)
     } else {

@@ -15,6 +15,10 @@ use pingora_proxy::Session;
 use crate::http::cache_status::CacheStatus;
 use crate::http::caching::CACHE_NAME;
 
+/// How much is read of a request body that is refused, and for how long.
+const DISCARDED_LEN: usize = 1024 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 
 /// The fields of an origin's error that clients see. All others describe S3's own
@@ -146,7 +150,32 @@ async fn send(session: &mut Session, header: ResponseHeader, body: Bytes) -> Res
         .write_response_header(Box::new(header), no_body)
         .await?;
     let body = (!no_body).then_some(body);
-    session.write_response_body(body, true).await
+    session.write_response_body(body, true).await?;
+    if session.as_downstream().is_http2() {
+        discard_body(session).await;
+    }
+    Ok(())
+}
+
+/// Take some of a request body that is not wanted. The stream is reset when its session
+/// is dropped before the client has ended it (RFC 9113 §8.1), and a client that learns of
+/// the reset together with the response takes that for broken off.
+async fn discard_body(session: &mut Session) {
+    let downstream = session.as_downstream_mut();
+    if downstream.is_body_done() {
+        return;
+    }
+    let discard = async {
+        let mut left = DISCARDED_LEN;
+        while let Ok(Some(piece)) = downstream.read_request_body().await {
+            left = left.saturating_sub(piece.len());
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Boxed: few requests come to this.
+    let _ = Box::pin(tokio::time::timeout(DISCARD_TIMEOUT, discard)).await;
 }
 
 #[cfg(test)]

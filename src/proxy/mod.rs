@@ -7,6 +7,7 @@ pub mod descriptors;
 pub mod endpoint;
 mod errors;
 pub mod http1;
+pub mod memory;
 pub mod preflight;
 mod resolve;
 mod s3_proxy;

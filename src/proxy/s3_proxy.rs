@@ -20,9 +20,9 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Sess
 
 use super::absent::Absent;
 use super::cache_key::{cache_key, requested_path, requested_query, CacheKeys};
-use super::errors;
 use super::http1::answer_what_was_asked;
 use super::resolve::{Attempts, Resolver};
+use super::{errors, memory};
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::fields::RequestFields;
@@ -566,6 +566,9 @@ impl ProxyHttp for S3ProxyHttp {
             }
         }
         self.caching.logging(session, error, &ctx.caching);
+        if session.as_downstream().is_http2() || ctx.caching.asked_origin() {
+            memory::request_ended();
+        }
         let Some(error) = error else { return };
         let source = match error.esource() {
             ErrorSource::Downstream => "downstream",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use log::info;
 use pingora_core::apps::http_app::HttpServer;
+use pingora_core::apps::HttpServerOptions;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
 use pingora_core::server::configuration::{Opt, ServerConf};
@@ -27,6 +28,14 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How far TLS encrypts ahead of a client: one record (RFC 8446 §5.1).
 const TLS_WRITE_BUFFER: usize = 16 * 1024;
+
+/// How much the streams of an HTTP/2 connection buffer together of their responses.
+/// Of large bodies, 16 KiB are written at once.
+const HTTP2_SEND_BUFFER: usize = 128 * 1024;
+
+/// How long the client of an HTTP/2 connection that is closed may take to acknowledge
+/// it, and to take what is left.
+const HTTP2_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the listening sockets come from.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -112,7 +121,9 @@ impl ProxyServer {
 
         let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
         if let Some(proxy) = service.app_logic_mut() {
-            proxy.server_options = Some(options.clone());
+            let mut options = options.clone();
+            limit_http2(&mut options, config);
+            proxy.server_options = Some(options);
         }
         let connections = descriptors::clients(open_files, config.server.max_connections);
         METRICS.watch_connections(&connections);
@@ -241,6 +252,18 @@ fn listener(endpoint: &Endpoint, config: &Config) -> ListenerConfig {
     ListenerConfig::tcp(endpoint.address().to_string())
         .tcp_socket_options(options)
         .l4_buffer(L4BufferSettings::default().read(0))
+}
+
+/// What the client of an HTTP/2 connection may take of the server. A stream whose
+/// client takes nothing is cut by `server.write_timeout`, so that no PING has to find
+/// out whether it is still there.
+fn limit_http2(options: &mut HttpServerOptions, config: &Config) {
+    let limit = |timeout: Duration| (!timeout.is_zero()).then_some(timeout);
+    options.h2_request_header_timeout = limit(config.server.request_head_timeout);
+    options.h2_idle_timeout = limit(config.server.keepalive_timeout);
+    options.h2_close_timeout = Some(HTTP2_CLOSE_TIMEOUT);
+    options.h2_send_buffer_limit = Some(HTTP2_SEND_BUFFER);
+    options.h2_limit_control_frames = true;
 }
 
 fn open_cache(

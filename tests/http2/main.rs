@@ -1,0 +1,415 @@
+//! HTTP/2 as clients speak it, and what those who mean no good can hold of the
+//! proxy.
+
+mod client;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use client::*;
+use test_support::{
+    eventually, https_client, pattern, Bucket, HttpVersion, Origin, Proxy, ProxyBuilder, Reply,
+    PATIENCE,
+};
+
+const MIB: u64 = 1024 * 1024;
+/// The largest window (RFC 9113 §6.9.1).
+const MAX_WINDOW: u32 = (1 << 31) - 1;
+const STREAMS: u32 = 100;
+
+fn proxy(origin: &Origin) -> ProxyBuilder {
+    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(Bucket::at(origin, "/assets", "bucket"))
+        .tls()
+}
+
+// --- requests whose end tells that they have no body ---
+
+#[test]
+fn a_request_that_an_empty_frame_ends_has_no_body() {
+    const LEN: u64 = 1000;
+    let origin = Origin::start(|_| Reply::pattern(1, LEN));
+    let proxy = proxy(&origin).start();
+
+    let mut client = Client::open(proxy.https_addr(), MAX_WINDOW, MAX_WINDOW);
+    let object = "/assets/object";
+    // As Node's http2 sends a GET, and with one more empty frame.
+    for (stream, frames) in [(1, 1), (3, 2)] {
+        client.send(&get(stream, object, END_HEADERS)).expect("ask");
+        for sent in 1..=frames {
+            let end = if sent == frames { END_STREAM } else { 0 };
+            client
+                .send(&frame(DATA, end, stream, &[]))
+                .expect("send a frame");
+        }
+        let response = client.response(stream);
+        assert_eq!(response.status, STATUS_200);
+        assert!(response.body == pattern(1, LEN as usize));
+    }
+    // The second one is a hit.
+    proxy.expect_metric("cache_hits_total", 1);
+    assert_eq!(origin.requests().len(), 1);
+
+    client.send(&get(5, object, END_HEADERS)).expect("ask");
+    client
+        .send(&frame(DATA, END_STREAM, 5, b"a body"))
+        .expect("send a body");
+    assert_eq!(client.response(5).status, STATUS_400);
+    // The connection goes on.
+    client
+        .send(&get(7, object, END_HEADERS | END_STREAM))
+        .expect("ask");
+    assert_eq!(client.response(7).status, STATUS_200);
+}
+
+#[test]
+fn over_http_1_a_body_of_no_chunks_is_none() {
+    let origin = Origin::start(|_| Reply::pattern(1, 10));
+    let proxy = proxy(&origin).start();
+    for (body, status) in [("0\r\n\r\n", "200"), ("1\r\na\r\n0\r\n\r\n", "400")] {
+        let mut stream = TcpStream::connect(proxy.addr()).expect("connect");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        write!(
+            stream,
+            "GET /assets/object HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
+             Transfer-Encoding: chunked\r\n\r\n{body}"
+        )
+        .expect("ask");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("an answer");
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer:?}"
+        );
+    }
+}
+
+#[test]
+fn an_upload_is_refused_and_the_connection_goes_on() {
+    const BODY: usize = 10 << 20;
+    let origin = Origin::start(|_| Reply::pattern(1, 10));
+    let proxy = proxy(&origin).start();
+    let url = format!("https://{}/assets/object", proxy.https_addr());
+    let client = https_client(HttpVersion::Http2);
+    for _ in 0..3 {
+        let refused = client.put(&url).body(vec![0; BODY]).send();
+        let refused = refused.expect("an answer that can be read");
+        assert_eq!(refused.status(), 405);
+        assert_eq!(refused.headers()["allow"], "GET, HEAD");
+        assert_eq!(refused.text().expect("a body"), "405 Method Not Allowed\n");
+        let got = client.get(&url).send().expect("get");
+        assert_eq!(got.status(), 200);
+    }
+
+    // The rest of the body is not wanted, which is no error (RFC 9113 §8.1).
+    let mut client = Client::open(proxy.https_addr(), MAX_WINDOW, MAX_WINDOW);
+    // :method POST, which is as good
+    let mut post = get(1, "/assets/object", END_HEADERS);
+    post[9] = 0x83;
+    client.send(&post).expect("ask");
+    let refused = client.response(1);
+    assert_eq!(refused.body, b"405 Method Not Allowed\n");
+    assert_eq!(refused.reset, None);
+    // Some of it is taken, so that the answer is there before the reset.
+    let piece = frame(DATA, 0, 1, &[0; 16_384]);
+    let mut window = 65_535;
+    let mut taken = 0;
+    let reset = loop {
+        while window >= 16_384 {
+            client.send(&piece).expect("send some of the body");
+            window -= 16_384;
+            taken += 16_384;
+        }
+        let frame = client.receive().expect("a frame");
+        if frame.is(WINDOW_UPDATE, 1) {
+            let more: [u8; 4] = frame.payload.try_into().expect("four bytes");
+            window += u32::from_be_bytes(more);
+        } else if frame.is(RST_STREAM, 1) {
+            break frame;
+        }
+    };
+    assert_eq!(reset.payload, NO_ERROR.to_be_bytes());
+    assert!((MIB..2 * MIB).contains(&taken), "{taken} bytes");
+    // What was on its way is no reason to end the connection.
+    client
+        .send(&frame(DATA, END_STREAM, 1, &[0; 1000]))
+        .expect("send the rest");
+    client
+        .send(&get(3, "/assets/object", END_HEADERS | END_STREAM))
+        .expect("ask");
+    assert_eq!(client.response(3).status, STATUS_200);
+}
+
+// --- responses that nobody reads ---
+
+#[test]
+fn responses_that_nobody_reads_take_little_memory_and_give_it_back() {
+    const LEN: u64 = 100 * MIB;
+    const CONNECTIONS: u64 = 60;
+    /// Of the streams together, whatever their client does.
+    const MOST: u64 = MIB;
+    let origin = Origin::start(|request| match request.path() {
+        "/bucket/large" => Reply::pattern(1, LEN),
+        _ => Reply::pattern(2, 1000),
+    });
+    let proxy = proxy(&origin).start();
+    let large = proxy.get("/assets/large");
+    assert!(large.complete);
+    drop(large);
+    proxy.get("/assets/small");
+    let url = format!("https://{}/assets/small", proxy.https_addr());
+    let good = https_client(HttpVersion::Http2);
+    good.get(&url).send().expect("get");
+
+    // All the windows that there are, none, or what is usual.
+    for (stream_window, window) in [(MAX_WINDOW, MAX_WINDOW), (0, MAX_WINDOW), (65_535, 65_535)] {
+        let what = format!("windows of {stream_window} and {window}");
+        let ask_for_all = || {
+            let mut client = Client::open(proxy.https_addr(), stream_window, window);
+            let asks: Vec<u8> = (0..STREAMS)
+                .flat_map(|n| get(2 * n + 1, "/assets/large", END_HEADERS | END_STREAM))
+                .collect();
+            client.send(&asks).expect("ask");
+            client
+        };
+        // Once before, for what each thread takes when it is first used.
+        let mut first = ask_for_all();
+        while first.receive().expect("a frame").kind != HEADERS {}
+        drop(first);
+        let before = proxy.rss_bytes();
+        let hits = proxy.metric("cache_hits_total");
+        let mut clients: Vec<_> = (0..CONNECTIONS).map(|_| ask_for_all()).collect();
+        if stream_window == 0 {
+            // All of them are served at once.
+            let mut headers = 0;
+            while headers < STREAMS {
+                headers += u32::from(clients[0].receive().expect("a frame").kind == HEADERS);
+            }
+        }
+        // Until nothing grows any more, and meanwhile for others too.
+        let mut slowest = Duration::ZERO;
+        let mut peak = 0;
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(3) {
+            let asked = Instant::now();
+            let answer = good.get(&url).send().expect("get").bytes();
+            assert!(answer.expect("the body") == pattern(2, 1000));
+            slowest = slowest.max(asked.elapsed());
+            peak = peak.max(proxy.rss_bytes());
+            thread::sleep(Duration::from_millis(20));
+        }
+        let each = peak.saturating_sub(before) / CONNECTIONS;
+        eprintln!(
+            "{what}: {} KiB a connection, slowest answer to another client {slowest:?}",
+            each / 1024
+        );
+        assert!(each <= MOST, "{what}: {each} bytes a connection");
+        drop(clients);
+        let gone = Instant::now();
+        let most = before + CONNECTIONS * MOST / 10;
+        eventually("the memory is given back", || proxy.rss_bytes() <= most);
+        let took = gone.elapsed();
+        eprintln!("{what}: given back after {took:?}");
+        assert!(took <= Duration::from_secs(10), "{what}: {took:?}");
+        assert!(proxy.metric("cache_hits_total") > hits);
+    }
+}
+
+#[test]
+fn a_response_is_whole_whatever_the_windows() {
+    const LEN: u64 = 300_000;
+    let origin = Origin::start(|_| Reply::pattern(1, LEN));
+    let proxy = proxy(&origin).start();
+    let mut client = Client::open(proxy.https_addr(), 0, MAX_WINDOW);
+    let expected = pattern(1, LEN as usize);
+    for stream in [1, 3] {
+        client
+            .send(&get(stream, "/assets/object", END_HEADERS | END_STREAM))
+            .expect("ask");
+        let mut body = Vec::new();
+        let mut windows = [1, 9, 16_383, 16_384, 16_385, 100_000].into_iter().cycle();
+        // The last window is shut behind the last byte.
+        let mut open = 0;
+        loop {
+            if open == 0 && (body.len() as u64) < LEN {
+                open = windows
+                    .next()
+                    .expect("a cycle")
+                    .min(LEN as usize - body.len());
+                client
+                    .send(&frame(
+                        WINDOW_UPDATE,
+                        0,
+                        stream,
+                        &(open as u32).to_be_bytes(),
+                    ))
+                    .expect("open the window");
+            }
+            let frame = client.receive().expect("a frame");
+            if frame.is(DATA, stream) {
+                open -= frame.payload.len();
+                body.extend(frame.payload);
+                if frame.flags & END_STREAM != 0 {
+                    break;
+                }
+            }
+        }
+        assert!(body == expected);
+    }
+    proxy.expect_metric("cache_hits_total", 1);
+}
+
+// --- connections that do nothing ---
+
+#[test]
+fn connections_that_do_nothing_are_asked_to_leave() {
+    let origin = Origin::start(|_| Reply::pattern(1, 1000));
+    let proxy = proxy(&origin)
+        .keepalive_timeout("1s")
+        .request_head_timeout("1s")
+        .start();
+    let addr = proxy.https_addr();
+    let object = "/assets/object";
+    let settings = || Client::open(addr, MAX_WINDOW, MAX_WINDOW);
+    let sent = |bytes: &[u8]| {
+        let mut client = settings();
+        client.send(bytes).expect("send");
+        client
+    };
+    let whole = get(1, object, END_HEADERS | END_STREAM);
+    let clients = [
+        ("no preface", Client::connect(addr)),
+        ("SETTINGS only", settings()),
+        ("half a HEADERS frame", sent(&whole[..15])),
+        ("no END_HEADERS", sent(&get(1, object, END_STREAM))),
+        ("idle after a request", sent(&whole)),
+        (
+            "no END_HEADERS after a request",
+            sent(&[whole.clone(), get(3, object, END_STREAM)].concat()),
+        ),
+    ];
+    for (what, mut client) in clients {
+        let codes = client.goaways();
+        // Who has said nothing of HTTP/2 is told nothing of it.
+        if what == "no preface" {
+            assert_eq!(codes, [], "{what}");
+        } else {
+            assert!(!codes.is_empty(), "{what}");
+        }
+        assert!(
+            codes.iter().all(|code| *code == NO_ERROR),
+            "{what}: {codes:?}"
+        );
+    }
+
+    // The end of a request that never comes; the stream's own.
+    let mut client = sent(&get(1, object, END_HEADERS));
+    assert_eq!(client.response(1).status, STATUS_400);
+}
+
+#[test]
+fn who_does_not_read_holds_no_stop() {
+    let origin = Origin::start(|_| Reply::pattern(1, 1000));
+    let mut proxy = proxy(&origin).grace_period("15s").start();
+    // Idle, and never to acknowledge a GOAWAY.
+    let mut idle = Client::open(proxy.https_addr(), MAX_WINDOW, MAX_WINDOW);
+    idle.send(&get(1, "/assets/object", END_HEADERS | END_STREAM))
+        .expect("ask");
+    idle.response(1);
+    let told = Instant::now();
+    let stop = thread::spawn(move || proxy.stop_gracefully());
+    let codes = idle.goaways();
+    assert!(codes.contains(&NO_ERROR), "{codes:?}");
+    // Not by the end of the process.
+    assert!(
+        told.elapsed() < Duration::from_secs(12),
+        "{:?}",
+        told.elapsed()
+    );
+    assert!(stop.join().expect("a stop").success());
+}
+
+// --- floods ---
+
+#[test]
+fn floods_of_control_frames_are_ended() {
+    let origin = Origin::start(|_| Reply::pattern(1, 1000));
+    let proxy = proxy(&origin).start();
+    let url = format!("https://{}/assets/object", proxy.https_addr());
+    let good = https_client(HttpVersion::Http2);
+    good.get(&url).send().expect("get");
+    for (what, bytes) in [
+        ("PRIORITY", frame(PRIORITY, 0, 3, &[0, 0, 0, 0, 16])),
+        ("SETTINGS", frame(SETTINGS, 0, 0, &[])),
+        ("PING", frame(PING, 0, 0, &[0; 8])),
+        ("PING answers", frame(PING, ACK, 0, &[0; 8])),
+        ("WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
+        ("unknown frames", frame(0xfa, 0, 0, &[0; 8])),
+    ] {
+        let mut client = Client::open(proxy.https_addr(), 65_535, 65_535);
+        let mut sent = 0;
+        // Nothing is read: what is sent beyond the grant is refused soon.
+        let begun = Instant::now();
+        while client.send(&bytes.repeat(100)).is_ok() {
+            sent += 100;
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{what}: {sent} frames were taken"
+            );
+        }
+        let answer = good.get(&url).send().expect("get");
+        assert_eq!(answer.status(), 200, "{what}");
+    }
+
+    // A client that stops in time is told why.
+    let mut client = Client::open(proxy.https_addr(), 65_535, 65_535);
+    client
+        .send(&frame(PING, 0, 0, &[0; 8]).repeat(1100))
+        .expect("send");
+    assert_eq!(client.goaways(), [ENHANCE_YOUR_CALM]);
+}
+
+#[test]
+fn what_well_behaved_clients_send_is_no_flood() {
+    const LEN: u64 = 20 * MIB;
+    let origin = Origin::start(|_| Reply::pattern(1, LEN));
+    let proxy = proxy(&origin).start();
+    proxy.get("/assets/object");
+    let mut client = Client::open(proxy.https_addr(), 65_535, 65_535);
+    // A tree of priorities, some pings, and all the streams with a priority each.
+    for stream in (3..13).step_by(2) {
+        client
+            .send(&frame(PRIORITY, 0, stream, &[0, 0, 0, 0, 16]))
+            .expect("send");
+    }
+    client
+        .send(&frame(PING, 0, 0, &[0; 8]).repeat(20))
+        .expect("send");
+    client
+        .send(&get(1, "/assets/object", END_HEADERS | END_STREAM))
+        .expect("ask");
+    // Each piece is acknowledged in parts, for the stream and the connection.
+    let mut received = 0;
+    while received < LEN {
+        let frame_ = client.receive().expect("a frame");
+        if !frame_.is(DATA, 1) {
+            continue;
+        }
+        received += frame_.payload.len() as u64;
+        let mut left = frame_.payload.len() as u32;
+        while left > 0 {
+            let part = left.min(2048);
+            left -= part;
+            let part = part.to_be_bytes();
+            let updates = [
+                frame(WINDOW_UPDATE, 0, 0, &part),
+                frame(WINDOW_UPDATE, 0, 1, &part),
+            ];
+            client.send(&updates.concat()).expect("open the windows");
+        }
+    }
+    assert_eq!(received, LEN);
+}
