@@ -30,6 +30,8 @@ use pingora_sendfile::proxy::{descriptors, signals, Endpoint};
 /// Many origins close idle connections after 5 s; a request shall not meet that.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const ORIGIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest wait for a client that takes nothing.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Parser)]
 #[command(about = "A caching reverse proxy for one HTTP origin")]
@@ -88,6 +90,7 @@ impl ProxyHttp for HttpCacheProxy {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<bool> {
         answer_what_was_asked(session);
+        session.set_write_timeout(Some(CLIENT_TIMEOUT));
         if self.caching.request_filter(session, ctx).await? {
             return Ok(true);
         }

@@ -1,6 +1,7 @@
 //! What the proxy counts, and where Prometheus reads it.
 
 use std::sync::{Arc, LazyLock, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use http::{Response, StatusCode};
@@ -15,6 +16,9 @@ use prometheus::{
 
 use crate::cache::stats::Counter;
 use crate::cache::{Cause, DiskCache, Eviction};
+
+/// The longest wait for a client that takes nothing of its answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The counters and gauges.
 pub struct Metrics {
@@ -326,6 +330,7 @@ impl MetricsApp {
 #[async_trait]
 impl ServeHttp for MetricsApp {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        session.set_write_timeout(Some(WRITE_TIMEOUT));
         let (status, body) = match session.req_header().uri.path() {
             "/metrics" => (StatusCode::OK, self.exposition()),
             "/health" => (StatusCode::OK, b"ok\n".to_vec()),

@@ -404,6 +404,20 @@ fn files_in(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Nobody waits for ever for a client that takes no headers, which are all that it
+/// asks for.
+#[test]
+fn a_client_that_asks_and_never_reads_is_cut() {
+    let origin = Origin::start(|_| Reply::status(404));
+    let proxy = proxy(&origin).write_timeout("1s").start();
+    let mut connection = Connection::with_receive_buffer(proxy.addr(), SMALL_BUFFER);
+    let requests = "HEAD /elsewhere HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
+    // Requests are read as long as their answers are taken.
+    let cut = (0..100_000).find_map(|_| connection.send_raw(requests.as_bytes()).err());
+    let cut = cut.expect("the proxy never stops");
+    assert_ne!(cut.kind(), io::ErrorKind::WouldBlock, "the proxy waits");
+}
+
 /// What a client reads that sends its whole request first, whatever comes.
 fn upload(addr: SocketAddr, head: &str, body: &[u8]) -> io::Result<String> {
     let mut stream = TcpStream::connect(addr)?;

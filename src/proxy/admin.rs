@@ -1,6 +1,7 @@
 //! Removes objects from the cache on request, on a listener of its own.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use http::header::{HeaderValue, ALLOW, HOST, ORIGIN};
@@ -16,6 +17,9 @@ use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::logging;
 use crate::s3::{OriginError, RouteError};
+
+/// The longest wait for a client that takes nothing of its answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serves `PURGE`.
 ///
@@ -129,6 +133,7 @@ fn failed(why: &str) -> (StatusCode, String) {
 #[async_trait]
 impl ServeHttp for AdminApp {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        session.set_write_timeout(Some(WRITE_TIMEOUT));
         let request = session.req_header();
         if let Some(why) = foreign(request) {
             return text(StatusCode::FORBIDDEN, why);
