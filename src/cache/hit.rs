@@ -236,7 +236,7 @@ impl DiskHit {
     }
 
     /// What can be read now, if it is behind the end of the file.
-    fn from_window(&mut self, range: &Range<u64>) -> Option<Result<Bytes>> {
+    fn read_window(&mut self, range: &Range<u64>) -> Option<Result<Bytes>> {
         let Source::Fill(reader, _) = &self.source else {
             return None;
         };
@@ -330,7 +330,7 @@ impl DiskHit {
             self.remaining.end = self.remaining.start;
             return Ok(None);
         }
-        if let Some(bytes) = self.from_window(&range) {
+        if let Some(bytes) = self.read_window(&range) {
             return bytes.map(Some);
         }
         self.read_file(range).await.map(Some)
@@ -348,7 +348,7 @@ impl DiskHit {
             self.remaining.end = self.remaining.start;
             return Ok(None);
         }
-        if let Some(bytes) = self.from_window(&range) {
+        if let Some(bytes) = self.read_window(&range) {
             return bytes.map(|bytes| Some(BodyPart::Bytes(bytes)));
         }
         range.end = range.end.min(range.start + PART);
