@@ -30,6 +30,8 @@ pub struct Target {
     pub https: SocketAddr,
     pub metrics: SocketAddr,
     pub tls: Arc<ClientConfig>,
+    /// A stored object that is sent at once.
+    pub small: &'static str,
     /// A stored object that no connection takes at once.
     pub large: &'static str,
     /// How the paths of objects begin that are not stored.
@@ -253,7 +255,7 @@ impl Idle {
         match self {
             Idle::NoPreface | Idle::SettingsOnly => {}
             Idle::HeadWithoutEnd => frames.ask_in_part(1, target.large)?,
-            Idle::AfterOneRequest => frames.ask(1, "/siege/hot-0")?,
+            Idle::AfterOneRequest => frames.ask(1, target.small)?,
         }
         Ok(frames)
     }
