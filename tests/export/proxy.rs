@@ -5,6 +5,9 @@
 //! my-proxy LISTEN ORIGIN
 //! ```
 //!
+//! Its Cargo.toml has the lines that `vendor/pingora.sh export` prints, `async-trait` and
+//! `pingora-http`.
+//!
 //! It uses [`DiskCache`] directly, and Pingora's own rules of HTTP caching. More of RFC
 //! 9111, and less to get right, has `pingora_sendfile::http::HttpCaching`, which
 //! `examples/http_cache.rs` shows.
