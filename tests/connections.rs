@@ -22,6 +22,7 @@ fn four_hundred_idle_connections_do_not_use_up_256_descriptors() {
     let mut proxy = proxy(&origin).tls().start();
     let limited = proxy.restart_under(&["prlimit", "--nofile=256:256"]);
     assert!(limited, "{}", proxy.stderr());
+    let start = Instant::now();
     assert_eq!(proxy.get("/assets/1").status, 200);
 
     let mut held = Vec::new();
@@ -48,12 +49,11 @@ fn four_hundred_idle_connections_do_not_use_up_256_descriptors() {
 
     let log = proxy.stderr();
     assert!(!log.contains("Accept() failed"), "{log}");
-    assert_eq!(
-        log.matches("the limit of 64 connections is reached")
-            .count(),
-        1,
-        "{log}"
-    );
+    let lines = log
+        .matches("the limit of 64 connections is reached")
+        .count();
+    let minutes = start.elapsed().as_secs() / 60;
+    assert!((1..=1 + minutes as usize).contains(&lines), "{log}");
 }
 
 #[test]
@@ -114,19 +114,26 @@ fn an_idle_http2_connection_makes_room_and_one_with_a_stream_does_not() {
     });
     let proxy = proxy(&origin).tls().max_connections(1).start();
     let url = |name: &str| format!("https://{}/assets/{name}", proxy.https_addr());
-    let [one, two] = [(); 2].map(|()| https_client(HttpVersion::Http2));
-    for client in [&one, &two, &one] {
-        assert_eq!(client.get(url("1")).send().expect("GET").status(), 200);
+    let idle = [(); 3].map(|()| https_client(HttpVersion::Http2));
+    for client in &idle {
+        // The one before is idle a moment after its client has got the response.
+        eventually("the idle connection makes room", || {
+            let response = client.get(url("1")).send();
+            response.is_ok_and(|response| response.status() == 200)
+        });
     }
-    assert_eq!(proxy.metric("connections_refused_total"), 0);
+    assert!(proxy.metric("connections_idle_closed_total") >= 2);
 
+    let [one, two] = [(); 2].map(|()| https_client(HttpVersion::Http2));
+    eventually("the last one is idle", || one.get(url("1")).send().is_ok());
     let busy = thread::spawn({
         let url = url("held");
         move || one.get(url).send().expect("GET").bytes().expect("its body")
     });
     gate.wait_for_arrivals(1);
+    let refused = proxy.metric("connections_refused_total");
     assert!(two.get(url("1")).send().is_err());
-    assert!(proxy.metric("connections_refused_total") > 0);
+    assert!(proxy.metric("connections_refused_total") > refused);
     gate.open();
     Pattern::new(1).check(0, &busy.join().expect("the one in use is served"));
 }
@@ -161,14 +168,15 @@ fn a_client_that_reads_slowly_holds_little_in_the_kernel() {
         // Enough for the kernel to find that the client can take a lot.
         let mut part = vec![0; 4 << 20];
         client.read_exact(&mut part).expect("read a part");
-        let mut before = 0;
-        let mut queue = 0;
+        let client_addr = client.local_addr().expect("its address");
+        let (mut queue, mut unchanged) = (0, 0);
         // No signal says that the proxy waits for the client: the queue grows no more.
         eventually("the proxy waits for the client", || {
-            before = queue;
-            thread::sleep(Duration::from_millis(200));
-            queue = send_queue(proxy.addr(), client.local_addr().expect("its address"));
-            queue > 0 && queue == before
+            thread::sleep(Duration::from_millis(100));
+            let now = send_queue(proxy.addr(), client_addr);
+            unchanged = if now == queue { unchanged + 1 } else { 0 };
+            queue = now;
+            queue > 0 && unchanged == 5
         });
         queue
     };
