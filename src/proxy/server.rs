@@ -31,7 +31,7 @@ const TLS_WRITE_BUFFER: usize = 16 * 1024;
 
 /// How much the streams of an HTTP/2 connection buffer together of their responses.
 /// Of large bodies, 16 KiB are written at once.
-const HTTP2_SEND_BUFFER: usize = 128 * 1024;
+const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 
 /// How long the client of an HTTP/2 connection that is closed may take to acknowledge
 /// it, and to take what is left.
