@@ -206,6 +206,33 @@ fn a_client_has_a_budget_for_what_its_parts_make_the_proxy_fetch() {
 }
 
 #[test]
+fn what_is_fetched_for_parts_has_limits_of_its_own() {
+    // More than an eighth of the cache, each.
+    const OBJECTS: u64 = 4;
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |request| match request.header("range") {
+            Some(_) => reply(LEN).answering(request),
+            None => reply(LEN).hold_at(MIB, &gate),
+        }
+    });
+    let proxy = proxy(&origin)
+        .max_size_gb(0.1)
+        .range_fill("max_in_flight_gb", 1)
+        .start();
+    let mut client = Connection::open(proxy.addr());
+    for object in 0..OBJECTS {
+        let path = format!("/assets/{object}");
+        let part = client.request("GET", &path, &[("Range", "bytes=0-0")]);
+        assert_eq!(part.status, 206);
+    }
+    gate.wait_for_arrivals(OBJECTS as usize);
+    gate.open();
+    proxy.expect_metric("cache_entries", OBJECTS);
+}
+
+#[test]
 fn the_whole_is_not_fetched_where_that_is_not_wanted() {
     let origin = origin_of(LEN);
     for (rule, proxy) in [

@@ -37,7 +37,7 @@ use super::index::{Index, Indexed, Inserted};
 use super::keeper::Removal;
 use super::layout::Layout;
 use super::load::{self, Leftovers};
-use super::miss::DiskMiss;
+use super::miss::{DiskMiss, InBackground};
 use super::open_bodies::OpenBodies;
 use super::readers::Reader;
 use super::room::{self, Claim, Room};
@@ -1400,7 +1400,8 @@ impl Storage for DiskCache {
         };
         let (fill, pieces) = Fill::begin(self, new);
         drop(beginning);
-        Ok(Box::new(DiskMiss::new(self, fill, pieces)))
+        let in_background = meta.extensions().get::<InBackground>().is_some();
+        Ok(Box::new(DiskMiss::new(self, fill, pieces, in_background)))
     }
 
     async fn purge(

@@ -20,6 +20,11 @@ pub const DESERTED: ErrorType = ErrorType::new("CacheFillDeserted");
 /// many.
 const DESERTED_SHARE: u64 = 8;
 
+/// An extension of the metadata of a response that is fetched in the background, by
+/// other limits: nobody will read it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InBackground;
+
 /// A miss being stored. Dropped before `finish`, it leaves nothing behind, and
 /// breaks the transfers of those who follow it.
 pub struct DiskMiss {
@@ -30,6 +35,8 @@ pub struct DiskMiss {
     received: u64,
     /// It goes on though nobody reads it.
     deserted: Option<Deserted>,
+    /// So it does, and does not count as such.
+    in_background: bool,
 }
 
 impl DiskMiss {
@@ -37,6 +44,7 @@ impl DiskMiss {
         cache: &'static DiskCache,
         fill: Arc<Fill>,
         pieces: mpsc::Sender<Piece>,
+        in_background: bool,
     ) -> Self {
         DiskMiss {
             cache,
@@ -45,6 +53,7 @@ impl DiskMiss {
             pieces,
             received: 0,
             deserted: None,
+            in_background,
         }
     }
 
@@ -54,7 +63,7 @@ impl DiskMiss {
             Audience::Present => return true,
             // What is not stored is for readers alone.
             _ if self.fill.window().is_some() => return !self.fill.readers().end(),
-            _ if self.deserted.is_some() => return true,
+            _ if self.in_background || self.deserted.is_some() => return true,
             audience => audience,
         };
         let share = self.cache.fill_without_readers();

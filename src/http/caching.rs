@@ -47,7 +47,7 @@ use super::too_large::TooLarge;
 use super::variants::Variants;
 use super::vary::{variance, Variance};
 use crate::cache::disk::NO_ROOM;
-use crate::cache::miss::DESERTED;
+use crate::cache::miss::{InBackground, DESERTED};
 use crate::cache::turns::{Handed, Turn};
 use crate::cache::{DiskCache, DiskHit, Prepared};
 
@@ -982,6 +982,9 @@ impl HttpCaching {
                 let is_new = ctx.origin_status != Some(StatusCode::NOT_MODIFIED);
                 if let Some(turn) = ctx.turn.take().filter(|_| is_new) {
                     meta.extensions_mut().insert(Handed::new(turn));
+                }
+                if ctx.background {
+                    meta.extensions_mut().insert(InBackground);
                 }
                 RespCacheable::Cacheable(meta)
             }
