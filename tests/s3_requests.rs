@@ -367,6 +367,27 @@ fn other_errors_and_what_has_a_freshness_of_its_own_are_not_remembered() {
             "{status} {cache_control:?}"
         );
     }
+    // Nobody waits for another's answer of that kind either.
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |_| {
+            Reply::bytes("<Error/>")
+                .with_status(404)
+                .header("cache-control", "no-store")
+                .hold_at(1, &gate)
+        }
+    });
+    let proxy_of_many = proxy(&origin).start();
+    let addr = proxy_of_many.addr();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(move || assert_eq!(get(addr, OBJECT).status, 404));
+        }
+        gate.wait_for_arrivals(4);
+        gate.open();
+    });
+
     let origin = Origin::start(|_| Reply::bytes("<Error/>").with_status(404));
     let proxy = proxy(&origin).negative_ttl("0").start();
     for _ in 0..3 {

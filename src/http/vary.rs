@@ -170,10 +170,12 @@ fn normalized(request: &HeaderMap, name: &HeaderName) -> Vec<u8> {
 /// name to be used, and some nobody uses (RFC 9110 §18.6, "HTTP Content Coding
 /// Registry").
 fn known(coding: &[u8]) -> Option<&'static [u8]> {
-    const KNOWN: [&[u8]; 7] = [
+    const KNOWN: [&[u8]; 9] = [
         b"*",
         b"br",
         b"compress",
+        b"dcb",
+        b"dcz",
         b"deflate",
         b"gzip",
         b"identity",

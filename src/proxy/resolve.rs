@@ -12,6 +12,9 @@ use parking_lot::Mutex;
 /// How long addresses are used before the name is looked up again.
 const LOOKUP_TTL: Duration = Duration::from_secs(10);
 
+/// How long a lookup may take.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long a lookup that failed answers for others.
 const FAILED_LOOKUP_TTL: Duration = Duration::from_secs(1);
 
@@ -36,7 +39,7 @@ pub struct Resolver {
 struct Host {
     known: Mutex<Known>,
     /// Held by the only one who looks the name up.
-    lookup: tokio::sync::Mutex<()>,
+    lookup: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -77,8 +80,9 @@ impl Resolver {
             });
         }
         let known = self.host(host, port);
+        let name = (host.to_owned(), port);
         known
-            .refresh(|| async { Ok(tokio::net::lookup_host((host, port)).await?.collect()) })
+            .refresh(|| async { Ok(tokio::net::lookup_host(name).await?.collect()) })
             .await?;
         let candidate = known.known.lock().next(attempts, Instant::now());
         candidate.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
@@ -115,27 +119,40 @@ impl Resolver {
 // === impl Host ===
 
 impl Host {
-    /// Look the name up if it is time. One does while the others use what is known, or
-    /// wait where nothing is.
-    async fn refresh<F>(&self, lookup: impl FnOnce() -> F) -> io::Result<()>
+    /// Look the name up if it is time. Requests use the addresses that are known
+    /// meanwhile; where none are, they wait for one that looks.
+    async fn refresh<F>(self: &Arc<Self>, lookup: impl FnOnce() -> F) -> io::Result<()>
     where
-        F: Future<Output = io::Result<Vec<SocketAddr>>>,
+        F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
     {
         if let Some(outcome) = self.known.lock().outcome(Instant::now()) {
             return outcome;
         }
         let has_addresses = !self.known.lock().addresses.is_empty();
-        let _looking = match self.lookup.try_lock() {
+        let looking = match self.lookup.clone().try_lock_owned() {
             Ok(looking) => looking,
             Err(_) if has_addresses => return Ok(()),
-            Err(_) => self.lookup.lock().await,
+            Err(_) => self.lookup.clone().lock_owned().await,
         };
         // Somebody else may have looked meanwhile.
         if let Some(outcome) = self.known.lock().outcome(Instant::now()) {
             return outcome;
         }
-        let answer = lookup().await;
-        self.known.lock().take(answer, Instant::now())
+        let (host, lookup) = (self.clone(), lookup());
+        let look = async move {
+            let _looking = looking;
+            let answer = tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await;
+            let answer = answer.unwrap_or_else(|_| {
+                let why = format!("no name server has answered for {LOOKUP_TIMEOUT:?}");
+                Err(io::Error::new(io::ErrorKind::TimedOut, why))
+            });
+            host.known.lock().take(answer, Instant::now())
+        };
+        if has_addresses {
+            tokio::spawn(look);
+            return Ok(());
+        }
+        look.await
     }
 }
 
@@ -209,6 +226,8 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn address(last: u8) -> SocketAddr {
@@ -278,43 +297,68 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_is_looked_up_once_for_all_who_wait() {
-        let host = Host::default();
-        let lookups = std::cell::Cell::new(0);
+        let host = Arc::<Host>::default();
+        let lookups = Arc::new(AtomicUsize::new(0));
         let look = || {
-            host.refresh(|| async {
-                lookups.set(lookups.get() + 1);
+            let lookups = lookups.clone();
+            host.refresh(|| async move {
+                lookups.fetch_add(1, Ordering::SeqCst);
                 tokio::task::yield_now().await;
                 Ok(vec![address(1)])
             })
         };
         let all = futures::future::join_all((0..100).map(|_| look())).await;
         assert!(all.iter().all(Result::is_ok));
-        assert_eq!(lookups.get(), 1);
+        assert_eq!(lookups.load(Ordering::SeqCst), 1);
         host.known.lock().stale_at = Some(Instant::now());
         let all = futures::future::join_all((0..100).map(|_| look())).await;
         assert!(all.iter().all(Result::is_ok));
-        assert_eq!(lookups.get(), 2);
+        looked_up(&host).await;
+        assert_eq!(lookups.load(Ordering::SeqCst), 2);
+    }
+
+    /// Wait for the end of a lookup in the background.
+    async fn looked_up(host: &Host) {
+        drop(host.lookup.lock().await);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_name_server_where_addresses_are_known() {
+        let host = Arc::<Host>::default();
+        let answer = vec![address(1)];
+        host.known.lock().take(Ok(answer), Instant::now()).unwrap();
+        host.known.lock().stale_at = Some(Instant::now());
+        for _ in 0..3 {
+            host.refresh(std::future::pending).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let next = host.known.lock().next(&Attempts::default(), Instant::now());
+        assert_eq!(next, candidate(1, true));
     }
 
     #[tokio::test]
     async fn a_lookup_that_fails_leaves_what_is_known() {
-        let host = Host::default();
-        let lookups = std::cell::Cell::new(0);
+        let host = Arc::<Host>::default();
+        let lookups = Arc::new(AtomicUsize::new(0));
         let fail = || {
-            host.refresh(|| async {
-                lookups.set(lookups.get() + 1);
+            let lookups = lookups.clone();
+            host.refresh(|| async move {
+                lookups.fetch_add(1, Ordering::SeqCst);
                 Err(io::Error::other("no server answers"))
             })
         };
         let all = futures::future::join_all((0..100).map(|_| fail())).await;
         assert!(all.iter().all(Result::is_err));
-        assert_eq!(lookups.get(), 1);
+        assert_eq!(lookups.load(Ordering::SeqCst), 1);
 
         let answer = vec![address(1)];
         host.known.lock().take(Ok(answer), Instant::now()).unwrap();
         host.known.lock().stale_at = Some(Instant::now());
         fail().await.unwrap();
-        assert_eq!(lookups.get(), 2);
+        // It takes its turn first, and begins after that.
+        tokio::task::yield_now().await;
+        looked_up(&host).await;
+        assert_eq!(lookups.load(Ordering::SeqCst), 2);
         let next = host.known.lock().next(&Attempts::default(), Instant::now());
         assert_eq!(next, candidate(1, true));
     }

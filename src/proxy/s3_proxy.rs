@@ -149,6 +149,13 @@ impl S3ProxyHttp {
         }
     }
 
+    /// Whether an answer is kept in memory because there is no object. What the origin
+    /// says itself of its freshness is heeded when it is stored.
+    fn is_remembered(&self, response: &ResponseHeader) -> bool {
+        self.absent.remembers(response.status)
+            && !response.headers.contains_key(header::CACHE_CONTROL)
+    }
+
     /// S3 redirects requests for a bucket of another region or endpoint. A client
     /// could not follow: the address has the bucket's name, and wants a signature.
     fn redirected(&self, response: &ResponseHeader, ctx: &RequestCtx) -> Box<Error> {
@@ -313,7 +320,7 @@ impl ProxyHttp for S3ProxyHttp {
             .response_cache_filter(session, response, &mut ctx.caching);
         Ok(match cacheable {
             // Those who wait find it here; those who come later may have more luck.
-            RespCacheable::Uncacheable(_) if self.absent.remembers(response.status) => {
+            RespCacheable::Uncacheable(_) if self.is_remembered(response) => {
                 RespCacheable::Uncacheable(NoCacheReason::Deferred)
             }
             cacheable => cacheable,
@@ -490,8 +497,7 @@ impl ProxyHttp for S3ProxyHttp {
             error.set_retry(true);
             return Err(error);
         }
-        // What the origin says itself of its freshness is heeded when it is stored.
-        if !response.headers.contains_key(header::CACHE_CONTROL) {
+        if self.is_remembered(response) {
             if let Some((origin, key)) = &ctx.route {
                 let key = cache_key(origin, key);
                 self.absent.insert(&key, response.status, ctx.asked_at);
