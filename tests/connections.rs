@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::{Domain, Socket, Type};
 use test_support::{
     eventually, https_client, scripted::raise_descriptor_limit, Bucket, Connection, Gate,
     HttpVersion, Origin, Pattern, Proxy, ProxyBuilder, Reply, PATIENCE,
@@ -162,7 +163,12 @@ fn a_handshake_has_a_deadline() {
 fn a_client_that_reads_slowly_holds_little_in_the_kernel() {
     let origin = origin();
     let held = |proxy: Proxy| {
-        let mut client = silent(proxy.addr());
+        // What is on its way to the client is less than this.
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        client.set_recv_buffer_size(256 << 10).expect("a window");
+        client.connect(&proxy.addr().into()).expect("connect");
+        let mut client = TcpStream::from(client);
+        client.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let request = b"GET /large/1 HTTP/1.1\r\nHost: proxy\r\n\r\n";
         client.write_all(request).expect("send a request");
         // Enough for the kernel to find that the client can take a lot.

@@ -46,11 +46,11 @@ const LINES_A_SECOND: u64 = 4;
 /// How soon memory and descriptors are given back.
 const GIVEN_BACK: Duration = Duration::from_secs(10);
 
-/// How long a connection stays that asks for nothing: `keepalive_timeout`, and for those
-/// that have begun to ask, 30 s.
+/// How long a connection stays that asks for nothing, `keepalive_timeout`, and one that
+/// has begun to ask, `request_head_timeout`. Then one of HTTP/2 has 5 s to close.
 const KEEPALIVE: Duration = Duration::from_secs(2);
-const HEAD: Duration = Duration::from_secs(30);
-const SLACK: Duration = Duration::from_secs(5);
+const HEAD: Duration = Duration::from_secs(3);
+const SLACK: Duration = Duration::from_secs(10);
 
 /// What the good client saw of one attack.
 #[derive(Default)]
@@ -107,9 +107,7 @@ pub fn run(time: Duration) {
                 .map(|why| format!("{}: {why}", attack.name)),
         );
     }
-    // What takes half a minute is for a long run.
-    let longest = if time > HEAD { HEAD } else { KEEPALIVE };
-    siege.expect_to_be_asked_to_leave(longest, &mut report, &mut wrong);
+    siege.expect_to_be_asked_to_leave(&mut report, &mut wrong);
     starve(&siege.origin, &mut report, &mut wrong);
     let lines = siege.proxy.stderr().lines().count();
     let _ = writeln!(report, "soak: {lines} lines of log about the attacks");
@@ -142,6 +140,7 @@ impl Siege {
         let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
             .bucket(Bucket::at(&origin, "/siege", "siege"))
             .keepalive_timeout(&format!("{}s", KEEPALIVE.as_secs()))
+            .request_head_timeout(&format!("{}s", HEAD.as_secs()))
             // Less than what those who leave ask for at once.
             .max_size_gb(0.5)
             .tls()
@@ -242,12 +241,7 @@ impl Siege {
     }
 
     /// Connections that ask for nothing are ended.
-    fn expect_to_be_asked_to_leave(
-        &self,
-        longest: Duration,
-        report: &mut String,
-        wrong: &mut Vec<String>,
-    ) {
+    fn expect_to_be_asked_to_leave(&self, report: &mut String, wrong: &mut Vec<String>) {
         let begun = Instant::now();
         let mut held: Vec<_> = IDLE
             .iter()
@@ -257,27 +251,27 @@ impl Siege {
             .iter()
             .map(|addr| begin_head(*addr).ok())
             .collect();
-        let mut note = |what: &str, wrong: &mut Vec<String>, at_most: Duration, open: bool| {
+        let mut note = |what: &str, wrong: &mut Vec<String>, open: bool| {
             let after = begun.elapsed();
             let _ = if open {
                 writeln!(report, "soak: {what} stays for more than {after:.1?}")
             } else {
                 writeln!(report, "soak: {what} stays for {after:.1?}")
             };
-            if open && after >= at_most {
+            if open {
                 wrong.push(format!("{what} is not asked to leave in {after:.1?}"));
             }
         };
-        while begun.elapsed() < longest + SLACK {
+        while begun.elapsed() < HEAD + SLACK {
             for (what, frames) in &mut held {
                 if frames.as_mut().is_some_and(|frames| !frames.drain()) {
-                    note(what, wrong, longest, false);
+                    note(what, wrong, false);
                     *frames = None;
                 }
             }
             for head in &mut heads {
                 if head.as_ref().is_some_and(|head| grow(head).is_err()) {
-                    note("a head that grows", wrong, longest, false);
+                    note("a head that grows", wrong, false);
                     *head = None;
                 }
             }
@@ -288,15 +282,12 @@ impl Siege {
             thread::sleep(Duration::from_millis(100));
         }
         for (what, frames) in &held {
-            // What has begun has longer, and is not waited for in a short run.
-            let begun_to_ask = ["NoPreface", "HeadWithoutEnd"].contains(&&**what);
-            let at_most = if begun_to_ask { HEAD } else { KEEPALIVE };
             if frames.is_some() {
-                note(what, wrong, at_most, true);
+                note(what, wrong, true);
             }
         }
         for _ in heads.iter().flatten() {
-            note("a head that grows", wrong, HEAD, true);
+            note("a head that grows", wrong, true);
         }
     }
 }
