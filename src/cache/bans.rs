@@ -415,14 +415,17 @@ impl Prefixes {
         // The last one in order that is not behind the key. What both begin with
         // has all other banned prefixes of the key: a longer one would be between
         // the two.
-        let upto = (Bound::Unbounded, Bound::Included(key));
-        let (mut prefix, mut ban) = self.bans.range::<[u8], _>(upto).next_back()?;
-        let common = common_len(prefix, key);
-        while prefix.len() > common {
-            let within = ban.within? as usize;
-            (prefix, ban) = self.bans.get_key_value(&prefix[..within])?;
+        let mut at = key;
+        loop {
+            let upto = (Bound::Unbounded, Bound::Included(at));
+            let (prefix, ban) = self.bans.range::<[u8], _>(upto).next_back()?;
+            if key.starts_with(prefix) {
+                return Some((prefix, ban));
+            }
+            // Where this one is lost, the search goes on from its place: a purge must
+            // not be lost with it.
+            at = &prefix[..ban.within? as usize];
         }
-        Some((prefix, ban))
     }
 
     fn add(&mut self, generation: u64, prefix: &[u8]) {
@@ -459,8 +462,16 @@ impl Prefixes {
             if of <= generation {
                 self.bans.remove(&narrower);
                 self.bytes -= narrower.len();
-            } else if let Some(ban) = self.bans.get_mut(&narrower) {
-                ban.within = Some(ban.within.map_or(len, |within| within.max(len)));
+                continue;
+            }
+            // The ban that it was within may have been removed just now: wider ones
+            // come first.
+            let within = self.bans.get(&narrower).and_then(|ban| ban.within);
+            let within = within.filter(|within| {
+                *within > len && self.bans.contains_key(&narrower[..*within as usize])
+            });
+            if let Some(ban) = self.bans.get_mut(&narrower) {
+                ban.within = within.or(Some(len));
             }
         }
         let within = self.longest(prefix).map(|(wider, _)| wider.len() as u32);
@@ -707,18 +718,45 @@ mod tests {
                 list.add(generation, Banned::Prefix("b".into(), text.clone()));
                 model.push((generation, text));
             }
-            let kept = below(10);
-            list.forget_below(kept);
-            model.retain(|(generation, _)| *generation >= kept);
-            for _ in 0..50 {
-                let key: Vec<u8> = (0..below(8)).map(|_| b'a' + below(2) as u8).collect();
-                let of = |ban: &&(u64, Vec<u8>)| key.starts_with(&ban.1);
-                let newest = model.iter().filter(of).map(|(generation, _)| *generation);
-                let newest = newest.max().unwrap_or(0);
-                for generation in newest.saturating_sub(1)..=newest {
-                    let void = list.void(generation, &[1; 16], || ("b", &key));
-                    assert_eq!(void, generation < newest, "{key:?} in {model:?}");
+            // As they were added, in no order, and as they are kept afterwards.
+            for kept in [0, below(10)] {
+                if kept > 0 {
+                    list.forget_below(kept);
                 }
+                model.retain(|(generation, _)| *generation >= kept);
+                for of_tag in list.prefixes.values() {
+                    for (prefix, ban) in &of_tag.bans {
+                        let within = ban.within.map(|len| &prefix[..len as usize]);
+                        assert!(within.is_none_or(|within| of_tag.bans.contains_key(within)));
+                    }
+                }
+                for _ in 0..50 {
+                    let key: Vec<u8> = (0..below(8)).map(|_| b'a' + below(2) as u8).collect();
+                    let of = |ban: &&(u64, Vec<u8>)| key.starts_with(&ban.1);
+                    let newest = model.iter().filter(of).map(|(generation, _)| *generation);
+                    let newest = newest.max().unwrap_or(0);
+                    for generation in newest.saturating_sub(1)..=newest {
+                        let void = list.void(generation, &[1; 16], || ("b", &key));
+                        assert_eq!(void, generation < newest, "{key:?} in {model:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Concurrent purges may reach the list in another order than that of their
+    /// generations.
+    #[test]
+    fn bans_that_overtake_each_other_all_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        for (generation, text) in [(4, "/a/b"), (9, "/a/b/c"), (5, "/a/")] {
+            bans.ban(generation, prefix(text)).unwrap();
+        }
+        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+            for (key, of) in [("/a/b/d", 5), ("/a/b", 5), ("/a/b/c/d", 9), ("/a/c", 5)] {
+                assert!(void(&bans, of - 1, key), "{key}");
+                assert!(!void(&bans, of, key), "{key}");
             }
         }
     }
