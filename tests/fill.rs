@@ -265,11 +265,41 @@ fn more_misses_than_may_be_stored_at_once_take_turns() {
         }
         gate.wait_for_arrivals(MAX_FILLS);
         proxy.expect_metric("cache_fills_in_flight", MAX_FILLS as u64);
-        assert_eq!(origin.requests().len(), MAX_FILLS);
         gate.open();
     });
     proxy.expect_metric("cache_entries", CLIENTS);
     proxy.expect_metric_where("cache_fill_errors_total", &[("cause", "too_many")], 0);
+}
+
+#[test]
+fn an_origin_that_does_not_answer_takes_no_turns() {
+    const WAITING: usize = 3;
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |request| {
+            if request.path().starts_with("/bucket/hangs") {
+                // Before the header.
+                gate.pass();
+            }
+            Reply::pattern(1, LEN)
+        }
+    });
+    let proxy = proxy(&origin).cache("max_fills", 1).start();
+    let addr = proxy.addr();
+    thread::scope(|scope| {
+        for client in 0..WAITING {
+            scope.spawn(move || {
+                let path = format!("/assets/hangs/{client}");
+                assert!(Connection::open(addr).request("GET", &path, &[]).complete);
+            });
+        }
+        gate.wait_for_arrivals(WAITING);
+        assert!(proxy.get(OBJECT).complete);
+        proxy.expect_metric("cache_entries", 1);
+        proxy.expect_metric_where("cache_fill_errors_total", &[("cause", "too_many")], 0);
+        gate.open();
+    });
 }
 
 #[test]

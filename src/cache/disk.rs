@@ -42,7 +42,7 @@ use super::open_bodies::OpenBodies;
 use super::readers::Reader;
 use super::room::{self, Claim, Room};
 use super::stats::{Cause, Eviction, Stats};
-use super::turns::{Handed, Turns};
+use super::turns::Turns;
 use super::{
     keeper, scrub, DiskBackend, EntryId, OpenEntry, Prepared, SendfileCapable, SendfileConfig,
     SendfileResponse, TokioFsBackend,
@@ -1338,6 +1338,8 @@ impl Storage for DiskCache {
                 "another process still writes to the cache folder",
             );
         }
+        // First: what is purged meanwhile must not be stored.
+        let turn = self.turns.to_fill().await;
         // Until it is among the fills.
         let beginning = self.begin();
         let id = EntryId {
@@ -1361,9 +1363,7 @@ impl Storage for DiskCache {
             .and_then(|value| value.to_str().ok()?.parse().ok());
         let serialized = meta.serialize()?;
         let uses = self.misses.count(&id.hash);
-        let handed: Option<&Handed> = meta.extensions().get();
-        let handed = handed.and_then(Handed::take);
-        let Some(turn) = handed.or_else(|| self.turns.to_fill()) else {
+        let Some(turn) = turn else {
             return self.refuse(id, Cause::TooMany);
         };
         let meta_len = META_LEN + (serialized.0.len() + serialized.1.len()) as u64;

@@ -48,7 +48,6 @@ use super::variants::Variants;
 use super::vary::{variance, Variance};
 use crate::cache::disk::NO_ROOM;
 use crate::cache::miss::{InBackground, DESERTED};
-use crate::cache::turns::{Handed, Turn};
 use crate::cache::{DiskCache, DiskHit, Prepared};
 
 /// A range that begins so far behind what a fill has written waits for it. One
@@ -157,8 +156,6 @@ pub struct CachingCtx {
     /// A request of the proxy's own: nobody reads the response.
     background: bool,
     _fill: Option<FillGuard>,
-    /// To ask the origin, and to store what it answers.
-    turn: Option<Turn>,
     /// When the request came.
     arrived: Option<SystemTime>,
     requested: Option<SystemTime>,
@@ -684,13 +681,6 @@ impl HttpCaching {
                 session.cache.disable(NoCacheReason::Deferred);
             }
         }
-        if let Some(store) = self.store.filter(|_| ctx.asks == Asks::Whole) {
-            if session.cache.enabled() {
-                // One at a time, also when the origin is asked again.
-                ctx.turn = None;
-                ctx.turn = store.cache.turns().to_ask().await;
-            }
-        }
         Ok(true)
     }
 
@@ -978,11 +968,6 @@ impl HttpCaching {
         match self.to_store(session, response, ctx) {
             Some(mut meta) => {
                 self.limit_variants(session, &meta);
-                // What is stored keeps the turn.
-                let is_new = ctx.origin_status != Some(StatusCode::NOT_MODIFIED);
-                if let Some(turn) = ctx.turn.take().filter(|_| is_new) {
-                    meta.extensions_mut().insert(Handed::new(turn));
-                }
                 if ctx.background {
                     meta.extensions_mut().insert(InBackground);
                 }
@@ -1096,8 +1081,6 @@ impl HttpCaching {
         if response.status.is_informational() {
             return Ok(());
         }
-        // What is stored has it by now.
-        ctx.turn = None;
         if ctx.background && !session.cache.enabled() {
             return Err(Error::explain(NOT_FILLED, "the response is not stored"));
         }
