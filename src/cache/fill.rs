@@ -153,13 +153,8 @@ impl Fill {
         if cache.is_banned_fill(&fill) {
             cache.fills().void(|other| other.id == fill.id);
         }
-        cache.runtime().spawn({
-            let (fill, turn) = (fill.clone(), new.turn);
-            async move {
-                run(cache, fill, receiver, new.claim).await;
-                drop(turn);
-            }
-        });
+        let task = run(cache, fill.clone(), receiver, new.claim, new.turn);
+        cache.runtime().spawn(task);
         (fill, sender)
     }
 
@@ -217,6 +212,7 @@ async fn run(
     fill: Arc<Fill>,
     pieces: mpsc::Receiver<Piece>,
     mut claim: Claim,
+    turn: Turn,
 ) {
     let mut pieces = Gather::new(pieces);
     let written = write(cache, &fill, &mut pieces, &mut claim).await;
@@ -239,6 +235,9 @@ async fn run(
         Some(block) => {
             let _ = fill.window.set(Window::new(written));
             discard(cache, &fill, claim).await;
+            // The rest takes as long as its slowest reader, and no disk.
+            drop(turn);
+            pieces.wait_no_more();
             pass(cache, &fill, &mut pieces, written, block).await;
         }
         None => {

@@ -1,5 +1,6 @@
 //! What comes of a body, gathered to be written in blocks.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +33,8 @@ const FIRST_PATIENCE: Duration = Duration::from_millis(2);
 /// The receiving end of a fill's pieces.
 pub(super) struct Gather {
     pieces: mpsc::Receiver<Piece>,
+    /// What was received ahead of its time.
+    received: VecDeque<Piece>,
     /// What belongs to the next block.
     rest: Option<Bytes>,
 }
@@ -58,7 +61,28 @@ impl Block {
 
 impl Gather {
     pub fn new(pieces: mpsc::Receiver<Piece>) -> Self {
-        Gather { pieces, rest: None }
+        Gather {
+            pieces,
+            received: VecDeque::new(),
+            rest: None,
+        }
+    }
+
+    /// Nothing that has come waits for the disk any more: give back its turns.
+    pub fn wait_no_more(&mut self) {
+        while let Ok(piece) = self.pieces.try_recv() {
+            self.received.push_back(match piece {
+                Piece::Data(data, _) => Piece::Data(data, None),
+                finish => finish,
+            });
+        }
+    }
+
+    async fn receive(&mut self) -> Option<Piece> {
+        match self.received.pop_front() {
+            Some(piece) => Some(piece),
+            None => self.pieces.recv().await,
+        }
     }
 
     /// What is to be written at `offset`, of a body whose length may be known;
@@ -83,10 +107,10 @@ impl Gather {
                 }
             }
             let received = if block.data.is_empty() {
-                self.pieces.recv().await
+                self.receive().await
             } else {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + patience);
-                match timeout_at(deadline, self.pieces.recv()).await {
+                match timeout_at(deadline, self.receive()).await {
                     Ok(received) => received,
                     Err(_) => return Some(block),
                 }
@@ -108,6 +132,7 @@ impl Gather {
 
 #[cfg(test)]
 mod tests {
+    use super::super::turns::Turns;
     use super::*;
 
     /// What is gathered from these pieces, all of which have come.
@@ -121,6 +146,23 @@ mod tests {
 
     fn data(len: usize) -> Piece {
         Piece::Data(vec![7; len].into(), None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_no_more_gives_its_turns_back() {
+        let turns: &'static Turns = Box::leak(Box::new(Turns::new(1)));
+        let mut pieces = Vec::new();
+        for byte in 0..4u8 {
+            let turn = turns.to_queue(1).await;
+            pieces.push(Piece::Data(vec![byte].into(), turn));
+        }
+        let (sender, mut gather) = gather(pieces);
+        assert!(!turns.are_free(1));
+        gather.wait_no_more();
+        assert!(turns.are_free(1));
+        assert!(sender.send(data(1)).await.is_ok());
+        let block = gather.next(0, None).await.unwrap();
+        assert_eq!(block.data.concat(), [0, 1, 2, 3, 7]);
     }
 
     #[tokio::test(start_paused = true)]

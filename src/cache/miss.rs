@@ -112,10 +112,11 @@ impl HandleMiss for DiskMiss {
             None => self.cache.turns().to_queue(data.len()).await,
             Some(_) => None,
         };
-        self.pieces
-            .send(Piece::Data(data, turn))
-            .await
-            .map_err(|_| self.given_up())
+        let place = self.pieces.reserve().await;
+        let place = place.map_err(|_| self.given_up())?;
+        let turn = turn.filter(|_| self.fill.window().is_none());
+        place.send(Piece::Data(data, turn));
+        Ok(())
     }
 
     /// Returns when the body is written; that it survives a crash is seen to

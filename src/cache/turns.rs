@@ -49,6 +49,14 @@ impl Turns {
 }
 
 #[cfg(test)]
+impl Turns {
+    /// Whether all turns are free.
+    pub(super) fn are_free(&self, max_fills: usize) -> bool {
+        self.filling.available_permits() == max_fills && self.queued.available_permits() == QUEUED
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

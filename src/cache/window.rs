@@ -240,6 +240,29 @@ mod tests {
         assert_eq!(*e.etype(), FILL_BROKEN, "{e}");
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_not_stored_takes_no_turn() {
+        let Setting {
+            cache,
+            mut miss,
+            _dir,
+        } = begin().await;
+        let _stalls = follow(cache, None).await;
+        let writing = tokio::spawn(async move { write(&mut miss).await });
+        let free = async {
+            while !cache
+                .turns()
+                .are_free(DiskCacheConfig::new("", 0).max_fills)
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let free = timeout(Duration::from_secs(10), free).await;
+        assert!(!writing.is_finished(), "its reader does not read");
+        free.expect("its turns are free");
+        writing.abort();
+    }
+
     #[tokio::test]
     async fn the_request_that_writes_is_told_to_read() {
         let Setting {
