@@ -303,6 +303,39 @@ fn an_origin_that_does_not_answer_takes_no_turns() {
 }
 
 #[test]
+fn those_who_wait_for_the_same_object_go_on_at_once_when_there_is_no_turn_for_it() {
+    const CLIENTS: usize = 8;
+    let held = Gate::new();
+    let asked = Gate::new();
+    let origin = Origin::start({
+        let (held, asked) = (held.clone(), asked.clone());
+        move |request| {
+            if request.path() == "/bucket/held" {
+                return Reply::pattern(1, LEN).hold_at(HALF, &held);
+            }
+            asked.pass();
+            Reply::pattern(1, LEN)
+        }
+    });
+    let proxy = proxy(&origin).cache("max_fills", 1).start();
+    let addr = proxy.addr();
+    thread::scope(|scope| {
+        let mut leader = Connection::open(addr);
+        let mut miss = leader.begin("GET", "/assets/held", &[]);
+        read_start(&mut miss);
+        for _ in 0..CLIENTS {
+            scope.spawn(|| assert!(Connection::open(addr).request("GET", OBJECT, &[]).complete));
+        }
+        asked.wait_for_arrivals(1);
+        asked.open();
+        // One fill was refused, and the others were not even tried.
+        eventually("all have asked", || origin.requests().len() == 1 + CLIENTS);
+        held.open();
+    });
+    proxy.expect_metric_where("cache_fill_errors_total", &[("cause", "too_many")], 1);
+}
+
+#[test]
 fn the_first_byte_of_a_huge_object_does_not_wait_for_the_last() {
     const HUGE: u64 = 10 * 1024 * MIB;
     const TRIES: usize = 20;

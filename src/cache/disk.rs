@@ -1,13 +1,13 @@
 //! The cache as Pingora sees it.
 
 use std::any::Any;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use http::header::CONTENT_LENGTH;
@@ -183,6 +183,7 @@ pub struct DiskCache {
     fill_without_readers: f64,
     turns: Turns,
     outgrown: Outgrown,
+    refused: Refused,
     index: Index,
     fills: Fills,
     hot: Hot,
@@ -282,6 +283,7 @@ impl DiskCache {
             fill_without_readers: config.fill_without_readers,
             turns: Turns::new(config.max_fills),
             outgrown: Outgrown::default(),
+            refused: Refused::default(),
             index: Index::default(),
             fills: Fills::default(),
             hot: Hot::new(
@@ -1052,7 +1054,13 @@ impl DiskCache {
         Ok((meta, Box::new(DiskHit::of_fill(self, reader, sendfile))))
     }
 
-    fn refuse(&self, id: EntryId, cause: Cause) -> Result<MissHandler> {
+    /// Whether a fill of this key has just been refused, which is forgotten then.
+    pub(crate) fn was_refused(&self, key: &CacheKey) -> bool {
+        self.refused.take(&key.primary_bin())
+    }
+
+    fn refuse(&self, key: &CacheKey, id: EntryId, cause: Cause) -> Result<MissHandler> {
+        self.refused.note(key.primary_bin());
         self.stats.fill_errors(cause).inc();
         let cause = cause.label();
         Error::e_explain(NO_ROOM, format!("no room for cache entry {id}: {cause}"))
@@ -1111,6 +1119,31 @@ impl Outgrown {
 
     fn forget(&self, hash: &HashBinary) {
         self.0.lock().remove(hash);
+    }
+}
+
+/// The keys of which a fill was refused that would have been stored, and when.
+#[derive(Debug, Default)]
+struct Refused(Mutex<HashMap<HashBinary, Instant>>);
+
+/// How many of them are remembered.
+const MAX_REFUSED: usize = 4096;
+
+/// How long. Whoever fills releases the lock of the key at once.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
+
+impl Refused {
+    fn note(&self, hash: HashBinary) {
+        let mut hashes = self.0.lock();
+        if hashes.len() >= MAX_REFUSED {
+            hashes.clear();
+        }
+        hashes.insert(hash, Instant::now());
+    }
+
+    fn take(&self, hash: &HashBinary) -> bool {
+        let at = self.0.lock().remove(hash);
+        at.is_some_and(|at| at.elapsed() < REFUSED_FOR)
     }
 }
 
@@ -1364,15 +1397,15 @@ impl Storage for DiskCache {
         let serialized = meta.serialize()?;
         let uses = self.misses.count(&id.hash);
         let Some(turn) = turn else {
-            return self.refuse(id, Cause::TooMany);
+            return self.refuse(key, id, Cause::TooMany);
         };
         let meta_len = META_LEN + (serialized.0.len() + serialized.1.len()) as u64;
         let Some(claim) = self.claim_for(promised.unwrap_or(0), meta_len).await else {
-            return self.refuse(id, Cause::NoSpace);
+            return self.refuse(key, id, Cause::NoSpace);
         };
         let file = match self.create(id, promised).await {
             Err(e) if Cause::of(&e) == Cause::NoSpace => {
-                return self.refuse(id, Cause::NoSpace);
+                return self.refuse(key, id, Cause::NoSpace);
             }
             created => created
                 .inspect_err(|e| self.stats.fill_errors(Cause::of(e)).inc())

@@ -8,7 +8,10 @@ use tokio::time::timeout;
 
 /// How long a response that is to be stored waits, where as many fills as may be are in
 /// flight. Then it passes without being stored.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = match cfg!(test) {
+    true => Duration::from_millis(200),
+    false => Duration::from_secs(3),
+};
 
 /// Bytes of all fills that may wait for the disk, in units.
 const QUEUED: usize = 1 << 10;

@@ -23,6 +23,10 @@ const SHARD_CAPACITY: usize = 1024;
 /// Nobody waits for the answer to a request of which the last answer could not be
 /// stored: it will hardly be for all.
 ///
+/// Nobody waits either for a fill that was refused, since there is no room or no turn for
+/// it: the next one would wait for the same, and all who wait would be served one after
+/// the other.
+///
 /// The keys need what [`DiskCache::asked_now`] returns.
 pub struct FillLock {
     lock: CacheLock,
@@ -79,6 +83,10 @@ impl CacheKeyLock for FillLock {
 
     fn release(&self, key: &CacheKey, permit: WritePermit, reason: LockStatus) {
         match reason {
+            // Not marked: it can be stored once there is room.
+            LockStatus::TransientError if self.cache.was_refused(key) => {
+                return self.lock.release(key, permit, LockStatus::GiveUp);
+            }
             LockStatus::GiveUp => {
                 self.not_stored
                     .mark_uncacheable(key, NoCacheReason::OriginNotCache);
@@ -168,6 +176,44 @@ mod tests {
         let third = leader(&lock);
         assert!(follower(&lock).locked(), "it was stored");
         lock.release(&key, third, LockStatus::Done);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn all_go_on_at_once_when_a_fill_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = DiskCacheConfig::new(dir.path(), 1 << 20);
+        config.max_fills = 1;
+        let cache = DiskCache::open(config).unwrap();
+        cache.wait_loaded();
+        let lock = FillLock::new(cache, Duration::from_secs(60));
+        let header = ResponseHeader::build(200, None).unwrap();
+        let meta = CacheMeta::new(SystemTime::now(), SystemTime::now(), 0, 0, header);
+        let span = Span::inactive().handle();
+        let other = CacheKey::new("other", "tag");
+        let _fills = cache.get_miss_handler(&other, &meta, &span).await.unwrap();
+
+        let key = CacheKey::new("key", "tag");
+        let leader = || match lock.lock(&key, false) {
+            Locked::Write(permit) => permit,
+            Locked::Read(_) => panic!("nobody else asks"),
+        };
+        let follower = || match lock.lock(&key, false) {
+            Locked::Write(_) => panic!("the leader asks"),
+            Locked::Read(read) => read,
+        };
+        let (permit, waits) = (leader(), [follower(), follower()]);
+        let refused = cache.get_miss_handler(&key, &meta, &span).await;
+        assert!(refused.is_err(), "there is no turn");
+        lock.release(&key, permit, LockStatus::TransientError);
+        for waits in waits {
+            assert_eq!(waits.lock_status(), LockStatus::GiveUp);
+        }
+        assert!(!lock.gave_up(&key), "it may be stored yet");
+
+        // What else fails is tried by the next one.
+        let (permit, waits) = (leader(), follower());
+        lock.release(&key, permit, LockStatus::TransientError);
+        assert_eq!(waits.lock_status(), LockStatus::TransientError);
     }
 
     #[tokio::test(flavor = "multi_thread")]
