@@ -89,22 +89,22 @@ impl Readers {
         positions.min().map(|(at, follows)| (at, !follows))
     }
 
-    /// Do without those who are no further than this, but not without the one that
-    /// leads, nor without the last.
-    pub(super) fn lose(&self, at: u64) {
+    /// Do without those who are so many bytes behind the fastest, but not without the
+    /// one that leads; `false`: there are none.
+    pub(super) fn lose(&self, behind: u64) -> bool {
         let mut table = self.0.lock();
-        let slow = table
-            .by_number
-            .iter()
-            .filter(|(_, position)| !position.leads && position.at.load(Ordering::Acquire) <= at);
-        let slow: Vec<_> = slow.map(|(number, _)| *number).collect();
-        for number in slow {
-            if table.by_number.len() > 1 {
-                if let Some(position) = table.by_number.remove(&number) {
-                    position.lost.store(true, Ordering::Release);
-                }
+        let at = |position: &Position| position.at.load(Ordering::Acquire);
+        let fastest = table.by_number.values().map(|position| at(position)).max();
+        let fastest = fastest.unwrap_or(0);
+        let before = table.by_number.len();
+        table.by_number.retain(|_, position| {
+            let stays = position.leads || at(position).saturating_add(behind) > fastest;
+            if !stays {
+                position.lost.store(true, Ordering::Release);
             }
-        }
+            stays
+        });
+        table.by_number.len() < before
     }
 }
 

@@ -13,12 +13,19 @@ use super::readers::Readers;
 /// Bytes that wait for the slowest reader.
 const CAPACITY: u64 = 512 * 1024;
 
+/// Who is so far behind the fastest holds it up: with what comes at once, at most
+/// 256 KiB, the window is full then.
+const BEHIND: u64 = CAPACITY / 2;
+
 /// How long all wait in sum for those who are slower than the others, before they do
-/// without the slowest.
+/// without them.
 pub(super) const PATIENCE: Duration = match cfg!(test) {
     true => Duration::from_millis(200),
     false => Duration::from_secs(10),
 };
+
+/// Bytes that pass until there is all of it again, after it was used up.
+const REFILL: u64 = 64 << 20;
 
 /// What comes after the end of the file: the readers get it from here, in order, and
 /// the origin waits for the slowest of them.
@@ -107,14 +114,19 @@ impl Window {
                 break;
             }
             let start = Instant::now();
-            match timeout(*patience, moved).await {
-                Ok(()) => *patience = patience.saturating_sub(start.elapsed()),
-                Err(_) => {
-                    readers.lose(at);
-                    *patience = PATIENCE;
-                }
+            if timeout(*patience, moved.as_mut()).await.is_ok() {
+                *patience = patience.saturating_sub(start.elapsed());
+                continue;
+            }
+            *patience = Duration::ZERO;
+            // All of them: each of them would be waited for in turn.
+            if !readers.lose(BEHIND) {
+                // Nobody is held up: all are as slow.
+                moved.await;
             }
         }
+        let again = PATIENCE.mul_f64(piece.len() as f64 / REFILL as f64);
+        *patience = PATIENCE.min(*patience + again);
         let mut queue = self.queue.lock();
         queue.end += piece.len() as u64;
         queue.pieces.push_back(piece);
@@ -261,6 +273,51 @@ mod tests {
         assert!(!writing.is_finished(), "its reader does not read");
         free.expect("its turns are free");
         writing.abort();
+    }
+
+    #[tokio::test]
+    async fn those_who_do_not_read_are_waited_for_once_and_not_one_after_the_other() {
+        const STALLED: usize = 12;
+        let Setting {
+            cache,
+            mut miss,
+            _dir,
+        } = begin().await;
+        let mut stalled = Vec::new();
+        let mut offset = 0;
+        let body = body();
+        for number in 0..STALLED {
+            let mut hit = follow(cache, None).await;
+            // Each of them has got a bit further than the one before.
+            while offset < (number + 1) * (64 << 10) {
+                let piece = body.slice(offset..offset + (64 << 10));
+                miss.write_body(piece, false).await.unwrap();
+                offset += 64 << 10;
+            }
+            let mut read = 0;
+            while read < offset {
+                read += hit.read_body().await.unwrap().unwrap().len();
+            }
+            stalled.push(hit);
+        }
+        let reads = follow(cache, None).await;
+        let start = Instant::now();
+        let write = async {
+            miss.write_body(body.slice(offset..), true).await.unwrap();
+            miss.finish().await.unwrap();
+        };
+        let (_, read) = tokio::join!(write, read(reads));
+        assert!(read.unwrap() == body);
+        let waited = start.elapsed();
+        assert!(waited < PATIENCE * STALLED as u32 / 2, "{waited:?}");
+        for mut hit in stalled {
+            let e = loop {
+                if let Err(e) = hit.read_body().await {
+                    break e;
+                }
+            };
+            assert_eq!(*e.etype(), FILL_BROKEN, "{e}");
+        }
     }
 
     #[tokio::test]
