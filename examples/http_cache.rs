@@ -30,7 +30,7 @@ use pingora_sendfile::proxy::{descriptors, signals, Endpoint};
 /// Many origins close idle connections after 5 s; a request shall not meet that.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const ORIGIN_TIMEOUT: Duration = Duration::from_secs(60);
-/// The longest wait for a client that takes nothing, or asks for nothing more.
+/// The longest wait for a client that takes no bytes or sends no further request.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Parser)]
@@ -91,7 +91,7 @@ impl ProxyHttp for HttpCacheProxy {
     async fn request_filter(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<bool> {
         answer_what_was_asked(session);
         session.set_write_timeout(Some(CLIENT_TIMEOUT));
-        // Zero is what Pingora says for no limit.
+        // Pingora takes zero for no limit.
         if session.get_keepalive() == Some(0) {
             session.set_keepalive(Some(CLIENT_TIMEOUT.as_secs()));
         }

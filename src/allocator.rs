@@ -2,16 +2,18 @@
 
 #![allow(unsafe_code)]
 
-/// A hit makes some dozens of small allocations; glibc's take longer, and keep more.
+/// A hit makes some dozens of small allocations. With glibc's allocator they take longer
+/// and keep more memory.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 extern "C" {
-    /// mimalloc.h; the crate declares it only together with all the rest.
+    /// From mimalloc.h. The crate declares it only together with all other functions.
     fn mi_collect(force: bool);
 }
 
-/// Give up what this thread has free; what is free for a short time only if `all`.
+/// Give up the memory that this thread has free; `all`: including what was freed only
+/// recently.
 pub fn release(all: bool) {
     // SAFETY: it takes no pointer, and may be called on any thread at any time.
     unsafe { mi_collect(all) }

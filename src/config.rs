@@ -62,26 +62,26 @@ pub struct Server {
     /// The slowest client that is served to the end, in bytes a second; zero
     /// (the default): no limit.
     pub min_send_rate: usize,
-    /// The bytes of a response that the kernel keeps for a client beyond those on their
-    /// way to it; 0: the kernel's own limit. Default: 131072.
+    /// Unsent bytes of a response that the kernel keeps for a client; 0: the kernel's own
+    /// limit. Default: 131072.
     pub send_buffer: u32,
-    /// How long a connection may wait for its next request, rounded up to seconds for
-    /// HTTP/1.1; zero: no limit. Default: 75 s.
+    /// The longest time that a connection may wait for its next request, rounded up to
+    /// seconds for HTTP/1.1; zero: no limit. Default: 75 s.
     pub keepalive_timeout: Duration,
-    /// How long the head of a request may take from its first byte, or from the
-    /// start of its connection for the first one, which over HTTP/2 includes the
-    /// preface; zero: no limit. Default: 30 s.
+    /// The longest time that a request head may take from its first byte; for the first
+    /// head of a connection, which over HTTP/2 includes the preface, from the start of the
+    /// connection. Zero: no limit. Default: 30 s.
     pub request_head_timeout: Duration,
-    /// The largest head of a request, in bytes. Default: 65536.
+    /// The largest request head, in bytes. Default: 65536.
     pub max_request_head_bytes: usize,
     /// How long running responses may take to end after a stop signal.
     /// Default: 30 s.
     pub grace_period: Duration,
-    /// The most client connections at the same time; `None`: what the process's limit
-    /// of open files leaves room for.
+    /// The most client connections at the same time; `None`: as many as the process's
+    /// limit of open files leaves room for.
     pub max_connections: Option<usize>,
     /// The Unix socket where `run --upgrade` takes over the listeners. Default:
-    /// `upgrade.sock` in the folder of the cache, or without one in the folder that
+    /// `upgrade.sock` in the cache folder, or without a cache in the folder that
     /// `RUNTIME_DIRECTORY` names (systemd.exec(5)); `None`: there is neither.
     pub upgrade_sock: Option<PathBuf>,
     /// A second listener: HTTPS with HTTP/2, if wanted.
@@ -97,7 +97,7 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// The private key of the certificate, a PEM file; likewise.
     pub key: PathBuf,
-    /// How long a client's handshake may take. Default: 10 s.
+    /// The longest time that a client's handshake may take. Default: 10 s.
     pub handshake_timeout: Duration,
 }
 
@@ -128,18 +128,18 @@ pub struct Bucket {
 pub struct Cache {
     /// How long an answer is fresh when the origin does not say. Default: 1 h.
     pub default_ttl: Duration,
-    /// How long the origin's word is taken that there is no object (404, 410), if it
-    /// does not say; zero: not at all.
+    /// The time for which a missing object (404, 410) is remembered when the origin does
+    /// not say; zero: not at all.
     pub negative_ttl: Duration,
     /// From which request on an object is stored. Default: 1, the first.
     pub admission: u8,
     /// A response that all clients have left is stored to its end if this share of it
     /// has come from the origin; 0: always, 1: never. Default: 0.5.
     pub fill_without_readers: f64,
-    /// How many responses are stored at the same time. Default: 128.
+    /// The most responses that are stored at the same time. Default: 128.
     pub max_fills: usize,
-    /// How long requests wait for the answer to another one for the same object, before
-    /// one of them asks too. Default: 10 s.
+    /// The time that requests wait for the answer to another request for the same object
+    /// before one of them asks the origin too. Default: 10 s.
     pub lock_age: Duration,
     /// Which objects are fetched as a whole when a part is asked for.
     pub range_fill: RangeFill,
@@ -159,11 +159,11 @@ pub struct RangeFill {
     /// The largest object that is fetched, in gigabytes of 10^9 bytes; fractions
     /// allowed. Default: what the cache may hold.
     pub max_size_gb: Option<f64>,
-    /// What they may have in sum, in the same unit. Default: an eighth of what the
-    /// cache may hold.
+    /// The total size of the objects in flight, in the same unit. Default: an eighth of
+    /// what the cache may hold.
     pub max_in_flight_gb: Option<f64>,
-    /// What may be fetched on account of one client's address in a minute, in
-    /// megabytes of 10^6 bytes; 0: no limit. Default: 1000.
+    /// Megabytes of 10^6 bytes that may be fetched in a minute for one client address; 0:
+    /// no limit. Default: 1000.
     pub client_mb_per_minute: f64,
 }
 
@@ -303,7 +303,7 @@ impl Config {
     fn default_upgrade_sock(&self, env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
         let folder = match self.cache.disk.enabled {
             true => self.cache.disk.path.clone(),
-            // Several are separated by colons.
+            // It may name several folders, separated by colons.
             false => env("RUNTIME_DIRECTORY")?.split(':').next()?.into(),
         };
         let path = folder.join(UPGRADE_SOCK);
@@ -587,7 +587,7 @@ impl Cache {
                 Some(node) => node.integer(1..=100_000)?,
                 None => max_fills,
             },
-            // None would be no wait at all.
+            // Zero would be no wait at all.
             lock_age: section
                 .duration("lock_age", lock_age)?
                 .max(Duration::from_secs(1)),
@@ -623,15 +623,14 @@ impl RangeFill {
             .map_or(u64::MAX, |size| (size * GIGABYTE).round() as u64)
     }
 
-    /// What those in flight may have in sum, in bytes, where the cache may hold
+    /// The total size of the objects in flight, in bytes, for a cache that may hold
     /// `cache_bytes`.
     pub fn max_in_flight_bytes(&self, cache_bytes: u64) -> u64 {
         self.max_in_flight_gb
             .map_or(cache_bytes / 8, |size| (size * GIGABYTE).round() as u64)
     }
 
-    /// What may be fetched on account of one client in a minute, in bytes; `None`: no
-    /// limit.
+    /// Bytes that may be fetched in a minute for one client address; `None`: no limit.
     pub fn client_bytes_per_minute(&self) -> Option<u64> {
         let bytes = (self.client_mb_per_minute * MEGABYTE).round() as u64;
         (bytes > 0).then_some(bytes)

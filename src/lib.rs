@@ -6,7 +6,7 @@
 //! - [`s3`]: object keys, origins, signatures
 //! - [`proxy`]: the proxy, and a server around it
 //! - [`config`]: the YAML file
-//! - [`logging`]: the log, and what limits it
+//! - [`logging`]: the log, and its limits
 //! - [`metrics`]: what is counted
 //! - `demo` (feature `demo`): an S3 server over a folder, to try it with
 

@@ -1,12 +1,12 @@
-//! The log on standard error, limited where strangers decide how often a line is written.
+//! The log on standard error. Lines that strangers can cause are limited in number.
 //!
 //! Each call site of `error!`, `warn!` and `info!` may write [`BURST`] lines at once and
-//! then one line each [`INTERVAL`]. The next line says how many were left out. A message
-//! ends after [`MAX_MESSAGE`] bytes, and its control characters are escaped, so that a
-//! message is one line and no terminal obeys it.
+//! then one line each [`INTERVAL`]. The next line says how many were suppressed. A message
+//! is cut after [`MAX_MESSAGE`] bytes, and its control characters are escaped, so that it
+//! stays on one line and no terminal obeys it.
 //!
-//! `debug!` and `trace!` have no such limit, since only an operator turns them on, and
-//! neither have lines with the target [`OPERATOR`].
+//! `debug!` and `trace!` have no such limit, because only an operator turns them on. Lines
+//! with the target [`OPERATOR`] have none either.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -25,7 +25,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::metrics::METRICS;
 
-/// The target of lines that an operator asked for, each of which is written.
+/// The target of lines that an operator asked for. All of them are written.
 pub const OPERATOR: &str = "pingora_sendfile::operator";
 
 /// Lines of one call site that are written at once.
@@ -40,14 +40,14 @@ pub const MAX_MESSAGE: usize = 1024;
 /// The longest message of `debug!` and `trace!`, in bytes.
 const MAX_DEBUG_MESSAGE: usize = 16 * 1024;
 
-/// Call sites that are told apart; more share one budget.
+/// The most call sites with a budget of their own; further ones share one budget.
 const MAX_SITES: usize = 1024;
 
-/// Writes the log to standard error. `RUST_LOG` sets what is logged, `default` where it
-/// is not set.
+/// Writes the log to standard error. `RUST_LOG` sets what is logged; if it is not set,
+/// `default` does.
 ///
 /// # Panics
-/// Where the process has a logger already.
+/// If the process has a logger already.
 pub fn init(default: &str) {
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt()
@@ -67,18 +67,18 @@ struct LimitedFormat {
     sites: Mutex<Sites>,
 }
 
-/// What each call site has written.
+/// The budgets of the call sites.
 #[derive(Default)]
 struct Sites(HashMap<u64, Site>);
 
 /// The budget of a call site, by the generic cell rate algorithm (ITU-T I.371).
 struct Site {
-    /// When the budget is whole again.
+    /// The time when the budget is whole again.
     whole_at: Instant,
     suppressed: u64,
 }
 
-/// A message as it is written: in one line, and not endless.
+/// A message as it is written: on one line, and cut to a length.
 struct Message {
     text: String,
     max: usize,
@@ -88,7 +88,7 @@ struct Message {
 // === impl LimitedFormat ===
 
 impl LimitedFormat {
-    /// `None`: the line is left out. Otherwise the number of lines that were before it.
+    /// The number of lines suppressed before this one; `None`: this one is suppressed.
     fn admit(&self, metadata: &Metadata<'_>) -> Option<u64> {
         if !is_limited(metadata) {
             return Some(0);
@@ -125,7 +125,7 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        // What the `log` crate logs has the metadata of its call site in fields.
+        // Events of the `log` crate have the metadata of their call site in fields.
         let normalized = event.normalized_metadata();
         let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
         let Some(suppressed) = self.admit(metadata) else {
@@ -202,7 +202,7 @@ impl Message {
     }
 
     fn push(&mut self, c: char) -> fmt::Result {
-        // What comes after the cut is only counted.
+        // Bytes after the cut are only counted.
         if self.cut == 0 {
             let len = self.text.len();
             if changes_the_line(c) {
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(admit(1, INTERVAL), Some(1234));
         assert_eq!(admit(1, INTERVAL), None);
         assert_eq!(admit(1, INTERVAL * 2), Some(1));
-        // A quiet time gives the burst back, and no more than that.
+        // A quiet time restores the burst, and no more than that.
         let quiet = INTERVAL * (BURST + 100);
         for _ in 0..BURST {
             assert_eq!(admit(1, quiet), Some(0));

@@ -17,7 +17,7 @@ use prometheus::{
 use crate::cache::stats::Counter;
 use crate::cache::{Cause, DiskCache, Eviction};
 
-/// The longest wait for a client that takes nothing of its answer.
+/// The longest wait for a client that takes no bytes of its answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The counters and gauges.
@@ -36,15 +36,15 @@ pub struct Metrics {
     pub body_bytes: IntCounter,
     /// Responses that broke off or failed, by who is to blame.
     pub errors: IntCounterVec,
-    /// Lines that the log left out.
+    /// Log lines that were suppressed.
     pub log_lines_suppressed: IntCounter,
-    /// Connections of clients: open ones, and those closed or refused at the limit.
+    /// Client connections: open ones, and those closed or refused at the limit.
     connections: ConnectionMetrics,
     /// What the disk cache counts itself, as of the last exposition.
     cache: Mutex<CacheMetrics>,
 }
 
-/// Copies of what the limit of connections counts.
+/// Copies of the counters of the connection limit.
 struct ConnectionMetrics {
     limit: Mutex<Weak<ConnectionLimit>>,
     open: IntGauge,
@@ -79,7 +79,7 @@ struct CacheMetrics {
 // === impl Metrics ===
 
 impl Metrics {
-    /// Report on the connections that this limit counts, instead of another one's.
+    /// Report the connections that `limit` counts, in place of any earlier limit.
     pub fn watch_connections(&self, limit: &Arc<ConnectionLimit>) {
         *self.connections.limit.lock() = Arc::downgrade(limit);
     }
@@ -91,19 +91,19 @@ impl ConnectionMetrics {
     fn register() -> prometheus::Result<Self> {
         Ok(ConnectionMetrics {
             limit: Mutex::default(),
-            open: register_int_gauge!("connections_open", "Connections of clients")?,
+            open: register_int_gauge!("connections_open", "Open client connections")?,
             refused: register_int_counter!(
                 "connections_refused_total",
-                "Connections of clients closed at once, since too many were open and none idle"
+                "Client connections closed at once because too many were open and none was idle"
             )?,
             idle_closed: register_int_counter!(
                 "connections_idle_closed_total",
-                "Idle connections of clients closed to make room for new ones"
+                "Idle client connections closed to make room for new ones"
             )?,
         })
     }
 
-    /// Take over what the limit has counted since.
+    /// Add what the limit has counted since the last update.
     fn update(&self) {
         let limit = self.limit.lock();
         let Some(limit) = limit.upgrade() else {
@@ -290,7 +290,7 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         .expect(UNIQUE),
         log_lines_suppressed: register_int_counter!(
             "log_lines_suppressed_total",
-            "Lines that the log left out since their call site wrote too many"
+            "Log lines suppressed because their call site wrote too many"
         )
         .expect(UNIQUE),
         connections: ConnectionMetrics::register().expect(UNIQUE),

@@ -9,7 +9,7 @@ use pingora_cache::CacheKey;
 /// How many counters there are: a megabyte of them.
 const CELLS: usize = 1 << 20;
 
-/// How often keys have been asked for in vain.
+/// Counts of unsuccessful requests for keys.
 ///
 /// Requests are counted in a sketch of fixed size (two counters a key, the lower
 /// one counts), so a flood of keys that are asked for once takes no memory. Each
@@ -31,7 +31,7 @@ impl Default for Misses {
 }
 
 impl Misses {
-    /// Count one more; how many there have been.
+    /// Count one more request. Returns the number so far.
     pub(super) fn count(&self, hash: &HashBinary) -> u8 {
         let turn = self.aging.fetch_add(1, Ordering::Relaxed) % CELLS;
         let _ = self.cells[turn].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
@@ -51,7 +51,7 @@ impl Misses {
     }
 }
 
-/// Stores an object from its n-th request on, as nginx's `proxy_cache_min_uses`.
+/// Stores an object from its n-th request on, like nginx's `proxy_cache_min_uses`.
 pub struct MinUses {
     min_uses: u8,
     misses: Misses,

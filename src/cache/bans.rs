@@ -19,18 +19,18 @@ const KIND_PREFIX: u8 = 1;
 const KIND_EXACT: u8 = 2;
 const KIND_VARIANTS: u8 = 3;
 
-/// How many prefixes are remembered. Beyond that, a ban is widened until it takes
-/// the place of another: a purge never fails, it voids more than was asked.
+/// Most prefixes that are remembered. Beyond that, a ban is widened until it takes the
+/// place of another: a purge then voids more than was asked, but never fails.
 const MAX_PREFIXES: usize = 100_000;
 
-/// Bytes that all prefixes may have.
+/// Most bytes of all prefixes together.
 const MAX_PREFIX_BYTES: usize = 16 << 20;
 
-/// How many banned prefixes may lie within each other.
+/// Most banned prefixes that may be nested.
 const MAX_NESTED: usize = 64;
 
-/// How many bans are remembered of keys of which nothing was stored. They matter to
-/// variants alone; beyond that, one ban of all variants takes their place.
+/// Most bans that are remembered of keys without a stored entry. They matter to variants
+/// alone. Beyond that, one ban of all variants takes their place.
 const MAX_ABSENT: usize = 1024;
 
 /// Longest list that is read, in bytes.
@@ -56,17 +56,16 @@ pub struct List {
     /// By user tag.
     prefixes: HashMap<String, Prefixes>,
     exact: HashMap<[u8; 16], u64>,
-    /// Bans of keys of which nothing was stored.
+    /// Bans of keys without a stored entry.
     absent: HashMap<[u8; 16], u64>,
     variants: u64,
 }
 
 /// The banned prefixes of a tag.
 ///
-/// Of prefixes that lie within each other, the longer one has the higher
-/// generation: else it would say nothing more. So of those that a key has, the
-/// longest decides, and a lookup finds it next to where the key would be in order,
-/// however many there are.
+/// Of two nested prefixes, the longer one has the higher generation; otherwise it would
+/// add nothing. So the longest prefix of a key decides. A lookup finds it next to the
+/// key's own place in the order, however many prefixes there are.
 #[derive(Debug, Default)]
 struct Prefixes {
     bans: BTreeMap<Box<[u8]>, Ban>,
@@ -77,7 +76,7 @@ struct Prefixes {
 #[derive(Debug, Clone, Copy)]
 struct Ban {
     generation: u64,
-    /// Length of the longest other banned prefix of this one.
+    /// Length of the longest other banned prefix that begins this one.
     within: Option<u32>,
 }
 
@@ -191,8 +190,8 @@ impl Bans {
         self.append(&mut file, generation, &banned)
     }
 
-    /// [`ban`](Self::ban) for a key of which nothing is stored, unless it be variants
-    /// that nobody finds. Blocks.
+    /// [`ban`](Self::ban) for a key without a stored entry, except perhaps variants that
+    /// no lookup finds. Blocks.
     pub fn ban_absent(&self, generation: u64, hash: [u8; 16]) -> io::Result<()> {
         let mut file = self.file.lock();
         let banned = self.list.write().add_absent(generation, hash);
@@ -272,8 +271,8 @@ impl Bans {
         self.list.read().void(generation, primary, key)
     }
 
-    /// Whether an entry that is a variant is void, besides what [`void`](Self::void)
-    /// says.
+    /// True if an entry that is a variant is void for reasons other than those of
+    /// [`void`](Self::void).
     pub fn voids_variant(&self, generation: u64) -> bool {
         generation < self.newest() && generation < self.list.read().variants
     }
@@ -314,7 +313,7 @@ impl List {
         prefixes.chain(exact).max().unwrap_or(0).max(self.variants)
     }
 
-    /// How many bans there are.
+    /// The number of bans.
     fn len(&self) -> usize {
         let exact = self.exact.len() + self.absent.len();
         self.prefix_count() + exact + usize::from(self.variants > 0)
@@ -324,7 +323,7 @@ impl List {
         self.prefixes.values().map(|of_tag| of_tag.bans.len()).sum()
     }
 
-    /// All of them: of prefixes, the wider first.
+    /// All bans, with wider prefixes before narrower ones.
     fn all(&self) -> impl Iterator<Item = (u64, Banned)> + '_ {
         let prefixes = self.prefixes.iter().flat_map(|(tag, of_tag)| {
             let bans = of_tag.bans.iter();
@@ -356,8 +355,8 @@ impl List {
         }
     }
 
-    /// [`add`](Self::add), widened where there would be too many prefixes; what was
-    /// added.
+    /// [`add`](Self::add), but widen the ban if there would be too many prefixes. Returns
+    /// the ban that was added.
     fn add_bounded(&mut self, generation: u64, banned: Banned) -> Banned {
         let banned = match banned {
             Banned::Prefix(tag, prefix) if self.is_full() => {
@@ -365,7 +364,7 @@ impl List {
                 let len = of_tag.widened(&prefix);
                 if len < prefix.len() {
                     log::warn!(
-                        "so many prefixes are purged that all that begins with {:?} is voided, for {:?}",
+                        "too many prefixes are purged: everything that begins with {:?} is voided instead of {:?}",
                         String::from_utf8_lossy(&prefix[..len]),
                         String::from_utf8_lossy(&prefix)
                     );
@@ -378,7 +377,7 @@ impl List {
         banned
     }
 
-    /// Ban a key of which nothing is stored; what was added.
+    /// Ban a key without a stored entry. Returns the ban that was added.
     fn add_absent(&mut self, generation: u64, hash: [u8; 16]) -> Banned {
         if self.absent.len() >= MAX_ABSENT && !self.absent.contains_key(&hash) {
             self.absent.clear();
@@ -447,7 +446,7 @@ impl Prefixes {
         if depth >= MAX_NESTED {
             prefix = &prefix[..chain[depth - MAX_NESTED]];
         }
-        // Narrower bans that are not newer say nothing more.
+        // Narrower bans that are not newer add nothing.
         let from = (Bound::Included(prefix), Bound::Unbounded);
         let narrower = self
             .bans
@@ -479,8 +478,8 @@ impl Prefixes {
         self.bytes += prefix.len();
     }
 
-    /// Bytes of a prefix within which there is a banned one already, as many as
-    /// possible; all where there is none.
+    /// Length of the longest beginning of `prefix` that some banned prefix shares, or the
+    /// whole length if nothing is banned.
     fn widened(&self, prefix: &[u8]) -> usize {
         let upto = (Bound::Unbounded, Bound::Included(prefix));
         let from = (Bound::Included(prefix), Bound::Unbounded);
@@ -777,7 +776,7 @@ mod tests {
         assert!(list.len() <= MAX_PREFIXES);
         let void = |list: &List, key: &str| list.void(now, &[1; 16], || ("b", key.as_bytes()));
         assert!(void(&list, "/dir/0x/y") && !void(&list, "/dir/1") && !void(&list, "/z"));
-        // And the widest takes the place of all.
+        // The widest takes the place of all.
         assert_eq!(list.add_bounded(now + 2, prefix("/")), prefix("/"));
         assert!(void(&list, "/z"));
         assert_eq!(list.len(), 1);
@@ -796,7 +795,7 @@ mod tests {
         }
     }
 
-    /// What a hit of an entry pays that is older than the newest ban.
+    /// Cost of a hit on an entry older than the newest ban.
     #[test]
     fn a_lookup_does_not_take_longer_the_more_bans_there_are() {
         let time = |bans: usize| {
@@ -819,7 +818,7 @@ mod tests {
         };
         let (few, many) = (time(10), time(10_000));
         println!("a lookup among 10 bans takes {few:?}, among 10,000 {many:?}");
-        // Compared one by one, it takes a thousand times as long.
+        // With one comparison a ban, it would take a thousand times as long.
         assert!(many < 20 * few, "{few:?}, {many:?}");
     }
 
@@ -842,7 +841,7 @@ mod tests {
             "{}",
             file.len()
         );
-        // Of what is forgotten, variants are void, and nothing else.
+        // Of the forgotten keys, only variants are void.
         let first = |bans: &Bans| bans.void(0, &hash(0), || ("b", b"/a"));
         assert!(!first(&bans) && bans.voids_variant(0));
         let last = 3 * MAX_ABSENT as u64;

@@ -27,7 +27,7 @@ pub struct BodyFile {
     /// Gone only when it is dropped.
     file: Option<Arc<File>>,
     loads: Mutex<Vec<Load>>,
-    /// The space that it takes though it is removed.
+    /// The space that the file still takes after it is removed.
     claim: Mutex<Option<Arc<Claim>>>,
 }
 
@@ -55,7 +55,7 @@ impl BodyFile {
         }
     }
 
-    /// It is removed, and takes its space until it is closed.
+    /// Note that the file is removed, and keeps its space until it is closed.
     pub(super) fn hold(&self, claim: Arc<Claim>) {
         *self.claim.lock() = Some(claim);
     }
@@ -178,7 +178,8 @@ static CLOSER: LazyLock<Option<mpsc::Sender<Closed>>> = LazyLock::new(|| {
         .map(|_| sender)
 });
 
-/// A file, and the space that is free once it is closed: dropped in this order.
+/// A file, and the space that becomes free when it is closed. They are dropped in this
+/// order.
 type Closed = (Arc<File>, Option<Arc<Claim>>);
 
 impl Drop for BodyFile {

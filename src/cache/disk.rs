@@ -67,12 +67,12 @@ const UNCHECKED_RESERVATION: u64 = 1 << 20;
 /// How often a successor looks whether the folder is free, and what was purged.
 const TAKE_OVER_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Longer than an entry's metadata without Pingora's and the key, and than most keys,
-/// in bytes.
+/// More bytes than an entry's metadata takes without Pingora's part and the key, and
+/// more than most keys take.
 const META_LEN: u64 = 512;
 
-/// The error of a response for which there is no room, now or at all: it comes from
-/// the origin as if there were no cache. It is counted, and no reason to worry.
+/// The error of a response for which there is no room, now or at all. The response comes
+/// from the origin as if there were no cache. The error is counted and harmless.
 pub const NO_ROOM: ErrorType = ErrorType::new("NoRoomInCache");
 
 /// How much of a body is read when an entry is opened, if it has to come from
@@ -113,10 +113,10 @@ pub struct DiskCacheConfig {
     /// An object is stored from this request on; 1: at once.
     pub min_uses: u8,
     /// A fill whose readers are all gone goes on if this share of its body has been
-    /// fetched, from 0 to 1. 0: always; 1: never. A body of unknown length goes on only
-    /// where all do.
+    /// fetched, from 0 to 1. 0: always; 1: never. A fill of unknown length goes on only
+    /// with 0.
     pub fill_without_readers: f64,
-    /// How many fills may be in flight.
+    /// Most fills in flight.
     pub max_fills: usize,
     /// How fast the scrubber reads; 0: not at all.
     pub scrub_bytes_per_second: u64,
@@ -159,12 +159,12 @@ pub struct AskedAt {
 /// A disk cache for Pingora: one immutable body file an entry, metadata beside
 /// it, found again after a restart.
 ///
-/// [`HttpCaching`](crate::http::HttpCaching) uses it as a shared HTTP cache has to. A
-/// proxy that hands it to [`HttpCache::enable`](pingora_cache::HttpCache::enable) itself
-/// needs besides, as `tests/export/proxy.rs` has them:
+/// [`HttpCaching`](crate::http::HttpCaching) uses it as a shared HTTP cache must. A proxy
+/// that hands it to [`HttpCache::enable`](pingora_cache::HttpCache::enable) itself also
+/// needs the following, as in `tests/export/proxy.rs`:
 ///
 /// - a [`CacheKey`] whose first argument tells all objects apart: `CacheKey::new` hashes
-///   nothing else. What is found for another key, or another `user_tag`, is a miss, and
+///   nothing else. An entry found for another key, or another `user_tag`, is a miss, and
 ///   is dropped.
 /// - [`asked_now`](Self::asked_now) in the extensions of every key
 /// - a lock, [`FillLock`](crate::http::FillLock)
@@ -202,7 +202,7 @@ pub struct DiskCache {
     writable: AtomicBool,
     /// Held as long as the process lives, so that no second one uses the folder.
     lock: Mutex<Option<File>>,
-    /// Files to be removed. At most what the index knew, 48 bytes each.
+    /// Files to be removed, 48 bytes each; at most as many as the index had entries.
     removals: mpsc::UnboundedSender<Removal>,
     failed_removals: AtomicUsize,
     /// Bytes of entries that this run has written.
@@ -474,8 +474,8 @@ impl DiskCache {
         &self.loaded
     }
 
-    /// How many purges and bans were asked for. What is remembered elsewhere of the
-    /// origin's answers holds only as long as this number stays the same.
+    /// The number of purges and bans requested so far. Answers of the origin that are
+    /// remembered elsewhere are valid only while this number stays the same.
     pub fn purges(&self) -> u64 {
         self.purges.load(Ordering::Acquire)
     }
@@ -530,12 +530,12 @@ impl DiskCache {
         newest.max().is_some_and(|generation| generation > asked)
     }
 
-    /// Whether an object of unknown length turned out larger than the whole cache.
+    /// True if an object of unknown length turned out larger than the whole cache.
     pub fn was_outgrown(&self, key: &CacheKey) -> bool {
         self.outgrown.has(&key.combined_bin())
     }
 
-    /// It need not be so any more.
+    /// Forget that the object was too large; it may have become smaller.
     pub fn forget_outgrown(&self, key: &CacheKey) {
         self.outgrown.forget(&key.combined_bin());
     }
@@ -566,7 +566,7 @@ impl DiskCache {
         }
     }
 
-    /// Make room of the one variant that a key names; others stay.
+    /// Evict the one variant that a key names; others stay.
     pub fn evict_variant(&self, key: &CacheKey) {
         if let Some(entry) = self.index.get(&key.combined_bin()) {
             self.evict(entry.id, Eviction::Replaced);
@@ -586,7 +586,7 @@ impl DiskCache {
         let primary = key.primary;
         let fill = self.fills.get(&key.combined_bin()).is_some();
         let found = self.index.get(&key.combined_bin());
-        // Also what the origin has been asked for and not answered yet.
+        // This also covers requests that the origin has not answered yet.
         self.changes.record(self.next_generation(), primary);
         let absent = found.is_none() && !fill && self.loaded.is_complete();
         let ban = move |generation| match absent {
@@ -676,7 +676,7 @@ impl DiskCache {
         self.fill_without_readers
     }
 
-    /// Who may store what.
+    /// Turns to fetch and to store.
     pub(crate) fn turns(&self) -> &Turns {
         &self.turns
     }
@@ -740,8 +740,8 @@ impl DiskCache {
         }
     }
 
-    /// Have the files of an entry removed that the index does not know, and the space
-    /// that they take let go.
+    /// Have the files of an entry that the index does not know removed, and then their
+    /// claim released.
     pub(super) fn remove_files(&self, id: EntryId, claim: Option<Claim>) {
         if self.is_writable() {
             let _ = self.removals.send(Removal::Files(id, claim));
@@ -751,7 +751,7 @@ impl DiskCache {
     pub(super) fn file_removed(&self, id: EntryId, claim: Option<Claim>, done: bool) {
         match claim {
             Some(claim) if done => self.open_bodies.hold(&id, claim),
-            // They still take it.
+            // The files still take their space.
             Some(claim) => std::mem::forget(claim.held()),
             None => {}
         }
@@ -805,8 +805,7 @@ impl DiskCache {
     }
 
     /// Make a committed fill the current entry of its key, unless it was purged
-    /// meanwhile. Its claim is then none any more. `false`: its metadata is not `meta`
-    /// any more.
+    /// meanwhile, and set `claim` to `None`. `false`: its metadata is no longer `meta`.
     pub(super) fn publish(&self, fill: &Fill, meta: &EntryMeta, claim: &mut Option<Claim>) -> bool {
         let entry = Indexed {
             id: fill.id,
@@ -1068,7 +1067,7 @@ impl DiskCache {
 
     /// Create the body file of a fill, with the space it will need.
     async fn create(&'static self, id: EntryId, promised: Option<u64>) -> io::Result<Arc<File>> {
-        // A long one takes its space as it comes: it may not come.
+        // A long body takes its space as it comes, because it may never come.
         let reserve = promised.map(|len| len.min(self.step()));
         let free = match promised {
             Some(len) if len > UNCHECKED_RESERVATION => self.free_space().await,
@@ -1089,19 +1088,19 @@ impl DiskCache {
             .await
     }
 
-    /// Bytes that the file system has left, as far as it tells.
+    /// Bytes that the file system has left; `u64::MAX`: unknown.
     async fn free_space(&'static self) -> u64 {
         let seen = self.runtime.spawn_blocking(|| room::free_space(&self.path));
         seen.await.ok().flatten().unwrap_or(u64::MAX)
     }
 }
 
-/// Which objects turned out larger than the whole cache, of those that did not tell
-/// their length: to store another one would evict all others again.
+/// Objects of unknown length that turned out larger than the whole cache. Another
+/// attempt to store one would evict all entries again.
 #[derive(Debug, Default)]
 struct Outgrown(Mutex<HashSet<HashBinary>>);
 
-/// How many of them are remembered.
+/// Most such objects that are remembered.
 const MAX_OUTGROWN: usize = 16_384;
 
 impl Outgrown {
@@ -1164,9 +1163,9 @@ fn is_of(entry: &HotEntry, key: &CacheKey, primary: &HashBinary) -> bool {
     entry.meta.key.primary == *primary && entry.meta.key.variance_bin() == key.variance_bin()
 }
 
-/// Whether an entry, or a fill, was stored for this key: in clear text, since
-/// [`CacheKey::new`] hashes its first argument only. A proxy that puts what tells two
-/// objects apart into the second one does not get one for the other.
+/// True if an entry, or a fill, was stored for this key. The keys are compared in clear
+/// text, because [`CacheKey::new`] hashes its first argument only: even a proxy that tells
+/// objects apart by the second argument never gets one for another.
 fn is_for(primary_key: &[u8], stored: &CompactCacheKey, key: &CacheKey) -> bool {
     primary_key == key.primary_key() && *stored.user_tag == *key.user_tag
 }
@@ -1636,7 +1635,7 @@ mod tests {
             let prepared = Prepared::new(header, &cache_meta).expect("a header to prepare");
             entry.prepare(prepared);
             assert!(cache.lookup_prepared(&key(), |_| true).is_some());
-            // It looks at the tag only: an override is a hash that the caller vouches for.
+            // It compares the tag only: the caller vouches for a hash that it overrides.
             let hit = cache.lookup_prepared(&other, |_| true);
             assert_eq!(hit.is_none(), other.user_tag != key().user_tag);
 

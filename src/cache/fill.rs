@@ -75,10 +75,10 @@ pub struct Fill {
     void: AtomicBool,
     /// Bytes that it stands for in the sums over all fills.
     counted: AtomicU64,
-    /// How often it was asked for.
+    /// The number of requests for it.
     uses: u8,
     readers: Readers,
-    /// What follows the file, once there is no more room for it.
+    /// The rest of the body, once the file has no more room.
     window: OnceLock<Window>,
 }
 
@@ -88,7 +88,7 @@ pub type Serialized = (Vec<u8>, Vec<u8>);
 /// What the task is told. When the sender is dropped before it says `Finish`,
 /// the origin has broken off.
 pub enum Piece {
-    /// More of the body, and its turn to wait for the disk.
+    /// A piece of the body, and its turn to wait for the disk.
     Data(Bytes, Option<Turn>),
     /// That was all. The answer comes when all is written, before the commit.
     Finish(oneshot::Sender<io::Result<u64>>),
@@ -104,11 +104,11 @@ pub struct NewFill {
     pub primary_key: Vec<u8>,
     /// Its length, if the origin told.
     pub promised: Option<u64>,
-    /// How often it was asked for.
+    /// The number of requests for it.
     pub uses: u8,
-    /// Its room, if it is as long as it promised.
+    /// Its room; the rest of a body of known length is promised to it.
     pub claim: Claim,
-    /// Its turn.
+    /// Its turn to store.
     pub turn: Turn,
     /// Its body file, empty.
     pub body: Arc<BodyFile>,
@@ -180,7 +180,7 @@ impl Fill {
         &self.readers
     }
 
-    /// What is behind the end of the file.
+    /// The window behind the end of the file, if there is one.
     pub(super) fn window(&self) -> Option<&Window> {
         self.window.get()
     }
@@ -191,7 +191,7 @@ impl Fill {
         }
     }
 
-    /// Whether the request that writes has to read before it writes on.
+    /// True if the request that writes has to read before it writes on.
     pub(super) fn is_full(&self) -> bool {
         let window = self.window.get();
         window.is_some_and(|window| window.is_full(&self.readers))
@@ -228,7 +228,7 @@ async fn run(
     };
     give_up(cache, &fill, cause, &why);
     let _ = fill.broken.set((cause, why));
-    // Nobody finds it any more before those who did are told.
+    // The fill leaves the table before its readers are told.
     cache.fills().remove(&fill);
     let written = fill.progress.borrow().written;
     match rest {
@@ -247,7 +247,8 @@ async fn run(
     }
 }
 
-/// Count what is not stored, and log it unless clients decide how often it happens.
+/// Count a fill that is given up. Log a warning unless clients decide how often that
+/// happens.
 fn give_up(cache: &DiskCache, fill: &Fill, cause: Cause, why: &str) {
     cache.stats().fill_errors(cause).inc();
     match cause {
@@ -258,7 +259,7 @@ fn give_up(cache: &DiskCache, fill: &Fill, cause: Cause, why: &str) {
     }
 }
 
-/// Pass on what is not stored to those who read already.
+/// Pass the body on, unstored, to the readers that have already joined.
 async fn pass(
     cache: &'static DiskCache,
     fill: &Arc<Fill>,
@@ -309,8 +310,8 @@ fn describe(fill: &Fill) -> String {
     )
 }
 
-/// Why a fill is given up; with what was to be written, where there is no room for
-/// it, but nothing wrong with it.
+/// Cause and reason of giving up a fill. If there was only no room for it, the block that
+/// was to be written comes along.
 type GivenUp = (Cause, String, Option<Block>);
 
 async fn write(
@@ -338,7 +339,7 @@ async fn write(
             if fill.promised.is_none() {
                 cache.fills().count(fill, end);
             }
-            // What nobody waits for takes the place of nothing that is asked for more
+            // A fill without readers does not evict entries that are asked for more
             // often.
             let uses = match fill.readers.audience() {
                 Audience::Present => u8::MAX,
@@ -371,7 +372,7 @@ async fn write(
     }
 }
 
-/// Whether a body may be so long, and end here.
+/// Check that a body may have this length, and if `ends`, that it may end here.
 fn check_len(fill: &Fill, len: u64, ends: bool) -> Result<(), (Cause, String)> {
     match fill.promised {
         Some(promised) if len > promised => Err(wrong_length(fill, "more")),
@@ -431,7 +432,7 @@ async fn commit(
         if Cause::of(&e) == Cause::NoSpace {
             cache.make_disk_space(fill.uses).await;
         }
-        // Its files are gone, if there were any left.
+        // Its files are gone, if it had any left.
         if let Some(claim) = claim.take() {
             cache.open_bodies().hold(&fill.id, claim);
         }
@@ -452,7 +453,7 @@ pub struct Fills {
     /// What a lookup asks first.
     count: AtomicUsize,
     bytes: AtomicU64,
-    /// Bytes that are still to come of fills that nobody reads.
+    /// Bytes still to come of fills without readers.
     deserted: AtomicU64,
     table: Mutex<Table>,
     idle: watch::Sender<usize>,
@@ -593,10 +594,10 @@ impl Fills {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Let a fill of which so many bytes are to come go on though nobody reads it,
-    /// unless there are more than `limit` of such already.
+    /// Let a fill without readers, with `bytes` still to come, go on, unless all such
+    /// fills together would have more than `limit` bytes to come.
     pub(super) fn desert(&'static self, bytes: u64, limit: u64) -> Option<Deserted> {
-        // One at a time may be larger.
+        // A single fill may be larger.
         let more = |sum: u64| {
             let after = sum.checked_add(bytes)?;
             (sum == 0 || after <= limit).then_some(after)
@@ -614,7 +615,7 @@ impl Fills {
     }
 }
 
-/// What is still to come of a fill that nobody reads.
+/// The bytes still to come of a fill without readers.
 #[derive(Debug)]
 pub(super) struct Deserted {
     fills: &'static Fills,

@@ -46,7 +46,7 @@ pub(super) struct Block {
     pub data: Vec<Bytes>,
     /// How many they are.
     pub len: u64,
-    /// The turns of those that came last.
+    /// The turns of the pieces that came last.
     pub turns: Vec<Turn>,
     /// The body ends here; who is told when it is written.
     pub finish: Option<oneshot::Sender<std::io::Result<u64>>>,

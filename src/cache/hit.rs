@@ -235,7 +235,7 @@ impl DiskHit {
         }
     }
 
-    /// What can be read now, if it is behind the end of the file.
+    /// Bytes that can be read now, if the position is behind the end of the file.
     fn read_window(&mut self, range: &Range<u64>) -> Option<Result<Bytes>> {
         let Source::Fill(reader, _) = &self.source else {
             return None;

@@ -10,11 +10,10 @@ const SHARDS: usize = 32;
 /// Ends a list.
 const NONE: u32 = u32::MAX;
 
-/// An entry that nobody asks for counts as asked for half as often after so many
-/// microseconds, and after each as long again.
+/// Half-life, in microseconds, of the use count of an entry that gets no requests.
 const HALF_LIFE: u64 = 60_000_000;
 
-/// Entries at the end of each shard's list among which a victim is looked for.
+/// Entries at the end of each shard's list that are searched for a victim.
 const CANDIDATES: usize = 8;
 
 /// An entry, as the index knows it.
@@ -49,12 +48,12 @@ struct Node {
     newer: u32,
     /// Towards the least recently used.
     older: u32,
-    /// Requests that it was for, as of its last use.
+    /// Requests for it, as of its last use.
     uses: u8,
 }
 
 impl Node {
-    /// How often it is asked for, see [`HALF_LIFE`].
+    /// Its use count now, see [`HALF_LIFE`].
     fn frequency(&self, now: u64) -> u8 {
         let half_lives = now.saturating_sub(self.used) / HALF_LIFE;
         self.uses.checked_shr(half_lives.min(8) as u32).unwrap_or(0)
@@ -249,7 +248,7 @@ impl Shard {
         Some(removed)
     }
 
-    /// The least recently used entry that is asked for at most so often.
+    /// The least recently used entry with a use count of at most `uses`.
     fn victim(&self, now: u64, uses: u8) -> Option<u32> {
         let mut slot = self.oldest;
         for _ in 0..CANDIDATES {
@@ -362,9 +361,8 @@ impl Index {
             .min_by_key(|entry| entry.used)
     }
 
-    /// The entry to evict for something that is asked for `uses` times: the least
-    /// recently used of those that are not asked for more often. `None`: all are, as
-    /// far as was looked.
+    /// The entry to evict for an object with a use count of `uses`: the least recently
+    /// used entry with no higher count. `None`: all entries searched have a higher one.
     pub fn victim(&self, now: u64, uses: u8) -> Option<Indexed> {
         self.shards
             .iter()
@@ -497,7 +495,7 @@ mod tests {
     #[test]
     fn what_is_asked_for_more_often_is_no_victim() {
         let index = Index::default();
-        // All of one shard.
+        // All in one shard.
         for (used, key) in [0, 32, 64].into_iter().enumerate() {
             index.insert(entry(key, 1, 1, used as u64));
         }
@@ -511,7 +509,7 @@ mod tests {
         assert_eq!(victim(12, 1), None, "both were asked for again");
         assert_eq!(victim(12, 2), Some(32));
         assert_eq!(victim(12, 4), Some(0));
-        // What was asked for often once does not stay for ever.
+        // An entry that used to be popular does not stay for ever.
         assert_eq!(victim(11 + HALF_LIFE, 1), Some(32));
         assert_eq!(victim(10 + 2 * HALF_LIFE, 1), Some(0));
         assert_eq!(victim(1000 * HALF_LIFE, 0), Some(0));

@@ -13,15 +13,15 @@ use super::fill::{Deserted, Fill, Piece};
 use super::readers::Audience;
 use super::DiskCache;
 
-/// The error of a fill that was given up because nobody read it any more.
+/// The error of a fill that was given up because its readers were gone.
 pub const DESERTED: ErrorType = ErrorType::new("CacheFillDeserted");
 
-/// Fills that nobody reads have at most this share of the limit to come: one in so
-/// many.
+/// Fills without readers may together have at most one in this many bytes of the limit
+/// still to come.
 const DESERTED_SHARE: u64 = 8;
 
-/// An extension of the metadata of a response that is fetched in the background, by
-/// other limits: nobody will read it.
+/// An extension of the metadata of a response that is fetched in the background. It will
+/// have no readers, and other limits apply to it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InBackground;
 
@@ -33,9 +33,9 @@ pub struct DiskMiss {
     pieces: mpsc::Sender<Piece>,
     tag: [u8; 8],
     received: u64,
-    /// It goes on though nobody reads it.
+    /// Set when the fill goes on without readers.
     deserted: Option<Deserted>,
-    /// So it does, and does not count as such.
+    /// The fill never had readers, and does not count among those without.
     in_background: bool,
 }
 
@@ -57,11 +57,11 @@ impl DiskMiss {
         }
     }
 
-    /// Whether more is to be fetched.
+    /// True if more of the body is to be fetched.
     fn is_wanted(&mut self) -> bool {
         let audience = match self.fill.readers().audience() {
             Audience::Present => return true,
-            // What is not stored is for readers alone.
+            // A body that is no longer stored is for its readers alone.
             _ if self.fill.window().is_some() => return !self.fill.readers().end(),
             _ if self.in_background || self.deserted.is_some() => return true,
             audience => audience,
@@ -107,7 +107,7 @@ impl HandleMiss for DiskMiss {
         if !complete && !self.is_wanted() {
             return Err(self.deserted());
         }
-        // What is not written does not wait for the disk either.
+        // Bytes that are not written do not wait for the disk either.
         let turn = match self.fill.window() {
             None => self.cache.turns().to_queue(data.len()).await,
             Some(_) => None,

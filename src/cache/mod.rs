@@ -5,9 +5,9 @@
 //! - [`hit`], [`miss`]: an entry being read, an entry being written
 //! - [`fill`]: an entry being written and followed by readers meanwhile;
 //!   `gather`: what is written at once
-//! - `turns`: how many fills there may be, and what waits for the disk
-//! - `readers`: who follows a fill; `window`: what they get when the disk has no more
-//!   room for it
+//! - `turns`: limits of the fills in flight, and of what waits for the disk
+//! - `readers`: the readers of a fill; `window`: the rest of a body for which the disk has
+//!   no more room
 //! - [`index`]: which generation of which key is current, and used last
 //! - [`hot`]: what is kept of entries in use: small bodies, open files
 //! - `prepared`: the header that hits of an entry are answered with
@@ -18,8 +18,8 @@
 //!   by `uring`
 //! - [`load`]: the entries of an earlier run
 //! - [`inspect`]: a cache folder seen from outside, by tools
-//! - `room`: who takes how much of the limit; `open_bodies`: what is removed and
-//!   takes its space nevertheless
+//! - `room`: the shares of the limit on the disk; `open_bodies`: bodies that are removed
+//!   but still take space
 //! - [`bans`], [`admission`], [`keeper`], [`scrub`]: what must not stay, what is
 //!   not let in, what leaves on its own, what the disk has damaged
 //! - [`changes`]: which keys an answer in flight is void for

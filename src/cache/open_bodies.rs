@@ -1,4 +1,4 @@
-//! Which bodies are open, and so keep their space when they are removed.
+//! Open bodies, which keep their space when they are removed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -9,12 +9,11 @@ use super::body_file::BodyFile;
 use super::room::Claim;
 use super::EntryId;
 
-/// So many entries are remembered before those are looked for whose bodies are
-/// closed.
+/// Entries that are remembered before those with closed bodies are dropped.
 const MIN_PRUNE: usize = 1024;
 
-/// The open bodies by entry: one that a fill's readers have, and perhaps another
-/// that was opened when it had become an entry.
+/// The open bodies by entry: one that the readers of a fill share, and perhaps another
+/// that was opened after the fill had become an entry.
 #[derive(Debug, Default)]
 pub(super) struct OpenBodies(Mutex<Table>);
 
@@ -25,7 +24,7 @@ struct Table {
 }
 
 impl OpenBodies {
-    /// A body was opened.
+    /// Note that a body was opened.
     pub(super) fn add(&self, id: EntryId, body: &Arc<BodyFile>) {
         let mut table = self.0.lock();
         if table.bodies.len() >= table.prune_at {
@@ -40,8 +39,8 @@ impl OpenBodies {
         bodies.push(Arc::downgrade(body));
     }
 
-    /// The files of an entry are gone: their bytes stay claimed until its bodies are
-    /// closed.
+    /// Note that the files of an entry are gone. Their bytes stay claimed until its bodies
+    /// are closed.
     pub(super) fn hold(&self, id: &EntryId, claim: Claim) {
         let bodies = self.0.lock().bodies.remove(id).unwrap_or_default();
         let open: Vec<_> = bodies.iter().filter_map(Weak::upgrade).collect();

@@ -40,7 +40,7 @@ impl Prepared {
         self.tag = sum(tag);
     }
 
-    /// Whether the entry is for keys with this user tag, which is no part of their hash.
+    /// True if the entry is for keys with this user tag, which is not part of their hash.
     pub fn has_tag(&self, tag: &str) -> bool {
         self.tag == sum(tag)
     }

@@ -1,4 +1,4 @@
-//! Who reads an entry while it is being written.
+//! The readers of an entry that is being written.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,33 +16,33 @@ pub(super) struct Readers(Mutex<Table>);
 struct Table {
     by_number: BTreeMap<u64, Arc<Position>>,
     next: u64,
-    /// Somebody had what was wanted of it before its end.
+    /// A reader got all that it wanted before the end.
     satisfied: bool,
-    /// Nobody can join any more.
+    /// No reader can join any more.
     ended: bool,
 }
 
 #[derive(Debug)]
 struct Position {
     at: AtomicU64,
-    /// Reads on behalf of the request that writes.
+    /// It reads for the request that writes.
     leads: bool,
     /// It was too slow.
     lost: AtomicBool,
 }
 
-/// For whom a fill is written.
+/// The state of a fill's readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Audience {
-    /// Somebody reads it, or nobody has begun to.
+    /// Some read, or none has joined yet.
     Present,
     /// All are gone.
     Gone,
-    /// All are gone, and one had what it wanted: a header, or a part.
+    /// All are gone, and one got all that it wanted: a header, or a part.
     Satisfied,
 }
 
-/// One reader; it is gone when this is dropped.
+/// One reader, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Reader {
     fill: Arc<Fill>,
@@ -65,7 +65,7 @@ impl Readers {
         }
     }
 
-    /// Let nobody join any more, if all are gone.
+    /// Let no reader join any more, if all are gone.
     pub(super) fn end(&self) -> bool {
         let mut table = self.0.lock();
         table.ended |= table.by_number.is_empty();
@@ -76,14 +76,14 @@ impl Readers {
         self.0.lock().ended
     }
 
-    /// How far the slowest is, and whether it is the one that leads; `None`: nobody
-    /// reads.
+    /// The position of the slowest reader, and whether that is the one that leads;
+    /// `None`: there are no readers.
     pub(super) fn slowest(&self) -> Option<(u64, bool)> {
         let table = self.0.lock();
         let positions = table.by_number.values();
         let positions = positions.map(|position| {
             let at = position.at.load(Ordering::Acquire);
-            // Before others that are as far.
+            // The leader counts as slower than others at the same position.
             (at, !position.leads)
         });
         positions.min().map(|(at, follows)| (at, !follows))
@@ -137,7 +137,7 @@ impl Reader {
         &self.fill
     }
 
-    /// It has read up to here, or begins here.
+    /// Note that it has read up to here, or begins here.
     pub(super) fn is_at(&self, at: u64) {
         self.position.at.store(at, Ordering::Release);
         self.fill.reader_moved();
@@ -147,7 +147,7 @@ impl Reader {
         self.position.lost.load(Ordering::Acquire)
     }
 
-    /// It needs no more.
+    /// Note that it needs no more.
     pub(super) fn is_satisfied(&self) {
         self.fill.readers().0.lock().satisfied = true;
     }

@@ -1,9 +1,9 @@
-//! Room on the disk: who takes how much of the limit.
+//! Room on the disk: the shares of the limit.
 //!
-//! The index knows what the entries take. Everything else is a [`Claim`]: what a
-//! fill was promised, the files of entries that have left and are not removed yet,
-//! and files that are removed but still being read, whose blocks the file system
-//! frees at the last close(2). A claim is granted in one step, against all of it.
+//! The index knows what the entries take. Everything else is a [`Claim`]: the room of a
+//! fill, the files of entries that have left but are not removed yet, and files that are
+//! removed but still being read, whose blocks the file system frees at the last close(2).
+//! A claim is granted in one step, against the sum of all these.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,51 +19,51 @@ use super::index::{Index, Indexed, Inserted};
 use super::stats::{Cause, Eviction};
 use super::{DiskCache, EntryId};
 
-/// How long a fill waits until what is evicted for it is gone. Its client waits as
-/// long for the first byte.
+/// The longest time that a fill waits for files evicted for it to be gone. Its client
+/// waits as long for the first byte.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long it waits while the entries of earlier runs are not known, of which
-/// none can be evicted.
+/// The longest time that a fill waits while the entries of earlier runs are not known;
+/// none of those can be evicted.
 const LOAD_PATIENCE: Duration = Duration::from_millis(200);
 
-/// Most bytes by which the limit may be passed for files about to be removed, so
-/// that small fills do not wait for unlink(2).
+/// Most bytes by which files about to be removed may exceed the limit, so that small fills
+/// do not wait for unlink(2).
 const MAX_SLACK: u64 = 16 << 20;
 
-/// The slack is at most this share of the limit: one in so many.
+/// The slack is at most one in this many bytes of the limit.
 const SLACK_SHARE: u64 = 64;
 
-/// Bytes that a fill takes at a time.
+/// Most bytes that a fill takes at a time.
 const STEP: u64 = 4 << 20;
 
-/// How often room is made on a full disk before a fill is given up. Each time twice
-/// as much is evicted.
+/// Attempts to make room on a full disk before a fill is given up. Each evicts twice as
+/// much as the one before.
 const DISK_FULL_TRIES: u32 = 4;
 
-/// How long a fill waits on a full disk until what is removed is closed.
+/// The longest time that a fill waits, on a full disk, for removed files to be closed.
 const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Least bytes that are evicted on a full disk at once.
+/// Fewest bytes that are evicted at once on a full disk.
 const DISK_FULL_STEP: u64 = 64 << 10;
 
-/// After evictions that were of no use to a full disk, none is tried for so long:
-/// something else fills it.
+/// Pause after evictions that did not help on a full disk, because something other than
+/// the cache fills it.
 const DISK_FULL_PAUSE: Duration = Duration::from_secs(10);
 
-/// The limit, and what is taken of it besides the entries.
+/// The limit, and the shares of it that are not entries.
 #[derive(Debug)]
 pub(super) struct Room {
     max: u64,
-    /// Bytes that the disk was last seen to take, all told; `u64::MAX`: it was not
-    /// seen full.
+    /// Bytes of the cache that the disk had room for, in all, when it was last seen full;
+    /// `u64::MAX`: it is not known to be full.
     disk: AtomicU64,
     ledger: Mutex<Ledger>,
-    /// Something was let go.
+    /// Notified when a claim is released.
     freed: Notify,
     /// Held by the fill that room is made for.
     turn: tokio::sync::Mutex<()>,
-    /// Nothing is evicted for a full disk before.
+    /// Until then, nothing is evicted for a full disk.
     pause_until: Mutex<Option<Instant>>,
 }
 
@@ -71,17 +71,17 @@ pub(super) struct Room {
 struct Ledger {
     /// The sum of all claims.
     claimed: u64,
-    /// Those of files that are about to be removed.
+    /// The claims of files that are about to be removed.
     going: u64,
-    /// Those of files that are removed and still read.
+    /// The claims of files that are removed but still read.
     held: u64,
-    /// What the fills in flight will take, all told. It is never more than there would
-    /// be room for without any entry: each can come to its end.
+    /// Bytes that the fills in flight will take in all. There is always room for this
+    /// much without any entries, so every fill can come to its end.
     promised: u64,
 }
 
-/// Bytes that are, or will be, on the disk, and belong to no entry. They are let go
-/// when this is dropped.
+/// Bytes that are, or will be, on the disk, and belong to no entry. Dropping this
+/// releases them.
 #[derive(Debug)]
 pub struct Claim {
     room: Arc<Room>,
@@ -106,12 +106,12 @@ impl Room {
         })
     }
 
-    /// The configured limit, or what the disk takes if that is less.
+    /// The configured limit, or what the disk has room for if that is less.
     fn limit(&self) -> u64 {
         self.max.min(self.disk.load(Ordering::Relaxed))
     }
 
-    /// Take so many bytes, if they are within `limit` together with all else.
+    /// Claim `bytes`, if they are within `limit` together with everything else.
     fn claim(self: &Arc<Self>, entries: impl Fn() -> u64, limit: u64, bytes: u64) -> Option<Claim> {
         let mut ledger = self.ledger.lock();
         let slack = ledger.going.min(MAX_SLACK).min(limit / SLACK_SHARE);
@@ -134,20 +134,20 @@ impl Room {
         }
     }
 
-    /// A fill that will take so many bytes, or nothing yet.
+    /// A claim of nothing yet, for a fill that will take `bytes` in all.
     fn promise(self: &Arc<Self>, bytes: u64) -> Option<Claim> {
         let mut claim = self.claim_of(0);
         claim.promise(bytes).then_some(claim)
     }
 
-    /// Whether so many bytes more are too many, once all is gone that has to go.
+    /// True if `bytes` more are too many even after all files to be removed are gone.
     fn lacks(&self, index: &Index, bytes: u64) -> bool {
         let ledger = self.ledger.lock();
         let staying = index.bytes() + ledger.claimed - ledger.going;
         staying.saturating_add(bytes) > self.limit()
     }
 
-    /// Whether so many bytes more are too many, even without a single entry.
+    /// True if `bytes` more are too many even without a single entry.
     fn never_has(&self, bytes: u64) -> bool {
         let ledger = self.ledger.lock();
         let staying = ledger.claimed - ledger.going;
@@ -182,7 +182,7 @@ impl Room {
         claim
     }
 
-    /// Somebody may find now what was not there before.
+    /// Wake those who wait for room: there may be some now.
     pub(super) fn notify(&self) {
         self.freed.notify_waiters();
     }
@@ -195,7 +195,7 @@ impl Claim {
         self.bytes += std::mem::take(&mut other.bytes);
     }
 
-    /// The files are gone, but not their bytes: somebody still reads them.
+    /// Note that the files are removed but still read, so their bytes are still taken.
     pub(super) fn held(mut self) -> Claim {
         {
             let mut ledger = self.room.ledger.lock();
@@ -210,12 +210,12 @@ impl Claim {
         self
     }
 
-    /// Bytes of it that the body does not take.
+    /// Bytes of the claim that the metadata takes.
     pub(super) fn meta_len(&self) -> u64 {
         self.meta_len
     }
 
-    /// It will be for so many bytes; `false`: there will not be room.
+    /// Note that the claim will grow to `bytes`; `false`: there will not be room.
     fn promise(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.promised);
         let mut ledger = self.room.ledger.lock();
@@ -252,9 +252,9 @@ impl Drop for Claim {
 // === impl DiskCache ===
 
 impl DiskCache {
-    /// Room for so many bytes of something that is asked for `uses` times. For it the
-    /// least recently used entries leave, but none that is asked for more often.
-    /// `None`: there is no room, or not soon.
+    /// Claim `bytes` for an object with a use count of `uses`. The least recently used
+    /// entries leave for it, but none with a higher count. `None`: there is no room, or
+    /// not soon.
     pub(super) async fn claim(&'static self, bytes: u64, uses: u8) -> Option<Claim> {
         if let Some(claim) = self.try_claim(bytes) {
             return Some(claim);
@@ -268,8 +268,8 @@ impl DiskCache {
         made.await.ok().flatten()
     }
 
-    /// The room that a fill begins with: that for its metadata, and the first bytes of
-    /// its body. It is promised the rest, if that is known.
+    /// The room that a fill begins with, for its metadata and the first bytes of its body.
+    /// The rest is promised to it, if the length is known.
     pub(super) async fn claim_for(&'static self, body: u64, meta_len: u64) -> Option<Claim> {
         let mut claim = self.promise_kept(body.saturating_add(meta_len)).await?;
         claim.meta_len = meta_len;
@@ -287,13 +287,12 @@ impl DiskCache {
         promise
     }
 
-    /// Bytes that a fill takes at a time: seldom enough; in a small cache, little by
-    /// little.
+    /// Bytes that a fill takes at a time: enough to ask seldom, and few in a small cache.
     pub(super) fn step(&self) -> u64 {
         STEP.min(self.max_size_bytes() / SLACK_SHARE)
     }
 
-    /// [`claim`](Self::claim) for a fill that goes on, up to so many bytes in all.
+    /// [`claim`](Self::claim) for a fill that goes on, up to `bytes` in all.
     pub(super) async fn grow(&'static self, claim: &mut Claim, bytes: u64, uses: u8) -> bool {
         let missing = bytes.saturating_sub(claim.bytes);
         if missing == 0 {
@@ -302,7 +301,7 @@ impl DiskCache {
         if !claim.promise(bytes) {
             return false;
         }
-        // As much as it was promised, or will be.
+        // Not more than was promised to it.
         let step = match claim.promised > bytes {
             true => missing.max(self.step().min(claim.promised - claim.bytes)),
             false => missing,
@@ -319,7 +318,7 @@ impl DiskCache {
             let entries = || self.index().bytes();
             return self.room().claim(entries, self.room().limit(), bytes);
         }
-        // None can be evicted yet, so there is a limit to what is added.
+        // Nothing can be evicted yet, so what is added has a limit of its own.
         let written = || self.bytes_written();
         self.room().claim(written, self.most_while_loading(), bytes)
     }
@@ -351,9 +350,9 @@ impl DiskCache {
         }
     }
 
-    /// Evict until there is room for so many bytes more, as soon as the files are
-    /// gone. `false`: there will not be. May take long: a large object can be in the
-    /// place of a hundred thousand small ones.
+    /// Evict until there will be room for `bytes` more once the files are gone. `false`:
+    /// there will not be. May take long, because a large object can take the place of a
+    /// hundred thousand small ones.
     fn evict_for(&self, bytes: u64, uses: u8) -> bool {
         if self.room().never_has(bytes) {
             return false;
@@ -366,7 +365,7 @@ impl DiskCache {
         true
     }
 
-    /// Bytes that an entry took, which has to go.
+    /// Evict one entry. Returns the bytes that it takes.
     fn evict_one(&self, uses: u8) -> Option<u64> {
         let now = self.clock().now();
         let victim = self.index().victim(now, uses)?;
@@ -374,15 +373,15 @@ impl DiskCache {
         Some(victim.weight)
     }
 
-    /// Evict until what there is is within the limit. Blocks.
+    /// Evict until the cache is within the limit. Blocks.
     pub(super) fn keep_limit(&self) {
-        // Till all are known, their order is not.
+        // The order of the entries is unknown until all are known.
         if self.load_progress().is_complete() && self.is_writable() {
             self.evict_for(0, u8::MAX);
         }
     }
 
-    /// [`keep_limit`](Self::keep_limit), not on the thread of the caller.
+    /// [`keep_limit`](Self::keep_limit), but not on the caller's thread.
     pub(super) async fn limit_kept(&'static self) {
         if self.load_progress().is_complete() && self.room().lacks(self.index(), 0) {
             let kept = self.runtime().spawn_blocking(|| self.keep_limit());
@@ -392,8 +391,8 @@ impl DiskCache {
         }
     }
 
-    /// Do something that needs `bytes` of the disk. Where that is full, it makes room
-    /// as the limit does, and `work` is tried again.
+    /// Do `work`, which needs `bytes` of the disk. If the disk is full, entries are evicted
+    /// as for the limit, and `work` is tried again.
     pub(super) async fn with_disk_space<T, F>(
         &'static self,
         bytes: u64,
@@ -425,13 +424,13 @@ impl DiskCache {
         }
     }
 
-    /// The disk was too full for the last step of a fill: the next one shall fit.
+    /// Make room after the disk was too full to commit a fill, so that the next one fits.
     pub(super) async fn make_disk_space(&'static self, uses: u8) {
         self.free_disk_space(DISK_FULL_STEP, uses).await;
     }
 
-    /// Evict entries of so many bytes, and wait until they are gone; the disk takes no
-    /// more than what is left. `false`: there are none.
+    /// Evict entries of `bytes`, wait until they are gone, and note that the disk has room
+    /// for no more than what is left. `false`: there are none to evict.
     async fn free_disk_space(&'static self, bytes: u64, uses: u8) -> bool {
         let room = self.room();
         let paused = *room.pause_until.lock();
@@ -456,7 +455,7 @@ impl DiskCache {
         let evicted = writable && self.runtime().spawn_blocking(evict).await.unwrap_or(false);
         if evicted {
             self.removed_all().await;
-            // What nobody reads is closed in a moment, on another thread.
+            // A file without readers is closed in a moment, on another thread.
             let closed = async {
                 loop {
                     let freed = room.freed.notified();
@@ -475,7 +474,7 @@ impl DiskCache {
         evicted
     }
 
-    /// See how much the disk takes that was full. Blocks.
+    /// Look how much a disk that was full has room for now. Blocks.
     fn look_at_disk(&self) {
         let room = self.room();
         let Some(free) = free_space(self.path()) else {
@@ -525,7 +524,7 @@ mod tests {
         assert!(claim(401).is_none());
         drop(claim(400).expect("room"));
 
-        // What leaves is there until its file is gone, but for the slack.
+        // An entry that leaves counts until its file is gone, except for the slack.
         let gone = room.leave(&index, &entry(1, 0).id).expect("an entry");
         assert!(!room.lacks(&index, 3400));
         assert!(claim(501).is_none());

@@ -20,9 +20,9 @@ pub enum Cause {
     Damaged,
     /// The origin's response broke off, or has another length than announced.
     Origin,
-    /// Nobody waited for it any more.
+    /// All its clients left.
     Deserted,
-    /// As many fills as may be were in flight.
+    /// The most fills allowed were in flight already.
     TooMany,
     /// Anything else.
     Other,

@@ -1,5 +1,5 @@
-//! How many responses are stored at the same time, and how much of them waits for the
-//! disk.
+//! Limits of the responses that are stored at the same time, and of their bytes that wait
+//! for the disk.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ const PATIENCE: Duration = match cfg!(test) {
     false => Duration::from_secs(3),
 };
 
-/// Bytes of all fills that may wait for the disk, in units.
+/// Units of all fills together that may wait for the disk.
 const QUEUED: usize = 1 << 10;
 
-/// The unit: 64 KiB, as much as Pingora reads at once.
+/// Bytes of a unit: as many as Pingora reads at once.
 const UNIT: usize = 64 << 10;
 
 /// Turns to store.

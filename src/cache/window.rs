@@ -1,4 +1,4 @@
-//! A body that has no room on the disk any more, on its way to those who read it.
+//! The rest of a body for which the disk has no more room, on its way to its readers.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::{timeout, Instant};
 
 use super::readers::Readers;
 
-/// Bytes that wait for the slowest reader.
+/// Most bytes that wait for the slowest reader.
 const CAPACITY: u64 = 512 * 1024;
 
 /// Who is so far behind the fastest holds it up: with what comes at once, at most
@@ -30,8 +30,9 @@ const REFILL: u64 = 64 << 20;
 /// What comes after the end of the file: the readers get it from here, in order, and
 /// the origin waits for the slowest of them.
 ///
-/// The request that writes is not waited for in here: it reads only when it does not
-/// write. It sees whether the window [is full](Self::is_full), and then writes no more.
+/// The window never waits for the request that writes, which reads only when it does not
+/// write. That request checks whether the window [is full](Self::is_full), and then writes
+/// no more.
 #[derive(Debug)]
 pub(super) struct Window {
     /// The length of the file.
@@ -61,12 +62,12 @@ impl Window {
         }
     }
 
-    /// Where it begins, and the file ends.
+    /// The position where the window begins and the file ends.
     pub(super) fn start(&self) -> u64 {
         self.start
     }
 
-    /// A reader has read on, or is gone.
+    /// Note that a reader has read on, or is gone.
     pub(super) fn moved(&self) {
         self.moved.notify_waiters();
     }
@@ -85,14 +86,14 @@ impl Window {
         None
     }
 
-    /// Whether the request that writes has to read first.
+    /// True if the request that writes has to read first.
     pub(super) fn is_full(&self, readers: &Readers) -> bool {
         let slowest = readers.slowest();
         slowest.is_some_and(|(at, leads)| leads && self.used(at) >= CAPACITY)
     }
 
-    /// Append what came, when there is room. `false`: nobody reads it. `patience` is
-    /// what is left of [`PATIENCE`].
+    /// Append `data` as soon as there is room. `false`: there are no readers. `patience` is
+    /// the rest of [`PATIENCE`].
     pub(super) async fn push(
         &self,
         readers: &Readers,
@@ -133,7 +134,8 @@ impl Window {
         true
     }
 
-    /// Bytes that the slowest, who is here, has not read; what all have read goes.
+    /// Bytes that the slowest reader, which is at `at`, has not read. Drops what all have
+    /// read.
     fn used(&self, at: u64) -> u64 {
         let mut queue = self.queue.lock();
         while let Some(first) = queue.pieces.front() {
@@ -174,7 +176,7 @@ mod tests {
         miss: MissHandler,
     }
 
-    /// A cache for an object of unknown length that is larger.
+    /// A cache that is smaller than an object of unknown length.
     async fn begin() -> Setting {
         let dir = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), LIMIT)).unwrap();

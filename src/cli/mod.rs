@@ -78,7 +78,7 @@ impl<'a> Configured<'a> {
         })
     }
 
-    /// Check what the configuration names on this machine.
+    /// Check that this machine has what the configuration names.
     pub fn preflight(&self) -> Result<(), Failure> {
         preflight::check(&self.config)
             .map_err(|e| Failure::Config(format!("{}: {e}", self.file.display())))

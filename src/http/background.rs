@@ -3,14 +3,13 @@
 /// Limits for fetching whole objects of which clients have asked for parts.
 #[derive(Debug, Clone, Copy)]
 pub struct BackgroundFills {
-    /// How many may be in flight; 0: none, which switches them off.
+    /// The most objects in flight; 0: none, which switches them off.
     pub in_flight: usize,
     /// The longest body that is fetched, in bytes.
     pub max_bytes: u64,
-    /// Bytes that all of them may have that are in flight; one may always be.
+    /// The total size of the objects in flight, in bytes. A larger object is fetched alone.
     pub bytes_in_flight: u64,
-    /// Bytes that may be fetched in a minute on account of one client's address;
-    /// `None`: no limit.
+    /// Bytes that may be fetched in a minute for one client address; `None`: no limit.
     pub client_bytes_per_minute: Option<u64>,
 }
 

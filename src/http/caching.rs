@@ -74,8 +74,8 @@ const CONDITIONS: [HeaderName; 6] = [
 /// Longer than `Age` and `Cache-Status` of most hits, in bytes.
 const FIELDS_LEN: usize = 64;
 
-/// How often a request that waited for another one looks again, besides when that one
-/// takes long, before it asks the origin itself.
+/// Lookups of a request that waited for another one, before it asks the origin itself.
+/// Lookups because the other one takes long are not counted.
 const LOCK_RETRIES: usize = 2;
 
 /// The error of a fill in the background whose answer cannot be stored: nobody
@@ -85,10 +85,10 @@ pub const NOT_FILLED: ErrorType = ErrorType::new("NotFilled");
 /// The error of a 304 that does not fit what it was asked for.
 pub const UNUSABLE_NOT_MODIFIED: ErrorType = ErrorType::new("UnusableNotModified");
 
-/// The error of a part that does not fit what the client has of it.
+/// The error of a part that does not fit what the client has or has asked for.
 pub const UNUSABLE_PART: ErrorType = ErrorType::new("UnusablePart");
 
-/// The cache's name unless its owner gives another.
+/// The cache's name unless its owner sets another.
 pub const CACHE_NAME: &str = "pingora-sendfile";
 
 /// What the owner of a caching proxy decides.
@@ -101,8 +101,8 @@ pub struct CachingOptions {
     /// The fields of a client's request that reach the origin. No other field selects
     /// a variant or decides on storing.
     pub request_fields: RequestFields,
-    /// The variants of a response that are stored at most, where its `Vary` tells them
-    /// apart. The one that was stored first leaves for another.
+    /// The most variants that are stored of a response with `Vary`. The variant that was
+    /// stored first leaves for a new one.
     pub max_variants: usize,
     /// Heed the `Cache-Control` of requests. They are advisory (RFC 9111 §5.2.1),
     /// and let any client make the proxy ask the origin.
@@ -161,16 +161,16 @@ pub struct CachingCtx {
     requested: Option<SystemTime>,
     /// Whether the origin was asked for a 304.
     conditional: bool,
-    /// Whether the origin was asked for a part.
+    /// The origin was asked for a part.
     ranged: bool,
     /// The origin's 304 was of no use: ask for the whole.
     unconditional: bool,
     /// And so was the next one.
     refused: bool,
-    /// The origin's part was of another version than the client has: ask for the
-    /// whole.
+    /// The origin's part was of another version than the client's, so the whole is asked
+    /// for.
     whole: bool,
-    /// A precondition of the client does not hold for what is stored.
+    /// A precondition of the client does not hold for the stored response.
     precondition_failed: bool,
     /// `Set-Cookie` of an answer that has updated what is stored.
     cookies: Vec<HeaderValue>,
@@ -315,8 +315,8 @@ impl HttpCaching {
         Ok(false)
     }
 
-    /// Whether the client offers to switch to WebSocket. Any other protocol may be
-    /// ignored (RFC 9110 §7.8), and is not passed on.
+    /// True if the client offers to switch to WebSocket. Offers of other protocols are not
+    /// passed on; a server may ignore them (RFC 9110 §7.8).
     fn upgrades(&self, request: &RequestHeader) -> bool {
         self.options.request_fields.contains(&UPGRADE)
             && request
@@ -474,8 +474,8 @@ impl HttpCaching {
     fn lock_options(&self) -> CacheOptionOverrides {
         let mut options = CacheOptionOverrides::default();
         options.wait_timeout = Some(self.options.lock_timeout);
-        // Each time that another one takes too long, one of those who wait asks too, and
-        // the others go on waiting.
+        // Each time that the answer takes too long, one of the waiting requests asks the
+        // origin too, and the others go on waiting.
         let ages = self.options.lock_timeout.as_secs_f64() / self.options.lock_age.as_secs_f64();
         options.max_lock_retries = Some(LOCK_RETRIES + ages.ceil() as usize);
         options
@@ -536,7 +536,7 @@ impl HttpCaching {
         ctx.precondition_failed = false;
         if has_origin_preconditions(&request.headers) {
             if !is_fresh || from_the_future || self.refuses(&ctx.directives, meta, now) {
-                // The origin judges by what it has now (RFC 9110 §13.2.1).
+                // The origin evaluates them against its current version (RFC 9110 §13.2.1).
                 ctx.forward(Forwarded::Request);
                 return Some(ForcedFreshness::ForceMiss);
             }
@@ -556,7 +556,7 @@ impl HttpCaching {
             return Some(ForcedFreshness::ForceExpired);
         }
         if ctx.upgrades && !is_fresh {
-            // The origin may want to switch.
+            // The origin may want to switch protocols.
             ctx.forward(Forwarded::Request);
             return Some(ForcedFreshness::ForceMiss);
         }
@@ -765,7 +765,7 @@ impl HttpCaching {
             && !ctx.background
             && !response.headers.contains_key(CONTENT_LENGTH)
         {
-            // Pingora would break off what turns out too large; the cache does not.
+            // Pingora would break off a body that turns out too large; the cache does not.
             session.cache.set_max_file_size_bytes(usize::MAX);
         }
         if matches!(session.req_header().method, Method::GET | Method::HEAD) {
@@ -819,7 +819,7 @@ impl HttpCaching {
                 let stored = session.cache.maybe_cache_meta();
                 stored.is_some_and(|stored| is_about(response, stored.response_header()))
             } else {
-                // The conditions are the client's.
+                // The conditions are those of the client.
                 let asked = &session.req_header().headers;
                 is_confirmed(asked, &response.headers, SystemTime::now())
             };
@@ -995,7 +995,7 @@ impl HttpCaching {
         }
     }
 
-    /// Whether the origin sees who asks (RFC 9111 §3.5).
+    /// True if the origin sees the client's credentials (RFC 9111 §3.5).
     fn is_authorized(&self, request: &RequestHeader) -> bool {
         self.options.request_fields.contains(&AUTHORIZATION)
             && request.headers.contains_key(AUTHORIZATION)
@@ -1038,7 +1038,7 @@ impl HttpCaching {
         response: &ResponseHeader,
         ctx: &CachingCtx,
     ) -> bool {
-        // Nobody reads the body of the former; the latter becomes a 412.
+        // A background fill has no reader, and a failed precondition becomes a 412.
         if ctx.background || ctx.precondition_failed {
             return true;
         }
@@ -1248,8 +1248,8 @@ impl HttpCaching {
             || (ctx.answered_prepared && client_left)
     }
 
-    /// For `suppress_proxy_warn_log`: what clients decide how often it happens, and
-    /// is counted. The debug log has it.
+    /// For `suppress_proxy_warn_log`: true for errors whose frequency clients decide, and
+    /// which are counted. They go to the debug log.
     pub fn suppress_proxy_warn_log(&self, error: &Error, context: ProxyWarnLogContext) -> bool {
         let suppressed = match context {
             ProxyWarnLogContext::DownstreamCache => true,
@@ -1400,7 +1400,7 @@ fn is_target(method: &Method, target: &[u8]) -> bool {
 /// What the client's `Connection` names is not forwarded, so it must not select
 /// what is stored either (RFC 9110 §7.6.1).
 ///
-/// An upgrade ends here too, unless the origin may have to be asked for it.
+/// `Upgrade` ends here too, unless the origin may have to be asked for it.
 fn end_at_this_hop(request: &mut RequestHeader, upgrades: bool) {
     for name in connection_fields(&request.headers) {
         if upgrades && name == UPGRADE {
@@ -1530,13 +1530,13 @@ fn is_about(not_modified: &ResponseHeader, stored: &ResponseHeader) -> bool {
     }
 }
 
-/// Whether the origin's answer is the part that was asked for, of the version of which
-/// the client has the rest. Not every origin heeds If-Range: MinIO ignores it, and the
-/// client would join parts of two versions.
+/// Check that a part that the origin sent is the one that was asked for, and belongs to
+/// the version that the client has. Not every origin obeys If-Range: MinIO ignores it, so
+/// the client would join parts of two versions.
 ///
 /// # Errors
-/// A part that is of no use. Where the whole can be had, the error asks for another
-/// attempt, which fetches it.
+/// A part that is of no use. If another attempt can fetch the whole, the error asks for
+/// one.
 fn check_part(
     asked: &RequestHeader,
     response: &ResponseHeader,
@@ -1545,7 +1545,7 @@ fn check_part(
     let unusable = |why| Error::explain(UNUSABLE_PART, why).into_up();
     let applies = match response.status {
         StatusCode::PARTIAL_CONTENT if !ctx.ranged => {
-            return Err(unusable("the origin sent a part of what was asked for"));
+            return Err(unusable("the origin sent a part that was not asked for"));
         }
         StatusCode::PARTIAL_CONTENT => {
             let range = asked.headers.get(RANGE);
@@ -1558,7 +1558,7 @@ fn check_part(
             }
             if_range_applies(&asked.headers, &response.headers, SystemTime::now())
         }
-        // It tells no version.
+        // A 416 does not tell the version.
         StatusCode::RANGE_NOT_SATISFIABLE if ctx.ranged => !asked.headers.contains_key(IF_RANGE),
         _ => true,
     };
@@ -1571,8 +1571,8 @@ fn check_part(
     Err(error)
 }
 
-/// Whether the origin's answer meets the client's `If-Match` and `If-Unmodified-Since`,
-/// which not every origin heeds (RFC 9110 §13.1.1, §13.1.4).
+/// Check that the origin's answer meets the client's `If-Match` and `If-Unmodified-Since`,
+/// which not every origin obeys (RFC 9110 §13.1.1, §13.1.4).
 ///
 /// # Errors
 /// 412.

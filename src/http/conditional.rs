@@ -110,10 +110,10 @@ pub fn if_range_applies(request: &HeaderMap, response: &HeaderMap, now: SystemTi
             .is_ok_and(|later| later >= Duration::from_secs(1))
 }
 
-/// Whether a 304 is an answer to a request's If-None-Match or If-Modified-Since, by the
-/// validators that the 304 carries (RFC 9110 §15.4.5). `now` serves to read dates.
+/// True if a 304 answers a request's If-None-Match or If-Modified-Since, judged by the
+/// validators that the 304 carries (RFC 9110 §15.4.5). `now` is used to read dates.
 ///
-/// A 304 to entity tags must carry the one that matches. A 304 to a date need not carry
+/// A 304 for entity tags must carry the one that matches. A 304 for a date need not carry
 /// `Last-Modified`.
 pub fn is_confirmed(request: &HeaderMap, not_modified: &HeaderMap, now: SystemTime) -> bool {
     if request.contains_key(IF_NONE_MATCH) {

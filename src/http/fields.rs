@@ -27,7 +27,7 @@ pub enum RequestFields {
 // === impl RequestFields ===
 
 impl RequestFields {
-    /// Whether a field of this name reaches the origin.
+    /// True if a field of this name reaches the origin.
     pub fn contains(&self, name: &HeaderName) -> bool {
         match self {
             RequestFields::All => true,

@@ -37,8 +37,8 @@ pub struct FillLock {
 }
 
 impl FillLock {
-    /// A lock for the fills of `cache`. `age`: how long a request waits for another one
-    /// that fills the same key, before one of those who wait asks the origin too.
+    /// A lock for the fills of `cache`. Requests wait for `age` for another one that fills
+    /// the same key; then one of them asks the origin too.
     pub fn new(cache: &'static DiskCache, age: Duration) -> Self {
         FillLock {
             lock: CacheLock::new(age),

@@ -4,8 +4,7 @@
 //! - [`caching`]: what a proxy calls in each of Pingora's phases
 //! - [`freshness`], [`storing`]: how long a response may be used, whether it is stored
 //! - [`target`]: target URIs, and what an unsafe method invalidates
-//! - [`background`], [`range_fills`]: whole objects that are fetched because a part was
-//!   asked for
+//! - [`background`], [`range_fills`]: fetching whole objects because parts were asked for
 //! - [`cache_status`]: what the client is told
 //!
 //! Nothing here knows of S3 or of a configuration file.

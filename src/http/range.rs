@@ -6,7 +6,7 @@ use http::header::{HeaderMap, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
 
 use super::fields::{members, trim_ows};
 
-/// The type of a body that has several parts (RFC 9110 §14.6).
+/// The media type of a body with several parts (RFC 9110 §14.6).
 const MULTIPART: &[u8] = b"multipart/byteranges";
 
 /// What a Range asks of a representation whose length is known.
@@ -106,13 +106,13 @@ pub fn parse_content_range(value: &[u8]) -> Option<ContentRange> {
     })
 }
 
-/// Whether a Range is one of bytes.
+/// True if a Range is a byte range.
 pub fn is_bytes(value: &[u8]) -> bool {
     byte_range_set(value).is_some()
 }
 
-/// Whether a 206 says which bytes it has, and has as many as it says (RFC 9110
-/// §15.3.7). The parts of a multipart body are not looked into.
+/// True if a 206 says which bytes it has, and has as many as it says (RFC 9110
+/// §15.3.7). The parts of a multipart body are not checked.
 pub fn is_consistent_part(response: &HeaderMap) -> bool {
     let is_multipart = response.get(CONTENT_TYPE).is_some_and(|of| {
         let of = of.as_bytes();

@@ -1,7 +1,7 @@
-//! Which objects are fetched as a whole because clients ask for parts.
+//! Objects that are fetched as a whole because clients ask for parts.
 //!
-//! A part may be a byte, and the whole ten gigabytes: so what is fetched is bounded
-//! by what was asked for, by what is in flight, and by a budget for each client.
+//! A part may be a byte of ten gigabytes, so fetching is limited by the bytes that were
+//! asked for, by the bytes in flight, and by a budget for each client.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,23 +13,23 @@ use pingora_cache::key::HashBinary;
 
 use super::background::BackgroundFills;
 
-/// Objects up to so many bytes are fetched for any part of them.
+/// The largest object, in bytes, that is fetched for any part of it.
 const SMALL: u64 = 16 << 20;
 
-/// Of a larger object, one in so many of its bytes has to be asked for.
+/// One in this many bytes of a larger object has to be asked for before it is fetched.
 const SHARE: u64 = 16;
 
-/// But no more than so many.
+/// Bytes asked for that suffice for an object of any size.
 const ENOUGH: u64 = 64 << 20;
 
-/// How many objects are remembered of which parts were asked for.
+/// The most objects that are remembered because parts of them were asked for.
 const MAX_OBJECTS: usize = 4096;
 
-/// How many clients are remembered that have spent of their budget. Others have none
-/// then.
+/// The most clients that are remembered because they have spent some of their budget.
+/// Beyond that, other clients have no budget.
 const MAX_CLIENTS: usize = 4096;
 
-/// The time in which a budget is there again.
+/// The time in which a spent budget is restored.
 const PERIOD: Duration = Duration::from_secs(60);
 
 /// Fills for parts, in flight and to come.
@@ -38,14 +38,14 @@ pub struct RangeFills(Arc<Mutex<Table>>);
 
 #[derive(Debug, Default)]
 struct Table {
-    /// Bytes of each object that is being filled.
+    /// The size of each object that is being fetched.
     in_flight: HashMap<HashBinary, u64>,
-    /// Bytes that were asked for of objects that are not fetched yet.
+    /// Bytes that were asked for of each object that is not fetched yet.
     asked: HashMap<HashBinary, u64>,
     clients: HashMap<Option<IpAddr>, Spent>,
 }
 
-/// What is spent of a budget.
+/// The spent share of a budget.
 #[derive(Debug, Clone, Copy)]
 struct Spent {
     bytes: u64,
@@ -55,13 +55,13 @@ struct Spent {
 /// A part that was asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct Part {
-    /// Of which object.
+    /// The object.
     pub key: HashBinary,
-    /// Its bytes.
+    /// Bytes of the part.
     pub len: u64,
     /// Bytes of the whole object.
     pub whole_len: u64,
-    /// Who asked.
+    /// The client that asked.
     pub client: Option<IpAddr>,
 }
 
@@ -75,8 +75,8 @@ pub struct FillGuard {
 // === impl RangeFills ===
 
 impl RangeFills {
-    /// A part came from the origin: begin to fetch the whole, unless that is being
-    /// done, is not worth it yet, or is beyond the limits.
+    /// Begin to fetch the whole after a part came from the origin, unless it is being
+    /// fetched, is not worth it yet, or is beyond the limits.
     pub fn begin(&self, part: &Part, limits: &BackgroundFills, now: Instant) -> Option<FillGuard> {
         let mut table = self.0.lock();
         if table.in_flight.contains_key(&part.key) || !table.is_worth_it(part) {
@@ -84,7 +84,7 @@ impl RangeFills {
         }
         let bytes = table.in_flight.values().sum::<u64>();
         let bytes = bytes.saturating_add(part.whole_len);
-        // One at a time may be larger.
+        // A larger object is fetched alone.
         let fits = table.in_flight.is_empty() || bytes <= limits.bytes_in_flight;
         if !fits || table.in_flight.len() >= limits.in_flight || !table.spend(part, limits, now) {
             return None;
@@ -111,7 +111,7 @@ impl Table {
         *asked >= ENOUGH.min(part.whole_len / SHARE)
     }
 
-    /// Whoever has something left of the budget may overdraw it.
+    /// A client that has some budget left may overdraw it.
     fn spend(&mut self, part: &Part, limits: &BackgroundFills, now: Instant) -> bool {
         let Some(budget) = limits.client_bytes_per_minute else {
             return true;
@@ -151,7 +151,7 @@ impl Spent {
     }
 }
 
-/// A client may have all the addresses of a /64.
+/// The network of an address: a client may have all addresses of an IPv6 /64.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & (u128::MAX << 64)).into(),

@@ -1,4 +1,4 @@
-//! Requests whose end tells that they have no body.
+//! Requests that only their end shows to have no body.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,9 +10,9 @@ use pingora_proxy::Session;
 /// Longest wait for the end of a request that has no body.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whether a GET or HEAD has a body, which only its end may tell: over HTTP/2 an
-/// empty DATA frame with END_STREAM, as Node.js sends it. What is received of a body
-/// stays to be read. Other methods are not waited for.
+/// True if a GET or HEAD has a body. Sometimes only the end of the request tells: over
+/// HTTP/2, Node.js sends an empty DATA frame with END_STREAM. Bytes received of a body can
+/// still be read afterwards. Requests with other methods are not waited for.
 pub(super) async fn has_body(session: &mut Session) -> bool {
     if session.is_body_empty() {
         return false;
@@ -20,12 +20,12 @@ pub(super) async fn has_body(session: &mut Session) -> bool {
     if !matches!(session.req_header().method, Method::GET | Method::HEAD) {
         return true;
     }
-    // Boxed: few requests come to this.
+    // Boxed, because few requests come here.
     Box::pin(within_time(session.as_downstream_mut().wait_for_body())).await
 }
 
-/// As [`has_body`], for a request of which no body is passed on, whatever its method:
-/// the first piece of one is dropped. Over HTTP/1 a body of no chunks is none.
+/// Like [`has_body`], for a request of any method whose body is not passed on: the first
+/// piece of the body is dropped. Over HTTP/1, a body without chunks counts as none.
 pub(crate) async fn sends_body(session: &mut Session) -> bool {
     if session.is_body_empty() {
         return false;
@@ -42,7 +42,7 @@ pub(crate) async fn sends_body(session: &mut Session) -> bool {
     .await
 }
 
-/// What cannot be read is a body.
+/// A request that cannot be read counts as one with a body.
 async fn within_time(has_body: impl Future<Output = Result<bool>>) -> bool {
     match tokio::time::timeout(END_TIMEOUT, has_body).await {
         Ok(Ok(has_body)) => has_body,

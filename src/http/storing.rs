@@ -46,7 +46,7 @@ pub struct ToStore {
 #[derive(Debug)]
 pub struct Answer<'a> {
     pub request: &'a RequestHeader,
-    /// Which fields of the request the origin has seen.
+    /// The fields of the request that the origin has seen.
     pub reaching: RequestFields,
     pub response: &'a ResponseHeader,
     pub times: Times,

@@ -10,16 +10,16 @@ const SHARDS: usize = 16;
 /// How many keys each shard remembers.
 const SHARD_CAPACITY: usize = 1024;
 
-/// Remembers the objects that could not be stored for their size: they are not even
-/// tried. Of those that do not tell their length, the cache has found it out. Whatever
-/// else could not be stored is asked about each time.
+/// Remembers the objects that were too large to be stored, so that storing them is not
+/// tried again. The cache itself notes those of unknown length. Objects that could not be
+/// stored for other reasons are tried each time.
 pub struct TooLarge {
     predictor: Predictor<SHARDS>,
     cache: &'static DiskCache,
 }
 
 impl TooLarge {
-    /// Those that were too large for this cache.
+    /// Objects that were too large for this cache.
     pub fn new(cache: &'static DiskCache) -> Self {
         TooLarge {
             predictor: Predictor::new(SHARD_CAPACITY, None),

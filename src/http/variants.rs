@@ -1,4 +1,4 @@
-//! How many variants of a response are stored.
+//! The limit of stored variants of a response.
 
 use std::sync::Arc;
 
@@ -6,12 +6,12 @@ use parking_lot::Mutex;
 use pingora_cache::key::HashBinary;
 use quick_cache::sync::Cache;
 
-/// The keys whose variants are counted, at most; those in use stay.
+/// The most keys whose variants are counted; those in use stay.
 const KEYS: usize = 4096;
 
-/// The variants that are stored of each key, oldest first. `Vary` is the origin's, but
-/// what it names is the clients': without a bound, anybody could have a response
-/// fetched and stored as often as there are values of a field.
+/// The stored variants of each key, oldest first. The origin decides on `Vary`, but
+/// clients choose the values of the fields that it names: without a limit, any client
+/// could have a response fetched and stored once for every value of a field.
 pub(super) struct Variants {
     limit: usize,
     keys: Cache<HashBinary, Arc<Mutex<Vec<HashBinary>>>>,
@@ -20,7 +20,7 @@ pub(super) struct Variants {
 // === impl Variants ===
 
 impl Variants {
-    /// At most `limit` variants a key, one at least.
+    /// At most `limit` variants for each key, and at least one.
     pub(super) fn new(limit: usize) -> Self {
         Variants {
             limit: limit.max(1),

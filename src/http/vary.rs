@@ -31,9 +31,9 @@ pub enum Variance {
 /// around the commas of a list. Content negotiation (Accept, Accept-Charset,
 /// Accept-Encoding, Accept-Language) matches in any order and, where it has none, in
 /// any case. Of Accept-Encoding only the order of preference of known codings counts,
-/// unless the response has another coding. Whether a field is absent or empty does make a difference.
+/// unless the response has another coding. An absent field and an empty one differ.
 ///
-/// Fields that do not reach the origin (`reaching`) are ignored: the origin could not
+/// Fields that do not reach the origin (`reaching`) are ignored, because the origin cannot
 /// tell such requests apart.
 pub fn variance(response: &HeaderMap, request: &HeaderMap, reaching: RequestFields) -> Variance {
     let mut named = HashSet::new();
@@ -166,9 +166,9 @@ fn normalized(request: &HeaderMap, name: &HeaderName) -> Vec<u8> {
     [b"=", &value[..]].concat()
 }
 
-/// The codings that origins use. Of the others in the registry, some need more than the
-/// name to be used, and some nobody uses (RFC 9110 §18.6, "HTTP Content Coding
-/// Registry").
+/// The known coding with this name. Known are the codings that origins use. Other codings
+/// of the registry need more than their name, or are not used at all (RFC 9110 §18.6,
+/// "HTTP Content Coding Registry").
 fn known(coding: &[u8]) -> Option<&'static [u8]> {
     const KNOWN: [&[u8]; 9] = [
         b"*",
@@ -192,11 +192,11 @@ fn known(coding: &[u8]) -> Option<&'static [u8]> {
         .find(|known| known.eq_ignore_ascii_case(coding))
 }
 
-/// What a request's Accept-Encoding lets an origin choose from (RFC 9110 §12.5.3): the
+/// The choice that a request's Accept-Encoding leaves an origin (RFC 9110 §12.5.3): the
 /// known codings in order of preference, and whether the response must be encoded. A
 /// client that accepts other codings accepts one of these too, or none.
 ///
-/// Empty if the request has no such field, otherwise `=` and that.
+/// Empty if the request has no such field; otherwise `=` followed by the choice.
 fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
     if !request.contains_key(ACCEPT_ENCODING) {
         return Vec::new();
@@ -211,7 +211,7 @@ fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
         };
         match weight(&preference) {
             0 => refused.push(coding),
-            // Of one that is repeated, the first counts.
+            // The first one counts if a coding is repeated.
             _ if accepted.iter().any(|(_, other)| *other == coding) => {}
             weight => accepted.push((Reverse(weight), coding)),
         }
@@ -366,7 +366,7 @@ mod tests {
         let accept = RequestFields::Only(&[ACCEPT]);
         assert_eq!(with(&request, accept), with(&HeaderMap::new(), accept));
         assert!(matches!(with(&request, accept), Variance::Key(_)));
-        // It does not depend on fields alone.
+        // The response does not depend on fields alone.
         let never = headers(&[("vary", "*")]);
         assert_eq!(variance(&never, &request, none), Variance::Never);
     }

@@ -1,4 +1,4 @@
-//! Objects that the origin has said not to have.
+//! Objects that the origin lacks.
 
 use std::time::{Duration, Instant};
 
@@ -9,15 +9,15 @@ use quick_cache::sync::Cache;
 
 use crate::cache::DiskCache;
 
-/// How many keys are remembered, 64 bytes each. What is asked for less often leaves
-/// first.
+/// The most keys that are remembered, 64 bytes each. Keys that are asked for less often
+/// leave first.
 const CAPACITY: usize = 16 * 1024;
 
 /// Remembers for a short time which objects the origin lacks, so that clients who ask
 /// for one again and again do not reach the origin each time.
 ///
-/// It is kept in memory: on disk, anybody could fill the cache with names of nothing.
-/// A purge, of any object, makes it forget all.
+/// It is kept in memory; on disk, any client could fill the cache with names of missing
+/// objects. A purge of any object makes it forget everything.
 pub(super) struct Absent {
     ttl: Duration,
     cache: Option<&'static DiskCache>,
@@ -44,17 +44,17 @@ impl Absent {
         }
     }
 
-    /// To be passed to [`insert`](Self::insert); taken before the origin is asked.
+    /// The value to pass to [`insert`](Self::insert); taken before the origin is asked.
     pub(super) fn asked_now(&self) -> u64 {
         self.cache.map_or(0, DiskCache::purges)
     }
 
-    /// Whether a status says that there is no object, and is believed for a while.
+    /// True if a status says that there is no object, and such answers are remembered.
     pub(super) fn remembers(&self, status: StatusCode) -> bool {
         !self.ttl.is_zero() && matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
     }
 
-    /// Note the origin's answer to a request, if it says that there is no object. A
+    /// Remember the origin's answer to a request, if it says that there is no object. A
     /// purge since the request was made voids the answer.
     pub(super) fn insert(&self, key: &CacheKey, status: StatusCode, asked_at: u64) {
         if !self.remembers(status) {

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::logging;
 use crate::s3::{OriginError, RouteError};
 
-/// The longest wait for a client that takes nothing of its answer.
+/// The longest wait for a client that takes no bytes of its answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serves `PURGE`.
@@ -27,9 +27,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// `PURGE /path*` voids all objects whose path begins so. An object whose name
 /// ends in an asterisk is `PURGE /path%2A`.
 ///
-/// There is no authentication: whoever reaches the listener may empty the cache. A page in
-/// the browser of an operator does not: what a browser sends for one, by its `Origin` or
-/// under a name that resolves to this address, is refused.
+/// There is no authentication: anyone who reaches the listener may empty the cache. Pages
+/// in an operator's browser may not: a request is refused if it has an `Origin`, or names
+/// a host that is neither an IP address nor `localhost`.
 pub struct AdminApp {
     keys: CacheKeys,
     cache: Option<&'static DiskCache>,
@@ -94,12 +94,12 @@ impl AdminApp {
     }
 }
 
-/// Why a request may be one that a browser sends for a page of somebody else.
+/// The reason for refusing a request that a browser may have sent for a foreign page.
 fn foreign(request: &RequestHeader) -> Option<&'static str> {
     if request.headers.contains_key(ORIGIN) {
         return Some("a request with an Origin field comes from a page in a browser\n");
     }
-    // DNS rebinding: the name of an attacker resolves to this address.
+    // DNS rebinding: an attacker's name resolves to this address.
     let fields = request.headers.get_all(HOST).into_iter();
     let authority = request.uri.authority().map(|a| a.as_str().as_bytes());
     let mut hosts = fields.map(|field| field.as_bytes()).chain(authority);
@@ -108,7 +108,7 @@ fn foreign(request: &RequestHeader) -> Option<&'static str> {
         .then_some("write the IP address of this listener, or localhost, as its host\n")
 }
 
-/// Whether a host, with or without a port, is an IP address or `localhost`.
+/// True if a host, with or without a port, is an IP address or `localhost`.
 fn is_address(host: &str) -> bool {
     if host.parse::<SocketAddr>().is_ok() {
         return true;

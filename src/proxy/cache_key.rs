@@ -118,8 +118,8 @@ impl KeyPrefix {
     }
 }
 
-/// The path that a request asks for, still encoded, without its query. Of the absolute
-/// form, which every server has to accept (RFC 9112 §3.2.2), that is what follows the
+/// The path that a request asks for, still encoded, without its query. In the absolute
+/// form, which every server has to accept (RFC 9112 §3.2.2), the path follows the
 /// authority.
 pub(super) fn requested_path(request: &RequestHeader) -> Cow<'_, str> {
     fn path(target: &str) -> &str {
@@ -143,8 +143,7 @@ pub(super) fn requested_query(request: &RequestHeader) -> Option<&[u8]> {
     target.get(query + 1..fragment.unwrap_or(target.len()))
 }
 
-/// A target in origin form as it stands, one in absolute form without scheme and
-/// authority.
+/// A target without scheme and authority, which only the absolute form has.
 fn after_authority(target: &str) -> &str {
     if target.starts_with('/') {
         return target;

@@ -1,4 +1,4 @@
-//! File descriptors: how many there may be, and who gets them.
+//! File descriptors: the limit, and its shares.
 
 use std::sync::Arc;
 
@@ -6,16 +6,16 @@ use log::{info, warn};
 use pingora_core::listeners::ConnectionLimit;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 
-/// The most connections of clients where nothing is configured.
+/// The most client connections if nothing is configured.
 const MAX_CONNECTIONS: usize = 65_536;
 
-/// The most connections to origins that are kept, as Pingora's default.
+/// The most connections to origins that are kept; Pingora's default.
 const MAX_IDLE_ORIGIN_CONNECTIONS: usize = 128;
 
 /// The most connections of each of the listeners that clients do not reach.
 const MAX_OPERATOR_CONNECTIONS: usize = 32;
 
-/// Raise the soft limit of open files to the hard one, and return what it is then.
+/// Raise the soft limit of open files to the hard one. Returns the limit afterwards.
 ///
 /// Call it before the cache is opened, which keeps a share of the limit open.
 pub fn raise_limit() -> usize {
@@ -52,9 +52,9 @@ fn shown(limit: Option<u64>) -> String {
     limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string())
 }
 
-/// Connections of clients: a quarter of the open files, since each may need a connection to
-/// an origin and files of the cache. `configured` asks for another number, and gets it as
-/// far as a quarter is left for the rest.
+/// The limit of client connections: a quarter of the open files, because each may need a
+/// connection to an origin and files of the cache. `configured` sets another number, up to
+/// three quarters of the open files.
 pub fn clients(open_files: usize, configured: Option<usize>) -> Arc<ConnectionLimit> {
     let (default, allowed) = (open_files / 4, open_files / 4 * 3);
     let max = match configured {
@@ -71,12 +71,12 @@ pub fn clients(open_files: usize, configured: Option<usize>) -> Arc<ConnectionLi
     Arc::new(ConnectionLimit::new(max.max(1)))
 }
 
-/// Connections to origins that are kept for another request.
+/// The number of connections to origins that are kept for another request.
 pub fn idle_origin_connections(open_files: usize) -> usize {
     (open_files / 16).clamp(1, MAX_IDLE_ORIGIN_CONNECTIONS)
 }
 
-/// Connections to a listener for operators, which clients' connections cannot use up.
+/// The limit of connections to a listener for operators. Client connections do not count.
 pub fn operators(open_files: usize) -> Arc<ConnectionLimit> {
     let max = (open_files / 32).clamp(4, MAX_OPERATOR_CONNECTIONS);
     Arc::new(ConnectionLimit::new(max))

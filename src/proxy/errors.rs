@@ -15,15 +15,15 @@ use pingora_proxy::Session;
 use crate::http::cache_status::CacheStatus;
 use crate::http::caching::CACHE_NAME;
 
-/// How much is read of a request body that is refused, and for how long.
+/// Limits of reading a refused request body.
 const DISCARDED_LEN: usize = 1024 * 1024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 
-/// The fields of an origin's error that clients see. All others describe S3's own
-/// document, which they do not get, or the bucket. `Content-Range` is that of a 416,
-/// which has the length of the object.
+/// The fields of an origin's error that clients see. All others describe the bucket, or
+/// S3's own document, which clients do not get. `Content-Range` is that of a 416, and has
+/// the length of the object.
 const KEPT: [HeaderName; 10] = [
     AGE,
     CACHE_CONTROL,
@@ -50,7 +50,7 @@ pub(super) fn body(status: StatusCode) -> Bytes {
     .into()
 }
 
-/// Let `header`, that of an origin's error, announce that text and nothing else.
+/// Make `header`, that of an origin's error, describe `body` and nothing else.
 pub(super) fn replace(header: &mut ResponseHeader, body: &Bytes) -> Result<()> {
     let others: Vec<HeaderName> = header
         .headers
@@ -97,8 +97,8 @@ pub(super) async fn respond(
     answer(session, status, PLAIN_TEXT, text).await
 }
 
-/// Answer in the form of S3's errors, for those that its clients look into ("Error
-/// responses", Amazon S3 API Reference).
+/// Answer in the form of S3's errors ("Error responses", Amazon S3 API Reference), for
+/// errors that S3 clients parse.
 pub(super) async fn respond_as_s3(
     session: &mut Session,
     status: StatusCode,
@@ -112,7 +112,7 @@ pub(super) async fn respond_as_s3(
     answer(session, status, "application/xml", document.into()).await
 }
 
-/// Answer with what the origin said before, which may be used for so long.
+/// Answer with a remembered status of the origin, which may be used for `left`.
 pub(super) async fn respond_remembered(
     session: &mut Session,
     status: StatusCode,
@@ -157,9 +157,9 @@ async fn send(session: &mut Session, header: ResponseHeader, body: Bytes) -> Res
     Ok(())
 }
 
-/// Take some of a request body that is not wanted. The stream is reset when its session
-/// is dropped before the client has ended it (RFC 9113 §8.1), and a client that learns of
-/// the reset together with the response takes that for broken off.
+/// Read some of an unwanted request body. If the session is dropped before the client has
+/// ended the stream, the stream is reset (RFC 9113 §8.1), and a client that receives the
+/// reset together with the response takes the response for broken off.
 async fn discard_body(session: &mut Session) {
     let downstream = session.as_downstream_mut();
     if downstream.is_body_done() {
@@ -174,7 +174,7 @@ async fn discard_body(session: &mut Session) {
             }
         }
     };
-    // Boxed: few requests come to this.
+    // Boxed, because few requests come here.
     let _ = Box::pin(tokio::time::timeout(DISCARD_TIMEOUT, discard)).await;
 }
 

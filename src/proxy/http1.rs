@@ -6,14 +6,14 @@ use pingora_core::apps::HttpServerOptions;
 use pingora_core::protocols::http::v1::server::LingeringClose;
 use pingora_core::protocols::http::ServerSession;
 
-/// The longest request target, in bytes: that of nginx, and more than a key of S3
-/// takes whose 1,024 bytes are all percent-encoded.
+/// The longest request target, in bytes: nginx's limit, and more than an S3 key of 1,024
+/// bytes takes when all are percent-encoded.
 const MAX_TARGET_BYTES: usize = 8 * 1024;
 
 /// Limits of a request head.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
-    /// How long the whole head may take; zero: no limit. Default: 30 s.
+    /// The longest time for the whole head; zero: no limit. Default: 30 s.
     pub timeout: Duration,
     /// The largest head, in bytes. Default: 64 KiB.
     pub max_bytes: usize,
@@ -28,11 +28,10 @@ impl Default for HeadLimits {
     }
 }
 
-/// Options for a server of HTTP/1.1 that strangers can reach.
+/// Options for an HTTP/1.1 server that strangers can reach.
 ///
-/// A request head is held to `limits`, its target may have neither spaces nor
-/// control characters, and clients that are refused while they upload get to read
-/// the answer.
+/// Request heads are held to `limits`, their targets may have neither spaces nor control
+/// characters, and clients that are refused while they upload get to read the answer.
 pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
     let mut options = HttpServerOptions::default();
     let head = &mut options.request_head_limits;
@@ -44,8 +43,8 @@ pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
     options
 }
 
-/// Serve clients that send all their requests at once, and those that then shut
-/// down their sending half (RFC 9112 §9.3.2 and §9.6). For `request_filter`.
+/// Serve clients that pipeline their requests, and those that then shut down their
+/// sending half (RFC 9112 §9.3.2 and §9.6). For `request_filter`.
 pub fn answer_what_was_asked(session: &mut ServerSession) {
     session.set_abort_on_close(false);
     session.set_pipelining_enabled(true);

@@ -1,8 +1,8 @@
-//! Free memory goes back to the system.
+//! Returning free memory to the system.
 //!
-//! An allocator keeps what a thread has freed for that thread, and what others have
-//! freed of it until the thread looks: after many requests at once that is most of
-//! what they took. Each worker thread has to give up its own.
+//! The allocator keeps the memory that a thread has freed for that thread, and the memory
+//! that others have freed for it until the thread looks. After many requests at once, that
+//! is most of what they took. Each worker thread has to give up its own memory.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,17 +12,17 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::yield_now;
 
-/// Has the allocator give up what the calling thread does not use; all of it if the
-/// argument is true, else what has been free for some time.
+/// Makes the allocator give up the calling thread's free memory: all of it if the argument
+/// is true, otherwise what has been free for some time.
 pub type Release = fn(bool);
 
-/// From the end of a request to the release.
+/// The time from the end of a request to the release.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often a worker thread that has had its turn passes it on to those that have not.
+/// The most times that a task yields so that other worker threads get their turn.
 const TURNS: usize = 1000;
 
-/// Rounds without a request in which some thread did not get its turn.
+/// The most rounds without a request in which some thread did not get its turn.
 const TRIES: usize = 5;
 
 static RELEASE: OnceLock<Release> = OnceLock::new();
@@ -34,13 +34,13 @@ thread_local! {
     static LAST_ROUND: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Let `release` be called while requests end, and once they no longer do.
+/// Set the function that is called while requests end, and once more when no more do.
 pub fn release_by(release: Release) {
-    // The first one stays: there is one allocator.
+    // The first one stays, because there is only one allocator.
     let _ = RELEASE.set(release);
 }
 
-/// To be called on a worker thread when a request has ended that took much memory.
+/// Note, on a worker thread, that a request that took much memory has ended.
 pub(super) fn request_ended() {
     REQUESTS_ENDED.fetch_add(1, Ordering::Relaxed);
     watch();
@@ -71,15 +71,15 @@ fn watch() {
             }
         }
         IS_WATCHED.store(false, Ordering::Release);
-        // One that ended meanwhile has seen it watched.
+        // A request that ended meanwhile started no watch of its own.
         if REQUESTS_ENDED.load(Ordering::Relaxed) != ended {
             watch();
         }
     });
 }
 
-/// Call `work` on each worker thread of this runtime, as far as they come to take a
-/// task. False: not all of them did.
+/// Call `work` on each worker thread of this runtime that takes a task in time. False: not
+/// all of them did.
 async fn on_each_worker(work: impl Fn() + Copy + Send + 'static) -> bool {
     let workers = Handle::current().metrics().num_workers();
     let round = ROUND.fetch_add(1, Ordering::Relaxed) + 1;
@@ -103,7 +103,7 @@ async fn on_each_worker(work: impl Fn() + Copy + Send + 'static) -> bool {
         })
         .collect();
     for task in tasks {
-        // One that panics is not there to be waited for.
+        // A task that panicked needs no waiting.
         let _ = task.await;
     }
     done.load(Ordering::Relaxed) >= workers

@@ -1,4 +1,4 @@
-//! What is looked at before anything is opened or handed over.
+//! Checks before anything is opened or handed over.
 
 use std::fmt;
 use std::fs;
@@ -15,8 +15,8 @@ use x509_parser::prelude::FromDer;
 
 use crate::config::{Config, Tls};
 
-/// A setting that fits the configuration and not this machine; one line with the key and
-/// the remedy.
+/// A setting that is valid but does not fit this machine: one line with the key and the
+/// remedy.
 #[derive(Debug)]
 pub struct Unfit(String);
 
@@ -34,8 +34,8 @@ impl std::error::Error for Unfit {}
 /// listener will load them, and the folders of the cache and of the upgrade socket.
 ///
 /// # Errors
-/// The first that can not. A certificate that has expired, or is not valid yet, is only
-/// logged: a client may accept it.
+/// The first thing that cannot be used. A certificate that has expired, or is not valid
+/// yet, is only logged, because a client may accept it.
 pub fn check(config: &Config) -> Result<(), Unfit> {
     if let Some(tls) = &config.server.tls {
         check_tls(tls)?;
@@ -45,7 +45,7 @@ pub fn check(config: &Config) -> Result<(), Unfit> {
         check_folder("cache.disk.path", &disk.path)?;
     }
     match &config.server.upgrade_sock {
-        // The cache makes its folder.
+        // The cache creates its own folder.
         Some(sock) if !(disk.enabled && sock.starts_with(&disk.path)) => check_socket(sock),
         _ => Ok(()),
     }
@@ -93,7 +93,7 @@ fn check_tls(tls: &Tls) -> Result<(), Unfit> {
 
 fn warn_of_validity(tls: &Tls, leaf: &CertificateDer<'_>) {
     let Ok((_, leaf)) = X509Certificate::from_der(leaf) else {
-        // The library that serves it judges by itself.
+        // The TLS library checks the certificate itself.
         return;
     };
     let validity = leaf.validity();
@@ -107,7 +107,7 @@ fn warn_of_validity(tls: &Tls, leaf: &CertificateDer<'_>) {
     }
 }
 
-/// Check that `path` is a folder, or can be made one.
+/// Check that `path` is a folder, or can become one.
 fn check_folder(key: &str, path: &Path) -> Result<(), Unfit> {
     for ancestor in path.ancestors().filter(|path| !path.as_os_str().is_empty()) {
         match fs::metadata(ancestor) {
@@ -118,7 +118,7 @@ fn check_folder(key: &str, path: &Path) -> Result<(), Unfit> {
                     ancestor.display()
                 )))
             }
-            // Another one further up tells why.
+            // An ancestor further up tells why.
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
             Err(e) => {
                 return Err(Unfit(format!(

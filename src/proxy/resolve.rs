@@ -1,4 +1,4 @@
-//! Addresses of origins: looked up now and then, and tried one after the other.
+//! Addresses of origins, looked up now and then and tried one after the other.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -9,43 +9,43 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How long addresses are used before the name is looked up again.
+/// The time for which addresses are used before the name is looked up again.
 const LOOKUP_TTL: Duration = Duration::from_secs(10);
 
-/// How long a lookup may take.
+/// The longest time for a lookup.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a lookup that failed answers for others.
+/// The time for which other requests share the error of a failed lookup.
 const FAILED_LOOKUP_TTL: Duration = Duration::from_secs(1);
 
-/// How long an address that could not be connected to is tried last.
+/// The time for which an address that failed to connect is tried last.
 const FAILED_ADDRESS_TTL: Duration = Duration::from_secs(60);
 
-/// Addresses of a name that are used; the rest of a longer answer is not.
+/// The most addresses of a name that are used; the rest are ignored.
 const MAX_ADDRESSES: usize = 16;
 
-/// Addresses that one request tries.
+/// The most addresses that one request tries.
 const MAX_ATTEMPTS: usize = 4;
 
 /// The addresses of the hosts of a configuration.
 #[derive(Default)]
 pub struct Resolver {
-    /// As many as the configuration names.
+    /// No more hosts than the configuration names.
     hosts: Mutex<HashMap<(String, u16), Arc<Host>>>,
 }
 
-/// What is known of a host.
+/// The known addresses of a host.
 #[derive(Default)]
 struct Host {
     known: Mutex<Known>,
-    /// Held by the only one who looks the name up.
+    /// Held by the one task that looks the name up.
     lookup: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
 struct Known {
     addresses: Vec<SocketAddr>,
-    /// When the addresses, or `error`, have to be looked up again.
+    /// The time from which the addresses, or `error`, are too old.
     stale_at: Option<Instant>,
     error: Option<(io::ErrorKind, String)>,
     failed: Vec<(SocketAddr, Instant)>,
@@ -60,7 +60,7 @@ pub struct Attempts(Vec<SocketAddr>);
 pub struct Candidate {
     /// The address.
     pub address: SocketAddr,
-    /// Whether this request can try another one after it.
+    /// True if this request can try no other address after it.
     pub is_last: bool,
 }
 
@@ -88,7 +88,7 @@ impl Resolver {
         candidate.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
     }
 
-    /// Note that a request could not connect to `address`. True: there is another one for it.
+    /// Note that a request could not connect to `address`. True: it can try another one.
     pub fn failed(
         &self,
         host: &str,
@@ -119,8 +119,8 @@ impl Resolver {
 // === impl Host ===
 
 impl Host {
-    /// Look the name up if it is time. Requests use the addresses that are known
-    /// meanwhile; where none are, they wait for one that looks.
+    /// Look the name up if it is time. Meanwhile, requests use the known addresses; if
+    /// there are none, they wait for the lookup.
     async fn refresh<F>(self: &Arc<Self>, lookup: impl FnOnce() -> F) -> io::Result<()>
     where
         F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
@@ -134,7 +134,7 @@ impl Host {
             Err(_) if has_addresses => return Ok(()),
             Err(_) => self.lookup.clone().lock_owned().await,
         };
-        // Somebody else may have looked meanwhile.
+        // Another request may have looked the name up meanwhile.
         if let Some(outcome) = self.known.lock().outcome(Instant::now()) {
             return outcome;
         }
@@ -159,7 +159,7 @@ impl Host {
 // === impl Known ===
 
 impl Known {
-    /// What the last lookup said; `None`: it is too old.
+    /// The outcome of the last lookup; `None`: it is too old.
     fn outcome(&self, now: Instant) -> Option<io::Result<()>> {
         if self.stale_at.is_none_or(|at| at <= now) {
             return None;
@@ -170,7 +170,7 @@ impl Known {
         })
     }
 
-    /// Take an answer over. One that failed leaves the addresses of an earlier one.
+    /// Take an answer over. A failed lookup keeps the addresses of an earlier one.
     fn take(&mut self, answer: io::Result<Vec<SocketAddr>>, now: Instant) -> io::Result<()> {
         match answer {
             Ok(mut addresses) => {
@@ -209,7 +209,8 @@ impl Known {
             .filter(|address| !attempts.0.contains(address))
     }
 
-    /// In the order of the answer, but those that failed last, the latest at the end.
+    /// The next address, in the order of the answer. Those that failed come last, with the
+    /// latest failure at the end.
     fn next(&mut self, attempts: &Attempts, now: Instant) -> Option<Candidate> {
         self.failed
             .retain(|(_, at)| now.duration_since(*at) < FAILED_ADDRESS_TTL);
@@ -260,7 +261,7 @@ mod tests {
         }
         assert_eq!(known.next(&attempts, now), None);
 
-        // The next request begins with the one that failed first, as all have.
+        // All have failed, so the next request begins with the one that failed first.
         assert_eq!(known.next(&Attempts::default(), now), candidate(1, false));
         // One that works is used again and again.
         known.failed.retain(|(failed, _)| *failed != address(2));
@@ -317,7 +318,7 @@ mod tests {
         assert_eq!(lookups.load(Ordering::SeqCst), 2);
     }
 
-    /// Wait for the end of a lookup in the background.
+    /// Wait for a background lookup to end.
     async fn looked_up(host: &Host) {
         drop(host.lookup.lock().await);
     }
@@ -355,7 +356,7 @@ mod tests {
         host.known.lock().take(Ok(answer), Instant::now()).unwrap();
         host.known.lock().stale_at = Some(Instant::now());
         fail().await.unwrap();
-        // It takes its turn first, and begins after that.
+        // The lookup takes its turn first, and begins after that.
         tokio::task::yield_now().await;
         looked_up(&host).await;
         assert_eq!(lookups.load(Ordering::SeqCst), 2);

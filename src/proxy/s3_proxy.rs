@@ -33,7 +33,7 @@ use crate::metrics::METRICS;
 use crate::s3::{sub_resource_of, ObjectKey, Origin, OriginError, RouteError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// While there is another address to try.
+/// The timeout while there is another address to try.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Shorter than the 20 s after which S3 closes idle connections.
@@ -50,11 +50,11 @@ const FORWARDED: [HeaderName; 6] = [
     header::IF_UNMODIFIED_SINCE,
 ];
 
-/// The error of an answer after which the key is asked for without its dot segments.
+/// The error of an answer that makes the proxy ask for the key without dot segments.
 const DOT_SEGMENTS: ErrorType = ErrorType::new("DotSegments");
 
-/// The right region of a bucket that was asked for elsewhere ("HeadBucket", Amazon S3
-/// API Reference).
+/// The response field that names a bucket's actual region ("HeadBucket", Amazon S3 API
+/// Reference).
 const BUCKET_REGION: &str = "x-amz-bucket-region";
 
 /// The proxy: S3 behind, the disk cache in the middle.
@@ -84,17 +84,18 @@ pub struct RequestCtx {
     replaces_body: bool,
     /// See [`Absent::asked_now`].
     asked_at: u64,
-    /// The origin has no object of the key as it stands: ask without its dot segments.
+    /// The origin has no object of the key as it stands, so the key is asked for without
+    /// its dot segments.
     resolves_dots: bool,
 }
 
 // === impl RequestCtx ===
 
 impl RequestCtx {
-    /// Whether to ask once more, for the key without its dot segments. To S3 they are
-    /// part of a key, but apt writes `./` into the paths of a flat repository, and
-    /// other servers resolve them (RFC 3986 §5.2.4). MinIO refuses them with 400; S3
-    /// has 403 for what is missing, where a client may not list.
+    /// True if the proxy should ask again, for the key without its dot segments. To S3 they
+    /// are part of a key, but apt writes `./` into the paths of a flat repository, and
+    /// other servers resolve them (RFC 3986 §5.2.4). MinIO refuses them with 400. S3 answers
+    /// 403 for a missing object if the client may not list the bucket.
     fn may_resolve(&self, status: StatusCode) -> bool {
         let means_absent = matches!(
             status,
@@ -114,7 +115,7 @@ impl S3ProxyHttp {
                 default_ttl: Some(config.cache.default_ttl),
                 ..StoringRules::default()
             },
-            // The proxy makes its own requests: see FORWARDED.
+            // The proxy makes its own requests, see FORWARDED.
             request_fields: RequestFields::Only(&[]),
             // Otherwise any client could force requests to S3.
             request_directives: false,
@@ -149,15 +150,15 @@ impl S3ProxyHttp {
         }
     }
 
-    /// Whether an answer is kept in memory because there is no object. What the origin
-    /// says itself of its freshness is heeded when it is stored.
+    /// True if an answer is remembered because there is no object. An answer with the
+    /// origin's own `Cache-Control` is stored like any other.
     fn is_remembered(&self, response: &ResponseHeader) -> bool {
         self.absent.remembers(response.status)
             && !response.headers.contains_key(header::CACHE_CONTROL)
     }
 
-    /// S3 redirects requests for a bucket of another region or endpoint. A client
-    /// could not follow: the address has the bucket's name, and wants a signature.
+    /// The error of a redirect, which S3 sends for a bucket of another region or endpoint.
+    /// A client could not follow it: the address names the bucket, and needs a signature.
     fn redirected(&self, response: &ResponseHeader, ctx: &RequestCtx) -> Box<Error> {
         let status = response.status.as_u16();
         let bucket = ctx
@@ -187,7 +188,7 @@ impl S3ProxyHttp {
     }
 }
 
-/// What a request's query asks for instead of the object as it is.
+/// The sub-resource that a request's query asks for instead of the object as it is.
 fn sub_resource(request: &RequestHeader) -> Option<&'static str> {
     sub_resource_of(requested_query(request)?)
 }
@@ -319,7 +320,7 @@ impl ProxyHttp for S3ProxyHttp {
             .caching
             .response_cache_filter(session, response, &mut ctx.caching);
         Ok(match cacheable {
-            // Those who wait find it here; those who come later may have more luck.
+            // Waiting requests find the answer in memory; a later one may get another.
             RespCacheable::Uncacheable(_) if self.is_remembered(response) => {
                 RespCacheable::Uncacheable(NoCacheReason::Deferred)
             }
@@ -412,7 +413,7 @@ impl ProxyHttp for S3ProxyHttp {
         Ok(Box::new(peer))
     }
 
-    // Another address of the origin may answer.
+    // Retry, because another address of the origin may answer.
     fn fail_to_connect(
         &self,
         _session: &mut Session,
@@ -492,7 +493,7 @@ impl ProxyHttp for S3ProxyHttp {
         }
         if ctx.may_resolve(response.status) {
             ctx.resolves_dots = true;
-            let why = "the origin has no object whose key has dot segments";
+            let why = "the origin has no object of this key with dot segments";
             let mut error = Error::explain(DOT_SEGMENTS, why).into_up();
             error.set_retry(true);
             return Err(error);

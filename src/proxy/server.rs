@@ -29,12 +29,12 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How far TLS encrypts ahead of a client: one record (RFC 8446 §5.1).
 const TLS_WRITE_BUFFER: usize = 16 * 1024;
 
-/// How much the streams of an HTTP/2 connection buffer together of their responses.
-/// Of large bodies, 16 KiB are written at once.
+/// The most bytes of responses that the streams of an HTTP/2 connection buffer together.
+/// Large bodies are written 16 KiB at a time.
 const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 
-/// How long the client of an HTTP/2 connection that is closed may take to acknowledge
-/// it, and to take what is left.
+/// The longest time that a client may take to acknowledge the close of an HTTP/2
+/// connection, and to read what is left.
 const HTTP2_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the listening sockets come from.
@@ -66,7 +66,7 @@ impl ProxyServer {
     /// serves now, and share its cache until it has ended.
     ///
     /// Waits some seconds at `server.upgrade_sock` for that process, which hands
-    /// them over when it gets SIGQUIT, and ends once this one serves. Where it does
+    /// them over when it gets SIGQUIT, and ends once this one serves. If it does
     /// not, **this process ends** with exit code 1: Pingora knows no other way.
     pub fn successor(config: &Config) -> Result<ProxyServer, StartError> {
         ProxyServer::set_up(config, Listeners::Inherited)
@@ -93,7 +93,7 @@ impl ProxyServer {
         let bad_bucket = |e: OriginError| StartError(e.to_string());
         let proxy = S3ProxyHttp::new(config, cache).map_err(bad_bucket)?;
 
-        // Where there is none, the line that SIGQUIT leaves in the log names the key.
+        // Without a socket, the line that SIGQUIT leaves in the log names the key.
         let upgrade_sock = config.server.upgrade_sock.clone();
         let upgrade_sock = upgrade_sock.unwrap_or_else(|| "server.upgrade_sock".into());
         let conf = ServerConf {
@@ -254,9 +254,9 @@ fn listener(endpoint: &Endpoint, config: &Config) -> ListenerConfig {
         .l4_buffer(L4BufferSettings::default().read(0))
 }
 
-/// What the client of an HTTP/2 connection may take of the server. A stream whose
-/// client takes nothing is cut by `server.write_timeout`, so that no PING has to find
-/// out whether it is still there.
+/// Limit what the client of an HTTP/2 connection may take of the server.
+/// `server.write_timeout` cuts a stream whose client takes nothing, so no PING is needed to
+/// find out whether the client is still there.
 fn limit_http2(options: &mut HttpServerOptions, config: &Config) {
     let limit = |timeout: Duration| (!timeout.is_zero()).then_some(timeout);
     options.h2_request_header_timeout = limit(config.server.request_head_timeout);

@@ -13,7 +13,7 @@ pub const MAX_KEY_BYTES: usize = 1024;
 ///
 /// Everything else is S3's to judge: doubled and trailing slashes, control characters
 /// and the segments `.` and `..` are part of a name there. A name whose segments lead to
-/// the bucket itself or out of it is none: a server that resolves them would answer
+/// the bucket itself or out of it is invalid: a server that resolves them would answer
 /// with a list of objects, or with an object of another bucket.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectKey(String);
@@ -62,8 +62,8 @@ impl ObjectKey {
         Ok(ObjectKey(key))
     }
 
-    /// The key without the segments `.` and `..`, as RFC 3986 §5.2.4 resolves them:
-    /// the object that a client means who writes `./` in front of a name. `None`: it
+    /// The key without the segments `.` and `..`, as RFC 3986 §5.2.4 resolves them. This is
+    /// the object meant by a client that writes `./` in front of a name. `None`: the key
     /// has no such segments.
     pub fn without_dot_segments(&self) -> Option<ObjectKey> {
         let is_dots = |segment: &str| matches!(segment, "." | "..");
@@ -125,9 +125,9 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// Whether a server that resolves the dot segments of a path (RFC 3986 §5.2.4), or a
-/// file system, where doubled slashes are one, would take a key for the bucket itself,
-/// which it might list, or for something outside of it.
+/// True if a key could be taken for the bucket itself, which might be listed, or for
+/// something outside it: by a server that resolves the dot segments of a path (RFC 3986
+/// §5.2.4), or by a file system, where doubled slashes are one.
 fn leaves_bucket(key: &str) -> bool {
     let mut depth = 0;
     let mut has_dots = false;

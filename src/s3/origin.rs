@@ -294,9 +294,8 @@ impl Origin {
     }
 }
 
-/// As [`str::strip_prefix`], of a raw path that writes characters of the prefix as
-/// percent-encoded octets. That makes no difference where they are unreserved (RFC 3986
-/// §2.3).
+/// Like [`str::strip_prefix`], but the raw path may percent-encode unreserved characters
+/// of the prefix, which makes no difference (RFC 3986 §2.3).
 fn strip_encoded_prefix<'a>(raw_path: &'a str, prefix: &str) -> Option<&'a str> {
     let mut rest = raw_path;
     for character in prefix.chars() {
@@ -340,7 +339,7 @@ impl Router {
     /// The origin and the key that a path asks for.
     ///
     /// `raw_path` is the path as the client sent it, still encoded and without
-    /// its query. The prefix is compared segment by segment, unreserved characters
+    /// its query. The prefix is compared segment by segment, with unreserved characters
     /// in either spelling: `/assets` matches `/%61ssets/x`, but not `/assets2/x`.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Queries that ask S3 for something else than an object as it is.
+//! Queries that ask S3 for something other than an object as it is.
 
 use std::borrow::Cow;
 
@@ -58,8 +58,8 @@ const SUB_RESOURCES: [&str; 47] = [
     "website",
 ];
 
-/// The first parameter of a raw query that S3 would heed. Any other, such as `x-id` or
-/// the signature of a presigned URL, leaves the object as it is.
+/// The first parameter of a raw query that would change S3's answer. Others, such as
+/// `x-id` or the signature of a presigned URL, do not.
 pub fn sub_resource_of(query: &[u8]) -> Option<&'static str> {
     query.split(|byte| *byte == b'&').find_map(|parameter| {
         let name = parameter.split(|byte| *byte == b'=').next()?;
@@ -69,7 +69,7 @@ pub fn sub_resource_of(query: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// A name without percent-encoding. An escape that is not whole stands for itself.
+/// A name without percent-encoding. An incomplete escape stands for itself.
 fn decoded(name: &[u8]) -> Cow<'_, [u8]> {
     if !name.contains(&b'%') {
         return name.into();
