@@ -42,7 +42,7 @@ const STEP: u64 = 4 << 20;
 const DISK_FULL_TRIES: u32 = 4;
 
 /// The longest time that a fill waits, on a full disk, for removed files to be closed.
-const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Fewest bytes that are evicted at once on a full disk.
 const DISK_FULL_STEP: u64 = 64 << 10;
