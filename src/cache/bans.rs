@@ -63,8 +63,8 @@ pub struct List {
 
 /// The banned prefixes of a tag.
 ///
-/// Of two nested prefixes, the longer one has the higher generation; otherwise it would
-/// add nothing. So the longest prefix of a key decides. A lookup finds it next to the
+/// The longer of two nested prefixes has the higher generation; otherwise it would add
+/// nothing. So the longest prefix of a key decides. A lookup finds it next to the
 /// key's own place in the order, however many prefixes there are.
 #[derive(Debug, Default)]
 struct Prefixes {
@@ -841,7 +841,7 @@ mod tests {
             "{}",
             file.len()
         );
-        // Of the forgotten keys, only variants are void.
+        // Only variants of the forgotten keys are void.
         let first = |bans: &Bans| bans.void(0, &hash(0), || ("b", b"/a"));
         assert!(!first(&bans) && bans.voids_variant(0));
         let last = 3 * MAX_ABSENT as u64;

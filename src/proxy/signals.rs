@@ -9,8 +9,8 @@ use tokio::signal::unix::{signal, Signal, SignalKind};
 ///
 /// SIGHUP is logged, because it asks other servers to read their configuration again.
 /// SIGUSR1 and SIGUSR2 come from log rotation and upgrades meant for other servers. After
-/// SIGXFSZ, the write that was too long fails by itself (setrlimit(2), `RLIMIT_FSIZE`). The Rust runtime
-/// ignores SIGPIPE.
+/// SIGXFSZ, the write that was too long fails by itself (setrlimit(2), `RLIMIT_FSIZE`). The
+/// Rust runtime ignores SIGPIPE.
 ///
 /// # Errors
 /// The kernel or the process's limits allow no handler or no thread.
