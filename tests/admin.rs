@@ -228,7 +228,7 @@ fn a_page_in_a_browser_can_not_purge() {
         &[("Host", &localhost)],
     );
     expect_answer(answer, 200, "purged\n");
-    // Prometheus asks under the names that services have in its network.
+    // Prometheus uses the names that services have in its network.
     let service = [("Host", "s3-proxy.default.svc")];
     let metrics = request(proxy.metrics_addr(), "GET", "/metrics", &service);
     assert_eq!(metrics.status, 200);

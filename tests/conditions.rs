@@ -1,5 +1,5 @@
-//! Conditions and ranges in front of an origin that ignores or misjudges them, as MinIO
-//! ignores If-Range: the client gets what its conditions allow, of one version.
+//! Conditions and ranges with an origin that ignores or misjudges them, as MinIO ignores
+//! If-Range. The client gets what its conditions allow, and of one version only.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,7 +27,7 @@ fn new() -> Reply {
         .header("date", from_now(0))
 }
 
-/// An origin that has the new version, and honours ranges but no condition.
+/// An origin that has the new version, and obeys ranges but no conditions.
 fn heedless() -> Origin {
     Origin::start(|asked| new().answering(&asked.without_conditions()))
 }
@@ -212,7 +212,7 @@ fn a_precondition_is_judged_by_what_is_stored_and_fresh() {
         }
     }
     assert_eq!(origin.requests().len(), 1);
-    // The entry is as it was.
+    // The entry is unchanged.
     let hit = proxy.get(OBJECT);
     expect_whole(&hit, "a hit");
     assert_eq!(hit.header("x-cache"), Some("HIT"));
@@ -220,7 +220,7 @@ fn a_precondition_is_judged_by_what_is_stored_and_fresh() {
 
 #[test]
 fn a_304_that_does_not_name_the_clients_version_is_not_believed() {
-    // It answers 304 to whatever condition.
+    // It answers 304 to any condition.
     let origin = Origin::start(|asked| {
         let conditional = ["if-none-match", "if-modified-since"]
             .iter()

@@ -1,4 +1,4 @@
-//! Connections that clients hold keep nobody else out.
+//! Connections held by some clients do not keep others out.
 
 use std::{
     fs,
@@ -39,7 +39,7 @@ fn four_hundred_idle_connections_do_not_use_up_256_descriptors() {
             assert!(proxy.metric("connections_open") <= 64);
         }
     }
-    // Those who hold the listener for operators do not keep them out either.
+    // Clients that hold the listener for operators do not keep operators out either.
     held.extend((0..100).map(|_| silent(proxy.metrics_addr())));
     assert!((50..=64).contains(&proxy.metric("connections_open")));
     assert!(proxy.metric("connections_idle_closed_total") >= 336);
@@ -90,14 +90,14 @@ fn where_nobody_is_idle_a_new_client_is_told_at_once() {
         })
         .collect();
 
-    // The end of the stream or a reset, and no wait.
+    // It ends or is reset at once.
     let mut refused = TcpStream::connect(proxy.addr()).expect("connect");
     refused.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     assert!(matches!(refused.read(&mut [0]), Ok(0) | Err(_)));
     proxy.expect_metric("connections_refused_total", 1);
     proxy.expect_metric("connections_open", 2);
 
-    // Who is served is served to the end, and then there is room.
+    // Running transfers are served to the end, and then there is room.
     let (transfer, begun) = transfers.pop().expect("two");
     assert!(transfer.check(Pattern::new(1), begun).complete);
     assert_eq!(proxy.get("/assets/1").status, 200);
@@ -117,7 +117,7 @@ fn an_idle_http2_connection_makes_room_and_one_with_a_stream_does_not() {
     let url = |name: &str| format!("https://{}/assets/{name}", proxy.https_addr());
     let idle = [(); 3].map(|()| https_client(HttpVersion::Http2));
     for client in &idle {
-        // The one before is idle a moment after its client has got the response.
+        // The previous connection becomes idle a moment after its client has the response.
         eventually("the idle connection makes room", || {
             let response = client.get(url("1")).send();
             response.is_ok_and(|response| response.status() == 200)
@@ -149,7 +149,7 @@ fn a_handshake_has_a_deadline() {
         client.write_all(hello).expect("begin a handshake");
         let start = Instant::now();
         assert!(matches!(client.read(&mut [0]), Ok(0) | Err(_)));
-        // Less than the default.
+        // Before the default timeout.
         assert!(start.elapsed().as_secs() < 10, "{hello:?}");
     }
     eventually("it is logged", || {
@@ -163,7 +163,7 @@ fn a_handshake_has_a_deadline() {
 fn a_client_that_reads_slowly_holds_little_in_the_kernel() {
     let origin = origin();
     let held = |proxy: Proxy| {
-        // What is on its way to the client is less than this.
+        // Fewer bytes than this are in flight to the client.
         let client = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         client.set_recv_buffer_size(256 << 10).expect("a window");
         client.connect(&proxy.addr().into()).expect("connect");
@@ -171,12 +171,12 @@ fn a_client_that_reads_slowly_holds_little_in_the_kernel() {
         client.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let request = b"GET /large/1 HTTP/1.1\r\nHost: proxy\r\n\r\n";
         client.write_all(request).expect("send a request");
-        // Enough for the kernel to find that the client can take a lot.
+        // Enough for the kernel to learn that the client reads fast.
         let mut part = vec![0; 4 << 20];
         client.read_exact(&mut part).expect("read a part");
         let client_addr = client.local_addr().expect("its address");
         let (mut queue, mut unchanged) = (0, 0);
-        // No signal says that the proxy waits for the client: the queue grows no more.
+        // The only sign that the proxy waits for the client is that the queue stops growing.
         eventually("the proxy waits for the client", || {
             thread::sleep(Duration::from_millis(100));
             let now = send_queue(proxy.addr(), client_addr);
@@ -192,8 +192,8 @@ fn a_client_that_reads_slowly_holds_little_in_the_kernel() {
     assert!(unbounded >= 2 * bounded, "{bounded} and {unbounded} bytes");
 }
 
-/// The bytes of a connection that its client's kernel has not got, see proc_net_tcp of
-/// the kernel's documentation.
+/// The bytes of a connection that the client's kernel has not received; see proc_net_tcp
+/// in the kernel's documentation.
 fn send_queue(server: SocketAddr, client: SocketAddr) -> u64 {
     let shown = |addr: SocketAddr| format!("0100007F:{:04X}", addr.port());
     let (local, remote) = (shown(server), shown(client));

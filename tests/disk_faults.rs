@@ -156,7 +156,7 @@ fn a_full_disk_costs_the_client_nothing_if_the_length_is_known() {
 
 #[test]
 fn a_full_disk_makes_room_as_the_limit_does() {
-    // Far below the limit.
+    // The disk is far smaller than the limit.
     const DISK: u64 = 32 * MIB;
     type Framing = fn(Reply) -> Reply;
     let framings: [Framing; 2] = [|reply| reply, Reply::chunked];
@@ -185,7 +185,7 @@ fn a_full_disk_makes_room_as_the_limit_does() {
         expect_cause(&proxy, "cache_fill_errors_total", "no_space", 0);
         assert!(proxy.metric("cache_entries") >= 4);
 
-        // When there is space again, it is used.
+        // New space is used.
         disk.limit_bytes(None);
         let before = proxy.metric("cache_entries");
         for seed in 21..=30 {
@@ -206,7 +206,7 @@ fn a_disk_that_stays_full_keeps_most_of_what_is_stored() {
         assert_eq!(ask(&proxy, seed), "MISS");
     }
     proxy.expect_metric("cache_entries", 60);
-    // Whatever is removed, something else is faster.
+    // Whatever is removed, something else takes its place first.
     disk.fail(Op::Create, ENOSPC);
     for seed in 100..=110 {
         assert_eq!(ask(&proxy, seed), "MISS");

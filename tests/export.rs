@@ -62,7 +62,7 @@ fn a_project_builds_with_the_lines_that_the_command_prints() {
     );
 }
 
-/// Longer than what is read ahead, and than what one call of sendfile(2) moves.
+/// More bytes than are read ahead, and than one call of sendfile(2) moves.
 const LEN: u64 = 3_000_000;
 
 #[test]
@@ -86,7 +86,7 @@ fn the_sample_stores_each_object_under_its_own_key() {
         assert!(part.complete && part.body == whole[7..2_000_007], "{path}");
         sample.expect_log(path, "Hit, 2000000 bytes by sendfile");
     }
-    // None has taken another one's place.
+    // No object has taken another one's place.
     expect_body(&get(sample.addr, "/a.bin"), &pattern(1, LEN as usize));
     sample.expect_log("/a.bin", "Hit, 3000000 bytes by sendfile");
     // The same path of another host is another object.
@@ -137,7 +137,7 @@ fn the_sample_stores_nothing_that_is_not_for_all() {
         }
         assert_eq!(origin.requests_for(path), 2, "{path}");
     }
-    // What a method other than GET and HEAD is answered is not even looked up.
+    // Methods other than GET and HEAD are not even looked up.
     for _ in 0..2 {
         assert_eq!(request(sample.addr, "DELETE", "/a.bin", &[]).status, 200);
     }
@@ -183,7 +183,7 @@ struct Sample {
 // === impl Sample ===
 
 impl Sample {
-    /// Runs it in a folder of its own, in which `file` is.
+    /// Runs it in a folder of its own, which has `file`.
     fn start(origin: &Origin) -> Self {
         let dir = tempfile::tempdir().expect("make a folder");
         fs::write(dir.path().join("file"), pattern(9, LEN as usize)).expect("write the file");
@@ -198,7 +198,7 @@ impl Sample {
         let (lines, log) = mpsc::channel();
         thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
-                // Nobody listens any more; the pipe is drained all the same.
+                // The pipe is drained even when nobody listens any more.
                 let _ = lines.send(line);
             }
         });
@@ -211,14 +211,14 @@ impl Sample {
         let line = sample.log.recv_timeout(PATIENCE).expect("a line");
         let addr = line.strip_prefix("listening on ").expect("an address");
         sample.addr = addr.parse().expect("an address");
-        // It says so before it is true.
+        // It says so before it listens.
         eventually("the sample accepts connections", || {
             TcpStream::connect(sample.addr).is_ok()
         });
         sample
     }
 
-    /// The next request that it logs is for this path, and this became of it.
+    /// Checks that the next request that it logs is for `path`, with the outcome `what`.
     fn expect_log(&self, path: &str, what: &str) {
         let line = self.log.recv_timeout(PATIENCE).expect("a line");
         assert_eq!(line, format!("{path} {what}"));
@@ -227,7 +227,7 @@ impl Sample {
 
 impl Drop for Sample {
     fn drop(&mut self) {
-        // Both fail only where it has ended.
+        // Both fail only if it has ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -231,7 +231,7 @@ fn of_those_who_wait_for_a_slow_origin_one_at_a_time_asks_too() {
                 assert_eq!((response.status, response.complete), (200, true));
             });
         }
-        // The first, and one after each second.
+        // The first request, and another one each second.
         gate.wait_for_arrivals(5);
         assert_eq!(origin.requests().len(), 5);
         gate.open();
@@ -243,7 +243,7 @@ fn of_those_who_wait_for_a_slow_origin_one_at_a_time_asks_too() {
 fn more_misses_than_may_be_stored_at_once_take_turns() {
     const MAX_FILLS: usize = 4;
     const CLIENTS: u64 = 20;
-    // Small, so that nobody's patience ends on a slow machine.
+    // Small, so that no request runs out of patience on a slow machine.
     const LEN: u64 = 64 * 1024;
     let gate = Gate::new();
     let origin = Origin::start({
@@ -596,8 +596,8 @@ fn an_object_that_turns_out_larger_than_the_cache_is_never_cut_short() {
     assert_eq!(hit.headers.get("x-cache"), Some("HIT"));
     read_start(&mut hit);
 
-    // It is found out when most of it has been sent. Those who have that get the rest,
-    // however slow one of them is.
+    // The cache finds out when most of the body has been sent. Clients that are reading it
+    // get the rest, however slow one of them is.
     gate.open();
     thread::scope(|scope| {
         for transfer in [hit, miss] {

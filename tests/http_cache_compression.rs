@@ -1,5 +1,5 @@
-//! The example with `--compression`: which responses are compressed, and which must not be
-//! (RFC 9110 sections 8.4, 12.5.3, 14 and 15.3.7, RFC 9111 section 5.2.2.6).
+//! The example with `--compression`: responses that are compressed, and those that must not
+//! be (RFC 9110 sections 8.4, 12.5.3, 14 and 15.3.7, RFC 9111 section 5.2.2.6).
 
 use std::{io::Read, sync::OnceLock};
 
@@ -17,7 +17,7 @@ fn text() -> String {
     (0..5_000).map(|line| format!("line {line}\n")).collect()
 }
 
-/// What would be compressed.
+/// An answer that would be compressed.
 fn answer() -> Answer {
     Answer::fresh()
         .field("Content-Type", "text/plain")
@@ -44,7 +44,7 @@ fn expect_plain(got: &Got) {
     assert!(got.complete && got.body == text().as_bytes());
 }
 
-/// As a miss, as a hit, and as a hit whose header was prepared.
+/// A miss, a hit, and a hit whose header was prepared.
 fn each_way(page: &Page, fields: &[(&str, &str)], expect: impl Fn(&Got)) {
     for _ in 0..3 {
         expect(&page.get_with(fields));
@@ -71,7 +71,7 @@ fn the_header_is_that_of_the_compressed_body() {
     expect_plain(&plain);
     assert_eq!(plain.header("etag"), Some("\"v1\""));
     assert_eq!(plain.header("vary"), Some("accept-encoding"));
-    // Whoever has either of them has the current one.
+    // A client that has either of them has the current version.
     for etag in ["\"v1\"", "W/\"v1\""] {
         let got = page.get_with(&[GZIP[0], ("If-None-Match", etag)]);
         assert_eq!((got.status, got.body.len()), (304, 0), "{etag}");
@@ -102,7 +102,7 @@ fn a_part_is_a_part_of_the_body_as_it_is() {
     let beyond = page.get_with(&[GZIP[0], ("Range", "bytes=1000000-")]);
     assert_eq!(beyond.status, 416);
     assert_eq!(beyond.header("content-encoding"), None);
-    // A validator of the compressed body names no body that can have parts.
+    // A validator of the compressed body does not permit parts.
     let got = page.get_with(&[GZIP[0], ("Range", "bytes=0-19"), ("If-Range", "W/\"v1\"")]);
     expect_gzip(&got);
 }
@@ -208,7 +208,7 @@ fn what_has_no_body_is_announced_without_one() {
         for name in ["transfer-encoding", "content-encoding"] {
             assert_eq!(got.header(name), None, "{name}");
         }
-        // The second one is answered from what this has stored.
+        // The next request is answered from the response stored by this one.
         expect_gzip(&page.get_with(&GZIP));
     }
 }

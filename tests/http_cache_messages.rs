@@ -1,5 +1,5 @@
-//! How messages are framed, and where they end: what others could read otherwise
-//! is refused, and what a client has asked for completely is answered.
+//! Framing of messages, and their ends: a message that others could read differently is
+//! refused, and a complete request is answered.
 
 use std::{
     io::{Read, Write},
@@ -37,8 +37,8 @@ fn a_request_cannot_be_hidden_in_a_chunk() {
     };
     let size = smuggled.len() + 5;
     for body in [
-        // Whoever ends the line at LF reads a chunk of two bytes, and then the
-        // request; whoever ends it at CRLF reads that as data.
+        // A parser that ends the line at LF reads a chunk of two bytes, and then the
+        // request; one that ends it at CRLF reads the request as data.
         format!("2;\nxx\r\n{size:x}\r\n0\r\n\r\n{smuggled}\r\n0\r\n\r\n"),
         format!("0;\n{size:x}\r\n0\r\n\r\n{smuggled}\r\n0\r\n\r\n"),
         format!("2\nxx\r\n0\r\n\r\n{smuggled}"),
@@ -75,14 +75,14 @@ fn malformed_chunks_of_the_origin_are_not_passed_on() {
             let whole = got.is_ok_and(|got| got.status == 200 && got.complete);
             rules.expect("RFC 9112 7.1", body, false, whole);
         }
-        // And nothing of it is kept.
+        // Nothing of it is kept.
         page.answers([Answer::fresh().body("good")]);
         eventually("the fill has failed", || page.get().text() == "good");
     }
     rules.check();
 }
 
-/// RFC 9112 §9.6: who shuts down the sending half still reads.
+/// RFC 9112 §9.6: a client that shuts down the sending half still reads.
 #[test]
 fn a_client_that_has_sent_all_is_answered_when_the_origin_takes_its_time() {
     let mut rules = Rules::new();
@@ -118,7 +118,7 @@ fn a_client_that_has_sent_all_is_answered_when_the_origin_takes_its_time() {
         client.ask(method, page.path(), &[], body);
         client.finish_sending();
         gate.wait_for_arrivals(1);
-        // The proxy has had the time to read the end.
+        // The proxy has time to read the end of sending.
         std::thread::sleep(Duration::from_millis(300));
         gate.open();
         let got = client.try_receive(method);
@@ -211,7 +211,7 @@ fn an_answer_without_a_body_may_say_a_length() {
         }
         rules.expect("RFC 9111 3", fields, 1, page.count());
     }
-    // A 304 says the length of what it stands for.
+    // A 304 gives the length of the response that it stands for.
     let not_modified = Answer::raw(
         "HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\nETag: \"v1\"\r\n\
          Content-Length: 5\r\n\r\n",
@@ -237,10 +237,10 @@ fn an_answer_may_have_as_many_fields_as_its_limit_says() {
             fields.collect::<String>()
         ))
     };
-    // What a stored header may have, and what an answer may have.
+    // Field counts that a stored response may have, and that only a passed one may have.
     for (count, stored) in [(250, true), (255, false), (300, false), (1022, false)] {
         let page = site().page_with(many(count));
-        // From the origin, a hit, and a hit with a header that was prepared.
+        // A miss, a hit, and a hit whose header was prepared.
         for _ in 0..3 {
             let got = page.get();
             assert_eq!((got.status, got.text()), (200, "abc".into()), "{count}");
@@ -251,7 +251,7 @@ fn an_answer_may_have_as_many_fields_as_its_limit_says() {
         }
         assert_eq!(page.count(), if stored { 1 } else { 3 }, "{count}");
     }
-    // A log of its own, in which nothing of the kind was suppressed before.
+    // This proxy has a log of its own, in which no such line was suppressed before.
     let site = Site::start(&[]);
     let page = site.page_with(many(1023));
     assert_eq!(page.get().status, 502);
@@ -298,7 +298,7 @@ fn the_host_of_an_absolute_target_may_be_written_otherwise() {
     }
 }
 
-/// What a client reads that sends its whole body first, whatever comes.
+/// The answer as read by a client that sends its whole body first, whatever comes back.
 fn upload(head: &str, len: usize) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(site().addr())?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -275,7 +275,7 @@ fn every_final_status_is_passed_on() {
             .field("Cache-Control", "no-store")
             .field("X-Field", "value")
             .body(body);
-        // A part is one of those that were asked for, and says which.
+        // A part has to be asked for, and to say its range.
         let range: &[(&str, &str)] = match status {
             206 => &[("Range", "bytes=0-7")],
             _ => &[],

@@ -347,7 +347,7 @@ fn strangers_do_not_have_a_response_stored_as_often_as_they_like() {
     for number in 0..40 {
         assert_eq!(ask(number), Use::Fetched, "{number}");
     }
-    // Eight of forty had to leave, of those that were stored first.
+    // Eight of the forty had to leave: those that were stored first.
     let fetched = (0..40)
         .rev()
         .filter(|number| ask(*number) == Use::Fetched)

@@ -1,4 +1,4 @@
-//! What strangers repeat does not fill the log.
+//! Strangers cannot fill the log by repeating requests.
 
 use std::{
     io::{Read, Write},
@@ -13,7 +13,7 @@ use test_support::{
 
 const SUPPRESSED: &str = "log_lines_suppressed_total";
 
-/// The longest line: a message, and what is around it.
+/// The longest line: a message, and the text around it.
 const MAX_LINE: usize = 1024 + 200;
 
 #[test]
@@ -30,7 +30,7 @@ fn requests_that_fail_leave_a_few_lines_and_a_count() {
         fail(&mut connection);
     }
 
-    // At least one line a request would have been written.
+    // Without the limit, there would have been at least one line for each request.
     let lines = proxy.stderr().lines().count();
     let suppressed = proxy.metric(SUPPRESSED) as usize;
     assert!(lines + suppressed >= REQUESTS, "{lines} and {suppressed}");
@@ -40,7 +40,7 @@ fn requests_that_fail_leave_a_few_lines_and_a_count() {
         assert!(line.len() <= MAX_LINE, "{} bytes: {line}", line.len());
     }
 
-    // The next line that is due says how many are missing.
+    // The next line that may be written says how many are missing.
     eventually("a line says how many were left out", || {
         fail(&mut Connection::open(proxy.addr()));
         let log = proxy.stderr();
@@ -106,10 +106,10 @@ fn proxy(endpoint: &str) -> ProxyBuilder {
         .bucket(Bucket::new("/assets", "bucket").endpoint(endpoint))
 }
 
-/// Speaks HTTP where TLS is spoken.
+/// Speaks HTTP to a TLS listener.
 fn no_handshake(addr: SocketAddr) {
     let mut stream = TcpStream::connect(addr).expect("connect");
-    // Whether the proxy has closed already does not matter.
+    // The proxy may have closed the connection already.
     let _ = stream.write_all(b"GET / HTTP/1.1\r\n\r\n");
     let _ = stream.read_to_end(&mut Vec::new());
 }

@@ -14,7 +14,7 @@ use std::{
 use tempfile::TempDir;
 use test_support::{skip, Bucket, Proxy};
 
-/// Runs the rest with another /etc/hosts, in a mount namespace of its own.
+/// Runs the remaining arguments with another /etc/hosts, in a mount namespace of its own.
 const WITH_HOSTS: &str = r#"mount --bind "$0" /etc/hosts && exec "$@""#;
 
 #[test]
@@ -45,7 +45,7 @@ fn an_address_that_refuses_is_no_obstacle() {
             );
             assert_eq!(response.body, b"hello");
         }
-        // The dead one is tried once at most, and connections are reused.
+        // The dead address is tried once at most, and connections are reused.
         let retried = proxy.stderr().matches("tries: 1, retry: true").count();
         assert!(retried <= 1, "{}", proxy.stderr());
         assert_eq!(origin.connections.load(Ordering::SeqCst), 1);

@@ -175,7 +175,7 @@ fn small_parts_of_a_large_object_do_not_fetch_the_whole() {
         wholes.count()
     };
     assert_eq!(wholes(), 0);
-    // A sixteenth of it does.
+    // A sixteenth of the object is enough.
     read_part(&mut client, 0, LEN / 16 - 1);
     eventually("the whole is fetched", || wholes() == 1);
     eventually("it is stored", || proxy.metric("cache_entries") == 1);
@@ -200,14 +200,14 @@ fn a_client_has_a_budget_for_what_its_parts_make_the_proxy_fetch() {
     });
     let requests = origin.requests();
     let wholes = requests.iter().filter(|r| r.header("range").is_none());
-    // What is spent comes back in a minute, and one may be overdrawn.
+    // A spent budget comes back in a minute, and may be overdrawn once.
     let wholes = wholes.count();
     assert!((3..=6).contains(&wholes), "{wholes}");
 }
 
 #[test]
 fn what_is_fetched_for_parts_has_limits_of_its_own() {
-    // More than an eighth of the cache, each.
+    // Each object is larger than an eighth of the cache.
     const OBJECTS: u64 = 4;
     let gate = Gate::new();
     let origin = Origin::start({

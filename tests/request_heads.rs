@@ -1,4 +1,4 @@
-//! What the head of a request may take: time, bytes, and the form of its target.
+//! Limits of a request head: its time, its bytes, and the form of its target.
 
 use std::{
     net::SocketAddr,
@@ -28,7 +28,7 @@ fn listeners(proxy: &Proxy) -> [(&'static str, SocketAddr); 3] {
     ]
 }
 
-/// The status and whether the connection is closed after it.
+/// The status, and true if the connection is closed afterwards.
 fn answer(mut client: Client) -> (u16, bool) {
     let got = client.receive("GET");
     (got.status, client.is_closed())
@@ -42,7 +42,7 @@ fn a_head_that_trickles_in_ends_with_408_on_every_listener() {
         let mut client = Client::open(addr);
         client.send("GET /assets/object HTTP/1.1\r\nHost: a\r\nX-Slow: ");
         let begun = Instant::now();
-        // Each byte comes long before the limit.
+        // Every byte comes long before the limit.
         for _ in 0..4 {
             std::thread::sleep(Duration::from_millis(50));
             client.send("a");
@@ -60,7 +60,7 @@ fn a_connection_that_sends_nothing_is_closed_on_every_listener() {
     for (listener, addr) in listeners(&proxy) {
         assert!(Client::open(addr).is_closed(), "{listener}");
     }
-    // An idle connection has the time of its keepalive.
+    // An idle connection has the time of `keepalive_timeout`.
     let mut client = Client::open(proxy.addr());
     for _ in 0..2 {
         client.ask("GET", "/assets/object", &[], b"");
@@ -75,7 +75,7 @@ fn a_head_over_the_limit_is_431_on_every_listener() {
     let proxy = proxy(&origin).admin().start();
     for (listener, addr) in listeners(&proxy) {
         let mut client = Client::open(addr);
-        // There is no end of it.
+        // The head has no end.
         let field = format!("X-Filler: {}\r\n", "a".repeat(1000));
         client.send(format!(
             "GET /health HTTP/1.1\r\nHost: a\r\n{}",
@@ -83,7 +83,7 @@ fn a_head_over_the_limit_is_431_on_every_listener() {
         ));
         assert_eq!(answer(client), (431, true), "{listener}");
     }
-    // What fits is served.
+    // A head within the limit is served.
     let mut client = Client::open(proxy.addr());
     let filler = "a".repeat(60_000);
     client.ask("GET", "/assets/object", &[("X-Filler", &filler)], b"");
@@ -128,7 +128,7 @@ fn a_target_over_the_limit_is_414() {
     // The longest key of S3, each byte percent-encoded, is not too long.
     let longest = format!("/assets/{}", "%C3%A4".repeat(512));
     let long = format!("/assets/{}", "a".repeat(9000));
-    // One that does not even end within the limit of the head.
+    // This target does not even end within the limit of the head.
     let endless = format!("/assets/{}", "a".repeat(70_000));
     for (target, status) in [(&longest, 404), (&long, 414), (&endless, 414)] {
         let mut client = Client::open(proxy.addr());
@@ -171,7 +171,7 @@ fn a_request_line_that_others_would_split_otherwise_is_400() {
 fn requests_before_the_end_of_sending_are_all_answered() {
     let origin = origin();
     let proxy = proxy(&origin).start();
-    // A miss, one that is refused without an origin, a hit, an error of the origin.
+    // A miss, a request refused without the origin, a hit, and an error of the origin.
     for _ in 0..2 {
         let mut client = Client::open(proxy.addr());
         let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");

@@ -1,4 +1,4 @@
-//! The limit on the disk: never passed, whatever is asked for at once.
+//! The limit on the disk, which is never exceeded, whatever is asked for at once.
 
 mod engine;
 
@@ -11,8 +11,8 @@ use test_support::{eventually, pattern, Bucket, Connection, Gate, Origin, Patter
 
 /// The limit of all caches here, in bytes.
 const LIMIT: u64 = 20_000_000;
-/// What files about to be removed may take beyond the limit, and the blocks of small
-/// ones.
+/// Bytes that files about to be removed, and the blocks of small files, may take beyond
+/// the limit.
 const SLACK: u64 = LIMIT / 64 + 200_000;
 
 #[test]
@@ -44,7 +44,7 @@ fn large_objects_asked_for_at_once_do_not_pass_the_limit() {
         expect_within_limit(&folder);
         gate.open();
     });
-    // One had room. The others came from the origin all the same, quietly.
+    // One object had room. The others came from the origin without a warning.
     proxy.expect_metric("cache_entries", 1);
     let no_room = [("cause", "no_space")];
     proxy.expect_metric_where("cache_fill_errors_total", &no_room, CLIENTS - 1);
@@ -56,7 +56,7 @@ fn large_objects_asked_for_at_once_do_not_pass_the_limit() {
     );
     assert_eq!(proxy.metric("response_errors_total"), 0);
 
-    // One after another they take turns.
+    // Requested one after another, they take each other's place.
     for seed in 20..25 {
         get(seed);
         proxy.expect_metric("cache_entries", 1);
@@ -117,8 +117,8 @@ fn what_is_removed_and_still_read_counts() {
         engine::fill(cache, "read", Object::new(1, LEN)).await;
         cache.settle().await;
         let (_, reader) = engine::lookup(cache, "read").await.expect("a hit");
-        // Its entry leaves, its blocks do not: for the whole of another one there is no
-        // room, as turns out when most of that has come.
+        // Its entry leaves, but its blocks stay, so there is no room for the whole of
+        // another object. This turns out when most of that has come.
         let object = Object::new(2, LEN);
         let mut miss = engine::begin(cache, "other", object).await;
         let (_, follower) = engine::lookup(cache, "other").await.expect("a hit");
@@ -132,7 +132,7 @@ fn what_is_removed_and_still_read_counts() {
         cache.settle().await;
         assert_eq!(cache.entries(), 0);
 
-        // And for a new one not even that.
+        // There is no room even to begin a new one.
         let refused = engine::try_begin(cache, "other", object).await;
         assert_eq!(*refused.err().expect("no room").etype(), NO_ROOM);
         assert_eq!(engine::read(reader).await.expect("all").len() as u64, LEN);
@@ -186,7 +186,7 @@ fn a_fill_that_nobody_waits_for_takes_the_place_of_nothing_in_use() {
             assert_eq!(stored, Some(Object::new(seed, LEN)));
         }
 
-        // With a reader it does.
+        // With a reader, the fill is completed.
         let miss = engine::begin(cache, "new", object).await;
         let _reader = engine::lookup(cache, "new").await;
         let mut miss = miss;
@@ -210,12 +210,12 @@ fn proxy(origin: &Origin) -> Proxy {
         .start()
 }
 
-/// As du(1) counts.
+/// Counts blocks like du(1).
 fn expect_within_limit(folder: &Path) {
     let shards = fs::read_dir(folder.join("v2")).expect("list the shards");
     let files = shards
         .flat_map(|shard| fs::read_dir(shard.expect("a shard").path()).expect("list a shard"));
-    // One may be gone by now.
+    // A file may be gone by now.
     let sizes = files.filter_map(|file| file.expect("a file").metadata().ok());
     let taken: u64 = sizes.map(|file| file.blocks() * 512).sum();
     assert!(taken <= LIMIT + SLACK, "{taken} bytes of {LIMIT}");

@@ -1,5 +1,5 @@
-//! Requests that S3 clients send, and what S3 answers: which of it matters to what is
-//! stored, which is refused, and what clients see of errors.
+//! Requests of S3 clients, and answers of S3: what decides on storing, what is refused,
+//! and what clients see of errors.
 
 use std::thread;
 
@@ -102,8 +102,8 @@ fn what_minio_sends_takes_the_fast_path() {
         };
         at("x-cache") < at("cache-status")
     };
-    // The first hit goes through Pingora's phases. Those after it get the header that
-    // is prepared, and behind it the fields that change.
+    // The first hit goes through Pingora's phases. Later hits get the prepared header,
+    // followed by the fields that change.
     assert!(!is_prepared("gzip"));
     assert!(is_prepared("br"));
 }
@@ -125,7 +125,7 @@ fn a_hit_does_not_switch_protocols() {
     assert_eq!(origin.requests().len(), 1);
 }
 
-// --- what is asked for ---
+// --- what clients ask for ---
 
 #[test]
 fn a_sub_resource_is_not_answered_with_the_object() {
@@ -331,7 +331,7 @@ fn what_does_not_exist_is_asked_for_once() {
         assert!(cache_status.contains("; hit; ttl=35"), "{cache_status}");
         assert_eq!(proxy.metric("cache_entries"), 0);
 
-        // It has been made, and its maker says so.
+        // The object now exists, and the purge announces it.
         let purged = request(proxy.admin_addr(), "PURGE", OBJECT, &[]);
         assert!([200, 404].contains(&purged.status));
         assert_eq!(proxy.get(OBJECT).status, status);
@@ -367,7 +367,7 @@ fn other_errors_and_what_has_a_freshness_of_its_own_are_not_remembered() {
             "{status} {cache_control:?}"
         );
     }
-    // Nobody waits for another's answer of that kind either.
+    // Requests do not wait for such an answer to another request either.
     let gate = Gate::new();
     let origin = Origin::start({
         let gate = gate.clone();

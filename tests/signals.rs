@@ -1,4 +1,4 @@
-//! Signals that other servers give a meaning do not end this one.
+//! Signals that mean something to other servers do not end this one.
 
 use rustix::process::Signal;
 use test_support::{eventually, Bucket, Connection, Origin, Proxy, Reply};
@@ -27,8 +27,8 @@ fn a_signal_without_a_meaning_ends_neither_the_proxy_nor_a_transfer() {
     }
     let rest = transfer.check(test_support::Pattern::new(1), begun);
     assert!(rest.complete);
-    // A signal that ends a process does so at any time: the log line says that this one
-    // has arrived.
+    // A signal may end a process at any later time. The log line shows that this one has
+    // arrived.
     eventually("SIGHUP is logged", || {
         proxy.stderr().contains("SIGHUP is ignored")
     });

@@ -114,7 +114,7 @@ fn a_connection_without_requests_is_closed() {
     assert!((2..20).contains(&waited.as_secs()), "{waited:?}");
     assert_eq!(proxy.metric("response_errors_total"), 0);
 
-    // The rest of a request has a time of its own.
+    // The rest of a request has a timeout of its own.
     let mut connection = Connection::open(proxy.addr());
     assert!(connection.get("/assets/object").complete);
     let asked = Instant::now();
@@ -404,21 +404,21 @@ fn files_in(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Nobody waits for ever for a client that takes no headers, which are all that it
-/// asks for.
+/// The proxy does not wait for ever for a client that asks for headers only and reads
+/// none.
 #[test]
 fn a_client_that_asks_and_never_reads_is_cut() {
     let origin = Origin::start(|_| Reply::status(404));
     let proxy = proxy(&origin).write_timeout("1s").start();
     let mut connection = Connection::with_receive_buffer(proxy.addr(), SMALL_BUFFER);
     let requests = "HEAD /elsewhere HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
-    // Requests are read as long as their answers are taken.
+    // The proxy reads requests as long as the client takes the answers.
     let cut = (0..100_000).find_map(|_| connection.send_raw(requests.as_bytes()).err());
     let cut = cut.expect("the proxy never stops");
     assert_ne!(cut.kind(), io::ErrorKind::WouldBlock, "the proxy waits");
 }
 
-/// What a client reads that sends its whole request first, whatever comes.
+/// The answer as read by a client that sends its whole request first, whatever comes back.
 fn upload(addr: SocketAddr, head: &str, body: &[u8]) -> io::Result<String> {
     let mut stream = TcpStream::connect(addr)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -457,7 +457,7 @@ fn an_upload_is_refused_with_an_answer_that_can_be_read() {
         assert_eq!(allowed.unwrap_or_default(), allow, "{line}: {got}");
         assert!(got.contains("\r\nconnection: close\r\n"), "{line}: {got}");
     }
-    // Who asks first is told before the body is sent.
+    // A client that expects 100 is refused before it sends the body.
     let expect = "Host: a\r\nExpect: 100-continue";
     let head = format!("PUT /assets/a HTTP/1.1\r\n{expect}\r\n{length}\r\n\r\n");
     let got = upload(served, &head, b"").unwrap();

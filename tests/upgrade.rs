@@ -18,7 +18,7 @@ use test_support::{
 
 const LEN: u64 = 300_000;
 
-/// What the old process logs when nobody takes over.
+/// Text that the old process logs when no process takes over.
 const GOES_ON: &str = "going on serving";
 
 #[test]
@@ -114,7 +114,7 @@ fn without_a_successor_the_process_goes_on_serving() {
         assert_eq!(proxy.get("/assets/1").status, 200);
     }
     assert_eq!(proxy.pid(), old);
-    // A file that a successor left behind is none either.
+    // A socket that a successor left behind does not count as one.
     drop(UnixListener::bind(proxy.upgrade_sock()).expect("bind"));
     proxy.signal(Signal::QUIT);
     eventually("it says that it goes on", || {
@@ -156,7 +156,7 @@ fn a_process_that_waits_for_its_successor_still_obeys() {
     assert!(proxy.stop_gracefully().success());
 }
 
-/// Only root can be another user.
+/// Only root can run a process as another user.
 #[test]
 fn nothing_is_handed_to_another_user() {
     const NOBODY: u32 = 65_534;
@@ -206,7 +206,7 @@ fn the_socket_is_in_the_cache_by_default() {
         .start();
     assert_eq!(ask(&proxy, "/assets/1"), "MISS");
     let sock = proxy.cache_dir().join("upgrade.sock");
-    // One that was left behind disturbs nobody who reads the folder.
+    // A socket that was left behind does not disturb commands that read the folder.
     drop(UnixListener::bind(&sock).expect("bind"));
     let verified = proxy.s3_proxy(&["cache", "verify"]);
     assert_eq!(verified.status.code(), Some(0), "{verified:?}");

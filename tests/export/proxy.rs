@@ -8,9 +8,9 @@
 //! Its Cargo.toml has the lines that `vendor/pingora.sh export` prints, `async-trait` and
 //! `pingora-http`.
 //!
-//! It uses [`DiskCache`] directly, and Pingora's own rules of HTTP caching. More of RFC
-//! 9111, and less to get right, has `pingora_sendfile::http::HttpCaching`, which
-//! `examples/http_cache.rs` shows.
+//! It uses [`DiskCache`] directly, with Pingora's own rules of HTTP caching.
+//! `pingora_sendfile::http::HttpCaching`, which `examples/http_cache.rs` shows, covers more
+//! of RFC 9111 and leaves less to get right.
 
 use std::{env, fs::File, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ use pingora_sendfile::{
     proxy::Endpoint,
 };
 
-/// Stored is what the origin says to be fresh, and nothing else.
+/// Responses are stored only if the origin says that they are fresh.
 const DEFAULTS: CacheMetaDefaults = CacheMetaDefaults::new(|_| None, 0, 0);
 
 struct MyProxy {
@@ -54,8 +54,8 @@ impl ProxyHttp for MyProxy {
     }
 
     async fn request_filter(&self, session: &mut Session, _: &mut ()) -> Result<bool> {
-        // A client that reads slowly does not slow the fill that others follow, and one
-        // that has its response before the fill is finished may ask for more.
+        // A slow client does not slow down the fill that others follow, and a client that
+        // has its response before the fill is finished may send another request.
         session.set_proxy_tasks_enabled(true);
         session.set_pipelining_enabled(true);
         if session.req_header().uri.path() != "/file" {
@@ -72,7 +72,7 @@ impl ProxyHttp for MyProxy {
     }
 
     fn request_cache_filter(&self, session: &mut Session, _: &mut ()) -> Result<()> {
-        // Pingora would look up any method.
+        // Pingora would look up requests with any method.
         if !["GET", "HEAD"].contains(&session.req_header().method.as_str()) {
             return Ok(());
         }
@@ -93,12 +93,12 @@ impl ProxyHttp for MyProxy {
         let authority = request.uri.authority().map(|host| host.as_str().as_bytes());
         let host = request.headers.get("Host").map(|host| host.as_bytes());
         let host = authority.or(host).unwrap_or_default();
-        // Only this is hashed, so all that tells two objects apart belongs here. Neither
-        // part can hold what stands between them. The second argument is a tag, for
-        // `DiskCache::ban_prefix`.
+        // Only the first argument is hashed, so everything that tells two objects apart
+        // belongs there. Neither part can contain the separator. The second argument is a
+        // tag, for `DiskCache::ban_prefix`.
         let primary = [host, b"\n", request.raw_path()].concat();
         let mut key = CacheKey::new(primary, "my-proxy");
-        // What is purged after this is not stored by this request.
+        // If the object is purged after this, the request does not store it.
         key.extensions.insert(self.cache.asked_now());
         Ok(key)
     }
@@ -125,7 +125,7 @@ impl ProxyHttp for MyProxy {
         ))
     }
 
-    // Or hits could not go by sendfile.
+    // Otherwise hits could not go by sendfile.
     fn needs_response_body(&self, _: &Session, _: &()) -> bool {
         false
     }
@@ -153,7 +153,7 @@ fn main() {
     let proxy = MyProxy {
         origin,
         cache,
-        // For so long a request waits for another one that fetches the same.
+        // The time that a request waits for another one that fetches the same object.
         lock: Box::leak(Box::new(FillLock::new(cache, Duration::from_secs(10)))),
         len: file.metadata().expect("the file's length").len(),
         file: Arc::new(file),
@@ -166,6 +166,6 @@ fn main() {
     service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
     server.add_service(service);
     server.run(RunArgs::default());
-    // What is complete is committed, and the folder is let go.
+    // Complete fills are committed, and the folder is released.
     cache.close(Duration::from_secs(5));
 }

@@ -1,4 +1,4 @@
-//! A client of HTTP/2 that sends the frames it is told to, well behaved or not.
+//! An HTTP/2 client that sends the frames it is told to, well-behaved or not.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -60,7 +60,7 @@ pub const STATUS_200: u8 = 0x88;
 pub const STATUS_400: u8 = 0x8c;
 
 impl Client {
-    /// TLS, and nothing of HTTP/2 yet.
+    /// Opens a TLS connection, and sends nothing of HTTP/2 yet.
     pub fn connect(addr: SocketAddr) -> Self {
         let socket = TcpStream::connect(addr).expect("connect");
         socket
@@ -79,7 +79,7 @@ impl Client {
         Self { tls }
     }
 
-    /// And the preface, with windows for streams and connection.
+    /// Connects, and sends the preface, with windows for the streams and the connection.
     pub fn open(addr: SocketAddr, stream_window: u32, window: u32) -> Self {
         let mut client = Self::connect(addr);
         let mut bytes = PREFACE.to_vec();
@@ -98,7 +98,7 @@ impl Client {
         self.tls.flush()
     }
 
-    /// The next frame; the error: the connection has ended.
+    /// The next frame, or an error if the connection has ended.
     pub fn receive(&mut self) -> io::Result<Frame> {
         let mut header = [0; 9];
         self.tls.read_exact(&mut header)?;
@@ -113,7 +113,7 @@ impl Client {
         })
     }
 
-    /// The response on a stream. Windows are not opened.
+    /// The response on a stream. Does not open any windows.
     pub fn response(&mut self, stream: u32) -> Response {
         let mut response = Response {
             status: 0,
@@ -192,7 +192,7 @@ static TLS: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     Arc::new(config)
 });
 
-/// The proxy's is self-signed.
+/// Accepts any certificate, because the proxy's is self-signed.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

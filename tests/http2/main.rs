@@ -1,5 +1,4 @@
-//! HTTP/2 as clients speak it, and what those who mean no good can hold of the
-//! proxy.
+//! HTTP/2 as clients speak it, and what malicious clients can hold of the proxy.
 
 mod client;
 
@@ -25,7 +24,7 @@ fn proxy(origin: &Origin) -> ProxyBuilder {
         .tls()
 }
 
-// --- requests whose end tells that they have no body ---
+// --- requests that only their end shows to have no body ---
 
 #[test]
 fn a_request_that_an_empty_frame_ends_has_no_body() {
@@ -35,7 +34,7 @@ fn a_request_that_an_empty_frame_ends_has_no_body() {
 
     let mut client = Client::open(proxy.https_addr(), MAX_WINDOW, MAX_WINDOW);
     let object = "/assets/object";
-    // As Node's http2 sends a GET, and with one more empty frame.
+    // A GET as Node's http2 sends it, and one with another empty frame.
     for (stream, frames) in [(1, 1), (3, 2)] {
         client.send(&get(stream, object, END_HEADERS)).expect("ask");
         for sent in 1..=frames {
@@ -104,16 +103,16 @@ fn an_upload_is_refused_and_the_connection_goes_on() {
         assert_eq!(got.status(), 200);
     }
 
-    // The rest of the body is not wanted, which is no error (RFC 9113 §8.1).
+    // The rest of the body is unwanted, which is not an error (RFC 9113 §8.1).
     let mut client = Client::open(proxy.https_addr(), MAX_WINDOW, MAX_WINDOW);
-    // :method POST, which is as good
+    // :method POST, which serves as well
     let mut post = get(1, "/assets/object", END_HEADERS);
     post[9] = 0x83;
     client.send(&post).expect("ask");
     let refused = client.response(1);
     assert_eq!(refused.body, b"405 Method Not Allowed\n");
     assert_eq!(refused.reset, None);
-    // Some of it is taken, so that the answer is there before the reset.
+    // The proxy takes some of the body, so that the answer arrives before the reset.
     let piece = frame(DATA, 0, 1, &[0; 16_384]);
     let mut window = 65_535;
     let mut taken = 0;
@@ -133,7 +132,7 @@ fn an_upload_is_refused_and_the_connection_goes_on() {
     };
     assert_eq!(reset.payload, NO_ERROR.to_be_bytes());
     assert!((MIB..2 * MIB).contains(&taken), "{taken} bytes");
-    // What was on its way is no reason to end the connection.
+    // Frames already on their way do not end the connection.
     client
         .send(&frame(DATA, END_STREAM, 1, &[0; 1000]))
         .expect("send the rest");
@@ -143,13 +142,13 @@ fn an_upload_is_refused_and_the_connection_goes_on() {
     assert_eq!(client.response(3).status, STATUS_200);
 }
 
-// --- responses that nobody reads ---
+// --- responses that clients do not read ---
 
 #[test]
 fn responses_that_nobody_reads_take_little_memory_and_give_it_back() {
     const LEN: u64 = 100 * MIB;
     const CONNECTIONS: u64 = 60;
-    /// Of the streams together, whatever their client does.
+    /// Bytes of all streams of a connection together, whatever the client does.
     const MOST: u64 = MIB;
     let origin = Origin::start(|request| match request.path() {
         "/bucket/large" => Reply::pattern(1, LEN),
@@ -164,7 +163,7 @@ fn responses_that_nobody_reads_take_little_memory_and_give_it_back() {
     let good = https_client(HttpVersion::Http2);
     good.get(&url).send().expect("get");
 
-    // All the windows that there are, none, or what is usual.
+    // The largest windows, none for streams, and the usual ones.
     for (stream_window, window) in [(MAX_WINDOW, MAX_WINDOW), (0, MAX_WINDOW), (65_535, 65_535)] {
         let what = format!("windows of {stream_window} and {window}");
         let ask_for_all = || {
@@ -175,7 +174,7 @@ fn responses_that_nobody_reads_take_little_memory_and_give_it_back() {
             client.send(&asks).expect("ask");
             client
         };
-        // Once before, for what each thread takes when it is first used.
+        // Once before measuring, because each thread takes memory when it is first used.
         let mut first = ask_for_all();
         while first.receive().expect("a frame").kind != HEADERS {}
         drop(first);
@@ -183,13 +182,13 @@ fn responses_that_nobody_reads_take_little_memory_and_give_it_back() {
         let hits = proxy.metric("cache_hits_total");
         let mut clients: Vec<_> = (0..CONNECTIONS).map(|_| ask_for_all()).collect();
         if stream_window == 0 {
-            // All of them are served at once.
+            // All streams are served at once.
             let mut headers = 0;
             while headers < STREAMS {
                 headers += u32::from(clients[0].receive().expect("a frame").kind == HEADERS);
             }
         }
-        // Until nothing grows any more, and meanwhile for others too.
+        // Measure until memory stops growing, and serve another client meanwhile.
         let mut slowest = Duration::ZERO;
         let mut peak = 0;
         let begun = Instant::now();
@@ -231,7 +230,7 @@ fn a_response_is_whole_whatever_the_windows() {
             .expect("ask");
         let mut body = Vec::new();
         let mut windows = [1, 9, 16_383, 16_384, 16_385, 100_000].into_iter().cycle();
-        // The last window is shut behind the last byte.
+        // The last window ends with the last byte.
         let mut open = 0;
         loop {
             if open == 0 && (body.len() as u64) < LEN {
@@ -293,7 +292,7 @@ fn connections_that_do_nothing_are_asked_to_leave() {
     ];
     for (what, mut client) in clients {
         let codes = client.goaways();
-        // Who has said nothing of HTTP/2 is told nothing of it.
+        // A client that has not spoken HTTP/2 gets no GOAWAY.
         if what == "no preface" {
             assert_eq!(codes, [], "{what}");
         } else {
@@ -305,7 +304,7 @@ fn connections_that_do_nothing_are_asked_to_leave() {
         );
     }
 
-    // The end of a request that never comes; the stream's own.
+    // The end of this request never comes, which concerns its stream only.
     let mut client = sent(&get(1, object, END_HEADERS));
     assert_eq!(client.response(1).status, STATUS_400);
 }
@@ -314,7 +313,7 @@ fn connections_that_do_nothing_are_asked_to_leave() {
 fn who_does_not_read_holds_no_stop() {
     let origin = Origin::start(|_| Reply::pattern(1, 1000));
     let mut proxy = proxy(&origin).grace_period("15s").start();
-    // Idle, and never to acknowledge a GOAWAY.
+    // It is idle, and never acknowledges a GOAWAY.
     let mut idle = Client::open(proxy.https_addr(), MAX_WINDOW, MAX_WINDOW);
     idle.send(&get(1, "/assets/object", END_HEADERS | END_STREAM))
         .expect("ask");
@@ -323,7 +322,7 @@ fn who_does_not_read_holds_no_stop() {
     let stop = thread::spawn(move || proxy.stop_gracefully());
     let codes = idle.goaways();
     assert!(codes.contains(&NO_ERROR), "{codes:?}");
-    // Not by the end of the process.
+    // The connection ends before the process does.
     assert!(
         told.elapsed() < Duration::from_secs(12),
         "{:?}",
@@ -351,7 +350,7 @@ fn floods_of_control_frames_are_ended() {
     ] {
         let mut client = Client::open(proxy.https_addr(), 65_535, 65_535);
         let mut sent = 0;
-        // Nothing is read: what is sent beyond the grant is refused soon.
+        // The client reads nothing, so its frames are soon refused.
         let begun = Instant::now();
         while client.send(&bytes.repeat(100)).is_ok() {
             sent += 100;
@@ -379,7 +378,7 @@ fn what_well_behaved_clients_send_is_no_flood() {
     let proxy = proxy(&origin).start();
     proxy.get("/assets/object");
     let mut client = Client::open(proxy.https_addr(), 65_535, 65_535);
-    // A tree of priorities, some pings, and all the streams with a priority each.
+    // A tree of priorities, and some pings.
     for stream in (3..13).step_by(2) {
         client
             .send(&frame(PRIORITY, 0, stream, &[0, 0, 0, 0, 16]))

@@ -1,4 +1,4 @@
-//! Clients with bounded means who want the proxy to themselves.
+//! Clients with limited means that try to take the proxy for themselves.
 
 use std::{
     io::{self, Write},
@@ -15,39 +15,39 @@ use rustls::ClientConfig;
 
 use crate::frames::{self, drain, Frames};
 
-/// How long an attacker waits where nothing has changed, or before it connects again.
+/// The pause of an attacker if nothing has changed, or before it connects again.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How many frames a flood writes at once.
+/// The frames that a flood writes at once.
 const BATCH: usize = 1000;
 
 /// The most that one flood sends in one phase, in bytes.
 const FLOOD: usize = 256 << 20;
 
-/// Where the proxy is, and what can be had there.
+/// The addresses of the proxy, and the objects that it has.
 pub struct Target {
     pub http: SocketAddr,
     pub https: SocketAddr,
     pub metrics: SocketAddr,
     pub tls: Arc<ClientConfig>,
-    /// A stored object that is sent at once.
+    /// The path of a stored object that is sent at once.
     pub small: &'static str,
-    /// A stored object that no connection takes at once.
+    /// The path of a stored object that no connection takes at once.
     pub large: &'static str,
-    /// How the paths of objects begin that are not stored.
+    /// The prefix of the paths of objects that are not stored.
     pub huge: &'static str,
 }
 
-/// A way to hold what others need.
+/// A way to hold resources that others need.
 #[derive(Clone, Copy, Debug)]
 pub struct Attack {
     pub name: &'static str,
-    /// How many connections it holds at once.
+    /// The connections that it holds at once.
     pub connections: usize,
     run: fn(&Target, usize, &AtomicBool),
 }
 
-/// All of them.
+/// All attacks.
 pub const ATTACKS: [Attack; 7] = [
     Attack {
         name: "100 streams on each connection, unread",
@@ -82,20 +82,20 @@ pub const ATTACKS: [Attack; 7] = [
     LEAVERS,
 ];
 
-/// Its objects are others each time, so their bytes are the origin's.
+/// It asks for new objects each time, so that all bytes come from the origin.
 pub const LEAVERS: Attack = Attack {
     name: "clients that leave",
     connections: 20,
     run: leave,
 };
 
-/// How many huge objects have been asked for.
+/// The number of huge objects asked for so far.
 static ASKED: AtomicUsize = AtomicUsize::new(0);
 
-/// How long one that leaves stays.
+/// The time that a client stays before it leaves.
 pub const STAY: Duration = Duration::from_millis(300);
 
-/// The ways to be there and ask for nothing.
+/// The ways to hold a connection and ask for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Idle {
     NoPreface,
@@ -114,16 +114,16 @@ pub const IDLE: [Idle; 4] = [
 // === impl Attack ===
 
 impl Attack {
-    /// Attacks until it is told to stop, on threads that leave the processors to others:
-    /// what is measured is the proxy's work, not the attacker's.
+    /// Attacks until told to stop, on threads of low priority, so that the proxy's work is
+    /// measured and not the attacker's.
     pub fn run(&self, target: &Target, stop: &AtomicBool) {
-        // nice(2): of the calling thread only, on Linux.
+        // On Linux, nice(2) affects the calling thread only.
         rustix::process::nice(19).expect("be nice");
         (self.run)(target, self.connections, stop);
     }
 }
 
-/// Asks for a large object on as many streams as there may be, and reads nothing.
+/// Asks for a large object on as many streams as allowed, and reads nothing.
 fn unread_streams(target: &Target, connections: usize, stop: &AtomicBool) {
     let ask = || -> io::Result<Frames> {
         let mut frames = Frames::open(target.https, &target.tls)?;
@@ -161,7 +161,7 @@ fn growing_heads(target: &Target, connections: usize, stop: &AtomicBool) {
     let mut held: Vec<TcpStream> = Vec::new();
     while !stop.load(Ordering::SeqCst) {
         held.retain(|socket| grow(socket).is_ok());
-        // On the listener for metrics too.
+        // The listener for metrics is attacked too.
         for addr in [target.http, target.metrics]
             .into_iter()
             .cycle()
@@ -173,7 +173,7 @@ fn growing_heads(target: &Target, connections: usize, stop: &AtomicBool) {
     }
 }
 
-/// The beginning of a request that [`grow`] makes longer.
+/// Sends the beginning of a request that [`grow`] makes longer.
 pub fn begin_head(addr: SocketAddr) -> io::Result<TcpStream> {
     let mut socket = TcpStream::connect(addr)?;
     socket.set_nodelay(true)?;
@@ -181,7 +181,7 @@ pub fn begin_head(addr: SocketAddr) -> io::Result<TcpStream> {
     Ok(socket)
 }
 
-/// The error: the server has ended the connection.
+/// Fails if the server has ended the connection.
 pub fn grow(mut socket: &TcpStream) -> io::Result<()> {
     if !drain(socket) {
         return Err(io::ErrorKind::ConnectionAborted.into());
@@ -189,7 +189,7 @@ pub fn grow(mut socket: &TcpStream) -> io::Result<()> {
     socket.write_all(b"x")
 }
 
-/// Sends what it can of frames that ask for work, and connects again where it is ended.
+/// Sends as many frames that cause work as it can, and connects again when it is closed.
 fn flood(target: &Target, connections: usize, stop: &AtomicBool, of: fn(usize) -> Vec<u8>) {
     let batch = of(BATCH);
     thread::scope(|scope| {
@@ -219,7 +219,7 @@ fn flood(target: &Target, connections: usize, stop: &AtomicBool, of: fn(usize) -
     });
 }
 
-/// Asks for huge objects, each time other ones, and leaves.
+/// Asks for huge objects, different ones each time, and leaves.
 fn leave(target: &Target, connections: usize, stop: &AtomicBool) {
     let begin = |_| -> io::Result<TcpStream> {
         let mut socket = TcpStream::connect(target.http)?;
@@ -246,7 +246,7 @@ fn leave(target: &Target, connections: usize, stop: &AtomicBool) {
 // === impl Idle ===
 
 impl Idle {
-    /// A connection that is idle in this way.
+    /// Opens a connection that is idle in this way.
     pub fn hold(self, target: &Target) -> io::Result<Frames> {
         let mut frames = Frames::open(target.https, &target.tls)?;
         if self != Idle::NoPreface {

@@ -28,7 +28,7 @@ const END_HEADERS: u8 = 4;
 /// The largest flow-control window.
 const ANY: u32 = (1 << 31) - 1;
 
-/// How long a server may take nothing before a write is given up.
+/// The time after which a write is given up if the server takes nothing.
 const STUCK: Duration = Duration::from_secs(5);
 
 /// A connection over TLS that has agreed on HTTP/2 and sends what it is told.
@@ -50,7 +50,7 @@ pub fn tls(certificate: &Path) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// A frame of each kind that costs a server more than its sender, as a flood of it.
+/// Frames that cost a server more than their sender, one function for each kind.
 pub fn priorities(count: usize) -> Vec<u8> {
     // Stream 1 depends on none, weight 16.
     frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 15]).repeat(count)
@@ -129,7 +129,7 @@ impl Frames {
     }
 }
 
-/// As [`Frames::drain`], of a socket.
+/// Like [`Frames::drain`], for a socket.
 pub fn drain(mut socket: &TcpStream) -> bool {
     let mut bytes = [0; 16 * 1024];
     socket.set_nonblocking(true).expect("make it non-blocking");

@@ -1,7 +1,7 @@
 //! Everything at once, for a while: objects that change, an origin that breaks
 //! off, clients that are slow or leave, a cache that is too small, and a proxy
 //! that is killed, whose disk is full, and whose files are damaged. Every byte of
-//! every response is checked. And before that, attackers, one kind after the other.
+//! every response is checked. Attackers come first, one kind after the other.
 //!
 //! `cargo test --test soak` takes SOAK_SECONDS (10), `make soak` SOAK_MINUTES
 //! (30). SOAK_SEED, which is printed, repeats the choices of an earlier run; what
@@ -12,8 +12,8 @@
 //!   current no longer ago than it may be cached.
 //! - A response comes to its end, or the connection is seen to break; it breaks,
 //!   or is an error, only where something had gone wrong.
-//! - A good client beside attackers is served as if it were alone, and what they took is
-//!   given back.
+//! - A good client beside attackers is served as if it were alone, and the resources that
+//!   they took are given back.
 //! - When all is quiet again, no file is left of what did not become an entry,
 //!   the cache is as large as it says, and neither memory nor descriptors have
 //!   piled up. Nothing has panicked.
@@ -94,7 +94,7 @@ struct Round {
 /// Stops the others when its thread ends: because it was told to, or early.
 struct StopTheOthers<'s>(&'s Shared);
 
-/// The tests of this file measure what others would disturb.
+/// Held by each test of this file, because other tests would disturb its measurements.
 static ALONE: Mutex<()> = Mutex::new(());
 
 #[test]

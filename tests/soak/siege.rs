@@ -1,5 +1,5 @@
-//! A good client beside attackers: it is served as if it were alone, and what they took is
-//! given back.
+//! A good client beside attackers: it is served as if it were alone, and the resources that
+//! they took are given back.
 
 use std::{
     fmt::Write as _,
@@ -20,39 +20,41 @@ const HOT_LEN: u64 = 4 << 10;
 const LARGE: u64 = 100 << 20;
 const HUGE: u64 = 64 << 20;
 
-/// How fast the origin sends, in bytes a second: nobody gets a huge object in the time
-/// that an attacker stays.
+/// Bytes a second that the origin sends: too few to fetch a huge object while an attacker
+/// stays.
 const PACE: u64 = 16 << 20;
 
-/// How often the good client asks.
+/// The time between two requests of the good client.
 const TICK: Duration = Duration::from_millis(2);
 
-/// A p99 below this counts as this: a small machine that does other things too adds as
-/// much, now to the one phase and now to the other.
+/// A p99 below this counts as this, because a small machine that does other work too adds
+/// as much, sometimes to one phase and sometimes to the other.
 const FASTEST: Duration = if cfg!(debug_assertions) {
     Duration::from_millis(25)
 } else {
     Duration::from_millis(2)
 };
 
-/// Memory that a connection of an attacker may take, in bytes, and all of them besides.
+/// Bytes of memory that each connection of an attacker may take, and that all of them may
+/// take besides.
 const PER_CONNECTION: u64 = 1 << 20;
 const BESIDES: u64 = 24 << 20;
 
-/// Lines of log that attackers may cause, and how many more a second.
+/// Log lines that attackers may cause at once, and a second.
 const LINES: u64 = 100;
 const LINES_A_SECOND: u64 = 4;
 
-/// How soon memory and descriptors are given back.
+/// The time within which memory and descriptors are given back.
 const GIVEN_BACK: Duration = Duration::from_secs(10);
 
-/// How long a connection stays that asks for nothing, `keepalive_timeout`, and one that
-/// has begun to ask, `request_head_timeout`. Then one of HTTP/2 has 5 s to close.
+/// The `keepalive_timeout` of connections that ask for nothing, and the
+/// `request_head_timeout` of those that have begun to ask. After that, an HTTP/2 connection
+/// has 5 s to close.
 const KEEPALIVE: Duration = Duration::from_secs(2);
 const HEAD: Duration = Duration::from_secs(3);
 const SLACK: Duration = Duration::from_secs(10);
 
-/// What the good client saw of one attack.
+/// Measurements of the good client during one attack.
 #[derive(Default)]
 struct Seen {
     alone: Vec<Duration>,
@@ -62,7 +64,7 @@ struct Seen {
     peak: u64,
     after: u64,
     origin_bytes: u64,
-    /// Hot objects that were no hits any more.
+    /// Hot objects that were no longer hits.
     evicted: usize,
     wrong: Vec<String>,
 }
@@ -81,7 +83,7 @@ struct Good {
     asked: usize,
 }
 
-/// Attacks for about so long.
+/// Runs the attacks for about `time`.
 pub fn run(time: Duration) {
     let mut siege = Siege::begin();
     let begun = Instant::now();
@@ -141,7 +143,7 @@ impl Siege {
             .bucket(Bucket::at(&origin, "/siege", "siege"))
             .keepalive_timeout(&format!("{}s", KEEPALIVE.as_secs()))
             .request_head_timeout(&format!("{}s", HEAD.as_secs()))
-            // Less than what those who leave ask for at once.
+            // Less than what leaving clients ask for at once.
             .max_size_gb(0.5)
             .tls()
             .start();
@@ -163,12 +165,12 @@ impl Siege {
         let large = Connection::open(siege.target.http);
         stored(large, siege.target.large);
         siege.good.ask_for_all();
-        // The allocator has what a busy proxy needs, before anything is compared.
+        // The allocator gets what a busy proxy needs before anything is compared.
         siege.good.run(Duration::from_secs(1), &mut Vec::new());
         siege
     }
 
-    /// One phase alone, and one beside an attack.
+    /// Runs one phase alone, and one beside an attack.
     fn compare(&mut self, attack: &Attack, seen: &mut Seen, phase: Duration) {
         self.good.run(phase, &mut seen.alone);
         let descriptors = self.proxy.open_descriptors();
@@ -231,7 +233,7 @@ impl Siege {
         seen.origin_bytes = seen.origin_bytes.max(sent);
     }
 
-    /// How many requests for hot objects the origin has got.
+    /// The number of requests for hot objects that the origin has received.
     fn hot_fetched(&self) -> usize {
         let requests = self.origin.requests();
         let hot = requests
@@ -240,7 +242,7 @@ impl Siege {
         hot.count()
     }
 
-    /// Connections that ask for nothing are ended.
+    /// Checks that connections that ask for nothing are ended.
     fn expect_to_be_asked_to_leave(&self, report: &mut String, wrong: &mut Vec<String>) {
         let begun = Instant::now();
         let mut held: Vec<_> = IDLE
@@ -292,7 +294,7 @@ impl Siege {
     }
 }
 
-/// A proxy that may open few files, and clients that hold them all.
+/// Starts a proxy that may open few files, with clients that hold them all.
 fn starve(origin: &Origin, report: &mut String, wrong: &mut Vec<String>) {
     const FILES: &str = "ulimit -n 256; exec \"$@\"";
     const ANSWER: Duration = Duration::from_secs(5);
@@ -313,7 +315,7 @@ fn starve(origin: &Origin, report: &mut String, wrong: &mut Vec<String>) {
         let asked = Instant::now();
         thread::spawn(move || {
             let status = try_get(addr, &path).map(|response| response.status);
-            // Nobody waits any more.
+            // The receiver may have stopped waiting.
             let _ = answered.send(status);
         });
         match answer.recv_timeout(ANSWER) {
@@ -323,7 +325,7 @@ fn starve(origin: &Origin, report: &mut String, wrong: &mut Vec<String>) {
                     report,
                     "soak: {what} beside 300 idle ones: {status:?} after {took:.1?}"
                 );
-                // A client may be turned away; who operates the proxy may not.
+                // A client may be turned away, but an operator may not.
                 if status.is_none() && what == "/metrics" {
                     wrong.push("/metrics turns clients away beside 300 idle ones".to_owned());
                 }
@@ -346,7 +348,7 @@ fn hot(number: usize) -> String {
     format!("/siege/hot-{number}")
 }
 
-/// Asks until it is a hit.
+/// Asks for `path` until it is a hit.
 fn stored(mut connection: Connection, path: &str) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -377,7 +379,7 @@ impl Good {
         }
     }
 
-    /// Asks for so long, and notes how long each answer takes.
+    /// Asks for `time`, and notes how long each answer takes.
     fn run(&mut self, time: Duration, took: &mut Vec<Duration>) {
         let begun = Instant::now();
         let mut due = begun;
@@ -391,7 +393,7 @@ impl Good {
     fn ask(&mut self) -> Duration {
         self.asked += 1;
         let number = self.asked % HOT;
-        // Each fourth request is that of a new client.
+        // Every fourth request comes from a new client.
         let kept = self.kept.take().filter(|_| !self.asked.is_multiple_of(4));
         let kept = kept.filter(Connection::is_reusable);
         let asked = Instant::now();
@@ -403,7 +405,7 @@ impl Good {
         took
     }
 
-    /// None: there was no answer.
+    /// `None`: there was no answer.
     fn ask_on(mut connection: Connection, number: usize) -> Option<Connection> {
         let incoming = connection.try_begin("GET", &hot(number), &[]).ok()?;
         assert_eq!(incoming.status, 200);

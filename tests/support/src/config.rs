@@ -134,7 +134,7 @@ impl ProxyBuilder {
         self
     }
 
-    /// A key of `cache`.
+    /// Sets a key of `cache`.
     pub fn cache(mut self, key: &'static str, value: impl Display) -> Self {
         self.cache.push((key, value.to_string()));
         self
@@ -200,7 +200,7 @@ impl ProxyBuilder {
         self
     }
 
-    /// As in the configuration: `"10s"`; only with [`Self::tls`].
+    /// Written as in the configuration, such as `"10s"`; only with [`Self::tls`].
     pub fn handshake_timeout(mut self, duration: &str) -> Self {
         self.handshake_timeout = Some(duration.to_owned());
         self

@@ -57,7 +57,7 @@ pub struct Reply {
 struct Shared {
     handler: Box<dyn Fn(&Request) -> Reply + Send + Sync>,
     log: Mutex<Vec<Request>>,
-    /// Bytes of bodies.
+    /// Body bytes sent.
     sent: AtomicU64,
     /// The open connections, to be shut down in the end.
     live: Mutex<HashMap<u64, Arc<TcpStream>>>,
@@ -133,7 +133,7 @@ impl Origin {
         self.shared.log.lock().unwrap().clear();
     }
 
-    /// Bytes of bodies that it has sent so far.
+    /// Body bytes that it has sent so far.
     pub fn bytes_sent(&self) -> u64 {
         self.shared.sent.load(Ordering::Relaxed)
     }
@@ -272,7 +272,7 @@ impl Request {
         self.headers.get(name)
     }
 
-    /// The request as an origin takes it that knows no conditions.
+    /// The request as an origin that knows no conditions takes it.
     pub fn without_conditions(&self) -> Request {
         let mut headers = Headers::default();
         for (name, value) in self.headers.iter() {

@@ -245,7 +245,7 @@ impl Proxy {
         self.running.take().expect("the proxy is not running");
     }
 
-    /// Where [`Self::upgrade`] meets the successor.
+    /// The socket where [`Self::upgrade`] meets the successor.
     pub fn upgrade_sock(&self) -> PathBuf {
         self.dir.path().join(UPGRADE_SOCK)
     }
@@ -266,7 +266,7 @@ impl Proxy {
         self.upgrade_at(&self.upgrade_sock())
     }
 
-    /// As [`Self::upgrade`], for a configuration with another socket.
+    /// Like [`Self::upgrade`], for a configuration with another socket.
     pub fn upgrade_at(&mut self, sock: &Path) -> Retiring {
         let config = self.pinned_config();
         let successor = self.spawn(&config, &["--upgrade"]);

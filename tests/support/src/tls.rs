@@ -45,7 +45,7 @@ impl SelfSigned {
         Self::write(dir, &made.cert, &made.signing_key)
     }
 
-    /// As [`Self::write_to`], with a certificate that has expired.
+    /// Like [`Self::write_to`], with a certificate that has expired.
     pub fn write_expired_to(dir: &Path) -> Self {
         let key = rcgen::KeyPair::generate().expect("make a key");
         let mut params =
