@@ -262,6 +262,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         },
         ..CachingOptions::default()
     };
+    // in a folder that only this user can write to, unlike the default in /tmp
+    let upgrade_sock = options.cache.join("upgrade.sock");
     let proxy = HttpCacheProxy {
         origin: options.origin,
         caching: HttpCaching::new(Some(cache), caching),
@@ -272,9 +274,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         threads: std::thread::available_parallelism()?.get(),
         grace_period_seconds: Some(1),
         graceful_shutdown_timeout_seconds: Some(5),
+        upgrade_sock: upgrade_sock.to_string_lossy().into_owned(),
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
+    server.confirm_upgrades();
     let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
     if let Some(app) = service.app_logic_mut() {
         app.server_options = Some(server_options(HeadLimits::default()));
