@@ -17,6 +17,19 @@ const SUPPRESSED: &str = "log_lines_suppressed_total";
 const MAX_LINE: usize = 1024 + 200;
 
 #[test]
+fn the_start_of_a_proxy_with_tls_is_no_error() {
+    let proxy = proxy(&unreachable()).tls().start();
+    let held = TcpStream::connect(proxy.https_addr()).expect("it listens once it is ready");
+    // What the start has left is in the log when a later line is.
+    assert_eq!(proxy.get("/assets/x").status, 502);
+    eventually("the request is logged", || {
+        proxy.stderr().contains("Fail to")
+    });
+    assert!(!proxy.stderr().contains("andshake"), "{}", proxy.stderr());
+    drop(held);
+}
+
+#[test]
 fn requests_that_fail_leave_a_few_lines_and_a_count() {
     const REQUESTS: usize = 2000;
     let proxy = proxy(&unreachable()).start();

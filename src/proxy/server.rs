@@ -128,7 +128,6 @@ impl ProxyServer {
         let connections = descriptors::clients(open_files, config.server.max_connections);
         METRICS.watch_connections(&connections);
         service.set_connection_limit(connections);
-        service.add_listener(listener(&http, config));
         if let (Some(tls), Some(endpoint)) = (&config.server.tls, &https) {
             let settings = TlsSettings::intermediate(
                 &tls.certificate.to_string_lossy(),
@@ -152,6 +151,8 @@ impl ProxyServer {
                     .handshake_timeout(tls.handshake_timeout),
             );
         }
+        // The last one: who can connect to it can connect to the other, see `run`.
+        service.add_listener(listener(&http, config));
         server.add_service(service);
         if let Some(endpoint) = &metrics {
             let mut app = HttpServer::new_app(MetricsApp::new(cache));
@@ -211,8 +212,9 @@ impl ProxyServer {
         let mut lines = vec![format!("s3-proxy: serving http://{}", self.http.address())];
         let mut addresses = vec![self.http.address()];
         if let Some(https) = &self.https {
+            // It listens before the other one of its service. To connect to it would
+            // leave a failed handshake in the log.
             lines.push(format!("s3-proxy: serving https://{}", https.address()));
-            addresses.push(https.address());
         }
         if let Some(metrics) = &self.metrics {
             lines.push(format!(
