@@ -467,7 +467,7 @@ fn a_leader_that_goes_away_does_not_end_the_fill() {
 
 #[test]
 fn a_fill_that_nobody_waits_for_stops() {
-    // What it has by then stays in the buffers of the kernel and the proxy.
+    // The bytes received by then stay in the buffers of the kernel and the proxy.
     const LEN: u64 = 200 * MIB;
     for (framing, framed) in FRAMINGS {
         let origin = Origin::start(move |_| framed(Reply::pattern(1, LEN).paced(MIB)));

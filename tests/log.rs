@@ -20,7 +20,7 @@ const MAX_LINE: usize = 1024 + 200;
 fn the_start_of_a_proxy_with_tls_is_no_error() {
     let proxy = proxy(&unreachable()).tls().start();
     let held = TcpStream::connect(proxy.https_addr()).expect("it listens once it is ready");
-    // What the start has left is in the log when a later line is.
+    // The lines of the start are in the log once a later one is.
     assert_eq!(proxy.get("/assets/x").status, 502);
     eventually("the request is logged", || {
         proxy.stderr().contains("Fail to")

@@ -1053,7 +1053,7 @@ impl DiskCache {
         Ok((meta, Box::new(DiskHit::of_fill(self, reader, sendfile))))
     }
 
-    /// Whether a fill of this key has just been refused, which is forgotten then.
+    /// True if a fill of this key has just been refused, which is forgotten then.
     pub(crate) fn was_refused(&self, key: &CacheKey) -> bool {
         self.refused.take(&key.primary_bin())
     }
@@ -1125,10 +1125,10 @@ impl Outgrown {
 #[derive(Debug, Default)]
 struct Refused(Mutex<HashMap<HashBinary, Instant>>);
 
-/// How many of them are remembered.
+/// The most that are remembered.
 const MAX_REFUSED: usize = 4096;
 
-/// How long. Whoever fills releases the lock of the key at once.
+/// The time for which they are. Whoever fills releases the lock of the key at once.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 
 impl Refused {

@@ -33,7 +33,7 @@ const FIRST_PATIENCE: Duration = Duration::from_millis(2);
 /// The receiving end of a fill's pieces.
 pub(super) struct Gather {
     pieces: mpsc::Receiver<Piece>,
-    /// What was received ahead of its time.
+    /// Bytes received ahead of their time.
     received: VecDeque<Piece>,
     /// What belongs to the next block.
     rest: Option<Bytes>,

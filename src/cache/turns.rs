@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-/// How long a response that is to be stored waits, where as many fills as may be are in
+/// The time that a response to be stored waits, where as many fills as may be are in
 /// flight. Then it passes without being stored.
 const PATIENCE: Duration = match cfg!(test) {
     true => Duration::from_millis(200),
@@ -53,7 +53,7 @@ impl Turns {
 
 #[cfg(test)]
 impl Turns {
-    /// Whether all turns are free.
+    /// True if all turns are free.
     pub(super) fn are_free(&self, max_fills: usize) -> bool {
         self.filling.available_permits() == max_fills && self.queued.available_permits() == QUEUED
     }

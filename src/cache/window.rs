@@ -13,11 +13,11 @@ use super::readers::Readers;
 /// Most bytes that wait for the slowest reader.
 const CAPACITY: u64 = 512 * 1024;
 
-/// Who is so far behind the fastest holds it up: with what comes at once, at most
+/// A reader so far behind the fastest holds it up: with what comes at once, at most
 /// 256 KiB, the window is full then.
 const BEHIND: u64 = CAPACITY / 2;
 
-/// How long all wait in sum for those who are slower than the others, before they do
+/// The time that all wait in sum for those who are slower than the others, before they do
 /// without them.
 pub(super) const PATIENCE: Duration = match cfg!(test) {
     true => Duration::from_millis(200),
@@ -27,7 +27,7 @@ pub(super) const PATIENCE: Duration = match cfg!(test) {
 /// Bytes that pass until there is all of it again, after it was used up.
 const REFILL: u64 = 64 << 20;
 
-/// What comes after the end of the file: the readers get it from here, in order, and
+/// The bytes after the end of the file: the readers get it from here, in order, and
 /// the origin waits for the slowest of them.
 ///
 /// The window never waits for the request that writes, which reads only when it does not

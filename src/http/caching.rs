@@ -325,7 +325,7 @@ impl HttpCaching {
                 .is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
     }
 
-    /// What a response makes of a request (RFC 9111 §4.1).
+    /// The variant of a response that a request selects (RFC 9111 §4.1).
     fn variance(&self, response: &HeaderMap, request: &RequestHeader) -> Variance {
         variance(response, &request.headers, self.options.request_fields)
     }
