@@ -27,6 +27,10 @@ const PACE: u64 = 16 << 20;
 /// The time between two requests of the good client.
 const TICK: Duration = Duration::from_millis(2);
 
+/// The most comparisons with one attack. Their median is judged: on a machine that does other
+/// work too, a single p99 can be that of the machine.
+const COMPARISONS: usize = 9;
+
 /// A p99 below this counts as this, because a small machine that does other work too adds
 /// as much, sometimes to one phase and sometimes to the other.
 const FASTEST: Duration = if cfg!(debug_assertions) {
@@ -59,6 +63,8 @@ const SLACK: Duration = Duration::from_secs(10);
 struct Seen {
     alone: Vec<Duration>,
     beside: Vec<Duration>,
+    /// The p99 alone and beside, of each comparison.
+    p99s: Vec<(Duration, Duration)>,
     /// Memory, in bytes.
     before: u64,
     peak: u64,
@@ -101,6 +107,9 @@ pub fn run(time: Duration) {
         }
     }
     for (attack, seen) in &mut all {
+        while seen.is_slow() && seen.p99s.len() < COMPARISONS {
+            siege.compare(attack, seen, phase);
+        }
         seen.judge();
         let _ = writeln!(report, "soak: {}: {}", attack.name, seen.figures(attack));
         wrong.extend(
@@ -138,7 +147,12 @@ fn answer(request: &Request) -> Reply {
 
 impl Siege {
     fn begin() -> Self {
-        let origin = Origin::start(answer);
+        // Its threads inherit the low priority, so that the proxy's work is measured.
+        let origin = thread::spawn(|| {
+            rustix::process::nice(19).expect("be nice");
+            Origin::start(answer)
+        });
+        let origin = origin.join().expect("start the origin");
         let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
             .bucket(Bucket::at(&origin, "/siege", "siege"))
             .keepalive_timeout(&format!("{}s", KEEPALIVE.as_secs()))
@@ -172,6 +186,7 @@ impl Siege {
 
     /// Runs one phase alone, and one beside an attack.
     fn compare(&mut self, attack: &Attack, seen: &mut Seen, phase: Duration) {
+        let (first_alone, first_beside) = (seen.alone.len(), seen.beside.len());
         self.good.run(phase, &mut seen.alone);
         let descriptors = self.proxy.open_descriptors();
         let before = self.proxy.rss_bytes();
@@ -190,6 +205,10 @@ impl Siege {
             }
             stop.store(true, Ordering::SeqCst);
         });
+        seen.p99s.push((
+            p99(&seen.alone[first_alone..]),
+            p99(&seen.beside[first_beside..]),
+        ));
         let stopped = Instant::now();
         let peak = self.proxy.peak_rss_bytes();
         let allowed = attack.connections as u64 * PER_CONNECTION + BESIDES;
@@ -418,25 +437,32 @@ impl Good {
 // === impl Seen ===
 
 impl Seen {
+    /// Tells whether the good client was held up in most comparisons.
+    fn is_slow(&self) -> bool {
+        let slow = self.p99s.iter();
+        let slow = slow.filter(|(alone, beside)| *beside > 2 * (*alone).max(FASTEST));
+        slow.count() * 2 > self.p99s.len()
+    }
+
     fn judge(&mut self) {
-        let (alone, beside) = (p99(&mut self.alone), p99(&mut self.beside));
-        if beside > 2 * alone.max(FASTEST) {
+        if self.is_slow() {
             self.wrong.push(format!(
-                "the good client's p99 is {beside:.1?}, and {alone:.1?} alone"
+                "the good client's p99 alone and beside are {:.1?}",
+                self.p99s
             ));
         }
     }
 
-    fn figures(&mut self, attack: &Attack) -> String {
+    fn figures(&self, attack: &Attack) -> String {
         let taken = self.peak.saturating_sub(self.before);
         format!(
             "the good client's median {:.2?} and p99 {:.2?}, alone {:.2?} and {:.2?} ({} and {} \
              requests); {:.1} MiB taken, {} KiB a connection, {:.1} left; {} MiB from the origin, {} \
              hot objects evicted",
-            percentile(&mut self.beside, 50),
-            p99(&mut self.beside),
-            percentile(&mut self.alone, 50),
-            p99(&mut self.alone),
+            percentile(&self.beside, 50),
+            p99(&self.beside),
+            percentile(&self.alone, 50),
+            p99(&self.alone),
             self.beside.len(),
             self.alone.len(),
             taken as f64 / f64::from(1 << 20),
@@ -448,11 +474,12 @@ impl Seen {
     }
 }
 
-fn p99(took: &mut [Duration]) -> Duration {
+fn p99(took: &[Duration]) -> Duration {
     percentile(took, 99)
 }
 
-fn percentile(took: &mut [Duration], of: usize) -> Duration {
+fn percentile(took: &[Duration], of: usize) -> Duration {
+    let mut took = took.to_vec();
     took.sort();
     took.get(took.len() * of / 100).copied().unwrap_or_default()
 }
