@@ -25,9 +25,6 @@ const MEGABYTE: f64 = 1e6;
 /// unix(7).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// The default of `server.send_buffer`.
-const SEND_BUFFER: u32 = 128 * 1024;
-
 /// The default of `server.tls.handshake_timeout`.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -63,8 +60,9 @@ pub struct Server {
     /// (the default): no limit.
     pub min_send_rate: usize,
     /// Unsent bytes of a response that the kernel keeps for a client; 0: the kernel's own
-    /// limit. Default: 131072.
-    pub send_buffer: u32,
+    /// limit. `None`: what the clients share leaves for each, from 2 MiB for the first ones
+    /// to 64 KiB where there are many.
+    pub send_buffer: Option<u32>,
     /// The longest time that a connection may wait for its next request, rounded up to
     /// seconds for HTTP/1.1; zero: no limit. Default: 75 s.
     pub keepalive_timeout: Duration,
@@ -384,10 +382,10 @@ impl Server {
                 Some(node) => node.integer(0..=1_000_000_000)?,
                 None => 0,
             },
-            send_buffer: match section.get("send_buffer") {
-                Some(node) => node.integer(0..=1 << 30)?,
-                None => SEND_BUFFER,
-            },
+            send_buffer: section
+                .get("send_buffer")
+                .map(|node| node.integer(0..=1 << 30))
+                .transpose()?,
             keepalive_timeout: section.duration("keepalive_timeout", Duration::from_secs(75))?,
             request_head_timeout: section
                 .duration("request_head_timeout", Duration::from_secs(30))?,

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod preflight;
 mod resolve;
 mod s3_proxy;
+mod send_buffer;
 pub mod serve;
 pub mod server;
 pub mod signals;

@@ -2,13 +2,14 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::info;
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::apps::HttpServerOptions;
 use pingora_core::listeners::tls::TlsSettings;
-use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
+use pingora_core::listeners::{L4BufferSettings, ListenerConfig, NotsentLimit};
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::listening::Service;
@@ -16,7 +17,7 @@ use pingora_core::services::listening::Service;
 use super::descriptors;
 use super::endpoint::{wait_for, Endpoint, StartError};
 use super::http1::{server_options, HeadLimits};
-use super::{AdminApp, S3ProxyHttp};
+use super::{send_buffer, AdminApp, S3ProxyHttp};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
 use crate::config::Config;
 use crate::metrics::{MetricsApp, METRICS};
@@ -128,6 +129,7 @@ impl ProxyServer {
         let connections = descriptors::clients(open_files, config.server.max_connections);
         METRICS.watch_connections(&connections);
         service.set_connection_limit(connections);
+        let unsent = send_buffer::limit(config.server.send_buffer).map(Arc::new);
         if let (Some(tls), Some(endpoint)) = (&config.server.tls, &https) {
             let settings = TlsSettings::intermediate(
                 &tls.certificate.to_string_lossy(),
@@ -146,13 +148,13 @@ impl ProxyServer {
                 ))
             })?;
             service.add_listener(
-                listener(endpoint, config)
+                listener(endpoint, &unsent)
                     .tls(settings)
                     .handshake_timeout(tls.handshake_timeout),
             );
         }
         // The last one: who can connect to it can connect to the other, see `run`.
-        service.add_listener(listener(&http, config));
+        service.add_listener(listener(&http, &unsent));
         server.add_service(service);
         if let Some(endpoint) = &metrics {
             let mut app = HttpServer::new_app(MetricsApp::new(cache));
@@ -247,10 +249,9 @@ impl ProxyServer {
 /// Where clients connect. They are read from without Pingora's buffer of 64 KiB a
 /// connection: few requests are longer than the 4 KiB that are read at once where
 /// they are parsed.
-fn listener(endpoint: &Endpoint, config: &Config) -> ListenerConfig {
+fn listener(endpoint: &Endpoint, unsent: &Option<Arc<NotsentLimit>>) -> ListenerConfig {
     let mut options = endpoint.options();
-    let send_buffer = config.server.send_buffer;
-    options.tcp_notsent_lowat = (send_buffer > 0).then_some(send_buffer);
+    options.tcp_notsent_limit = unsent.clone();
     ListenerConfig::tcp(endpoint.address().to_string())
         .tcp_socket_options(options)
         .l4_buffer(L4BufferSettings::default().read(0))

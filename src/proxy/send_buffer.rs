@@ -1,0 +1,64 @@
+//! Unsent bytes of responses that clients hold in the kernel, all together.
+
+use std::fs;
+
+use pingora_core::listeners::NotsentLimit;
+
+/// The most that one connection has, in bytes: about as much as the kernel itself lets a send
+/// buffer grow to (the last figure of `net.ipv4.tcp_wmem`, tcp(7)).
+const MOST: u32 = 2 << 20;
+
+/// The least that one connection has, in bytes: fewer would cost a fast client wakeups.
+const LEAST: u32 = 64 << 10;
+
+/// The most that all connections have together, besides the least for each, in bytes.
+const TOTAL: u64 = 256 << 20;
+
+/// The part of the memory from which on the kernel saves on TCP buffers, `net.ipv4.tcp_mem`,
+/// that all connections may have together.
+const PART_OF_TCP_MEMORY: u64 = 4;
+
+/// The limit for `server.send_buffer`; `None`: the kernel's own.
+pub(super) fn limit(send_buffer: Option<u32>) -> Option<NotsentLimit> {
+    match send_buffer {
+        Some(0) => None,
+        Some(bytes) => Some(NotsentLimit::for_each(bytes)),
+        None => {
+            let pressure = fs::read_to_string("/proc/sys/net/ipv4/tcp_mem");
+            let pressure = pressure.ok().and_then(|figures| pressure_bytes(&figures));
+            Some(NotsentLimit::new(total(pressure), LEAST, MOST))
+        }
+    }
+}
+
+fn total(pressure: Option<u64>) -> u64 {
+    pressure.map_or(TOTAL, |bytes| TOTAL.min(bytes / PART_OF_TCP_MEMORY))
+}
+
+/// The second of the figures of `tcp_mem`, which are pages.
+fn pressure_bytes(figures: &str) -> Option<u64> {
+    let pages: u64 = figures.split_whitespace().nth(1)?.parse().ok()?;
+    pages.checked_mul(rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_machine_gives_less() {
+        let page = rustix::param::page_size() as u64;
+        let small = pressure_bytes("45000\t60000\t90000\n");
+        assert_eq!(small, Some(60_000 * page));
+        assert_eq!(total(small), 15_000 * page);
+        assert_eq!(total(pressure_bytes("287901 383868 575802")), TOTAL);
+    }
+
+    #[test]
+    fn what_cannot_be_read_leaves_the_most() {
+        for figures in ["", "1", "1 x 3", "1 18446744073709551615 3"] {
+            assert_eq!(pressure_bytes(figures), None, "{figures}");
+        }
+        assert_eq!(total(None), TOTAL);
+    }
+}
