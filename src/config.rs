@@ -148,7 +148,7 @@ pub struct Cache {
 }
 
 /// The section `cache.range_fill`: what happens when a part is asked for of an
-/// object that is not stored. The part comes from the origin at once, and the
+/// object that is not stored. The part comes from the origin at once, and after it the
 /// whole is fetched in the background.
 #[derive(Clone, Debug)]
 pub struct RangeFill {
@@ -160,8 +160,8 @@ pub struct RangeFill {
     /// The total size of the objects in flight, in the same unit. Default: an eighth of
     /// what the cache may hold.
     pub max_in_flight_gb: Option<f64>,
-    /// Megabytes of 10^6 bytes that may be fetched in a minute for one client address; 0:
-    /// no limit. Default: 1000.
+    /// Megabytes of 10^6 bytes that may be fetched in a minute for one client address,
+    /// beyond what clients have received; 0: no limit. Default: 1000.
     pub client_mb_per_minute: f64,
 }
 

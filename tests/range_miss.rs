@@ -183,11 +183,84 @@ fn small_parts_of_a_large_object_do_not_fetch_the_whole() {
 }
 
 #[test]
+fn one_byte_parts_of_many_large_objects_cost_the_origin_as_many_bytes() {
+    const OBJECTS: u64 = 10;
+    const PARTS: u64 = 40;
+    const LEN: u64 = 1024 * MIB;
+    let origin = origin_of(LEN);
+    let proxy = proxy(&origin).start();
+    let mut client = Connection::open(proxy.addr());
+    for object in 0..OBJECTS {
+        for part in 0..PARTS {
+            let path = format!("/assets/{object}");
+            let first = part * 1_000_000;
+            let range = format!("bytes={first}-{first}");
+            let part = client.request("GET", &path, &[("Range", &range)]);
+            assert_eq!((part.status, part.body.len()), (206, 1));
+        }
+    }
+    drop(client);
+    fills_are_over(&proxy);
+    println!(
+        "{PARTS} parts of a byte of each of {OBJECTS} objects of 1 GiB: {} bytes from the origin",
+        origin.bytes_sent()
+    );
+    assert_eq!(origin.bytes_sent(), OBJECTS * PARTS);
+    assert_eq!(whole_requests(&origin), 0);
+}
+
+#[test]
+fn clients_that_ask_for_much_and_leave_do_not_have_the_whole_fetched() {
+    const CLIENTS: u64 = 20;
+    const LEN: u64 = 1024 * MIB;
+    let origin = Origin::start(|request| reply(LEN).answering(request).paced(64 * MIB));
+    let proxy = proxy(&origin).start();
+    for client in 0..CLIENTS {
+        let first = client * MIB;
+        let range = format!("bytes={first}-{}", first + 64 * MIB - 1);
+        let mut connection = Connection::with_receive_buffer(proxy.addr(), 4096);
+        let mut part = connection.begin("GET", OBJECT, &[("Range", &range)]);
+        assert_eq!(part.status, 206);
+        Pattern::new(1).check(first, &part.read_some(1000));
+        drop(part);
+        connection.abort();
+    }
+    fills_are_over(&proxy);
+    println!(
+        "{CLIENTS} clients that ask for 64 MiB of 1 GiB and leave: {} bytes from the origin",
+        origin.bytes_sent()
+    );
+    assert_eq!(whole_requests(&origin), 0);
+    assert!(origin.bytes_sent() < LEN / 4, "{}", origin.bytes_sent());
+}
+
+/// What is begun for the parts of a client, which is gone, is over.
+fn fills_are_over(proxy: &Proxy) {
+    clients_are_gone(proxy);
+    eventually("all fills are over", || {
+        proxy.metric("cache_fills_in_flight") == 0
+    });
+}
+
+/// A request ends, and perhaps begins a fill, before its connection does.
+fn clients_are_gone(proxy: &Proxy) {
+    eventually("all clients are gone", || {
+        proxy.metric("connections_open") == 0
+    });
+}
+
+fn whole_requests(origin: &Origin) -> usize {
+    let requests = origin.requests();
+    let wholes = requests.iter().filter(|r| r.header("range").is_none());
+    wholes.count()
+}
+
+#[test]
 fn a_client_has_a_budget_for_what_its_parts_make_the_proxy_fetch() {
     const OBJECTS: u64 = 20;
     let origin = origin_of(LEN);
     let proxy = proxy(&origin)
-        .range_fill("client_mb_per_minute", 3 * LEN / 1_000_000)
+        .range_fill("client_mb_per_minute", 3 * LEN / 1_000_000 + 1)
         .start();
     let mut client = Connection::open(proxy.addr());
     for object in 0..OBJECTS {
@@ -195,18 +268,36 @@ fn a_client_has_a_budget_for_what_its_parts_make_the_proxy_fetch() {
         let part = client.request("GET", &path, &[("Range", "bytes=0-0")]);
         assert_eq!(part.status, 206);
     }
-    eventually("all is fetched", || {
+    eventually("what the budget allows is fetched", || {
         proxy.metric("cache_entries") >= 3 && proxy.metric("cache_fills_in_flight") == 0
     });
-    let requests = origin.requests();
-    let wholes = requests.iter().filter(|r| r.header("range").is_none());
-    // A spent budget comes back in a minute, and may be overdrawn once.
-    let wholes = wholes.count();
+    // A spent budget comes back in a minute.
+    let wholes = whole_requests(&origin);
     assert!((3..=6).contains(&wholes), "{wholes}");
 }
 
 #[test]
-fn what_is_fetched_for_parts_has_limits_of_its_own() {
+fn an_object_larger_than_the_budget_is_fetched_when_as_much_was_delivered() {
+    const PART: u64 = 2 * MIB;
+    let origin = origin_of(LEN);
+    let proxy = proxy(&origin).range_fill("client_mb_per_minute", 1).start();
+    let mut client = Connection::open(proxy.addr());
+    for first in (0..LEN - PART).step_by(PART as usize) {
+        assert_eq!(read_part(&mut client, first, first + PART - 1), "MISS");
+    }
+    assert_eq!(whole_requests(&origin), 0);
+    assert_eq!(
+        read_part(&mut client, LEN - PART, LEN - 1),
+        "MISS",
+        "all of it was delivered"
+    );
+    proxy.expect_metric("cache_entries", 1);
+    assert_eq!(read_part(&mut client, LEN - 1, LEN - 1), "HIT");
+    assert_eq!(origin.bytes_sent(), 2 * LEN);
+}
+
+#[test]
+fn what_is_fetched_for_parts_has_a_room_of_its_own() {
     // Each object is larger than an eighth of the cache.
     const OBJECTS: u64 = 4;
     let gate = Gate::new();
@@ -217,16 +308,31 @@ fn what_is_fetched_for_parts_has_limits_of_its_own() {
             None => reply(LEN).hold_at(MIB, &gate),
         }
     });
-    let proxy = proxy(&origin)
-        .max_size_gb(0.1)
-        .range_fill("max_in_flight_gb", 1)
-        .start();
-    let mut client = Connection::open(proxy.addr());
-    for object in 0..OBJECTS {
-        let path = format!("/assets/{object}");
-        let part = client.request("GET", &path, &[("Range", "bytes=0-0")]);
-        assert_eq!(part.status, 206);
-    }
+    let proxy_with = |in_flight: f64| {
+        proxy(&origin)
+            .max_size_gb(0.1)
+            .range_fill("max_in_flight_gb", in_flight)
+            .start()
+    };
+    let ask = |proxy: &Proxy| {
+        let mut client = Connection::open(proxy.addr());
+        for object in 0..OBJECTS {
+            let path = format!("/assets/{object}");
+            let part = client.request("GET", &path, &[("Range", "bytes=0-0")]);
+            assert_eq!(part.status, 206);
+        }
+        drop(client);
+        clients_are_gone(proxy);
+    };
+
+    // Less than one has to be paid for, which a byte does not.
+    let small = proxy_with(0.01);
+    ask(&small);
+    assert_eq!(whole_requests(&origin), 0);
+    drop(small);
+
+    let proxy = proxy_with(1.0);
+    ask(&proxy);
     gate.wait_for_arrivals(OBJECTS as usize);
     gate.open();
     proxy.expect_metric("cache_entries", OBJECTS);

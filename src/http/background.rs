@@ -7,9 +7,11 @@ pub struct BackgroundFills {
     pub in_flight: usize,
     /// The longest body that is fetched, in bytes.
     pub max_bytes: u64,
-    /// The total size of the objects in flight, in bytes. A larger object is fetched alone.
+    /// The total size of the objects in flight, in bytes. A larger object is fetched alone,
+    /// once clients have received as many bytes of it as it has.
     pub bytes_in_flight: u64,
-    /// Bytes that may be fetched in a minute for one client address; `None`: no limit.
+    /// Bytes that may be fetched in a minute for one client address, beyond those of the
+    /// object that clients have received; `None`: no limit.
     pub client_bytes_per_minute: Option<u64>,
 }
 

@@ -192,6 +192,14 @@ pub struct CachingCtx {
     answered_prepared: bool,
     /// The client offers another protocol, which only the origin can switch to.
     upgrades: bool,
+    /// The origin answers with a part of what could be fetched and stored as a whole.
+    part: Option<Box<PartOfWhole>>,
+}
+
+/// A part of an object that is not stored, and could be.
+struct PartOfWhole {
+    key: CacheKey,
+    whole_len: u64,
 }
 
 /// What a request asks a cache for.
@@ -788,7 +796,7 @@ impl HttpCaching {
             self.update_by_head(session, response, ctx).await;
         }
         if ctx.asks == Asks::Part && !ctx.directives.no_store {
-            self.fill_whole(session, response);
+            ctx.part = self.part_of_whole(session, response).map(Box::new);
         }
         Ok(())
     }
@@ -879,39 +887,23 @@ impl HttpCaching {
         }
     }
 
-    /// Fetch the whole of which a part has come, if it would be stored.
-    fn fill_whole(&self, session: &Session, response: &ResponseHeader) {
+    /// The part that the origin answers with, if the whole would be stored.
+    fn part_of_whole(&self, session: &Session, response: &ResponseHeader) -> Option<PartOfWhole> {
         let limits = self.options.background_fills;
-        let Some(Store { cache, lock, .. }) = self.store else {
-            return;
-        };
+        let cache = self.store?.cache;
         // Disabled: the cache does not want it yet, or it is too large.
         if response.status != StatusCode::PARTIAL_CONTENT
             || limits.in_flight == 0
             || !session.cache.enabled()
         {
-            return;
+            return None;
         }
-        let range = response.headers.get(CONTENT_RANGE);
-        let range = range.and_then(|range| parse_content_range(range.as_bytes()));
+        let range = parse_content_range(response.headers.get(CONTENT_RANGE)?.as_bytes())?;
+        range.range.as_ref()?;
         let limit = limits.max_bytes.min(cache.max_size_bytes());
-        let Some((whole_len, range)) = range
-            .and_then(|range| Some((range.complete_length?, range.range?)))
-            .filter(|(len, _)| *len <= limit)
-        else {
-            return;
-        };
-        let Some(key) = session.cache.maybe_cache_key() else {
-            return;
-        };
-        // Most parts come while the whole is on its way.
-        if cache.is_filling(key) || lock.gave_up(key) {
-            return;
-        }
+        let whole_len = range.complete_length.filter(|len| *len <= limit)?;
         let mut whole = response.clone();
-        if whole.set_status(StatusCode::OK).is_err() {
-            return;
-        }
+        whole.set_status(StatusCode::OK).ok()?;
         let now = SystemTime::now();
         let answer = Answer {
             request: session.req_header(),
@@ -922,22 +914,37 @@ impl HttpCaching {
                 received: now,
             },
         };
-        if !matches!(self.options.storing.to_store(&answer), Ok(Some(_))) {
-            return;
-        }
-        let Some(spawner) = session.subrequest_spawner.as_ref() else {
+        let is_stored = matches!(self.options.storing.to_store(&answer), Ok(Some(_)));
+        let key = session.cache.maybe_cache_key().filter(|_| is_stored)?;
+        Some(PartOfWhole {
+            key: key.clone(),
+            whole_len,
+        })
+    }
+
+    /// Fetch the whole of which a part was sent to the client. Only bytes that were sent
+    /// count: a client that asks for much and leaves costs the origin no more than that.
+    fn fill_whole(&self, session: &Session, part: &PartOfWhole) {
+        let (Some(Store { cache, lock, .. }), Some(spawner)) =
+            (self.store, session.subrequest_spawner.as_ref())
+        else {
             return;
         };
+        // Most parts come while the whole is on its way.
+        if cache.is_filling(&part.key) || lock.gave_up(&part.key) {
+            return;
+        }
         let part = Part {
-            key: key.combined_bin(),
-            len: range.end - range.start,
-            whole_len,
+            key: part.key.combined_bin(),
+            delivered: session.body_bytes_sent() as u64,
+            whole_len: part.whole_len,
             client: session
                 .client_addr()
                 .and_then(|addr| addr.as_inet())
                 .map(|addr| addr.ip()),
         };
-        let Some(guard) = self.fills.begin(&part, &limits, Instant::now()) else {
+        let limits = &self.options.background_fills;
+        let Some(guard) = self.fills.begin(&part, limits, Instant::now()) else {
             return;
         };
         let ctx = SubrequestCtx::builder()
@@ -1211,9 +1218,12 @@ impl HttpCaching {
         }
     }
 
-    /// For `logging`: break off what must not look complete, and forget what
-    /// cannot be read.
+    /// For `logging`: break off what must not look complete, forget what cannot be read,
+    /// and fetch the whole of which a part was sent.
     pub fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &CachingCtx) {
+        if let Some(part) = &ctx.part {
+            self.fill_whole(session, part);
+        }
         let Some(error) = error else { return };
         // The body's end may be all that tells the client it is complete.
         let close_delimited = session.response_written().is_some_and(|response| {

@@ -1,7 +1,10 @@
 //! Objects that are fetched as a whole because clients ask for parts.
 //!
-//! A part may be a byte of ten gigabytes, so fetching is limited by the bytes that were
-//! asked for, by the bytes in flight, and by a budget for each client.
+//! A part may be a byte of ten gigabytes, so a fill is paid for. What parts of an object have
+//! delivered to clients pays for as many bytes of its fill. The rest is charged to the budget
+//! of the client whose request begins the fill, and a fill that costs more than is left of the
+//! budget is not begun. So in a minute, the origin sends at most twice what the clients
+//! receive, and the budget of each client.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,13 +19,13 @@ use super::background::BackgroundFills;
 /// The largest object, in bytes, that is fetched for any part of it.
 const SMALL: u64 = 16 << 20;
 
-/// One in this many bytes of a larger object has to be asked for before it is fetched.
+/// One in this many bytes of a larger object has to be delivered before it is fetched.
 const SHARE: u64 = 16;
 
-/// Bytes asked for that suffice for an object of any size.
+/// Delivered bytes that suffice for an object of any size.
 const ENOUGH: u64 = 64 << 20;
 
-/// The most objects that are remembered because parts of them were asked for.
+/// The most objects that are remembered because parts of them were delivered.
 const MAX_OBJECTS: usize = 4096;
 
 /// The most clients that are remembered because they have spent some of their budget.
@@ -40,8 +43,8 @@ pub struct RangeFills(Arc<Mutex<Table>>);
 struct Table {
     /// The size of each object that is being fetched.
     in_flight: HashMap<HashBinary, u64>,
-    /// Bytes that were asked for of each object that is not fetched yet.
-    asked: HashMap<HashBinary, u64>,
+    /// Bytes delivered of each object that is not fetched yet.
+    delivered: HashMap<HashBinary, u64>,
     clients: HashMap<Option<IpAddr>, Spent>,
 }
 
@@ -52,13 +55,13 @@ struct Spent {
     at: Instant,
 }
 
-/// A part that was asked for.
+/// A part of an object, delivered to a client.
 #[derive(Debug, Clone, Copy)]
 pub struct Part {
     /// The object.
     pub key: HashBinary,
-    /// Bytes of the part.
-    pub len: u64,
+    /// Bytes of the part that were sent to the client.
+    pub delivered: u64,
     /// Bytes of the whole object.
     pub whole_len: u64,
     /// The client that asked.
@@ -75,21 +78,27 @@ pub struct FillGuard {
 // === impl RangeFills ===
 
 impl RangeFills {
-    /// Begin to fetch the whole after a part came from the origin, unless it is being
+    /// Begin to fetch the whole after a part from the origin was delivered, unless it is being
     /// fetched, is not worth it yet, or is beyond the limits.
     pub fn begin(&self, part: &Part, limits: &BackgroundFills, now: Instant) -> Option<FillGuard> {
+        if part.delivered == 0 {
+            return None;
+        }
         let mut table = self.0.lock();
-        if table.in_flight.contains_key(&part.key) || !table.is_worth_it(part) {
+        if table.in_flight.contains_key(&part.key) {
             return None;
         }
-        let bytes = table.in_flight.values().sum::<u64>();
-        let bytes = bytes.saturating_add(part.whole_len);
-        // A larger object is fetched alone.
-        let fits = table.in_flight.is_empty() || bytes <= limits.bytes_in_flight;
-        if !fits || table.in_flight.len() >= limits.in_flight || !table.spend(part, limits, now) {
+        let delivered = table.count(part);
+        let is_worth_it =
+            part.whole_len <= SMALL || delivered >= ENOUGH.min(part.whole_len / SHARE);
+        if !is_worth_it || !table.has_room(part.whole_len, delivered, limits) {
             return None;
         }
-        table.asked.remove(&part.key);
+        let cost = part.whole_len.saturating_sub(delivered);
+        if !table.spend(part.client, cost, limits, now) {
+            return None;
+        }
+        table.delivered.remove(&part.key);
         table.in_flight.insert(part.key, part.whole_len);
         Some(FillGuard {
             fills: self.clone(),
@@ -99,41 +108,65 @@ impl RangeFills {
 }
 
 impl Table {
-    fn is_worth_it(&mut self, part: &Part) -> bool {
-        if part.whole_len <= SMALL {
-            return true;
+    /// Count the bytes of a part. Returns those delivered of the object so far.
+    fn count(&mut self, part: &Part) -> u64 {
+        if self.delivered.len() >= MAX_OBJECTS && !self.delivered.contains_key(&part.key) {
+            self.forget_half();
         }
-        if self.asked.len() >= MAX_OBJECTS && !self.asked.contains_key(&part.key) {
-            self.asked.clear();
-        }
-        let asked = self.asked.entry(part.key).or_default();
-        *asked = asked.saturating_add(part.len);
-        *asked >= ENOUGH.min(part.whole_len / SHARE)
+        let delivered = self.delivered.entry(part.key).or_default();
+        *delivered = delivered.saturating_add(part.delivered);
+        *delivered
     }
 
-    /// A client that has some budget left may overdraw it.
-    fn spend(&mut self, part: &Part, limits: &BackgroundFills, now: Instant) -> bool {
-        let Some(budget) = limits.client_bytes_per_minute else {
+    /// Forget the objects of which the fewest bytes were delivered, so that a client cannot
+    /// displace the others by a byte of each of many objects.
+    fn forget_half(&mut self) {
+        let mut bytes: Vec<_> = self.delivered.values().copied().collect();
+        let middle = bytes.len() / 2;
+        let (_, median, _) = bytes.select_nth_unstable(middle);
+        let median = *median;
+        self.delivered.retain(|_, delivered| *delivered > median);
+    }
+
+    /// True if an object of this size may be in flight too. One larger than all that may be
+    /// in flight has to be paid for in full, and is fetched alone.
+    fn has_room(&self, whole_len: u64, delivered: u64, limits: &BackgroundFills) -> bool {
+        if self.in_flight.is_empty() && delivered >= whole_len {
+            return limits.in_flight > 0;
+        }
+        let bytes = self.in_flight.values().sum::<u64>();
+        self.in_flight.len() < limits.in_flight
+            && whole_len <= limits.bytes_in_flight.saturating_sub(bytes)
+    }
+
+    /// Charge a client. `false`: its budget has less left.
+    fn spend(
+        &mut self,
+        client: Option<IpAddr>,
+        cost: u64,
+        limits: &BackgroundFills,
+        now: Instant,
+    ) -> bool {
+        let Some(budget) = limits.client_bytes_per_minute.filter(|_| cost > 0) else {
             return true;
         };
-        let client = part.client.map(network);
+        let client = client.map(network);
+        let spent = match self.clients.get(&client) {
+            Some(spent) => spent.still_spent(budget, now),
+            None => 0,
+        };
+        if cost > budget.saturating_sub(spent) {
+            return false;
+        }
         if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(&client) {
             self.clients
-                .retain(|_, spent| spent.left(budget, now) < budget);
+                .retain(|_, spent| spent.still_spent(budget, now) > 0);
             if self.clients.len() >= MAX_CLIENTS {
                 return false;
             }
         }
-        let nothing = Spent { bytes: 0, at: now };
-        let spent = self.clients.entry(client).or_insert(nothing);
-        let left = spent.left(budget, now);
-        if left == 0 {
-            return false;
-        }
-        *spent = Spent {
-            bytes: (spent.still_spent(budget, now)).saturating_add(part.whole_len),
-            at: now,
-        };
+        let bytes = spent + cost;
+        self.clients.insert(client, Spent { bytes, at: now });
         true
     }
 }
@@ -144,10 +177,6 @@ impl Spent {
         let again = u128::from(budget) * since.as_millis() / PERIOD.as_millis();
         self.bytes
             .saturating_sub(u64::try_from(again).unwrap_or(u64::MAX))
-    }
-
-    fn left(&self, budget: u64, now: Instant) -> u64 {
-        budget.saturating_sub(self.still_spent(budget, now))
     }
 }
 
@@ -176,10 +205,10 @@ mod tests {
         client_bytes_per_minute: None,
     };
 
-    fn part(key: u8, len: u64, whole_len: u64) -> Part {
+    fn part(key: u8, delivered: u64, whole_len: u64) -> Part {
         Part {
             key: [key; 16],
-            len,
+            delivered,
             whole_len,
             client: None,
         }
@@ -202,25 +231,33 @@ mod tests {
     }
 
     #[test]
-    fn bytes_in_flight_are_bounded_but_for_one() {
+    fn bytes_in_flight_are_bounded_but_for_one_that_is_paid_for() {
         let fills = RangeFills::default();
-        let begin = |key, whole: u64| {
-            let part = part(key, ENOUGH, whole << 20);
+        let begin = |key, delivered: u64, whole: u64| {
+            let part = part(key, delivered << 20, whole << 20);
             fills.begin(&part, &LIMITS, Instant::now())
         };
-        let huge = begin(1, 5000);
-        assert!(huge.is_some());
-        assert!(begin(2, 1).is_none());
-        drop(huge);
-        let first = begin(1, 60);
-        assert!(first.is_some() && begin(2, 41).is_none());
-        assert!(begin(2, 40).is_some());
+        assert!(begin(1, 150, 300).is_none(), "larger than the limit");
+        let paid = begin(1, 150, 300);
+        assert!(paid.is_some(), "as much was delivered");
+        assert!(begin(2, 1, 1).is_none(), "it is fetched alone");
+        drop(paid);
+        let first = begin(3, 64, 60);
+        assert!(first.is_some());
+        assert!(begin(4, 300, 300).is_none(), "not beside another one");
+        assert!(begin(2, 64, 41).is_none());
+        assert!(begin(2, 64, 40).is_some());
     }
 
     #[test]
-    fn a_large_object_is_fetched_when_enough_of_it_was_asked_for() {
+    fn a_large_object_is_fetched_when_enough_of_it_was_delivered() {
         let fills = RangeFills::default();
-        let begin = |key, len, whole| fills.begin(&part(key, len, whole), &LIMITS, Instant::now());
+        let limits = BackgroundFills {
+            bytes_in_flight: u64::MAX,
+            ..LIMITS
+        };
+        let begin = |key, len, whole| fills.begin(&part(key, len, whole), &limits, Instant::now());
+        assert!(begin(1, 0, SMALL).is_none(), "nothing was delivered");
         for _ in 0..1000 {
             assert!(begin(1, 1, SMALL + 1).is_none());
         }
@@ -230,58 +267,96 @@ mod tests {
             assert!(begin(3, 8 << 20, 10 << 30).is_none());
         }
         assert!(begin(3, 8 << 20, 10 << 30).is_some());
+    }
+
+    #[test]
+    fn objects_are_remembered_up_to_a_bound_and_the_least_delivered_leave() {
+        let fills = RangeFills::default();
+        let whole_len = 10 << 30;
+        assert!(fills
+            .begin(
+                &part(u8::MAX, ENOUGH - 1, whole_len),
+                &LIMITS,
+                Instant::now()
+            )
+            .is_none());
         for key in 0..u16::MAX {
             let mut part = part(0, 1, SMALL + 1);
             part.key[..2].copy_from_slice(&key.to_le_bytes());
             fills.begin(&part, &LIMITS, Instant::now());
+            assert!(fills.0.lock().delivered.len() <= MAX_OBJECTS);
         }
-        assert!(fills.0.lock().asked.len() <= MAX_OBJECTS);
+        assert_eq!(fills.0.lock().delivered[&[u8::MAX; 16]], ENOUGH - 1);
+    }
+
+    /// A client with a budget of 6000 bytes a minute.
+    fn limits() -> BackgroundFills {
+        BackgroundFills {
+            in_flight: 1 << 20,
+            client_bytes_per_minute: Some(6000),
+            ..LIMITS
+        }
     }
 
     #[test]
-    fn a_client_has_a_budget() {
+    fn a_client_has_a_budget_that_is_not_overdrawn() {
         let fills = RangeFills::default();
-        let limits = BackgroundFills {
-            client_bytes_per_minute: Some(6000),
-            ..LIMITS
-        };
+        let limits = limits();
         let start = Instant::now();
-        let begin = |client: &str, len, seconds| {
+        let begin = |client: &str, cost: u64, seconds| {
             let part = Part {
                 client: Some(client.parse().unwrap()),
-                ..part(1, 1, len)
+                ..part(1, 1, cost + 1)
             };
             let now = start + Duration::from_secs(seconds);
+            // Whatever is not fetched does not count for the next one.
+            fills.0.lock().delivered.clear();
             fills.begin(&part, &limits, now).is_some()
         };
-        assert!(begin("192.0.2.1", 5999, 0));
-        assert!(begin("192.0.2.1", 7001, 0), "a byte was left");
+        assert!(!begin("192.0.2.1", 6001, 0), "more than the budget");
+        assert!(begin("192.0.2.1", 5900, 0));
+        assert!(!begin("192.0.2.1", 101, 0), "more than is left");
+        assert!(begin("192.0.2.1", 100, 0));
         assert!(!begin("192.0.2.1", 1, 0));
         assert!(!begin("::ffff:192.0.2.1", 1, 0), "the same client");
         assert!(begin("192.0.2.2", 6000, 0), "another one");
-        assert!(
-            !begin("192.0.2.1", 1, 70),
-            "7000 bytes of 13,000 are spent still"
-        );
-        assert!(begin("192.0.2.1", 1, 71));
+        assert!(!begin("192.0.2.1", 1001, 10), "1000 bytes are restored");
+        assert!(begin("192.0.2.1", 1000, 10));
         assert!(begin("2001:db8::1", 6000, 0));
         assert!(!begin("2001:db8::ffff", 1, 0), "of the same network");
         assert!(begin("2001:db8:0:1::1", 1, 0));
     }
 
     #[test]
+    fn what_was_delivered_pays_for_the_fill() {
+        let fills = RangeFills::default();
+        let client = Some("192.0.2.1".parse().unwrap());
+        let begin = |key, delivered, whole_len| {
+            let part = Part {
+                client,
+                ..part(key, delivered, whole_len)
+            };
+            fills.begin(&part, &limits(), Instant::now()).is_some()
+        };
+        // An object larger than the budget.
+        assert!(!begin(1, 3999, 10_000));
+        assert!(begin(1, 1, 10_000), "6000 are charged");
+        assert!(!begin(2, 9999, 10_000), "nothing is left");
+        assert!(begin(2, 1, 10_000), "and nothing is charged");
+        assert!(!begin(2, 1, 10_000), "the bytes are spent");
+    }
+
+    #[test]
     fn clients_are_remembered_up_to_a_bound() {
         let fills = RangeFills::default();
-        let limits = BackgroundFills {
-            client_bytes_per_minute: Some(6000),
-            ..LIMITS
-        };
+        let limits = limits();
         let start = Instant::now();
         let begin = |client: u32, now| {
             let part = Part {
                 client: Some(std::net::Ipv4Addr::from(client).into()),
-                ..part(1, 1, 1)
+                ..part(1, 1, 2)
             };
+            fills.0.lock().delivered.clear();
             fills.begin(&part, &limits, now).is_some()
         };
         for client in 0..MAX_CLIENTS as u32 {
