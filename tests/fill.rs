@@ -521,6 +521,113 @@ fn a_leader_too_slow_for_an_object_without_room_gets_it_whole() {
     assert_eq!(proxy.metric("cache_entries"), 0);
 }
 
+// --- objects that outgrow the cache: readers of different paces ---
+
+const OUTGROWS: u64 = 48 * MIB;
+
+/// An origin whose object turns out too large for the cache, and which pauses at the gate.
+/// It answers whole requests with the first of these versions, and ranges with the second.
+fn outgrowing_origin(gate: &Gate, versions: [u64; 2]) -> Origin {
+    let gate = gate.clone();
+    Origin::start(move |request| {
+        let object = |version| {
+            Reply::pattern(version, OUTGROWS)
+                .header("ETag", format!("\"{version}\""))
+                .header("Accept-Ranges", "bytes")
+        };
+        match request.header("range") {
+            // It ignores conditions.
+            Some(_) => object(versions[1]).answering(&request.without_conditions()),
+            None => object(versions[0]).chunked().hold_at(HALF, &gate),
+        }
+    })
+}
+
+/// A slow client and a fast one, of which the former asks first if it `leads`; both have got
+/// what the origin sends before its pause.
+fn slow_and_fast<'a>(
+    slow: &'a mut Connection,
+    fast: &'a mut Connection,
+    slow_leads: bool,
+) -> [Incoming<'a>; 2] {
+    let begin = |connection: &'a mut Connection| {
+        let mut transfer = connection.begin("GET", OBJECT, &[]);
+        read_start(&mut transfer);
+        transfer
+    };
+    if slow_leads {
+        let slow = begin(slow);
+        [slow, begin(fast)]
+    } else {
+        let fast = begin(fast);
+        [begin(slow), fast]
+    }
+}
+
+#[test]
+fn neither_a_slow_leader_nor_a_slow_follower_holds_the_others_up() {
+    for slow_leads in [true, false] {
+        let gate = Gate::new();
+        let origin = outgrowing_origin(&gate, [1, 1]);
+        let proxy = proxy(&origin).max_size_gb(0.01).start();
+        let mut slow = Connection::with_receive_buffer(proxy.addr(), 4096);
+        let mut fast = Connection::open(proxy.addr());
+        let [slow, fast] = slow_and_fast(&mut slow, &mut fast, slow_leads);
+        gate.open();
+
+        // The slow client takes nothing until the other one has all.
+        expect_rest_of(fast, OUTGROWS);
+        expect_rest_of(slow, OUTGROWS);
+        let requests = origin.requests();
+        let [whole, rest] = &requests[..] else {
+            panic!("{requests:?}");
+        };
+        assert_eq!(whole.header("range"), None);
+        let range = rest.header("range").expect("a range");
+        assert!(range.ends_with('-') && range != "bytes=0-", "{range}");
+        assert_eq!(rest.header("if-match"), Some("\"1\""));
+        assert_eq!(proxy.metric("cache_entries"), 0);
+        assert_eq!(proxy.metric("response_errors_total"), 0);
+        let bodies = 2 * OUTGROWS;
+        eventually("each body is counted once", || {
+            proxy.metric("response_body_bytes_total") == bodies
+        });
+        let log = proxy.stderr();
+        assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
+    }
+}
+
+#[test]
+fn a_slow_follower_never_gets_the_rest_of_another_version() {
+    let gate = Gate::new();
+    let origin = outgrowing_origin(&gate, [1, 2]);
+    let proxy = proxy(&origin).max_size_gb(0.01).start();
+    let mut slow = Connection::with_receive_buffer(proxy.addr(), 4096);
+    let mut fast = Connection::open(proxy.addr());
+    let [slow, fast] = slow_and_fast(&mut slow, &mut fast, false);
+    gate.open();
+    expect_rest_of(fast, OUTGROWS);
+    // All that it gets is of the first version.
+    assert!(!slow.check(Pattern::new(1), SENT).complete);
+    assert_eq!(origin.requests().len(), 2);
+}
+
+#[test]
+fn a_fast_follower_stays_if_the_origin_has_another_version() {
+    let gate = Gate::new();
+    let origin = outgrowing_origin(&gate, [1, 2]);
+    let proxy = proxy(&origin).max_size_gb(0.01).start();
+    let mut slow = Connection::with_receive_buffer(proxy.addr(), 4096);
+    let mut fast = Connection::open(proxy.addr());
+    let [slow, fast] = slow_and_fast(&mut slow, &mut fast, true);
+    gate.open();
+    thread::scope(|scope| {
+        scope.spawn(|| expect_rest_of(fast, OUTGROWS));
+        eventually("the rest is asked for", || origin.requests().len() == 2);
+        expect_rest_of(slow, OUTGROWS);
+    });
+}
+
 // --- fills that fail ---
 
 type Break = fn(Reply) -> Reply;

@@ -197,6 +197,12 @@ impl Fill {
         window.is_some_and(|window| window.is_full(&self.readers))
     }
 
+    /// True if the rest of the body waits for the slowest reader.
+    pub(super) fn waits_for_readers(&self) -> bool {
+        let window = self.window.get();
+        window.is_some_and(|window| window.waits(&self.readers))
+    }
+
     fn is_void(&self) -> bool {
         self.void.load(Ordering::Acquire)
     }

@@ -7,17 +7,20 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
+use log::debug;
 use pingora_cache::storage::HandleHit;
 use pingora_cache::trace::SpanHandle;
 use pingora_cache::{BodyPart, CacheEntryId, CacheKey, CacheMeta, Storage};
 use pingora_core::{Error, ErrorType, Result};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout_at;
 
 use super::body_file::{read_now, BodyFile};
 use super::fill::{Progress, State};
 use super::hot::{HotBody, HotEntry};
 use super::readers::Reader;
+use super::rest::{Leave, Rest};
 use super::window::Window;
 use super::{DiskCache, EntryId, Prepared};
 
@@ -56,6 +59,8 @@ pub struct DiskHit {
     /// A read from the disk. Kept here, so that a caller who gives up waiting
     /// and comes back finds it.
     reading: Option<JoinHandle<io::Result<Bytes>>>,
+    /// The way to leave the other readers of a fill.
+    leave: Option<Box<Leave>>,
 }
 
 /// How far a fill has come.
@@ -70,6 +75,8 @@ pub struct Filling {
 enum Source {
     Entry(Arc<HotEntry>),
     Fill(Reader, watch::Receiver<Progress>),
+    /// What was a fill of this length, if that is known.
+    Rest(EntryId, Option<u64>, Box<dyn Rest>),
 }
 
 /// The body of an entry that is kept in memory.
@@ -102,6 +109,7 @@ impl DiskHit {
             source: Source::Entry(entry),
             waited: false,
             reading: None,
+            leave: None,
         }
     }
 
@@ -115,6 +123,7 @@ impl DiskHit {
             source: Source::Fill(reader, progress),
             waited: false,
             reading: None,
+            leave: None,
         }
     }
 
@@ -125,7 +134,18 @@ impl DiskHit {
                 written: progress.borrow().written,
                 promised: reader.fill().promised,
             }),
-            Source::Entry(_) => None,
+            Source::Entry(_) | Source::Rest(..) => None,
+        }
+    }
+
+    /// Get the rest of the body by `rest`, if this follows a fill that has no room on the disk,
+    /// and other readers hold it up, or are held up by it.
+    pub(crate) fn leave_by(&mut self, rest: Box<dyn Rest>) {
+        if let Source::Fill(reader, _) = &self.source {
+            if !reader.leads() {
+                reader.set_can_leave(true);
+                self.leave = Some(Box::new(Leave::new(rest)));
+            }
         }
     }
 
@@ -180,7 +200,7 @@ impl DiskHit {
     fn entry(&self) -> Option<&HotEntry> {
         match &self.source {
             Source::Entry(entry) => Some(entry),
-            Source::Fill(..) => None,
+            Source::Fill(..) | Source::Rest(..) => None,
         }
     }
 
@@ -188,6 +208,7 @@ impl DiskHit {
         match &self.source {
             Source::Entry(entry) => entry.id,
             Source::Fill(reader, _) => reader.fill().id,
+            Source::Rest(id, ..) => *id,
         }
     }
 
@@ -195,28 +216,24 @@ impl DiskHit {
         match &self.source {
             Source::Entry(entry) => entry.meta.body_len,
             Source::Fill(reader, _) => reader.fill().promised.unwrap_or(u64::MAX),
+            Source::Rest(_, promised, _) => promised.unwrap_or(u64::MAX),
         }
     }
 
     /// What can be read now of what remains; waits for a fill that has not come
     /// that far. Empty at the end.
     async fn available(&mut self) -> Result<Range<u64>> {
-        let Source::Fill(reader, progress) = &mut self.source else {
-            return Ok(self.remaining.clone());
-        };
-        if self.remaining.is_empty() {
+        if self.remaining.is_empty() || !matches!(self.source, Source::Fill(..)) {
             return Ok(self.remaining.clone());
         }
         let start = self.remaining.start;
-        reader.is_at(start);
-        let now = progress
-            .wait_for(|now| now.written > start || now.state != State::Writing)
-            .await
-            .map(|now| *now)
-            .unwrap_or(Progress {
-                written: 0,
-                state: State::Broken,
-            });
+        let Some(now) = self.progress().await? else {
+            // All that remains comes from the origin.
+            return Ok(self.remaining.clone());
+        };
+        let Source::Fill(reader, _) = &self.source else {
+            return Ok(self.remaining.clone());
+        };
         let fill = reader.fill();
         match now.state {
             State::Broken if now.written <= start => {
@@ -235,8 +252,80 @@ impl DiskHit {
         }
     }
 
+    /// Wait until a fill has come further than this reader. `None`: the reader has left,
+    /// because slower ones hold it up.
+    async fn progress(&mut self) -> Result<Option<Progress>> {
+        let start = self.remaining.start;
+        let broken = Progress {
+            written: 0,
+            state: State::Broken,
+        };
+        loop {
+            {
+                let Source::Fill(reader, progress) = &mut self.source else {
+                    return Ok(None);
+                };
+                reader.is_at(start);
+                let more =
+                    progress.wait_for(|now| now.written > start || now.state != State::Writing);
+                match &mut self.leave {
+                    Some(leave) if leave.has_begun() => {}
+                    Some(leave) if reader.fill().waits_for_readers() => {
+                        if let Ok(now) = timeout_at(leave.is_held(), more).await {
+                            leave.is_free();
+                            return Ok(Some(now.map_or(broken, |now| *now)));
+                        }
+                    }
+                    _ => return Ok(Some(more.await.map_or(broken, |now| *now))),
+                }
+            }
+            if self.leave().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Get the rest from the origin. `false`: the origin does not have it, but the other
+    /// readers go on with this one.
+    async fn leave(&mut self) -> Result<bool> {
+        let (Source::Fill(reader, _), Some(leave)) = (&self.source, &mut self.leave) else {
+            return Ok(false);
+        };
+        let begun = leave.begin(self.remaining.clone()).await;
+        let leave = self.leave.take();
+        let is_lost = reader.is_lost();
+        let fill = reader.fill();
+        match (begun, leave) {
+            (Ok(()), Some(leave)) => {
+                self.source = Source::Rest(fill.id, fill.promised, leave.into_rest());
+                Ok(true)
+            }
+            (Err(e), _) if is_lost => Err(e),
+            (begun, _) => {
+                if let Err(e) = begun {
+                    debug!("cache fill {}: a reader cannot leave it: {e}", fill.id);
+                }
+                reader.set_can_leave(false);
+                Ok(false)
+            }
+        }
+    }
+
+    /// The next bytes of those that remain, from the origin.
+    async fn read_rest(&mut self) -> Result<Option<Bytes>> {
+        let Source::Rest(_, _, rest) = &mut self.source else {
+            return Ok(None);
+        };
+        let bytes = rest.next().await?;
+        match &bytes {
+            Some(bytes) => self.remaining.start += bytes.len() as u64,
+            None => self.remaining.end = self.remaining.start,
+        }
+        Ok(bytes)
+    }
+
     /// Bytes that can be read now, if the position is behind the end of the file.
-    fn read_window(&mut self, range: &Range<u64>) -> Option<Result<Bytes>> {
+    async fn read_window(&mut self, range: &Range<u64>) -> Option<Result<Bytes>> {
         let Source::Fill(reader, _) = &self.source else {
             return None;
         };
@@ -246,12 +335,24 @@ impl DiskHit {
         }
         let len = (range.end - range.start).min(self.piece) as usize;
         let read = window.read(range.start, len).filter(|_| !reader.is_lost());
-        let Some(bytes) = read else {
-            let why = format!("cache fill {}: the client is too slow", reader.fill().id);
-            return Some(Err(Error::explain(FILL_BROKEN, why).into_down()));
+        if let Some(bytes) = read {
+            self.remaining.start += bytes.len() as u64;
+            if let Some(leave) = &mut self.leave {
+                leave.has_read(bytes.len());
+            }
+            return Some(Ok(bytes));
+        }
+        let id = reader.fill().id;
+        let bytes = match self.leave().await {
+            Ok(true) => self.read_rest().await,
+            Ok(false) => Ok(None),
+            Err(e) => Err(e),
         };
-        self.remaining.start += bytes.len() as u64;
-        Some(Ok(bytes))
+        let too_slow = || {
+            let why = format!("cache fill {id}: the client is too slow");
+            Error::explain(FILL_BROKEN, why).into_down()
+        };
+        Some(bytes.and_then(|bytes| bytes.ok_or_else(too_slow)))
     }
 
     fn body(&self) -> Option<&Arc<BodyFile>> {
@@ -261,6 +362,7 @@ impl DiskHit {
                 HotBody::File(body) => Some(body),
             },
             Source::Fill(reader, _) => Some(&reader.fill().body),
+            Source::Rest(..) => None,
         }
     }
 
@@ -330,7 +432,10 @@ impl DiskHit {
             self.remaining.end = self.remaining.start;
             return Ok(None);
         }
-        if let Some(bytes) = self.read_window(&range) {
+        if matches!(self.source, Source::Rest(..)) {
+            return self.read_rest().await;
+        }
+        if let Some(bytes) = self.read_window(&range).await {
             return bytes.map(Some);
         }
         self.read_file(range).await.map(Some)
@@ -348,7 +453,10 @@ impl DiskHit {
             self.remaining.end = self.remaining.start;
             return Ok(None);
         }
-        if let Some(bytes) = self.read_window(&range) {
+        if matches!(self.source, Source::Rest(..)) {
+            return Ok(self.read_rest().await?.map(BodyPart::Bytes));
+        }
+        if let Some(bytes) = self.read_window(&range).await {
             return bytes.map(|bytes| Some(BodyPart::Bytes(bytes)));
         }
         range.end = range.end.min(range.start + PART);
@@ -409,6 +517,13 @@ impl HandleHit for DiskHit {
                 ErrorType::InternalError,
                 format!("seek to {start}..{end} in a body of {body_len} bytes"),
             );
+        }
+        let moves = self.remaining != (start..end);
+        let has_left = matches!(self.source, Source::Rest(..))
+            || self.leave.as_ref().is_some_and(|leave| leave.has_begun());
+        if moves && has_left {
+            let why = format!("cache fill {}: the rest is on its way", self.id());
+            return Err(Error::explain(FILL_BROKEN, why).into_up());
         }
         self.remaining = start..end;
         self.reading = None;

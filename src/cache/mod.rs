@@ -7,7 +7,7 @@
 //!   `gather`: what is written at once
 //! - `turns`: limits of the fills in flight, and of what waits for the disk
 //! - `readers`: the readers of a fill; `window`: the rest of a body for which the disk has
-//!   no more room
+//!   no more room; `rest`: the same for a reader that leaves the others
 //! - [`index`]: which generation of which key is current, and used last
 //! - [`hot`]: what is kept of entries in use: small bodies, open files
 //! - `prepared`: the header that hits of an entry are answered with
@@ -53,6 +53,7 @@ mod open_bodies;
 pub mod open_now;
 mod prepared;
 mod readers;
+pub(crate) mod rest;
 mod room;
 pub mod scrub;
 pub mod sendfile;

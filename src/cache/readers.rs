@@ -29,6 +29,17 @@ struct Position {
     leads: bool,
     /// It was too slow.
     lost: AtomicBool,
+    /// It can get the rest elsewhere.
+    can_leave: AtomicBool,
+}
+
+/// The readers that the others do without if they are slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Slow {
+    /// Those who can get the rest elsewhere.
+    CanLeave,
+    /// All.
+    Any,
 }
 
 /// The state of a fill's readers.
@@ -91,14 +102,16 @@ impl Readers {
 
     /// Do without those who are so many bytes behind the fastest, but not without the
     /// one that leads; `false`: there are none.
-    pub(super) fn lose(&self, behind: u64) -> bool {
+    pub(super) fn lose(&self, behind: u64, slow: Slow) -> bool {
         let mut table = self.0.lock();
         let at = |position: &Position| position.at.load(Ordering::Acquire);
         let fastest = table.by_number.values().map(|position| at(position)).max();
         let fastest = fastest.unwrap_or(0);
         let before = table.by_number.len();
         table.by_number.retain(|_, position| {
-            let stays = position.leads || at(position).saturating_add(behind) > fastest;
+            let stays = position.leads
+                || at(position).saturating_add(behind) > fastest
+                || (slow == Slow::CanLeave && !position.can_leave.load(Ordering::Acquire));
             if !stays {
                 position.lost.store(true, Ordering::Release);
             }
@@ -117,6 +130,7 @@ impl Reader {
             at: AtomicU64::new(0),
             leads,
             lost: AtomicBool::new(false),
+            can_leave: AtomicBool::new(false),
         });
         let mut table = fill.readers().0.lock();
         if table.ended {
@@ -145,6 +159,16 @@ impl Reader {
 
     pub(super) fn is_lost(&self) -> bool {
         self.position.lost.load(Ordering::Acquire)
+    }
+
+    /// True for the reader of the request that writes.
+    pub(super) fn leads(&self) -> bool {
+        self.position.leads
+    }
+
+    /// Note whether it can get the rest elsewhere.
+    pub(super) fn set_can_leave(&self, can_leave: bool) {
+        self.position.can_leave.store(can_leave, Ordering::Release);
     }
 
     /// Note that it needs no more.

@@ -8,7 +8,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{timeout, Instant};
 
-use super::readers::Readers;
+use super::readers::{Readers, Slow};
+use super::rest::HELD_PATIENCE;
 
 /// Most bytes that wait for the slowest reader.
 const CAPACITY: u64 = 512 * 1024;
@@ -17,15 +18,18 @@ const CAPACITY: u64 = 512 * 1024;
 /// 256 KiB, the window is full then.
 const BEHIND: u64 = CAPACITY / 2;
 
-/// The time that all wait in sum for those who are slower than the others, before they do
-/// without them.
+/// The time that all wait in sum for those who are slower than the others and can leave,
+/// before they do without them.
+const FIRST_PATIENCE: Duration = HELD_PATIENCE;
+
+/// The same for all who are slower than the others.
 pub(super) const PATIENCE: Duration = match cfg!(test) {
     true => Duration::from_millis(200),
     false => Duration::from_secs(10),
 };
 
 /// Bytes that pass until there is all of it again, after it was used up.
-const REFILL: u64 = 64 << 20;
+pub(super) const REFILL: u64 = 64 << 20;
 
 /// The bytes after the end of the file: the readers get it from here, in order, and
 /// the origin waits for the slowest of them.
@@ -92,6 +96,12 @@ impl Window {
         slowest.is_some_and(|(at, leads)| leads && self.used(at) >= CAPACITY)
     }
 
+    /// True if the fill waits for the slowest reader.
+    pub(super) fn waits(&self, readers: &Readers) -> bool {
+        let slowest = readers.slowest();
+        slowest.is_some_and(|(at, _)| self.used(at) >= CAPACITY)
+    }
+
     /// Append `data` as soon as there is room. `false`: there are no readers. `patience` is
     /// the rest of [`PATIENCE`].
     pub(super) async fn push(
@@ -114,14 +124,26 @@ impl Window {
             if leads || self.used(at) < CAPACITY {
                 break;
             }
+            // Of those who can leave, and then of the others.
+            let rest = PATIENCE - FIRST_PATIENCE;
+            if *patience <= rest && readers.lose(BEHIND, Slow::CanLeave) {
+                continue;
+            }
             let start = Instant::now();
-            if timeout(*patience, moved.as_mut()).await.is_ok() {
+            let wait = match *patience > rest {
+                true => *patience - rest,
+                false => *patience,
+            };
+            if timeout(wait, moved.as_mut()).await.is_ok() {
                 *patience = patience.saturating_sub(start.elapsed());
                 continue;
             }
-            *patience = Duration::ZERO;
+            *patience -= wait;
+            if !patience.is_zero() {
+                continue;
+            }
             // All of them: each of them would be waited for in turn.
-            if !readers.lose(BEHIND) {
+            if !readers.lose(BEHIND, Slow::Any) {
                 // Nobody is held up: all are as slow.
                 moved.await;
             }
@@ -152,6 +174,7 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
     use std::time::SystemTime;
 
     use pingora_cache::storage::MissHandler;
@@ -160,14 +183,17 @@ mod tests {
     use pingora_http::ResponseHeader;
 
     use super::super::hit::FILL_BROKEN;
-    use super::super::{DiskCache, DiskCacheConfig};
+    use super::super::rest::Rest;
+    use super::super::{DiskCache, DiskCacheConfig, DiskHit};
     use super::*;
 
     const LIMIT: u64 = 1 << 20;
     const LEN: usize = 8 << 20;
 
     fn body() -> Bytes {
-        (0..LEN as u32 / 4).flat_map(u32::to_le_bytes).collect()
+        static BODY: LazyLock<Bytes> =
+            LazyLock::new(|| (0..LEN as u32 / 4).flat_map(u32::to_le_bytes).collect());
+        BODY.clone()
     }
 
     struct Setting {
@@ -209,7 +235,7 @@ mod tests {
         }
     }
 
-    async fn read(mut hit: HitHandler) -> pingora_core::Result<Vec<u8>> {
+    async fn read_all(mut hit: HitHandler) -> pingora_core::Result<Vec<u8>> {
         let mut read = Vec::new();
         while let Some(bytes) = hit.read_body().await? {
             read.extend_from_slice(&bytes);
@@ -227,7 +253,7 @@ mod tests {
             write(&mut miss).await;
             miss.finish().await.unwrap();
         };
-        let reads = futures::future::join_all(readers.map(read));
+        let reads = futures::future::join_all(readers.map(read_all));
         let (_, reads) = tokio::join!(write, reads);
         for read in reads {
             assert!(read.unwrap() == body());
@@ -248,9 +274,9 @@ mod tests {
             write(&mut miss).await;
             miss.finish().await.unwrap();
         };
-        let (_, reads) = tokio::join!(write, read(reads));
+        let (_, reads) = tokio::join!(write, read_all(reads));
         assert!(reads.unwrap() == body());
-        let e = read(stalls).await.unwrap_err();
+        let e = read_all(stalls).await.unwrap_err();
         assert_eq!(*e.etype(), FILL_BROKEN, "{e}");
     }
 
@@ -308,7 +334,7 @@ mod tests {
             miss.write_body(body.slice(offset..), true).await.unwrap();
             miss.finish().await.unwrap();
         };
-        let (_, read) = tokio::join!(write, read(reads));
+        let (_, read) = tokio::join!(write, read_all(reads));
         assert!(read.unwrap() == body);
         let waited = start.elapsed();
         assert!(waited < PATIENCE * STALLED as u32 / 2, "{waited:?}");
@@ -320,6 +346,74 @@ mod tests {
             };
             assert_eq!(*e.etype(), FILL_BROKEN, "{e}");
         }
+    }
+
+    /// The rest of the body. It takes a moment until it begins.
+    #[derive(Default)]
+    struct Origin(std::ops::Range<usize>, u32);
+
+    #[async_trait::async_trait]
+    impl Rest for Origin {
+        async fn begin(&mut self, range: std::ops::Range<u64>) -> pingora_core::Result<()> {
+            if self.0.is_empty() {
+                self.0 = range.start as usize..LEN;
+            }
+            assert_eq!(self.0, range.start as usize..LEN, "the same range");
+            self.1 += 1;
+            match self.1 {
+                1 => std::future::pending().await,
+                _ => Ok(()),
+            }
+        }
+
+        async fn next(&mut self) -> pingora_core::Result<Option<Bytes>> {
+            let end = self.0.end.min(self.0.start + (64 << 10));
+            let bytes = body().slice(self.0.start..end);
+            self.0.start = end;
+            Ok((!bytes.is_empty()).then_some(bytes))
+        }
+    }
+
+    fn with_rest(mut hit: HitHandler) -> HitHandler {
+        let disk_hit = hit.as_any_mut().downcast_mut::<DiskHit>().unwrap();
+        disk_hit.leave_by(Box::<Origin>::default());
+        hit
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_the_leader_holds_up_leaves() {
+        let Setting {
+            cache, mut miss, ..
+        } = begin().await;
+        let tag = miss.streaming_write_tag().unwrap().to_vec();
+        let leader = with_rest(follow(cache, Some(&tag)).await);
+        let mut follower = with_rest(follow(cache, None).await);
+        let body = body();
+        let mut written = 0;
+        while !miss.is_full() {
+            let piece = body.slice(written..written + (64 << 10));
+            miss.write_body(piece, false).await.unwrap();
+            written += 64 << 10;
+        }
+        let mut read = Vec::new();
+        loop {
+            // Who reads may give up and come back.
+            let next = timeout(Duration::from_millis(20), follower.read_body()).await;
+            match next {
+                Err(_) => {}
+                Ok(next) => match next.unwrap() {
+                    Some(bytes) => read.extend_from_slice(&bytes),
+                    None => break,
+                },
+            }
+        }
+        assert!(read == body);
+        let rest = async {
+            miss.write_body(body.slice(written..), true).await.unwrap();
+            miss.finish().await.unwrap();
+        };
+        let (_, read) = tokio::join!(rest, read_all(leader));
+        assert!(read.unwrap() == body);
     }
 
     #[tokio::test]

@@ -41,6 +41,7 @@ use super::range::{
 };
 use super::range_fills::{FillGuard, Part, RangeFills};
 use super::request_body::has_body;
+use super::rest::{FetchedRest, RestRequest};
 use super::storing::{is_always_stale, Answer, StoringRules};
 use super::target::{invalidated, Target};
 use super::too_large::TooLarge;
@@ -62,7 +63,7 @@ const MAX_RANGES: usize = 200;
 const MAX_STORED_FIELDS: usize = 256;
 
 /// What makes a request one for something else than the whole as it is stored.
-const CONDITIONS: [HeaderName; 6] = [
+pub(super) const CONDITIONS: [HeaderName; 6] = [
     RANGE,
     IF_RANGE,
     IF_MATCH,
@@ -155,6 +156,8 @@ pub struct CachingCtx {
     directives: RequestDirectives,
     /// A request of the proxy's own: nobody reads the response.
     background: bool,
+    /// A request of the proxy's own, for the rest of a response.
+    is_rest: bool,
     _fill: Option<FillGuard>,
     /// When the request came.
     arrived: Option<SystemTime>,
@@ -226,7 +229,7 @@ impl CachingCtx {
 
     /// Whether this is a request of the proxy's own.
     pub fn is_background(&self) -> bool {
-        self.background
+        self.background || self.is_rest
     }
 
     /// The first reason counts.
@@ -289,6 +292,12 @@ impl HttpCaching {
                     None => false,
                 },
             };
+            let user = subrequest.user_ctx();
+            let rest = user.and_then(|user| user.downcast_ref::<RestRequest>());
+            if let Some(rest) = rest {
+                ctx.is_rest = true;
+                rest.prepare(session.downstream_session.req_header_mut())?;
+            }
         }
         if ctx.background {
             // Of the client's request only its target and what selects a variant
@@ -303,7 +312,7 @@ impl HttpCaching {
             ctx.directives = RequestDirectives::from_headers(&session.req_header().headers);
         }
         ctx.arrived = Some(SystemTime::now());
-        if self.store.is_some() {
+        if self.store.is_some() && !ctx.is_rest {
             let has_body = has_body(session).await;
             ctx.asks = asks(session, has_body);
         }
@@ -1120,6 +1129,7 @@ impl HttpCaching {
                     response.append_header(name, value)?;
                 }
             }
+            CachePhase::Hit if ctx.stored_len.is_none() => self.offer_rest(session, response),
             CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => {
                 for (name, value) in ctx.withheld.drain(..).filter(|(name, _)| *name != AGE) {
                     response.append_header(name, value)?;
@@ -1180,6 +1190,29 @@ impl HttpCaching {
             self.prepare(session, header, ctx)?;
         }
         Ok(())
+    }
+
+    /// Let a client that follows a fill get the rest by itself, if need be.
+    fn offer_rest(&self, session: &mut Session, response: &ResponseHeader) {
+        if session.req_header().method != Method::GET
+            || !matches!(
+                response.status,
+                StatusCode::OK | StatusCode::PARTIAL_CONTENT
+            )
+        {
+            return;
+        }
+        let hit = session.cache.hit_handler().as_any();
+        let filling = hit.downcast_ref().and_then(DiskHit::filling);
+        let meta = session.cache.maybe_cache_meta();
+        let (Some(filling), Some(meta)) = (filling, meta) else {
+            return;
+        };
+        let rest = FetchedRest::new(session, meta.headers(), filling.promised);
+        let hit = session.cache.hit_handler().as_any_mut().downcast_mut();
+        if let (Some(rest), Some(hit)) = (rest, hit) {
+            DiskHit::leave_by(hit, Box::new(rest));
+        }
     }
 
     /// For `should_serve_stale`: `error` is `None` while another request
@@ -1255,7 +1288,7 @@ impl HttpCaching {
             *error.etype() == ErrorType::HTTPStatus(StatusCode::PRECONDITION_FAILED.as_u16());
         [NOT_FILLED, DESERTED].contains(error.etype())
             || precondition_failed
-            || (ctx.answered_prepared && client_left)
+            || ((ctx.answered_prepared || ctx.is_rest) && client_left)
     }
 
     /// For `suppress_proxy_warn_log`: true for errors whose frequency clients decide, and

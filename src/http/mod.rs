@@ -6,6 +6,7 @@
 //! - [`target`]: target URIs, and what an unsafe method invalidates
 //! - [`background`], [`range_fills`]: fetching whole objects because parts were asked for
 //! - [`cache_status`]: what the client is told
+//! - [`rest`]: the rest of a response that is fetched by itself
 //!
 //! Nothing here knows of S3 or of a configuration file.
 
@@ -24,6 +25,7 @@ mod prepared;
 pub mod range;
 pub mod range_fills;
 mod request_body;
+pub mod rest;
 pub mod storing;
 pub mod target;
 mod too_large;

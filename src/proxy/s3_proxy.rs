@@ -564,7 +564,10 @@ impl ProxyHttp for S3ProxyHttp {
             METRICS.sendfile.inc();
             METRICS.sendfile_bytes.inc_by(zero_copy as u64);
         }
-        METRICS.body_bytes.inc_by(session.body_bytes_sent() as u64);
+        // A client's own are counted by the request that they go to.
+        if !ctx.caching.is_background() {
+            METRICS.body_bytes.inc_by(session.body_bytes_sent() as u64);
+        }
         if ctx.route.is_some() && !ctx.caching.is_background() {
             if ctx.caching.asked_origin() {
                 METRICS.misses.inc();

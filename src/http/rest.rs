@@ -1,0 +1,178 @@
+//! The rest of a response, fetched by a request of the proxy's own.
+//!
+//! A client that follows a fill without room on the disk may have to leave the other clients.
+//! It has received the beginning of a version, so the rest has to be of that version:
+//! `If-Match` asks for it, and the `ETag` of the response, which has to be strong, confirms it.
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, ETAG, IF_MATCH, PRAGMA, RANGE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use pingora_core::protocols::http::subrequest::server::SubrequestHandle;
+use pingora_core::protocols::http::HttpTask;
+use pingora_core::{Error, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::subrequest::Ctx as SubrequestCtx;
+use pingora_proxy::{PreparedSubrequest, Session};
+
+use super::caching::CONDITIONS;
+use super::etag::EntityTag;
+use super::range::parse_content_range;
+use crate::cache::rest::Rest;
+
+/// The error of a rest that the origin does not have.
+pub const NO_REST: ErrorType = ErrorType::new("NoRestOfBody");
+
+/// A request for the rest of a response: the context of a subrequest.
+pub(super) struct RestRequest {
+    range: Arc<OnceLock<Range<u64>>>,
+    etag: HeaderValue,
+}
+
+/// The rest of a response.
+pub(super) struct FetchedRest {
+    /// Set when it is asked for.
+    range: Arc<OnceLock<Range<u64>>>,
+    etag: HeaderValue,
+    /// The length of the whole, if it is known.
+    whole_len: Option<u64>,
+    prepared: Option<PreparedSubrequest>,
+    handle: SubrequestHandle,
+    /// Bytes to come.
+    left: u64,
+}
+
+// === impl RestRequest ===
+
+impl RestRequest {
+    /// Make a client's request, of which this is the continuation, one for the rest.
+    pub(super) fn prepare(&self, request: &mut RequestHeader) -> Result<()> {
+        for name in CONDITIONS.iter().chain(&[CACHE_CONTROL, PRAGMA]) {
+            request.remove_header(name);
+        }
+        request.set_method(Method::GET);
+        let range = self.range.get().cloned().unwrap_or(0..u64::MAX);
+        let value = match range.end {
+            u64::MAX => format!("bytes={}-", range.start),
+            end => format!("bytes={}-{}", range.start, end.saturating_sub(1)),
+        };
+        request.insert_header(RANGE, value)?;
+        request.insert_header(IF_MATCH, self.etag.clone())
+    }
+}
+
+// === impl FetchedRest ===
+
+impl FetchedRest {
+    /// A way to get the rest of a response to `session`, of which `stored` is the header. Nothing
+    /// is asked for yet. `None`: the origin does not offer it, or could not confirm that it is
+    /// of this version.
+    pub(super) fn new(
+        session: &Session,
+        stored: &HeaderMap,
+        whole_len: Option<u64>,
+    ) -> Option<FetchedRest> {
+        let spawner = session.subrequest_spawner.as_ref()?;
+        let etag = stored.get(ETAG)?;
+        if !EntityTag::parse(etag.as_bytes())?.is_strong() || !accepts_ranges(stored) {
+            return None;
+        }
+        let range = Arc::new(OnceLock::new());
+        let request = RestRequest {
+            range: range.clone(),
+            etag: etag.clone(),
+        };
+        let ctx = SubrequestCtx::builder().user_ctx(Box::new(request)).build();
+        let (prepared, handle) = spawner.create_subrequest(session.as_ref(), ctx);
+        Some(FetchedRest {
+            range,
+            etag: etag.clone(),
+            whole_len,
+            prepared: Some(prepared),
+            handle,
+            left: 0,
+        })
+    }
+
+    async fn next_task(&mut self) -> Result<HttpTask> {
+        let task = self.handle.rx.recv().await;
+        task.ok_or_else(|| no_rest("the request for the rest broke off"))
+    }
+
+    /// The length of the part, if it is the one that was asked for.
+    fn check(&self, response: &ResponseHeader) -> Result<u64> {
+        if response.status != StatusCode::PARTIAL_CONTENT {
+            return Err(no_rest("the origin does not answer with a part"));
+        }
+        let tag = |value: &HeaderValue| EntityTag::parse(value.as_bytes()).is_some();
+        let is_same = response
+            .headers
+            .get(ETAG)
+            .filter(|etag| tag(etag))
+            .is_some_and(|etag| etag == self.etag);
+        if !is_same {
+            return Err(no_rest("the origin has another version"));
+        }
+        let part = response.headers.get(CONTENT_RANGE);
+        let part = part.and_then(|part| parse_content_range(part.as_bytes()));
+        let part = part.and_then(|part| Some((part.range?, part.complete_length?)));
+        let (Some((part, whole_len)), Some(asked)) = (part, self.range.get()) else {
+            return Err(no_rest("the origin does not say which part it sends"));
+        };
+        let end = asked.end.min(whole_len);
+        if part != (asked.start..end) || self.whole_len.is_some_and(|len| len != whole_len) {
+            return Err(no_rest("the origin sends another part"));
+        }
+        Ok(part.end - part.start)
+    }
+}
+
+#[async_trait]
+impl Rest for FetchedRest {
+    async fn begin(&mut self, range: Range<u64>) -> Result<()> {
+        self.range.get_or_init(|| range);
+        if let Some(prepared) = self.prepared.take() {
+            tokio::spawn(prepared.run());
+        }
+        loop {
+            match self.next_task().await? {
+                HttpTask::Header(response, _) if response.status.is_informational() => {}
+                HttpTask::Header(response, _) => {
+                    self.left = self.check(&response)?;
+                    return Ok(());
+                }
+                HttpTask::Failed(e) => return Err(e),
+                _ => return Err(no_rest("the response for the rest has no header")),
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        while self.left > 0 {
+            match self.next_task().await? {
+                HttpTask::Body(Some(bytes), _) if !bytes.is_empty() => {
+                    let left = self.left.checked_sub(bytes.len() as u64);
+                    self.left = left.ok_or_else(|| no_rest("the rest is too long"))?;
+                    return Ok(Some(bytes));
+                }
+                HttpTask::Body(_, false) => {}
+                HttpTask::Failed(e) => return Err(e),
+                _ => return Err(no_rest("the rest is too short")),
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn no_rest(why: &'static str) -> Box<Error> {
+    Error::explain(NO_REST, why).into_up()
+}
+
+/// True if the origin serves ranges of bytes (RFC 9110 §14.3).
+fn accepts_ranges(response: &HeaderMap) -> bool {
+    let units = response.get(ACCEPT_RANGES).map(HeaderValue::as_bytes);
+    units.is_some_and(|units| units.trim_ascii().eq_ignore_ascii_case(b"bytes"))
+}
