@@ -136,6 +136,11 @@ pub struct Cache {
     pub fill_without_readers: f64,
     /// The most responses that are stored at the same time. Default: 128.
     pub max_fills: usize,
+    /// The most requests that wait for the origin, or pass its response on without storing
+    /// it. Default: 1024.
+    pub max_misses: usize,
+    /// The time that further requests wait for their turn before they get 503. Default: 60 s.
+    pub miss_timeout: Duration,
     /// The time that requests wait for the answer to another request for the same object
     /// before one of them asks the origin too. Default: 10 s.
     pub lock_age: Duration,
@@ -544,6 +549,8 @@ impl Cache {
         "admission",
         "fill_without_readers",
         "max_fills",
+        "max_misses",
+        "miss_timeout",
         "lock_age",
         "range_fill",
         "memory",
@@ -556,6 +563,8 @@ impl Cache {
         let negative_ttl = Duration::from_secs(5);
         let fill_without_readers = 0.5;
         let max_fills = 128;
+        let max_misses = 1024;
+        let miss_timeout = Duration::from_secs(60);
         let lock_age = Duration::from_secs(10);
         let Some(section) = section else {
             return Ok(Cache {
@@ -564,6 +573,8 @@ impl Cache {
                 admission: 1,
                 fill_without_readers,
                 max_fills,
+                max_misses,
+                miss_timeout,
                 lock_age,
                 range_fill: RangeFill::default(),
                 memory: Memory::default(),
@@ -585,6 +596,11 @@ impl Cache {
                 Some(node) => node.integer(1..=100_000)?,
                 None => max_fills,
             },
+            max_misses: match section.get("max_misses") {
+                Some(node) => node.integer(1..=1_000_000)?,
+                None => max_misses,
+            },
+            miss_timeout: section.duration("miss_timeout", miss_timeout)?,
             // Zero would be no wait at all.
             lock_age: section
                 .duration("lock_age", lock_age)?
@@ -1437,6 +1453,8 @@ mod tests {
             shown.cache.fill_without_readers
         );
         assert_eq!(least.cache.max_fills, shown.cache.max_fills);
+        assert_eq!(least.cache.max_misses, shown.cache.max_misses);
+        assert_eq!(least.cache.miss_timeout, shown.cache.miss_timeout);
         assert_eq!(least.cache.lock_age, shown.cache.lock_age);
         assert_eq!(
             least.cache.range_fill.client_mb_per_minute,
@@ -1483,6 +1501,8 @@ mod tests {
         assert_eq!(budget, Some(1_000_000_000));
         assert_eq!(config.cache.fill_without_readers, 0.5);
         assert_eq!(config.cache.max_fills, 128);
+        assert_eq!(config.cache.max_misses, 1024);
+        assert_eq!(config.cache.miss_timeout, Duration::from_secs(60));
         assert_eq!(config.cache.lock_age, Duration::from_secs(10));
         assert_eq!(config.cache.disk.backend, BackendChoice::Auto);
         assert_eq!(config.cache.disk.inactive, Duration::ZERO);
@@ -1499,10 +1519,13 @@ mod tests {
             "    backend: uring\n    inactive: 30d\n    max_open_files: 0\n    \
              scrub_mb_per_second: 0.5\n  admission: 255\n  memory: {max_size_mb: 1.5}\n  \
              range_fill: {max_in_flight: 0, max_size_gb: 0.5, max_in_flight_gb: 2, \
-             client_mb_per_minute: 0}\n  fill_without_readers: 0\n  max_fills: 7\n  lock_age: 2s",
+             client_mb_per_minute: 0}\n  fill_without_readers: 0\n  max_fills: 7\n  lock_age: 2s\n  \
+             max_misses: 9\n  miss_timeout: 3s",
         ));
         assert_eq!(config.cache.fill_without_readers, 0.0);
         assert_eq!(config.cache.max_fills, 7);
+        assert_eq!(config.cache.max_misses, 9);
+        assert_eq!(config.cache.miss_timeout, Duration::from_secs(3));
         assert_eq!(config.cache.lock_age, Duration::from_secs(2));
         let range_fill = &config.cache.range_fill;
         assert_eq!(range_fill.max_in_flight_bytes(1), 2_000_000_000);
@@ -1731,6 +1754,7 @@ mod tests {
             (disk("  range_fill: {max_in_flight: -1}"), "cache.range_fill.max_in_flight", "out of range", "from 0 to"),
             (disk("  fill_without_readers: 1.5"), "cache.fill_without_readers", "out of range", "0: always"),
             (disk("  max_fills: 0"), "cache.max_fills", "out of range", "from 1 to"),
+            (disk("  max_misses: 0"), "cache.max_misses", "out of range", "from 1 to"),
             (disk("  range_fill: {max_in_flight_gb: 0}"), "cache.range_fill.max_in_flight_gb", "out of range", "10^9"),
             (disk("  range_fill: {client_mb_per_minute: -1}"), "cache.range_fill.client_mb_per_minute", "out of range", "0: no limit"),
             (disk("  range_fill: {max_size_gb: 0}"), "cache.range_fill.max_size_gb", "out of range", "10^9"),

@@ -16,6 +16,7 @@ use prometheus::{
 
 use crate::cache::stats::Counter;
 use crate::cache::{Cause, DiskCache, Eviction};
+use crate::http::origin_turns::OriginTurns;
 
 /// The longest wait for a client that takes no bytes of its answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,6 +41,8 @@ pub struct Metrics {
     pub log_lines_suppressed: IntCounter,
     /// Client connections: open ones, and those closed or refused at the limit.
     connections: ConnectionMetrics,
+    /// Requests that wait for the origin, or for their turn to ask it.
+    miss_turns: MissMetrics,
     /// What the disk cache counts itself, as of the last exposition.
     cache: Mutex<CacheMetrics>,
 }
@@ -50,6 +53,14 @@ struct ConnectionMetrics {
     open: IntGauge,
     refused: IntCounter,
     idle_closed: IntCounter,
+}
+
+/// Copies of what the turns of requests to the origin count.
+struct MissMetrics {
+    turns: Mutex<Weak<OriginTurns>>,
+    in_flight: IntGauge,
+    waiting: IntGauge,
+    refused: IntCounter,
 }
 
 /// Copies of what the disk cache knows.
@@ -82,6 +93,11 @@ impl Metrics {
     /// Report the connections that `limit` counts, in place of any earlier limit.
     pub fn watch_connections(&self, limit: &Arc<ConnectionLimit>) {
         *self.connections.limit.lock() = Arc::downgrade(limit);
+    }
+
+    /// Report the requests to the origin that `turns` counts, in place of any earlier turns.
+    pub fn watch_misses(&self, turns: &Arc<OriginTurns>) {
+        *self.miss_turns.turns.lock() = Arc::downgrade(turns);
     }
 }
 
@@ -116,6 +132,40 @@ impl ConnectionMetrics {
         ] {
             metric.inc_by(count.saturating_sub(metric.get()));
         }
+    }
+}
+
+// === impl MissMetrics ===
+
+impl MissMetrics {
+    fn register() -> prometheus::Result<Self> {
+        Ok(MissMetrics {
+            turns: Mutex::default(),
+            in_flight: register_int_gauge!(
+                "cache_misses_in_flight",
+                "Requests that wait for the origin, or pass its response on without storing it"
+            )?,
+            waiting: register_int_gauge!(
+                "cache_misses_waiting",
+                "Requests that wait for their turn to ask the origin"
+            )?,
+            refused: register_int_counter!(
+                "cache_misses_refused_total",
+                "Requests that had no turn to ask the origin in time"
+            )?,
+        })
+    }
+
+    fn update(&self) {
+        let turns = self.turns.lock();
+        let Some(turns) = turns.upgrade() else {
+            return;
+        };
+        self.in_flight.set(turns.taken() as i64);
+        self.waiting.set(turns.waiting() as i64);
+        let refused = turns.refused();
+        self.refused
+            .inc_by(refused.saturating_sub(self.refused.get()));
     }
 }
 
@@ -294,6 +344,7 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         )
         .expect(UNIQUE),
         connections: ConnectionMetrics::register().expect(UNIQUE),
+        miss_turns: MissMetrics::register().expect(UNIQUE),
         cache: Mutex::new(CacheMetrics::register().expect(UNIQUE)),
     };
     for source in ["downstream", "upstream", "internal", "unset"] {
@@ -316,6 +367,7 @@ impl MetricsApp {
 
     fn exposition(&self) -> Vec<u8> {
         METRICS.connections.update();
+        METRICS.miss_turns.update();
         if let Some(cache) = self.cache {
             METRICS.cache.lock().update(cache);
         }

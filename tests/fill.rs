@@ -31,6 +31,7 @@ const HALF: u64 = MIB + 1;
 /// postpone_output).
 const SENT: u64 = HALF - 1460;
 const OBJECT: &str = "/assets/object";
+const KEY: &str = "/bucket/object";
 
 type Framing = fn(Reply) -> Reply;
 
@@ -269,6 +270,133 @@ fn more_misses_than_may_be_stored_at_once_take_turns() {
     });
     proxy.expect_metric("cache_entries", CLIENTS);
     proxy.expect_metric_where("cache_fill_errors_total", &[("cause", "too_many")], 0);
+}
+
+#[test]
+fn misses_beyond_the_limit_wait_in_order_and_hits_do_not() {
+    const MAX_MISSES: usize = 4;
+    const CLIENTS: usize = 40;
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |request| {
+            if request.path() != KEY {
+                // Before the header.
+                gate.pass();
+            }
+            Reply::pattern(1, LEN)
+        }
+    });
+    let proxy = proxy(&origin).cache("max_misses", MAX_MISSES).start();
+    assert!(proxy.get(OBJECT).complete);
+    proxy.expect_metric("cache_entries", 1);
+    let addr = proxy.addr();
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            scope.spawn(move || {
+                let path = format!("/assets/{client}");
+                let response = Connection::open(addr).request("GET", &path, &[]);
+                assert_eq!((response.status, response.complete), (200, true));
+            });
+        }
+        gate.wait_for_arrivals(MAX_MISSES);
+        proxy.expect_metric("cache_misses_waiting", (CLIENTS - MAX_MISSES) as u64);
+        assert_eq!(proxy.metric("cache_misses_in_flight"), MAX_MISSES as u64);
+        assert_eq!(origin.requests().len(), 1 + MAX_MISSES);
+        expect_whole(&proxy, "HIT", LEN);
+        gate.open();
+    });
+    assert_eq!(proxy.metric("cache_misses_waiting"), 0);
+    assert_eq!(proxy.metric("cache_misses_refused_total"), 0);
+}
+
+#[test]
+fn a_miss_without_a_turn_is_told_to_come_back() {
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |_| Reply::pattern(1, LEN).chunked().hold_at(HALF, &gate)
+    });
+    // It passes, because it is larger than the cache.
+    let proxy = proxy(&origin)
+        .max_size_gb(0.001)
+        .cache("max_misses", 1)
+        .cache("miss_timeout", "200ms")
+        .cache("admission", 2)
+        .start();
+    let mut first = Connection::open(proxy.addr());
+    let mut passes = first.begin("GET", OBJECT, &[]);
+    read_start(&mut passes);
+    let mut second = Connection::open(proxy.addr());
+    let refused = second.request("GET", "/assets/other", &[]);
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.header("retry-after"), Some("5"));
+    assert_eq!(origin.requests().len(), 1);
+    proxy.expect_metric("cache_misses_refused_total", 1);
+    gate.open();
+    expect_rest(passes, "the one that has its turn");
+    let served = second.request("GET", "/assets/other", &[]);
+    assert_eq!((served.status, served.complete), (200, true));
+}
+
+#[test]
+fn the_memory_of_misses_that_are_not_stored_is_bounded() {
+    const MAX_MISSES: u64 = 100;
+    const CLIENTS: u64 = 1000;
+    /// More than the proxy and the kernel's buffers take of it.
+    const LEN: u64 = 64 * MIB;
+    allow_open_files(4 * CLIENTS);
+    let origin = Origin::start(|_| Reply::pattern(1, LEN));
+    let proxy = proxy(&origin)
+        .cache("max_misses", MAX_MISSES)
+        .cache("admission", 255)
+        .start();
+    let before = proxy.rss_bytes();
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|client| {
+            let mut connection = Connection::with_receive_buffer(proxy.addr(), 4096);
+            let path = format!("/assets/{client}");
+            connection.send("GET", &path, &[]).expect("send");
+            connection
+        })
+        .collect();
+    proxy.expect_metric("cache_misses_waiting", CLIENTS - MAX_MISSES);
+    eventually("the buffers of those who have a turn are full", || {
+        origin.bytes_sent() > MAX_MISSES * MIB
+    });
+    let taken = proxy.peak_rss_bytes() - before;
+    println!(
+        "{CLIENTS} misses at once, {MAX_MISSES} of them in flight: {} MB",
+        taken / 1_000_000
+    );
+    // The others have a connection, and a request.
+    let bound = MAX_MISSES * 400_000 + CLIENTS * 60_000;
+    assert!(taken < bound, "{taken}, not {bound}");
+    drop(clients);
+}
+
+#[test]
+fn a_response_that_is_stored_takes_no_turn() {
+    let gate = Gate::new();
+    let origin = held_origin(&gate, |reply| reply);
+    let proxy = proxy(&origin).cache("max_misses", 1).start();
+    let mut clients = [
+        Connection::open(proxy.addr()),
+        Connection::open(proxy.addr()),
+    ];
+    let transfers: Vec<_> = clients
+        .iter_mut()
+        .enumerate()
+        .map(|(number, client)| {
+            let mut transfer = client.begin("GET", &format!("/assets/{number}"), &[]);
+            read_start(&mut transfer);
+            transfer
+        })
+        .collect();
+    gate.open();
+    for transfer in transfers {
+        expect_rest(transfer, "stored");
+    }
 }
 
 #[test]

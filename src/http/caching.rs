@@ -5,12 +5,14 @@
 //! calls it there. `examples/http_cache.rs` is a proxy that does nothing else.
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{
     ACCEPT_RANGES, AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE,
     ETAG, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
-    LAST_MODIFIED, MAX_FORWARDS, PRAGMA, RANGE, SET_COOKIE, TRANSFER_ENCODING, UPGRADE, VARY, VIA,
+    LAST_MODIFIED, MAX_FORWARDS, PRAGMA, RANGE, RETRY_AFTER, SET_COOKIE, TRANSFER_ENCODING,
+    UPGRADE, VARY, VIA,
 };
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
@@ -36,6 +38,7 @@ use super::etag::EntityTag;
 use super::fields::{connection_fields, RequestFields};
 use super::fill_lock::FillLock;
 use super::freshness::{is_from_the_future, ttl, Times};
+use super::origin_turns::{OriginTurn, OriginTurns};
 use super::range::{
     is_bytes, is_consistent_part, parse_content_range, parse_range, single_range, Ranges,
 };
@@ -79,6 +82,9 @@ const FIELDS_LEN: usize = 64;
 /// Lookups because the other one takes long are not counted.
 const LOCK_RETRIES: usize = 2;
 
+/// Seconds after which a client may try again that had no turn.
+const RETRY_AFTER_SECS: u64 = 5;
+
 /// The error of a fill in the background whose answer cannot be stored: nobody
 /// would read it.
 pub const NOT_FILLED: ErrorType = ErrorType::new("NotFilled");
@@ -115,6 +121,10 @@ pub struct CachingOptions {
     pub lock_age: Duration,
     /// How long a request waits at all, before it asks the origin itself.
     pub lock_timeout: Duration,
+    /// The most requests that wait for the origin, or pass its response on, at a time.
+    pub max_misses: usize,
+    /// How long further requests wait for their turn, before they get 503.
+    pub miss_timeout: Duration,
 }
 
 impl Default for CachingOptions {
@@ -128,6 +138,8 @@ impl Default for CachingOptions {
             background_fills: BackgroundFills::default(),
             lock_age: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(60),
+            max_misses: 1024,
+            miss_timeout: Duration::from_secs(60),
         }
     }
 }
@@ -139,6 +151,7 @@ pub struct HttpCaching {
     options: CachingOptions,
     variants: Variants,
     fills: RangeFills,
+    turns: Arc<OriginTurns>,
 }
 
 /// What Pingora wants to live as long as the process.
@@ -159,6 +172,8 @@ pub struct CachingCtx {
     /// A request of the proxy's own, for the rest of a response.
     is_rest: bool,
     _fill: Option<FillGuard>,
+    /// The turn to ask the origin, unless the response is being stored.
+    turn: Option<OriginTurn>,
     /// When the request came.
     arrived: Option<SystemTime>,
     requested: Option<SystemTime>,
@@ -250,9 +265,15 @@ impl HttpCaching {
                 too_large: Box::leak(Box::new(TooLarge::new(cache))),
             }),
             variants: Variants::new(options.max_variants),
+            turns: Arc::new(OriginTurns::new(options.max_misses, options.miss_timeout)),
             options,
             fills: RangeFills::default(),
         }
+    }
+
+    /// The turns of requests to the origin.
+    pub fn origin_turns(&self) -> &Arc<OriginTurns> {
+        &self.turns
     }
 
     /// For `request_filter`: see what the request asks for. `true`: it has been
@@ -663,7 +684,7 @@ impl HttpCaching {
         ctx: &mut CachingCtx,
     ) -> Result<bool> {
         if ctx.asks == Asks::Nothing {
-            return Ok(true);
+            return self.take_turn(session, ctx).await;
         }
         if ctx.forwarded.is_none() {
             let variant = session
@@ -680,13 +701,8 @@ impl HttpCaching {
         }
         if ctx.directives.only_if_cached {
             // RFC 9111 §5.2.1.7
-            if session.cache.enabled() {
-                session.cache.disable(NoCacheReason::DeclinedToUpstream);
-            }
-            let mut header = ResponseHeader::build(StatusCode::GATEWAY_TIMEOUT, Some(4))?;
-            header.insert_header(CONTENT_LENGTH, 0)?;
-            self.response_filter(session, &mut header, ctx)?;
-            respond(session, header).await?;
+            let header = ResponseHeader::build(StatusCode::GATEWAY_TIMEOUT, Some(4))?;
+            self.decline(session, header, ctx).await?;
             return Ok(false);
         }
         if session.cache.enabled() {
@@ -698,7 +714,35 @@ impl HttpCaching {
                 session.cache.disable(NoCacheReason::Deferred);
             }
         }
-        Ok(true)
+        self.take_turn(session, ctx).await
+    }
+
+    /// Wait for the turn to ask the origin. `false`: it took too long, and an answer has been
+    /// sent. Nobody waits for a request in the background, so it does not wait either.
+    async fn take_turn(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<bool> {
+        ctx.turn = self.turns.take(ctx.background).await;
+        if ctx.turn.is_some() {
+            return Ok(true);
+        }
+        let mut header = ResponseHeader::build(StatusCode::SERVICE_UNAVAILABLE, Some(5))?;
+        header.insert_header(RETRY_AFTER, RETRY_AFTER_SECS)?;
+        self.decline(session, header, ctx).await?;
+        Ok(false)
+    }
+
+    /// Answer in place of the origin, without a body.
+    async fn decline(
+        &self,
+        session: &mut Session,
+        mut header: ResponseHeader,
+        ctx: &mut CachingCtx,
+    ) -> Result<()> {
+        if session.cache.enabled() {
+            session.cache.disable(NoCacheReason::DeclinedToUpstream);
+        }
+        header.insert_header(CONTENT_LENGTH, 0)?;
+        self.response_filter(session, &mut header, ctx)?;
+        respond(session, header).await
     }
 
     /// For `upstream_request_filter`, before anything else there.
@@ -1119,6 +1163,8 @@ impl HttpCaching {
         .then(|| response.clone());
         match phase {
             CachePhase::Miss | CachePhase::Expired => {
+                // It is being stored.
+                ctx.turn = None;
                 // Pingora reads bytes here in any case: this is for their number.
                 let copies = !session.as_downstream().supports_zero_copy();
                 let reader = session.cache.miss_body_reader().filter(|_| copies);

@@ -129,12 +129,16 @@ impl S3ProxyHttp {
                 client_bytes_per_minute: config.cache.range_fill.client_bytes_per_minute(),
             },
             lock_age: config.cache.lock_age,
+            max_misses: config.cache.max_misses,
+            miss_timeout: config.cache.miss_timeout,
             ..CachingOptions::default()
         };
         let write_timeout = config.server.write_timeout;
+        let caching = HttpCaching::new(cache, options);
+        METRICS.watch_misses(caching.origin_turns());
         Ok(S3ProxyHttp {
             keys: CacheKeys::new(config)?,
-            caching: HttpCaching::new(cache, options),
+            caching,
             absent: Absent::new(config.cache.negative_ttl, cache),
             resolver: Resolver::default(),
             write_timeout: (!write_timeout.is_zero()).then_some(write_timeout),
