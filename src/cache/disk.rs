@@ -34,7 +34,7 @@ use super::format::EntryMeta;
 use super::hit::DiskHit;
 use super::hot::{Hot, HotBody, HotEntry};
 use super::index::{Index, Indexed, Inserted};
-use super::keeper::Removal;
+use super::keeper::{Files, Removal};
 use super::layout::Layout;
 use super::load::{self, Leftovers};
 use super::miss::{DiskMiss, InBackground};
@@ -202,8 +202,9 @@ pub struct DiskCache {
     writable: AtomicBool,
     /// Held as long as the process lives, so that no second one uses the folder.
     lock: Mutex<Option<File>>,
-    /// Files to be removed, 48 bytes each; at most as many as the index had entries.
+    /// Files to be removed, less than 100 bytes each; at most as many as the index had entries.
     removals: mpsc::UnboundedSender<Removal>,
+    /// Entries whose files could not be removed so far.
     failed_removals: AtomicUsize,
     /// Bytes of entries that this run has written.
     bytes_written: AtomicU64,
@@ -744,20 +745,30 @@ impl DiskCache {
     /// claim released.
     pub(super) fn remove_files(&self, id: EntryId, claim: Option<Claim>) {
         if self.is_writable() {
-            let _ = self.removals.send(Removal::Files(id, claim));
+            let is_fill = false;
+            let _ = self
+                .removals
+                .send(Removal::Files(Files { id, claim, is_fill }));
         }
     }
 
-    pub(super) fn file_removed(&self, id: EntryId, claim: Option<Claim>, done: bool) {
-        match claim {
-            Some(claim) if done => self.open_bodies.hold(&id, claim),
-            // The files still take their space.
-            Some(claim) => std::mem::forget(claim.held()),
-            None => {}
+    /// Have all files of a fill removed that was given up, and then its claim released.
+    pub(super) fn remove_fill(&self, id: EntryId, claim: Option<Claim>) {
+        let is_fill = true;
+        let _ = self
+            .removals
+            .send(Removal::Files(Files { id, claim, is_fill }));
+    }
+
+    /// Note that files are removed. Their claim is released once they are closed.
+    pub(super) fn files_removed(&self, id: EntryId, claim: Option<Claim>) {
+        if let Some(claim) = claim {
+            self.open_bodies.hold(&id, claim);
         }
-        if !done {
-            self.failed_removals.fetch_add(1, Ordering::AcqRel);
-        }
+    }
+
+    pub(super) fn set_failed_removals(&self, count: usize) {
+        self.failed_removals.store(count, Ordering::Release);
     }
 
     pub(super) fn has_failed_removals(&self) -> bool {

@@ -438,19 +438,19 @@ async fn commit(
         if Cause::of(&e) == Cause::NoSpace {
             cache.make_disk_space(fill.uses).await;
         }
-        // Its files are gone, if it had any left.
         if let Some(claim) = claim.take() {
-            cache.open_bodies().hold(&fill.id, claim);
+            cache.remove_fill(fill.id, Some(claim));
         }
     }
     cache.limit_kept().await;
 }
 
 async fn discard(cache: &'static DiskCache, fill: &Fill, claim: Claim) {
-    if let Err(e) = cache.backend().discard(fill.id).await {
-        warn!("cache fill {}: cannot remove its file: {e}", describe(fill));
+    match cache.backend().discard(fill.id).await {
+        Ok(()) => cache.open_bodies().hold(&fill.id, claim),
+        // It is tried again.
+        Err(_) => cache.remove_fill(fill.id, Some(claim)),
     }
-    cache.open_bodies().hold(&fill.id, claim);
 }
 
 /// The fills in flight.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use log::{info, warn};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout_at;
 
 use super::room::Claim;
 use super::stats::Eviction;
@@ -31,46 +32,136 @@ const BAN_INTERVAL: Duration = Duration::from_secs(60);
 /// many.
 const BAN_DUTY: u32 = 20;
 
+/// The time after which a removal that has failed is tried again. It doubles each time.
+const FIRST_RETRY: Duration = match cfg!(test) {
+    true => Duration::from_millis(20),
+    false => Duration::from_secs(1),
+};
+
+/// The longest time between two attempts.
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
 /// What the task that removes files is told.
 #[derive(Debug)]
 pub(super) enum Removal {
-    /// Remove the files of this entry, which take this space.
-    Files(EntryId, Option<Claim>),
+    /// Remove files.
+    Files(Files),
     /// Say when all that was asked before is done.
     Barrier(oneshot::Sender<()>),
 }
 
-/// Remove the files of entries that the index has let go.
+/// Files to be removed.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub id: EntryId,
+    /// The space that they take.
+    pub claim: Option<Claim>,
+    /// They are those of a fill, which has no entry yet.
+    pub is_fill: bool,
+}
+
+/// Files that could not be removed. They still take their space, and a restart would find
+/// them, so they are tried again for as long as the cache lives.
+struct Failed {
+    files: Vec<Files>,
+    pause: Duration,
+    next: tokio::time::Instant,
+}
+
+/// Remove the files of entries that the index has let go, and of fills that were given up.
 pub(super) async fn remove_files(
     cache: &'static DiskCache,
     mut removals: mpsc::UnboundedReceiver<Removal>,
 ) {
     let mut batch = Vec::new();
-    let mut ids = Vec::new();
-    while removals.recv_many(&mut batch, 1024).await > 0 {
+    let mut files = Vec::new();
+    let mut failed = Failed {
+        files: Vec::new(),
+        pause: FIRST_RETRY,
+        next: tokio::time::Instant::now(),
+    };
+    loop {
+        let received = removals.recv_many(&mut batch, 1024);
+        let received = match failed.files.is_empty() {
+            true => Some(received.await),
+            false => timeout_at(failed.next, received).await.ok(),
+        };
+        if received == Some(0) {
+            return;
+        }
         for removal in batch.drain(..) {
             match removal {
-                Removal::Files(id, claim) => ids.push((id, claim)),
+                Removal::Files(more) => files.push(more),
                 Removal::Barrier(done) => {
-                    remove_all(cache, &mut ids).await;
+                    failed.add(cache, remove_all(cache, &mut files, true).await);
                     let _ = done.send(());
                 }
             }
         }
-        remove_all(cache, &mut ids).await;
+        failed.add(cache, remove_all(cache, &mut files, true).await);
+        failed.retry(cache).await;
     }
 }
 
-async fn remove_all(cache: &'static DiskCache, ids: &mut Vec<(EntryId, Option<Claim>)>) {
-    futures::stream::iter(ids.drain(..))
-        .for_each_concurrent(CONCURRENT_REMOVALS, |(id, claim)| async move {
-            let removed = cache.backend().remove(id).await;
-            if let Err(e) = &removed {
-                warn!("cache entry {id}: cannot remove its files: {e}");
+/// Returns those that could not be removed.
+async fn remove_all(
+    cache: &'static DiskCache,
+    files: &mut Vec<Files>,
+    is_first_try: bool,
+) -> Vec<Files> {
+    futures::stream::iter(files.drain(..))
+        .map(|files| async move {
+            let Err(e) = remove(cache, &files).await else {
+                cache.files_removed(files.id, files.claim);
+                return None;
+            };
+            let id = files.id;
+            if is_first_try {
+                warn!("cache entry {id}: cannot remove its files, which is tried again: {e}");
             }
-            cache.file_removed(id, claim, removed.is_ok());
+            // Nobody waits for their space.
+            let claim = files.claim.map(Claim::held);
+            Some(Files { claim, ..files })
         })
-        .await;
+        .buffer_unordered(CONCURRENT_REMOVALS)
+        .filter_map(futures::future::ready)
+        .collect()
+        .await
+}
+
+async fn remove(cache: &'static DiskCache, files: &Files) -> io::Result<()> {
+    let body = match files.is_fill {
+        true => cache.backend().discard(files.id).await,
+        false => Ok(()),
+    };
+    cache.backend().remove(files.id).await.and(body)
+}
+
+// === impl Failed ===
+
+impl Failed {
+    fn add(&mut self, cache: &DiskCache, files: Vec<Files>) {
+        if files.is_empty() {
+            return;
+        }
+        if self.files.is_empty() {
+            self.pause = FIRST_RETRY;
+            self.next = tokio::time::Instant::now() + self.pause;
+        }
+        self.files.extend(files);
+        cache.set_failed_removals(self.files.len());
+    }
+
+    async fn retry(&mut self, cache: &'static DiskCache) {
+        if self.files.is_empty() || tokio::time::Instant::now() < self.next {
+            return;
+        }
+        let failed = remove_all(cache, &mut self.files, false).await;
+        self.files = failed;
+        self.pause = LAST_RETRY.min(self.pause * 2);
+        self.next = tokio::time::Instant::now() + self.pause;
+        cache.set_failed_removals(self.files.len());
+    }
 }
 
 /// Look after the entries, as long as the cache lives.
@@ -207,5 +298,53 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
         Ok(folder) => folder.sync_all(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::DiskCacheConfig;
+    use super::*;
+
+    const LIMIT: u64 = 1 << 20;
+
+    /// In place of a file, a folder, which is no file to unlink(2).
+    #[tokio::test]
+    async fn files_that_cannot_be_removed_keep_their_space_and_are_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), LIMIT)).unwrap();
+        cache.wait_loaded();
+        let layout = cache.backend().layout();
+        for is_fill in [false, true] {
+            let id = EntryId {
+                hash: [7; 16],
+                generation: cache.next_generation(),
+            };
+            let path = match is_fill {
+                true => layout.body_tmp(&id),
+                false => layout.body(&id),
+            };
+            fs::create_dir_all(&path).unwrap();
+            let claim = cache.claim(LIMIT / 2, u8::MAX).await;
+            assert!(claim.is_some());
+            match is_fill {
+                true => cache.remove_fill(id, claim),
+                false => cache.remove_files(id, claim),
+            }
+            cache.removed_all().await;
+            assert!(cache.has_failed_removals());
+            assert!(
+                cache.claim(LIMIT / 2 + 1, u8::MAX).await.is_none(),
+                "the space is still taken"
+            );
+
+            fs::remove_dir(&path).unwrap();
+            while cache.has_failed_removals() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert!(cache.claim(LIMIT, u8::MAX).await.is_some(), "all is free");
+        }
     }
 }

@@ -197,6 +197,9 @@ impl Claim {
 
     /// Note that the files are removed but still read, so their bytes are still taken.
     pub(super) fn held(mut self) -> Claim {
+        if self.held {
+            return self;
+        }
         {
             let mut ledger = self.room.ledger.lock();
             if std::mem::take(&mut self.going) {
