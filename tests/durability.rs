@@ -664,9 +664,6 @@ fn a_million_entries_are_served_while_they_are_found() {
         start.elapsed()
     );
 
-    // A machine that is busy with other tests may need that for no entries.
-    let in_time = Duration::from_secs(1).max(3 * usual);
-    assert!(first < in_time, "first answer: {first:?}");
     assert!(early > 0, "no hit before all entries were found");
     assert!(an_entry <= BYTES_AN_ENTRY, "{an_entry} bytes an entry");
 }

@@ -10,7 +10,6 @@ use std::{
         Barrier,
     },
     thread,
-    time::{Duration, Instant},
 };
 
 use engine::Object;
@@ -477,35 +476,22 @@ fn the_first_byte_of_a_huge_object_does_not_wait_for_the_last() {
         _ => Reply::pattern(1, MIB),
     });
     let proxy = proxy(&origin).max_size_gb(20).start();
-    let first_byte = |path| {
-        let start = Instant::now();
-        let mut connection = Connection::open(proxy.addr());
-        let mut hit = connection.begin("GET", path, &[]);
-        assert_eq!(hit.headers.get("x-cache"), Some("HIT"));
-        assert_eq!(hit.read_some(1), pattern(1, 1));
-        start.elapsed()
-    };
-    let median = |path| {
-        let mut times: Vec<_> = (0..TRIES).map(|_| first_byte(path)).collect();
-        times.sort();
-        times[TRIES / 2]
-    };
-
     let mut leader = Connection::open(proxy.addr());
     let mut miss = leader.begin("GET", "/assets/huge", &[]);
     assert_eq!(miss.headers.get("content-length"), Some(&*HUGE.to_string()));
     assert_eq!(miss.read_some(1), pattern(1, 1));
-    let huge = median("/assets/huge");
+    for _ in 0..TRIES {
+        let mut connection = Connection::open(proxy.addr());
+        let mut hit = connection.begin("GET", "/assets/huge", &[]);
+        assert_eq!(hit.headers.get("x-cache"), Some("HIT"));
+        assert_eq!(hit.read_some(1), pattern(1, 1));
+    }
     // The leader gets more all the while.
     assert_eq!(miss.read_some(MIB as usize).len() as u64, MIB);
-
-    assert!(proxy.get(OBJECT).complete);
-    let stored = median(OBJECT);
-    println!("first byte of a follower after {huge:?}, of a hit after {stored:?}");
-    // A machine that is busy with other tests may need that for any hit.
-    let bound = Duration::from_millis(50).max(2 * stored);
-    assert!(huge < bound, "{huge:?}, of a stored object {stored:?}");
-    assert_eq!(origin.requests().len(), 2);
+    // All of it would take three quarters of an hour.
+    let sent = origin.bytes_sent();
+    assert!(sent < HUGE / 2, "{sent}");
+    assert_eq!(origin.requests().len(), 1);
 }
 
 // --- leaders that are slow, or go away ---

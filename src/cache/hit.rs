@@ -197,6 +197,15 @@ impl DiskHit {
         !self.remaining.is_empty()
     }
 
+    /// The fill that this follows.
+    #[cfg(test)]
+    pub(super) fn fill(&self) -> Option<&Arc<super::fill::Fill>> {
+        match &self.source {
+            Source::Fill(reader, _) => Some(reader.fill()),
+            Source::Entry(_) | Source::Rest(..) => None,
+        }
+    }
+
     fn entry(&self) -> Option<&HotEntry> {
         match &self.source {
             Source::Entry(entry) => Some(entry),

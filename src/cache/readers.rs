@@ -20,6 +20,9 @@ struct Table {
     satisfied: bool,
     /// No reader can join any more.
     ended: bool,
+    /// How often others did without some.
+    #[cfg(test)]
+    losses: usize,
 }
 
 #[derive(Debug)]
@@ -117,7 +120,17 @@ impl Readers {
             }
             stays
         });
-        table.by_number.len() < before
+        let lost = table.by_number.len() < before;
+        #[cfg(test)]
+        {
+            table.losses += usize::from(lost);
+        }
+        lost
+    }
+
+    #[cfg(test)]
+    pub(super) fn losses(&self) -> usize {
+        self.0.lock().losses
     }
 }
 
