@@ -82,6 +82,10 @@ const FIELDS_LEN: usize = 64;
 /// Lookups because the other one takes long are not counted.
 const LOCK_RETRIES: usize = 2;
 
+/// The write timeout where turns are scarce: clients that read slowly, or not at all, would
+/// keep all turns otherwise. It applies to pieces of at most 64 KiB.
+const SCARCE_WRITE_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Seconds after which a client may try again that had no turn.
 const RETRY_AFTER_SECS: u64 = 5;
 
@@ -174,6 +178,8 @@ pub struct CachingCtx {
     _fill: Option<FillGuard>,
     /// The turn to ask the origin, unless the response is being stored.
     turn: Option<OriginTurn>,
+    /// The write timeout of the session, while a shorter one is set.
+    write_timeout: Option<Option<Duration>>,
     /// When the request came.
     arrived: Option<SystemTime>,
     requested: Option<SystemTime>,
@@ -722,6 +728,12 @@ impl HttpCaching {
     async fn take_turn(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<bool> {
         ctx.turn = self.turns.take(ctx.background).await;
         if ctx.turn.is_some() {
+            if self.turns.are_scarce() {
+                let usual = session.get_write_timeout();
+                let timeout = usual.unwrap_or(SCARCE_WRITE_TIMEOUT);
+                session.set_write_timeout(Some(timeout.min(SCARCE_WRITE_TIMEOUT)));
+                ctx.write_timeout = Some(usual);
+            }
             return Ok(true);
         }
         let mut header = ResponseHeader::build(StatusCode::SERVICE_UNAVAILABLE, Some(5))?;
@@ -1163,8 +1175,11 @@ impl HttpCaching {
         .then(|| response.clone());
         match phase {
             CachePhase::Miss | CachePhase::Expired => {
-                // It is being stored.
+                // It is being stored, and the client may be slow again.
                 ctx.turn = None;
+                if let Some(timeout) = ctx.write_timeout.take() {
+                    session.set_write_timeout(timeout);
+                }
                 // Pingora reads bytes here in any case: this is for their number.
                 let copies = !session.as_downstream().supports_zero_copy();
                 let reader = session.cache.miss_body_reader().filter(|_| copies);

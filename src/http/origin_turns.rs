@@ -59,6 +59,11 @@ impl OriginTurns {
         turn
     }
 
+    /// True if most turns are taken.
+    pub(super) fn are_scarce(&self) -> bool {
+        self.taken() > self.limit.div_ceil(2)
+    }
+
     /// The number of turns that are taken.
     pub fn taken(&self) -> usize {
         self.limit.saturating_sub(self.free.available_permits())
@@ -116,6 +121,18 @@ mod tests {
         assert_eq!((turns.taken(), turns.waiting()), (1, 0));
         drop(second);
         assert_eq!(turns.taken(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_second_half_of_the_turns_is_scarce() {
+        for (limit, plenty) in [(1, 1), (2, 1), (3, 2), (4, 2), (1024, 512)] {
+            let turns = OriginTurns::new(limit, PATIENCE);
+            let mut taken = Vec::new();
+            for turn in 1..=limit {
+                taken.push(turns.take(true).await.expect("a turn"));
+                assert_eq!(turns.are_scarce(), turn > plenty, "{turn} of {limit}");
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -585,6 +585,8 @@ impl ProxyHttp for S3ProxyHttp {
         }
         let Some(error) = error else { return };
         let source = match error.esource() {
+            // Of a request of the proxy's own: who reads the response has enough of it.
+            ErrorSource::Downstream if ctx.caching.is_background() => return,
             ErrorSource::Downstream => "downstream",
             ErrorSource::Upstream => "upstream",
             ErrorSource::Internal => "internal",
