@@ -631,6 +631,27 @@ fn a_fill_that_nobody_waits_for_stops() {
 }
 
 #[test]
+fn a_stalled_origin_does_not_keep_a_fill_that_nobody_waits_for() {
+    for (_, framed) in FRAMINGS {
+        let gate = Gate::new();
+        let origin = held_origin(&gate, framed);
+        let proxy = proxy(&origin).cache("fill_without_readers", 1).start();
+        let mut leader = Connection::open(proxy.addr());
+        let mut miss = leader.begin("GET", OBJECT, &[]);
+        read_start(&mut miss);
+        drop(miss);
+        leader.abort();
+        eventually("the fill is given up", || {
+            proxy.metric("cache_fills_in_flight") == 0
+        });
+        let deserted = [("cause", "deserted")];
+        proxy.expect_metric_where("cache_fill_errors_total", &deserted, 1);
+        eventually("nothing is left of it", || files(&proxy) == 0);
+        gate.open();
+    }
+}
+
+#[test]
 fn a_fill_of_which_enough_has_come_goes_on_without_readers() {
     for (share, stored) in [(0.4, 1), (0.6, 0)] {
         let gate = Gate::new();

@@ -27,9 +27,13 @@ pub struct BodyFile {
     /// Gone only when it is dropped.
     file: Option<Arc<File>>,
     loads: Mutex<Vec<Load>>,
-    /// The space that the file still takes after it is removed.
-    claim: Mutex<Option<Arc<Claim>>>,
+    space: Arc<Space>,
 }
+
+/// The space that an open file takes. There is one from before the file is opened until it
+/// is closed, so that a removal in between finds it.
+#[derive(Debug, Default)]
+pub(super) struct Space(Mutex<Option<Arc<Claim>>>);
 
 #[derive(Debug)]
 struct Load {
@@ -46,18 +50,18 @@ struct LoadError {
 }
 
 impl BodyFile {
-    /// Track an open file.
+    /// Track an open file, whose space is nobody's concern.
     pub fn new(file: Arc<File>) -> Self {
+        Self::in_space(file, Arc::default())
+    }
+
+    /// Track an open file.
+    pub(super) fn in_space(file: Arc<File>, space: Arc<Space>) -> Self {
         BodyFile {
             file: Some(file),
             loads: Mutex::default(),
-            claim: Mutex::default(),
+            space,
         }
-    }
-
-    /// Note that the file is removed, and keeps its space until it is closed.
-    pub(super) fn hold(&self, claim: Arc<Claim>) {
-        *self.claim.lock() = Some(claim);
     }
 
     /// The open file.
@@ -173,19 +177,53 @@ static CLOSER: LazyLock<Option<mpsc::Sender<Closed>>> = LazyLock::new(|| {
     let (sender, files) = mpsc::channel::<Closed>();
     std::thread::Builder::new()
         .name("cache-close".into())
-        .spawn(move || files.into_iter().for_each(drop))
+        .spawn(move || files.into_iter().for_each(Closed::close))
         .ok()
         .map(|_| sender)
 });
 
-/// A file, and the space that becomes free when it is closed. They are dropped in this
-/// order.
-type Closed = (Arc<File>, Option<Arc<Claim>>);
+/// What the closer does.
+enum Closed {
+    /// Close a file, after which its space is free.
+    File(Arc<File>, Arc<Space>),
+    /// Wait.
+    #[cfg(test)]
+    Barrier(Arc<std::sync::Barrier>),
+}
+
+impl Closed {
+    fn close(self) {
+        match self {
+            Closed::File(file, space) => {
+                drop(file);
+                drop(space);
+            }
+            #[cfg(test)]
+            Closed::Barrier(barrier) => {
+                barrier.wait();
+            }
+        }
+    }
+}
+
+/// Have the closer wait for the barrier.
+#[cfg(test)]
+pub(super) fn stop_closer(barrier: &Arc<std::sync::Barrier>) {
+    let closer = CLOSER.as_ref().expect("a closer");
+    let _ = closer.send(Closed::Barrier(barrier.clone()));
+}
+
+impl Space {
+    /// Note that the file is removed, and keeps its space until it is closed.
+    pub(super) fn hold(&self, claim: Arc<Claim>) {
+        *self.0.lock() = Some(claim);
+    }
+}
 
 impl Drop for BodyFile {
     fn drop(&mut self) {
         if let (Some(file), Some(closer)) = (self.file.take(), &*CLOSER) {
-            let _ = closer.send((file, self.claim.get_mut().take()));
+            let _ = closer.send(Closed::File(file, self.space.clone()));
         }
     }
 }

@@ -889,6 +889,7 @@ impl DiskCache {
         }
         self.stats.opens.inc();
         let prefetch = self.prefetch();
+        let space = self.open_bodies.open(id);
         let opened = match super::open_now::open_now(self.backend.layout(), &id, prefetch) {
             Some(opened) => Ok(opened),
             None => self.backend.open(id, prefetch).await,
@@ -904,8 +905,7 @@ impl DiskCache {
                         HotBody::Memory(body)
                     }
                     _ => {
-                        let body = Arc::new(BodyFile::new(body));
-                        self.open_bodies.add(id, &body);
+                        let body = Arc::new(BodyFile::in_space(body, space));
                         // A disk that fails is noticed while the origin can
                         // still answer in its place.
                         let start = 0..meta.body_len.min(FIRST_READ);
@@ -1099,6 +1099,25 @@ impl DiskCache {
             .await
     }
 
+    /// [`create`](Self::create), which goes on if the future is dropped: then the file is
+    /// removed.
+    async fn create_detached(
+        &'static self,
+        id: EntryId,
+        promised: Option<u64>,
+        claim: Claim,
+    ) -> io::Result<Created> {
+        let created = self.runtime.spawn(async move {
+            let file = self.create(id, promised).await?;
+            Ok(Created {
+                cache: self,
+                id,
+                parts: Some((file, claim)),
+            })
+        });
+        created.await.map_err(io::Error::other)?
+    }
+
     /// Bytes that the file system has left; `u64::MAX`: unknown.
     async fn free_space(&'static self) -> u64 {
         let seen = self.runtime.spawn_blocking(|| room::free_space(&self.path));
@@ -1154,6 +1173,30 @@ impl Refused {
     fn take(&self, hash: &HashBinary) -> bool {
         let at = self.0.lock().remove(hash);
         at.is_some_and(|at| at.elapsed() < REFUSED_FOR)
+    }
+}
+
+/// The body file of a fill that has not begun, and its room. The file is removed when this
+/// is dropped.
+struct Created {
+    cache: &'static DiskCache,
+    id: EntryId,
+    parts: Option<(Arc<File>, Claim)>,
+}
+
+impl Created {
+    fn into_parts(mut self) -> Result<(Arc<File>, Claim)> {
+        let parts = self.parts.take();
+        parts.ok_or_else(|| Error::explain(ErrorType::InternalError, "the file was taken"))
+    }
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        if let Some((file, claim)) = self.parts.take() {
+            drop(file);
+            self.cache.remove_fill(self.id, Some(claim));
+        }
     }
 }
 
@@ -1413,7 +1456,7 @@ impl Storage for DiskCache {
         let Some(claim) = self.claim_for(promised.unwrap_or(0), meta_len).await else {
             return self.refuse(key, id, Cause::NoSpace);
         };
-        let file = match self.create(id, promised).await {
+        let created = match self.create_detached(id, promised, claim).await {
             Err(e) if Cause::of(&e) == Cause::NoSpace => {
                 return self.refuse(key, id, Cause::NoSpace);
             }
@@ -1423,6 +1466,8 @@ impl Storage for DiskCache {
                     format!("creating cache entry {id}")
                 })?,
         };
+        let (file, claim) = created.into_parts()?;
+        let in_background = meta.extensions().get::<InBackground>().is_some();
         let new = NewFill {
             id,
             key: key.to_compact(),
@@ -1433,8 +1478,9 @@ impl Storage for DiskCache {
             turn,
             body: {
                 super::tokio_fs::no_read_ahead(&file);
-                Arc::new(BodyFile::new(file))
+                Arc::new(BodyFile::in_space(file, self.open_bodies.open(id)))
             },
+            in_background,
             created: meta.created(),
             stored_at: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -1443,8 +1489,7 @@ impl Storage for DiskCache {
         };
         let (fill, pieces) = Fill::begin(self, new);
         drop(beginning);
-        let in_background = meta.extensions().get::<InBackground>().is_some();
-        Ok(Box::new(DiskMiss::new(self, fill, pieces, in_background)))
+        Ok(Box::new(DiskMiss::new(self, fill, pieces)))
     }
 
     async fn purge(

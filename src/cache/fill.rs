@@ -10,7 +10,7 @@ use bytes::Bytes;
 use log::{debug, warn};
 use parking_lot::Mutex;
 use pingora_cache::key::CompactCacheKey;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch, Notify};
 
 use super::body_file::BodyFile;
 use super::format::EntryMeta;
@@ -26,6 +26,10 @@ use super::{DiskCache, EntryId};
 /// being written, a piece waits to join them, and one is left for the next block.
 /// Pingora's are of 64 KiB at most, so this is 0.7 MB a fill.
 const QUEUE: usize = 4;
+
+/// Fills without readers may together have at most one in this many bytes of the limit
+/// still to come.
+const DESERTED_SHARE: u64 = 8;
 
 /// How far a fill has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +82,14 @@ pub struct Fill {
     /// The number of requests for it.
     uses: u8,
     readers: Readers,
+    /// Bytes of the body that the origin has sent.
+    received: AtomicU64,
+    /// Set when the fill goes on without readers.
+    deserted: Mutex<Option<Deserted>>,
+    /// The fill never had readers, and does not count among those without.
+    in_background: bool,
+    /// Notified when the last reader leaves.
+    left: Notify,
     /// The rest of the body, once the file has no more room.
     window: OnceLock<Window>,
 }
@@ -118,6 +130,8 @@ pub struct NewFill {
     pub stored_at: u64,
     /// Pingora's metadata.
     pub meta: Serialized,
+    /// It is fetched in the background, and will have no readers.
+    pub in_background: bool,
 }
 
 impl Fill {
@@ -144,9 +158,12 @@ impl Fill {
             counted: AtomicU64::new(0),
             uses: new.uses,
             readers: Readers::default(),
+            received: AtomicU64::new(0),
+            deserted: Mutex::default(),
+            in_background: new.in_background,
+            left: Notify::new(),
             window: OnceLock::new(),
         });
-        cache.open_bodies().add(fill.id, &fill.body);
         let (sender, receiver) = mpsc::channel(QUEUE);
         cache.fills().add(&fill);
         // Purged while its file was being created: the purge has not seen it.
@@ -183,6 +200,69 @@ impl Fill {
     /// The window behind the end of the file, if there is one.
     pub(super) fn window(&self) -> Option<&Window> {
         self.window.get()
+    }
+
+    /// Note that the origin has sent so many bytes more.
+    pub(super) fn has_received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// True if more of the body is to be fetched. Otherwise no reader can join any more.
+    pub(super) fn is_wanted(&self, cache: &'static DiskCache) -> bool {
+        let received = self.received.load(Ordering::Relaxed);
+        let mut deserted = self.deserted.lock();
+        let audience = match self.readers.audience() {
+            Audience::Present => return true,
+            _ if self.promised == Some(received) => return true,
+            // A body that is no longer stored is for its readers alone.
+            _ if self.window().is_some() => return !self.readers.end(),
+            _ if self.in_background || deserted.is_some() => return true,
+            audience => audience,
+        };
+        let share = cache.fill_without_readers();
+        let enough = match self.promised {
+            Some(promised) => received as f64 >= share * promised as f64,
+            None => share == 0.0,
+        };
+        let limit = cache.max_size_bytes() / DESERTED_SHARE;
+        if enough || audience == Audience::Satisfied {
+            let rest = match self.promised {
+                Some(promised) => promised.saturating_sub(received),
+                None => limit / 2,
+            };
+            *deserted = cache.fills().desert(rest, limit);
+        }
+        deserted.is_some() || !self.readers.end()
+    }
+
+    /// Note that the last reader has left.
+    pub(super) fn reader_left(&self) {
+        self.left.notify_one();
+    }
+
+    /// The next pieces; `None`: there are none, because the origin has broken off, or all
+    /// readers have left. A stalled origin does not keep a fill that nobody wants.
+    async fn next(
+        &self,
+        cache: &'static DiskCache,
+        pieces: &mut Gather,
+        offset: u64,
+    ) -> Option<Block> {
+        let next = pieces.next(offset, self.promised);
+        tokio::pin!(next);
+        loop {
+            tokio::select! {
+                biased;
+                block = &mut next => return block,
+                () = self.left.notified() => {
+                    // Others may come and go before the request that writes reads.
+                    let has_begun = self.readers.has_led() || self.received.load(Ordering::Relaxed) > 0;
+                    if has_begun && !self.is_wanted(cache) {
+                        return None;
+                    }
+                }
+            }
+        }
     }
 
     pub(super) fn reader_moved(&self) {
@@ -222,6 +302,8 @@ async fn run(
 ) {
     let mut pieces = Gather::new(pieces);
     let written = write(cache, &fill, &mut pieces, &mut claim).await;
+    // Nothing more is to come.
+    fill.deserted.lock().take();
     let (cause, why, rest) = match written {
         Ok((body_len, body_crc32)) => {
             return commit(cache, &fill, body_len, body_crc32, claim).await;
@@ -301,7 +383,7 @@ async fn pass(
             return;
         }
         fill.advance(passed, State::Writing);
-        match pieces.next(passed, fill.promised).await {
+        match fill.next(cache, pieces, passed).await {
             Some(next) => block = next,
             None => return fill.advance(passed, State::Broken),
         }
@@ -330,7 +412,7 @@ async fn write(
     let meta_len = claim.meta_len();
     let mut crc = crc32fast::Hasher::new();
     loop {
-        let Some(block) = pieces.next(written, fill.promised).await else {
+        let Some(block) = fill.next(cache, pieces, written).await else {
             let why = "the origin's response broke off".to_owned();
             return Err((Cause::Origin, why, None));
         };

@@ -9,16 +9,11 @@ use pingora_cache::CacheEntryId;
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use tokio::sync::{mpsc, oneshot};
 
-use super::fill::{Deserted, Fill, Piece};
-use super::readers::Audience;
+use super::fill::{Fill, Piece};
 use super::DiskCache;
 
 /// The error of a fill that was given up because its readers were gone.
 pub const DESERTED: ErrorType = ErrorType::new("CacheFillDeserted");
-
-/// Fills without readers may together have at most one in this many bytes of the limit
-/// still to come.
-const DESERTED_SHARE: u64 = 8;
 
 /// An extension of the metadata of a response that is fetched in the background. It will
 /// have no readers, and other limits apply to it.
@@ -32,11 +27,6 @@ pub struct DiskMiss {
     fill: Arc<Fill>,
     pieces: mpsc::Sender<Piece>,
     tag: [u8; 8],
-    received: u64,
-    /// Set when the fill goes on without readers.
-    deserted: Option<Deserted>,
-    /// The fill never had readers, and does not count among those without.
-    in_background: bool,
 }
 
 impl DiskMiss {
@@ -44,42 +34,13 @@ impl DiskMiss {
         cache: &'static DiskCache,
         fill: Arc<Fill>,
         pieces: mpsc::Sender<Piece>,
-        in_background: bool,
     ) -> Self {
         DiskMiss {
             cache,
             tag: fill.id.generation.to_be_bytes(),
             fill,
             pieces,
-            received: 0,
-            deserted: None,
-            in_background,
         }
-    }
-
-    /// True if more of the body is to be fetched.
-    fn is_wanted(&mut self) -> bool {
-        let audience = match self.fill.readers().audience() {
-            Audience::Present => return true,
-            // A body that is no longer stored is for its readers alone.
-            _ if self.fill.window().is_some() => return !self.fill.readers().end(),
-            _ if self.in_background || self.deserted.is_some() => return true,
-            audience => audience,
-        };
-        let share = self.cache.fill_without_readers();
-        let enough = match self.fill.promised {
-            Some(promised) => self.received as f64 >= share * promised as f64,
-            None => share == 0.0,
-        };
-        let limit = self.cache.max_size_bytes() / DESERTED_SHARE;
-        if enough || audience == Audience::Satisfied {
-            let rest = match self.fill.promised {
-                Some(promised) => promised.saturating_sub(self.received),
-                None => limit / 2,
-            };
-            self.deserted = self.cache.fills().desert(rest, limit);
-        }
-        self.deserted.is_some() || !self.fill.readers().end()
     }
 
     fn deserted(&self) -> Box<Error> {
@@ -102,9 +63,8 @@ impl HandleMiss for DiskMiss {
         if data.is_empty() {
             return Ok(());
         }
-        self.received += data.len() as u64;
-        let complete = self.fill.promised == Some(self.received);
-        if !complete && !self.is_wanted() {
+        self.fill.has_received(data.len());
+        if !self.fill.is_wanted(self.cache) {
             return Err(self.deserted());
         }
         // Bytes that are not written do not wait for the disk either.

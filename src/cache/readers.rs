@@ -18,6 +18,8 @@ struct Table {
     next: u64,
     /// A reader got all that it wanted before the end.
     satisfied: bool,
+    /// The reader of the request that writes has joined.
+    has_led: bool,
     /// No reader can join any more.
     ended: bool,
     /// How often others did without some.
@@ -86,6 +88,11 @@ impl Readers {
         table.ended
     }
 
+    /// True if the reader of the request that writes has joined.
+    pub(super) fn has_led(&self) -> bool {
+        self.0.lock().has_led
+    }
+
     pub(super) fn has_ended(&self) -> bool {
         self.0.lock().ended
     }
@@ -151,6 +158,7 @@ impl Reader {
         }
         let number = table.next;
         table.next += 1;
+        table.has_led |= leads;
         table.by_number.insert(number, position.clone());
         drop(table);
         Some(Reader {
@@ -192,7 +200,14 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.fill.readers().0.lock().by_number.remove(&self.number);
+        let was_last = {
+            let mut table = self.fill.readers().0.lock();
+            table.by_number.remove(&self.number);
+            table.by_number.is_empty()
+        };
         self.fill.reader_moved();
+        if was_last {
+            self.fill.reader_left();
+        }
     }
 }
