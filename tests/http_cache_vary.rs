@@ -366,3 +366,35 @@ fn codings_that_no_origin_has_select_no_variant() {
         assert_eq!(used, Use::Reused, "{accepted}");
     }
 }
+
+#[test]
+fn a_response_in_a_coding_of_its_own_hides_no_other() {
+    let page = Site::shared().page();
+    page.serves(|seen, _| {
+        let accepted = seen.header("accept-encoding").unwrap_or("");
+        let coding = match accepted.contains("x-own") {
+            true => "x-own",
+            false => "gzip",
+        };
+        fresh("Accept-Encoding")
+            .field("Content-Encoding", coding)
+            .body(coding)
+    });
+    let ask = |accepted: &str| {
+        let (got, used) = page.get_again(&[("Accept-Encoding", accepted)]);
+        (got.text(), used)
+    };
+    let own = || "x-own".to_owned();
+    let gzip = || "gzip".to_owned();
+    // The first one is where a lookup begins.
+    assert_eq!(ask("x-own"), (own(), Use::Fetched));
+    assert_eq!(ask("gzip"), (gzip(), Use::Fetched));
+    for _ in 0..3 {
+        assert_eq!(ask("gzip"), (gzip(), Use::Reused));
+        assert_eq!(ask("x-own"), (own(), Use::Reused));
+    }
+    // Of the known codings, it accepts what the last client accepts.
+    assert_eq!(ask("x-own, br"), (own(), Use::Fetched));
+    assert_eq!(ask("br, x-own"), (own(), Use::Reused));
+    assert_eq!(ask("br").0, gzip(), "it cannot read the other one");
+}

@@ -49,7 +49,7 @@ use super::storing::{is_always_stale, Answer, StoringRules};
 use super::target::{invalidated, Target};
 use super::too_large::TooLarge;
 use super::variants::Variants;
-use super::vary::{variance, Variance};
+use super::vary::{is_readable, variance, Variance};
 use crate::cache::disk::NO_ROOM;
 use crate::cache::miss::{InBackground, DESERTED};
 use crate::cache::{DiskCache, DiskHit, Prepared};
@@ -574,6 +574,14 @@ impl HttpCaching {
         let request = session.req_header();
         if ctx.asks == Asks::Part && !has_part(hit, request) {
             ctx.forward(Forwarded::Partial);
+            return Some(ForcedFreshness::ForceMiss);
+        }
+        if !is_readable(
+            meta.headers(),
+            &request.headers,
+            self.options.request_fields,
+        ) {
+            ctx.forward(Forwarded::VaryMiss);
             return Some(ForcedFreshness::ForceMiss);
         }
         let from_the_future = is_from_the_future(meta.updated(), now);

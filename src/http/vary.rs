@@ -30,15 +30,16 @@ pub enum Variance {
 /// §4.1): lines of a field are combined, and white space is removed around them and
 /// around the commas of a list. Content negotiation (Accept, Accept-Charset,
 /// Accept-Encoding, Accept-Language) matches in any order and, where it has none, in
-/// any case. Of Accept-Encoding only the order of preference of known codings counts,
-/// unless the response has another coding. An absent field and an empty one differ.
+/// any case. Of Accept-Encoding only the order of preference of known codings counts:
+/// a key that depended on the coding of the response could not be found by what another
+/// response says. So a response in another coding may be for a client that cannot read it,
+/// see [`is_readable`]. An absent field and an empty one differ.
 ///
 /// Fields that do not reach the origin (`reaching`) are ignored, because the origin cannot
 /// tell such requests apart.
 pub fn variance(response: &HeaderMap, request: &HeaderMap, reaching: RequestFields) -> Variance {
     let mut named = HashSet::new();
     let mut builder = VarianceBuilder::new();
-    let has_known_coding = list(response, &CONTENT_ENCODING).all(|coding| known(coding).is_some());
     for name in list(response, &VARY) {
         // `*` is a token, and would pass for a name.
         let name = match HeaderName::from_bytes(name) {
@@ -46,7 +47,7 @@ pub fn variance(response: &HeaderMap, request: &HeaderMap, reaching: RequestFiel
             _ => return Variance::Never,
         };
         if reaching.contains(&name) && !named.contains(&name) {
-            let value = if name == ACCEPT_ENCODING && has_known_coding {
+            let value = if name == ACCEPT_ENCODING {
                 accepted_codings(request)
             } else {
                 normalized(request, &name)
@@ -56,6 +57,38 @@ pub fn variance(response: &HeaderMap, request: &HeaderMap, reaching: RequestFiel
         }
     }
     builder.finalize().map_or(Variance::None, Variance::Key)
+}
+
+/// False if a response was chosen by its Accept-Encoding, which `request` has another of,
+/// and has a coding that this does not accept. The codings that [`variance`] knows are left
+/// to it.
+pub fn is_readable(response: &HeaderMap, request: &HeaderMap, reaching: RequestFields) -> bool {
+    if !response.contains_key(CONTENT_ENCODING) || !reaching.contains(&ACCEPT_ENCODING) {
+        return true;
+    }
+    let mut others = list(response, &CONTENT_ENCODING)
+        .filter(|coding| known(coding).is_none())
+        .peekable();
+    let is_chosen = || {
+        list(response, &VARY)
+            .any(|name| name.eq_ignore_ascii_case(ACCEPT_ENCODING.as_str().as_bytes()))
+    };
+    // Without the field, any coding is acceptable.
+    if others.peek().is_none() || !is_chosen() || !request.contains_key(ACCEPT_ENCODING) {
+        return true;
+    }
+    let accepted: Vec<_> = list(request, &ACCEPT_ENCODING).map(preference).collect();
+    let weight_of = |coding: &[u8]| {
+        let of = |preference: &&Vec<u8>| {
+            let name = preference.split(|byte| *byte == b';').next();
+            name.is_some_and(|name| name.eq_ignore_ascii_case(coding))
+        };
+        accepted
+            .iter()
+            .find(of)
+            .map(|preference| weight(preference))
+    };
+    others.all(|coding| weight_of(coding).or_else(|| weight_of(b"*")).unwrap_or(0) > 0)
 }
 
 /// How the value of a field may be written differently and mean the same.
@@ -530,15 +563,47 @@ mod tests {
         assert!(!same("accept-encoding", &["*;q=0, identity"], &["*;q=0"]));
     }
 
-    /// A client that does not name an unknown coding cannot read it.
+    /// Otherwise a request could not find what is stored beside a response in another coding.
     #[test]
-    fn for_a_response_in_an_unknown_coding_all_codings_matter() {
-        let response = headers(&[("vary", "Accept-Encoding"), ("content-encoding", "x-own")]);
-        let with = |accepted| {
-            let request = headers(&[("accept-encoding", accepted)]);
+    fn the_coding_of_a_response_makes_no_difference_to_the_key() {
+        let request = headers(&[("accept-encoding", "gzip, x-own")]);
+        let key = |coding| {
+            let response = headers(&[("vary", "Accept-Encoding"), ("content-encoding", coding)]);
             variance(&response, &request, RequestFields::All)
         };
-        assert_ne!(with("gzip, x-own"), with("gzip"));
-        assert_eq!(with("gzip, x-own"), with("x-own,gzip"));
+        assert_eq!(key("gzip"), key("x-own"));
+    }
+
+    /// A client that does not name an unknown coding cannot read it.
+    #[test]
+    fn a_response_in_an_unknown_coding_is_for_clients_that_accept_it() {
+        for (coding, accepted, readable) in [
+            ("x-own", Some("gzip, x-own"), true),
+            ("x-own", Some("X-OWN;q=0.1"), true),
+            ("X-Own", Some("x-own"), true),
+            ("x-own", Some("*"), true),
+            ("x-own", None, true),
+            ("x-own", Some("gzip"), false),
+            ("x-own", Some(""), false),
+            ("x-own", Some("x-own;q=0, *"), false),
+            ("x-own", Some("x-own, x-own;q=0"), true),
+            ("x-own", Some("*;q=0"), false),
+            ("gzip, x-own", Some("x-own"), true),
+            ("x-own, x-other", Some("x-own"), false),
+            // The key sees to it.
+            ("gzip", Some("br"), true),
+        ] {
+            let response = headers(&[("vary", "Accept-Encoding"), ("content-encoding", coding)]);
+            let accepted: Vec<_> = accepted
+                .map(|value| ("accept-encoding", value))
+                .into_iter()
+                .collect();
+            let request = headers(&accepted);
+            let judged = is_readable(&response, &request, RequestFields::All);
+            assert_eq!(judged, readable, "{coding} for {accepted:?}");
+            let not_chosen = headers(&[("content-encoding", coding)]);
+            assert!(is_readable(&not_chosen, &request, RequestFields::All));
+            assert!(is_readable(&response, &request, RequestFields::Only(&[])));
+        }
     }
 }
