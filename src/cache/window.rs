@@ -287,7 +287,9 @@ mod tests {
             mut miss,
             _dir,
         } = begin().await;
-        let _stalls = follow(cache, None).await;
+        // The first client is waited for as long as it stalls.
+        let tag = miss.streaming_write_tag().unwrap().to_vec();
+        let _stalls = follow(cache, Some(&tag)).await;
         let writing = tokio::spawn(async move { write(&mut miss).await });
         let free = async {
             while !cache
