@@ -206,9 +206,18 @@ pub struct DiskCache {
     removals: mpsc::UnboundedSender<Removal>,
     /// Entries whose files could not be removed so far.
     failed_removals: AtomicUsize,
+    loading: Mutex<Loading>,
     /// Bytes of entries that this run has written.
     bytes_written: AtomicU64,
     purges: AtomicU64,
+}
+
+/// What is known before the entries of earlier runs are.
+#[derive(Debug, Clone, Copy)]
+struct Loading {
+    since: Instant,
+    /// Bytes that they take, if the last run could say.
+    size: Option<u64>,
 }
 
 /// What cannot be used as a cache folder, and why.
@@ -270,6 +279,10 @@ impl DiskCache {
                 .map_err(|e| in_folder(path, "write to the cache folder", e))?,
             None => 0,
         };
+        let size = match was_cache {
+            true => closed_size(path, first_generation),
+            false => Some(0),
+        };
         let (removals, removed) = mpsc::unbounded_channel();
         let writable = lock.is_some();
         let cache: &'static DiskCache = Box::leak(Box::new(DiskCache {
@@ -308,6 +321,10 @@ impl DiskCache {
             lock: Mutex::new(lock),
             removals,
             failed_removals: AtomicUsize::new(0),
+            loading: Mutex::new(Loading {
+                since: Instant::now(),
+                size,
+            }),
             bytes_written: AtomicU64::new(0),
             purges: AtomicU64::new(0),
         }));
@@ -351,6 +368,11 @@ impl DiskCache {
             Ok((lock, first)) => {
                 *self.lock.lock() = Some(lock);
                 self.next_generation.store(first, Ordering::Release);
+                *self.loading.lock() = Loading {
+                    since: Instant::now(),
+                    size: closed_size(&self.path, first),
+                };
+                self.bytes_written.store(0, Ordering::Release);
                 self.loaded.restart();
                 self.writable.store(true, Ordering::Release);
                 info!("{}: taken over", self.path.display());
@@ -405,12 +427,31 @@ impl DiskCache {
                 self.fills.len()
             );
         }
-        self.writable.store(false, Ordering::Release);
+        let was_writable = self.writable.swap(false, Ordering::AcqRel);
+        let is_exact = settled.is_ok()
+            && self.loaded.is_complete()
+            && !self.loaded.has_gaps()
+            && !self.has_failed_removals();
+        if was_writable && is_exact {
+            self.note_size();
+        }
         let lock = self.lock.lock().take();
         if let Some(lock) = lock {
             // A close would not do while a process is being started: until its
             // execve(2) it has the file as well.
             let _ = lock.unlock();
+        }
+    }
+
+    /// Let the next run know what the entries take.
+    fn note_size(&self) {
+        let (epoch, size) = (
+            epoch_of(self.last_generation()),
+            self.room.taken(&self.index),
+        );
+        let text = format!("{epoch} {size} {epoch} {size}\n");
+        if let Err(e) = write_epoch(&self.path.join("size"), text.as_bytes()) {
+            warn!("{}: cannot note its size: {e}", self.path.display());
         }
     }
 
@@ -702,9 +743,16 @@ impl DiskCache {
         self.bytes_written.load(Ordering::Relaxed)
     }
 
-    /// Bytes that may be added while the entries of earlier runs are not known.
-    pub(super) fn most_while_loading(&self) -> u64 {
-        self.max_size_bytes / 20
+    /// Bytes of all entries while those of earlier runs are not known; `None`: nobody can
+    /// tell, because the last run was not closed.
+    pub(super) fn bytes_while_loading(&self) -> Option<u64> {
+        let size = self.loading.lock().size?;
+        Some(size.saturating_add(self.bytes_written()))
+    }
+
+    /// How long the entries of earlier runs have been looked for.
+    pub(super) fn loading_for(&self) -> Duration {
+        self.loading.lock().since.elapsed()
     }
 
     pub(super) fn ban_list(&self) -> &Bans {
@@ -850,10 +898,12 @@ impl DiskCache {
     }
 
     /// Whether new entries may be written. While the entries of earlier runs are
-    /// not known none can be evicted, so there is a limit to what is added.
+    /// not known none can be evicted, so only free room is used.
     fn admits(&self) -> bool {
         self.is_writable()
-            && (self.loaded.is_complete() || self.bytes_written() < self.most_while_loading())
+            && (self.loaded.is_complete()
+                || self.loading_for() < room::LOAD_PATIENCE
+                || (self.bytes_while_loading()).is_some_and(|bytes| bytes < self.max_size_bytes))
     }
 
     /// Replace the metadata of an entry. Whether it is still current.
@@ -1326,6 +1376,26 @@ fn next_epoch(path: &Path, layout: &Layout, newest_ban: u64) -> io::Result<u64> 
     Ok(u64::from(epoch) << 32)
 }
 
+/// Bytes that the entries took when the run before `first_generation` was closed; `None`: it
+/// was not, or something is unclear.
+fn closed_size(path: &Path, first_generation: u64) -> Option<u64> {
+    let text = fs::read(path.join("size")).ok()?;
+    let (epoch, size) = parse_size(&text)?;
+    (epoch.checked_add(1)? == epoch_of(first_generation)).then_some(size)
+}
+
+/// Epoch and bytes, which the file holds twice; `None`: it is damaged.
+fn parse_size(text: &[u8]) -> Option<(u32, u64)> {
+    let text = std::str::from_utf8(text).ok()?;
+    let words: Vec<_> = text.strip_suffix('\n')?.split(' ').collect();
+    match words[..] {
+        [epoch, size, epoch_again, size_again] if (epoch, size) == (epoch_again, size_again) => {
+            Some((epoch.parse().ok()?, size.parse().ok()?))
+        }
+        _ => None,
+    }
+}
+
 /// Replace the file. Where there is no space for a second one, overwrite it: a
 /// full disk shall not keep the cache from being read.
 fn write_epoch(file: &Path, text: &[u8]) -> io::Result<()> {
@@ -1632,6 +1702,64 @@ mod tests {
     async fn update(cache: &'static DiskCache, meta: &CacheMeta) -> bool {
         let span = Span::inactive().handle();
         cache.update_meta(&key(), meta, &span).await.unwrap()
+    }
+
+    /// A cache in which the entries of earlier runs are not known yet.
+    fn while_loading(path: &Path) -> &'static DiskCache {
+        let cache = cache(path);
+        cache.wait_loaded();
+        // The patience at the start is over.
+        cache.loading.lock().since -= Duration::from_secs(60);
+        cache.loaded.restart();
+        cache
+    }
+
+    async fn close(cache: &'static DiskCache) {
+        let closed = tokio::task::spawn_blocking(|| cache.close(Duration::from_secs(30)));
+        closed.await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_limit_also_holds_while_the_index_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = cache(dir.path());
+        first.wait_loaded();
+        let mut miss = begin(first, &meta("1", SystemTime::now())).await;
+        miss.write_body(vec![7; 900_000].into(), false)
+            .await
+            .unwrap();
+        miss.finish().await.unwrap();
+        close(first).await;
+        assert!(first.index.bytes() > 900_000);
+
+        let second = while_loading(dir.path());
+        assert!(second.admits());
+        assert!(second.claim(100_000, u8::MAX).await.is_none());
+        let rest = second.claim(90_000, u8::MAX).await.expect("free room");
+        assert!(second.claim(10_000, u8::MAX).await.is_none());
+        drop(rest);
+        // As a kill does, this leaves no size of its epoch.
+        second.writable.store(false, Ordering::Release);
+        let _ = second.lock.lock().take();
+
+        let third = while_loading(dir.path());
+        assert!(!third.admits());
+        assert!(third.claim(1, u8::MAX).await.is_none(), "nobody can tell");
+    }
+
+    #[test]
+    fn a_damaged_size_is_none() {
+        assert_eq!(parse_size(b"3 500 3 500\n"), Some((3, 500)));
+        for text in [
+            "",
+            "3 500\n",
+            "3 500 3 500",
+            "3 500 3 50\n",
+            "3 500 2 500\n",
+            "a b a b\n",
+        ] {
+            assert_eq!(parse_size(text.as_bytes()), None, "{text}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -23,9 +23,9 @@ use super::{DiskCache, EntryId};
 /// waits as long for the first byte.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The longest time that a fill waits while the entries of earlier runs are not known;
-/// none of those can be evicted.
-const LOAD_PATIENCE: Duration = Duration::from_millis(200);
+/// The time from the start for which a fill waits while the entries of earlier runs are not
+/// known; none of those can be evicted.
+pub(super) const LOAD_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Most bytes by which files about to be removed may exceed the limit, so that small fills
 /// do not wait for unlink(2).
@@ -138,6 +138,12 @@ impl Room {
     fn promise(self: &Arc<Self>, bytes: u64) -> Option<Claim> {
         let mut claim = self.claim_of(0);
         claim.promise(bytes).then_some(claim)
+    }
+
+    /// Bytes that everything takes.
+    pub(super) fn taken(&self, index: &Index) -> u64 {
+        let ledger = self.ledger.lock();
+        index.bytes() + ledger.claimed
     }
 
     /// True if `bytes` more are too many even after all files to be removed are gone.
@@ -264,7 +270,7 @@ impl DiskCache {
         }
         let patience = match self.load_progress().is_complete() {
             true => PATIENCE,
-            false => LOAD_PATIENCE,
+            false => LOAD_PATIENCE.saturating_sub(self.loading_for()),
         };
         let deadline = Instant::now() + patience;
         let made = timeout_at(deadline, self.make_room_for(bytes, uses));
@@ -321,9 +327,9 @@ impl DiskCache {
             let entries = || self.index().bytes();
             return self.room().claim(entries, self.room().limit(), bytes);
         }
-        // Nothing can be evicted yet, so what is added has a limit of its own.
-        let written = || self.bytes_written();
-        self.room().claim(written, self.most_while_loading(), bytes)
+        // Nothing can be evicted yet.
+        let entries = self.bytes_while_loading()?;
+        self.room().claim(|| entries, self.room().limit(), bytes)
     }
 
     async fn make_room_for(&'static self, bytes: u64, uses: u8) -> Option<Claim> {
