@@ -33,7 +33,26 @@ pub struct BodyFile {
 /// The space that an open file takes. There is one from before the file is opened until it
 /// is closed, so that a removal in between finds it.
 #[derive(Debug, Default)]
-pub(super) struct Space(Mutex<Option<Arc<Claim>>>);
+pub(super) struct Space(Mutex<SpaceState>);
+
+#[derive(Debug, Default)]
+struct SpaceState {
+    /// Nobody reads the file any more.
+    is_closing: bool,
+    /// The claim on the space, once the file is removed.
+    claim: Option<Arc<SharedClaim>>,
+}
+
+/// The claim on the space of a removed file that is open several times.
+#[derive(Debug)]
+struct SharedClaim(Mutex<Removed>);
+
+#[derive(Debug)]
+struct Removed {
+    claim: Claim,
+    /// Those that read the file.
+    open: usize,
+}
 
 #[derive(Debug)]
 struct Load {
@@ -214,14 +233,55 @@ pub(super) fn stop_closer(barrier: &Arc<std::sync::Barrier>) {
 }
 
 impl Space {
-    /// Note that the file is removed, and keeps its space until it is closed.
-    pub(super) fn hold(&self, claim: Arc<Claim>) {
-        *self.0.lock() = Some(claim);
+    /// Note that the file is removed, which is open in these spaces, and keeps its space until
+    /// it is closed.
+    pub(super) fn hold(spaces: &[Arc<Space>], mut claim: Claim) {
+        if spaces.is_empty() {
+            return;
+        }
+        // If nobody reads it, it is closed in a moment.
+        claim.go();
+        let open = spaces.len();
+        let shared = Arc::new(SharedClaim(Mutex::new(Removed { claim, open })));
+        for space in spaces {
+            let mut state = space.0.lock();
+            state.claim = Some(shared.clone());
+            if state.is_closing {
+                shared.0.lock().open -= 1;
+            }
+        }
+        let mut removed = shared.0.lock();
+        if removed.open > 0 {
+            removed.claim.hold();
+        }
+    }
+
+    /// Note that nobody reads the file any more.
+    fn close(&self) {
+        let mut state = self.0.lock();
+        if std::mem::replace(&mut state.is_closing, true) {
+            return;
+        }
+        if let Some(shared) = &state.claim {
+            let mut removed = shared.0.lock();
+            removed.open -= 1;
+            if removed.open == 0 {
+                removed.claim.go();
+            }
+        }
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        // It may never have been opened.
+        self.close();
     }
 }
 
 impl Drop for BodyFile {
     fn drop(&mut self) {
+        self.space.close();
         if let (Some(file), Some(closer)) = (self.file.take(), &*CLOSER) {
             let _ = closer.send(Closed::File(file, self.space.clone()));
         }

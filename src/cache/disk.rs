@@ -872,7 +872,16 @@ impl DiskCache {
             used: self.clock.now(),
         };
         let published = self.fills.publish(fill, meta, |void| {
-            (!void && !self.is_banned_fill(fill)).then(|| self.room.enter(&self.index, entry))
+            let entered =
+                (!void && !self.is_banned_fill(fill)).then(|| self.room.enter(&self.index, entry));
+            // Before anybody sees that the fill is over.
+            if entered
+                .as_ref()
+                .is_some_and(|(inserted, _)| *inserted != Inserted::Outdated)
+            {
+                *claim = None;
+            }
+            entered
         });
         let Some(inserted) = published else {
             return false;

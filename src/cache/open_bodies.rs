@@ -47,10 +47,7 @@ impl OpenBodies {
     pub(super) fn hold(&self, id: &EntryId, claim: Claim) {
         let spaces = self.0.lock().spaces.remove(id).unwrap_or_default();
         let open: Vec<_> = spaces.iter().filter_map(Weak::upgrade).collect();
-        if !open.is_empty() {
-            let claim = Arc::new(claim.held());
-            open.iter().for_each(|space| space.hold(claim.clone()));
-        }
+        Space::hold(&open, claim);
     }
 }
 
@@ -91,9 +88,12 @@ mod tests {
         drop(body);
         let claim = cache.claim(LIMIT, u8::MAX).await.unwrap();
         bodies.hold(&ID, claim);
-        assert!(!is_free(cache).await);
+        // A fill waits for it.
+        let waits = cache.claim(LIMIT, u8::MAX);
+        tokio::pin!(waits);
+        assert!(futures::poll!(&mut waits).is_pending());
         barrier.wait();
-        while !is_free(cache).await {}
+        assert!(waits.await.is_some());
     }
 
     #[tokio::test]

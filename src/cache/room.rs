@@ -203,20 +203,39 @@ impl Claim {
 
     /// Note that the files are removed but still read, so their bytes are still taken.
     pub(super) fn held(mut self) -> Claim {
-        if self.held {
-            return self;
-        }
+        self.hold();
+        self
+    }
+
+    /// [`held`](Self::held)
+    pub(super) fn hold(&mut self) {
+        self.change(false, true);
+    }
+
+    /// Note that the files will be gone in a moment: they are about to be removed, or are
+    /// removed and about to be closed.
+    pub(super) fn go(&mut self) {
+        self.change(true, false);
+    }
+
+    fn change(&mut self, going: bool, held: bool) {
         {
             let mut ledger = self.room.ledger.lock();
-            if std::mem::take(&mut self.going) {
+            if std::mem::replace(&mut self.going, going) {
                 ledger.going -= self.bytes;
             }
+            if std::mem::replace(&mut self.held, held) {
+                ledger.held -= self.bytes;
+            }
             ledger.promised -= std::mem::take(&mut self.promised);
-            ledger.held += self.bytes;
+            if going {
+                ledger.going += self.bytes;
+            }
+            if held {
+                ledger.held += self.bytes;
+            }
         }
-        self.held = true;
         self.room.notify();
-        self
     }
 
     /// Bytes of the claim that the metadata takes.
