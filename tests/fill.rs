@@ -425,6 +425,27 @@ fn a_response_that_is_stored_takes_no_turn() {
 }
 
 #[test]
+fn a_response_that_may_outgrow_the_cache_keeps_its_turn() {
+    let gate = Gate::new();
+    let origin = held_origin(&gate, Reply::chunked);
+    let proxy = proxy(&origin).cache("max_misses", 1).start();
+    let addr = proxy.addr();
+    let mut first = Connection::open(addr);
+    let mut transfer = first.begin("GET", OBJECT, &[]);
+    read_start(&mut transfer);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let response = Connection::open(addr).request("GET", "/assets/other", &[]);
+            assert_eq!((response.status, response.complete), (200, true));
+        });
+        proxy.expect_metric("cache_misses_waiting", 1);
+        assert_eq!(origin.requests().len(), 1);
+        gate.open();
+        expect_rest(transfer, "the first one");
+    });
+}
+
+#[test]
 fn an_origin_that_does_not_answer_takes_no_turns() {
     const WAITING: usize = 3;
     let gate = Gate::new();

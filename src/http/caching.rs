@@ -176,7 +176,7 @@ pub struct CachingCtx {
     /// A request of the proxy's own, for the rest of a response.
     is_rest: bool,
     _fill: Option<FillGuard>,
-    /// The turn to ask the origin, unless the response is being stored.
+    /// The turn to ask the origin, unless the response is being stored, and has a length.
     turn: Option<OriginTurn>,
     /// The write timeout of the session, while a shorter one is set.
     write_timeout: Option<Option<Duration>>,
@@ -1183,10 +1183,13 @@ impl HttpCaching {
         .then(|| response.clone());
         match phase {
             CachePhase::Miss | CachePhase::Expired => {
-                // It is being stored, and the client may be slow again.
-                ctx.turn = None;
-                if let Some(timeout) = ctx.write_timeout.take() {
-                    session.set_write_timeout(timeout);
+                // It is being stored, unless it turns out larger than the cache. So the client
+                // may be slow again.
+                if response.headers.contains_key(CONTENT_LENGTH) {
+                    ctx.turn = None;
+                    if let Some(timeout) = ctx.write_timeout.take() {
+                        session.set_write_timeout(timeout);
+                    }
                 }
                 // Pingora reads bytes here in any case: this is for their number.
                 let copies = !session.as_downstream().supports_zero_copy();

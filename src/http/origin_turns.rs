@@ -2,7 +2,8 @@
 //!
 //! Such a request holds up to 0.3 MB, for bytes of the origin that the client has not taken
 //! yet. Requests beyond the limit have not asked the origin, and hold no more than an idle
-//! connection. A response that is being stored is limited elsewhere, and takes no turn.
+//! connection. A response of known length that is being stored is limited elsewhere, and
+//! gives its turn back; one of unknown length may outgrow the cache, and pass.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
