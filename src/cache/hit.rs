@@ -236,7 +236,8 @@ impl DiskHit {
             return Ok(self.remaining.clone());
         }
         let start = self.remaining.start;
-        let Some(now) = self.progress().await? else {
+        // Boxed, because only fills come here, and every hit would have room for it.
+        let Some(now) = Box::pin(self.progress()).await? else {
             // All that remains comes from the origin.
             return Ok(self.remaining.clone());
         };
@@ -352,7 +353,7 @@ impl DiskHit {
             return Some(Ok(bytes));
         }
         let id = reader.fill().id;
-        let bytes = match self.leave().await {
+        let bytes = match Box::pin(self.leave()).await {
             Ok(true) => self.read_rest().await,
             Ok(false) => Ok(None),
             Err(e) => Err(e),
