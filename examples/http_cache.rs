@@ -4,6 +4,9 @@
 //! ```text
 //! http_cache --listen 127.0.0.1:8080 --origin 127.0.0.1:80 --cache /var/cache/http
 //! ```
+//!
+//! To replace the process without refusing a client, start the new one with `--upgrade`, and
+//! send SIGQUIT to the old one.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,6 +35,10 @@ const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const ORIGIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest wait for a client that takes no bytes or sends no further request.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an HTTP/2 client may take after GOAWAY.
+const HTTP2_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes that the responses of an HTTP/2 connection may have in memory.
+const HTTP2_SEND_BUFFER: usize = 512 * 1024;
 
 #[derive(Parser)]
 #[command(about = "A caching reverse proxy for one HTTP origin")]
@@ -54,6 +61,12 @@ struct Options {
     /// How hard responses are compressed for clients that accept it; 0: not at all
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=9))]
     compression: u32,
+    /// Serve clients that begin with HTTP/2 as well (prior knowledge, RFC 9113 section 3.3)
+    #[arg(long)]
+    h2c: bool,
+    /// Take over from the process that serves now, when it gets SIGQUIT
+    #[arg(long)]
+    upgrade: bool,
 }
 
 struct HttpCacheProxy {
@@ -251,10 +264,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     signals::outlive()?;
     let options = Options::parse();
     let open_files = descriptors::raise_limit();
-    let cache = DiskCache::open(DiskCacheConfig::new(
-        &options.cache,
-        options.max_size_gb * 1_000_000_000,
-    ))?;
+    let endpoint = match options.upgrade {
+        true => Endpoint::inherit(options.listen, "--listen")?,
+        false => Endpoint::reserve(options.listen, "--listen")?,
+    };
+    let max_size = options.max_size_gb * 1_000_000_000;
+    let cache = DiskCache::open(DiskCacheConfig {
+        successor: options.upgrade,
+        ..DiskCacheConfig::new(&options.cache, max_size)
+    })?;
     let caching = CachingOptions {
         storing: StoringRules {
             default_ttl: options.default_ttl.map(Duration::from_secs),
@@ -277,13 +295,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         upgrade_sock: upgrade_sock.to_string_lossy().into_owned(),
         ..ServerConf::default()
     };
-    let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
+    let upgrade = Opt {
+        upgrade: options.upgrade,
+        ..Opt::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(upgrade, conf);
     server.confirm_upgrades();
     let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
     if let Some(app) = service.app_logic_mut() {
-        app.server_options = Some(server_options(HeadLimits::default()));
+        let mut http = server_options(HeadLimits::default());
+        http.h2c = options.h2c;
+        http.h2_request_header_timeout = Some(HeadLimits::default().timeout);
+        http.h2_idle_timeout = Some(CLIENT_TIMEOUT);
+        http.h2_close_timeout = Some(HTTP2_CLOSE_TIMEOUT);
+        http.h2_send_buffer_limit = Some(HTTP2_SEND_BUFFER);
+        http.h2_limit_control_frames = true;
+        app.server_options = Some(http);
     }
-    let endpoint = Endpoint::reserve(options.listen, "--listen")?;
     service.set_connection_limit(descriptors::clients(open_files, None));
     service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
     server.add_service(service);

@@ -140,6 +140,41 @@ fn an_idle_http2_connection_makes_room_and_one_with_a_stream_does_not() {
 }
 
 #[test]
+fn a_part_of_a_head_makes_room() {
+    let origin = origin();
+    let proxy = proxy(&origin).max_connections(1).start();
+    for bytes in [
+        &b"GET /assets/1 HT"[..],
+        // It comes with a request: nobody waits for its first byte.
+        b"GET /assets/1 HTTP/1.1\r\nHost: proxy\r\n\r\nGET /assets/1 HTTP/1.1\r\nHo",
+    ] {
+        let closed = proxy.metric("connections_idle_closed_total");
+        let mut holder = holder(&proxy, bytes);
+        eventually("another client is served", || served(&proxy));
+        assert!(proxy.metric("connections_idle_closed_total") > closed);
+        assert!(is_closed(&mut holder));
+    }
+}
+
+#[test]
+fn a_lingering_connection_makes_room() {
+    let origin = origin();
+    let proxy = proxy(&origin).max_connections(1).start();
+    let put = b"PUT /assets/1 HTTP/1.1\r\nHost: proxy\r\nContent-Length: 100\r\n\r\n";
+    let mut holder = holder(&proxy, put);
+    let mut status = [0; 12];
+    holder.read_exact(&mut status).expect("read the response");
+    assert_eq!(&status, b"HTTP/1.1 405");
+    let closed = proxy.metric("connections_idle_closed_total");
+    eventually("another client is served", || {
+        // It goes on sending, and would be read from for long.
+        let _ = holder.write_all(b"a");
+        served(&proxy)
+    });
+    assert!(proxy.metric("connections_idle_closed_total") > closed);
+}
+
+#[test]
 fn a_handshake_has_a_deadline() {
     let origin = origin();
     let proxy = proxy(&origin).tls().handshake_timeout("100ms").start();
@@ -232,6 +267,39 @@ fn proxy(origin: &Origin) -> ProxyBuilder {
 
 fn silent(addr: SocketAddr) -> TcpStream {
     TcpStream::connect(addr).expect("connect")
+}
+
+/// The only connection that is allowed, on which these bytes were sent.
+fn holder(proxy: &Proxy, bytes: &[u8]) -> TcpStream {
+    let mut holder = None;
+    eventually("there is room for it", || {
+        let accepted = proxy.metric("connections_refused_total");
+        let mut stream = silent(proxy.addr());
+        let sent = stream.write_all(bytes).is_ok();
+        // It has been read when the response to what is whole of it is there.
+        let whole = !bytes.ends_with(b"HT");
+        let answered = !whole || stream.peek(&mut [0]).is_ok_and(|n| n > 0);
+        holder = Some(stream);
+        sent && answered && proxy.metric("connections_refused_total") == accepted
+    });
+    holder.expect("a connection")
+}
+
+fn served(proxy: &Proxy) -> bool {
+    let mut stream = silent(proxy.addr());
+    let request = b"GET /assets/1 HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\n\r\n";
+    let mut first = [0; 12];
+    // It is closed without an answer where there is no room.
+    let answered = stream.write_all(request).is_ok() && stream.read_exact(&mut first).is_ok();
+    answered && &first == b"HTTP/1.1 200"
+}
+
+/// What came before is read.
+fn is_closed(stream: &mut TcpStream) -> bool {
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let read = stream.read_to_end(&mut Vec::new());
+    // Bytes of it that were not read reset it.
+    read.is_ok() || read.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset)
 }
 
 fn after_half_a_request(addr: SocketAddr) -> TcpStream {

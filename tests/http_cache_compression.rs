@@ -196,19 +196,57 @@ fn what_has_no_body_is_announced_without_one() {
             }
         }
     }
+}
 
-    let page = site().page_with(answer());
-    for _ in 0..2 {
-        let got = page.request("HEAD", &GZIP, b"");
-        assert_eq!(got.status, 200);
-        assert_eq!(
-            got.header("content-length"),
-            Some(&*text().len().to_string())
-        );
-        for name in ["transfer-encoding", "content-encoding"] {
-            assert_eq!(got.header(name), None, "{name}");
+/// RFC 9110 sections 9.3.2 and 15.4.5
+#[test]
+fn head_and_304_have_the_header_of_get() {
+    let len = text().len().to_string();
+    for (answer, fields, compressed) in [
+        (answer(), &GZIP[..], true),
+        (answer(), &[], false),
+        (answer().set("Content-Type", "image/png"), &GZIP, false),
+    ] {
+        let page = site().page_with(answer);
+        // From the origin, and when the response to GET is stored.
+        let miss = page.request("HEAD", fields, b"");
+        let got = page.get_with(fields);
+        let hit = page.request("HEAD", fields, b"");
+        assert_eq!(page.count(), 2);
+        let encoding = compressed.then_some("gzip");
+        let etag = if compressed { "W/\"v1\"" } else { "\"v1\"" };
+        assert_eq!(got.header("content-encoding"), encoding);
+        assert_eq!(got.header("etag"), Some(etag));
+        for head in [miss, hit] {
+            assert_eq!(head.status, 200);
+            for name in ["content-encoding", "content-length", "etag", "vary"] {
+                assert_eq!(head.header(name), got.header(name), "{name}");
+            }
+            assert_eq!(head.header("transfer-encoding"), None);
+            let kept = (!compressed).then_some(&*len);
+            assert_eq!(head.header("content-length"), kept);
         }
-        // The next request is answered from the response stored by this one.
-        expect_gzip(&page.get_with(&GZIP));
+        for method in ["GET", "HEAD"] {
+            let fields = [fields, &[("If-None-Match", etag)]].concat();
+            let not_modified = page.request(method, &fields, b"");
+            assert_eq!((not_modified.status, not_modified.body.len()), (304, 0));
+            for name in ["etag", "vary"] {
+                assert_eq!(not_modified.header(name), got.header(name), "{name}");
+            }
+            for name in ["content-encoding", "transfer-encoding"] {
+                assert_eq!(not_modified.header(name), None, "{name}");
+            }
+        }
+        assert_eq!(page.count(), 2);
     }
+}
+
+#[test]
+fn a_304_of_what_is_not_stored_yet_varies_too() {
+    let page = site().page_with(answer());
+    let fields = [GZIP[0], ("If-None-Match", "\"v1\"")];
+    let got = page.get_with(&fields);
+    assert_eq!(got.status, 304);
+    assert_eq!(got.header("vary"), Some("accept-encoding"));
+    assert_eq!(got.header("etag"), Some("W/\"v1\""));
 }

@@ -655,3 +655,38 @@ fn a_range_of_what_came_without_a_length() {
     });
     assert_eq!(page.count(), 1);
 }
+
+#[test]
+fn a_chunked_get_without_chunks_is_a_hit() {
+    let page = stored(Answer::fresh().body("what is stored"));
+    for (what, wire) in [
+        ("at once", &[&b"0\r\n\r\n"[..]][..]),
+        ("in parts", &[b"0\r", b"\n\r\n"]),
+        ("with an extension", &[b"0;a=b\r\n\r\n"]),
+    ] {
+        let mut client = page.site().client();
+        for _ in 0..2 {
+            client.ask("GET", page.path(), &[("Transfer-Encoding", "chunked")], b"");
+            for bytes in wire {
+                client.send(bytes);
+            }
+            let got = client.receive("GET");
+            assert_eq!(
+                (got.status, got.text()),
+                (200, "what is stored".into()),
+                "{what}"
+            );
+        }
+    }
+    assert_eq!(page.count(), 1, "the origin is asked once");
+
+    let got = page.request(
+        "GET",
+        &[("Transfer-Encoding", "chunked")],
+        b"1\r\na\r\n0\r\n\r\n",
+    );
+    assert_eq!(got.status, 200);
+    let seen = page.seen();
+    assert_eq!(seen.len(), 2, "a request with a body is passed on");
+    assert_eq!(seen[1].body, b"a");
+}

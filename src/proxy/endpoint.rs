@@ -70,7 +70,10 @@ impl Endpoint {
     }
 
     /// An address where another process listens until it hands over its socket.
-    pub(super) fn inherit(address: SocketAddr, key: &str) -> Result<Endpoint, StartError> {
+    ///
+    /// # Errors
+    /// Its port is 0; `key` names the setting to change.
+    pub fn inherit(address: SocketAddr, key: &str) -> Result<Endpoint, StartError> {
         if address.port() == 0 {
             return Err(StartError(format!(
                 "{key}: a listener at port 0 cannot be taken over; write the port that the running process listens at"
