@@ -4,7 +4,8 @@ use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::{Response, StatusCode};
+use http::header::{ALLOW, CONTENT_LENGTH};
+use http::{HeaderValue, Method, Response, StatusCode};
 use parking_lot::Mutex;
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::listeners::ConnectionLimit;
@@ -383,7 +384,16 @@ impl MetricsApp {
 impl ServeHttp for MetricsApp {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         session.set_write_timeout(Some(WRITE_TIMEOUT));
-        let (status, body) = match session.req_header().uri.path() {
+        let request = session.req_header();
+        if !matches!(request.method, Method::GET | Method::HEAD) {
+            let mut response = Response::new(b"405 Method Not Allowed\n".to_vec());
+            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+            let headers = response.headers_mut();
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            headers.insert(CONTENT_LENGTH, 23.into());
+            return response;
+        }
+        let (status, body) = match request.uri.path() {
             "/metrics" => (StatusCode::OK, self.exposition()),
             "/health" => (StatusCode::OK, b"ok\n".to_vec()),
             _ => (

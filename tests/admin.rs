@@ -79,6 +79,7 @@ fn a_prefix_that_ends_within_those_of_buckets_takes_all_of_them() {
         ("/assets2", ["HIT", "MISS", "HIT"]),
         ("/assets", ["MISS", "MISS", "HIT"]),
         ("/as", ["MISS", "MISS", "HIT"]),
+        ("/%61s", ["MISS", "MISS", "HIT"]),
         ("/", ["MISS", "MISS", "MISS"]),
     ] {
         for path in paths {

@@ -181,6 +181,164 @@ fn preconditions_that_the_origin_ignores_are_judged_here() {
     }
 }
 
+/// The AWS CLI, boto3 and others send If-Match with each part that they ask for.
+#[test]
+fn a_precondition_is_no_obstacle_to_storing() {
+    for fields in [
+        &[("If-Match", NEW)][..],
+        &[("If-Match", OLD)],
+        &[("If-Unmodified-Since", NEW_DATE)],
+        &[("If-Unmodified-Since", "nonsense")],
+        &[("If-Match", NEW), ("Range", "bytes=500-999")],
+    ] {
+        let origin = heedless();
+        let proxy = proxy(&origin).start();
+        for number in 0..10 {
+            let answer = request(proxy.addr(), "GET", OBJECT, fields);
+            let part = fields.iter().any(|(name, _)| *name == "Range");
+            let status = match (part, fields[0].1) {
+                (_, OLD) => 412,
+                (true, _) => 206,
+                (false, _) => 200,
+            };
+            assert_eq!(answer.status, status, "{fields:?}");
+            if number == 0 {
+                eventually("the object is stored", || {
+                    proxy.metric("cache_entries") == 1
+                });
+            }
+        }
+        let asked = origin.requests();
+        let expected = 1 + usize::from(fields.len() > 1);
+        assert_eq!(asked.len(), expected, "{fields:?}: {asked:?}");
+        for request in asked {
+            assert_eq!(request.header("if-unmodified-since"), None);
+        }
+        expect_whole(&proxy.get(OBJECT), "a hit");
+    }
+}
+
+#[test]
+fn a_stale_object_is_validated_for_a_request_with_a_precondition() {
+    let origin = Origin::start(|asked| match asked.header("if-none-match") {
+        Some(_) => Reply::status(304).header("etag", NEW),
+        None => new().header("cache-control", "max-age=0"),
+    });
+    let proxy = proxy(&origin).start();
+    expect_whole(&proxy.get(OBJECT), "a miss");
+    eventually("the object is stored", || {
+        proxy.metric("cache_entries") == 1
+    });
+    let sent = origin.bytes_sent();
+    for (condition, status) in [(NEW, 200), (OLD, 412)] {
+        let answer = request(proxy.addr(), "GET", OBJECT, &[("If-Match", condition)]);
+        assert_eq!(answer.status, status);
+    }
+    assert_eq!(origin.requests().len(), 3);
+    assert_eq!(origin.bytes_sent(), sent);
+}
+
+#[test]
+fn a_failed_precondition_of_what_is_not_stored_reads_no_body() {
+    let origin = Origin::start(|_| {
+        Reply::pattern(2, 1 << 30)
+            .header("etag", NEW)
+            .header("cache-control", "no-store")
+    });
+    let proxy = proxy(&origin).start();
+    let answer = request(proxy.addr(), "GET", OBJECT, &[("If-Match", OLD)]);
+    assert_eq!(answer.status, 412);
+    eventually("the origin's connection is closed", || {
+        proxy.metric("cache_misses_in_flight") == 0
+    });
+    assert!(origin.bytes_sent() < 64 << 20, "{}", origin.bytes_sent());
+}
+
+/// RFC 9110 §13.2.2
+#[test]
+fn conditions_are_judged_in_order_on_a_miss_as_on_a_hit() {
+    for method in ["GET", "HEAD"] {
+        let origin = heedless();
+        let proxy = proxy(&origin).start();
+        for fields_and_status in [
+            (&[("If-Match", NEW), ("If-None-Match", NEW)][..], 304),
+            (&[("If-Match", OLD), ("If-None-Match", NEW)], 412),
+            (&[("If-None-Match", NEW)], 304),
+            (&[("If-None-Match", "*")], 304),
+            (&[("If-Modified-Since", NEW_DATE)], 304),
+        ] {
+            let (fields, status) = fields_and_status;
+            // Nothing is stored of the first, and later ones are hits.
+            for _ in 0..2 {
+                let answer = request(proxy.addr(), method, OBJECT, fields);
+                assert_eq!(answer.status, status, "{method} {fields:?}");
+                assert!(answer.complete);
+            }
+        }
+    }
+}
+
+/// RFC 9110 §6.6.1
+#[test]
+fn a_304_without_a_date_makes_fresh_again() {
+    let origin = Origin::start(|asked| match asked.header("if-none-match") {
+        Some(_) => Reply::status(304).header("etag", NEW),
+        None => Reply::pattern(2, LEN)
+            .header("etag", NEW)
+            .header("date", from_now(-100))
+            .header("cache-control", "max-age=50"),
+    });
+    let proxy = proxy(&origin).start();
+    proxy.get(OBJECT);
+    eventually("the object is stored", || {
+        proxy.metric("cache_entries") == 1
+    });
+    let validated = proxy.get(OBJECT);
+    assert_eq!(validated.header("x-cache"), Some("REVALIDATED"));
+    for _ in 0..3 {
+        assert_eq!(proxy.get(OBJECT).header("x-cache"), Some("HIT"));
+    }
+    assert_eq!(origin.requests().len(), 2);
+}
+
+#[test]
+fn ranges_of_an_empty_object_are_alike_on_a_miss_and_a_hit() {
+    let origin = Origin::start(|asked| {
+        Reply::bytes("")
+            .header("etag", NEW)
+            .answering(&asked.without_conditions())
+    });
+    let proxy = proxy(&origin).start();
+    for stored in [false, true] {
+        if stored {
+            proxy.get(OBJECT);
+            eventually("the object is stored", || {
+                proxy.metric("cache_entries") == 1
+            });
+        }
+        for (range, status) in [("bytes=-5", 416), ("bytes=3-5", 416)] {
+            let answer = request(proxy.addr(), "GET", OBJECT, &[("Range", range)]);
+            assert_eq!(answer.status, status, "{range}, stored: {stored}");
+            assert_eq!(answer.header("content-range"), Some("bytes */0"));
+        }
+    }
+    let whole = request(proxy.addr(), "GET", OBJECT, &[("Range", "bytes=0-")]);
+    assert_eq!((whole.status, whole.body.len()), (200, 0));
+}
+
+#[test]
+fn a_range_for_the_next_hop_only_is_none() {
+    let origin = heedless();
+    let proxy = proxy(&origin).start();
+    let fields = [("Connection", "Range"), ("Range", "bytes=500-999")];
+    expect_whole(&ask(&proxy, &fields), "a miss");
+    eventually("the object is stored", || {
+        proxy.metric("cache_entries") == 1
+    });
+    expect_whole(&ask(&proxy, &fields), "a hit");
+    assert_eq!(origin.requests().len(), 1);
+}
+
 #[test]
 fn a_precondition_is_judged_by_what_is_stored_and_fresh() {
     let origin = heedless();
@@ -270,6 +428,14 @@ fn a_part_that_contradicts_itself_is_an_error() {
         (Some("bytes */1000000"), Some("bytes=500-999"), 502),
         (None, Some("bytes=500-999"), 502),
         (Some("bytes 500-999/1000000"), None, 502),
+        // Another part than was asked for.
+        (Some("bytes 500-999/1000000"), Some("bytes=0-499"), 502),
+        (Some("bytes 500-999/1000000"), Some("bytes=500-998"), 502),
+        (Some("bytes 500-999/1000000"), Some("bytes=-500"), 502),
+        (Some("bytes 500-999/1000"), Some("bytes=-500"), 206),
+        (Some("bytes 500-999/1000"), Some("bytes=500-"), 206),
+        // The beginning of it.
+        (Some("bytes 500-999/1000000"), Some("bytes=500-1999"), 206),
     ] {
         let origin = Origin::start(move |_| {
             let part = Reply::bytes(&pattern(2, 1000)[500..]).with_status(206);
@@ -288,6 +454,32 @@ fn a_part_that_contradicts_itself_is_an_error() {
             let fields: Vec<_> = asked.map(|range| ("Range", range)).into_iter().collect();
             let answer = request(proxy.addr(), "GET", OBJECT, &fields);
             assert_eq!(answer.status, status, "{content_range:?} for {asked:?}");
+        }
+    }
+}
+
+#[test]
+fn a_part_without_a_length_does_not_look_complete_when_it_breaks_off() {
+    for (sent, complete) in [(500, true), (499, false), (0, false)] {
+        let origin = Origin::start(move |_| {
+            Reply::bytes(&pattern(2, 1000)[500..500 + sent])
+                .with_status(206)
+                .header("content-range", "bytes 500-999/1000000")
+                .header("etag", NEW)
+                .chunked()
+        });
+        for without_cache in [false, true] {
+            let mut proxy = proxy(&origin).range_fill("max_in_flight", 0);
+            if without_cache {
+                proxy = proxy.without_cache();
+            }
+            let proxy = proxy.start();
+            let fields = [("Range", "bytes=500-999")];
+            let answer = request(proxy.addr(), "GET", OBJECT, &fields);
+            assert_eq!(answer.complete, complete, "{sent}");
+            if complete {
+                assert_eq!(answer.header("content-length"), Some("500"));
+            }
         }
     }
 }

@@ -365,6 +365,27 @@ fn clients_that_read_nothing_do_not_keep_all_turns() {
 }
 
 #[test]
+fn a_client_that_reads_from_the_disk_keeps_no_turn() {
+    const LARGE: u64 = 64 * MIB;
+    // Validated each time.
+    let origin = Origin::start(|asked| match asked.header("if-none-match") {
+        Some(_) => Reply::status(304).header("ETag", "\"1\""),
+        None => Reply::pattern(1, LARGE)
+            .header("ETag", "\"1\"")
+            .header("Cache-Control", "no-cache"),
+    });
+    let proxy = proxy(&origin).cache("max_misses", 1).start();
+    assert!(proxy.get(OBJECT).complete);
+    proxy.expect_metric("cache_entries", 1);
+    let mut slow = Connection::with_receive_buffer(proxy.addr(), 4096);
+    let mut transfer = slow.begin("GET", OBJECT, &[]);
+    assert_eq!(transfer.headers.get("x-cache"), Some("REVALIDATED"));
+    transfer.read_some(1);
+    proxy.expect_metric("cache_misses_in_flight", 0);
+    assert!(proxy.get("/assets/other").complete);
+}
+
+#[test]
 fn the_memory_of_misses_that_are_not_stored_is_bounded() {
     const MAX_MISSES: u64 = 100;
     const CLIENTS: u64 = 1000;

@@ -72,6 +72,16 @@ fn where_all_addresses_refuse_each_is_tried_once() {
     assert!(log.contains("tries: 2, retry: false"), "{log}");
 }
 
+#[test]
+fn a_name_that_is_not_found_is_an_error_of_the_origin() {
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(Bucket::new("/assets", "bucket").endpoint("http://nowhere.invalid:9000"))
+        .start();
+    assert_eq!(proxy.get("/assets/a").status, 502);
+    let upstream = [("source", "upstream")];
+    proxy.expect_metric_where("response_errors_total", &upstream, 1);
+}
+
 /// An origin at an address that the test chooses.
 struct Origin {
     port: u16,

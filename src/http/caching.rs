@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{
     ACCEPT_RANGES, AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE,
-    ETAG, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
+    DATE, ETAG, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
     LAST_MODIFIED, MAX_FORWARDS, PRAGMA, RANGE, RETRY_AFTER, SET_COOKIE, TRANSFER_ENCODING,
     UPGRADE, VARY, VIA,
 };
@@ -32,7 +32,7 @@ use super::background::BackgroundFills;
 use super::cache_control::RequestDirectives;
 use super::cache_status::{CacheStatus, Forwarded};
 use super::conditional::{
-    evaluate, has_origin_preconditions, if_range_applies, is_confirmed, Precondition,
+    evaluate, has_failing_preconditions, if_range_applies, is_confirmed, Precondition,
 };
 use super::etag::EntityTag;
 use super::fields::{connection_fields, RequestFields};
@@ -40,7 +40,8 @@ use super::fill_lock::FillLock;
 use super::freshness::{is_from_the_future, ttl, Times};
 use super::origin_turns::{OriginTurn, OriginTurns};
 use super::range::{
-    is_bytes, is_consistent_part, parse_content_range, parse_range, single_range, Ranges,
+    is_bytes, is_consistent_part, is_part_of, parse_content_range, parse_range, single_range,
+    Ranges,
 };
 use super::range_fills::{FillGuard, Part, RangeFills};
 use super::request_body::has_body;
@@ -65,8 +66,8 @@ const MAX_RANGES: usize = 200;
 /// back (pingora-header-serde, `MAX_HEADERS`).
 const MAX_STORED_FIELDS: usize = 256;
 
-/// What makes a request one for something else than the whole as it is stored.
-pub(super) const CONDITIONS: [HeaderName; 6] = [
+/// The fields that make an answer to a request differ from the whole stored response.
+const CONDITIONS: [HeaderName; 6] = [
     RANGE,
     IF_RANGE,
     IF_MATCH,
@@ -125,6 +126,10 @@ pub struct CachingOptions {
     pub lock_age: Duration,
     /// How long a request waits at all, before it asks the origin itself.
     pub lock_timeout: Duration,
+    /// `If-Match` and `If-Unmodified-Since` do not keep a response from being stored. They are
+    /// judged by its validators, as S3 does, and an origin that judges by something else is
+    /// not asked. Otherwise the origin judges, unless a fresh response is stored.
+    pub judges_preconditions: bool,
     /// The most requests that wait for the origin, or pass its response on, at a time.
     pub max_misses: usize,
     /// How long further requests wait for their turn, before they get 503.
@@ -142,6 +147,7 @@ impl Default for CachingOptions {
             background_fills: BackgroundFills::default(),
             lock_age: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(60),
+            judges_preconditions: false,
             max_misses: 1024,
             miss_timeout: Duration::from_secs(60),
         }
@@ -173,8 +179,9 @@ pub struct CachingCtx {
     directives: RequestDirectives,
     /// A request of the proxy's own: nobody reads the response.
     background: bool,
-    /// A request of the proxy's own, for the rest of a response.
-    is_rest: bool,
+    /// A request of the proxy's own that passes the cache: for the rest of a response, or a
+    /// [`Probe`].
+    is_own: bool,
     _fill: Option<FillGuard>,
     /// The turn to ask the origin, unless the response is being stored, and has a length.
     turn: Option<OriginTurn>,
@@ -210,7 +217,7 @@ pub struct CachingCtx {
     accepted_stale: bool,
     /// What is stored must not be served when the origin cannot be reached.
     must_revalidate: bool,
-    /// Whether nothing in the request makes a difference to what a hit is answered.
+    /// The request has no field on which the answer of a hit depends.
     plain: bool,
     /// By [`HttpCaching::answer_prepared`].
     answered_prepared: bool,
@@ -219,6 +226,10 @@ pub struct CachingCtx {
     /// The origin answers with a part of what could be fetched and stored as a whole.
     part: Option<Box<PartOfWhole>>,
 }
+
+/// The context of a subrequest that asks whether the origin has what the request is for. It is
+/// a HEAD, and the cache has no part in it.
+pub struct Probe;
 
 /// A part of an object that is not stored, and could be.
 struct PartOfWhole {
@@ -250,7 +261,12 @@ impl CachingCtx {
 
     /// Whether this is a request of the proxy's own.
     pub fn is_background(&self) -> bool {
-        self.background || self.is_rest
+        self.background || self.is_own
+    }
+
+    /// True if the response comes from the cache, and the origin was not asked.
+    pub fn is_hit(&self, session: &Session) -> bool {
+        self.answered_prepared || (is_hit(session.cache.phase()) && !self.asked_origin())
     }
 
     /// The first reason counts.
@@ -320,32 +336,31 @@ impl HttpCaching {
                 },
             };
             let user = subrequest.user_ctx();
-            let rest = user.and_then(|user| user.downcast_ref::<RestRequest>());
-            if let Some(rest) = rest {
-                ctx.is_rest = true;
-                rest.prepare(session.downstream_session.req_header_mut())?;
+            let request = session.downstream_session.req_header_mut();
+            if let Some(rest) = user.and_then(|user| user.downcast_ref::<RestRequest>()) {
+                ctx.is_own = true;
+                rest.prepare(request)?;
+            } else if user.is_some_and(|user| user.is::<Probe>()) {
+                ctx.is_own = true;
+                make_plain(request, Method::HEAD);
             }
         }
         if ctx.background {
-            // Of the client's request only its target and what selects a variant
-            // matter.
-            let request = session.req_header_mut();
-            for name in CONDITIONS.iter().chain(&[CACHE_CONTROL, PRAGMA]) {
-                request.remove_header(name);
-            }
-            request.set_method(Method::GET);
+            make_plain(session.req_header_mut(), Method::GET);
         }
         if self.options.request_directives {
             ctx.directives = RequestDirectives::from_headers(&session.req_header().headers);
         }
         ctx.arrived = Some(SystemTime::now());
-        if self.store.is_some() && !ctx.is_rest {
+        if session.req_header().method == Method::GET {
+            ctx.upgrades = self.upgrades(session.req_header());
+        }
+        if self.store.is_some() && !ctx.is_own {
+            if matches!(session.req_header().method, Method::GET | Method::HEAD) {
+                end_at_this_hop(session.req_header_mut(), ctx.upgrades);
+            }
             let has_body = has_body(session).await;
             ctx.asks = asks(session, has_body);
-        }
-        if ctx.asks != Asks::Nothing {
-            ctx.upgrades = self.upgrades(session.req_header());
-            end_at_this_hop(session.req_header_mut(), ctx.upgrades);
             ctx.plain = ctx.asks == Asks::Whole && self.is_plain(session);
         }
         if ctx.asks == Asks::Nothing {
@@ -367,6 +382,11 @@ impl HttpCaching {
                 .headers
                 .get(UPGRADE)
                 .is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
+    }
+
+    /// True if a request has a precondition on the current version, which is not judged here.
+    fn is_the_origins_to_judge(&self, request: &RequestHeader) -> bool {
+        !self.options.judges_preconditions && has_failing_preconditions(&request.headers)
     }
 
     /// The variant of a response that a request selects (RFC 9111 §4.1).
@@ -585,22 +605,11 @@ impl HttpCaching {
             return Some(ForcedFreshness::ForceMiss);
         }
         let from_the_future = is_from_the_future(meta.updated(), now);
-        ctx.precondition_failed = false;
-        if has_origin_preconditions(&request.headers) {
-            if !is_fresh || from_the_future || self.refuses(&ctx.directives, meta, now) {
-                // The origin evaluates them against its current version (RFC 9110 §13.2.1).
-                ctx.forward(Forwarded::Request);
-                return Some(ForcedFreshness::ForceMiss);
-            }
-            let stored = meta.response_header();
-            let judged = evaluate(
-                &request.method,
-                &request.headers,
-                stored.status,
-                &stored.headers,
-                now,
-            );
-            ctx.precondition_failed = judged == Precondition::Failed;
+        if self.is_the_origins_to_judge(request)
+            && (!is_fresh || from_the_future || self.refuses(&ctx.directives, meta, now))
+        {
+            ctx.forward(Forwarded::Request);
+            return Some(ForcedFreshness::ForceMiss);
         }
         if from_the_future {
             ctx.forward(Forwarded::Stale);
@@ -722,7 +731,7 @@ impl HttpCaching {
         if session.cache.enabled() {
             let passes = ctx.directives.no_store
                 || ctx.upgrades
-                || has_origin_preconditions(&session.req_header().headers)
+                || self.is_the_origins_to_judge(session.req_header())
                 || (session.cache.phase() == CachePhase::Miss && ctx.asks == Asks::Head);
             if passes {
                 session.cache.disable(NoCacheReason::Deferred);
@@ -831,6 +840,11 @@ impl HttpCaching {
         response: &mut ResponseHeader,
         ctx: &mut CachingCtx,
     ) -> Result<()> {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS && !ctx.upgrades {
+            // RFC 9110 §7.8
+            let why = "the origin switches to a protocol that nobody asked for";
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
+        }
         if response.status.is_informational() {
             return Ok(());
         }
@@ -851,10 +865,17 @@ impl HttpCaching {
         }
         if matches!(session.req_header().method, Method::GET | Method::HEAD) {
             if response.status == StatusCode::NOT_MODIFIED {
+                if !response.headers.contains_key(DATE) {
+                    // RFC 9110 §6.6.1. Otherwise what it confirms would be as old as before.
+                    response.insert_header(DATE, httpdate::fmt_http_date(SystemTime::now()))?;
+                }
                 self.check_not_modified(session, response, ctx)?;
             } else {
                 check_part(session.req_header(), response, ctx)?;
-                check_preconditions(session.req_header(), response, ctx)?;
+                // What is stored is judged where it is served.
+                if !session.cache.enabled() || ctx.asks == Asks::Part {
+                    check_preconditions(session.req_header(), response.status, response, ctx)?;
+                }
             }
         }
         self.invalidate(session, response).await;
@@ -900,9 +921,10 @@ impl HttpCaching {
                 let stored = session.cache.maybe_cache_meta();
                 stored.is_some_and(|stored| is_about(response, stored.response_header()))
             } else {
-                // The conditions are those of the client.
-                let asked = &session.req_header().headers;
-                is_confirmed(asked, &response.headers, SystemTime::now())
+                // The conditions are those of the client. If-Match comes first (RFC 9110 §13.2.2).
+                let asked = session.req_header();
+                check_preconditions(asked, StatusCode::OK, response, ctx)?;
+                is_confirmed(&asked.headers, &response.headers, SystemTime::now())
             };
         if fits {
             return Ok(());
@@ -1116,10 +1138,10 @@ impl HttpCaching {
         &self,
         session: &Session,
         response: &ResponseHeader,
-        ctx: &CachingCtx,
+        ctx: &mut CachingCtx,
     ) -> bool {
-        // A background fill has no reader, and a failed precondition becomes a 412.
-        if ctx.background || ctx.precondition_failed {
+        // It has no reader.
+        if ctx.background {
             return true;
         }
         let request = session.req_header();
@@ -1130,7 +1152,9 @@ impl HttpCaching {
             &response.headers,
             SystemTime::now(),
         );
-        judged == Precondition::NotModified
+        // It becomes a 412.
+        ctx.precondition_failed = judged == Precondition::Failed;
+        judged != Precondition::Proceed
     }
 
     /// For `range_header_filter` (RFC 9110 §14.2).
@@ -1181,16 +1205,17 @@ impl HttpCaching {
             })
             && !is_prepared(session))
         .then(|| response.clone());
+        // A response without a length may turn out larger than the cache.
+        let is_stored_whole = is_stored(phase) && response.headers.contains_key(CONTENT_LENGTH);
+        if is_hit(phase) || is_validated(phase) || is_stored_whole {
+            // The client reads from the disk, and may be slow again.
+            ctx.turn = None;
+            if let Some(timeout) = ctx.write_timeout.take() {
+                session.set_write_timeout(timeout);
+            }
+        }
         match phase {
             CachePhase::Miss | CachePhase::Expired => {
-                // It is being stored, unless it turns out larger than the cache. So the client
-                // may be slow again.
-                if response.headers.contains_key(CONTENT_LENGTH) {
-                    ctx.turn = None;
-                    if let Some(timeout) = ctx.write_timeout.take() {
-                        session.set_write_timeout(timeout);
-                    }
-                }
                 // Pingora reads bytes here in any case: this is for their number.
                 let copies = !session.as_downstream().supports_zero_copy();
                 let reader = session.cache.miss_body_reader().filter(|_| copies);
@@ -1216,8 +1241,27 @@ impl HttpCaching {
             response.append_header(SET_COOKIE, cookie)?;
         }
         if ctx.precondition_failed && response.status == StatusCode::NOT_MODIFIED {
+            if !(is_hit(phase) || is_validated(phase) || is_stored(phase)) {
+                // The rest of the response would be read for nobody.
+                return Err(precondition_failed());
+            }
             response.set_status(StatusCode::PRECONDITION_FAILED)?;
             response.insert_header(CONTENT_LENGTH, 0)?;
+        }
+        if response.status == StatusCode::NOT_MODIFIED {
+            // Of a part that the client did not get.
+            response.remove_header(&CONTENT_RANGE);
+        }
+        // A HEAD that is passed on, of an origin that heeds no conditions.
+        if !(is_hit(phase) || is_validated(phase))
+            && session.req_header().method == Method::HEAD
+            && self.cache_not_modified_filter(session, response, ctx)
+        {
+            if ctx.precondition_failed {
+                return Err(precondition_failed());
+            }
+            response.set_status(StatusCode::NOT_MODIFIED)?;
+            response.remove_header(&CONTENT_LENGTH);
         }
         // Pingora frames a body of unknown length in chunks, which HTTP/1.0 does
         // not know (RFC 9112 §6.1): there the end of the connection is its end.
@@ -1241,7 +1285,7 @@ impl HttpCaching {
             origin_status: ctx
                 .origin_status
                 .filter(|status| *status != response.status && found),
-            stored: matches!(phase, CachePhase::Miss | CachePhase::Expired),
+            stored: is_stored(phase),
             collapsed,
             ttl: ttl.filter(|_| found),
         };
@@ -1360,7 +1404,7 @@ impl HttpCaching {
             *error.etype() == ErrorType::HTTPStatus(StatusCode::PRECONDITION_FAILED.as_u16());
         [NOT_FILLED, DESERTED].contains(error.etype())
             || precondition_failed
-            || ((ctx.answered_prepared || ctx.is_rest) && client_left)
+            || ((ctx.answered_prepared || ctx.is_own) && client_left)
     }
 
     /// For `suppress_proxy_warn_log`: true for errors whose frequency clients decide, and
@@ -1654,7 +1698,7 @@ fn is_about(not_modified: &ResponseHeader, stored: &ResponseHeader) -> bool {
 /// one.
 fn check_part(
     asked: &RequestHeader,
-    response: &ResponseHeader,
+    response: &mut ResponseHeader,
     ctx: &mut CachingCtx,
 ) -> Result<()> {
     let unusable = |why| Error::explain(UNUSABLE_PART, why).into_up();
@@ -1664,12 +1708,16 @@ fn check_part(
         }
         StatusCode::PARTIAL_CONTENT => {
             let range = asked.headers.get(RANGE);
-            if range.is_some_and(|range| is_bytes(range.as_bytes()))
-                && !is_consistent_part(&response.headers)
-            {
-                return Err(unusable(
-                    "the origin sent a part whose Content-Range contradicts its length",
-                ));
+            if let Some(range) = range.filter(|range| is_bytes(range.as_bytes())) {
+                if !is_consistent_part(&response.headers) {
+                    return Err(unusable(
+                        "the origin sent a part whose Content-Range contradicts its length",
+                    ));
+                }
+                if !is_part_of(&response.headers, range.as_bytes()) {
+                    return Err(unusable("the origin sent another part than was asked for"));
+                }
+                state_part_length(response)?;
             }
             if_range_applies(&asked.headers, &response.headers, SystemTime::now())
         }
@@ -1686,6 +1734,18 @@ fn check_part(
     Err(error)
 }
 
+/// State the length of a part that came in chunks or to the end of the connection, so that
+/// one that breaks off early does not look complete.
+fn state_part_length(response: &mut ResponseHeader) -> Result<()> {
+    let range = response.headers.get(CONTENT_RANGE);
+    let range = range.and_then(|range| parse_content_range(range.as_bytes())?.range);
+    if let Some(range) = range.filter(|_| !response.headers.contains_key(CONTENT_LENGTH)) {
+        response.remove_header(&TRANSFER_ENCODING);
+        response.insert_header(CONTENT_LENGTH, range.end - range.start)?;
+    }
+    Ok(())
+}
+
 /// Check that the origin's answer meets the client's `If-Match` and `If-Unmodified-Since`,
 /// which not every origin obeys (RFC 9110 §13.1.1, §13.1.4).
 ///
@@ -1693,25 +1753,43 @@ fn check_part(
 /// 412.
 fn check_preconditions(
     asked: &RequestHeader,
+    status: StatusCode,
     response: &ResponseHeader,
     ctx: &CachingCtx,
 ) -> Result<()> {
-    if ctx.background || !has_origin_preconditions(&asked.headers) {
+    if ctx.background || !has_failing_preconditions(&asked.headers) {
         return Ok(());
     }
     let judged = evaluate(
         &asked.method,
         &asked.headers,
-        response.status,
+        status,
         &response.headers,
         SystemTime::now(),
     );
     if judged != Precondition::Failed {
         return Ok(());
     }
+    Err(precondition_failed())
+}
+
+fn precondition_failed() -> Box<Error> {
     let status = ErrorType::HTTPStatus(StatusCode::PRECONDITION_FAILED.as_u16());
     let why = "a precondition does not hold for what the origin has";
-    Err(Error::explain(status, why).into_down())
+    Error::explain(status, why).into_down()
+}
+
+/// Whether what the origin sends is being stored.
+fn is_stored(phase: CachePhase) -> bool {
+    matches!(phase, CachePhase::Miss | CachePhase::Expired)
+}
+
+/// Leave of a client's request only its target and what selects a variant.
+pub(super) fn make_plain(request: &mut RequestHeader, method: Method) {
+    for name in CONDITIONS.iter().chain(&[CACHE_CONTROL, PRAGMA]) {
+        request.remove_header(name);
+    }
+    request.set_method(method);
 }
 
 /// Whether what was found is served, without the origin having been asked or
@@ -1767,8 +1845,9 @@ fn range_type(request: &RequestHeader, response: &mut ResponseHeader) -> Result<
         .headers
         .get(CONTENT_LENGTH)
         .and_then(|len| len.to_str().ok()?.parse::<usize>().ok());
-    // No range of nothing can be satisfied; the whole is as good an answer (§14.2).
-    let Some(len) = len.filter(|len| *len > 0) else {
+    // From the first byte on is the whole, also of nothing.
+    let is_whole = single_range(range.as_bytes()) == Some((0, None));
+    let Some(len) = len.filter(|len| *len > 0 || !is_whole) else {
         return Ok(RangeType::None);
     };
     if !if_range_applies(&request.headers, &response.headers, SystemTime::now()) {

@@ -33,8 +33,8 @@ pub enum Precondition {
 /// An entity tag that is not valid, such as one without quotes, equals only a
 /// stored one of the same bytes.
 ///
-/// If-Match and If-Unmodified-Since are about what the origin has now, which a
-/// stored response may differ from: see [`has_origin_preconditions`].
+/// If-Match and If-Unmodified-Since are about what the origin has now. A stored response
+/// stands for that as long as it may be served (RFC 9111 §4).
 pub fn evaluate(
     method: &Method,
     request: &HeaderMap,
@@ -125,9 +125,9 @@ pub fn is_confirmed(request: &HeaderMap, not_modified: &HeaderMap, now: SystemTi
     only_date(not_modified, LAST_MODIFIED, now).is_none_or(|modified| modified <= since)
 }
 
-/// Whether a request has preconditions that only the origin can judge: If-Match or
-/// If-Unmodified-Since (RFC 9110 §13.1.1 and §13.1.4, RFC 9111 §4.3.2).
-pub fn has_origin_preconditions(request: &HeaderMap) -> bool {
+/// True if a request has preconditions that can fail for a GET: If-Match or
+/// If-Unmodified-Since (RFC 9110 §13.1.1 and §13.1.4).
+pub fn has_failing_preconditions(request: &HeaderMap) -> bool {
     request.contains_key(IF_MATCH) || request.contains_key(IF_UNMODIFIED_SINCE)
 }
 
@@ -534,7 +534,7 @@ mod tests {
             (IF_RANGE, false),
         ] {
             let request = headers(&[(name.clone(), "x")]);
-            assert_eq!(has_origin_preconditions(&request), expected, "{name}");
+            assert_eq!(has_failing_preconditions(&request), expected, "{name}");
         }
     }
 }

@@ -131,6 +131,29 @@ pub fn is_consistent_part(response: &HeaderMap) -> bool {
     lengths.all(|len| exact(trim_ows(len.as_bytes())) == Some(range.end - range.start))
 }
 
+/// True if a 206 has what a Range asks for, or the beginning of it, which a server may send
+/// (RFC 9110 §15.3.7). Only single ranges are checked.
+pub fn is_part_of(response: &HeaderMap, asked: &[u8]) -> bool {
+    let mut specs = byte_range_set(asked).into_iter().flat_map(specs);
+    let (Some(Some(spec)), None) = (specs.next(), specs.next()) else {
+        return true;
+    };
+    let range = response.get(CONTENT_RANGE);
+    let Some(part) = range.and_then(|range| parse_content_range(range.as_bytes())) else {
+        return true;
+    };
+    let Some(range) = part.range else {
+        return true;
+    };
+    match (spec, part.complete_length) {
+        (Spec::From { first, last }, _) => {
+            range.start == first && last.is_none_or(|last| range.end - 1 <= last)
+        }
+        (Spec::Suffix(len), Some(complete)) => range.start == complete.saturating_sub(len),
+        (Spec::Suffix(_), None) => true,
+    }
+}
+
 /// A valid range-spec.
 enum Spec {
     From { first: u64, last: Option<u64> },

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, ETAG, IF_MATCH, PRAGMA, RANGE};
+use http::header::{ACCEPT_RANGES, CONTENT_RANGE, ETAG, IF_MATCH, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use pingora_core::protocols::http::subrequest::server::SubrequestHandle;
 use pingora_core::protocols::http::HttpTask;
@@ -18,7 +18,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
 use pingora_proxy::{PreparedSubrequest, Session};
 
-use super::caching::CONDITIONS;
+use super::caching::make_plain;
 use super::etag::EntityTag;
 use super::range::parse_content_range;
 use crate::cache::rest::Rest;
@@ -50,10 +50,7 @@ pub(super) struct FetchedRest {
 impl RestRequest {
     /// Make a client's request, of which this is the continuation, one for the rest.
     pub(super) fn prepare(&self, request: &mut RequestHeader) -> Result<()> {
-        for name in CONDITIONS.iter().chain(&[CACHE_CONTROL, PRAGMA]) {
-            request.remove_header(name);
-        }
-        request.set_method(Method::GET);
+        make_plain(request, Method::GET);
         let range = self.range.get().cloned().unwrap_or(0..u64::MAX);
         let value = match range.end {
             u64::MAX => format!("bytes={}-", range.start),

@@ -263,7 +263,19 @@ fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
         last = Some(weight);
     }
     let is_refused = |coding: &[u8]| refused.contains(&coding);
-    let accepts_identity = accepted.iter().any(|(_, coding)| *coding == b"identity");
+    let accepts = |coding: &[u8]| accepted.iter().any(|(_, other)| *other == coding);
+    let accepts_identity = accepts(b"identity");
+    if accepts(b"*") {
+        // All but these.
+        let mut but: Vec<_> = refused.iter().filter(|coding| !accepts(coding)).collect();
+        but.retain(|coding| ![&b"*"[..], b"identity"].contains(coding));
+        but.sort_unstable();
+        but.dedup();
+        for coding in but {
+            value.extend_from_slice(b"!");
+            value.extend_from_slice(coding);
+        }
+    }
     if is_refused(b"identity") || (is_refused(b"*") && !accepts_identity) {
         value.extend_from_slice(b"!identity");
     }
@@ -575,6 +587,21 @@ mod tests {
     }
 
     /// A client that does not name an unknown coding cannot read it.
+    /// The origin's choice differs.
+    #[test]
+    fn a_coding_that_is_refused_beside_any_other_selects_another_variant() {
+        let name = "accept-encoding";
+        assert!(!same(name, &["*"], &["*, gzip;q=0"]));
+        assert!(!same(name, &["*, br;q=0"], &["*, gzip;q=0"]));
+        assert!(same(
+            name,
+            &["*, br;q=0, gzip;q=0"],
+            &["gzip;q=0, br;q=0, *, GZIP;q=0"]
+        ));
+        assert!(same(name, &["*, x-own;q=0"], &["*"]), "an unknown one");
+        assert!(same(name, &["gzip;q=0"], &["br;q=0"]), "none is accepted");
+    }
+
     #[test]
     fn a_response_in_an_unknown_coding_is_for_clients_that_accept_it() {
         for (coding, accepted, readable) in [

@@ -6,7 +6,7 @@ use pingora_cache::CacheKey;
 use pingora_http::RequestHeader;
 
 use crate::config::Config;
-use crate::s3::{ObjectKey, Origin, OriginError, RouteError, Router};
+use crate::s3::{decode_unreserved, ObjectKey, Origin, OriginError, RouteError, Router};
 
 /// Ends a key of which only the beginning is given: a character that stands for
 /// itself in a path and that a broken `%` escape does not turn into a whole one.
@@ -75,11 +75,12 @@ impl CacheKeys {
         if !path.starts_with('/') {
             return Err(RouteError::NotFound);
         }
+        let spelled = decode_unreserved(path);
         let buckets: Vec<_> = self
             .router
             .origins()
             .iter()
-            .filter(|origin| origin.prefix().starts_with(path))
+            .filter(|origin| origin.prefix().starts_with(&*spelled))
             .map(|origin| KeyPrefix {
                 user_tag: origin.bucket().to_owned(),
                 primary: primary_key(origin, "").into(),

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    HeaderName, AGE, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-    DATE, EXPIRES, RETRY_AFTER,
+    HeaderName, AGE, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE,
+    EXPIRES, RETRY_AFTER,
 };
 use http::{HeaderValue, Response, StatusCode};
 use pingora_core::Result;
@@ -24,10 +24,9 @@ const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 /// The fields of an origin's error that clients see. All others describe the bucket, or
 /// S3's own document, which clients do not get. `Content-Range` is that of a 416, and has
 /// the length of the object.
-const KEPT: [HeaderName; 10] = [
+const KEPT: [HeaderName; 9] = [
     AGE,
     CACHE_CONTROL,
-    CONNECTION,
     CONTENT_LENGTH,
     CONTENT_RANGE,
     DATE,

@@ -4,6 +4,7 @@ mod absent;
 pub mod admin;
 pub mod cache_key;
 pub mod descriptors;
+mod dots;
 pub mod endpoint;
 mod errors;
 pub mod http1;

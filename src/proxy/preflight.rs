@@ -10,6 +10,7 @@ use pingora_core::tls::{
     install_default_crypto_provider, load_certs_and_key_files, version, CertificateDer,
     ServerConfig,
 };
+use rustix::fs::{access, Access};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
@@ -111,7 +112,14 @@ fn warn_of_validity(tls: &Tls, leaf: &CertificateDer<'_>) {
 fn check_folder(key: &str, path: &Path) -> Result<(), Unfit> {
     for ancestor in path.ancestors().filter(|path| !path.as_os_str().is_empty()) {
         match fs::metadata(ancestor) {
-            Ok(found) if found.is_dir() => return Ok(()),
+            Ok(found) if found.is_dir() => {
+                return access(ancestor, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| {
+                    Unfit(format!(
+                        "{key}: {} cannot be written to: {e}; let the proxy's user write there",
+                        ancestor.display()
+                    ))
+                })
+            }
             Ok(_) => {
                 return Err(Unfit(format!(
                     "{key}: {} is not a folder; write the path of one",

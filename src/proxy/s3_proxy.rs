@@ -20,6 +20,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Sess
 
 use super::absent::Absent;
 use super::cache_key::{cache_key, requested_path, requested_query, CacheKeys};
+use super::dots::Dots;
 use super::http1::answer_what_was_asked;
 use super::resolve::{Attempts, Resolver};
 use super::{errors, memory};
@@ -39,8 +40,8 @@ const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Shorter than the 20 s after which S3 closes idle connections.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Request fields that Pingora's cache or the client's range put there and that
-/// the origin has to see. All others stay here: they are not part of the key.
+/// The request fields that the origin sees: ranges and conditions of the client or of the
+/// cache. All others stay here, so they have no part in what the origin answers.
 const FORWARDED: [HeaderName; 6] = [
     header::RANGE,
     header::IF_RANGE,
@@ -49,9 +50,6 @@ const FORWARDED: [HeaderName; 6] = [
     header::IF_MODIFIED_SINCE,
     header::IF_UNMODIFIED_SINCE,
 ];
-
-/// The error of an answer that makes the proxy ask for the key without dot segments.
-const DOT_SEGMENTS: ErrorType = ErrorType::new("DotSegments");
 
 /// The response field that names a bucket's actual region ("HeadBucket", Amazon S3 API
 /// Reference).
@@ -62,6 +60,7 @@ pub struct S3ProxyHttp {
     keys: CacheKeys,
     caching: HttpCaching,
     absent: Absent,
+    dots: Dots,
     resolver: Resolver,
     write_timeout: Option<Duration>,
     min_send_rate: Option<usize>,
@@ -84,27 +83,8 @@ pub struct RequestCtx {
     replaces_body: bool,
     /// See [`Absent::asked_now`].
     asked_at: u64,
-    /// The origin has no object of the key as it stands, so the key is asked for without
-    /// its dot segments.
-    resolves_dots: bool,
-}
-
-// === impl RequestCtx ===
-
-impl RequestCtx {
-    /// True if the proxy should ask again, for the key without its dot segments. To S3 they
-    /// are part of a key, but apt writes `./` into the paths of a flat repository, and
-    /// other servers resolve them (RFC 3986 §5.2.4). MinIO refuses them with 400. S3 answers
-    /// 403 for a missing object if the client may not list the bucket.
-    fn may_resolve(&self, status: StatusCode) -> bool {
-        let means_absent = matches!(
-            status,
-            StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND
-        );
-        means_absent
-            && !self.resolves_dots
-            && (self.route.as_ref()).is_some_and(|(_, key)| key.without_dot_segments().is_some())
-    }
+    /// Answered by what [`Absent`] remembers.
+    is_remembered: bool,
 }
 
 impl S3ProxyHttp {
@@ -119,6 +99,7 @@ impl S3ProxyHttp {
             request_fields: RequestFields::Only(&[]),
             // Otherwise any client could force requests to S3.
             request_directives: false,
+            judges_preconditions: true,
             background_fills: BackgroundFills {
                 in_flight: config.cache.range_fill.max_in_flight,
                 max_bytes: config.cache.range_fill.max_size_bytes(),
@@ -140,6 +121,7 @@ impl S3ProxyHttp {
             keys: CacheKeys::new(config)?,
             caching,
             absent: Absent::new(config.cache.negative_ttl, cache),
+            dots: Dots::new(),
             resolver: Resolver::default(),
             write_timeout: (!write_timeout.is_zero()).then_some(write_timeout),
             min_send_rate: (config.server.min_send_rate > 0).then_some(config.server.min_send_rate),
@@ -157,8 +139,11 @@ impl S3ProxyHttp {
     /// True if an answer is remembered because there is no object. An answer with the
     /// origin's own `Cache-Control` is stored like any other.
     fn is_remembered(&self, response: &ResponseHeader) -> bool {
+        let says_how_long = |name| response.headers.contains_key(name);
         self.absent.remembers(response.status)
-            && !response.headers.contains_key(header::CACHE_CONTROL)
+            && !["cache-control", "cdn-cache-control", "expires"]
+                .into_iter()
+                .any(says_how_long)
     }
 
     /// The error of a redirect, which S3 sends for a bucket of another region or endpoint.
@@ -183,6 +168,19 @@ impl S3ProxyHttp {
         }
         let why = "the origin redirects";
         Error::explain(ErrorType::InvalidHTTPHeader, why).into_up()
+    }
+
+    /// Make a request for a key with dot segments that the origin does not have one for the
+    /// resolved key.
+    async fn resolve_dots(&self, session: &Session, ctx: &mut RequestCtx) -> Result<()> {
+        let (origin, key) = routed(&ctx.route)?;
+        let Some(resolved) = key.without_dot_segments() else {
+            return Ok(());
+        };
+        if self.dots.is_absent(session, &cache_key(origin, key)).await {
+            ctx.route = Some((origin.clone(), resolved));
+        }
+        Ok(())
     }
 
     fn route(&self, session: &Session) -> Result<Route, RouteError> {
@@ -254,6 +252,7 @@ impl ProxyHttp for S3ProxyHttp {
         {
             return Ok(true);
         }
+        self.resolve_dots(session, ctx).await?;
         let (origin, object) = routed(&ctx.route)?;
         self.caching
             .answer_prepared(session, &mut ctx.caching, |_| cache_key(origin, object))
@@ -306,6 +305,7 @@ impl ProxyHttp for S3ProxyHttp {
     ) -> Result<bool> {
         let (origin, key) = routed(&ctx.route)?;
         if let Some((status, left)) = self.absent.get(&cache_key(origin, key)) {
+            ctx.is_remembered = true;
             errors::respond_remembered(session, status, left).await?;
             return Ok(false);
         }
@@ -340,7 +340,7 @@ impl ProxyHttp for S3ProxyHttp {
     ) -> Result<bool> {
         Ok(self
             .caching
-            .cache_not_modified_filter(session, response, &ctx.caching))
+            .cache_not_modified_filter(session, response, &mut ctx.caching))
     }
 
     fn range_header_filter(
@@ -403,7 +403,8 @@ impl ProxyHttp for S3ProxyHttp {
                     origin.connect_host(),
                     origin.bucket()
                 )
-            })?;
+            })
+            .map_err(|e| e.into_up())?;
         let mut peer = HttpPeer::new(next.address, origin.tls(), origin.connect_host().to_owned());
         let connect_timeout = match next.is_last {
             true => CONNECT_TIMEOUT,
@@ -444,8 +445,7 @@ impl ProxyHttp for S3ProxyHttp {
         self.caching
             .upstream_request_filter(session, request, &mut ctx.caching)?;
         let (origin, key) = routed(&ctx.route)?;
-        let resolved = key.without_dot_segments().filter(|_| ctx.resolves_dots);
-        let target = origin.target(resolved.as_ref().unwrap_or(key));
+        let target = origin.target(key);
         let method = request.method.clone();
         let mut signed = RequestHeader::build(method.clone(), target.as_bytes(), Some(12))?;
         signed.insert_header(header::HOST, origin.host_header())?;
@@ -492,15 +492,13 @@ impl ProxyHttp for S3ProxyHttp {
         if response.status.is_redirection() && response.status != StatusCode::NOT_MODIFIED {
             return Err(self.redirected(response, ctx));
         }
-        if !(response.status.is_client_error() || response.status.is_server_error()) {
+        let status = response.status;
+        if status.is_informational() || status.is_success() || status == StatusCode::NOT_MODIFIED {
             return Ok(());
         }
-        if ctx.may_resolve(response.status) {
-            ctx.resolves_dots = true;
-            let why = "the origin has no object of this key with dot segments";
-            let mut error = Error::explain(DOT_SEGMENTS, why).into_up();
-            error.set_retry(true);
-            return Err(error);
+        if !(response.status.is_client_error() || response.status.is_server_error()) {
+            let why = "the origin's status is none of HTTP";
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
         }
         if self.is_remembered(response) {
             if let Some((origin, key)) = &ctx.route {
@@ -508,7 +506,7 @@ impl ProxyHttp for S3ProxyHttp {
                 self.absent.insert(&key, response.status, ctx.asked_at);
             }
         }
-        if matches!(response.status, StatusCode::FORBIDDEN) {
+        if response.status == StatusCode::FORBIDDEN && !ctx.caching.is_background() {
             if let Some((origin, key)) = &ctx.route {
                 warn!(
                     "bucket {}: the origin refuses {key:?} with 403; check access_key, secret_key, region and the bucket's policy",
@@ -575,7 +573,7 @@ impl ProxyHttp for S3ProxyHttp {
         if ctx.route.is_some() && !ctx.caching.is_background() {
             if ctx.caching.asked_origin() {
                 METRICS.misses.inc();
-            } else if session.response_written().is_some() {
+            } else if ctx.is_remembered || ctx.caching.is_hit(session) {
                 METRICS.hits.inc();
             }
         }

@@ -7,6 +7,6 @@ pub mod sign;
 pub mod sub_resource;
 
 pub use key::{KeyError, ObjectKey};
-pub use origin::{Endpoint, Origin, OriginError, RouteError, Router};
+pub use origin::{decode_unreserved, Endpoint, Origin, OriginError, RouteError, Router};
 pub use sign::{SignError, Signer};
 pub use sub_resource::sub_resource_of;

@@ -1,5 +1,6 @@
 //! Where a bucket lives, and which bucket a request is for.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -294,6 +295,36 @@ impl Origin {
     }
 }
 
+/// A raw path in which unreserved characters are not percent-encoded (RFC 3986 §2.3).
+pub fn decode_unreserved(raw_path: &str) -> Cow<'_, str> {
+    if !raw_path.contains('%') {
+        return Cow::Borrowed(raw_path);
+    }
+    let mut decoded = String::with_capacity(raw_path.len());
+    let mut rest = raw_path;
+    while let Some(character) = rest.chars().next() {
+        match unreserved_escape(rest) {
+            Some((unescaped, after)) => {
+                decoded.push(unescaped);
+                rest = after;
+            }
+            None => {
+                decoded.push(character);
+                rest = &rest[character.len_utf8()..];
+            }
+        }
+    }
+    Cow::Owned(decoded)
+}
+
+/// The unreserved character that is percent-encoded at the start, and what follows it.
+fn unreserved_escape(raw_path: &str) -> Option<(char, &str)> {
+    let (escape, rest) = raw_path.strip_prefix('%')?.split_at_checked(2)?;
+    let octet = u8::from_str_radix(escape, 16).ok()?;
+    let is_unreserved = octet.is_ascii_alphanumeric() || b"-._~".contains(&octet);
+    is_unreserved.then_some((char::from(octet), rest))
+}
+
 /// Like [`str::strip_prefix`], but the raw path may percent-encode unreserved characters
 /// of the prefix, which makes no difference (RFC 3986 §2.3).
 fn strip_encoded_prefix<'a>(raw_path: &'a str, prefix: &str) -> Option<&'a str> {
@@ -302,10 +333,8 @@ fn strip_encoded_prefix<'a>(raw_path: &'a str, prefix: &str) -> Option<&'a str> 
         rest = match rest.strip_prefix(character) {
             Some(rest) => rest,
             None => {
-                let (escape, rest) = rest.strip_prefix('%')?.split_at_checked(2)?;
-                let octet = u8::from_str_radix(escape, 16).ok()?;
-                let is_unreserved = octet.is_ascii_alphanumeric() || b"-._~".contains(&octet);
-                if !is_unreserved || char::from(octet) != character {
+                let (unescaped, rest) = unreserved_escape(rest)?;
+                if unescaped != character {
                     return None;
                 }
                 rest

@@ -1,0 +1,116 @@
+//! Keys with dot segments that the origin does not have.
+//!
+//! To S3, `.` and `..` are parts of a key like any other, but apt writes `./` into the paths
+//! of a flat repository, and other servers resolve dot segments (RFC 3986 §5.2.4). So the
+//! origin is asked whether it has the key as it stands. If not, the request is one for the
+//! resolved key, and is answered from the same entry as all others for it.
+
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use pingora_cache::key::{CacheHashKey, HashBinary};
+use pingora_cache::CacheKey;
+use pingora_core::protocols::http::HttpTask;
+use pingora_proxy::subrequest::Ctx as SubrequestCtx;
+use pingora_proxy::Session;
+use quick_cache::sync::Cache;
+
+use crate::http::Probe;
+
+/// The most keys that are remembered. Keys that are asked for less often leave first.
+const CAPACITY: usize = 16 * 1024;
+
+/// The time for which the origin's answer is remembered.
+const TTL: Duration = Duration::from_secs(60);
+
+/// Remembers which keys with dot segments the origin has.
+pub(super) struct Dots(Cache<HashBinary, Known>);
+
+#[derive(Clone, Copy)]
+struct Known {
+    is_absent: bool,
+    until: Instant,
+}
+
+// === impl Dots ===
+
+impl Dots {
+    pub(super) fn new() -> Dots {
+        Dots(Cache::new(CAPACITY))
+    }
+
+    /// True if the origin has no object of the key of this request, which has dot segments.
+    /// A request of the proxy's own has the target of the one that it is made for, of which
+    /// the answer is known.
+    pub(super) async fn is_absent(&self, session: &Session, key: &CacheKey) -> bool {
+        let subrequest = session.subrequest_ctx.as_ref();
+        if subrequest.is_some_and(|of| of.user_ctx().is_some_and(|of| of.is::<Probe>())) {
+            return false;
+        }
+        let key = key.combined_bin();
+        let known = self.0.get(&key);
+        if subrequest.is_some() {
+            return known.is_some_and(|known| known.is_absent);
+        }
+        if let Some(known) = known.filter(|known| known.until > Instant::now()) {
+            return known.is_absent;
+        }
+        // Boxed, because few requests come here.
+        let Some(status) = Box::pin(ask(session)).await else {
+            return false;
+        };
+        let is_absent = means_absent(status);
+        if is_absent || status.is_success() {
+            let until = Instant::now() + TTL;
+            self.0.insert(key, Known { is_absent, until });
+        }
+        is_absent
+    }
+}
+
+/// Ask the origin for the header of what this request is for. `None`: it does not answer.
+async fn ask(session: &Session) -> Option<StatusCode> {
+    let spawner = session.subrequest_spawner.as_ref()?;
+    let ctx = SubrequestCtx::builder().user_ctx(Box::new(Probe)).build();
+    let (prepared, mut handle) = spawner.create_subrequest(session.as_ref(), ctx);
+    tokio::spawn(prepared.run());
+    while let Some(task) = handle.rx.recv().await {
+        match task {
+            HttpTask::Header(header, _) if header.status.is_informational() => {}
+            HttpTask::Header(header, _) => return Some(header.status),
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// MinIO refuses keys with dot segments with 400. S3 answers 403 for a missing object if the
+/// client may not list the bucket.
+fn means_absent(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::GONE
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_about_the_object_counts() {
+        for (status, absent) in [
+            (400, true),
+            (403, true),
+            (404, true),
+            (410, true),
+            (200, false),
+            (412, false),
+            (500, false),
+            (503, false),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(means_absent(status), absent, "{status}");
+        }
+    }
+}
