@@ -112,7 +112,7 @@ pub struct Bucket {
     pub region: String,
     /// `http://host[:port]` or `https://host[:port]` of an S3 service other
     /// than AWS; `None`: AWS.
-    pub endpoint: Option<String>,
+    pub endpoint: Option<Endpoint>,
     /// The access key; without one, requests go out unsigned.
     pub access_key: Option<String>,
     /// The secret key: there exactly when the access key is.
@@ -1328,13 +1328,10 @@ impl<'a> Node<'a> {
         Ok(text.filled)
     }
 
-    fn endpoint(&self) -> Result<String, ConfigError> {
+    fn endpoint(&self) -> Result<Endpoint, ConfigError> {
         let text = self.text(ENDPOINT)?;
-        match Endpoint::parse(&text.filled) {
-            Ok(_) => Ok(text.filled),
-            // The URL is not repeated: it may hold a password.
-            Err(problem) => Err(self.error(problem, ENDPOINT)),
-        }
+        // The URL is not repeated: it may hold a password.
+        Endpoint::parse(&text.filled).map_err(|problem| self.error(problem, ENDPOINT))
     }
 
     fn credential(&self) -> Result<String, ConfigError> {

@@ -313,8 +313,7 @@ pub fn write_sample_folder(root: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Bucket;
-    use crate::s3::{ObjectKey, Origin, Signer};
+    use crate::s3::{Bucket, Credentials, Endpoint, ObjectKey, Origin, Signer};
     use std::io::Read;
     use std::net::TcpStream;
     use std::time::SystemTime;
@@ -364,17 +363,15 @@ mod tests {
         fn bucket(&self, secret_key: &str) -> Bucket {
             Bucket {
                 path_prefix: "/".to_owned(),
-                bucket: SAMPLE_BUCKET.to_owned(),
+                name: SAMPLE_BUCKET.to_owned(),
                 region: "us-east-1".to_owned(),
-                endpoint: Some(format!("http://{}", self.server.addr())),
-                access_key: Some("access".to_owned()),
-                secret_key: Some(secret_key.to_owned()),
-                session_token: None,
+                endpoint: Endpoint::parse(&format!("http://{}", self.server.addr())).ok(),
+                credentials: Some(Credentials::new("access", secret_key, None, None, "test")),
             }
         }
 
         fn origin(&self) -> Origin {
-            Origin::new(&self.bucket("secret")).unwrap()
+            Origin::new(self.bucket("secret"))
         }
 
         fn send(&self, method: &str, target: &str, headers: &[(&str, &str)]) -> Reply {

@@ -41,7 +41,7 @@ pub fn run(config: &Config, file: &Path) {
         ..DiskCacheConfig::new(disk.path.clone(), disk.max_size_bytes())
     })
     .expect("open the cache");
-    let proxy = S3ProxyHttp::new(config, Some(cache)).expect("set up the buckets");
+    let proxy = S3ProxyHttp::new(config, Some(cache));
 
     let conf = ServerConf {
         threads: config.server.threads,

@@ -16,7 +16,7 @@ use super::errors::text;
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::logging;
-use crate::s3::{OriginError, RouteError};
+use crate::s3::RouteError;
 
 /// The longest wait for a client that takes no bytes of its answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -38,14 +38,11 @@ pub struct AdminApp {
 impl AdminApp {
     /// Purge the objects of the buckets of `config` from this cache, if there is
     /// one.
-    ///
-    /// # Errors
-    /// As [`CacheKeys::new`].
-    pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Result<Self, OriginError> {
-        Ok(AdminApp {
-            keys: CacheKeys::new(config)?,
+    pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Self {
+        AdminApp {
+            keys: CacheKeys::new(config),
             cache,
-        })
+        }
     }
 
     async fn purge(&self, path: &str) -> (StatusCode, String) {

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use pingora_cache::CacheKey;
 use pingora_http::RequestHeader;
 
-use crate::config::Config;
-use crate::s3::{decode_unreserved, ObjectKey, Origin, OriginError, RouteError, Router};
+use crate::config::{self, Config};
+use crate::s3::{decode_unreserved, Bucket, Credentials, ObjectKey, Origin, RouteError, Router};
 
 /// Ends a key of which only the beginning is given: a character that stands for
 /// itself in a path and that a broken `%` escape does not turn into a whole one.
@@ -35,18 +35,11 @@ pub struct KeyPrefix {
 
 impl CacheKeys {
     /// The keys of the buckets of `config`.
-    ///
-    /// # Errors
-    /// As [`Origin::new`].
-    pub fn new(config: &Config) -> Result<CacheKeys, OriginError> {
-        let origins = config
-            .buckets
-            .iter()
-            .map(Origin::new)
-            .collect::<Result<_, _>>()?;
-        Ok(CacheKeys {
+    pub fn new(config: &Config) -> CacheKeys {
+        let origins = config.buckets.iter().map(origin).collect();
+        CacheKeys {
             router: Router::new(origins),
-        })
+        }
     }
 
     /// The buckets, and what is asked of them.
@@ -108,6 +101,28 @@ impl CacheKeys {
             (origin.bucket() == user_tag).then(|| format!("{prefix}/{encoded}"))
         })
     }
+}
+
+/// The origin that an entry of `buckets` names.
+fn origin(bucket: &config::Bucket) -> Origin {
+    let keys = bucket.access_key.as_ref().zip(bucket.secret_key.as_ref());
+    let credentials = keys.map(|(access_key, secret_key)| {
+        let session_token = bucket.session_token.clone();
+        Credentials::new(
+            access_key,
+            secret_key,
+            session_token,
+            None,
+            "configuration file",
+        )
+    });
+    Origin::new(Bucket {
+        path_prefix: bucket.path_prefix.clone(),
+        name: bucket.bucket.clone(),
+        region: bucket.region.clone(),
+        endpoint: bucket.endpoint.clone(),
+        credentials,
+    })
 }
 
 // === impl KeyPrefix ===
@@ -191,7 +206,7 @@ mod tests {
             );
         }
         let config = Config::parse(&text, Path::new("test"), &|_| None).unwrap();
-        CacheKeys::new(&config).unwrap()
+        CacheKeys::new(&config)
     }
 
     fn primaries(keys: &CacheKeys, path: &str) -> Vec<String> {

@@ -31,7 +31,7 @@ use crate::http::{
     sends_body, BackgroundFills, CachingCtx, CachingOptions, HttpCaching, StoringRules,
 };
 use crate::metrics::METRICS;
-use crate::s3::{sub_resource_of, ObjectKey, Origin, OriginError, RouteError};
+use crate::s3::{sub_resource_of, ObjectKey, Origin, RouteError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The timeout while there is another address to try.
@@ -89,7 +89,7 @@ pub struct RequestCtx {
 
 impl S3ProxyHttp {
     /// A proxy for the buckets of `config`, which caches in `cache`.
-    pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Result<Self, OriginError> {
+    pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Self {
         let options = CachingOptions {
             storing: StoringRules {
                 default_ttl: Some(config.cache.default_ttl),
@@ -117,8 +117,8 @@ impl S3ProxyHttp {
         let write_timeout = config.server.write_timeout;
         let caching = HttpCaching::new(cache, options);
         METRICS.watch_misses(caching.origin_turns());
-        Ok(S3ProxyHttp {
-            keys: CacheKeys::new(config)?,
+        S3ProxyHttp {
+            keys: CacheKeys::new(config),
             caching,
             absent: Absent::new(config.cache.negative_ttl, cache),
             dots: Dots::new(),
@@ -126,7 +126,7 @@ impl S3ProxyHttp {
             write_timeout: (!write_timeout.is_zero()).then_some(write_timeout),
             min_send_rate: (config.server.min_send_rate > 0).then_some(config.server.min_send_rate),
             keepalive_timeout: config.server.keepalive_secs(),
-        })
+        }
     }
 
     /// Pingora waits for the next request forever, which it says by zero.

@@ -21,7 +21,6 @@ use super::{send_buffer, AdminApp, S3ProxyHttp};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
 use crate::config::Config;
 use crate::metrics::{MetricsApp, METRICS};
-use crate::s3::OriginError;
 
 /// How long the runtimes, and then entries that are being committed, may take to
 /// finish once nothing is served any more.
@@ -91,8 +90,7 @@ impl ProxyServer {
         let admin = optional(admin, "admin.address")?;
 
         let cache = open_cache(config, listeners)?;
-        let bad_bucket = |e: OriginError| StartError(e.to_string());
-        let proxy = S3ProxyHttp::new(config, cache).map_err(bad_bucket)?;
+        let proxy = S3ProxyHttp::new(config, cache);
 
         // Without a socket, the line that SIGQUIT leaves in the log names the key.
         let upgrade_sock = config.server.upgrade_sock.clone();
@@ -166,8 +164,7 @@ impl ProxyServer {
             server.add_service(service);
         }
         if let Some(endpoint) = &admin {
-            let app = AdminApp::new(config, cache).map_err(bad_bucket)?;
-            let mut app = HttpServer::new_app(app);
+            let mut app = HttpServer::new_app(AdminApp::new(config, cache));
             app.server_options = Some(options.clone());
             let mut service = Service::new("admin".into(), app);
             service.set_connection_limit(descriptors::operators(open_files));

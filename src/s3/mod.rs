@@ -6,7 +6,8 @@ pub mod origin;
 pub mod sign;
 pub mod sub_resource;
 
+pub use aws_credential_types::Credentials;
 pub use key::{KeyError, ObjectKey};
-pub use origin::{decode_unreserved, Endpoint, Origin, OriginError, RouteError, Router};
+pub use origin::{decode_unreserved, Bucket, Endpoint, Origin, RouteError, Router};
 pub use sign::{SignError, Signer};
 pub use sub_resource::sub_resource_of;

@@ -5,7 +5,8 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use crate::config::Bucket;
+use aws_credential_types::Credentials;
+
 use crate::s3::key::{KeyError, ObjectKey};
 use crate::s3::sign::Signer;
 
@@ -15,6 +16,22 @@ pub struct Endpoint {
     tls: bool,
     host: String,
     port: u16,
+}
+
+/// A bucket to serve, and how its service is asked.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    /// The paths that are answered from this bucket: starts with a slash and, but
+    /// for `/` itself, does not end in one.
+    pub path_prefix: String,
+    /// The name of the bucket.
+    pub name: String,
+    /// The region of the bucket.
+    pub region: String,
+    /// An S3 service other than AWS.
+    pub endpoint: Option<Endpoint>,
+    /// The keys that sign the requests; without them, requests go out unsigned.
+    pub credentials: Option<Credentials>,
 }
 
 /// A bucket as the proxy reaches it: the address to connect to, the Host
@@ -30,11 +47,6 @@ pub struct Origin {
     base_path: String,
     signer: Option<Signer>,
 }
-
-/// A bucket entry from which no origin can be made. A bucket that
-/// [`Config`](crate::config::Config) has accepted never yields one.
-#[derive(Debug, PartialEq, Eq)]
-pub struct OriginError(String);
 
 /// The origins of a proxy, by path prefix.
 #[derive(Debug)]
@@ -151,6 +163,13 @@ impl Endpoint {
     }
 }
 
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}", self.host_header())
+    }
+}
+
 fn default_port(tls: bool) -> u16 {
     if tls {
         443
@@ -179,7 +198,7 @@ fn is_host_name(host: &str) -> bool {
 // === impl Origin ===
 
 impl Origin {
-    /// The origin of a configured bucket.
+    /// The origin of a bucket.
     ///
     /// With an endpoint, path style: `endpoint/bucket/key`. Without, AWS in
     /// virtual-hosted style: `bucket.s3.region.amazonaws.com/key`; but path
@@ -187,16 +206,10 @@ impl Origin {
     /// `*.s3.region.amazonaws.com` does not cover. Source: "Virtual hosting of
     /// buckets", Amazon S3 User Guide; for China, "Amazon Web Services in
     /// China, endpoints": `amazonaws.com.cn`.
-    ///
-    /// # Errors
-    /// [`OriginError`] when the endpoint is no URL of a service.
-    pub fn new(bucket: &Bucket) -> Result<Origin, OriginError> {
-        let (endpoint, path_style) = match &bucket.endpoint {
-            Some(url) => {
-                let endpoint = Endpoint::parse(url)
-                    .map_err(|problem| OriginError(format!("the endpoint {problem}")))?;
-                (endpoint, true)
-            }
+    pub fn new(bucket: Bucket) -> Origin {
+        let signer = Signer::from_bucket(&bucket);
+        let (endpoint, path_style) = match bucket.endpoint {
+            Some(endpoint) => (endpoint, true),
             None => {
                 let domain = if bucket.region.starts_with("cn-") {
                     "amazonaws.com.cn"
@@ -204,11 +217,11 @@ impl Origin {
                     "amazonaws.com"
                 };
                 let service = format!("s3.{}.{domain}", bucket.region);
-                let path_style = bucket.bucket.contains('.');
+                let path_style = bucket.name.contains('.');
                 let host = if path_style {
                     service
                 } else {
-                    format!("{}.{service}", bucket.bucket)
+                    format!("{}.{service}", bucket.name)
                 };
                 let endpoint = Endpoint {
                     tls: true,
@@ -218,18 +231,18 @@ impl Origin {
                 (endpoint, path_style)
             }
         };
-        Ok(Origin {
-            prefix: bucket.path_prefix.clone(),
-            bucket: bucket.bucket.clone(),
+        Origin {
+            prefix: bucket.path_prefix,
             host_header: endpoint.host_header(),
             endpoint,
             base_path: if path_style {
-                format!("/{}", bucket.bucket)
+                format!("/{}", bucket.name)
             } else {
                 String::new()
             },
-            signer: Signer::from_bucket(bucket),
-        })
+            bucket: bucket.name,
+            signer,
+        }
     }
 
     /// The prefix of the paths that this origin answers, without a trailing
@@ -344,16 +357,6 @@ fn strip_encoded_prefix<'a>(raw_path: &'a str, prefix: &str) -> Option<&'a str> 
     Some(rest)
 }
 
-// === impl OriginError ===
-
-impl fmt::Display for OriginError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for OriginError {}
-
 // === impl Router ===
 
 impl Router {
@@ -409,17 +412,15 @@ mod tests {
     fn bucket(prefix: &str, name: &str, endpoint: Option<&str>) -> Bucket {
         Bucket {
             path_prefix: prefix.to_owned(),
-            bucket: name.to_owned(),
+            name: name.to_owned(),
             region: "eu-west-1".to_owned(),
-            endpoint: endpoint.map(str::to_owned),
-            access_key: None,
-            secret_key: None,
-            session_token: None,
+            endpoint: endpoint.map(|url| Endpoint::parse(url).unwrap()),
+            credentials: None,
         }
     }
 
     fn origin(prefix: &str, name: &str, endpoint: Option<&str>) -> Origin {
-        Origin::new(&bucket(prefix, name, endpoint)).unwrap()
+        Origin::new(bucket(prefix, name, endpoint))
     }
 
     fn key(path: &str) -> ObjectKey {
@@ -481,6 +482,7 @@ mod tests {
             assert_eq!(endpoint.host(), host, "{url}");
             assert_eq!(endpoint.port(), port, "{url}");
             assert_eq!(endpoint.host_header(), header, "{url}");
+            assert_eq!(Endpoint::parse(&endpoint.to_string()), Ok(endpoint));
         }
     }
 
@@ -540,21 +542,14 @@ mod tests {
         assert_eq!(dotted.host_header(), "s3.eu-west-1.amazonaws.com");
         assert_eq!(dotted.target(&key("k")), "/www.example.com/k");
 
-        let china = Origin::new(&Bucket {
+        let china = Origin::new(Bucket {
             region: "cn-north-1".to_owned(),
             ..bucket("/a", "my-bucket", None)
-        })
-        .unwrap();
+        });
         assert_eq!(
             china.host_header(),
             "my-bucket.s3.cn-north-1.amazonaws.com.cn"
         );
-    }
-
-    #[test]
-    fn a_bad_endpoint_makes_no_origin() {
-        let error = Origin::new(&bucket("/a", "b", Some("nonsense"))).unwrap_err();
-        assert!(error.to_string().contains("scheme"), "{error}");
     }
 
     #[test]

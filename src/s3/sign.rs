@@ -3,7 +3,6 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use aws_credential_types::Credentials;
 use aws_sigv4::http_request::{
     sign, PayloadChecksumKind, PercentEncodingMode, SignableBody, SignableRequest, SigningSettings,
     UriPathNormalizationMode,
@@ -11,7 +10,7 @@ use aws_sigv4::http_request::{
 use aws_sigv4::sign::v4;
 use aws_smithy_runtime_api::client::identity::Identity;
 
-use crate::config::Bucket;
+use super::Bucket;
 
 /// Signs requests without a body (GET and HEAD) with a bucket's credentials.
 pub struct Signer {
@@ -29,17 +28,8 @@ impl Signer {
     /// The signer of a bucket, or `None` when the bucket has no keys and its
     /// requests go out unsigned.
     pub fn from_bucket(bucket: &Bucket) -> Option<Signer> {
-        let (access_key, secret_key) =
-            bucket.access_key.as_ref().zip(bucket.secret_key.as_ref())?;
-        let credentials = Credentials::new(
-            access_key,
-            secret_key,
-            bucket.session_token.clone(),
-            None,
-            "configuration file",
-        );
         Some(Signer {
-            identity: credentials.into(),
+            identity: bucket.credentials.clone()?.into(),
             region: bucket.region.clone(),
         })
     }
@@ -139,7 +129,7 @@ impl std::error::Error for SignError {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::s3::ObjectKey;
+    use crate::s3::{Credentials, ObjectKey};
     use std::time::{Duration, UNIX_EPOCH};
 
     const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -147,13 +137,21 @@ mod tests {
     fn bucket() -> Bucket {
         Bucket {
             path_prefix: "/".to_owned(),
-            bucket: "examplebucket".to_owned(),
+            name: "examplebucket".to_owned(),
             region: "us-east-1".to_owned(),
             endpoint: None,
-            access_key: Some("AKIAIOSFODNN7EXAMPLE".to_owned()),
-            secret_key: Some("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned()),
-            session_token: None,
+            credentials: Some(credentials(None)),
         }
+    }
+
+    fn credentials(session_token: Option<&str>) -> Credentials {
+        Credentials::new(
+            "AKIAIOSFODNN7EXAMPLE",
+            "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+            session_token.map(str::to_owned),
+            None,
+            "test",
+        )
     }
 
     /// 20130524T000000Z, the date of the published example.
@@ -251,7 +249,7 @@ mod tests {
     #[test]
     fn a_session_token_is_sent_and_signed() {
         let signer = Signer::from_bucket(&Bucket {
-            session_token: Some("token+/=".to_owned()),
+            credentials: Some(credentials(Some("token+/="))),
             ..bucket()
         })
         .unwrap();
@@ -279,8 +277,7 @@ mod tests {
     #[test]
     fn a_bucket_without_keys_has_no_signer() {
         assert!(Signer::from_bucket(&Bucket {
-            access_key: None,
-            secret_key: None,
+            credentials: None,
             ..bucket()
         })
         .is_none());
@@ -304,7 +301,7 @@ mod tests {
 
     #[test]
     fn debug_output_holds_no_secret() {
-        let debug = format!("{:?}", Signer::from_bucket(&bucket()));
+        let debug = format!("{:?} {:?}", Signer::from_bucket(&bucket()), bucket());
         assert!(!debug.contains("wJalr"), "{debug}");
     }
 }

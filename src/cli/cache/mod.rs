@@ -88,8 +88,7 @@ impl<'a> Cache<'a> {
         }
         Ok(Cache {
             folder: CacheFolder::open(path)?,
-            keys: CacheKeys::new(&configured.config)
-                .map_err(|e| Failure::Config(format!("{}: {e}", config.display())))?,
+            keys: CacheKeys::new(&configured.config),
             configured,
         })
     }
