@@ -11,13 +11,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use pingora_sendfile::config::Config;
 use pingora_sendfile::logging;
+use pingora_sendfile::proxy::descriptors;
 use pingora_sendfile::proxy::memory;
 use pingora_sendfile::proxy::server::ProxyServer;
 use pingora_sendfile::proxy::signals;
 
 use cli::cache::CacheCommand;
-use cli::{url_path, Configured, Failure, Outcome};
+use cli::{preflight, url_path, Failure, Outcome, Output};
 
 /// A caching proxy for S3 that serves hits without copying them.
 #[derive(Parser)]
@@ -39,11 +41,15 @@ enum Command {
         #[arg(long)]
         upgrade: bool,
     },
-    /// Say what is wrong with a configuration: exit 0, or 2 and one line.
+    /// Say what is wrong with a configuration: exit 0, or 2 and a line for each
+    /// mistake.
     Check {
         /// The YAML configuration, see config.yaml.example.
         #[arg(long)]
         config: PathBuf,
+        /// Write the configuration with every default filled in, without secrets.
+        #[arg(long)]
+        print: bool,
     },
     /// Have the running proxy remove one object, or with a final * all whose
     /// path begins so: exit 0, or 1 if there is none.
@@ -78,9 +84,9 @@ fn main() -> ExitCode {
     logging::init(DEFAULT_LOG);
     let outcome = match Args::parse().command {
         Command::Run { config, upgrade } => run(&config, upgrade),
-        Command::Check { config } => check(&config),
+        Command::Check { config, print } => check(&config, print),
         Command::Purge { config, path } => {
-            Configured::load(&config).and_then(|configured| cli::purge::run(&configured, &path))
+            load(&config).and_then(|config| cli::purge::run(&config, &path))
         }
         Command::Cache(command) => cli::cache::run(&command),
         #[cfg(feature = "demo")]
@@ -89,23 +95,26 @@ fn main() -> ExitCode {
             .map_err(|e| Failure::Other(e.to_string())),
     };
     outcome.unwrap_or_else(|e| {
-        eprintln!("s3-proxy: {e}");
+        for line in e.to_string().lines() {
+            eprintln!("s3-proxy: {line}");
+        }
         e.exit_code()
     })
 }
 
+fn load(file: &Path) -> Result<Config, Failure> {
+    Ok(Config::load(file)?)
+}
+
 fn run(config: &Path, upgrade: bool) -> Outcome {
     signals::outlive()?;
-    let configured = Configured::load(config)?;
-    configured.preflight()?;
-    let Configured { file, config } = configured;
+    let config = load(config)?;
+    preflight(&config)?;
     if upgrade && config.server.upgrade_sock.is_none() {
-        return Err(Failure::missing(
-            file,
-            "server.upgrade_sock",
-            "write the path of a socket in a folder of the proxy's own, such as \
-             /run/s3-proxy/upgrade.sock",
-        ));
+        let what =
+            "is missing; write the path of a socket in a folder of the proxy's own, such as \
+                    /run/s3-proxy/upgrade.sock";
+        return Err(config.mistake("server.upgrade_sock", what).into());
     }
     memory::release_by(allocator::release);
     let server = if upgrade {
@@ -119,8 +128,16 @@ fn run(config: &Path, upgrade: bool) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(config: &Path) -> Outcome {
-    Configured::load(config)?.preflight()?;
-    println!("{}: ok", config.display());
+fn check(file: &Path, print: bool) -> Outcome {
+    let config = load(file)?;
+    preflight(&config)?;
+    let mut output = Output::new();
+    if print {
+        let config = config.effective(descriptors::default_connections());
+        output.line(config.to_yaml().trim_end())?;
+    } else {
+        output.line(format_args!("{}: ok", file.display()))?;
+    }
+    output.flush()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -47,14 +47,18 @@ fn the_example_is_a_good_configuration() {
 
 #[test]
 fn an_unknown_key_is_named_with_the_allowed_ones() {
-    ConfigFile::new(&GOOD.replace("    path:", "    size_gb: 1\n    path:"))
-        .expect_refused("cache.disk.size_gb", &["not a known key", "max_size_gb"]);
+    ConfigFile::new(&GOOD.replace("    path:", "    size_gb: 1\n    path:")).expect_refused(
+        "size_gb: 1",
+        "cache.disk.size_gb",
+        &["not a known key", "max_size_gb"],
+    );
 }
 
 #[test]
 fn a_missing_variable_is_named_with_how_to_set_it() {
     let keys = "    access_key: ${S3_PROXY_TEST_UNSET}\n    secret_key: x\ncache:";
     ConfigFile::new(&GOOD.replace("cache:", keys)).expect_refused(
+        "${S3_PROXY_TEST_UNSET}",
         "buckets[0].access_key",
         &[
             "environment variable S3_PROXY_TEST_UNSET",
@@ -67,6 +71,7 @@ fn a_missing_variable_is_named_with_how_to_set_it() {
 fn overlapping_prefixes_are_named_both() {
     let second = "  - {path_prefix: /assets/images, bucket: other, region: us-east-1}\ncache:";
     ConfigFile::new(&GOOD.replace("cache:", second)).expect_refused(
+        "/assets/images",
         "buckets[1].path_prefix",
         &["overlaps with buckets[0].path_prefix"],
     );
@@ -75,9 +80,16 @@ fn overlapping_prefixes_are_named_both() {
 #[test]
 fn a_value_of_the_wrong_type_is_named_with_what_may_stand_there() {
     ConfigFile::new(&GOOD.replace("    path:", "    max_size_gb: large\n    path:"))
-        .expect_refused("cache.disk.max_size_gb", &["is a string, not a number"]);
-    ConfigFile::new(&GOOD.replace("  address:", "  write_timeout: 60\n  address:"))
-        .expect_refused("server.write_timeout", &["60 has no unit", "500ms"]);
+        .expect_refused(
+            "large",
+            "cache.disk.max_size_gb",
+            &["is a string, not a number"],
+        );
+    ConfigFile::new(&GOOD.replace("  address:", "  write_timeout: 60\n  address:")).expect_refused(
+        "60\n",
+        "server.write_timeout",
+        &["60 has no unit", "500ms"],
+    );
 }
 
 #[test]
@@ -85,21 +97,27 @@ fn a_value_that_is_none_of_the_allowed_ones_is_named_with_them() {
     let disk =
         |line: &str| ConfigFile::new(&GOOD.replace("    path:", &format!("    {line}\n    path:")));
     disk("backend: io_uring").expect_refused(
+        "io_uring",
         "cache.disk.backend",
         &["is not a backend", "auto, tokio or uring"],
     );
     disk("scrub_mb_per_second: 10001").expect_refused(
+        "10001",
         "cache.disk.scrub_mb_per_second",
         &["10001 is out of range", "from 0 to 10000"],
     );
-    ConfigFile::new(&GOOD.replace("cache:", "cache:\n  admission: 0"))
-        .expect_refused("cache.admission", &["0 is out of range", "from 1 to 255"]);
+    ConfigFile::new(&GOOD.replace("cache:", "cache:\n  admission: 0")).expect_refused(
+        "0\n  disk",
+        "cache.admission",
+        &["0 is out of range", "from 1 to 255"],
+    );
 }
 
 #[test]
 fn two_listeners_on_one_address_are_named_both() {
     let good = GOOD.replace("127.0.0.1:0", "127.0.0.1:8080");
     ConfigFile::new(&format!("{good}admin:\n  address: 0.0.0.0:8080\n")).expect_refused(
+        "0.0.0.0:8080",
         "admin.address",
         &["listens where server.address does", "port of its own"],
     );
@@ -130,7 +148,11 @@ fn a_certificate_and_a_key_that_do_not_fit_are_named_both() {
         (&garbage, &fits.key, "cannot be used together"),
     ] {
         let names = [certificate, key].map(|path| path.display().to_string());
-        with_tls(certificate, key).expect_refused("server.tls", &[&names[0], &names[1], why]);
+        with_tls(certificate, key).expect_refused(
+            "tls: {",
+            "server.tls",
+            &[&names[0], &names[1], why],
+        );
     }
 }
 
@@ -151,14 +173,24 @@ fn a_certificate_that_has_expired_is_only_warned_of() {
 #[test]
 fn a_folder_that_can_not_be_used_is_named() {
     let file = ConfigFile::new(&GOOD.replace("path: cache", "path: proxy.yaml/cache"));
-    file.expect_refused("cache.disk.path", &["proxy.yaml", "is not a folder"]);
+    let path = "proxy.yaml/cache";
+    file.expect_refused(path, "cache.disk.path", &["proxy.yaml", "is not a folder"]);
 
     let sock = |path: &str| {
         ConfigFile::new(&GOOD.replace("buckets:", &format!("  upgrade_sock: {path}\nbuckets:")))
     };
-    sock("nowhere/upgrade.sock")
-        .expect_refused("server.upgrade_sock", &["there is no folder nowhere"]);
-    sock("proxy.yaml").expect_refused("server.upgrade_sock", &["is not a socket"]);
+    let (nowhere, file) = ("nowhere/upgrade.sock", "proxy.yaml");
+    let key = "server.upgrade_sock";
+    sock(nowhere).expect_refused(nowhere, key, &["there is no folder nowhere"]);
+    sock(file).expect_refused(file, key, &["is not a socket"]);
+
+    // Both are named, though each shows only on this machine.
+    let both = GOOD.replace("buckets:", &format!("  upgrade_sock: {nowhere}\nbuckets:"));
+    let both = both.replace("path: cache", "path: proxy.yaml/cache");
+    ConfigFile::new(&both).expect_all_refused(&[
+        (nowhere, key, &["there is no folder nowhere"]),
+        (path, "cache.disk.path", &["is not a folder"]),
+    ]);
 }
 
 #[test]
@@ -179,14 +211,78 @@ fn an_upgrade_without_a_place_for_its_socket_is_refused() {
 fn a_file_that_is_not_there_is_named() {
     let file = ConfigFile::new(GOOD);
     fs::remove_file(file.path()).expect("remove it");
-    file.expect_refused("cannot be read", &[]);
+    file.expect_refused("", "cannot be read", &[]);
+}
+
+#[test]
+fn all_mistakes_are_named_in_the_order_of_the_file() {
+    let yaml = GOOD
+        .replace("buckets:", "  threads: many\nbuckets:")
+        .replace(
+            "cache:",
+            "  - {path_prefix: /assets/b, bucket: other, region: us-east-1}\ncache:",
+        )
+        .replace("    path:", "    size_gb: 1\n    path:");
+    ConfigFile::new(&yaml).expect_all_refused(&[
+        (
+            "many",
+            "server.threads: is a string, not a number; write a whole number",
+            &[],
+        ),
+        (
+            "/assets/b",
+            "buckets[1].path_prefix: overlaps with buckets[0]",
+            &[],
+        ),
+        (
+            "size_gb: 1",
+            "cache.disk.size_gb: is not a known key; allowed keys here: ",
+            &[],
+        ),
+    ]);
+}
+
+#[test]
+fn the_effective_configuration_is_printed_without_secrets() {
+    let keys = "    access_key: an-access-key\n    secret_key: ${S3_PROXY_TEST_KEY}\n    \
+                session_token: a-token\ncache:";
+    let file = ConfigFile::new(&GOOD.replace("cache:", keys));
+    let print = |file: &ConfigFile| {
+        let output = Command::new(env!("CARGO_BIN_EXE_s3-proxy"))
+            .args(["check", "--print", "--config"])
+            .arg(file.path())
+            .current_dir(file.dir.path())
+            .env("S3_PROXY_TEST_KEY", "a-secret-key")
+            .output()
+            .expect("run s3-proxy");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+        String::from_utf8(output.stdout).expect("YAML in UTF-8")
+    };
+    let printed = print(&file);
+    for secret in ["an-access-key", "a-secret-key", "a-token"] {
+        assert!(!printed.contains(secret), "{printed}");
+    }
+    for line in [
+        "  keepalive_timeout: \"75s\"\n",
+        "  upgrade_sock: \"cache/upgrade.sock\"\n",
+        "    secret_key: \"[redacted]\"\n",
+        "    max_in_flight_gb: 1.25\n",
+        "      threshold_bytes: 16384\n",
+    ] {
+        assert!(printed.contains(line), "no {line:?} in\n{printed}");
+    }
+    assert!(printed.contains("  max_connections: "), "{printed}");
+
+    assert_eq!(print(&ConfigFile::new(&printed)), printed);
+    assert_eq!(fs::read_dir(file.dir.path()).expect("list").count(), 1);
 }
 
 #[test]
 fn a_secret_is_not_repeated() {
     let keys = "    access_key: key\n    secret_key: top secret\ncache:";
     let file = ConfigFile::new(&GOOD.replace("cache:", keys));
-    file.expect_refused("buckets[0].secret_key", &[]);
+    file.expect_refused("top secret", "buckets[0].secret_key", &[]);
     let output = file.s3_proxy("check");
     assert!(!String::from_utf8_lossy(&output.stderr).contains("top"));
 }
@@ -230,19 +326,39 @@ impl ConfigFile {
             .expect("run s3-proxy")
     }
 
-    /// `check` and `run` both exit with 2 and say, in one line, the file, the
-    /// key behind it and everything in `words`.
-    fn expect_refused(&self, key: &str, words: &[&str]) {
-        let start = format!("s3-proxy: {}: {key}", self.path().display());
+    /// The line and the column of a text in the file, from 1; nothing for no text.
+    fn place(&self, text: &str) -> String {
+        if text.is_empty() {
+            return String::new();
+        }
+        let yaml = fs::read_to_string(self.path()).expect("read the configuration");
+        let before = &yaml[..yaml.find(text).expect("a text of the file")];
+        let line = before.matches('\n').count() + 1;
+        let column = before.len() - before.rfind('\n').map_or(0, |end| end + 1) + 1;
+        format!(":{line}:{column}")
+    }
+
+    /// `check` and `run` both exit with 2 and say, in one line, the file, the place of
+    /// `text` in it, the key and everything in `words`.
+    fn expect_refused(&self, text: &str, key: &str, words: &[&str]) {
+        self.expect_all_refused(&[(text, key, words)]);
+    }
+
+    /// As [`expect_refused`](Self::expect_refused), with a line for each mistake.
+    fn expect_all_refused(&self, mistakes: &[(&str, &str, &[&str])]) {
         for command in ["check", "run"] {
             let output = self.s3_proxy(command);
             assert_eq!(output.status.code(), Some(2), "{command}: {output:?}");
             assert!(output.stdout.is_empty(), "{command}: {output:?}");
             let said = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(said.lines().count(), 1, "{command}: {said}");
-            assert!(said.starts_with(&start), "{command}: {said}");
-            for word in words {
-                assert!(said.contains(word), "{command}: {said}");
+            assert_eq!(said.lines().count(), mistakes.len(), "{command}: {said}");
+            for (line, (text, key, words)) in said.lines().zip(mistakes) {
+                let place = self.place(text);
+                let start = format!("s3-proxy: {}{place}: {key}", self.path().display());
+                assert!(line.starts_with(&start), "{command}: {said}\n  for {start}");
+                for word in *words {
+                    assert!(line.contains(word), "{command}: {said}");
+                }
             }
         }
     }

@@ -31,20 +31,21 @@ pub fn socket(config: &Path) -> PathBuf {
 /// ready.
 pub fn run(config: &Config, file: &Path) {
     let disk = &config.cache.disk;
+    let folder = disk.folder().expect("a cache on disk");
     let cache = DiskCache::open(DiskCacheConfig {
         sendfile: SendfileConfig {
             enabled: disk.sendfile.enabled,
-            threshold_bytes: disk.sendfile.threshold_bytes,
+            threshold_bytes: *disk.sendfile.threshold_bytes,
         },
         memory_bytes: config.cache.memory.max_size_bytes(),
-        max_open_files: disk.max_open_files,
-        ..DiskCacheConfig::new(disk.path.clone(), disk.max_size_bytes())
+        max_open_files: *disk.max_open_files,
+        ..DiskCacheConfig::new(folder, disk.max_size_bytes())
     })
     .expect("open the cache");
     let proxy = S3ProxyHttp::new(config, Some(cache));
 
     let conf = ServerConf {
-        threads: config.server.threads,
+        threads: *config.server.threads,
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);

@@ -7,16 +7,16 @@ pub mod purge;
 
 use std::fmt::{self, Write as _};
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
-use pingora_sendfile::config::{Config, ConfigError};
+use pingora_sendfile::config::{Config, ConfigError, Mistake};
 use pingora_sendfile::proxy::preflight;
 
 /// How a command ends that did not fail.
 pub type Outcome = Result<ExitCode, Failure>;
 
-/// Why a command failed; one line that names the remedy.
+/// Why a command failed; one line that names the remedy, or one for each mistake of a
+/// configuration.
 #[derive(Debug)]
 pub enum Failure {
     /// The configuration cannot be used, for this command at least.
@@ -35,11 +35,6 @@ impl Failure {
             Failure::Other(_) => ExitCode::FAILURE,
         }
     }
-
-    /// That a key lacks which the command needs.
-    pub fn missing(file: &Path, key: &str, remedy: &str) -> Failure {
-        Failure::Config(format!("{}: {key}: is missing; {remedy}", file.display()))
-    }
 }
 
 impl fmt::Display for Failure {
@@ -56,33 +51,28 @@ impl From<ConfigError> for Failure {
     }
 }
 
+impl From<Mistake> for Failure {
+    fn from(e: Mistake) -> Self {
+        Failure::Config(e.to_string())
+    }
+}
+
 impl From<io::Error> for Failure {
     fn from(e: io::Error) -> Self {
         Failure::Other(e.to_string())
     }
 }
 
-/// A configuration, and the file that it was read from.
-pub struct Configured<'a> {
-    pub file: &'a Path,
-    pub config: Config,
-}
-
-// === impl Configured ===
-
-impl<'a> Configured<'a> {
-    pub fn load(file: &'a Path) -> Result<Self, Failure> {
-        Ok(Configured {
-            file,
-            config: Config::load(file)?,
-        })
+/// Check that this machine has what the configuration names.
+pub fn preflight(config: &Config) -> Result<(), Failure> {
+    let unfit = preflight::check(config);
+    if unfit.is_empty() {
+        return Ok(());
     }
-
-    /// Check that this machine has what the configuration names.
-    pub fn preflight(&self) -> Result<(), Failure> {
-        preflight::check(&self.config)
-            .map_err(|e| Failure::Config(format!("{}: {e}", self.file.display())))
-    }
+    let mistakes = unfit
+        .iter()
+        .map(|unfit| config.mistake(unfit.key(), unfit.what()));
+    Err(ConfigError::new(mistakes.collect()).into())
 }
 
 /// Standard output, whose reader may leave early, as `head` does.

@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{Configured, Failure, Outcome, Output};
+use pingora_sendfile::config::Config;
+
+use super::{Failure, Outcome, Output};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A ban is on the disk when the answer comes, and the disk may be busy.
@@ -25,8 +27,8 @@ pub struct AdminClient {
 }
 
 /// `s3-proxy purge --config FILE PATH`.
-pub fn run(configured: &Configured, path: &str) -> Outcome {
-    send(&AdminClient::new(configured)?, path)
+pub fn run(config: &Config, path: &str) -> Outcome {
+    send(&AdminClient::new(config)?, path)
 }
 
 /// Have a path purged, and say what came of it.
@@ -45,17 +47,16 @@ pub fn send(admin: &AdminClient, path: &str) -> Outcome {
 
 impl AdminClient {
     /// The listener that a configuration names.
-    pub fn new(configured: &Configured) -> Result<Self, Failure> {
-        let remedy = "set it, such as 127.0.0.1:9091, and start the proxy again";
-        let Some(admin) = &configured.config.admin else {
-            return Err(Failure::missing(configured.file, "admin.address", remedy));
+    pub fn new(config: &Config) -> Result<Self, Failure> {
+        let unfit = |what| Err(config.mistake("admin.address", what).into());
+        let Some(admin) = &config.admin else {
+            return unfit("is missing; set it, such as 127.0.0.1:9091, and start the proxy again");
         };
-        let mut address = admin.address;
+        let mut address = *admin.address;
         if address.port() == 0 {
-            return Err(Failure::Config(format!(
-                "{}: admin.address: the kernel chooses the port, so that nothing tells which it is; write one",
-                configured.file.display()
-            )));
+            return unfit(
+                "the kernel chooses the port, so that nothing tells which it is; write one",
+            );
         }
         if address.ip().is_unspecified() {
             address.set_ip(match address {

@@ -107,20 +107,22 @@ impl CacheKeys {
 fn origin(bucket: &config::Bucket) -> Origin {
     let keys = bucket.access_key.as_ref().zip(bucket.secret_key.as_ref());
     let credentials = keys.map(|(access_key, secret_key)| {
-        let session_token = bucket.session_token.clone();
         Credentials::new(
-            access_key,
-            secret_key,
-            session_token,
+            access_key.expose(),
+            secret_key.expose(),
+            bucket
+                .session_token
+                .as_ref()
+                .map(|token| token.expose().to_owned()),
             None,
             "configuration file",
         )
     });
     Origin::new(Bucket {
-        path_prefix: bucket.path_prefix.clone(),
-        name: bucket.bucket.clone(),
-        region: bucket.region.clone(),
-        endpoint: bucket.endpoint.clone(),
+        path_prefix: bucket.path_prefix.to_string(),
+        name: bucket.bucket.to_string(),
+        region: bucket.region.to_string(),
+        endpoint: bucket.endpoint.as_deref().cloned(),
         credentials,
     })
 }

@@ -56,9 +56,9 @@ fn shown(limit: Option<u64>) -> String {
 /// connection to an origin and files of the cache. `configured` sets another number, up to
 /// three quarters of the open files.
 pub fn clients(open_files: usize, configured: Option<usize>) -> Arc<ConnectionLimit> {
-    let (default, allowed) = (open_files / 4, open_files / 4 * 3);
+    let allowed = open_files / 4 * 3;
     let max = match configured {
-        None => default.min(MAX_CONNECTIONS),
+        None => default_clients(open_files),
         Some(max) if max > allowed => {
             warn!(
                 "server.max_connections: {max} is more than three quarters of the limit of \
@@ -69,6 +69,20 @@ pub fn clients(open_files: usize, configured: Option<usize>) -> Arc<ConnectionLi
         Some(max) => max,
     };
     Arc::new(ConnectionLimit::new(max.max(1)))
+}
+
+fn default_clients(open_files: usize) -> usize {
+    (open_files / 4).clamp(1, MAX_CONNECTIONS)
+}
+
+/// The most client connections if nothing is configured, for a process that raises its
+/// limit of open files to the hard one.
+pub fn default_connections() -> usize {
+    let limit = getrlimit(Resource::Nofile).maximum;
+    let open_files = limit.map_or(usize::MAX, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    });
+    default_clients(open_files)
 }
 
 /// The number of connections to origins that are kept for another request.

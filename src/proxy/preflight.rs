@@ -16,16 +16,31 @@ use x509_parser::prelude::FromDer;
 
 use crate::config::{Config, Tls};
 
-/// A setting that is valid but does not fit this machine: one line with the key and the
-/// remedy.
+/// A setting that is valid but does not fit this machine: the key, and one line with the
+/// problem and the remedy.
 #[derive(Debug)]
-pub struct Unfit(String);
+pub struct Unfit {
+    key: &'static str,
+    what: String,
+}
 
 // === impl Unfit ===
 
+impl Unfit {
+    /// The key of the setting.
+    pub fn key(&self) -> &'static str {
+        self.key
+    }
+
+    /// The problem and the remedy.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+}
+
 impl fmt::Display for Unfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        write!(f, "{}: {}", self.key, self.what)
     }
 }
 
@@ -34,30 +49,28 @@ impl std::error::Error for Unfit {}
 /// Check that what `config` names can be used: the certificate and the key, as the
 /// listener will load them, and the folders of the cache and of the upgrade socket.
 ///
-/// # Errors
-/// The first thing that cannot be used. A certificate that has expired, or is not valid
+/// Returns all that cannot be used. A certificate that has expired, or is not valid
 /// yet, is only logged, because a client may accept it.
-pub fn check(config: &Config) -> Result<(), Unfit> {
-    if let Some(tls) = &config.server.tls {
-        check_tls(tls)?;
-    }
-    let disk = &config.cache.disk;
-    if disk.enabled {
-        check_folder("cache.disk.path", &disk.path)?;
-    }
-    match &config.server.upgrade_sock {
-        // The cache creates its own folder.
-        Some(sock) if !(disk.enabled && sock.starts_with(&disk.path)) => check_socket(sock),
-        _ => Ok(()),
-    }
+pub fn check(config: &Config) -> Vec<Unfit> {
+    let tls = config.server.tls.as_ref().map(check_tls);
+    let folder = config.cache.disk.folder();
+    let cache = folder.map(|folder| check_folder("cache.disk.path", folder));
+    let sock = config.server.upgrade_sock.as_deref();
+    // The cache creates its own folder.
+    let sock = sock.filter(|sock| !folder.is_some_and(|folder| sock.starts_with(folder)));
+    let checked = [tls, cache, sock.map(check_socket)];
+    checked
+        .into_iter()
+        .flatten()
+        .filter_map(Result::err)
+        .collect()
 }
 
 fn check_tls(tls: &Tls) -> Result<(), Unfit> {
     let (certificate, key) = (tls.certificate.display(), tls.key.display());
-    let unfit = |problem: &str, remedy: &str| {
-        Unfit(format!(
-            "server.tls: {certificate} and {key}: {problem}; {remedy}"
-        ))
+    let unfit = |problem: &str, remedy: &str| Unfit {
+        key: "server.tls",
+        what: format!("{certificate} and {key}: {problem}; {remedy}"),
     };
     let loaded = load_certs_and_key_files(
         &tls.certificate.to_string_lossy(),
@@ -109,30 +122,34 @@ fn warn_of_validity(tls: &Tls, leaf: &CertificateDer<'_>) {
 }
 
 /// Check that `path` is a folder, or can become one.
-fn check_folder(key: &str, path: &Path) -> Result<(), Unfit> {
+fn check_folder(key: &'static str, path: &Path) -> Result<(), Unfit> {
     for ancestor in path.ancestors().filter(|path| !path.as_os_str().is_empty()) {
         match fs::metadata(ancestor) {
             Ok(found) if found.is_dir() => {
-                return access(ancestor, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| {
-                    Unfit(format!(
-                        "{key}: {} cannot be written to: {e}; let the proxy's user write there",
+                let may = access(ancestor, Access::WRITE_OK | Access::EXEC_OK);
+                return may.map_err(|e| {
+                    let what = format!(
+                        "{} cannot be written to: {e}; let the proxy's user write there",
                         ancestor.display()
-                    ))
-                })
+                    );
+                    Unfit { key, what }
+                });
             }
             Ok(_) => {
-                return Err(Unfit(format!(
-                    "{key}: {} is not a folder; write the path of one",
+                let what = format!(
+                    "{} is not a folder; write the path of one",
                     ancestor.display()
-                )))
+                );
+                return Err(Unfit { key, what });
             }
             // An ancestor further up tells why.
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
             Err(e) => {
-                return Err(Unfit(format!(
-                    "{key}: {} cannot be used: {e}; write the path of a folder of the proxy's own",
+                let what = format!(
+                    "{} cannot be used: {e}; write the path of a folder of the proxy's own",
                     ancestor.display()
-                )))
+                );
+                return Err(Unfit { key, what });
             }
         }
     }
@@ -141,22 +158,22 @@ fn check_folder(key: &str, path: &Path) -> Result<(), Unfit> {
 
 fn check_socket(sock: &Path) -> Result<(), Unfit> {
     const REMEDY: &str = "write the path of a socket in a folder of the proxy's own";
+    let unfit = |problem: String| Unfit {
+        key: "server.upgrade_sock",
+        what: format!("{problem}; {REMEDY}"),
+    };
     let parent = match sock.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     if !fs::metadata(parent).is_ok_and(|found| found.is_dir()) {
-        return Err(Unfit(format!(
-            "server.upgrade_sock: there is no folder {}; {REMEDY}",
-            parent.display()
-        )));
+        return Err(unfit(format!("there is no folder {}", parent.display())));
     }
     use std::os::unix::fs::FileTypeExt;
     match fs::symlink_metadata(sock) {
-        Ok(found) if !found.file_type().is_socket() => Err(Unfit(format!(
-            "server.upgrade_sock: {} is not a socket; {REMEDY}",
-            sock.display()
-        ))),
+        Ok(found) if !found.file_type().is_socket() => {
+            Err(unfit(format!("{} is not a socket", sock.display())))
+        }
         _ => Ok(()),
     }
 }

@@ -92,7 +92,7 @@ impl S3ProxyHttp {
     pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Self {
         let options = CachingOptions {
             storing: StoringRules {
-                default_ttl: Some(config.cache.default_ttl),
+                default_ttl: Some(*config.cache.default_ttl),
                 ..StoringRules::default()
             },
             // The proxy makes its own requests, see FORWARDED.
@@ -101,7 +101,7 @@ impl S3ProxyHttp {
             request_directives: false,
             judges_preconditions: true,
             background_fills: BackgroundFills {
-                in_flight: config.cache.range_fill.max_in_flight,
+                in_flight: *config.cache.range_fill.max_in_flight,
                 max_bytes: config.cache.range_fill.max_size_bytes(),
                 bytes_in_flight: config
                     .cache
@@ -109,22 +109,22 @@ impl S3ProxyHttp {
                     .max_in_flight_bytes(config.cache.disk.max_size_bytes()),
                 client_bytes_per_minute: config.cache.range_fill.client_bytes_per_minute(),
             },
-            lock_age: config.cache.lock_age,
-            max_misses: config.cache.max_misses,
-            miss_timeout: config.cache.miss_timeout,
+            lock_age: *config.cache.lock_age,
+            max_misses: *config.cache.max_misses,
+            miss_timeout: *config.cache.miss_timeout,
             ..CachingOptions::default()
         };
-        let write_timeout = config.server.write_timeout;
+        let min_send_rate = *config.server.min_send_rate;
         let caching = HttpCaching::new(cache, options);
         METRICS.watch_misses(caching.origin_turns());
         S3ProxyHttp {
             keys: CacheKeys::new(config),
             caching,
-            absent: Absent::new(config.cache.negative_ttl, cache),
+            absent: Absent::new(*config.cache.negative_ttl, cache),
             dots: Dots::new(),
             resolver: Resolver::default(),
-            write_timeout: (!write_timeout.is_zero()).then_some(write_timeout),
-            min_send_rate: (config.server.min_send_rate > 0).then_some(config.server.min_send_rate),
+            write_timeout: config.server.write_timeout.non_zero(),
+            min_send_rate: (min_send_rate > 0).then_some(min_send_rate),
             keepalive_timeout: config.server.keepalive_secs(),
         }
     }

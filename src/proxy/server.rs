@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,12 +82,12 @@ impl ProxyServer {
         let optional = |address: Option<SocketAddr>, key| {
             address.map(|address| endpoint(address, key)).transpose()
         };
-        let http = endpoint(config.server.address, "server.address")?;
+        let http = endpoint(*config.server.address, "server.address")?;
         let tls = config.server.tls.as_ref();
-        let https = optional(tls.map(|tls| tls.address), "server.tls.address")?;
-        let metrics = config.metrics.as_ref().map(|metrics| metrics.address);
+        let https = optional(tls.map(|tls| *tls.address), "server.tls.address")?;
+        let metrics = config.metrics.as_ref().map(|metrics| *metrics.address);
         let metrics = optional(metrics, "metrics.address")?;
-        let admin = config.admin.as_ref().map(|admin| admin.address);
+        let admin = config.admin.as_ref().map(|admin| *admin.address);
         let admin = optional(admin, "admin.address")?;
 
         let cache = open_cache(config, listeners)?;
@@ -94,12 +95,14 @@ impl ProxyServer {
 
         // Without a socket, the line that SIGQUIT leaves in the log names the key.
         let upgrade_sock = config.server.upgrade_sock.clone();
-        let upgrade_sock = upgrade_sock.unwrap_or_else(|| "server.upgrade_sock".into());
+        let upgrade_sock = upgrade_sock
+            .as_deref()
+            .unwrap_or(Path::new("server.upgrade_sock"));
         let conf = ServerConf {
-            threads: config.server.threads,
+            threads: *config.server.threads,
             // A single thread has nobody to steal from: its connections take turns
             // without a queue that others can reach.
-            work_stealing: config.server.threads > 1,
+            work_stealing: *config.server.threads > 1,
             grace_period_seconds: Some(config.server.grace_period.as_secs()),
             graceful_shutdown_timeout_seconds: Some(FINISH_TIMEOUT.as_secs()),
             upgrade_sock: upgrade_sock.to_string_lossy().into_owned(),
@@ -114,8 +117,8 @@ impl ProxyServer {
         server.confirm_upgrades();
 
         let options = server_options(HeadLimits {
-            timeout: config.server.request_head_timeout,
-            max_bytes: config.server.max_request_head_bytes,
+            timeout: *config.server.request_head_timeout,
+            max_bytes: *config.server.max_request_head_bytes,
         });
 
         let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
@@ -124,10 +127,12 @@ impl ProxyServer {
             limit_http2(&mut options, config);
             proxy.server_options = Some(options);
         }
-        let connections = descriptors::clients(open_files, config.server.max_connections);
+        let max_connections = config.server.max_connections.map(|max| *max);
+        let connections = descriptors::clients(open_files, max_connections);
         METRICS.watch_connections(&connections);
         service.set_connection_limit(connections);
-        let unsent = send_buffer::limit(config.server.send_buffer).map(Arc::new);
+        let unsent =
+            send_buffer::limit(config.server.send_buffer.map(|bytes| *bytes)).map(Arc::new);
         if let (Some(tls), Some(endpoint)) = (&config.server.tls, &https) {
             let settings = TlsSettings::intermediate(
                 &tls.certificate.to_string_lossy(),
@@ -148,7 +153,7 @@ impl ProxyServer {
             service.add_listener(
                 listener(endpoint, &unsent)
                     .tls(settings)
-                    .handshake_timeout(tls.handshake_timeout),
+                    .handshake_timeout(tls.handshake_limit()),
             );
         }
         // The last one: who can connect to it can connect to the other, see `run`.
@@ -258,9 +263,8 @@ fn listener(endpoint: &Endpoint, unsent: &Option<Arc<NotsentLimit>>) -> Listener
 /// `server.write_timeout` cuts a stream whose client takes nothing, so no PING is needed to
 /// find out whether the client is still there.
 fn limit_http2(options: &mut HttpServerOptions, config: &Config) {
-    let limit = |timeout: Duration| (!timeout.is_zero()).then_some(timeout);
-    options.h2_request_header_timeout = limit(config.server.request_head_timeout);
-    options.h2_idle_timeout = limit(config.server.keepalive_timeout);
+    options.h2_request_header_timeout = config.server.request_head_timeout.non_zero();
+    options.h2_idle_timeout = config.server.keepalive_timeout.non_zero();
     options.h2_close_timeout = Some(HTTP2_CLOSE_TIMEOUT);
     options.h2_send_buffer_limit = Some(HTTP2_SEND_BUFFER);
     options.h2_limit_control_frames = true;
@@ -271,24 +275,24 @@ fn open_cache(
     listeners: Listeners,
 ) -> Result<Option<&'static DiskCache>, StartError> {
     let disk = &config.cache.disk;
-    if !disk.enabled {
+    let Some(folder) = disk.folder() else {
         return Ok(None);
-    }
+    };
     let cache = DiskCache::open(DiskCacheConfig {
         sendfile: SendfileConfig {
             enabled: disk.sendfile.enabled,
-            threshold_bytes: disk.sendfile.threshold_bytes,
+            threshold_bytes: *disk.sendfile.threshold_bytes,
         },
         backend: disk.backend,
         memory_bytes: config.cache.memory.max_size_bytes(),
-        max_open_files: disk.max_open_files,
-        inactive: (!disk.inactive.is_zero()).then_some(disk.inactive),
-        min_uses: config.cache.admission,
-        fill_without_readers: config.cache.fill_without_readers,
-        max_fills: config.cache.max_fills,
+        max_open_files: *disk.max_open_files,
+        inactive: disk.inactive.non_zero(),
+        min_uses: *config.cache.admission,
+        fill_without_readers: *config.cache.fill_without_readers,
+        max_fills: *config.cache.max_fills,
         scrub_bytes_per_second: disk.scrub_bytes_per_second(),
         successor: listeners == Listeners::Inherited,
-        ..DiskCacheConfig::new(disk.path.clone(), disk.max_size_bytes())
+        ..DiskCacheConfig::new(folder, disk.max_size_bytes())
     })?;
     Ok(Some(cache))
 }

@@ -132,6 +132,15 @@ impl Endpoint {
         })
     }
 
+    /// The service at the usual port of a host.
+    pub(crate) fn https(host: String) -> Endpoint {
+        Endpoint {
+            tls: true,
+            host,
+            port: default_port(true),
+        }
+    }
+
     /// Whether the service is reached over TLS.
     pub fn tls(&self) -> bool {
         self.tls
@@ -223,12 +232,7 @@ impl Origin {
                 } else {
                     format!("{}.{service}", bucket.name)
                 };
-                let endpoint = Endpoint {
-                    tls: true,
-                    host,
-                    port: default_port(true),
-                };
-                (endpoint, path_style)
+                (Endpoint::https(host), path_style)
             }
         };
         Origin {

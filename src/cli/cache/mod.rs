@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use pingora_sendfile::cache::format::EntryMeta;
 use pingora_sendfile::cache::inspect::{CacheFolder, Damaged};
+use pingora_sendfile::config::Config;
 use pingora_sendfile::proxy::CacheKeys;
 use time::format_description::well_known::Rfc3339;
 use time::OffsetDateTime;
 
-use super::{url_path, Configured, Failure, Outcome};
+use super::{url_path, Failure, Outcome};
 
 /// What to do with the cache.
 #[derive(Subcommand)]
@@ -60,8 +61,8 @@ pub enum CacheCommand {
 }
 
 /// A cache folder, and the buckets whose objects it holds.
-struct Cache<'a> {
-    configured: Configured<'a>,
+struct Cache {
+    config: Config,
     folder: CacheFolder,
     keys: CacheKeys,
 }
@@ -78,18 +79,17 @@ pub fn run(command: &CacheCommand) -> Outcome {
 
 // === impl Cache ===
 
-impl<'a> Cache<'a> {
-    fn open(config: &'a Path) -> Result<Self, Failure> {
-        let configured = Configured::load(config)?;
-        let path = &configured.config.cache.disk.path;
-        if path.as_os_str().is_empty() {
-            let remedy = "without it there is no cache on disk";
-            return Err(Failure::missing(config, "cache.disk.path", remedy));
-        }
+impl Cache {
+    fn open(file: &Path) -> Result<Self, Failure> {
+        let config = Config::load(file)?;
+        let Some(path) = &config.cache.disk.path else {
+            let what = "is missing; without it there is no cache on disk";
+            return Err(config.mistake("cache.disk.path", what).into());
+        };
         Ok(Cache {
             folder: CacheFolder::open(path)?,
-            keys: CacheKeys::new(&configured.config),
-            configured,
+            keys: CacheKeys::new(&config),
+            config,
         })
     }
 

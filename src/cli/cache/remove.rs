@@ -65,10 +65,10 @@ fn remove_all(cache: &Cache, wanted: impl Fn(&EntryMeta) -> bool) -> Result<u64,
 
 // === impl Cache ===
 
-impl Cache<'_> {
+impl Cache {
     /// The admin listener of the process that serves from the folder.
     pub(super) fn admin_of_process(&self) -> Result<AdminClient, Failure> {
-        AdminClient::new(&self.configured).map_err(|e| {
+        AdminClient::new(&self.config).map_err(|e| {
             Failure::Config(format!(
                 "{e}; or stop the process that serves from {}",
                 self.folder.path().display()

@@ -30,7 +30,7 @@ pub fn run(cache: &Cache, json: bool) -> Outcome {
     let mut summary = Summary {
         path: cache.folder.path().display().to_string(),
         in_use: cache.folder.is_in_use()?,
-        limit: cache.configured.config.cache.disk.max_size_bytes(),
+        limit: cache.config.cache.disk.max_size_bytes(),
         ..Summary::default()
     };
     let mut exit = ExitCode::SUCCESS;

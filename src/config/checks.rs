@@ -1,0 +1,138 @@
+//! What several keys must have in common.
+//!
+//! The keys are looked up in the tree of the file, not in the model: there is no model if
+//! any value is wrong, and the other values are to be checked nevertheless.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::document::{Kind, Node};
+use super::error::Place;
+use super::reader::{value, Finding, Problem, Step};
+use super::values::{Address, Folder, PathPrefix};
+use super::variables::Env;
+
+pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
+    prefixes(root, env, findings);
+    credentials(root, findings);
+    disk(root, env, findings);
+    listeners(root, env, findings);
+}
+
+/// The prefix of each bucket tells it from the others.
+fn prefixes(root: &Node, env: Env, findings: &mut Vec<Finding>) {
+    let mut before: Vec<(usize, PathPrefix)> = Vec::new();
+    for (index, bucket) in buckets(root) {
+        let node = bucket.get("path_prefix");
+        let Some((node, prefix)) = node.zip(value::<PathPrefix>(node, env)) else {
+            continue;
+        };
+        if let Some((other, _)) = before.iter().find(|(_, other)| prefix.overlaps(other)) {
+            let problem = Problem::new(
+                format!("overlaps with buckets[{other}].path_prefix"),
+                "write prefixes of which none is another or begins with the segments of \
+                 another; / stands only alone",
+            );
+            let path = bucket_key(index, "path_prefix");
+            findings.push(finding(node.place, path, problem));
+        }
+        before.push((index, prefix));
+    }
+}
+
+/// Keys come in pairs.
+fn credentials(root: &Node, findings: &mut Vec<Finding>) {
+    for (index, bucket) in buckets(root) {
+        let place = |name: &str| Some(bucket.entry(name)?.place);
+        let (access, secret) = (place("access_key"), place("secret_key"));
+        let (lone, place, missing) = match (access, secret, place("session_token")) {
+            (Some(place), None, _) => ("access_key", place, "secret_key"),
+            (None, Some(place), _) => ("secret_key", place, "access_key"),
+            (None, None, Some(place)) => ("session_token", place, "access_key"),
+            _ => continue,
+        };
+        let problem = Problem::new(
+            format!("is missing beside {lone}"),
+            "write both access_key and secret_key, or no key at all for unsigned requests",
+        );
+        findings.push(finding(place, bucket_key(index, missing), problem));
+    }
+}
+
+/// A cache on disk has a folder.
+fn disk(root: &Node, env: Env, findings: &mut Vec<Finding>) {
+    let Some(disk) = root.get("cache").and_then(|cache| cache.get("disk")) else {
+        return;
+    };
+    let enabled = match disk.get("enabled") {
+        None => true,
+        enabled => value(enabled, env).unwrap_or(false),
+    };
+    if matches!(disk.kind, Kind::Section(_)) && enabled && disk.get("path").is_none() {
+        let path = ["cache", "disk", "path"].map(|name| Step::Name(name.into()));
+        let problem = Problem::new("is missing", Folder::expected());
+        findings.push(finding(disk.place, path.into(), problem));
+    }
+}
+
+/// No two listeners want the same port.
+fn listeners(root: &Node, env: Env, findings: &mut Vec<Finding>) {
+    const LISTENERS: [&[&str]; 4] = [
+        &["server", "address"],
+        &["server", "tls", "address"],
+        &["metrics", "address"],
+        &["admin", "address"],
+    ];
+    let mut before: Vec<(&[&str], Address)> = Vec::new();
+    for path in LISTENERS {
+        let node = path.iter().try_fold(root, |node, name| node.get(name));
+        let Some((node, address)) = node.zip(value::<Address>(node, env)) else {
+            continue;
+        };
+        let taken = before
+            .iter()
+            .find(|(_, other)| same_listener(&address, other));
+        if let Some((other, _)) = taken {
+            let problem = Problem::new(
+                format!("listens where {} does", other.join(".")),
+                "give each listener a port of its own, or port 0 to let the kernel choose",
+            );
+            let path = path.iter().map(|name| Step::Name((*name).into())).collect();
+            findings.push(finding(node.place, path, problem));
+        }
+        before.push((path, address));
+    }
+}
+
+/// Whether the kernel would refuse the second of two listeners.
+fn same_listener(a: &SocketAddr, b: &SocketAddr) -> bool {
+    // `[::]` takes IPv4 as well unless the socket is told otherwise, see ipv6(7).
+    let takes =
+        |any: IpAddr, other: IpAddr| any.is_unspecified() && (any.is_ipv6() || other.is_ipv4());
+    a.port() != 0
+        && a.port() == b.port()
+        && (a.ip() == b.ip() || takes(a.ip(), b.ip()) || takes(b.ip(), a.ip()))
+}
+
+fn buckets(root: &Node) -> impl Iterator<Item = (usize, &Node)> {
+    let buckets = match root.get("buckets").map(|buckets| &buckets.kind) {
+        Some(Kind::List(buckets)) => buckets.as_slice(),
+        _ => &[],
+    };
+    buckets.iter().enumerate()
+}
+
+fn bucket_key(index: usize, name: &str) -> Vec<Step> {
+    vec![
+        Step::Name("buckets".into()),
+        Step::Index(index),
+        Step::Name(name.into()),
+    ]
+}
+
+fn finding(place: Place, path: Vec<Step>, problem: Problem) -> Finding {
+    Finding {
+        place: Some(place),
+        path,
+        problem,
+    }
+}

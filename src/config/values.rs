@@ -1,0 +1,673 @@
+//! Types of values: what may stand at a key, in words and as a check.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
+use serde::{Serialize, Serializer};
+use zeroize::Zeroizing;
+
+use crate::s3::Endpoint;
+
+/// The longest path of a Unix socket, in bytes: `sun_path` less its NUL, see
+/// unix(7).
+pub(super) const MAX_SOCKET_PATH: usize = 107;
+
+/// A value that is written as a string.
+trait Text: Sized {
+    /// What may stand there.
+    const EXPECTED: &'static str;
+
+    /// Check the text, in which variables are filled in.
+    fn check(text: &str) -> Result<Self, Unfit>;
+
+    /// Any value, for one of which a mistake has been reported.
+    fn stand_in() -> Self;
+}
+
+/// Why a text is no value of the type.
+enum Unfit {
+    /// Reads after the value: "is not a region".
+    Value(String),
+    /// As it is, without the value, which may be a secret.
+    Alone(&'static str),
+}
+
+/// Why a value is refused; `what` reads after it.
+fn unfit<E: de::Error>(what: &str) -> E {
+    // The reader of the file shows the value as it is written, not as it is filled in.
+    E::invalid_value(Unexpected::Other("value"), &what)
+}
+
+struct TextVisitor<T>(PhantomData<T>);
+
+impl<T: Text> Visitor<'_> for TextVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(T::EXPECTED)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        T::check(text).map_err(|problem| match problem {
+            Unfit::Value(what) => unfit(&what),
+            Unfit::Alone(what) => E::custom(what),
+        })
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<T, E> {
+        Ok(T::stand_in())
+    }
+}
+
+/// Types around another one that are read by their [`Text`].
+macro_rules! texts {
+    ($($(#[$doc:meta])* $name:ident($inner:ty) as $target:ty;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name(pub(super) $inner);
+
+        impl Deref for $name {
+            type Target = $target;
+
+            fn deref(&self) -> &$target {
+                &self.0
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                from.deserialize_str(TextVisitor(PhantomData))
+            }
+        }
+    )*};
+}
+
+texts! {
+    /// An address to listen at, `IP:PORT`.
+    Address(SocketAddr) as SocketAddr;
+    /// The path of a folder.
+    Folder(PathBuf) as Path;
+    /// The path of a readable PEM file.
+    PemFile(PathBuf) as Path;
+    /// The path of a Unix socket.
+    Socket(PathBuf) as Path;
+    /// A prefix of paths: starts with a slash and, but for `/` itself, does not end in one.
+    PathPrefix(String) as str;
+    /// The name of a bucket.
+    BucketName(String) as str;
+    /// The name of a region.
+    Region(String) as str;
+    /// The address of an S3 service other than AWS.
+    Service(Endpoint) as Endpoint;
+}
+
+// === impl Address ===
+
+impl Text for Address {
+    const EXPECTED: &'static str = "write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080; port 0 \
+                                    lets the kernel choose";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        text.parse()
+            .map(Address)
+            .map_err(|_| Unfit::Value("is not an IP address with a port".into()))
+    }
+
+    fn stand_in() -> Self {
+        Address(([0, 0, 0, 0], 0).into())
+    }
+}
+
+impl Serialize for Address {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0)
+    }
+}
+
+// === impl Folder ===
+
+impl Folder {
+    /// What may stand there.
+    pub(super) fn expected() -> &'static str {
+        Self::EXPECTED
+    }
+}
+
+impl Text for Folder {
+    const EXPECTED: &'static str = "write the path of a directory, such as /var/cache/s3-proxy";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        path(text).map(Folder)
+    }
+
+    fn stand_in() -> Self {
+        Folder(PathBuf::new())
+    }
+}
+
+impl Serialize for Folder {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0.display())
+    }
+}
+
+fn path(text: &str) -> Result<PathBuf, Unfit> {
+    if text.contains('\0') {
+        return Err(Unfit::Value("is not a path".into()));
+    }
+    Ok(PathBuf::from(text))
+}
+
+// === impl PemFile ===
+
+impl Text for PemFile {
+    const EXPECTED: &'static str = "write the path of a readable PEM file";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        let path = path(text)?;
+        let is_file = std::fs::File::open(&path)
+            .and_then(|file| file.metadata())
+            .map(|metadata| metadata.is_file());
+        match is_file {
+            Ok(true) => Ok(PemFile(path)),
+            Ok(false) => Err(Unfit::Value("is not a file".into())),
+            Err(e) => Err(Unfit::Value(format!("cannot be opened: {e}"))),
+        }
+    }
+
+    fn stand_in() -> Self {
+        PemFile(PathBuf::new())
+    }
+}
+
+impl Serialize for PemFile {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0.display())
+    }
+}
+
+// === impl Socket ===
+
+impl Text for Socket {
+    const EXPECTED: &'static str = "write the path of a Unix socket, at most 107 bytes, such as \
+                                    /run/s3-proxy/upgrade.sock";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        if text.len() > MAX_SOCKET_PATH {
+            return Err(Unfit::Value("is too long for a socket".into()));
+        }
+        path(text).map(Socket)
+    }
+
+    fn stand_in() -> Self {
+        Socket(PathBuf::new())
+    }
+}
+
+impl Serialize for Socket {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0.display())
+    }
+}
+
+// === impl PathPrefix ===
+
+impl Text for PathPrefix {
+    const EXPECTED: &'static str = "write / or a path such as /assets: segments of letters, \
+                                    digits and -._~!$&'()*+,;=:@";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        if text == "/" {
+            return Ok(PathPrefix(text.to_owned()));
+        }
+        let Some(path) = text.strip_prefix('/') else {
+            return Err(Unfit::Value("does not start with /".into()));
+        };
+        // The prefix is compared with the raw path, so that what a client must
+        // or may encode could never match, or match in one spelling only.
+        let is_literal = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&b);
+        let is_segment =
+            |segment: &str| !matches!(segment, "" | "." | "..") && segment.bytes().all(is_literal);
+        let path = path.strip_suffix('/').unwrap_or(path);
+        if !path.split('/').all(is_segment) {
+            return Err(Unfit::Value("is not a literal path".into()));
+        }
+        Ok(PathPrefix(format!("/{path}")))
+    }
+
+    fn stand_in() -> Self {
+        PathPrefix("/".into())
+    }
+}
+
+impl PathPrefix {
+    /// Whether a path can be under both prefixes.
+    pub(super) fn overlaps(&self, other: &PathPrefix) -> bool {
+        let under = |path: &str, prefix: &str| {
+            path.strip_prefix(prefix.trim_end_matches('/'))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        under(self, other) || under(other, self)
+    }
+}
+
+impl fmt::Display for PathPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for PathPrefix {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+// === impl BucketName ===
+
+impl Text for BucketName {
+    const EXPECTED: &'static str = "write 3 to 63 of a-z, 0-9, - and ., with a letter or digit \
+                                    at both ends and no two dots in a row, not an IP address";
+
+    fn check(name: &str) -> Result<Self, Unfit> {
+        // "General purpose bucket naming rules", Amazon S3 User Guide, less
+        // the reserved prefixes and suffixes, which AWS itself refuses.
+        let valid = (3..=63).contains(&name.len())
+            && name.chars().all(|c| is_plain(c) || c == '-' || c == '.')
+            && name.starts_with(is_plain)
+            && name.ends_with(is_plain)
+            && !name.contains("..")
+            && name.parse::<IpAddr>().is_err();
+        if !valid {
+            return Err(Unfit::Value("is not a bucket name".into()));
+        }
+        Ok(BucketName(name.to_owned()))
+    }
+
+    fn stand_in() -> Self {
+        BucketName(String::new())
+    }
+}
+
+impl Serialize for BucketName {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_lowercase() || c.is_ascii_digit()
+}
+
+// === impl Region ===
+
+impl Text for Region {
+    const EXPECTED: &'static str =
+        "write a region such as us-east-1: a-z, 0-9 and -, at most 63 characters";
+
+    fn check(region: &str) -> Result<Self, Unfit> {
+        // It becomes a label of a host name, and a part of every signature.
+        let valid = region.len() <= 63
+            && region.chars().all(|c| is_plain(c) || c == '-')
+            && region.starts_with(is_plain)
+            && region.ends_with(is_plain);
+        if !valid {
+            return Err(Unfit::Value("is not a region".into()));
+        }
+        Ok(Region(region.to_owned()))
+    }
+
+    fn stand_in() -> Self {
+        Region(String::new())
+    }
+}
+
+impl Serialize for Region {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+// === impl Service ===
+
+impl Text for Service {
+    const EXPECTED: &'static str =
+        "write http://HOST[:PORT] or https://HOST[:PORT], or leave the key out for AWS";
+
+    fn check(url: &str) -> Result<Self, Unfit> {
+        // It may hold a password.
+        Endpoint::parse(url).map(Service).map_err(Unfit::Alone)
+    }
+
+    fn stand_in() -> Self {
+        Service(Endpoint::https(String::new()))
+    }
+}
+
+impl Serialize for Service {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0)
+    }
+}
+
+/// A text that no message, `Debug` output or printed configuration holds, and that is
+/// overwritten in memory when it is dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<String>);
+
+// === impl Secret ===
+
+impl Secret {
+    /// The secret itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Text for Secret {
+    const EXPECTED: &'static str = "write ${NAME} to take it from the environment, or leave out \
+                                    all keys of the bucket for unsigned requests";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        // It goes into a header, where a stray newline ends the header.
+        if !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Unfit::Alone(
+                "holds a space, a line end or a character that is not ASCII, perhaps copied along \
+                 with the key",
+            ));
+        }
+        Ok(Secret(text.to_owned().into()))
+    }
+
+    fn stand_in() -> Self {
+        Secret(String::new().into())
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_str(TextVisitor(PhantomData))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(REDACTED)
+    }
+}
+
+/// The text in place of a secret.
+pub(super) const REDACTED: &str = "[redacted]";
+
+/// A duration, written with a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Period(pub(super) Duration);
+
+/// The units of durations and their milliseconds, the smallest first.
+const UNITS: [(&str, u64); 5] = [
+    ("ms", 1),
+    ("s", 1000),
+    ("m", 60 * 1000),
+    ("h", 3600 * 1000),
+    ("d", 86400 * 1000),
+];
+
+struct PeriodVisitor;
+
+// === impl Period ===
+
+impl Period {
+    /// The longest duration that may be written.
+    pub(super) const LONGEST: Duration = Duration::from_secs(365 * 86400);
+
+    pub(super) const fn from_secs(secs: u64) -> Period {
+        Period(Duration::from_secs(secs))
+    }
+
+    /// `None` for zero, which switches many things off.
+    pub fn non_zero(self) -> Option<Duration> {
+        (!self.0.is_zero()).then_some(self.0)
+    }
+}
+
+impl Deref for Period {
+    type Target = Duration;
+
+    fn deref(&self) -> &Duration {
+        &self.0
+    }
+}
+
+impl Visitor<'_> for PeriodVisitor {
+    type Value = Period;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(
+            "write a whole number with a unit ms, s, m, h or d, such as 500ms, 60s or 1h, at \
+             most 365d, or 0",
+        )
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Period, E> {
+        match number {
+            0 => Ok(Period(Duration::ZERO)),
+            _ => Err(unfit("has no unit")),
+        }
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Period, E> {
+        Err(unfit("has no unit"))
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Period, E> {
+        Err(unfit("has no unit"))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Period, E> {
+        if text == "0" {
+            return Ok(Period(Duration::ZERO));
+        }
+        let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+        let digits = &text[..text.len() - unit.len()];
+        let Some((_, unit_ms)) = UNITS.into_iter().find(|(name, _)| *name == unit) else {
+            return Err(unfit("is not a duration"));
+        };
+        if digits.is_empty() {
+            return Err(unfit("is not a duration"));
+        }
+        // All digits, so a failure to parse means too many of them.
+        digits
+            .parse::<u64>()
+            .ok()
+            .and_then(|count| count.checked_mul(unit_ms))
+            .map(Duration::from_millis)
+            .filter(|duration| *duration <= Period::LONGEST)
+            .map(Period)
+            .ok_or_else(|| unfit("is out of range"))
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Period, E> {
+        Ok(Period(Duration::ZERO))
+    }
+}
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(PeriodVisitor)
+    }
+}
+
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
+        match UNITS.into_iter().rfind(|(_, unit)| ms % unit == 0) {
+            Some((name, unit)) if ms > 0 => write!(f, "{}{name}", ms / unit),
+            _ => f.write_str("0"),
+        }
+    }
+}
+
+impl Serialize for Period {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Whole<T, const MIN: u64, const MAX: u64>(pub(super) T);
+
+struct WholeVisitor<T, const MIN: u64, const MAX: u64>(PhantomData<T>);
+
+// === impl Whole ===
+
+impl<T, const MIN: u64, const MAX: u64> Deref for Whole<T, MIN, MAX> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: TryFrom<u64>, const MIN: u64, const MAX: u64> Visitor<'_> for WholeVisitor<T, MIN, MAX> {
+    type Value = Whole<T, MIN, MAX>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "write a whole number from {MIN} to {MAX}")
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+        if !(MIN..=MAX).contains(&number) {
+            return Err(unfit("is out of range"));
+        }
+        match T::try_from(number) {
+            Ok(number) => Ok(Whole(number)),
+            Err(_) => Err(unfit("is out of range")),
+        }
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        self.visit_u64(MIN)
+    }
+}
+
+impl<'de, T: TryFrom<u64>, const MIN: u64, const MAX: u64> Deserialize<'de> for Whole<T, MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_u64(WholeVisitor(PhantomData))
+    }
+}
+
+/// Numbers with fractions, in a range.
+macro_rules! decimals {
+    ($($(#[$doc:meta])* $name:ident: $min:literal..=$max:literal, $expected:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        pub struct $name(pub(super) f64);
+
+        impl Deref for $name {
+            type Target = f64;
+
+            fn deref(&self) -> &f64 {
+                &self.0
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                struct Decimal;
+
+                impl Visitor<'_> for Decimal {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                        f.write_str($expected)
+                    }
+
+                    fn visit_f64<E: de::Error>(self, number: f64) -> Result<$name, E> {
+                        // Neither an infinity nor NaN is within the range.
+                        if !($min..=$max).contains(&number) {
+                            return Err(unfit("is out of range"));
+                        }
+                        Ok($name(number))
+                    }
+
+                    fn visit_unit<E: de::Error>(self) -> Result<$name, E> {
+                        Ok($name($min))
+                    }
+                }
+
+                from.deserialize_f64(Decimal)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                // 10, not 10.0.
+                match self.0.fract() == 0.0 {
+                    true => to.serialize_u64(self.0 as u64),
+                    false => to.serialize_f64(self.0),
+                }
+            }
+        }
+    )*};
+}
+
+decimals! {
+    /// A share of a whole.
+    Share: 0.0..=1.0, "write a share from 0 to 1; 0: always, 1: never";
+    /// A size in gigabytes of 10^9 bytes: the SI unit, as disks are sold.
+    Gigabytes: 0.001..=1e6,
+        "write a number of gigabytes (10^9 bytes) from 0.001 to 1000000, such as 0.5";
+    /// A size in megabytes of 10^6 bytes; 0: none.
+    Megabytes: 0.0..=1e6, "write a number of megabytes (10^6 bytes) from 0 to 1000000; 0: none";
+    /// A budget in megabytes of 10^6 bytes a minute; 0: no limit.
+    MegabytesPerMinute: 0.0..=1e6,
+        "write a number of megabytes (10^6 bytes) from 0 to 1000000; 0: no limit";
+    /// A rate in megabytes of 10^6 bytes a second; 0: off.
+    MegabytesPerSecond: 0.0..=1e4,
+        "write a number of megabytes (10^6 bytes) a second from 0 to 10000; 0: off";
+}
+
+// === impl Gigabytes ===
+
+impl Gigabytes {
+    const UNIT: f64 = 1e9;
+
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
+        // The cast saturates; what is read from a file is far from the limit.
+        (self.0 * Self::UNIT).round() as u64
+    }
+}
+
+/// Conversions of what is in megabytes.
+macro_rules! megabytes {
+    ($($name:ident)*) => {$(
+        impl $name {
+            const UNIT: f64 = 1e6;
+
+            pub(super) fn from_bytes(bytes: u64) -> $name {
+                $name(bytes as f64 / Self::UNIT)
+            }
+
+            /// In bytes.
+            pub fn bytes(self) -> u64 {
+                (self.0 * Self::UNIT).round() as u64
+            }
+        }
+    )*};
+}
+
+megabytes!(Megabytes MegabytesPerMinute MegabytesPerSecond);
