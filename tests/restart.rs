@@ -103,9 +103,21 @@ fn a_second_process_on_the_same_folder_is_refused() {
     let proxy = proxy(&origin).start();
     ask(&proxy, 1, LEN);
 
+    let folder = proxy.cache_dir();
+    let said = refused(&folder);
+    let folder = folder.display().to_string();
+    for word in [&folder, "another process uses", "cache.disk.path"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+
+    // The first is not disturbed.
+    assert_eq!(ask(&proxy, 1, LEN), "HIT");
+}
+
+/// Starts a process on a cache folder, which does not start, and returns its reason.
+fn refused(folder: &Path) -> String {
     let dir = TempDir::new().expect("make a directory");
     let config = dir.path().join("config.yaml");
-    let folder = proxy.cache_dir();
     let yaml = format!(
         "server: {{address: '127.0.0.1:0'}}\n\
          buckets: [{{path_prefix: /assets, bucket: bucket, region: us-east-1}}]\n\
@@ -122,27 +134,73 @@ fn a_second_process_on_the_same_folder_is_refused() {
         .output()
         .expect("run s3-proxy");
     assert_eq!(second.status.code(), Some(1), "{second:?}");
-    let said = String::from_utf8_lossy(&second.stderr);
-    let folder = folder.display().to_string();
-    for word in [&folder, "another process uses", "cache.disk.path"] {
-        assert!(said.contains(word), "{word}: {said}");
-    }
+    String::from_utf8_lossy(&second.stderr).into_owned()
+}
 
-    // The first is not disturbed.
+#[test]
+fn a_pipe_in_place_of_the_lock_or_the_ban_list_is_refused_by_name() {
+    for name in ["lock", "bans"] {
+        let dir = TempDir::new().expect("make a directory");
+        let path = dir.path().join(name);
+        make_pipe(&path);
+        let said = refused(dir.path());
+        for word in [&*path.display().to_string(), "is not a regular file"] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_pipe_in_place_of_what_a_start_writes_is_replaced() {
+    let origin = numbered_origin(LEN);
+    let mut proxy = proxy(&origin).grace_period("0s").start();
+    assert_eq!(ask(&proxy, 1, LEN), "MISS");
+    proxy.expect_metric("cache_entries", 1);
+    proxy.stop_gracefully();
+    let folder = proxy.cache_dir().to_owned();
+    for name in ["epoch", "epoch.tmp", "size", "size.tmp"] {
+        let _ = fs::remove_file(folder.join(name));
+        make_pipe(&folder.join(name));
+    }
+    proxy.restart();
+    proxy.expect_metric("cache_entries", 1);
     assert_eq!(ask(&proxy, 1, LEN), "HIT");
+    proxy.stop_gracefully();
+    for name in ["epoch", "size"] {
+        let file = fs::symlink_metadata(folder.join(name)).expect("a file");
+        assert!(file.is_file(), "{name}");
+    }
 }
 
 // --- the files of an entry are damaged ---
 
 type Damage = fn(&Entry);
 
-const DAMAGE: [(&str, Damage); 8] = [
+const DAMAGE: [(&str, Damage); 11] = [
     ("body truncated", |entry| resize(&entry.body, LEN - 1)),
     ("body empty", |entry| resize(&entry.body, 0)),
     ("body too long", |entry| resize(&entry.body, LEN + 1)),
     ("body gone", |entry| remove(&entry.body)),
     ("metadata truncated", |entry| resize(&entry.meta, 50)),
     ("metadata gone", |entry| remove(&entry.meta)),
+    ("a pipe for a body", |entry| {
+        remove(&entry.body);
+        make_pipe(&entry.body);
+    }),
+    ("a pipe for metadata", |entry| {
+        remove(&entry.meta);
+        make_pipe(&entry.meta);
+    }),
+    ("a link for a body", |entry| {
+        let aside = entry
+            .body
+            .ancestors()
+            .nth(3)
+            .expect("the folder")
+            .join("aside");
+        fs::rename(&entry.body, &aside).expect("rename");
+        std::os::unix::fs::symlink(aside, &entry.body).expect("link");
+    }),
     // The bytes after the magic of 8: see src/cache/format.rs.
     ("generation flipped", |entry| flip(&entry.meta, 8)),
     ("header flipped", |entry| flip(&entry.meta, 150)),
@@ -389,6 +447,12 @@ fn resize(file: &Path, len: u64) {
 
 fn remove(file: &Path) {
     fs::remove_file(file).expect("remove");
+}
+
+/// A named pipe, which has neither a reader nor a writer.
+fn make_pipe(path: &Path) {
+    let made = Command::new("mkfifo").arg(path).status();
+    assert!(made.expect("run mkfifo").success());
 }
 
 fn flip(file: &Path, at: usize) {

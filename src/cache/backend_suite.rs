@@ -9,6 +9,7 @@ use pingora_cache::key::{CacheHashKey, CompactCacheKey};
 use pingora_cache::CacheKey;
 
 use super::format::EntryMeta;
+use super::open_now::open_now;
 use super::{DiskBackend, EntryId};
 
 /// `backend_suite!(|path| make the backend)`: a test for each function here.
@@ -21,6 +22,7 @@ macro_rules! backend_suite {
             a_discarded_body_leaves_nothing
             a_commit_that_fails_leaves_nothing
             a_body_of_another_length_is_no_entry
+            what_is_no_regular_file_is_no_entry
             files_of_another_entry_are_no_entry
             an_open_body_outlives_removal
             metadata_is_replaced
@@ -169,9 +171,45 @@ pub(super) async fn a_body_of_another_length_is_no_entry(_: &Path, backend: &imp
         let e = backend.open(id, prefetch).await.unwrap_err();
         assert_eq!(e.kind(), io::ErrorKind::InvalidData, "length {len}");
     }
-    fs::remove_file(&path).unwrap();
-    fs::create_dir(&path).unwrap();
-    assert!(backend.open(id, 100).await.is_err(), "a folder");
+}
+
+/// A named pipe, which has neither a reader nor a writer.
+pub(super) fn make_pipe(path: &Path) {
+    let made = std::process::Command::new("mkfifo").arg(path).status();
+    assert!(made.unwrap().success());
+}
+
+pub(super) async fn what_is_no_regular_file_is_no_entry(path: &Path, backend: &impl DiskBackend) {
+    type Make = fn(&Path);
+    let make: [(&str, Make); 4] = [
+        ("folder", |path| fs::create_dir(path).unwrap()),
+        ("pipe", make_pipe),
+        ("socket", |path| {
+            std::os::unix::net::UnixListener::bind(path).unwrap();
+        }),
+        ("link", |path| {
+            std::os::unix::fs::symlink("/dev/zero", path).unwrap();
+        }),
+    ];
+    let id = store(backend, 1, b"0123456789").await;
+    for file in [backend.layout().meta(&id), backend.layout().body(&id)] {
+        let aside = path.join("aside");
+        fs::rename(&file, &aside).unwrap();
+        for (kind, make) in make {
+            make(&file);
+            for prefetch in [0, 100] {
+                assert!(open_now(backend.layout(), &id, prefetch).is_none());
+                let e = backend.open(id, prefetch).await.unwrap_err();
+                assert_eq!(e.kind(), io::ErrorKind::InvalidData, "{kind}: {e}");
+            }
+            match kind {
+                "folder" => fs::remove_dir(&file).unwrap(),
+                _ => fs::remove_file(&file).unwrap(),
+            }
+        }
+        fs::rename(&aside, &file).unwrap();
+    }
+    assert!(backend.open(id, 100).await.is_ok());
 }
 
 pub(super) async fn files_of_another_entry_are_no_entry(_: &Path, backend: &impl DiskBackend) {

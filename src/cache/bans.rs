@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::regular;
+
 const MAGIC: &[u8; 8] = b"PSFBANS2";
 const KIND_PREFIX: u8 = 1;
 const KIND_EXACT: u8 = 2;
@@ -117,7 +119,7 @@ impl Bans {
 
     fn read(path: PathBuf, repair: bool) -> io::Result<Bans> {
         let mut data = Vec::new();
-        match File::open(&path) {
+        match regular::open(&path) {
             Ok(file) => drop(file.take(MAX_FILE).read_to_end(&mut data)?),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
@@ -218,10 +220,8 @@ impl Bans {
         if file.damaged || file.records == 0 || file.records > self.len() + SLACK {
             return self.rewrite(file);
         }
-        let appended = File::options()
-            .append(true)
-            .open(&self.path)
-            .and_then(|mut list| {
+        let appended =
+            regular::open_with(File::options().append(true), &self.path).and_then(|mut list| {
                 list.write_all(&record)?;
                 list.sync_all()
             });
@@ -257,12 +257,12 @@ impl Bans {
             list.len()
         };
         let temporary = self.path.with_extension("tmp");
-        let mut file = File::create(&temporary)?;
+        let mut file = regular::create(&temporary)?;
         file.write_all(&data)?;
         file.sync_all()?;
         fs::rename(&temporary, &self.path)?;
         if let Some(folder) = self.path.parent() {
-            File::open(folder)?.sync_all()?;
+            regular::open_folder(folder)?.sync_all()?;
         }
         *on_disk = OnDisk {
             records: count,

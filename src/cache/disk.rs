@@ -40,6 +40,7 @@ use super::load::{self, Leftovers};
 use super::miss::{DiskMiss, InBackground};
 use super::open_bodies::OpenBodies;
 use super::readers::Reader;
+use super::regular;
 use super::room::{self, Claim, Room};
 use super::stats::{Cause, Eviction, Stats};
 use super::turns::Turns;
@@ -273,7 +274,7 @@ impl DiskCache {
         let backend = backend(config.backend, path, runtime.handle())
             .map_err(|e| in_folder(path, "create folders", e))?;
         let bans = Bans::load(path, lock.is_some())
-            .map_err(|e| in_folder(path, "read the ban list", e))?;
+            .map_err(|e| in_folder(&path.join("bans"), "read the ban list", e))?;
         let first_generation = match &lock {
             Some(_) => next_epoch(path, backend.layout(), bans.newest())
                 .map_err(|e| in_folder(path, "write to the cache folder", e))?,
@@ -1284,12 +1285,13 @@ fn is_for(primary_key: &[u8], stored: &CompactCacheKey, key: &CacheKey) -> bool 
 }
 
 fn lock(path: &Path, successor: bool) -> io::Result<Option<File>> {
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path.join("lock"))
-        .map_err(|e| in_folder(path, "write to the cache folder", e))?;
+    let mut options = File::options();
+    options.create(true).truncate(false).write(true);
+    let file = path.join("lock");
+    let lock = regular::open_with(&mut options, &file).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => in_folder(&file, "lock it; remove it", e),
+        _ => in_folder(path, "write to the cache folder", e),
+    })?;
     match lock.try_lock() {
         Ok(()) => Ok(Some(lock)),
         Err(TryLockError::WouldBlock) if successor => Ok(None),
@@ -1369,8 +1371,10 @@ fn open_files_limit() -> usize {
 /// the clock jumps. `newest_ban` is the highest that a ban speaks of.
 fn next_epoch(path: &Path, layout: &Layout, newest_ban: u64) -> io::Result<u64> {
     let file = path.join("epoch");
-    let last = match fs::read(&file) {
+    let last = match regular::read(&file) {
         Ok(text) => parse_epoch(&text),
+        // It is replaced.
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => None,
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => return Err(e),
     };
@@ -1388,7 +1392,7 @@ fn next_epoch(path: &Path, layout: &Layout, newest_ban: u64) -> io::Result<u64> 
 /// Bytes that the entries took when the run before `first_generation` was closed; `None`: it
 /// was not, or something is unclear.
 fn closed_size(path: &Path, first_generation: u64) -> Option<u64> {
-    let text = fs::read(path.join("size")).ok()?;
+    let text = regular::read(&path.join("size")).ok()?;
     let (epoch, size) = parse_size(&text)?;
     (epoch.checked_add(1)? == epoch_of(first_generation)).then_some(size)
 }
@@ -1409,11 +1413,13 @@ fn parse_size(text: &[u8]) -> Option<(u32, u64)> {
 /// full disk shall not keep the cache from being read.
 fn write_epoch(file: &Path, text: &[u8]) -> io::Result<()> {
     let temporary = file.with_extension("tmp");
-    let replaced = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, file));
+    let replaced = regular::create(&temporary)
+        .and_then(|mut file| file.write_all(text))
+        .and_then(|()| fs::rename(&temporary, file));
     match replaced {
         Err(e) if Cause::of(&e) == Cause::NoSpace => {
             let _ = fs::remove_file(&temporary);
-            let mut file = File::options().write(true).open(file).map_err(|_| e)?;
+            let mut file = regular::open_with(File::options().write(true), file).map_err(|_| e)?;
             // Not truncated first: that would give its space away. If a crash
             // comes between, the file is damaged, and seen to be.
             file.write_all(text)?;

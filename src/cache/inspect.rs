@@ -16,7 +16,7 @@ use pingora_cache::CacheMeta;
 use super::bans::Bans;
 use super::format::EntryMeta;
 use super::layout::{parse_name, FileKind, Layout, SHARDS, VERSION_FOLDER};
-use super::{tokio_fs, EntryId};
+use super::{regular, tokio_fs, EntryId};
 
 /// How much of a body is read at once, in bytes.
 const READ_SIZE: usize = 256 * 1024;
@@ -122,7 +122,7 @@ impl CacheFolder {
     /// Whether a process serves from the folder.
     pub fn is_in_use(&self) -> io::Result<bool> {
         let path = self.path.join("lock");
-        let lock = match File::open(&path) {
+        let lock = match regular::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             lock => lock.map_err(|e| about(&path, "cannot be opened", &e))?,
         };
@@ -139,11 +139,9 @@ impl CacheFolder {
     /// `None`: one does already.
     pub fn lock(&self) -> io::Result<Option<File>> {
         let path = self.path.join("lock");
-        let lock = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false);
+        let lock = regular::open_with(&mut options, &path)
             .map_err(|e| about(&path, "cannot be opened", &e))?;
         match lock.try_lock() {
             Ok(()) => Ok(Some(lock)),
@@ -170,7 +168,7 @@ impl CacheFolder {
     /// told how many bytes were read since it was last called.
     pub fn verify(&self, entry: Entry, mut progress: impl FnMut(u64)) -> io::Result<Option<Found>> {
         let file = self.layout.body(&entry.id);
-        let checked = File::open(&file).and_then(|body| checksum(body, &mut progress));
+        let checked = regular::open(&file).and_then(|body| checksum(body, &mut progress));
         let reason = match checked {
             Ok((len, _)) if len != entry.meta.body_len => {
                 format!("has {len} bytes instead of {}", entry.meta.body_len)
@@ -227,7 +225,7 @@ impl CacheFolder {
     pub fn sync(&self, shards: &BTreeSet<u8>) -> io::Result<()> {
         for shard in shards {
             let path = self.layout.shard(*shard);
-            match File::open(&path).and_then(|folder| folder.sync_all()) {
+            match regular::open_folder(&path).and_then(|folder| folder.sync_all()) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     return Err(about(&path, "cannot be synced", &e))
                 }
@@ -312,8 +310,8 @@ impl CacheFolder {
             }
         };
         let body_file = self.layout.body(&id);
-        let reason = match fs::metadata(&body_file) {
-            Ok(body) if !body.is_file() => "is not a file".to_owned(),
+        let reason = match fs::symlink_metadata(&body_file) {
+            Ok(body) if !body.is_file() => "is not a regular file".to_owned(),
             Ok(body) if body.len() != meta.body_len => {
                 format!("has {} bytes instead of {}", body.len(), meta.body_len)
             }
@@ -416,7 +414,7 @@ impl Iterator for Walk<'_> {
                 }
             }
             if let Some((_, _, file)) = self.files.next() {
-                match fs::metadata(&file) {
+                match fs::symlink_metadata(&file) {
                     Ok(stat) => {
                         let len = stat.len();
                         return Some(Ok(Found::Leftover { file, len }));

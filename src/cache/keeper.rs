@@ -1,6 +1,5 @@
 //! What happens to entries without a request: removal, inactivity, bans.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use log::{info, warn};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout_at;
 
+use super::regular::open_folder;
 use super::room::Claim;
 use super::stats::Eviction;
 use super::tokio_fs::read_meta;
@@ -294,7 +294,7 @@ fn search_banned(cache: &'static DiskCache, newest: u64) -> Found {
 
 /// Make removals in a folder survive a power failure.
 fn sync_folder(folder: &Path) -> io::Result<()> {
-    match File::open(folder) {
+    match open_folder(folder) {
         Ok(folder) => folder.sync_all(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),

@@ -167,8 +167,8 @@ fn found(
 ) {
     let stat = || {
         Ok::<_, io::Error>((
-            fs::metadata(layout.body(&id))?,
-            fs::metadata(layout.meta(&id))?,
+            fs::symlink_metadata(layout.body(&id))?,
+            fs::symlink_metadata(layout.meta(&id))?,
         ))
     };
     let (body, meta) = match stat() {

@@ -53,6 +53,7 @@ mod open_bodies;
 pub mod open_now;
 mod prepared;
 mod readers;
+mod regular;
 pub(crate) mod rest;
 mod room;
 pub mod scrub;

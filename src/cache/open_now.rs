@@ -39,7 +39,8 @@ pub fn open_now(_layout: &Layout, _id: &EntryId, _prefetch: u64) -> Option<OpenE
 fn open_cached(path: &std::path::Path) -> Option<(std::fs::File, u64)> {
     use rustix::fs::{openat2, Mode, OFlags, ResolveFlags, CWD};
 
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    // See regular.rs.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok()?;
     let file = std::fs::File::from(file);
     let stat = file.metadata().ok()?;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
+use super::regular;
 use super::tokio_fs::{read_exact_at, read_meta};
 use super::{DiskCache, EntryId};
 
@@ -107,16 +108,12 @@ fn checksum(path: &Path, len: u64, mut read: impl FnMut(u64)) -> io::Result<u32>
 }
 
 fn open_buffered(path: &Path) -> io::Result<File> {
-    File::open(path)
+    regular::open(path)
 }
 
 #[cfg(target_os = "linux")]
 fn open_direct(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let direct = File::options()
-        .read(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(path);
+    let direct = regular::open_with_flags(File::options().read(true), libc::O_DIRECT, path);
     match direct {
         // Not every file system can.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => open_buffered(path),
@@ -204,6 +201,17 @@ mod tests {
             assert_eq!(found, crc32fast::hash(&body), "{len} bytes");
             assert_eq!(read, len as u64);
             assert!(checksum(file.path(), len as u64 + 1, |_| ()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_pipe_has_no_checksum() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        super::super::backend_suite::make_pipe(&path);
+        for open in [open_direct, open_buffered] {
+            let e = open(&path).unwrap_err();
+            assert_eq!(e.kind(), io::ErrorKind::InvalidData);
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use super::format::{EntryMeta, MAX_META_LEN};
 use super::layout::Layout;
 use super::load_body::load;
+use super::regular;
 use super::{DiskBackend, EntryId, OpenEntry};
 
 /// Files on a local file system, used through tokio's blocking thread pool.
@@ -147,10 +148,8 @@ impl DiskBackend for TokioFsBackend {
 
 fn open(layout: &Layout, id: &EntryId, prefetch: u64) -> io::Result<OpenEntry> {
     let meta = read_meta(&layout.meta(id))?;
-    let body = File::open(layout.body(id))?;
-    let stat = body.metadata()?;
-    // A length of no regular file is that of no body.
-    let body_len = if stat.is_file() { stat.len() } else { u64::MAX };
+    let body = regular::open(&layout.body(id))?;
+    let body_len = body.metadata()?.len();
     let prefetched = if meta.body_len <= prefetch && body_len == meta.body_len {
         let mut buf = vec![0; meta.body_len as usize];
         // Not from its position, at which it stays: see `BodyFile::has_len()`.
@@ -186,7 +185,7 @@ pub(super) fn remove(layout: &Layout, id: &EntryId) -> io::Result<()> {
 pub(super) fn read_meta(path: &Path) -> io::Result<EntryMeta> {
     // Most fit, and are then read in one go.
     let mut data = Vec::with_capacity(4096);
-    File::open(path)?
+    regular::open(path)?
         .take(MAX_META_LEN)
         .read_to_end(&mut data)?;
     EntryMeta::decode(&data)

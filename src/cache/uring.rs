@@ -39,6 +39,7 @@ use tokio::sync::oneshot;
 
 use super::format::{EntryMeta, MAX_META_LEN};
 use super::layout::Layout;
+use super::regular;
 use super::tokio_fs::no_read_ahead;
 use super::{DiskBackend, EntryId, OpenEntry};
 
@@ -141,14 +142,20 @@ impl UringBackend {
             .map_err(io::Error::other)?
     }
 
-    async fn open_to_read(&self, path: &Path) -> io::Result<Arc<File>> {
-        let file = self.rings.hits.run(open(path, libc::O_RDONLY)?).await?;
-        Ok(Arc::new(file))
+    /// A regular file and its length.
+    async fn open_to_read(&self, path: &Path) -> io::Result<(Arc<File>, u64)> {
+        let hits = &self.rings.hits;
+        let opened = hits.run(open(path, libc::O_RDONLY | regular::FLAGS)?).await;
+        let file = Arc::new(opened.map_err(regular::not_regular)?);
+        match hits.run(length(&file)).await? {
+            Some(len) => Ok((file, len)),
+            None => Err(regular::irregular()),
+        }
     }
 
     async fn read_meta(&self, id: &EntryId) -> io::Result<EntryMeta> {
         let hits = &self.rings.hits;
-        let file = self.open_to_read(&self.layout.meta(id)).await?;
+        let (file, _) = self.open_to_read(&self.layout.meta(id)).await?;
         let mut data = hits.run(Read::up_to(&file, 0, META_PIECE)).await?;
         if data.len() == META_PIECE {
             let rest = MAX_META_LEN as usize - META_PIECE;
@@ -156,13 +163,6 @@ impl UringBackend {
             data.append(&mut hits.run(rest).await?);
         }
         EntryMeta::decode(&data)
-    }
-
-    /// The body file and its length.
-    async fn open_body(&self, id: &EntryId) -> io::Result<(Arc<File>, u64)> {
-        let file = self.open_to_read(&self.layout.body(id)).await?;
-        let len = self.rings.hits.run(length(&file)).await?;
-        Ok((file, len))
     }
 
     async fn create_body(&self, id: &EntryId, reserve: u64) -> io::Result<Arc<File>> {
@@ -251,7 +251,8 @@ impl DiskBackend for UringBackend {
     }
 
     async fn open(&self, id: EntryId, prefetch: u64) -> io::Result<OpenEntry> {
-        let (meta, body) = tokio::join!(self.read_meta(&id), self.open_body(&id));
+        let body = self.layout.body(&id);
+        let (meta, body) = tokio::join!(self.read_meta(&id), self.open_to_read(&body));
         let meta = meta?;
         let (body, body_len) = body?;
         let prefetched = if meta.body_len <= prefetch && body_len == meta.body_len {
@@ -395,8 +396,11 @@ fn create_new(path: &Path) -> io::Result<Single<CString, File>> {
     open(path, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL)
 }
 
-/// The length of a file. That of no regular file is that of no body.
-fn length(file: &Arc<File>) -> Single<(Arc<File>, Box<MaybeUninit<libc::statx>>), u64> {
+/// Memory that statx(2) fills.
+type StatBuffer = Box<MaybeUninit<libc::statx>>;
+
+/// The length of a file. `None`: it is not a regular file.
+fn length(file: &Arc<File>) -> Single<(Arc<File>, StatBuffer), Option<u64>> {
     let mut stat = Box::new(MaybeUninit::<libc::statx>::uninit());
     Single {
         request: opcode::Statx::new(fd(file), c"".as_ptr(), stat.as_mut_ptr().cast())
@@ -407,10 +411,7 @@ fn length(file: &Arc<File>) -> Single<(Arc<File>, Box<MaybeUninit<libc::statx>>)
         output: |(_, stat), _| {
             // SAFETY: statx(2) has succeeded, and then fills all of it.
             let stat = unsafe { stat.assume_init() };
-            match u32::from(stat.stx_mode) & libc::S_IFMT {
-                libc::S_IFREG => stat.stx_size,
-                _ => u64::MAX,
-            }
+            (u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG).then_some(stat.stx_size)
         },
     }
 }
