@@ -172,6 +172,123 @@ fn a_pipe_in_place_of_what_a_start_writes_is_replaced() {
     }
 }
 
+// --- the folder goes while it is in use ---
+
+/// Removes all that is in a folder.
+fn empty(folder: &Path) {
+    for file in fs::read_dir(folder).expect("list the folder") {
+        let path = file.expect("a file").path();
+        match path.is_dir() {
+            true => fs::remove_dir_all(path).expect("remove a folder"),
+            false => remove(&path),
+        }
+    }
+}
+
+fn expect_refused(folder: &Path) {
+    let said = refused(folder);
+    assert!(said.contains("another process uses"), "{said}");
+}
+
+#[test]
+fn an_emptied_folder_is_used_and_locked_again() {
+    let origin = numbered_origin(LEN);
+    let mut proxy = proxy(&origin).grace_period("0s").start();
+    let folder = proxy.cache_dir();
+    assert_eq!(ask(&proxy, 1, LEN), "MISS");
+    proxy.expect_metric("cache_entries", 1);
+    empty(&folder);
+    // The files of the entry are found to be gone, and it is stored again.
+    assert_eq!(ask(&proxy, 1, LEN), "MISS");
+    for key in [1, 2] {
+        eventually("it is stored", || ask(&proxy, key, LEN) == "HIT");
+    }
+    proxy.expect_metric_where("cache_fill_errors_total", &[("cause", "missing")], 0);
+    assert_eq!(proxy.metric("cache_writable"), 1);
+    expect_refused(&folder);
+
+    let asked = origin.requests().len();
+    assert_eq!(asked, 3);
+    proxy.stop_gracefully();
+    proxy.restart();
+    proxy.expect_metric("cache_entries", 2);
+    for key in [1, 2] {
+        assert_eq!(ask(&proxy, key, LEN), "HIT");
+    }
+    assert_eq!(origin.requests().len(), asked);
+}
+
+#[test]
+fn a_folder_that_was_removed_and_made_again_is_used_again() {
+    let origin = numbered_origin(LEN);
+    let proxy = proxy(&origin).start();
+    let folder = proxy.cache_dir();
+    fs::remove_dir_all(&folder).expect("remove the folder");
+    assert_eq!(ask(&proxy, 1, LEN), "MISS");
+    assert!(
+        !folder.exists(),
+        "it is not made, as it may be a mount point"
+    );
+    fs::create_dir(&folder).expect("make the folder");
+    assert_eq!(ask(&proxy, 1, LEN), "MISS");
+    eventually("it is stored", || ask(&proxy, 1, LEN) == "HIT");
+    expect_refused(&folder);
+}
+
+#[test]
+fn a_removed_lock_is_made_again_without_a_fill() {
+    let origin = numbered_origin(LEN);
+    let proxy = proxy(&origin).start();
+    assert_eq!(ask(&proxy, 1, LEN), "MISS");
+    proxy.expect_metric("cache_entries", 1);
+    let folder = proxy.cache_dir();
+    let lock = folder.join("lock");
+    remove(&lock);
+    eventually("the lock file is there again", || lock.exists());
+    expect_refused(&folder);
+    assert_eq!(ask(&proxy, 1, LEN), "HIT", "nothing else has happened");
+}
+
+#[test]
+fn a_lock_that_another_process_took_ends_the_writing_until_it_lets_go() {
+    let origin = numbered_origin(LEN);
+    let proxy = proxy(&origin).start();
+    assert_eq!(ask(&proxy, 1, LEN), "MISS");
+    proxy.expect_metric("cache_entries", 1);
+    let folder = proxy.cache_dir();
+    // Locked before it gets its name, or the proxy might be faster.
+    let other = File::create(folder.join("other")).expect("make a file");
+    other.try_lock().expect("lock it");
+    fs::rename(folder.join("other"), folder.join("lock")).expect("rename");
+
+    let writable = |expected| {
+        eventually("the proxy notices", || {
+            proxy.metric("cache_writable") == expected
+        });
+    };
+    writable(0);
+    let before = entry_files(&proxy);
+    assert_eq!(ask(&proxy, 1, LEN), "HIT");
+    for _ in 0..2 {
+        assert_eq!(ask(&proxy, 2, LEN), "MISS");
+    }
+    assert_eq!(entry_files(&proxy), before);
+    let said = proxy.stderr();
+    let errors: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains("another process has taken this cache folder"))
+        .collect();
+    assert_eq!(errors.len(), 1, "{said}");
+    for word in ["ERROR", &*folder.display().to_string(), "cache.disk.path"] {
+        assert!(errors[0].contains(word), "{word}: {said}");
+    }
+
+    drop(other);
+    writable(1);
+    assert_eq!(ask(&proxy, 2, LEN), "MISS");
+    eventually("it is stored", || ask(&proxy, 2, LEN) == "HIT");
+}
+
 // --- the files of an entry are damaged ---
 
 type Damage = fn(&Entry);

@@ -167,6 +167,16 @@ impl Bans {
         Ok(())
     }
 
+    /// Bring back a list that was removed, and heed what another process has written in
+    /// its place. Only for the holder of the lock. Blocks.
+    pub fn restore(&self) -> io::Result<()> {
+        self.reload(true)?;
+        if self.is_empty() {
+            return Ok(());
+        }
+        self.rewrite(&mut self.file.lock())
+    }
+
     /// The highest generation that a ban speaks of.
     pub fn newest(&self) -> u64 {
         self.newest.load(Ordering::Acquire)
@@ -654,6 +664,30 @@ mod tests {
             let bans = Bans::load(dir.path(), true).unwrap();
             assert!(void(&bans, 1, "/third"), "at {len}");
             assert_eq!(void(&bans, 1, "/first"), len >= first, "at {len}");
+        }
+    }
+
+    #[test]
+    fn a_removed_list_is_brought_back_beside_that_of_another_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        let bans = Bans::load(dir.path(), true).unwrap();
+        bans.restore().unwrap();
+        assert!(!path.exists(), "there is nothing to bring back");
+        bans.ban(5, prefix("/own")).unwrap();
+        fs::remove_file(&path).unwrap();
+        bans.restore().unwrap();
+        assert_eq!(Bans::load(dir.path(), true).unwrap().len(), 1);
+
+        fs::remove_file(&path).unwrap();
+        let other = Bans::load(dir.path(), true).unwrap();
+        other.ban(6, prefix("/other")).unwrap();
+        other.ban(6, prefix("/third")).unwrap();
+        bans.restore().unwrap();
+        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+            for key in ["/own", "/other", "/third"] {
+                assert!(void(&bans, 4, key), "{key}");
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use http::header::CONTENT_LENGTH;
-use log::{info, warn};
+use log::{error, info, warn};
 use parking_lot::{Condvar, Mutex};
 use pingora_cache::admission::AdmissionPolicy;
 use pingora_cache::key::{CacheHashKey, CompactCacheKey, HashBinary};
@@ -30,6 +30,7 @@ use super::body_file::BodyFile;
 use super::changes::Changes;
 use super::clock::Clock;
 use super::fill::{Fill, Fills, NewFill};
+use super::folder_lock::{FolderLock, Renewed};
 use super::format::EntryMeta;
 use super::hit::DiskHit;
 use super::hot::{Hot, HotBody, HotEntry};
@@ -75,6 +76,9 @@ const META_LEN: u64 = 512;
 /// The error of a response for which there is no room, now or at all. The response comes
 /// from the origin as if there were no cache. The error is counted and harmless.
 pub const NO_ROOM: ErrorType = ErrorType::new("NoRoomInCache");
+
+/// Reason for which nothing is stored.
+pub(super) const OTHER_WRITES: &str = "another process writes to the cache folder";
 
 /// How much of a body is read when an entry is opened, if it has to come from
 /// the disk, in bytes.
@@ -201,8 +205,7 @@ pub struct DiskCache {
     beginning: Mutex<BTreeSet<u64>>,
     /// Whether this process holds the lock.
     writable: AtomicBool,
-    /// Held as long as the process lives, so that no second one uses the folder.
-    lock: Mutex<Option<File>>,
+    lock: FolderLock,
     /// Files to be removed, less than 100 bytes each; at most as many as the index had entries.
     removals: mpsc::UnboundedSender<Removal>,
     /// Entries whose files could not be removed so far.
@@ -264,7 +267,8 @@ impl DiskCache {
         fs::create_dir_all(path).map_err(|e| in_folder(path, "create the cache folder", e))?;
         // Else nothing in it is ours to remove.
         let was_cache = path.join("epoch").exists();
-        let lock = lock(path, config.successor)?;
+        let lock = take_lock(path, config.successor)?;
+        let writable = lock.is_held();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(RUNTIME_THREADS)
             .max_blocking_threads(BLOCKING_THREADS)
@@ -273,19 +277,18 @@ impl DiskCache {
             .build()?;
         let backend = backend(config.backend, path, runtime.handle())
             .map_err(|e| in_folder(path, "create folders", e))?;
-        let bans = Bans::load(path, lock.is_some())
+        let bans = Bans::load(path, writable)
             .map_err(|e| in_folder(&path.join("bans"), "read the ban list", e))?;
-        let first_generation = match &lock {
-            Some(_) => next_epoch(path, backend.layout(), bans.newest())
+        let first_generation = match writable {
+            true => next_epoch(path, backend.layout(), bans.newest())
                 .map_err(|e| in_folder(path, "write to the cache folder", e))?,
-            None => 0,
+            false => 0,
         };
         let size = match was_cache {
             true => closed_size(path, first_generation),
             false => Some(0),
         };
         let (removals, removed) = mpsc::unbounded_channel();
-        let writable = lock.is_some();
         let cache: &'static DiskCache = Box::leak(Box::new(DiskCache {
             path: path.clone(),
             runtime,
@@ -319,7 +322,7 @@ impl DiskCache {
             next_generation: AtomicU64::new(first_generation),
             beginning: Mutex::default(),
             writable: AtomicBool::new(writable),
-            lock: Mutex::new(lock),
+            lock,
             removals,
             failed_removals: AtomicUsize::new(0),
             loading: Mutex::new(Loading {
@@ -360,14 +363,12 @@ impl DiskCache {
             "{}: another process writes to this cache folder; nothing is stored until it lets go",
             self.path.display()
         );
-        let taken = self.wait_for_lock().and_then(|lock| {
+        let taken = self.wait_for_lock().and_then(|()| {
             self.bans.reload(true)?;
-            let first = next_epoch(&self.path, self.backend.layout(), self.bans.newest())?;
-            Ok((lock, first))
+            next_epoch(&self.path, self.backend.layout(), self.bans.newest())
         });
         match taken {
-            Ok((lock, first)) => {
-                *self.lock.lock() = Some(lock);
+            Ok(first) => {
                 self.next_generation.store(first, Ordering::Release);
                 *self.loading.lock() = Loading {
                     since: Instant::now(),
@@ -389,10 +390,11 @@ impl DiskCache {
 
     /// Wait until the other process lets the folder go, and heed what is purged
     /// there meanwhile. Blocks.
-    fn wait_for_lock(&self) -> io::Result<File> {
+    fn wait_for_lock(&self) -> io::Result<()> {
         loop {
-            if let Some(lock) = lock(&self.path, true)? {
-                return Ok(lock);
+            let taken = self.lock.take_over();
+            if taken.map_err(|e| lock_error(&self.path, e))? {
+                return Ok(());
             }
             if let Err(e) = self.bans.reload(false) {
                 warn!("{}: cannot read the ban list: {e}", self.path.display());
@@ -436,12 +438,83 @@ impl DiskCache {
         if was_writable && is_exact {
             self.note_size();
         }
-        let lock = self.lock.lock().take();
-        if let Some(lock) = lock {
-            // A close would not do while a process is being started: until its
-            // execve(2) it has the file as well.
-            let _ = lock.unlock();
+        self.lock.close();
+    }
+
+    /// Notice that the lock file was removed, and take the lock anew; stop writing if
+    /// another process was faster. Blocks.
+    pub(super) fn keep_lock(&'static self) {
+        match self.lock.renew() {
+            Renewed::Same => {}
+            Renewed::Lost => {
+                self.writable.store(false, Ordering::Release);
+                error!(
+                    "{}: the lock file was removed, and another process has taken this cache folder; \
+                     nothing is stored until it ends: stop it, or give each its own cache.disk.path",
+                    self.path.display()
+                );
+            }
+            Renewed::Taken { is_new } => match self.start_epoch() {
+                Ok(()) => {
+                    // It may have been closed meanwhile.
+                    self.writable.store(self.lock.is_held(), Ordering::Release);
+                    warn!(
+                        "{}: the lock file was removed, and is there again",
+                        self.path.display()
+                    );
+                    if !is_new && self.loaded.is_complete() {
+                        self.load_again();
+                    }
+                }
+                Err(e) => {
+                    self.writable.store(false, Ordering::Release);
+                    self.lock.lose();
+                    error!(
+                        "{}: cannot write to the emptied cache folder, which is tried again: {e}",
+                        self.path.display()
+                    );
+                }
+            },
         }
+    }
+
+    /// Number the next entries above those that another process may have written
+    /// meanwhile, and bring the files back that a start would have made. Blocks.
+    fn start_epoch(&self) -> io::Result<()> {
+        self.bans.restore()?;
+        let newest = self.bans.newest().max(self.last_generation());
+        let first = next_epoch(&self.path, self.backend.layout(), newest)?;
+        self.next_generation.fetch_max(first, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Find what another process has stored in the meantime.
+    fn load_again(&'static self) {
+        *self.loading.lock() = Loading {
+            since: Instant::now(),
+            size: None,
+        };
+        self.bytes_written.store(0, Ordering::Release);
+        let spawned = std::thread::Builder::new()
+            .name("cache-load".into())
+            // Fills of this process have temporary files there.
+            .spawn(move || load::load(self, Leftovers::Keep));
+        if let Err(e) = spawned {
+            warn!("{}: cannot list it again: {e}", self.path.display());
+        }
+    }
+
+    /// Make the folders that a new entry needs, in a cache folder that somebody has
+    /// emptied. Blocks.
+    fn mend_folder(&'static self, id: EntryId) -> io::Result<()> {
+        self.keep_lock();
+        if !self.is_writable() {
+            return Err(io::Error::other(OTHER_WRITES));
+        }
+        if !self.lock.is_mounted() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        fs::create_dir_all(self.backend.layout().shard(id.hash[0]))
     }
 
     /// Let the next run know what the entries take.
@@ -1153,7 +1226,16 @@ impl DiskCache {
             {
                 return Err(io::ErrorKind::StorageFull.into());
             }
-            self.backend.create(id, reserve).await
+            match self.backend.create(id, reserve).await {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    self.runtime
+                        .spawn_blocking(move || self.mend_folder(id))
+                        .await
+                        .map_err(io::Error::other)??;
+                    self.backend.create(id, reserve).await
+                }
+                created => created,
+            }
         };
         self.with_disk_space(reserve.unwrap_or(0), u8::MAX, create)
             .await
@@ -1284,25 +1366,24 @@ fn is_for(primary_key: &[u8], stored: &CompactCacheKey, key: &CacheKey) -> bool 
     primary_key == key.primary_key() && *stored.user_tag == *key.user_tag
 }
 
-fn lock(path: &Path, successor: bool) -> io::Result<Option<File>> {
-    let mut options = File::options();
-    options.create(true).truncate(false).write(true);
-    let file = path.join("lock");
-    let lock = regular::open_with(&mut options, &file).map_err(|e| match e.kind() {
-        io::ErrorKind::InvalidData => in_folder(&file, "lock it; remove it", e),
-        _ => in_folder(path, "write to the cache folder", e),
-    })?;
-    match lock.try_lock() {
-        Ok(()) => Ok(Some(lock)),
-        Err(TryLockError::WouldBlock) if successor => Ok(None),
-        Err(TryLockError::WouldBlock) => Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            format!(
-                "{}: another process uses this cache folder; stop it, or give each its own cache.disk.path",
-                path.display()
-            ),
-        )),
-        Err(TryLockError::Error(e)) => Err(in_folder(path, "lock the cache folder", e)),
+fn take_lock(path: &Path, successor: bool) -> io::Result<FolderLock> {
+    let lock = FolderLock::take(path).map_err(|e| lock_error(path, e))?;
+    if lock.is_held() || successor {
+        return Ok(lock);
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AddrInUse,
+        format!(
+            "{}: another process uses this cache folder; stop it, or give each its own cache.disk.path",
+            path.display()
+        ),
+    ))
+}
+
+fn lock_error(path: &Path, e: io::Error) -> io::Error {
+    match e.kind() {
+        io::ErrorKind::InvalidData => in_folder(&path.join("lock"), "lock it; remove it", e),
+        _ => in_folder(path, "lock the cache folder", e),
     }
 }
 
@@ -1504,10 +1585,7 @@ impl Storage for DiskCache {
         _trace: &SpanHandle,
     ) -> Result<MissHandler> {
         if !self.is_writable() {
-            return Error::e_explain(
-                ErrorType::FileCreateError,
-                "another process still writes to the cache folder",
-            );
+            return Error::e_explain(ErrorType::FileCreateError, OTHER_WRITES);
         }
         // First: what is purged meanwhile must not be stored.
         let turn = self.turns.to_fill().await;
@@ -1755,7 +1833,7 @@ mod tests {
         drop(rest);
         // As a kill does, this leaves no size of its epoch.
         second.writable.store(false, Ordering::Release);
-        let _ = second.lock.lock().take();
+        second.lock.close();
 
         let third = while_loading(dir.path());
         assert!(!third.admits());

@@ -13,6 +13,7 @@ use pingora_cache::key::CompactCacheKey;
 use tokio::sync::{mpsc, oneshot, watch, Notify};
 
 use super::body_file::BodyFile;
+use super::disk::OTHER_WRITES;
 use super::format::EntryMeta;
 use super::gather::{Block, Gather};
 use super::readers::{Audience, Readers};
@@ -499,9 +500,14 @@ async fn commit(
         header,
     };
     let backend = cache.backend();
-    let mut committed = backend
-        .commit(fill.id, fill.body.file(), meta.clone())
-        .await;
+    let mut committed = match cache.is_writable() {
+        true => {
+            backend
+                .commit(fill.id, fill.body.file(), meta.clone())
+                .await
+        }
+        false => Err(io::Error::other(OTHER_WRITES)),
+    };
     while committed.is_ok() && !cache.publish(fill, &meta, &mut claim) {
         // A revalidation came between: the entry has its metadata from the start.
         (meta.internal, meta.header) = fill.meta();

@@ -32,6 +32,9 @@ const BAN_INTERVAL: Duration = Duration::from_secs(60);
 /// many.
 const BAN_DUTY: u32 = 20;
 
+/// The time from one look at the lock file to the next.
+const LOCK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The time after which a removal that has failed is tried again. It doubles each time.
 const FIRST_RETRY: Duration = match cfg!(test) {
     true => Duration::from_millis(20),
@@ -191,7 +194,16 @@ pub(super) async fn run(cache: &'static DiskCache, inactive: Option<Duration>) {
             }
         }
     };
-    tokio::join!(bans, inactive);
+    let lock = async {
+        loop {
+            tokio::time::sleep(LOCK_INTERVAL).await;
+            let kept = cache.runtime().spawn_blocking(|| cache.keep_lock());
+            if let Err(e) = kept.await {
+                warn!("cannot look after the lock of the cache folder: {e}");
+            }
+        }
+    };
+    tokio::join!(bans, inactive, lock);
 }
 
 fn remove_inactive(cache: &DiskCache, idle: Duration) {

@@ -38,6 +38,7 @@ pub mod changes;
 pub mod clock;
 pub mod disk;
 pub mod fill;
+mod folder_lock;
 pub mod format;
 mod gather;
 pub mod hit;
