@@ -35,7 +35,7 @@ use super::format::EntryMeta;
 use super::hit::DiskHit;
 use super::hot::{Hot, HotBody, HotEntry};
 use super::index::{Index, Indexed, Inserted};
-use super::keeper::{Files, Removal};
+use super::keeper::{Files, Removal, Which};
 use super::layout::Layout;
 use super::load::{self, Leftovers};
 use super::miss::{DiskMiss, InBackground};
@@ -206,7 +206,8 @@ pub struct DiskCache {
     /// Whether this process holds the lock.
     writable: AtomicBool,
     lock: FolderLock,
-    /// Files to be removed, less than 100 bytes each; at most as many as the index had entries.
+    /// Files to be removed, less than 200 bytes each; at most as many as the index had
+    /// entries, and some thousand leftovers.
     removals: mpsc::UnboundedSender<Removal>,
     /// Entries whose files could not be removed so far.
     failed_removals: AtomicUsize,
@@ -867,19 +868,27 @@ impl DiskCache {
     /// claim released.
     pub(super) fn remove_files(&self, id: EntryId, claim: Option<Claim>) {
         if self.is_writable() {
-            let is_fill = false;
+            let which = Which::Entry;
             let _ = self
                 .removals
-                .send(Removal::Files(Files { id, claim, is_fill }));
+                .send(Removal::Files(Files { id, claim, which }));
         }
+    }
+
+    /// Have a file removed that an earlier run has left, and that could not be removed.
+    pub(super) fn remove_leftover(&self, id: EntryId, path: &Path) {
+        let (claim, which) = (None, Which::Leftover(path.into()));
+        let _ = self
+            .removals
+            .send(Removal::Files(Files { id, claim, which }));
     }
 
     /// Have all files of a fill removed that was given up, and then its claim released.
     pub(super) fn remove_fill(&self, id: EntryId, claim: Option<Claim>) {
-        let is_fill = true;
+        let which = Which::Fill;
         let _ = self
             .removals
-            .send(Removal::Files(Files { id, claim, is_fill }));
+            .send(Removal::Files(Files { id, claim, which }));
     }
 
     /// Note that files are removed. Their claim is released once they are closed.

@@ -12,7 +12,7 @@ use tokio::time::timeout_at;
 use super::regular::open_folder;
 use super::room::Claim;
 use super::stats::Eviction;
-use super::tokio_fs::read_meta;
+use super::tokio_fs::{read_meta, remove_if_there};
 use super::{DiskCache, EntryId};
 
 /// How many entries are removed at once.
@@ -59,8 +59,17 @@ pub(super) struct Files {
     pub id: EntryId,
     /// The space that they take.
     pub claim: Option<Claim>,
-    /// They are those of a fill, which has no entry yet.
-    pub is_fill: bool,
+    pub which: Which,
+}
+
+/// The files of an ID that are to be removed.
+#[derive(Debug)]
+pub(super) enum Which {
+    Entry,
+    /// Those of a fill, which has no entry yet.
+    Fill,
+    /// A file that an earlier run has left, and no other.
+    Leftover(Box<Path>),
 }
 
 /// Files that could not be removed. They still take their space, and a restart would find
@@ -133,9 +142,16 @@ async fn remove_all(
 }
 
 async fn remove(cache: &'static DiskCache, files: &Files) -> io::Result<()> {
-    let body = match files.is_fill {
-        true => cache.backend().discard(files.id).await,
-        false => Ok(()),
+    let body = match &files.which {
+        Which::Entry => Ok(()),
+        Which::Fill => cache.backend().discard(files.id).await,
+        Which::Leftover(path) => {
+            let path = path.clone();
+            let removed = cache
+                .runtime()
+                .spawn_blocking(move || remove_if_there(&path));
+            return removed.await.map_err(io::Error::other)?;
+        }
     };
     cache.backend().remove(files.id).await.and(body)
 }
@@ -321,6 +337,41 @@ mod tests {
     use super::*;
 
     const LIMIT: u64 = 1 << 20;
+
+    #[tokio::test]
+    async fn a_leftover_that_cannot_be_removed_at_the_start_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = super::super::layout::Layout::new(dir.path());
+        let id = EntryId {
+            hash: [7; 16],
+            generation: 1,
+        };
+        let leftovers = [
+            layout.body_tmp(&id),
+            layout.meta_tmp(&id),
+            layout.body(&EntryId {
+                generation: 2,
+                ..id
+            }),
+        ];
+        for path in &leftovers {
+            fs::create_dir_all(path).unwrap();
+        }
+        let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), LIMIT)).unwrap();
+        cache.wait_loaded();
+        cache.removed_all().await;
+        assert!(cache.has_failed_removals());
+        for path in &leftovers {
+            fs::remove_dir(path).unwrap();
+            fs::write(path, "left").unwrap();
+        }
+        while cache.has_failed_removals() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for path in &leftovers {
+            assert!(!path.exists(), "{}", path.display());
+        }
+    }
 
     /// In place of a file, a folder, which is no file to unlink(2).
     #[tokio::test]

@@ -42,6 +42,9 @@ impl Progress {
     }
 }
 
+/// Most leftovers whose removal is tried again. The next start finds the others.
+const MAX_FAILED: usize = 4096;
+
 /// What to do with files that make no entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leftovers {
@@ -85,6 +88,8 @@ pub(super) fn load(cache: &DiskCache, leftovers: Leftovers) {
 struct Counted {
     entries: usize,
     leftovers: usize,
+    /// Leftovers that could not be removed.
+    failed: usize,
 }
 
 /// Which of its files an entry has.
@@ -119,7 +124,12 @@ fn load_shard(
         if id.generation < generation {
             counted.leftovers += 1;
             if let Err(e) = remove_if_there(path) {
-                warn!("{}: cannot remove a leftover: {e}", path.display());
+                counted.failed += 1;
+                if counted.failed <= MAX_FAILED {
+                    cache.remove_leftover(*id, path);
+                } else {
+                    warn!("{}: cannot remove a leftover: {e}", path.display());
+                }
             }
         }
     };
