@@ -172,11 +172,25 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// The frame that asks for `path`.
 pub fn get(stream: u32, path: &str, flags: u8) -> Vec<u8> {
+    get_with_host(stream, path, flags, None)
+}
+
+/// As [`get`], with a `Host` beside `:authority`.
+pub fn get_with_host(stream: u32, path: &str, flags: u8, host: Option<&str>) -> Vec<u8> {
     // RFC 7541: indexed :method GET and :scheme https, literal :authority and :path
     let mut block = vec![0x82, 0x87, 0x01, 9];
     block.extend(b"localhost");
     block.extend([0x04, u8::try_from(path.len()).expect("a short path")]);
     block.extend(path.as_bytes());
+    if let Some(host) = host {
+        // Literal without indexing; the name has index 38.
+        block.extend([
+            0x0f,
+            38 - 0x0f,
+            u8::try_from(host.len()).expect("a short host"),
+        ]);
+        block.extend(host.as_bytes());
+    }
     frame(HEADERS, flags, stream, &block)
 }
 

@@ -261,6 +261,31 @@ fn a_response_is_whole_whatever_the_windows() {
     proxy.expect_metric("cache_hits_total", 1);
 }
 
+// --- requests that name their server twice ---
+
+/// RFC 9113 §8.3.1
+#[test]
+fn a_host_may_write_the_authority_otherwise() {
+    let origin = Origin::start(|_| Reply::pattern(1, 1000));
+    let proxy = proxy(&origin).start();
+    let mut client = Client::open(proxy.https_addr(), MAX_WINDOW, MAX_WINDOW);
+    let mut streams = (1..).step_by(2);
+    let mut ask = |host| {
+        let stream = streams.next().expect("a stream");
+        let flags = END_HEADERS | END_STREAM;
+        client
+            .send(&get_with_host(stream, "/assets/object", flags, Some(host)))
+            .expect("ask");
+        client.response(stream).status
+    };
+    for host in ["localhost", "LocalHost", "localhost:443", "LOCALHOST:"] {
+        assert_eq!(ask(host), STATUS_200, "{host}");
+    }
+    for host in ["localhost:80", "localhost.", "other.example", ""] {
+        assert_eq!(ask(host), STATUS_400, "{host}");
+    }
+}
+
 // --- connections that do nothing ---
 
 #[test]
@@ -408,6 +433,38 @@ fn what_well_behaved_clients_send_is_no_flood() {
                 frame(WINDOW_UPDATE, 0, 1, &part),
             ];
             client.send(&updates.concat()).expect("open the windows");
+        }
+    }
+    assert_eq!(received, LEN);
+}
+
+#[test]
+fn a_client_may_read_much_before_it_opens_its_windows() {
+    const LEN: u64 = 20 * MIB;
+    const WINDOW: u32 = 4 << 20;
+    let origin = Origin::start(|_| Reply::pattern(1, LEN));
+    let proxy = proxy(&origin).start();
+    proxy.get("/assets/object");
+    let mut client = Client::open(proxy.https_addr(), WINDOW, WINDOW);
+    client
+        .send(&get(1, "/assets/object", END_HEADERS | END_STREAM))
+        .expect("ask");
+    let part = 512_u32.to_be_bytes();
+    let updates = [
+        frame(WINDOW_UPDATE, 0, 0, &part),
+        frame(WINDOW_UPDATE, 0, 1, &part),
+    ];
+    let updates = updates.concat();
+    let (mut received, mut told) = (0, 0);
+    while received < LEN {
+        let frame = client.receive().expect("a frame");
+        if frame.is(DATA, 1) {
+            received += frame.payload.len() as u64;
+        }
+        if received == LEN || received - told == u64::from(WINDOW) {
+            let parts = (received - told) / 512;
+            told = received;
+            let _ = client.send(&updates.repeat(parts as usize));
         }
     }
     assert_eq!(received, LEN);
