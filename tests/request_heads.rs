@@ -177,6 +177,31 @@ fn a_request_line_that_others_would_split_otherwise_is_400() {
     assert_eq!(origin.requests().len(), 0);
 }
 
+/// Browsers and other clients leave some of these as they are.
+#[test]
+fn a_key_may_have_marks_that_a_uri_has_not() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    for (mark, encoded) in [
+        ("<", "%3C"),
+        (">", "%3E"),
+        ("`", "%60"),
+        ("\"", "%22"),
+        ("{}", "%7B%7D"),
+        ("|", "%7C"),
+        ("^", "%5E"),
+        ("\\", "%5C"),
+        ("[]", "%5B%5D"),
+    ] {
+        let mut client = Client::open(proxy.addr());
+        client.send(format!("GET /assets/a{mark}b HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert_eq!(client.receive("GET").status, 404, "{mark}");
+        let asked = origin.requests();
+        let asked = asked.last().expect("a request");
+        assert_eq!(asked.path(), format!("/bucket/a{encoded}b"), "{mark}");
+    }
+}
+
 #[test]
 fn requests_before_the_end_of_sending_are_all_answered() {
     let origin = origin();
