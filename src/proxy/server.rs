@@ -130,6 +130,7 @@ impl ProxyServer {
         let max_connections = config.server.max_connections.map(|max| *max);
         let connections = descriptors::clients(open_files, max_connections);
         METRICS.watch_connections(&connections);
+        let mut limits = vec![connections.clone()];
         service.set_connection_limit(connections);
         let unsent =
             send_buffer::limit(config.server.send_buffer.map(|bytes| *bytes)).map(Arc::new);
@@ -163,7 +164,9 @@ impl ProxyServer {
             let mut app = HttpServer::new_app(MetricsApp::new(cache));
             app.server_options = Some(options.clone());
             let mut service = Service::new("metrics".into(), app);
-            service.set_connection_limit(descriptors::operators(open_files));
+            let connections = descriptors::operators(open_files);
+            limits.push(connections.clone());
+            service.set_connection_limit(connections);
             service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
             service.threads = Some(1);
             server.add_service(service);
@@ -172,11 +175,14 @@ impl ProxyServer {
             let mut app = HttpServer::new_app(AdminApp::new(config, cache));
             app.server_options = Some(options.clone());
             let mut service = Service::new("admin".into(), app);
-            service.set_connection_limit(descriptors::operators(open_files));
+            let connections = descriptors::operators(open_files);
+            limits.push(connections.clone());
+            service.set_connection_limit(connections);
             service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
             service.threads = Some(1);
             server.add_service(service);
         }
+        server.end_grace_period_early(limits);
         if listeners == Listeners::Inherited {
             info!(
                 "waiting at {} for the listeners of the running process; send it SIGQUIT",
