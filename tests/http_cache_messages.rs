@@ -272,6 +272,78 @@ fn interim_answers_of_the_origin_have_an_end() {
     }
 }
 
+/// RFC 9112 §6.1
+#[test]
+fn a_coding_that_nobody_undoes_is_refused() {
+    let page = page();
+    let ask = |codings: &str| {
+        let mut client = site().client();
+        client.send(format!(
+            "POST {} HTTP/1.1\r\nHost: site.example\r\n{codings}\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            page.path()
+        ));
+        let status = client.receive("POST").status;
+        (status, status != 200 && client.is_closed())
+    };
+    for (codings, status) in [
+        ("Transfer-Encoding: gzip, chunked", 501),
+        ("Transfer-Encoding: identity, chunked", 501),
+        ("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked", 501),
+        ("Transfer-Encoding: chunked, chunked", 400),
+        (
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            400,
+        ),
+        ("Transfer-Encoding: chunked, gzip", 400),
+        ("Transfer-Encoding: xchunked", 400),
+        ("Transfer-Encoding:", 400),
+    ] {
+        assert_eq!(ask(codings), (status, true), "{codings}");
+    }
+    assert_eq!(page.count(), 0);
+    for codings in [
+        "Transfer-Encoding: Chunked",
+        "Transfer-Encoding: ,\tchunked ,",
+        "Transfer-Encoding:\r\nTransfer-Encoding: chunked",
+    ] {
+        assert_eq!(ask(codings), (200, false), "{codings}");
+    }
+    assert_eq!(page.count(), 3);
+}
+
+/// RFC 9112 §6.1
+#[test]
+fn an_answer_in_an_unknown_coding_is_neither_passed_on_nor_stored() {
+    let chunks = "3\r\nabc\r\n0\r\n\r\n";
+    let answer = |codings: &str| {
+        Answer::raw(format!(
+            "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n{codings}\r\n\r\n{chunks}"
+        ))
+    };
+    for codings in [
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked, chunked",
+        "Transfer-Encoding: chunked, gzip",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding: gzip\r\nContent-Length: 13",
+    ] {
+        let page = site().page_with(answer(codings));
+        assert_eq!(page.get().status, 502, "{codings}");
+        page.answers([Answer::fresh().body("good")]);
+        assert_eq!(page.get().text(), "good", "{codings}");
+    }
+    for codings in [
+        "Transfer-Encoding: CHUNKED",
+        "Transfer-Encoding: ,\tchunked ,",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: ",
+    ] {
+        let page = site().page_with(answer(codings));
+        let got = page.get();
+        assert_eq!((got.status, got.text()), (200, "abc".into()), "{codings}");
+    }
+}
+
 /// RFC 9112 §3.2.2, RFC 9110 §4.2.3
 #[test]
 fn the_host_of_an_absolute_target_may_be_written_otherwise() {

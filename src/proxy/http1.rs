@@ -31,7 +31,7 @@ impl Default for HeadLimits {
 /// Options for an HTTP/1.1 server that strangers can reach.
 ///
 /// Request heads are held to `limits`, their targets may have neither spaces nor control
-/// characters, and clients that are refused while they upload get to read the answer.
+/// characters, their only transfer coding is `chunked`, and clients that are refused while they upload get to read the answer.
 pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
     let mut options = HttpServerOptions::default();
     let head = &mut options.request_head_limits;
@@ -39,6 +39,7 @@ pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
     head.max_size = Some(limits.max_bytes);
     head.max_target_size = Some(MAX_TARGET_BYTES);
     head.reject_illegal_target = true;
+    head.reject_transfer_codings = true;
     options.lingering_close = Some(LingeringClose::default());
     options
 }

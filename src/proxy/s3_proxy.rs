@@ -415,6 +415,7 @@ impl ProxyHttp for S3ProxyHttp {
         peer.options.read_timeout = Some(ORIGIN_READ_TIMEOUT);
         peer.options.write_timeout = Some(ORIGIN_READ_TIMEOUT);
         peer.options.idle_timeout = Some(ORIGIN_IDLE_TIMEOUT);
+        peer.options.reject_h1_response_transfer_codings = true;
         Ok(Box::new(peer))
     }
 
