@@ -42,7 +42,7 @@ pub struct Metrics {
     pub log_lines_suppressed: IntCounter,
     /// Client connections: open ones, and those closed or refused at the limit.
     connections: ConnectionMetrics,
-    /// Requests that wait for the origin, or for their turn to ask it.
+    /// Requests that hold a turn, wait for one, or were refused one.
     miss_turns: MissMetrics,
     /// What the disk cache counts itself, as of the last exposition.
     cache: Mutex<CacheMetrics>,

@@ -294,7 +294,7 @@ fn served(proxy: &Proxy) -> bool {
     answered && &first == b"HTTP/1.1 200"
 }
 
-/// What came before is read.
+/// Reads what is left, and tells whether the server closed the connection.
 fn is_closed(stream: &mut TcpStream) -> bool {
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let read = stream.read_to_end(&mut Vec::new());

@@ -316,7 +316,7 @@ fn a_miss_without_a_turn_is_told_to_come_back() {
         let gate = gate.clone();
         move |_| Reply::pattern(1, LEN).chunked().hold_at(HALF, &gate)
     });
-    // It passes, because it is larger than the cache.
+    // A first request is not admitted, so its response passes.
     let proxy = proxy(&origin)
         .max_size_gb(0.001)
         .cache("max_misses", 1)

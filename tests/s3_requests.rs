@@ -175,11 +175,13 @@ fn the_absolute_form_is_the_same_object() {
         "http://proxy.example:8080/assets/object?x-id=GetObject",
         "HTTP://PROXY.EXAMPLE/%61ssets/object",
         "/%61sset%73/%6Fbject",
+        "http://proxy.example/assets/object#another-host",
     ] {
         let mut connection = Connection::open(proxy.addr());
-        let host = match target.starts_with('/') {
-            true => "proxy.example",
-            false => target["http://".len()..].split('/').next().unwrap(),
+        let (target, host) = match target.strip_suffix("#another-host") {
+            Some(target) => (target, "other.example"),
+            None if target.starts_with('/') => (target, "proxy.example"),
+            None => (target, target["http://".len()..].split('/').next().unwrap()),
         };
         let head = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         connection.send_raw(head.as_bytes()).expect("send");

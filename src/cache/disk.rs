@@ -217,7 +217,7 @@ pub struct DiskCache {
     purges: AtomicU64,
 }
 
-/// What is known before the entries of earlier runs are.
+/// State until the index is loaded.
 #[derive(Debug, Clone, Copy)]
 struct Loading {
     since: Instant,
@@ -460,7 +460,7 @@ impl DiskCache {
                     // It may have been closed meanwhile.
                     self.writable.store(self.lock.is_held(), Ordering::Release);
                     warn!(
-                        "{}: the lock file was removed, and is there again",
+                        "{}: the lock file was replaced; this process holds the lock again",
                         self.path.display()
                     );
                     if !is_new && self.loaded.is_complete() {
@@ -471,7 +471,7 @@ impl DiskCache {
                     self.writable.store(false, Ordering::Release);
                     self.lock.lose();
                     error!(
-                        "{}: cannot write to the emptied cache folder, which is tried again: {e}",
+                        "{}: cannot start a new epoch in the cache folder; trying again: {e}",
                         self.path.display()
                     );
                 }
@@ -875,7 +875,7 @@ impl DiskCache {
         }
     }
 
-    /// Have a file removed that an earlier run has left, and that could not be removed.
+    /// Queue a leftover of an earlier run whose first removal failed.
     pub(super) fn remove_leftover(&self, id: EntryId, path: &Path) {
         let (claim, which) = (None, Which::Leftover(path.into()));
         let _ = self

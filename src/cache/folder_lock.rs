@@ -152,7 +152,7 @@ fn acquire(folder: &Path, create: bool) -> io::Result<Option<Locked>> {
             Err(TryLockError::Error(e)) => return Err(e),
         }
     }
-    Err(io::Error::other("the lock file is removed all the time"))
+    Err(io::Error::other("the lock file keeps being removed"))
 }
 
 /// False if the lock file of a folder is another one than `file`, or there is none.

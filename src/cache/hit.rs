@@ -295,8 +295,8 @@ impl DiskHit {
         }
     }
 
-    /// Get the rest from the origin. `false`: the origin does not have it, but the other
-    /// readers go on with this one.
+    /// Get the rest from the origin. `false`: the origin does not have it, and this
+    /// reader stays with the others.
     async fn leave(&mut self) -> Result<bool> {
         let (Source::Fill(reader, _), Some(leave)) = (&self.source, &mut self.leave) else {
             return Ok(false);

@@ -129,7 +129,7 @@ async fn remove_all(
             };
             let id = files.id;
             if is_first_try {
-                warn!("cache entry {id}: cannot remove its files, which is tried again: {e}");
+                warn!("cache entry {id}: cannot remove its files; trying again: {e}");
             }
             // Nobody waits for their space.
             let claim = files.claim.map(Claim::held);
@@ -215,7 +215,7 @@ pub(super) async fn run(cache: &'static DiskCache, inactive: Option<Duration>) {
             tokio::time::sleep(LOCK_INTERVAL).await;
             let kept = cache.runtime().spawn_blocking(|| cache.keep_lock());
             if let Err(e) = kept.await {
-                warn!("cannot look after the lock of the cache folder: {e}");
+                warn!("cannot check the lock of the cache folder: {e}");
             }
         }
     };

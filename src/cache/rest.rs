@@ -40,7 +40,7 @@ pub(crate) trait Rest: Send + Sync {
 /// A reader's way to leave.
 pub(super) struct Leave {
     rest: Box<dyn Rest>,
-    /// The rest of [`HELD_PATIENCE`].
+    /// Time left of [`HELD_PATIENCE`].
     patience: Duration,
     /// Since when the reader is held up. Kept here, because who reads may give up and come
     /// back.
@@ -65,7 +65,7 @@ impl Leave {
         self.asked
     }
 
-    /// Note that the reader is held up. Returns when it leaves.
+    /// Note that the reader is held up. Returns the instant at which it leaves.
     pub(super) fn is_held(&mut self) -> Instant {
         *self.held_since.get_or_insert_with(Instant::now) + self.patience
     }

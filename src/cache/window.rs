@@ -18,8 +18,8 @@ const CAPACITY: u64 = 512 * 1024;
 /// 256 KiB, the window is full then.
 const BEHIND: u64 = CAPACITY / 2;
 
-/// The time that all wait in sum for those who are slower than the others and can leave,
-/// before they do without them.
+/// The total time that readers wait for slower ones that can leave, before those are
+/// dropped.
 const FIRST_PATIENCE: Duration = HELD_PATIENCE;
 
 /// The same for all who are slower than the others.
@@ -124,7 +124,7 @@ impl Window {
             if leads || self.used(at) < CAPACITY {
                 break;
             }
-            // Of those who can leave, and then of the others.
+            // Readers that can leave are dropped first.
             let rest = PATIENCE - FIRST_PATIENCE;
             if *patience <= rest && readers.lose(BEHIND, Slow::CanLeave) {
                 continue;
@@ -287,7 +287,7 @@ mod tests {
             mut miss,
             _dir,
         } = begin().await;
-        // The first client is waited for as long as it stalls.
+        // The leader is waited for as long as it stalls.
         let tag = miss.streaming_write_tag().unwrap().to_vec();
         let _stalls = follow(cache, Some(&tag)).await;
         let writing = tokio::spawn(async move { write(&mut miss).await });

@@ -54,9 +54,7 @@ impl AdminClient {
         };
         let mut address = *admin.address;
         if address.port() == 0 {
-            return unfit(
-                "the kernel chooses the port, so that nothing tells which it is; write one",
-            );
+            return unfit("has port 0, so the port is not known here; write a fixed port");
         }
         if address.ip().is_unspecified() {
             address.set_ip(match address {

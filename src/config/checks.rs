@@ -1,4 +1,4 @@
-//! What several keys must have in common.
+//! Checks that span several keys.
 //!
 //! The keys are looked up in the tree of the file, not in the model: there is no model if
 //! any value is wrong, and the other values are to be checked nevertheless.
@@ -29,8 +29,8 @@ fn prefixes(root: &Node, env: Env, findings: &mut Vec<Finding>) {
         if let Some((other, _)) = before.iter().find(|(_, other)| prefix.overlaps(other)) {
             let problem = Problem::new(
                 format!("overlaps with buckets[{other}].path_prefix"),
-                "write prefixes of which none is another or begins with the segments of \
-                 another; / stands only alone",
+                "write prefixes whose segments neither equal nor begin with those of another; \
+                 / is allowed only for a single bucket",
             );
             let path = bucket_key(index, "path_prefix");
             findings.push(finding(node.place, path, problem));

@@ -143,7 +143,7 @@ pub struct Tls {
     pub handshake_timeout: Period,
 }
 
-/// One entry of `buckets`.
+/// An item of `buckets`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bucket {
@@ -184,8 +184,8 @@ pub struct Cache {
     pub fill_without_readers: Share,
     /// The most responses that are stored at the same time.
     pub max_fills: Whole<usize, 1, 100_000>,
-    /// The most requests that wait for the origin, or pass its response on without storing
-    /// it.
+    /// The most requests that wait for the origin, or pass on a response that is not stored
+    /// or has no length.
     pub max_misses: Whole<usize, 1, 1_000_000>,
     /// The time that further requests wait for their turn before they get 503.
     pub miss_timeout: Period,

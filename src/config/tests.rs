@@ -460,8 +460,8 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (prefixes(&["/a", "/a/"]), "buckets[1].path_prefix", "overlaps with buckets[0].path_prefix", "segments"),
         (prefixes(&["/b", "/a/b", "/a"]), "buckets[2].path_prefix", "overlaps with buckets[1].path_prefix", "segments"),
         (prefixes(&["/a", "/a/b"]), "buckets[1].path_prefix", "overlaps with", "segments"),
-        (prefixes(&["/", "/a"]), "buckets[1].path_prefix", "overlaps with", "only alone"),
-        (prefixes(&["/a", "/"]), "buckets[1].path_prefix", "overlaps with", "only alone"),
+        (prefixes(&["/", "/a"]), "buckets[1].path_prefix", "overlaps with", "single bucket"),
+        (prefixes(&["/a", "/"]), "buckets[1].path_prefix", "overlaps with", "single bucket"),
         // Names.
         (one_bucket("ab"), "buckets[0].bucket", "\"ab\" is not a bucket name", "3 to 63"),
         (one_bucket(&"a".repeat(64)), "buckets[0].bucket", "not a bucket name", "3 to 63"),
@@ -488,9 +488,9 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (bucket("    secret_key: ${EMPTY}"), "buckets[0].secret_key", "is empty", "unsigned"),
         // Variables.
         (bucket("    access_key: ${AWS_KEY}"), "buckets[0].access_key", "variable AWS_KEY", "export AWS_KEY=..."),
-        (bucket("    access_key: a${hunter2"), "buckets[0].access_key", "no variable name", "$${"),
-        (bucket("    access_key: ${hunter2!}"), "buckets[0].access_key", "no variable name", "${NAME}"),
-        (bucket("    access_key: ${}"), "buckets[0].access_key", "no variable name", "${NAME}"),
+        (bucket("    access_key: a${hunter2"), "buckets[0].access_key", "without a variable name", "$${"),
+        (bucket("    access_key: ${hunter2!}"), "buckets[0].access_key", "without a variable name", "${NAME}"),
+        (bucket("    access_key: ${}"), "buckets[0].access_key", "without a variable name", "${NAME}"),
         (one_bucket("'${SECRET}'"), "buckets[0].bucket", "\"${SECRET}\" is not a bucket name", "a-z"),
         (server("  threads: ${SECRET}"), "server.threads", "\"${SECRET}\" is not a whole number", "1024"),
         (server("  threads: ${PORT}"), "server.threads", "\"${PORT}\" is out of range", "1024"),

@@ -27,7 +27,7 @@ pub(super) fn fill(written: &str, env: Env) -> Result<Zeroizing<String>, Problem
             // What stands after it may be a part of a secret.
             .ok_or_else(|| {
                 Problem::new(
-                    "has a ${ that no variable name and } follow",
+                    "has a ${ without a variable name and a }",
                     "write ${NAME} with letters, digits and _, or $${ for a literal ${",
                 )
             })?;

@@ -87,7 +87,7 @@ const LOCK_RETRIES: usize = 2;
 /// keep all turns otherwise. It applies to pieces of at most 64 KiB.
 const SCARCE_WRITE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Seconds after which a client may try again that had no turn.
+/// `Retry-After` for a request that got no turn, in seconds.
 const RETRY_AFTER_SECS: u64 = 5;
 
 /// The error of a fill in the background whose answer cannot be stored: nobody
@@ -130,7 +130,8 @@ pub struct CachingOptions {
     /// judged by its validators, as S3 does, and an origin that judges by something else is
     /// not asked. Otherwise the origin judges, unless a fresh response is stored.
     pub judges_preconditions: bool,
-    /// The most requests that wait for the origin, or pass its response on, at a time.
+    /// The most requests that wait for the origin, or pass on a response that is not stored or
+    /// has no length, at a time.
     pub max_misses: usize,
     /// How long further requests wait for their turn, before they get 503.
     pub miss_timeout: Duration,
@@ -1249,10 +1250,10 @@ impl HttpCaching {
             response.insert_header(CONTENT_LENGTH, 0)?;
         }
         if response.status == StatusCode::NOT_MODIFIED {
-            // Of a part that the client did not get.
+            // It describes a part that the client does not get.
             response.remove_header(&CONTENT_RANGE);
         }
-        // A HEAD that is passed on, of an origin that heeds no conditions.
+        // A HEAD that the origin answered without evaluating its conditions.
         if !(is_hit(phase) || is_validated(phase))
             && session.req_header().method == Method::HEAD
             && self.cache_not_modified_filter(session, response, ctx)
@@ -1715,7 +1716,9 @@ fn check_part(
                     ));
                 }
                 if !is_part_of(&response.headers, range.as_bytes()) {
-                    return Err(unusable("the origin sent another part than was asked for"));
+                    return Err(unusable(
+                        "the origin sent a different part from the one requested",
+                    ));
                 }
                 state_part_length(response)?;
             }
@@ -1845,7 +1848,7 @@ fn range_type(request: &RequestHeader, response: &mut ResponseHeader) -> Result<
         .headers
         .get(CONTENT_LENGTH)
         .and_then(|len| len.to_str().ok()?.parse::<usize>().ok());
-    // From the first byte on is the whole, also of nothing.
+    // `bytes=0-` is the whole body, even an empty one.
     let is_whole = single_range(range.as_bytes()) == Some((0, None));
     let Some(len) = len.filter(|len| *len > 0 || !is_whole) else {
         return Ok(RangeType::None);

@@ -1,10 +1,10 @@
 //! Objects that are fetched as a whole because clients ask for parts.
 //!
-//! A part may be a byte of ten gigabytes, so a fill is paid for. What parts of an object have
-//! delivered to clients pays for as many bytes of its fill. The rest is charged to the budget
+//! A part may be a byte of ten gigabytes, so a fill is paid for. Each byte of an
+//! object that was delivered in parts pays for one byte of its fill. The rest is charged to the budget
 //! of the client whose request begins the fill, and a fill that costs more than is left of the
-//! budget is not begun. So in a minute, the origin sends at most twice what the clients
-//! receive, and the budget of each client.
+//! budget is not begun. Per minute, the origin thus sends at most twice what the clients
+//! receive, plus the budget of each client.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};

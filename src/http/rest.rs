@@ -1,6 +1,6 @@
 //! The rest of a response, fetched by a request of the proxy's own.
 //!
-//! A client that follows a fill without room on the disk may have to leave the other clients.
+//! A follower of a fill without room on the disk may have to leave it.
 //! It has received the beginning of a version, so the rest has to be of that version:
 //! `If-Match` asks for it, and the `ETag` of the response, which has to be strong, confirms it.
 
@@ -48,7 +48,7 @@ pub(super) struct FetchedRest {
 // === impl RestRequest ===
 
 impl RestRequest {
-    /// Make a client's request, of which this is the continuation, one for the rest.
+    /// Turn the client's request into one for the rest of its response.
     pub(super) fn prepare(&self, request: &mut RequestHeader) -> Result<()> {
         make_plain(request, Method::GET);
         let range = self.range.get().cloned().unwrap_or(0..u64::MAX);

@@ -586,8 +586,7 @@ mod tests {
         assert_eq!(key("gzip"), key("x-own"));
     }
 
-    /// A client that does not name an unknown coding cannot read it.
-    /// The origin's choice differs.
+    /// The origin chooses differently for such a request.
     #[test]
     fn a_coding_that_is_refused_beside_any_other_selects_another_variant() {
         let name = "accept-encoding";
@@ -602,6 +601,7 @@ mod tests {
         assert!(same(name, &["gzip;q=0"], &["br;q=0"]), "none is accepted");
     }
 
+    /// A client that does not name an unknown coding cannot read it.
     #[test]
     fn a_response_in_an_unknown_coding_is_for_clients_that_accept_it() {
         for (coding, accepted, readable) in [

@@ -40,8 +40,7 @@ impl Dots {
     }
 
     /// True if the origin has no object of the key of this request, which has dot segments.
-    /// A request of the proxy's own has the target of the one that it is made for, of which
-    /// the answer is known.
+    /// The proxy's own requests use the answer remembered for the client's request.
     pub(super) async fn is_absent(&self, session: &Session, key: &CacheKey) -> bool {
         let subrequest = session.subrequest_ctx.as_ref();
         if subrequest.is_some_and(|of| of.user_ctx().is_some_and(|of| of.is::<Probe>())) {
@@ -68,7 +67,8 @@ impl Dots {
     }
 }
 
-/// Ask the origin for the header of what this request is for. `None`: it does not answer.
+/// Ask the origin by HEAD for the requested key, and return the status. `None`: it does not
+/// answer.
 async fn ask(session: &Session) -> Option<StatusCode> {
     let spawner = session.subrequest_spawner.as_ref()?;
     let ctx = SubrequestCtx::builder().user_ctx(Box::new(Probe)).build();

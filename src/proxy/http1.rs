@@ -30,8 +30,10 @@ impl Default for HeadLimits {
 
 /// Options for an HTTP/1.1 server that strangers can reach.
 ///
-/// Request heads are held to `limits`, their targets may have neither spaces nor control
-/// characters, their only transfer coding is `chunked`, and clients that are refused while they upload get to read the answer.
+/// Request heads are held to `limits`, and their targets may have neither spaces nor control
+/// characters. Their only transfer coding is `chunked`. The authority of an absolute target
+/// counts, whatever `Host` says (RFC 9112 §3.2.2). Clients that are refused while they
+/// upload get to read the answer.
 pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
     let mut options = HttpServerOptions::default();
     let head = &mut options.request_head_limits;
@@ -40,6 +42,7 @@ pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
     head.max_target_size = Some(MAX_TARGET_BYTES);
     head.reject_illegal_target = true;
     head.reject_transfer_codings = true;
+    head.replace_host = true;
     options.lingering_close = Some(LingeringClose::default());
     options
 }

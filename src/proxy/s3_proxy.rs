@@ -170,8 +170,7 @@ impl S3ProxyHttp {
         Error::explain(ErrorType::InvalidHTTPHeader, why).into_up()
     }
 
-    /// Make a request for a key with dot segments that the origin does not have one for the
-    /// resolved key.
+    /// Route a request to its resolved key if the origin lacks the key with dot segments.
     async fn resolve_dots(&self, session: &Session, ctx: &mut RequestCtx) -> Result<()> {
         let (origin, key) = routed(&ctx.route)?;
         let Some(resolved) = key.without_dot_segments() else {
@@ -498,7 +497,7 @@ impl ProxyHttp for S3ProxyHttp {
             return Ok(());
         }
         if !(response.status.is_client_error() || response.status.is_server_error()) {
-            let why = "the origin's status is none of HTTP";
+            let why = "the origin's status code is not valid in HTTP";
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
         }
         if self.is_remembered(response) {
@@ -567,7 +566,7 @@ impl ProxyHttp for S3ProxyHttp {
             METRICS.sendfile.inc();
             METRICS.sendfile_bytes.inc_by(zero_copy as u64);
         }
-        // A client's own are counted by the request that they go to.
+        // Bytes of the proxy's own requests are counted when the client's request sends them.
         if !ctx.caching.is_background() {
             METRICS.body_bytes.inc_by(session.body_bytes_sent() as u64);
         }
@@ -584,7 +583,7 @@ impl ProxyHttp for S3ProxyHttp {
         }
         let Some(error) = error else { return };
         let source = match error.esource() {
-            // Of a request of the proxy's own: who reads the response has enough of it.
+            // The reader of the proxy's own request has all that it needs.
             ErrorSource::Downstream if ctx.caching.is_background() => return,
             ErrorSource::Downstream => "downstream",
             ErrorSource::Upstream => "upstream",

@@ -14,8 +14,8 @@ const LEAST: u32 = 64 << 10;
 /// The most that all connections have together, besides the least for each, in bytes.
 const TOTAL: u64 = 256 << 20;
 
-/// The part of the memory from which on the kernel saves on TCP buffers, `net.ipv4.tcp_mem`,
-/// that all connections may have together.
+/// All connections together may have one in this many bytes of the pressure mark, the second
+/// figure of `net.ipv4.tcp_mem`, from which on the kernel saves on TCP buffers.
 const PART_OF_TCP_MEMORY: u64 = 4;
 
 /// The limit for `server.send_buffer`; `None`: the kernel's own.
@@ -35,7 +35,7 @@ fn total(pressure: Option<u64>) -> u64 {
     pressure.map_or(TOTAL, |bytes| TOTAL.min(bytes / PART_OF_TCP_MEMORY))
 }
 
-/// The second of the figures of `tcp_mem`, which are pages.
+/// The pressure mark in bytes; `tcp_mem` gives it in pages.
 fn pressure_bytes(figures: &str) -> Option<u64> {
     let pages: u64 = figures.split_whitespace().nth(1)?.parse().ok()?;
     pages.checked_mul(rustix::param::page_size() as u64)
