@@ -70,7 +70,11 @@ impl Gather {
 
     /// Nothing that has come waits for the disk any more: give back its turns.
     pub fn wait_no_more(&mut self) {
-        while let Ok(piece) = self.pieces.try_recv() {
+        // No more than have come by now: their places are taken again at once.
+        for _ in 0..self.pieces.len() {
+            let Ok(piece) = self.pieces.try_recv() else {
+                break;
+            };
             self.received.push_back(match piece {
                 Piece::Data(data, _) => Piece::Data(data, None),
                 finish => finish,
@@ -163,6 +167,26 @@ mod tests {
         assert!(sender.send(data(1)).await.is_ok());
         let block = gather.next(0, None).await.unwrap();
         assert_eq!(block.data.concat(), [0, 1, 2, 3, 7]);
+    }
+
+    #[test]
+    fn no_more_is_taken_than_has_come() {
+        const PIECES: usize = 10_000;
+        const QUEUE: usize = 4;
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let mut gather = Gather::new(receiver);
+        assert!(sender.try_send(data(1)).is_ok());
+        let sending = std::thread::spawn(move || {
+            for _ in 0..PIECES {
+                if sender.blocking_send(data(1)).is_err() {
+                    break;
+                }
+            }
+        });
+        gather.wait_no_more();
+        assert!(gather.received.len() <= QUEUE, "{}", gather.received.len());
+        drop(gather);
+        sending.join().expect("the sender ends");
     }
 
     #[tokio::test(start_paused = true)]
