@@ -445,7 +445,7 @@ fn an_upload_is_refused_with_an_answer_that_can_be_read() {
         (served, "POST /assets/a", coding, &chunked, 405, "get, head"),
         (served, "GET /assets/a", length, &body, 400, ""),
         (served, "PUT /a b", length, &body, 400, ""),
-        (metrics, "PUT /a", length, &body, 404, ""),
+        (metrics, "PUT /a", length, &body, 405, "get, head"),
         (admin, "PUT /a", length, &body, 405, "purge"),
     ] {
         let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n");
