@@ -35,7 +35,7 @@ const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const ORIGIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest wait for a client that takes no bytes or sends no further request.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long an HTTP/2 client may take after GOAWAY.
+/// The longest time that an HTTP/2 client may take after GOAWAY.
 const HTTP2_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that the responses of an HTTP/2 connection may have in memory.
 const HTTP2_SEND_BUFFER: usize = 512 * 1024;

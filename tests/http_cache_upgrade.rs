@@ -257,7 +257,7 @@ impl Example {
         self.log.lock().unwrap().clone()
     }
 
-    /// Where it listens, as soon as it does.
+    /// The address that it listens at, as soon as it does.
     fn addr(&self) -> SocketAddr {
         let mut addr = None;
         eventually("the example listens", || {

@@ -234,7 +234,7 @@ fn clients_that_ask_for_much_and_leave_do_not_have_the_whole_fetched() {
     assert!(origin.bytes_sent() < LEN / 4, "{}", origin.bytes_sent());
 }
 
-/// What is begun for the parts of a client, which is gone, is over.
+/// Waits until the clients are gone and the fills that they began are over.
 fn fills_are_over(proxy: &Proxy) {
     clients_are_gone(proxy);
     eventually("all fills are over", || {

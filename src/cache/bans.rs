@@ -444,7 +444,7 @@ impl Prefixes {
             if key.starts_with(prefix) {
                 return Some((prefix, ban));
             }
-            // Where this one is lost, the search goes on from its place: a purge must
+            // If this one is lost, the search goes on from its place: a purge must
             // not be lost with it.
             at = &prefix[..ban.within? as usize];
         }

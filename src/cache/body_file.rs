@@ -201,7 +201,7 @@ static CLOSER: LazyLock<Option<mpsc::Sender<Closed>>> = LazyLock::new(|| {
         .map(|_| sender)
 });
 
-/// What the closer does.
+/// A task of the closer.
 enum Closed {
     /// Close a file, after which its space is free.
     File(Arc<File>, Arc<Space>),

@@ -825,7 +825,7 @@ impl DiskCache {
         Some(size.saturating_add(self.bytes_written()))
     }
 
-    /// How long the entries of earlier runs have been looked for.
+    /// The time since loading began.
     pub(super) fn loading_for(&self) -> Duration {
         self.loading.lock().since.elapsed()
     }

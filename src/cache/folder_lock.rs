@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::regular;
 
-/// How often the lock file is opened again, because another process removes it.
+/// The most attempts to lock the file while other processes remove it.
 const MAX_ATTEMPTS: usize = 16;
 
 /// The lock of a cache folder, as this process has it.

@@ -75,7 +75,7 @@ pub struct Filling {
 enum Source {
     Entry(Arc<HotEntry>),
     Fill(Reader, watch::Receiver<Progress>),
-    /// What was a fill of this length, if that is known.
+    /// The rest of a body after leaving its fill, with the body's length if it is known.
     Rest(EntryId, Option<u64>, Box<dyn Rest>),
 }
 

@@ -22,7 +22,7 @@ struct Table {
     has_led: bool,
     /// No reader can join any more.
     ended: bool,
-    /// How often others did without some.
+    /// The number of times that slow readers were dropped.
     #[cfg(test)]
     losses: usize,
 }

@@ -398,7 +398,7 @@ mod tests {
         }
         let mut read = Vec::new();
         loop {
-            // Who reads may give up and come back.
+            // The reading future may be dropped and made again.
             let next = timeout(Duration::from_millis(20), follower.read_body()).await;
             match next {
                 Err(_) => {}

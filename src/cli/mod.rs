@@ -15,7 +15,7 @@ use pingora_sendfile::proxy::preflight;
 /// How a command ends that did not fail.
 pub type Outcome = Result<ExitCode, Failure>;
 
-/// Why a command failed; one line that names the remedy, or one for each mistake of a
+/// The reason a command failed; one line that names the remedy, or one for each mistake of a
 /// configuration.
 #[derive(Debug)]
 pub enum Failure {

@@ -103,7 +103,7 @@ fn listeners(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Whether the kernel would refuse the second of two listeners.
+/// True if the kernel would refuse the second of two listeners.
 fn same_listener(a: &SocketAddr, b: &SocketAddr) -> bool {
     // `[::]` takes IPv4 as well unless the socket is told otherwise, see ipv6(7).
     let takes =

@@ -104,7 +104,7 @@ pub(super) fn parse(text: &str, findings: &mut Vec<Finding>) -> Result<Option<No
     }
 }
 
-/// What files could hold before, when libyaml read them: a bracket that closes at the
+/// Leniencies for files that libyaml accepted: a bracket that closes at the
 /// start of a line, and a byte order mark that an editor has left somewhere.
 fn options() -> Options {
     let mut options = Options::default();

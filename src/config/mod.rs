@@ -44,7 +44,7 @@ pub use values::{
 use variables::Env;
 use wording::Secrets;
 
-/// What is wrong with a file of more than [`document::MAX_BYTES`].
+/// The problem and remedy of a file of more than [`document::MAX_BYTES`].
 const TOO_LARGE: &str = "is larger than 1 MiB; write a smaller one";
 
 /// The name of the socket for an upgrade in the cache's folder.
@@ -59,7 +59,7 @@ pub struct Config {
     /// The buckets to serve: at least one, with prefixes that do not overlap.
     #[serde(deserialize_with = "at_least_one_bucket")]
     pub buckets: Vec<Bucket>,
-    /// Where and for how long answers are kept.
+    /// The place of stored answers, and the time for which they are kept.
     #[serde(default)]
     pub cache: Cache,
     /// The listener for `/metrics` and `/health`, if wanted.
@@ -111,7 +111,7 @@ pub struct Server {
     /// The largest request head, in bytes.
     #[serde(default = "defaults::max_request_head_bytes")]
     pub max_request_head_bytes: Whole<usize, 1024, 1_000_000>,
-    /// How long running responses may take to end after a stop signal.
+    /// The longest time for transfers to finish after a stop signal.
     #[serde(default = "defaults::grace_period")]
     pub grace_period: Period,
     /// The most client connections at the same time; `None`: as many as the process's
@@ -172,7 +172,7 @@ pub struct Bucket {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cache {
-    /// How long an answer is fresh when the origin does not say.
+    /// The freshness of a response when the origin states none.
     pub default_ttl: Period,
     /// The time for which a missing object (404, 410) is remembered when the origin does
     /// not say; zero: not at all.
@@ -206,7 +206,7 @@ pub struct Cache {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RangeFill {
-    /// How many objects are fetched at the same time; 0: none.
+    /// The most objects fetched at the same time; 0: none.
     pub max_in_flight: Whole<usize, 0, 10_000>,
     /// The largest object that is fetched. Default: what the cache may hold.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -215,7 +215,8 @@ pub struct RangeFill {
     /// hold.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_in_flight_gb: Option<Gigabytes>,
-    /// What may be fetched in a minute for one client address; 0: no limit.
+    /// Megabytes fetched in a minute for one client address, beyond what clients have
+    /// received; 0: no limit.
     pub client_mb_per_minute: MegabytesPerMinute,
 }
 
@@ -223,7 +224,7 @@ pub struct RangeFill {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Memory {
-    /// How much memory may hold bodies up to the sendfile threshold; 0: none.
+    /// Memory for bodies up to the sendfile threshold; 0: none.
     pub max_size_mb: Megabytes,
 }
 
@@ -231,7 +232,7 @@ pub struct Memory {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Disk {
-    /// Whether there is a cache on disk: the default where the section
+    /// True if there is a cache on disk: the default where the section
     /// `cache.disk` exists, and only there.
     pub enabled: bool,
     /// The directory of the cache, relative to the working directory if it is
@@ -240,7 +241,7 @@ pub struct Disk {
     pub path: Option<Folder>,
     /// The size to which the cache may grow.
     pub max_size_gb: Gigabytes,
-    /// How files are read and written.
+    /// The I/O backend.
     #[serde(with = "Backend")]
     pub backend: BackendChoice,
     /// Entries that nobody asked for so long are removed; zero: only room for others
@@ -249,7 +250,7 @@ pub struct Disk {
     /// Open files of hot entries that are kept, at most; below a quarter of
     /// the process's limit in any case.
     pub max_open_files: Whole<usize, 0, 1_000_000>,
-    /// What is read in the background to find flipped bits; 0: nothing.
+    /// The rate of the scrubber, which reads to find flipped bits; 0: it is off.
     pub scrub_mb_per_second: MegabytesPerSecond,
     /// Which hits leave by `sendfile(2)`.
     pub sendfile: Sendfile,
@@ -268,7 +269,7 @@ enum Backend {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sendfile {
-    /// Whether hits go by `sendfile(2)`; default: on Linux, yes.
+    /// True if hits go by `sendfile(2)`; default: true on Linux.
     pub enabled: bool,
     /// Bodies larger than this, in bytes, go by `sendfile(2)`.
     pub threshold_bytes: Whole<u64, 0, { u64::MAX }>,
@@ -633,7 +634,7 @@ impl RangeFill {
 // === impl Memory ===
 
 impl Memory {
-    /// How much memory may hold bodies, in bytes.
+    /// Memory for bodies, in bytes.
     pub fn max_size_bytes(&self) -> u64 {
         self.max_size_mb.bytes()
     }
@@ -652,7 +653,7 @@ impl Disk {
         self.max_size_gb.bytes()
     }
 
-    /// What is read in the background, in bytes a second; 0: nothing.
+    /// The rate of the scrubber, in bytes a second; 0: it is off.
     pub fn scrub_bytes_per_second(&self) -> u64 {
         self.scrub_mb_per_second.bytes()
     }

@@ -36,7 +36,7 @@ pub(super) enum Step {
     Index(usize),
 }
 
-/// What is wrong with a value, and what may stand there.
+/// The problem with a value, and the allowed values.
 #[derive(Debug)]
 pub(super) struct Problem {
     kind: ProblemKind,
@@ -104,7 +104,7 @@ fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
         .filter_map(|segment| match segment {
             Segment::Map { key } => Some(Step::Name(key.clone())),
             Segment::Seq { index } => Some(Step::Index(*index)),
-            // What can have these has no values below it.
+            // A value that can have these has none below it.
             Segment::Enum { .. } | Segment::Unknown => None,
         })
         .collect()
@@ -148,7 +148,7 @@ impl de::Error for Problem {
         Problem::new(what.to_string(), "")
     }
 
-    // What is found is not repeated: it may come from the environment.
+    // The value found is not repeated: it may come from the environment.
     fn invalid_type(_: Unexpected, expected: &dyn Expected) -> Self {
         Problem {
             remedy: expected.to_string(),
@@ -263,7 +263,7 @@ impl<'a> Reader<'a> {
         visitor: V,
         take: impl FnOnce(V, &str) -> Result<V::Value, Problem>,
     ) -> Result<V::Value, Problem> {
-        // What is read never is a unit; a visitor takes it for a stand-in.
+        // No key has the type unit, so visitors take a unit for a stand-in.
         if self.is_reported() {
             return visitor.visit_unit();
         }

@@ -19,7 +19,7 @@ pub(super) const MAX_SOCKET_PATH: usize = 107;
 
 /// A value that is written as a string.
 trait Text: Sized {
-    /// What may stand there.
+    /// The allowed values, in words.
     const EXPECTED: &'static str;
 
     /// Check the text, in which variables are filled in.
@@ -29,7 +29,7 @@ trait Text: Sized {
     fn stand_in() -> Self;
 }
 
-/// Why a text is no value of the type.
+/// The reason a text is no value of the type.
 enum Unfit {
     /// Reads after the value: "is not a region".
     Value(String),
@@ -37,7 +37,7 @@ enum Unfit {
     Alone(&'static str),
 }
 
-/// Why a value is refused; `what` reads after it.
+/// The reason a value is refused; `what` reads after it.
 fn unfit<E: de::Error>(what: &str) -> E {
     // The reader of the file shows the value as it is written, not as it is filled in.
     E::invalid_value(Unexpected::Other("value"), &what)
@@ -132,7 +132,7 @@ impl Serialize for Address {
 // === impl Folder ===
 
 impl Folder {
-    /// What may stand there.
+    /// The allowed values, in words.
     pub(super) fn expected() -> &'static str {
         Self::EXPECTED
     }
@@ -246,7 +246,7 @@ impl Text for PathPrefix {
 }
 
 impl PathPrefix {
-    /// Whether a path can be under both prefixes.
+    /// True if a path can be under both prefixes.
     pub(super) fn overlaps(&self, other: &PathPrefix) -> bool {
         let under = |path: &str, prefix: &str| {
             path.strip_prefix(prefix.trim_end_matches('/'))

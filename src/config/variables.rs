@@ -24,7 +24,7 @@ pub(super) fn fill(written: &str, env: Env) -> Result<Zeroizing<String>, Problem
         let (name, after) = variable[2..]
             .split_once('}')
             .filter(|(name, _)| is_variable_name(name))
-            // What stands after it may be a part of a secret.
+            // The text after it may be a part of a secret.
             .ok_or_else(|| {
                 Problem::new(
                     "has a ${ without a variable name and a }",

@@ -90,7 +90,7 @@ impl Secrets {
         })
     }
 
-    /// Whether the text is a secret, or holds one, or looks like one.
+    /// True if the text is a secret, or holds one, or looks like one.
     fn hides(&self, text: &str) -> bool {
         looks_secret(text)
             || self.0.iter().any(|secret| {
@@ -120,7 +120,7 @@ fn is_secret_key(name: &str) -> bool {
         .any(|word| name.contains(word))
 }
 
-/// Whether a text looks like a key of AWS, in whatever place it stands.
+/// True if a text looks like a key of AWS, in whatever place it stands.
 fn looks_secret(text: &str) -> bool {
     let has = |is: fn(&char) -> bool| text.chars().any(|c| is(&c));
     text.len() >= 20

@@ -133,7 +133,7 @@ pub struct CachingOptions {
     /// The most requests that wait for the origin, or pass on a response that is not stored or
     /// has no length, at a time.
     pub max_misses: usize,
-    /// How long further requests wait for their turn, before they get 503.
+    /// The longest time that further requests wait for their turn, before they get 503.
     pub miss_timeout: Duration,
 }
 
@@ -873,7 +873,7 @@ impl HttpCaching {
                 self.check_not_modified(session, response, ctx)?;
             } else {
                 check_part(session.req_header(), response, ctx)?;
-                // What is stored is judged where it is served.
+                // A stored response is judged where it is served.
                 if !session.cache.enabled() || ctx.asks == Asks::Part {
                     check_preconditions(session.req_header(), response.status, response, ctx)?;
                 }
@@ -1782,7 +1782,7 @@ fn precondition_failed() -> Box<Error> {
     Error::explain(status, why).into_down()
 }
 
-/// Whether what the origin sends is being stored.
+/// True if the origin's response is being stored.
 fn is_stored(phase: CachePhase) -> bool {
     matches!(phase, CachePhase::Miss | CachePhase::Expired)
 }

@@ -210,7 +210,7 @@ mod tests {
         }
         assert!(!lock.gave_up(&key), "it may be stored yet");
 
-        // What else fails is tried by the next one.
+        // The next one tries again after any other failure.
         let (permit, waits) = (leader(), follower());
         lock.release(&key, permit, LockStatus::TransientError);
         assert_eq!(waits.lock_status(), LockStatus::TransientError);
