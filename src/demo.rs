@@ -366,7 +366,9 @@ mod tests {
                 name: SAMPLE_BUCKET.to_owned(),
                 region: "us-east-1".to_owned(),
                 endpoint: Endpoint::parse(&format!("http://{}", self.server.addr())).ok(),
-                credentials: Some(Credentials::new("access", secret_key, None, None, "test")),
+                credentials: Some(
+                    Credentials::new("access", secret_key, None, None, "test").into(),
+                ),
             }
         }
 

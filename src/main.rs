@@ -77,8 +77,10 @@ enum Command {
 }
 
 /// Without RUST_LOG. Pingora warns at each start that headers are stored
-/// without a compression dictionary, which is as intended here.
-const DEFAULT_LOG: &str = "warn,pingora_sendfile=info,pingora_cache::meta=error";
+/// without a compression dictionary, which is as intended here. The AWS SDK repeats what
+/// servers of credentials sent; the proxy logs its errors without that.
+const DEFAULT_LOG: &str =
+    "warn,pingora_sendfile=info,pingora_cache::meta=error,aws_config=off,aws_smithy_runtime=off";
 
 fn main() -> ExitCode {
     logging::init(DEFAULT_LOG);

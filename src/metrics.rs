@@ -1,7 +1,7 @@
 //! What the proxy counts, and where Prometheus reads it.
 
 use std::sync::{Arc, LazyLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use http::header::{ALLOW, CONTENT_LENGTH};
@@ -11,13 +11,15 @@ use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::listeners::ConnectionLimit;
 use pingora_core::protocols::http::ServerSession;
 use prometheus::{
-    register_gauge, register_int_counter, register_int_counter_vec, register_int_gauge, Encoder,
-    Gauge, IntCounter, IntCounterVec, IntGauge, TextEncoder,
+    register_gauge, register_int_counter, register_int_counter_vec, register_int_gauge,
+    register_int_gauge_vec, Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    TextEncoder,
 };
 
 use crate::cache::stats::Counter;
 use crate::cache::{Cause, DiskCache, Eviction};
 use crate::http::origin_turns::OriginTurns;
+use crate::s3::Refreshed;
 
 /// The longest wait for a client that takes no bytes of its answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -44,8 +46,18 @@ pub struct Metrics {
     connections: ConnectionMetrics,
     /// Requests that hold a turn, wait for one, or were refused one.
     miss_turns: MissMetrics,
+    /// The credentials that are looked up.
+    credentials: CredentialsMetrics,
     /// What the disk cache counts itself, as of the last exposition.
     cache: Mutex<CacheMetrics>,
+}
+
+/// Copies of what the credentials of buckets count.
+struct CredentialsMetrics {
+    watched: Mutex<Vec<(String, Weak<Refreshed>)>>,
+    expiry: IntGaugeVec,
+    failures: IntCounterVec,
+    refused: IntCounterVec,
 }
 
 /// Copies of the counters of the connection limit.
@@ -99,6 +111,60 @@ impl Metrics {
     /// Report the requests to the origin that `turns` counts, in place of any earlier turns.
     pub fn watch_misses(&self, turns: &Arc<OriginTurns>) {
         *self.miss_turns.turns.lock() = Arc::downgrade(turns);
+    }
+
+    /// Report these credentials, each with the name of its bucket, in place of any earlier
+    /// ones.
+    pub fn watch_credentials(&self, all: impl Iterator<Item = (String, Arc<Refreshed>)>) {
+        let all = all.map(|(bucket, credentials)| (bucket, Arc::downgrade(&credentials)));
+        *self.credentials.watched.lock() = all.collect();
+    }
+}
+
+// === impl CredentialsMetrics ===
+
+impl CredentialsMetrics {
+    fn register() -> prometheus::Result<Self> {
+        Ok(CredentialsMetrics {
+            watched: Mutex::default(),
+            expiry: register_int_gauge_vec!(
+                "origin_credentials_expiry_timestamp_seconds",
+                "Time when the credentials of a bucket expire; 0 if there are none, or they do not",
+                &["bucket"]
+            )?,
+            failures: register_int_counter_vec!(
+                "origin_credentials_failures_total",
+                "Failed lookups of the credentials of a bucket",
+                &["bucket"]
+            )?,
+            refused: register_int_counter_vec!(
+                "origin_credentials_refused_total",
+                "Requests to the origin refused for lack of valid credentials",
+                &["bucket"]
+            )?,
+        })
+    }
+
+    fn update(&self) {
+        for (bucket, credentials) in &*self.watched.lock() {
+            let Some(credentials) = credentials.upgrade() else {
+                continue;
+            };
+            let expiry = credentials.expiry();
+            let expiry = expiry.and_then(|expiry| expiry.duration_since(UNIX_EPOCH).ok());
+            let secs = expiry.map_or(0, |expiry| expiry.as_secs());
+            let label = &[bucket.as_str()];
+            self.expiry
+                .with_label_values(label)
+                .set(i64::try_from(secs).unwrap_or(i64::MAX));
+            for (metric, count) in [
+                (&self.failures, credentials.failures()),
+                (&self.refused, credentials.refused()),
+            ] {
+                let metric = metric.with_label_values(label);
+                metric.inc_by(count.saturating_sub(metric.get()));
+            }
+        }
     }
 }
 
@@ -346,6 +412,7 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         .expect(UNIQUE),
         connections: ConnectionMetrics::register().expect(UNIQUE),
         miss_turns: MissMetrics::register().expect(UNIQUE),
+        credentials: CredentialsMetrics::register().expect(UNIQUE),
         cache: Mutex::new(CacheMetrics::register().expect(UNIQUE)),
     };
     for source in ["downstream", "upstream", "internal", "unset"] {
@@ -369,6 +436,7 @@ impl MetricsApp {
     fn exposition(&self) -> Vec<u8> {
         METRICS.connections.update();
         METRICS.miss_turns.update();
+        METRICS.credentials.update();
         if let Some(cache) = self.cache {
             METRICS.cache.lock().update(cache);
         }

@@ -10,10 +10,11 @@ use super::error::Place;
 use super::reader::{value, Finding, Problem, Step};
 use super::values::{Address, Folder, PathPrefix};
 use super::variables::Env;
+use super::CredentialsFrom;
 
 pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     prefixes(root, env, findings);
-    credentials(root, findings);
+    credentials(root, env, findings);
     disk(root, env, findings);
     listeners(root, env, findings);
 }
@@ -39,9 +40,10 @@ fn prefixes(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Keys come in pairs.
-fn credentials(root: &Node, findings: &mut Vec<Finding>) {
+/// Keys come in pairs, and credentials from one place.
+fn credentials(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     for (index, bucket) in buckets(root) {
+        source_of_credentials(index, bucket, env, findings);
         let place = |name: &str| Some(bucket.entry(name)?.place);
         let (access, secret) = (place("access_key"), place("secret_key"));
         let (lone, place, missing) = match (access, secret, place("session_token")) {
@@ -56,6 +58,34 @@ fn credentials(root: &Node, findings: &mut Vec<Finding>) {
         );
         findings.push(finding(place, bucket_key(index, missing), problem));
     }
+}
+
+fn source_of_credentials(index: usize, bucket: &Node, env: Env, findings: &mut Vec<Finding>) {
+    let Some(entry) = bucket.entry("credentials") else {
+        return;
+    };
+    let Some(from) = value::<CredentialsFrom>(Some(&entry.value), env) else {
+        return;
+    };
+    let has = |name: &str| bucket.entry(name).is_some();
+    let (problem, remedy) = match from {
+        CredentialsFrom::Keys if !has("access_key") => (
+            "is keys, but there are none",
+            "write access_key and secret_key, or another value",
+        ),
+        CredentialsFrom::Chain | CredentialsFrom::None if has("access_key") => (
+            "is not keys, but there are some",
+            "leave out either credentials or all keys of the bucket",
+        ),
+        CredentialsFrom::None if has("assume_role") => (
+            "is none, but a role can only be assumed with credentials",
+            "write keys or chain, or leave out assume_role",
+        ),
+        _ => return,
+    };
+    let problem = Problem::new(problem, remedy);
+    let path = bucket_key(index, "credentials");
+    findings.push(finding(entry.place, path, problem));
 }
 
 /// A cache on disk has a folder.

@@ -15,7 +15,7 @@ const README: &str = include_str!("../../README.md");
 /// Every section, with no more than it must have.
 const LEAST: &str = "\
 server: {address: '127.0.0.1:0', tls: {address: '127.0.0.1:0', certificate: Cargo.toml, key: Cargo.toml}}
-buckets: [{path_prefix: /assets, bucket: my-bucket, region: us-east-1}]
+buckets: [{path_prefix: /assets, bucket: my-bucket, region: us-east-1, assume_role: {role_arn: 'arn:aws:iam::1:role/reader'}}]
 cache: {range_fill: {}, memory: {}, disk: {path: c, sendfile: {}}}
 ";
 
@@ -207,7 +207,10 @@ fn table() -> Vec<(String, String)> {
 fn with(key: &str, value: &str) -> String {
     let (section, name) = key.rsplit_once('.').expect("a section");
     let section = section.rsplit('.').next().expect("a name");
-    let start = format!("{section}: {{");
+    let start = match section.strip_suffix("[]") {
+        Some(list) => format!("{list}: [{{"),
+        None => format!("{section}: {{"),
+    };
     assert_eq!(LEAST.matches(&start).count(), 1, "{key}");
     LEAST.replace(&start, &format!("{start}{name}: {value}, "))
 }

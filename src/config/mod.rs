@@ -38,8 +38,9 @@ use crate::http::{BackgroundFills, CachingOptions};
 use document::{Kind, Node};
 pub use error::{ConfigError, Mistake, Place};
 pub use values::{
-    Address, BucketName, Folder, Gigabytes, Megabytes, MegabytesPerMinute, MegabytesPerSecond,
-    PathPrefix, PemFile, Period, Region, Secret, Service, Share, Socket, Whole,
+    Address, BucketName, ExternalId, Folder, Gigabytes, Megabytes, MegabytesPerMinute,
+    MegabytesPerSecond, PathPrefix, PemFile, Period, Region, RoleArn, Secret, Service, SessionName,
+    Share, Socket, Whole,
 };
 use variables::Env;
 use wording::Secrets;
@@ -157,7 +158,11 @@ pub struct Bucket {
     /// An S3 service other than AWS; `None`: AWS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Service>,
-    /// The access key; without one, requests go out unsigned.
+    /// Where the credentials come from. `None`: from the keys if there are any, from the
+    /// chain if there is a role to assume, and otherwise requests go out unsigned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<CredentialsFrom>,
+    /// The access key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_key: Option<Secret>,
     /// The secret key: there exactly when the access key is.
@@ -166,6 +171,35 @@ pub struct Bucket {
     /// The session token of temporary credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_token: Option<Secret>,
+    /// A role to assume with the keys, or else with what the chain finds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assume_role: Option<AssumeRole>,
+}
+
+/// The values of `buckets[].credentials`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename = "credentials", rename_all = "lowercase")]
+pub enum CredentialsFrom {
+    /// The keys of the entry.
+    Keys,
+    /// The chain of the AWS SDK.
+    Chain,
+    /// Nowhere: requests go out unsigned.
+    None,
+}
+
+/// The section `buckets[].assume_role`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssumeRole {
+    /// The name of the role.
+    pub role_arn: RoleArn,
+    /// What the owner of the role expects from those who assume it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_id: Option<ExternalId>,
+    /// The name of the session in the records of the role's owner.
+    #[serde(default = "defaults::session_name")]
+    pub session_name: SessionName,
 }
 
 /// The section `cache`.
@@ -294,7 +328,7 @@ pub struct Admin {
 /// Defaults in sections that have required keys too. The other sections have a
 /// [`Default`], which takes what the library decides from its own defaults.
 mod defaults {
-    use super::{Period, Whole};
+    use super::{Period, SessionName, Whole};
 
     pub fn threads<const MIN: u64, const MAX: u64>() -> Whole<usize, MIN, MAX> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -327,6 +361,10 @@ mod defaults {
 
     pub fn handshake_timeout() -> Period {
         Period::from_secs(10)
+    }
+
+    pub fn session_name() -> SessionName {
+        SessionName("s3-proxy".to_owned())
     }
 }
 

@@ -104,6 +104,12 @@ texts! {
     Region(String) as str;
     /// The address of an S3 service other than AWS.
     Service(Endpoint) as Endpoint;
+    /// The name of a role.
+    RoleArn(String) as str;
+    /// What the owner of a role expects from those who assume it.
+    ExternalId(String) as str;
+    /// The name of the session of an assumed role.
+    SessionName(String) as str;
 }
 
 // === impl Address ===
@@ -353,6 +359,90 @@ impl Serialize for Service {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(&self.0)
     }
+}
+
+// === impl RoleArn ===
+
+impl Text for RoleArn {
+    const EXPECTED: &'static str =
+        "write the ARN of a role, such as arn:aws:iam::123456789012:role/reader";
+
+    fn check(arn: &str) -> Result<Self, Unfit> {
+        // "AssumeRole", AWS Security Token Service API Reference. MinIO takes any.
+        let valid = (20..=2048).contains(&arn.len())
+            && arn.starts_with("arn:")
+            && arn.matches(':').count() >= 5
+            && arn.bytes().all(|b| b.is_ascii_graphic());
+        if !valid {
+            return Err(Unfit::Value("is not an ARN".into()));
+        }
+        Ok(RoleArn(arn.to_owned()))
+    }
+
+    fn stand_in() -> Self {
+        RoleArn(String::new())
+    }
+}
+
+impl Serialize for RoleArn {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+// === impl ExternalId ===
+
+impl Text for ExternalId {
+    const EXPECTED: &'static str = "write 2 to 1224 letters, digits and +=,.@:/-_";
+
+    fn check(id: &str) -> Result<Self, Unfit> {
+        // "AssumeRole", AWS Security Token Service API Reference.
+        let valid = (2..=1224).contains(&id.len()) && is_sts_text(id, b"+=,.@:/-_");
+        if !valid {
+            return Err(Unfit::Value("is not an external ID".into()));
+        }
+        Ok(ExternalId(id.to_owned()))
+    }
+
+    fn stand_in() -> Self {
+        ExternalId(String::new())
+    }
+}
+
+impl Serialize for ExternalId {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+// === impl SessionName ===
+
+impl Text for SessionName {
+    const EXPECTED: &'static str = "write 2 to 64 letters, digits and +=,.@-_";
+
+    fn check(name: &str) -> Result<Self, Unfit> {
+        // "AssumeRole", AWS Security Token Service API Reference.
+        let valid = (2..=64).contains(&name.len()) && is_sts_text(name, b"+=,.@-_");
+        if !valid {
+            return Err(Unfit::Value("is not a session name".into()));
+        }
+        Ok(SessionName(name.to_owned()))
+    }
+
+    fn stand_in() -> Self {
+        SessionName(String::new())
+    }
+}
+
+impl Serialize for SessionName {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+fn is_sts_text(text: &str, others: &[u8]) -> bool {
+    text.bytes()
+        .all(|b| b.is_ascii_alphanumeric() || others.contains(&b))
 }
 
 /// A text that no message, `Debug` output or printed configuration holds, and that is

@@ -1482,7 +1482,7 @@ fn is_prepared(session: &mut Session) -> bool {
 /// `None`: the client is gone.
 fn error_status(error: &Error, ctx: &CachingCtx) -> Option<u16> {
     match (error.etype(), error.esource()) {
-        (ErrorType::HTTPStatus(status), _) => Some(*status),
+        (ErrorType::HTTPStatus(status) | ErrorType::CustomCode(_, status), _) => Some(*status),
         // RFC 9111 §5.2.2.2
         (_, ErrorSource::Upstream) if ctx.must_revalidate => Some(504),
         (ErrorType::ConnectTimedout | ErrorType::ReadTimedout, ErrorSource::Upstream) => Some(504),

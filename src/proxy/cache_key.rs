@@ -1,12 +1,16 @@
 //! Which entries of the cache a path stands for, and the way back.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use pingora_cache::CacheKey;
 use pingora_http::RequestHeader;
 
 use crate::config::{self, Config};
-use crate::s3::{decode_unreserved, Bucket, Credentials, ObjectKey, Origin, RouteError, Router};
+use crate::s3::{
+    decode_unreserved, Bucket, Credentials, Lookup, ObjectKey, Origin, OriginCredentials,
+    Refreshed, Role, RouteError, Router,
+};
 
 /// Ends a key of which only the beginning is given: a character that stands for
 /// itself in a path and that a broken `%` escape does not turn into a whole one.
@@ -36,6 +40,8 @@ pub struct KeyPrefix {
 impl CacheKeys {
     /// The keys of the buckets of `config`.
     pub fn new(config: &Config) -> CacheKeys {
+        let mut shared = Vec::new();
+        let origin = |bucket| origin(bucket, &mut shared);
         let origins = config.buckets.iter().map(origin).collect();
         CacheKeys {
             router: Router::new(origins),
@@ -103,10 +109,24 @@ impl CacheKeys {
     }
 }
 
-/// The origin that an entry of `buckets` names.
-fn origin(bucket: &config::Bucket) -> Origin {
+/// The origin that an entry of `buckets` names. Credentials that are the same as those of
+/// another bucket are shared.
+fn origin(bucket: &config::Bucket, shared: &mut Vec<Arc<Refreshed>>) -> Origin {
+    Origin::new(Bucket {
+        path_prefix: bucket.path_prefix.to_string(),
+        name: bucket.bucket.to_string(),
+        region: bucket.region.to_string(),
+        endpoint: bucket.endpoint.as_deref().cloned(),
+        credentials: credentials(bucket, shared),
+    })
+}
+
+fn credentials(
+    bucket: &config::Bucket,
+    shared: &mut Vec<Arc<Refreshed>>,
+) -> Option<OriginCredentials> {
     let keys = bucket.access_key.as_ref().zip(bucket.secret_key.as_ref());
-    let credentials = keys.map(|(access_key, secret_key)| {
+    let keys = keys.map(|(access_key, secret_key)| {
         Credentials::new(
             access_key.expose(),
             secret_key.expose(),
@@ -118,13 +138,31 @@ fn origin(bucket: &config::Bucket) -> Origin {
             "configuration file",
         )
     });
-    Origin::new(Bucket {
-        path_prefix: bucket.path_prefix.to_string(),
-        name: bucket.bucket.to_string(),
+    let role = bucket.assume_role.as_ref().map(|role| Role {
+        arn: role.role_arn.to_string(),
+        external_id: role.external_id.as_deref().map(str::to_owned),
+        session_name: role.session_name.to_string(),
+    });
+    let by_chain = bucket.credentials == Some(config::CredentialsFrom::Chain);
+    if role.is_none() && !by_chain {
+        return keys.map(OriginCredentials::from);
+    }
+    let lookup = Lookup {
         region: bucket.region.to_string(),
-        endpoint: bucket.endpoint.as_deref().cloned(),
-        credentials,
-    })
+        keys,
+        role,
+    };
+    let known = shared.iter().find(|known| *known.lookup() == lookup);
+    let refreshed = match known {
+        Some(known) => known.clone(),
+        None => {
+            let owner = format!("bucket {}", &*bucket.bucket);
+            let new = Refreshed::new(lookup, &owner);
+            shared.push(new.clone());
+            new
+        }
+    };
+    Some(OriginCredentials::Refreshed(refreshed))
 }
 
 // === impl KeyPrefix ===

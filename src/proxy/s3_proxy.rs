@@ -31,7 +31,7 @@ use crate::http::{
     sends_body, BackgroundFills, CachingCtx, CachingOptions, HttpCaching, StoringRules,
 };
 use crate::metrics::METRICS;
-use crate::s3::{sub_resource_of, ObjectKey, Origin, RouteError};
+use crate::s3::{sub_resource_of, ObjectKey, Origin, Refreshed, RouteError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The timeout while there is another address to try.
@@ -50,6 +50,9 @@ const FORWARDED: [HeaderName; 6] = [
     header::IF_MODIFIED_SINCE,
     header::IF_UNMODIFIED_SINCE,
 ];
+
+/// The error of a request that cannot be signed.
+const NO_CREDENTIALS: ErrorType = ErrorType::new_code("NoOriginCredentials", 503);
 
 /// The response field that names a bucket's actual region ("HeadBucket", Amazon S3 API
 /// Reference).
@@ -117,8 +120,10 @@ impl S3ProxyHttp {
         let min_send_rate = *config.server.min_send_rate;
         let caching = HttpCaching::new(cache, options);
         METRICS.watch_misses(caching.origin_turns());
+        let keys = CacheKeys::new(config);
+        METRICS.watch_credentials(refreshed(&keys));
         S3ProxyHttp {
-            keys: CacheKeys::new(config),
+            keys,
             caching,
             absent: Absent::new(*config.cache.negative_ttl, cache),
             dots: Dots::new(),
@@ -127,6 +132,12 @@ impl S3ProxyHttp {
             min_send_rate: (min_send_rate > 0).then_some(min_send_rate),
             keepalive_timeout: config.server.keepalive_secs(),
         }
+    }
+
+    /// The credentials that have to be looked up. Where nobody starts that, the first
+    /// requests for an origin do, and wait.
+    pub fn credentials(&self) -> Vec<Arc<Refreshed>> {
+        refreshed(&self.keys).map(|(_, found)| found).collect()
     }
 
     /// Pingora waits for the next request forever, which it says by zero.
@@ -187,6 +198,14 @@ impl S3ProxyHttp {
         let (origin, key) = self.keys.router().route(&path)?;
         Ok((origin.clone(), key))
     }
+}
+
+/// The buckets whose credentials are looked up, and these credentials.
+fn refreshed(keys: &CacheKeys) -> impl Iterator<Item = (String, Arc<Refreshed>)> + '_ {
+    keys.router().origins().iter().filter_map(|origin| {
+        let refreshed = origin.signer()?.refreshed()?;
+        Some((origin.bucket().to_owned(), refreshed.clone()))
+    })
 }
 
 /// The sub-resource that a request's query asks for instead of the object as it is.
@@ -392,6 +411,15 @@ impl ProxyHttp for S3ProxyHttp {
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
         let (origin, _) = routed(&ctx.route)?;
+        if let Some(signer) = origin.signer() {
+            signer
+                .ready()
+                .await
+                .or_err_with(NO_CREDENTIALS, || {
+                    format!("signing a request to bucket {}", origin.bucket())
+                })
+                .map_err(|e| e.into_up())?;
+        }
         let next = self
             .resolver
             .next(origin.connect_host(), origin.port(), &ctx.attempts)

@@ -6,13 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use log::info;
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::apps::HttpServerOptions;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig, NotsentLimit};
 use pingora_core::server::configuration::{Opt, ServerConf};
-use pingora_core::server::{RunArgs, Server};
+use pingora_core::server::{RunArgs, Server, ShutdownWatch};
+use pingora_core::services::background::{background_service, BackgroundService};
 use pingora_core::services::listening::Service;
 
 use super::descriptors;
@@ -22,6 +24,7 @@ use super::{send_buffer, AdminApp, S3ProxyHttp};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
 use crate::config::Config;
 use crate::metrics::{MetricsApp, METRICS};
+use crate::s3::Refreshed;
 
 /// How long the runtimes, and then entries that are being committed, may take to
 /// finish once nothing is served any more.
@@ -120,6 +123,11 @@ impl ProxyServer {
             timeout: *config.server.request_head_timeout,
             max_bytes: *config.server.max_request_head_bytes,
         });
+
+        let credentials = proxy.credentials();
+        if !credentials.is_empty() {
+            server.add_service(background_service("credentials", Credentials(credentials)));
+        }
 
         let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
         if let Some(proxy) = service.app_logic_mut() {
@@ -251,6 +259,19 @@ impl ProxyServer {
             cache.close(FINISH_TIMEOUT);
         }
         Ok(())
+    }
+}
+
+/// Looks up the credentials that expire. The tasks outlive the shutdown signal, because
+/// transfers do.
+struct Credentials(Vec<Arc<Refreshed>>);
+
+#[async_trait]
+impl BackgroundService for Credentials {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        self.0.iter().for_each(Refreshed::start);
+        // An error says that nobody can signal a shutdown any more.
+        let _ = shutdown.changed().await;
     }
 }
 

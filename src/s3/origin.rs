@@ -5,8 +5,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use aws_credential_types::Credentials;
-
+use crate::s3::credentials::OriginCredentials;
 use crate::s3::key::{KeyError, ObjectKey};
 use crate::s3::sign::Signer;
 
@@ -30,8 +29,8 @@ pub struct Bucket {
     pub region: String,
     /// An S3 service other than AWS.
     pub endpoint: Option<Endpoint>,
-    /// The keys that sign the requests; without them, requests go out unsigned.
-    pub credentials: Option<Credentials>,
+    /// The credentials that sign the requests; without them, requests go out unsigned.
+    pub credentials: Option<OriginCredentials>,
 }
 
 /// A bucket as the proxy reaches it: the address to connect to, the Host

@@ -1,6 +1,7 @@
 //! AWS Signature Version 4 for the requests to an origin.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use aws_sigv4::http_request::{
@@ -10,12 +11,18 @@ use aws_sigv4::http_request::{
 use aws_sigv4::sign::v4;
 use aws_smithy_runtime_api::client::identity::Identity;
 
+use super::credentials::{NoCredentials, OriginCredentials, Refreshed};
 use super::Bucket;
 
 /// Signs requests without a body (GET and HEAD) with a bucket's credentials.
 pub struct Signer {
-    identity: Identity,
+    credentials: Keys,
     region: String,
+}
+
+enum Keys {
+    Fixed(Identity),
+    Refreshed(Arc<Refreshed>),
 }
 
 /// A request that could not be signed.
@@ -25,13 +32,37 @@ pub struct SignError(String);
 // === impl Signer ===
 
 impl Signer {
-    /// The signer of a bucket, or `None` when the bucket has no keys and its
+    /// The signer of a bucket, or `None` when the bucket has no credentials and its
     /// requests go out unsigned.
     pub fn from_bucket(bucket: &Bucket) -> Option<Signer> {
+        let credentials = match bucket.credentials.clone()? {
+            OriginCredentials::Keys(keys) => Keys::Fixed(keys.into()),
+            OriginCredentials::Refreshed(refreshed) => Keys::Refreshed(refreshed),
+        };
         Some(Signer {
-            identity: bucket.credentials.clone()?.into(),
+            credentials,
             region: bucket.region.clone(),
         })
+    }
+
+    /// Wait until there are credentials, for a bounded time. Where there are, as there
+    /// always are for fixed keys, nothing is waited for.
+    ///
+    /// # Errors
+    /// There are none, and why.
+    pub async fn ready(&self) -> Result<(), NoCredentials> {
+        match &self.credentials {
+            Keys::Fixed(_) => Ok(()),
+            Keys::Refreshed(refreshed) => refreshed.wait().await,
+        }
+    }
+
+    /// The credentials that expire and are looked up in the background.
+    pub fn refreshed(&self) -> Option<&Arc<Refreshed>> {
+        match &self.credentials {
+            Keys::Fixed(_) => None,
+            Keys::Refreshed(refreshed) => Some(refreshed),
+        }
     }
 
     /// The headers to set on a request so that the origin accepts it:
@@ -48,7 +79,8 @@ impl Signer {
     /// and not normalised, so that `a//b` and `a/b` stay two objects.
     ///
     /// # Errors
-    /// [`SignError`] when the parts do not make an HTTP request.
+    /// [`SignError`] when the parts do not make an HTTP request, or when there are no
+    /// valid credentials.
     pub fn sign(
         &self,
         method: &str,
@@ -60,13 +92,19 @@ impl Signer {
         if !target.starts_with('/') {
             return Err(SignError("the request target is not a path".to_owned()));
         }
+        let identity = match &self.credentials {
+            Keys::Fixed(identity) => identity.clone(),
+            Keys::Refreshed(refreshed) => refreshed
+                .identity(SystemTime::now())
+                .ok_or_else(|| SignError("there are no valid credentials".to_owned()))?,
+        };
         let mut settings = SigningSettings::default();
         settings.percent_encoding_mode = PercentEncodingMode::Single;
         settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
         settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
 
         let params = v4::SigningParams::builder()
-            .identity(&self.identity)
+            .identity(&identity)
             .region(&self.region)
             .name("s3")
             .time(now)
@@ -140,7 +178,7 @@ mod tests {
             name: "examplebucket".to_owned(),
             region: "us-east-1".to_owned(),
             endpoint: None,
-            credentials: Some(credentials(None)),
+            credentials: Some(credentials(None).into()),
         }
     }
 
@@ -249,7 +287,7 @@ mod tests {
     #[test]
     fn a_session_token_is_sent_and_signed() {
         let signer = Signer::from_bucket(&Bucket {
-            credentials: Some(credentials(Some("token+/="))),
+            credentials: Some(credentials(Some("token+/=")).into()),
             ..bucket()
         })
         .unwrap();

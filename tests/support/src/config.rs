@@ -34,6 +34,8 @@ pub struct Bucket {
     region: String,
     endpoint: Option<String>,
     credentials: Option<(String, String)>,
+    /// Further keys, each with a value as it stands in the file.
+    others: Vec<(&'static str, String)>,
 }
 
 // === impl ProxyBuilder ===
@@ -318,6 +320,7 @@ impl Bucket {
             region: "us-east-1".to_owned(),
             endpoint: None,
             credentials: None,
+            others: Vec::new(),
         }
     }
 
@@ -341,6 +344,12 @@ impl Bucket {
         self
     }
 
+    /// Any other key, with a value as it stands in the file.
+    pub fn set(mut self, key: &'static str, value: impl Display) -> Self {
+        self.others.push((key, value.to_string()));
+        self
+    }
+
     fn write(&self, yaml: &mut Yaml) {
         yaml.text(1, "- path_prefix", &self.path_prefix);
         yaml.text(2, "bucket", &self.bucket);
@@ -352,6 +361,7 @@ impl Bucket {
             yaml.text(2, "access_key", access_key);
             yaml.text(2, "secret_key", secret_key);
         }
+        yaml.all(2, &self.others);
     }
 }
 

@@ -40,6 +40,7 @@ pub struct Request {
     /// Path and query, as they stood in the request line.
     pub target: String,
     pub headers: Headers,
+    pub body: Vec<u8>,
 }
 
 /// What the origin answers, and where it misbehaves.
@@ -312,14 +313,24 @@ fn read_request(mut stream: &TcpStream, buffer: &mut Vec<u8>) -> io::Result<Opti
     let (Some(method), Some(target)) = (words.next(), words.next()) else {
         return Err(invalid("no request line"));
     };
-    let body = head.headers.get("content-length").unwrap_or("0");
-    if body != "0" || head.headers.get("transfer-encoding").is_some() {
-        return Err(invalid("this origin takes no bodies"));
+    let len = head.headers.get("content-length").unwrap_or("0");
+    let len = len.parse().ok().filter(|len| *len <= MAX_HEAD);
+    let (Some(len), None) = (len, head.headers.get("transfer-encoding")) else {
+        return Err(invalid("this origin takes only short bodies with a length"));
+    };
+    while buffer.len() < len {
+        let mut chunk = [0; 4096];
+        match stream.read(&mut chunk)? {
+            0 => return Err(invalid("the body is cut short")),
+            n => buffer.extend_from_slice(&chunk[..n]),
+        }
     }
+    let body = buffer.drain(..len).collect();
     Ok(Some(Request {
         method: method.to_owned(),
         target: target.to_owned(),
         headers: head.headers,
+        body,
     }))
 }
 

@@ -1,5 +1,5 @@
 use std::{
-    fs,
+    env, fs,
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -308,6 +308,12 @@ impl Proxy {
     }
 
     fn spawn_as(&self, mut command: Command, config: &Path, arguments: &[&str]) -> Running {
+        // Whoever runs the tests may have credentials there.
+        for (name, _) in
+            env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"AWS_"))
+        {
+            command.env_remove(name);
+        }
         Running::spawn(
             command
                 .arg("run")
