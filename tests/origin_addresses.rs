@@ -12,7 +12,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use test_support::{skip, Bucket, Proxy};
+use test_support::{eventually, skip, Bucket, Proxy};
 
 /// Runs the remaining arguments with another /etc/hosts, in a mount namespace of its own.
 const WITH_HOSTS: &str = r#"mount --bind "$0" /etc/hosts && exec "$@""#;
@@ -73,6 +73,71 @@ fn where_all_addresses_refuse_each_is_tried_once() {
 }
 
 #[test]
+fn the_last_of_many_addresses_is_found() {
+    let dir = TempDir::new().expect("make a folder");
+    let hosts = dir.path().join("hosts");
+    // The system may answer in any order.
+    let origins: Vec<_> = (2..=9)
+        .map(|last| format!("127.0.0.{last} many.test\n"))
+        .collect();
+    let origin = Origin::start("127.0.0.9");
+    fs::write(&hosts, origins.concat()).expect("write hosts");
+    let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(
+            Bucket::new("/assets", "bucket").endpoint(format!("http://many.test:{}", origin.port)),
+        )
+        .without_cache()
+        .start();
+    let hosts = hosts.display().to_string();
+    if !proxy.restart_under(&["unshare", "--mount", "sh", "-c", WITH_HOSTS, &hosts]) {
+        return skip("only root can give a process another /etc/hosts");
+    }
+    for _ in 0..2 {
+        let response = proxy.get("/assets/a");
+        assert_eq!(response.status, 200, "{}", proxy.stderr());
+    }
+    let log = proxy.stderr();
+    let retried = log.matches("retry: true").count();
+    assert!(retried <= 7, "{log}");
+    assert_eq!(origin.connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_name_that_moves_is_followed_and_one_that_is_lost_keeps_its_address() {
+    let dir = TempDir::new().expect("make a folder");
+    let hosts = dir.path().join("hosts");
+    let old = Origin::start("127.0.0.2");
+    let new = Origin::start_at("127.0.0.3", old.port);
+    fs::write(&hosts, "127.0.0.2 moving.test\n").expect("write hosts");
+    let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(
+            Bucket::new("/assets", "bucket").endpoint(format!("http://moving.test:{}", old.port)),
+        )
+        .without_cache()
+        .start();
+    let path = hosts.display().to_string();
+    if !proxy.restart_under(&["unshare", "--mount", "sh", "-c", WITH_HOSTS, &path]) {
+        return skip("only root can give a process another /etc/hosts");
+    }
+    assert_eq!(proxy.get("/assets/a").status, 200);
+    // The file that is mounted is written to, not replaced.
+    fs::write(&hosts, "127.0.0.3 moving.test\n").expect("write hosts");
+    eventually("the new address is asked", || {
+        assert_eq!(proxy.get("/assets/a").status, 200);
+        new.connections.load(Ordering::SeqCst) > 0
+    });
+    fs::write(&hosts, "").expect("write hosts");
+    eventually("the log names the host that is lost", || {
+        assert_eq!(proxy.get("/assets/a").status, 200);
+        let log = proxy.stderr();
+        log.lines().any(|line| {
+            line.contains("moving.test: ")
+                && line.contains("the addresses of an earlier lookup are used")
+        })
+    });
+}
+
+#[test]
 fn a_name_that_is_not_found_is_an_error_of_the_origin() {
     let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
         .bucket(Bucket::new("/assets", "bucket").endpoint("http://nowhere.invalid:9000"))
@@ -92,7 +157,11 @@ struct Origin {
 
 impl Origin {
     fn start(address: &str) -> Self {
-        let address = SocketAddr::new(address.parse().expect("an address"), 0);
+        Self::start_at(address, 0)
+    }
+
+    fn start_at(address: &str, port: u16) -> Self {
+        let address = SocketAddr::new(address.parse().expect("an address"), port);
         let listener = TcpListener::bind(address).expect("listen");
         let port = listener.local_addr().expect("its address").port();
         let connections = Arc::new(AtomicUsize::new(0));

@@ -1,4 +1,8 @@
 //! Addresses of origins, looked up now and then and tried one after the other.
+//!
+//! The system looks names up, so that `/etc/hosts`, nsswitch.conf(5), search domains and
+//! the caches of the machine count as they do for every other program. The system tells
+//! nothing of how long an answer holds. Ten seconds are about the time that S3 gives.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -24,8 +28,8 @@ const FAILED_ADDRESS_TTL: Duration = Duration::from_secs(60);
 /// The most addresses of a name that are used; the rest are ignored.
 const MAX_ADDRESSES: usize = 16;
 
-/// The most addresses that one request tries.
-const MAX_ATTEMPTS: usize = 4;
+/// The time for an address while there is another one to try.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The addresses of the hosts of a configuration.
 #[derive(Default)]
@@ -35,8 +39,8 @@ pub struct Resolver {
 }
 
 /// The known addresses of a host.
-#[derive(Default)]
 struct Host {
+    name: String,
     known: Mutex<Known>,
     /// Held by the one task that looks the name up.
     lookup: Arc<tokio::sync::Mutex<()>>,
@@ -53,30 +57,39 @@ struct Known {
 
 /// The addresses that a request could not connect to.
 #[derive(Default)]
-pub struct Attempts(Vec<SocketAddr>);
+pub struct Attempts {
+    failed: Vec<SocketAddr>,
+    begun: Option<Instant>,
+}
 
 /// An address to connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The address.
     pub address: SocketAddr,
-    /// True if this request can try no other address after it.
-    pub is_last: bool,
+    /// The time that connecting to it may take.
+    pub timeout: Duration,
 }
 
 // === impl Resolver ===
 
 impl Resolver {
-    /// The address that a request should try next. Names are looked up off the worker
-    /// threads, one at a time for each host.
+    /// The address that a request should try next. All addresses together may take `limit`.
+    /// Names are looked up off the worker threads, one at a time for each host.
     ///
     /// # Errors
     /// The name cannot be looked up, or has no address.
-    pub async fn next(&self, host: &str, port: u16, attempts: &Attempts) -> io::Result<Candidate> {
+    pub async fn next(
+        &self,
+        host: &str,
+        port: u16,
+        limit: Duration,
+        attempts: &mut Attempts,
+    ) -> io::Result<Candidate> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(Candidate {
                 address: (ip, port).into(),
-                is_last: true,
+                timeout: limit,
             });
         }
         let known = self.host(host, port);
@@ -84,7 +97,9 @@ impl Resolver {
         known
             .refresh(|| async { Ok(tokio::net::lookup_host(name).await?.collect()) })
             .await?;
-        let candidate = known.known.lock().next(attempts, Instant::now());
+        let now = Instant::now();
+        attempts.begun.get_or_insert(now);
+        let candidate = known.known.lock().next(limit, attempts, now);
         candidate.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
     }
 
@@ -93,10 +108,11 @@ impl Resolver {
         &self,
         host: &str,
         port: u16,
+        limit: Duration,
         address: SocketAddr,
         attempts: &mut Attempts,
     ) -> bool {
-        attempts.0.push(address);
+        attempts.failed.push(address);
         if host.parse::<IpAddr>().is_ok() {
             return false;
         }
@@ -104,7 +120,7 @@ impl Resolver {
         let host = self.host(host, port);
         let mut known = host.known.lock();
         known.note_failed(address, now);
-        attempts.0.len() < MAX_ATTEMPTS && known.untried(attempts).next().is_some()
+        !attempts.left(limit, now).is_zero() && known.untried(attempts).next().is_some()
     }
 
     fn host(&self, host: &str, port: u16) -> Arc<Host> {
@@ -112,13 +128,39 @@ impl Resolver {
         if let Some(known) = hosts.get(&(host.to_owned(), port)) {
             return known.clone();
         }
-        hosts.entry((host.to_owned(), port)).or_default().clone()
+        let new = Arc::new(Host::new(host));
+        hosts.insert((host.to_owned(), port), new.clone());
+        new
+    }
+}
+
+// === impl Attempts ===
+
+impl Attempts {
+    /// Note that a request has a connection. Should it need another one, all addresses are
+    /// to be tried again.
+    pub fn succeeded(&mut self) {
+        *self = Attempts::default();
+    }
+
+    /// The time that is left of `limit`.
+    fn left(&self, limit: Duration, now: Instant) -> Duration {
+        let begun = self.begun.unwrap_or(now);
+        limit.saturating_sub(now.duration_since(begun))
     }
 }
 
 // === impl Host ===
 
 impl Host {
+    fn new(name: &str) -> Self {
+        Host {
+            name: name.to_owned(),
+            known: Mutex::default(),
+            lookup: Arc::default(),
+        }
+    }
+
     /// Look the name up if it is time. Meanwhile, requests use the known addresses; if
     /// there are none, they wait for the lookup.
     async fn refresh<F>(self: &Arc<Self>, lookup: impl FnOnce() -> F) -> io::Result<()>
@@ -146,7 +188,14 @@ impl Host {
                 let why = format!("no name server has answered for {LOOKUP_TIMEOUT:?}");
                 Err(io::Error::new(io::ErrorKind::TimedOut, why))
             });
-            host.known.lock().take(answer, Instant::now())
+            let taken = host.known.lock().take(answer, Instant::now());
+            if let Ok(Some(why)) = &taken {
+                log::warn!(
+                    "{}: {why}; the addresses of an earlier lookup are used",
+                    host.name
+                );
+            }
+            taken.map(|_| ())
         };
         if has_addresses {
             tokio::spawn(look);
@@ -170,8 +219,13 @@ impl Known {
         })
     }
 
-    /// Take an answer over. A failed lookup keeps the addresses of an earlier one.
-    fn take(&mut self, answer: io::Result<Vec<SocketAddr>>, now: Instant) -> io::Result<()> {
+    /// Take an answer over. A failed lookup keeps the addresses of an earlier one, and its
+    /// error is returned as `Some`.
+    fn take(
+        &mut self,
+        answer: io::Result<Vec<SocketAddr>>,
+        now: Instant,
+    ) -> io::Result<Option<io::Error>> {
         match answer {
             Ok(mut addresses) => {
                 addresses.truncate(MAX_ADDRESSES);
@@ -181,7 +235,7 @@ impl Known {
                 let addresses = &self.addresses;
                 self.failed
                     .retain(|(address, _)| addresses.contains(address));
-                Ok(())
+                Ok(None)
             }
             Err(e) => {
                 self.stale_at = Some(now + FAILED_LOOKUP_TTL);
@@ -189,8 +243,7 @@ impl Known {
                 if self.addresses.is_empty() {
                     return Err(e);
                 }
-                log::warn!("{e}; the addresses of an earlier lookup are used");
-                Ok(())
+                Ok(Some(e))
             }
         }
     }
@@ -206,12 +259,12 @@ impl Known {
         self.addresses
             .iter()
             .copied()
-            .filter(|address| !attempts.0.contains(address))
+            .filter(|address| !attempts.failed.contains(address))
     }
 
     /// The next address, in the order of the answer. Those that failed come last, with the
     /// latest failure at the end.
-    fn next(&mut self, attempts: &Attempts, now: Instant) -> Option<Candidate> {
+    fn next(&mut self, limit: Duration, attempts: &Attempts, now: Instant) -> Option<Candidate> {
         self.failed
             .retain(|(_, at)| now.duration_since(*at) < FAILED_ADDRESS_TTL);
         let failed_at = |address: &SocketAddr| {
@@ -219,9 +272,14 @@ impl Known {
             place.map(|place| self.failed[place].1)
         };
         let address = self.untried(attempts).min_by_key(failed_at)?;
-        let is_last =
-            attempts.0.len() + 1 >= MAX_ATTEMPTS || self.untried(attempts).nth(1).is_none();
-        Some(Candidate { address, is_last })
+        let left = attempts.left(limit, now);
+        let timeout = match self.untried(attempts).nth(1) {
+            Some(_) => left.min(ATTEMPT_TIMEOUT),
+            None => left,
+        };
+        // Time may run out between two addresses.
+        let timeout = timeout.max(Duration::from_millis(1));
+        Some(Candidate { address, timeout })
     }
 }
 
@@ -242,11 +300,18 @@ mod tests {
         known
     }
 
-    fn candidate(last: u8, is_last: bool) -> Option<Candidate> {
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// `timeout` in seconds.
+    fn candidate(last: u8, timeout: u64) -> Option<Candidate> {
         Some(Candidate {
             address: address(last),
-            is_last,
+            timeout: Duration::from_secs(timeout),
         })
+    }
+
+    fn host() -> Arc<Host> {
+        Arc::new(Host::new("s3.test"))
     }
 
     #[test]
@@ -254,35 +319,48 @@ mod tests {
         let mut known = known(&[1, 2, 3]);
         let now = Instant::now();
         let mut attempts = Attempts::default();
-        for (last, is_last) in [(1, false), (2, false), (3, true)] {
-            assert_eq!(known.next(&attempts, now), candidate(last, is_last));
+        for (last, timeout) in [(1, 2), (2, 2), (3, 10)] {
+            let next = known.next(LIMIT, &attempts, now);
+            assert_eq!(next, candidate(last, timeout));
             known.note_failed(address(last), now + Duration::from_millis(u64::from(last)));
-            attempts.0.push(address(last));
+            attempts.failed.push(address(last));
         }
-        assert_eq!(known.next(&attempts, now), None);
+        assert_eq!(known.next(LIMIT, &attempts, now), None);
 
         // All have failed, so the next request begins with the one that failed first.
-        assert_eq!(known.next(&Attempts::default(), now), candidate(1, false));
+        let fresh = Attempts::default();
+        assert_eq!(known.next(LIMIT, &fresh, now), candidate(1, 2));
         // One that works is used again and again.
         known.failed.retain(|(failed, _)| *failed != address(2));
         for _ in 0..3 {
-            assert_eq!(known.next(&Attempts::default(), now), candidate(2, false));
+            assert_eq!(known.next(LIMIT, &fresh, now), candidate(2, 2));
         }
         let later = now + FAILED_ADDRESS_TTL + Duration::from_secs(1);
-        assert_eq!(known.next(&Attempts::default(), later), candidate(1, false));
+        assert_eq!(known.next(LIMIT, &fresh, later), candidate(1, 2));
     }
 
     #[test]
-    fn a_long_answer_is_not_tried_to_its_end() {
-        let mut known = known(&(1..=200).collect::<Vec<u8>>());
+    fn a_long_answer_is_cut() {
+        let known = known(&(1..=200).collect::<Vec<u8>>());
         assert_eq!(known.addresses.len(), MAX_ADDRESSES);
-        let now = Instant::now();
-        let mut attempts = Attempts::default();
-        for last in 1..=MAX_ATTEMPTS as u8 {
-            let is_last = usize::from(last) == MAX_ATTEMPTS;
-            assert_eq!(known.next(&attempts, now), candidate(last, is_last));
-            attempts.0.push(address(last));
-        }
+    }
+
+    #[test]
+    fn all_addresses_together_have_a_time() {
+        let resolver = Resolver::default();
+        let host = resolver.host("s3.test", 80);
+        let answer = (1..=9).map(address).collect();
+        host.known.lock().take(Ok(answer), Instant::now()).unwrap();
+        let begun = Instant::now().checked_sub(Duration::from_secs(9)).unwrap();
+        let mut attempts = Attempts {
+            begun: Some(begun),
+            ..Attempts::default()
+        };
+        let next = host.known.lock().next(LIMIT, &attempts, Instant::now());
+        assert!(next.unwrap().timeout <= Duration::from_secs(1));
+        assert!(resolver.failed("s3.test", 80, LIMIT, address(1), &mut attempts));
+        attempts.begun = begun.checked_sub(Duration::from_secs(1));
+        assert!(!resolver.failed("s3.test", 80, LIMIT, address(2), &mut attempts));
     }
 
     #[test]
@@ -291,14 +369,17 @@ mod tests {
         let now = Instant::now();
         known.note_failed(address(1), now);
         known.take(Ok(vec![address(1), address(2)]), now).unwrap();
-        assert_eq!(known.next(&Attempts::default(), now), candidate(2, false));
+        assert_eq!(
+            known.next(LIMIT, &Attempts::default(), now),
+            candidate(2, 2)
+        );
         known.take(Ok(vec![address(2)]), now).unwrap();
         assert!(known.failed.is_empty());
     }
 
     #[tokio::test]
     async fn a_name_is_looked_up_once_for_all_who_wait() {
-        let host = Arc::<Host>::default();
+        let host = host();
         let lookups = Arc::new(AtomicUsize::new(0));
         let look = || {
             let lookups = lookups.clone();
@@ -325,7 +406,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_waits_for_a_name_server_where_addresses_are_known() {
-        let host = Arc::<Host>::default();
+        let host = host();
         let answer = vec![address(1)];
         host.known.lock().take(Ok(answer), Instant::now()).unwrap();
         host.known.lock().stale_at = Some(Instant::now());
@@ -333,13 +414,16 @@ mod tests {
             host.refresh(std::future::pending).await.unwrap();
             tokio::task::yield_now().await;
         }
-        let next = host.known.lock().next(&Attempts::default(), Instant::now());
-        assert_eq!(next, candidate(1, true));
+        let next = host
+            .known
+            .lock()
+            .next(LIMIT, &Attempts::default(), Instant::now());
+        assert_eq!(next, candidate(1, 10));
     }
 
     #[tokio::test]
     async fn a_lookup_that_fails_leaves_what_is_known() {
-        let host = Arc::<Host>::default();
+        let host = host();
         let lookups = Arc::new(AtomicUsize::new(0));
         let fail = || {
             let lookups = lookups.clone();
@@ -360,8 +444,11 @@ mod tests {
         tokio::task::yield_now().await;
         looked_up(&host).await;
         assert_eq!(lookups.load(Ordering::SeqCst), 2);
-        let next = host.known.lock().next(&Attempts::default(), Instant::now());
-        assert_eq!(next, candidate(1, true));
+        let next = host
+            .known
+            .lock()
+            .next(LIMIT, &Attempts::default(), Instant::now());
+        assert_eq!(next, candidate(1, 10));
     }
 
     #[tokio::test]
@@ -369,9 +456,10 @@ mod tests {
         let resolver = Resolver::default();
         let mut attempts = Attempts::default();
         let address = SocketAddr::from(([127, 0, 0, 1], 9000));
-        let next = resolver.next("127.0.0.1", 9000, &attempts).await.unwrap();
-        assert_eq!((next.address, next.is_last), (address, true));
-        assert!(!resolver.failed("127.0.0.1", 9000, address, &mut attempts));
+        let next = resolver.next("127.0.0.1", 9000, LIMIT, &mut attempts).await;
+        let next = next.unwrap();
+        assert_eq!((next.address, next.timeout), (address, LIMIT));
+        assert!(!resolver.failed("127.0.0.1", 9000, LIMIT, address, &mut attempts));
         assert!(resolver.hosts.lock().is_empty());
     }
 }

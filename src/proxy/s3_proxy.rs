@@ -34,8 +34,6 @@ use crate::metrics::METRICS;
 use crate::s3::{sub_resource_of, ObjectKey, Origin, Refreshed, RouteError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The timeout while there is another address to try.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Shorter than the 20 s after which S3 closes idle connections.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -422,7 +420,12 @@ impl ProxyHttp for S3ProxyHttp {
         }
         let next = self
             .resolver
-            .next(origin.connect_host(), origin.port(), &ctx.attempts)
+            .next(
+                origin.connect_host(),
+                origin.port(),
+                CONNECT_TIMEOUT,
+                &mut ctx.attempts,
+            )
             .await
             .or_err_with(ErrorType::ConnectError, || {
                 format!(
@@ -433,12 +436,8 @@ impl ProxyHttp for S3ProxyHttp {
             })
             .map_err(|e| e.into_up())?;
         let mut peer = HttpPeer::new(next.address, origin.tls(), origin.connect_host().to_owned());
-        let connect_timeout = match next.is_last {
-            true => CONNECT_TIMEOUT,
-            false => ATTEMPT_TIMEOUT,
-        };
-        peer.options.connection_timeout = Some(connect_timeout);
-        peer.options.total_connection_timeout = Some(connect_timeout);
+        peer.options.connection_timeout = Some(next.timeout);
+        peer.options.total_connection_timeout = Some(next.timeout);
         peer.options.read_timeout = Some(ORIGIN_READ_TIMEOUT);
         peer.options.write_timeout = Some(ORIGIN_READ_TIMEOUT);
         peer.options.idle_timeout = Some(ORIGIN_IDLE_TIMEOUT);
@@ -457,7 +456,8 @@ impl ProxyHttp for S3ProxyHttp {
         if let (Some((origin, _)), Some(address)) = (&ctx.route, peer.address().as_inet()) {
             let (host, port) = (origin.connect_host(), origin.port());
             let attempts = &mut ctx.attempts;
-            if self.resolver.failed(host, port, *address, attempts) {
+            let limit = CONNECT_TIMEOUT;
+            if self.resolver.failed(host, port, limit, *address, attempts) {
                 error.set_retry(true);
             }
         }
@@ -470,6 +470,7 @@ impl ProxyHttp for S3ProxyHttp {
         request: &mut RequestHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
+        ctx.attempts.succeeded();
         self.caching
             .upstream_request_filter(session, request, &mut ctx.caching)?;
         let (origin, key) = routed(&ctx.route)?;
