@@ -219,6 +219,62 @@ fn a_precondition_is_no_obstacle_to_storing() {
 }
 
 #[test]
+fn conditions_on_a_miss_start_one_fill_and_are_judged_by_its_header() {
+    const LEN: u64 = 8 << 20;
+    let newer = || Reply::pattern(2, LEN).header("etag", NEW);
+    for first in [
+        ("If-Match", OLD, 412),
+        ("If-Unmodified-Since", OLD_DATE, 412),
+        ("If-None-Match", NEW, 304),
+        ("If-None-Match", "*", 304),
+        ("If-Modified-Since", NEW_DATE, 304),
+    ] {
+        let gate = Gate::new();
+        let origin = Origin::start({
+            let gate = gate.clone();
+            move |_| {
+                newer()
+                    .header("last-modified", NEW_DATE)
+                    .hold_at(LEN / 2, &gate)
+            }
+        });
+        let proxy = proxy(&origin).start();
+        let mut client = Connection::open(proxy.addr());
+        let (name, value, status) = first;
+        let judged = client.request("GET", OBJECT, &[(name, value)]);
+        assert_eq!(judged.status, status, "{first:?}");
+        // Its next request would wait for the body.
+        assert_eq!(judged.header("connection"), Some("close"), "{first:?}");
+        gate.wait_for_arrivals(1);
+        for (fields, status) in [
+            (&[("If-Match", OLD)][..], 412),
+            (&[("If-None-Match", NEW)], 304),
+            (&[("If-Unmodified-Since", OLD_DATE)], 412),
+            (&[("If-Match", OLD), ("Range", "bytes=0-9")], 412),
+            (&[("If-Match", NEW), ("Range", "bytes=0-9")], 206),
+        ] {
+            let answer = request(proxy.addr(), "GET", OBJECT, fields);
+            assert_eq!(answer.status, status, "{fields:?} after {first:?}");
+            assert_eq!(answer.body.len(), if status == 206 { 10 } else { 0 });
+        }
+        gate.open();
+        eventually("the object is stored", || {
+            proxy.metric("cache_entries") == 1
+        });
+        let hit = proxy.get(OBJECT);
+        assert_eq!((hit.status, hit.header("x-cache")), (200, Some("HIT")));
+        assert!(hit.body == pattern(2, LEN as usize));
+        let requests = origin.requests();
+        let [whole] = &requests[..] else {
+            panic!("{first:?}: {requests:?}");
+        };
+        for name in ["range", "if-match", "if-none-match", "if-unmodified-since"] {
+            assert_eq!(whole.header(name), None, "{first:?}");
+        }
+    }
+}
+
+#[test]
 fn a_stale_object_is_validated_for_a_request_with_a_precondition() {
     let origin = Origin::start(|asked| match asked.header("if-none-match") {
         Some(_) => Reply::status(304).header("etag", NEW),

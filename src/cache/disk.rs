@@ -38,7 +38,7 @@ use super::index::{Index, Indexed, Inserted};
 use super::keeper::{Files, Removal, Which};
 use super::layout::Layout;
 use super::load::{self, Leftovers};
-use super::miss::{DiskMiss, InBackground};
+use super::miss::{DiskMiss, ForParts, InBackground};
 use super::open_bodies::OpenBodies;
 use super::readers::Reader;
 use super::regular;
@@ -663,7 +663,7 @@ impl DiskCache {
     }
 
     /// Whether anything may be stored for a key, or about to be.
-    fn may_have(&self, key: &CacheKey) -> bool {
+    pub(crate) fn may_have(&self, key: &CacheKey) -> bool {
         let hash = key.combined_bin();
         // In this order: a fill is an entry before it is none any more.
         !self.loaded.is_complete()
@@ -1640,6 +1640,7 @@ impl Storage for DiskCache {
         };
         let (file, claim) = created.into_parts()?;
         let in_background = meta.extensions().get::<InBackground>().is_some();
+        let for_parts = meta.extensions().get::<ForParts>().cloned();
         let new = NewFill {
             id,
             key: key.to_compact(),
@@ -1653,6 +1654,7 @@ impl Storage for DiskCache {
                 Arc::new(BodyFile::in_space(file, self.open_bodies.open(id)))
             },
             in_background,
+            for_parts,
             created: meta.created(),
             stored_at: SystemTime::now()
                 .duration_since(UNIX_EPOCH)

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use log::{debug, warn};
@@ -16,6 +16,7 @@ use super::body_file::BodyFile;
 use super::disk::OTHER_WRITES;
 use super::format::EntryMeta;
 use super::gather::{Block, Gather};
+use super::miss::ForParts;
 use super::readers::{Audience, Readers};
 use super::room::Claim;
 use super::stats::Cause;
@@ -69,6 +70,8 @@ pub struct Fill {
     pub promised: Option<u64>,
     /// Its body.
     pub body: Arc<BodyFile>,
+    /// When the header of its response had come.
+    pub begun: Instant,
     /// When its response was made: what tells it from others of its key.
     created: SystemTime,
     stored_at: u64,
@@ -89,6 +92,8 @@ pub struct Fill {
     deserted: Mutex<Option<Deserted>>,
     /// The fill never had readers, and does not count among those without.
     in_background: bool,
+    /// The fill was begun for parts of the body. Who has got one does not keep it going.
+    for_parts: Option<ForParts>,
     /// Notified when the last reader leaves.
     left: Notify,
     /// The rest of the body, once the file has no more room.
@@ -133,6 +138,8 @@ pub struct NewFill {
     pub meta: Serialized,
     /// It is fetched in the background, and will have no readers.
     pub in_background: bool,
+    /// It is fetched for parts of it.
+    pub(crate) for_parts: Option<ForParts>,
 }
 
 impl Fill {
@@ -162,9 +169,14 @@ impl Fill {
             received: AtomicU64::new(0),
             deserted: Mutex::default(),
             in_background: new.in_background,
+            for_parts: new.for_parts,
+            begun: Instant::now(),
             left: Notify::new(),
             window: OnceLock::new(),
         });
+        if let Some(for_parts) = &fill.for_parts {
+            for_parts.set_fill(&fill);
+        }
         let (sender, receiver) = mpsc::channel(QUEUE);
         cache.fills().add(&fill);
         // Purged while its file was being created: the purge has not seen it.
@@ -218,6 +230,7 @@ impl Fill {
             // A body that is no longer stored is for its readers alone.
             _ if self.window().is_some() => return !self.readers.end(),
             _ if self.in_background || deserted.is_some() => return true,
+            _ if self.for_parts.as_ref().is_some_and(ForParts::want_it) => return true,
             audience => audience,
         };
         let share = cache.fill_without_readers();
@@ -226,7 +239,7 @@ impl Fill {
             None => share == 0.0,
         };
         let limit = cache.max_size_bytes() / DESERTED_SHARE;
-        if enough || audience == Audience::Satisfied {
+        if enough || (audience == Audience::Satisfied && self.for_parts.is_none()) {
             let rest = match self.promised {
                 Some(promised) => promised.saturating_sub(received),
                 None => limit / 2,

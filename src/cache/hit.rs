@@ -4,6 +4,7 @@ use std::any::Any;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
@@ -70,6 +71,8 @@ pub struct Filling {
     pub written: u64,
     /// How many there will be, if that is known.
     pub promised: Option<u64>,
+    /// The time since the header had come.
+    pub age: Duration,
 }
 
 enum Source {
@@ -133,6 +136,7 @@ impl DiskHit {
             Source::Fill(reader, progress) => Some(Filling {
                 written: progress.borrow().written,
                 promised: reader.fill().promised,
+                age: reader.fill().begun.elapsed(),
             }),
             Source::Entry(_) | Source::Rest(..) => None,
         }
@@ -146,6 +150,13 @@ impl DiskHit {
                 reader.set_can_leave(true);
                 self.leave = Some(Box::new(Leave::new(rest)));
             }
+        }
+    }
+
+    /// Leave, if that is possible, when the fill has not come to the first byte after `time`.
+    pub(crate) fn waits_at_most(&mut self, time: Duration) {
+        if let Some(leave) = &mut self.leave {
+            leave.waits_at_most(time);
         }
     }
 
@@ -280,8 +291,14 @@ impl DiskHit {
                     progress.wait_for(|now| now.written > start || now.state != State::Writing);
                 match &mut self.leave {
                     Some(leave) if leave.has_begun() => {}
-                    Some(leave) if reader.fill().waits_for_readers() => {
-                        if let Ok(now) = timeout_at(leave.is_held(), more).await {
+                    Some(leave)
+                        if leave.first_by().is_some() || reader.fill().waits_for_readers() =>
+                    {
+                        let patience = match leave.first_by() {
+                            Some(first_by) => first_by,
+                            None => leave.is_held(),
+                        };
+                        if let Ok(now) = timeout_at(patience, more).await {
                             leave.is_free();
                             return Ok(Some(now.map_or(broken, |now| *now)));
                         }

@@ -2,7 +2,9 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::sync::Arc;
+use std::any::Any;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use pingora_cache::storage::{HandleMiss, MissFinishType};
 use pingora_cache::CacheEntryId;
@@ -19,6 +21,42 @@ pub const DESERTED: ErrorType = ErrorType::new("CacheFillDeserted");
 /// have no readers, and other limits apply to it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InBackground;
+
+/// An extension of the metadata of a response that is fetched for requests for its parts.
+/// The fill goes on as long as these last, and beyond that if it is [kept](Self::keep).
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ForParts(Arc<Parts>);
+
+#[derive(Debug, Default)]
+struct Parts {
+    is_over: AtomicBool,
+    kept: OnceLock<Box<dyn Any + Send + Sync>>,
+    fill: OnceLock<Weak<Fill>>,
+}
+
+impl ForParts {
+    /// Have the fill finished, whoever reads it. `guard` lives as long as the fill.
+    pub(crate) fn keep(&self, guard: Box<dyn Any + Send + Sync>) {
+        let _ = self.0.kept.set(guard);
+    }
+
+    /// Note that no request for a part is left.
+    pub(crate) fn end(&self) {
+        self.0.is_over.store(true, Ordering::Release);
+        if let Some(fill) = self.0.fill.get().and_then(Weak::upgrade) {
+            fill.reader_left();
+        }
+    }
+
+    pub(super) fn set_fill(&self, fill: &Arc<Fill>) {
+        let _ = self.0.fill.set(Arc::downgrade(fill));
+    }
+
+    /// True if the fill goes on, even without readers.
+    pub(super) fn want_it(&self) -> bool {
+        self.0.kept.get().is_some() || !self.0.is_over.load(Ordering::Acquire)
+    }
+}
 
 /// A miss being stored. Dropped before `finish`, it leaves nothing behind, and
 /// breaks the transfers of those who follow it.

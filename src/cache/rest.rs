@@ -45,6 +45,8 @@ pub(super) struct Leave {
     /// Since when the reader is held up. Kept here, because who reads may give up and come
     /// back.
     held_since: Option<Instant>,
+    /// When the reader leaves if it has got nothing by then.
+    first_by: Option<Instant>,
     asked: bool,
 }
 
@@ -56,6 +58,7 @@ impl Leave {
             rest,
             patience: HELD_PATIENCE,
             held_since: None,
+            first_by: None,
             asked: false,
         }
     }
@@ -65,6 +68,16 @@ impl Leave {
         self.asked
     }
 
+    /// Leave if nothing can be read after so long.
+    pub(super) fn waits_at_most(&mut self, time: Duration) {
+        self.first_by = Some(Instant::now() + time);
+    }
+
+    /// The instant at which the reader leaves if it still has got nothing.
+    pub(super) fn first_by(&self) -> Option<Instant> {
+        self.first_by
+    }
+
     /// Note that the reader is held up. Returns the instant at which it leaves.
     pub(super) fn is_held(&mut self) -> Instant {
         *self.held_since.get_or_insert_with(Instant::now) + self.patience
@@ -72,6 +85,7 @@ impl Leave {
 
     /// Note that the reader is not held up any more.
     pub(super) fn is_free(&mut self) {
+        self.first_by = None;
         if let Some(since) = self.held_since.take() {
             self.patience = self.patience.saturating_sub(since.elapsed());
         }

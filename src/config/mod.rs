@@ -252,6 +252,9 @@ pub struct RangeFill {
     /// Megabytes fetched in a minute for one client address, beyond what clients have
     /// received; 0: no limit.
     pub client_mb_per_minute: MegabytesPerMinute,
+    /// The longest time that a part waits for a fill that has not come to it; zero: only the
+    /// beginning of a fill is waited for.
+    pub max_wait: Period,
 }
 
 /// The section `cache.memory`.
@@ -400,6 +403,7 @@ impl Default for RangeFill {
             max_size_gb: None,
             max_in_flight_gb: None,
             client_mb_per_minute: MegabytesPerMinute::from_bytes(budget),
+            max_wait: Period(library.max_wait),
         }
     }
 }

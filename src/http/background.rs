@@ -1,5 +1,7 @@
 //! Limits of fills that no client waits for.
 
+use std::time::Duration;
+
 /// Limits for fetching whole objects of which clients have asked for parts.
 #[derive(Debug, Clone, Copy)]
 pub struct BackgroundFills {
@@ -13,6 +15,9 @@ pub struct BackgroundFills {
     /// Bytes that may be fetched in a minute for one client address, beyond those of the
     /// object that clients have received; `None`: no limit.
     pub client_bytes_per_minute: Option<u64>,
+    /// The longest time that a part waits for a fill that has not come to it, before it is
+    /// fetched by itself; zero: only the beginning of a fill is waited for.
+    pub max_wait: Duration,
 }
 
 impl Default for BackgroundFills {
@@ -22,6 +27,7 @@ impl Default for BackgroundFills {
             max_bytes: u64::MAX,
             bytes_in_flight: 2_000_000_000,
             client_bytes_per_minute: Some(1_000_000_000),
+            max_wait: Duration::from_secs(5),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! calls it there. `examples/http_cache.rs` is a proxy that does nothing else.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,10 +24,12 @@ use pingora_cache::{
     BodyPart, CacheKey, CacheMeta, CacheOptionOverrides, CachePhase, ForcedFreshness, HitHandler,
     NoCacheReason, RespCacheable,
 };
+use pingora_core::protocols::http::HttpTask;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
 use pingora_proxy::{FailToProxy, ProxyWarnLogContext, RangeType, Session};
+use tokio::time::sleep;
 
 use super::background::BackgroundFills;
 use super::cache_control::RequestDirectives;
@@ -43,21 +46,31 @@ use super::range::{
     is_bytes, is_consistent_part, is_part_of, parse_content_range, parse_range, single_range,
     Ranges,
 };
-use super::range_fills::{FillGuard, Part, RangeFills};
+use super::range_fills::{Download, FillGuard, Part, RangeFills, Share, DOWNLOAD_PART};
 use super::request_body::has_body;
-use super::rest::{FetchedRest, RestRequest};
+use super::rest::{offers_rest, FetchedRest, RestRequest};
 use super::storing::{is_always_stale, Answer, StoringRules};
 use super::target::{invalidated, Target};
 use super::too_large::TooLarge;
 use super::variants::Variants;
 use super::vary::{is_readable, variance, Variance};
 use crate::cache::disk::NO_ROOM;
-use crate::cache::miss::{InBackground, DESERTED};
-use crate::cache::{DiskCache, DiskHit, Prepared};
+use crate::cache::miss::{ForParts, InBackground, DESERTED};
+use crate::cache::{DiskCache, DiskHit, Filling, Prepared};
 
 /// A range that begins so far behind what a fill has written waits for it. One
-/// further away is fetched by itself.
+/// further away does so only if the fill comes there soon, and is fetched by itself otherwise.
 const FOLLOW_BYTES: u64 = 1 << 20;
+
+/// The time after which the pace of a fill is known. Before that, it is assumed to come to
+/// [`FAR_BYTES`] soon.
+const PACE_TIME: Duration = Duration::from_millis(250);
+
+/// The longest way to where a range begins for a fill whose pace is not known.
+const FAR_BYTES: u64 = 256 << 20;
+
+/// A long part waits so long for one with which a download begins, if nothing is stored.
+const OVERTAKING_TIME: Duration = Duration::from_millis(20);
 
 /// More ranges than this are ignored, as Pingora does by default.
 const MAX_RANGES: usize = 200;
@@ -222,6 +235,12 @@ pub struct CachingCtx {
     plain: bool,
     /// By [`HttpCaching::answer_prepared`].
     answered_prepared: bool,
+    /// The download that the request is a part of.
+    download: Option<Arc<Download>>,
+    /// The request is [`FetchesForParts`].
+    for_parts: Option<ForParts>,
+    /// The part begins where the fill that it follows has not come to yet.
+    waits_for_fill: bool,
     /// The client offers another protocol, which only the origin can switch to.
     upgrades: bool,
     /// The origin answers with a part of what could be fetched and stored as a whole.
@@ -231,6 +250,9 @@ pub struct CachingCtx {
 /// The context of a subrequest that asks whether the origin has what the request is for. It is
 /// a HEAD, and the cache has no part in it.
 pub struct Probe;
+
+/// The context of a subrequest that fetches the whole for requests for parts.
+struct FetchesForParts(ForParts);
 
 /// A part of an object that is not stored, and could be.
 struct PartOfWhole {
@@ -333,7 +355,11 @@ impl HttpCaching {
                         ctx._fill = guard.take();
                         true
                     }
-                    None => false,
+                    None => {
+                        let fetches = user.downcast_ref::<FetchesForParts>();
+                        ctx.for_parts = fetches.map(|fetches| fetches.0.clone());
+                        fetches.is_some()
+                    }
                 },
             };
             let user = subrequest.user_ctx();
@@ -424,6 +450,10 @@ impl HttpCaching {
         ctx: &mut CachingCtx,
         key: impl FnOnce(&Session) -> CacheKey,
     ) -> Result<bool> {
+        if ctx.asks == Asks::Part {
+            Box::pin(self.join_download(session, ctx, key)).await;
+            return Ok(false);
+        }
         let (Some(store), Some(now)) = (self.store.filter(|_| ctx.plain), ctx.arrived) else {
             return Ok(false);
         };
@@ -476,6 +506,77 @@ impl HttpCaching {
         sent.map(|()| true)
     }
 
+    /// Have the whole fetched for a part with which a download begins, if nothing is stored, or
+    /// wait until it is being fetched because of another part.
+    #[cold]
+    async fn join_download(
+        &self,
+        session: &Session,
+        ctx: &mut CachingCtx,
+        key: impl FnOnce(&Session) -> CacheKey,
+    ) {
+        let (Some(Store { cache, lock, .. }), Some(spawner)) =
+            (self.store, session.subrequest_spawner.as_ref())
+        else {
+            return;
+        };
+        let request = session.req_header();
+        let range = request.headers.get(RANGE);
+        let Some((first, Some(last))) = range.and_then(|range| single_range(range.as_bytes()))
+        else {
+            return;
+        };
+        if last.saturating_sub(first) < DOWNLOAD_PART - 1
+            || self.options.background_fills.in_flight == 0
+            || ctx.background
+            || ctx.upgrades
+            || ctx.directives.no_store
+            || ctx.directives.only_if_cached
+            || self.is_the_origins_to_judge(request)
+        {
+            return;
+        }
+        let key = key(session);
+        let is_new = !cache.may_have(&key) && !lock.gave_up(&key);
+        let hash = key.combined_bin();
+        if first > 0 && is_new && !self.fills.has_download(&hash) {
+            // Parts that are asked for at the same time come in any order.
+            sleep(OVERTAKING_TIME).await;
+        }
+        match self.fills.download(hash, first == 0 && is_new) {
+            None => {}
+            Some(Share::Follows(download)) => {
+                download.begun(self.options.lock_age).await;
+                ctx.download = Some(download);
+            }
+            Some(Share::Begins(download)) => {
+                let fetches = FetchesForParts(download.for_parts.clone());
+                let sub_ctx = SubrequestCtx::builder().user_ctx(Box::new(fetches)).build();
+                let (fill, mut handle) = spawner.create_subrequest(session.as_ref(), sub_ctx);
+                tokio::spawn(fill.run());
+                tokio::spawn({
+                    let download = Arc::downgrade(&download);
+                    async move {
+                        let mut has_begun = false;
+                        while let Some(task) = handle.rx.recv().await {
+                            let header = matches!(&task, HttpTask::Header(header, _) if !header.status.is_informational());
+                            if header && !std::mem::replace(&mut has_begun, true) {
+                                if let Some(download) = download.upgrade() {
+                                    download.set_begun();
+                                }
+                            }
+                        }
+                        if let Some(download) = download.upgrade() {
+                            download.set_begun();
+                        }
+                    }
+                });
+                download.begun(self.options.lock_age).await;
+                ctx.download = Some(download);
+            }
+        }
+    }
+
     /// Keep the header of a hit for [`answer_prepared`](Self::answer_prepared):
     /// `response`, before anything was added that depends on the time.
     fn prepare(
@@ -484,10 +585,7 @@ impl HttpCaching {
         response: ResponseHeader,
         ctx: &CachingCtx,
     ) -> Result<()> {
-        let body_len = response
-            .headers
-            .get(CONTENT_LENGTH)
-            .and_then(|len| len.to_str().ok()?.parse().ok());
+        let body_len = body_len(&response);
         if body_len.is_none() || body_len != ctx.stored_len {
             return Ok(());
         }
@@ -593,9 +691,17 @@ impl HttpCaching {
             }
         }
         let request = session.req_header();
-        if ctx.asks == Asks::Part && !has_part(hit, request) {
-            ctx.forward(Forwarded::Partial);
-            return Some(ForcedFreshness::ForceMiss);
+        if ctx.asks == Asks::Part {
+            let max_wait = self.options.background_fills.max_wait;
+            let has_part = has_part(hit, meta.headers(), request, max_wait);
+            if let (Some(download), Some(filling)) = (&ctx.download, filling(hit)) {
+                filling.promised.inspect(|len| download.set_whole_len(*len));
+            }
+            if has_part == HasPart::No {
+                ctx.forward(Forwarded::Partial);
+                return Some(ForcedFreshness::ForceMiss);
+            }
+            ctx.waits_for_fill = has_part == HasPart::Soon;
         }
         if !is_readable(
             meta.headers(),
@@ -1034,10 +1140,8 @@ impl HttpCaching {
             key: part.key.combined_bin(),
             delivered: session.body_bytes_sent() as u64,
             whole_len: part.whole_len,
-            client: session
-                .client_addr()
-                .and_then(|addr| addr.as_inet())
-                .map(|addr| addr.ip()),
+            client: client(session),
+            begins: false,
         };
         let limits = &self.options.background_fills;
         let Some(guard) = self.fills.begin(&part, limits, Instant::now()) else {
@@ -1071,8 +1175,10 @@ impl HttpCaching {
         match self.to_store(session, response, ctx) {
             Some(mut meta) => {
                 self.limit_variants(session, &meta);
-                if ctx.background {
-                    meta.extensions_mut().insert(InBackground);
+                match &ctx.for_parts {
+                    Some(for_parts) => drop(meta.extensions_mut().insert(for_parts.clone())),
+                    None if ctx.background => drop(meta.extensions_mut().insert(InBackground)),
+                    None => {}
                 }
                 RespCacheable::Cacheable(meta)
             }
@@ -1206,6 +1312,7 @@ impl HttpCaching {
             })
             && !is_prepared(session))
         .then(|| response.clone());
+        let is_short = body_len(response).is_some_and(|len| len <= FOLLOW_BYTES);
         // A response without a length may turn out larger than the cache.
         let is_stored_whole = is_stored(phase) && response.headers.contains_key(CONTENT_LENGTH);
         if is_hit(phase) || is_validated(phase) || is_stored_whole {
@@ -1227,7 +1334,7 @@ impl HttpCaching {
                     response.append_header(name, value)?;
                 }
             }
-            CachePhase::Hit if ctx.stored_len.is_none() => self.offer_rest(session, response),
+            CachePhase::Hit if ctx.stored_len.is_none() => self.offer_rest(session, response, ctx),
             CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => {
                 for (name, value) in ctx.withheld.drain(..).filter(|(name, _)| *name != AGE) {
                     response.append_header(name, value)?;
@@ -1252,6 +1359,14 @@ impl HttpCaching {
         if response.status == StatusCode::NOT_MODIFIED {
             // It describes a part that the client does not get.
             response.remove_header(&CONTENT_RANGE);
+        }
+        let is_judged = matches!(
+            response.status,
+            StatusCode::NOT_MODIFIED | StatusCode::PRECONDITION_FAILED
+        );
+        if is_judged && is_stored(phase) && !is_short {
+            // The client's next request would wait until the body is stored.
+            session.set_keepalive(None);
         }
         // A HEAD that the origin answered without evaluating its conditions.
         if !(is_hit(phase) || is_validated(phase))
@@ -1310,7 +1425,7 @@ impl HttpCaching {
     }
 
     /// Let a client that follows a fill get the rest by itself, if need be.
-    fn offer_rest(&self, session: &mut Session, response: &ResponseHeader) {
+    fn offer_rest(&self, session: &mut Session, response: &ResponseHeader, ctx: &CachingCtx) {
         if session.req_header().method != Method::GET
             || !matches!(
                 response.status,
@@ -1328,7 +1443,11 @@ impl HttpCaching {
         let rest = FetchedRest::new(session, meta.headers(), filling.promised);
         let hit = session.cache.hit_handler().as_any_mut().downcast_mut();
         if let (Some(rest), Some(hit)) = (rest, hit) {
-            DiskHit::leave_by(hit, Box::new(rest));
+            let hit: &mut DiskHit = hit;
+            hit.leave_by(Box::new(rest));
+            if ctx.waits_for_fill {
+                hit.waits_at_most(self.options.background_fills.max_wait);
+            }
         }
     }
 
@@ -1373,6 +1492,14 @@ impl HttpCaching {
     pub fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &CachingCtx) {
         if let Some(part) = &ctx.part {
             self.fill_whole(session, part);
+        }
+        if let Some(download) = &ctx.download {
+            let delivered = session.body_bytes_sent() as u64;
+            let range = session.req_header().headers.get(RANGE);
+            let first = range.and_then(|range| single_range(range.as_bytes()));
+            let begins = error.is_none() && first.is_some_and(|(first, _)| first == 0);
+            let limits = &self.options.background_fills;
+            download.delivered(delivered, begins, client(session), limits);
         }
         let Some(error) = error else { return };
         // The body's end may be all that tells the client it is complete.
@@ -1640,31 +1767,69 @@ fn asks(session: &Session, has_body: bool) -> Asks {
     }
 }
 
-/// Whether a hit has the part that is asked for, or will have it soon.
-fn has_part(hit: &HitHandler, request: &RequestHeader) -> bool {
-    let Some(fill) = hit
-        .as_any()
-        .downcast_ref::<DiskHit>()
-        .and_then(DiskHit::filling)
-    else {
-        return true;
+/// The address of a session's client.
+fn client(session: &Session) -> Option<IpAddr> {
+    let address = session.client_addr()?.as_inet()?;
+    Some(address.ip())
+}
+
+/// How far the fill is that a hit follows, if it follows one.
+fn filling(hit: &HitHandler) -> Option<Filling> {
+    hit.as_any().downcast_ref().and_then(DiskHit::filling)
+}
+
+/// Whether a hit has the part that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HasPart {
+    /// It has its beginning, or as good as that.
+    Yes,
+    /// It follows a fill that is expected to come to the part in time. Otherwise, the part can be
+    /// fetched by itself.
+    Soon,
+    No,
+}
+
+/// Whether a hit, with this header, has the part that is asked for.
+fn has_part(
+    hit: &HitHandler,
+    stored: &HeaderMap,
+    request: &RequestHeader,
+    max_wait: Duration,
+) -> HasPart {
+    let Some(fill) = filling(hit) else {
+        return HasPart::Yes;
     };
     let Some(promised) = fill.promised else {
         // Parts of it cannot be told; the whole is as good (RFC 9110 §14.2), and
         // an origin that does not know the length would hardly send less.
-        return true;
+        return HasPart::Yes;
     };
-    let ranges = request
-        .headers
-        .get(RANGE)
-        .map(|range| parse_range(range.as_bytes(), promised, MAX_RANGES));
-    match ranges {
-        Some(Ranges::Satisfiable(ranges)) => ranges
-            .iter()
-            .all(|range| range.start <= fill.written.saturating_add(FOLLOW_BYTES)),
+    let range = request.headers.get(RANGE);
+    let ranges = range.map(|range| parse_range(range.as_bytes(), promised, MAX_RANGES));
+    let Some(Ranges::Satisfiable(ranges)) = ranges else {
         // No body byte is needed to tell.
-        _ => true,
+        return HasPart::Yes;
+    };
+    let first = ranges.iter().map(|range| range.start).max().unwrap_or(0);
+    if first <= fill.written.saturating_add(FOLLOW_BYTES) {
+        HasPart::Yes
+    } else if ranges.len() == 1 && comes_in_time(&fill, first, max_wait) && offers_rest(stored) {
+        HasPart::Soon
+    } else {
+        HasPart::No
     }
+}
+
+/// True if a fill is expected to have come to a position within `max_wait`.
+fn comes_in_time(fill: &Filling, position: u64, max_wait: Duration) -> bool {
+    if max_wait.is_zero() {
+        return false;
+    }
+    if fill.age < PACE_TIME {
+        return position <= fill.written.saturating_add(FAR_BYTES);
+    }
+    let ahead = position.saturating_sub(fill.written) as f64;
+    ahead * fill.age.as_secs_f64() <= fill.written as f64 * max_wait.as_secs_f64()
 }
 
 /// Whether a 304 is about what is stored (RFC 9111 §4.3.4).
@@ -1810,6 +1975,11 @@ fn is_validated(phase: CachePhase) -> bool {
         phase,
         CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_)
     )
+}
+
+fn body_len(response: &ResponseHeader) -> Option<u64> {
+    let len = response.headers.get(CONTENT_LENGTH)?;
+    len.to_str().ok()?.parse().ok()
 }
 
 /// Send a response without a body, and nothing after it.

@@ -1,5 +1,10 @@
 //! Objects that are fetched as a whole because clients ask for parts.
 //!
+//! A long part from the first byte on is mostly the beginning of a download in parts. The whole is
+//! asked for in its place, and this part and those of other requests follow the fill, which lasts
+//! as long as there are such requests: a [`Download`]. All other parts come from the origin, and
+//! may have the whole fetched afterwards.
+//!
 //! A part may be a byte of ten gigabytes, so a fill is paid for. Each byte of an
 //! object that was delivered in parts pays for one byte of its fill. The rest is charged to the budget
 //! of the client whose request begins the fill, and a fill that costs more than is left of the
@@ -8,13 +13,16 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pingora_cache::key::HashBinary;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::background::BackgroundFills;
+use crate::cache::miss::ForParts;
 
 /// The largest object, in bytes, that is fetched for any part of it.
 const SMALL: u64 = 16 << 20;
@@ -35,6 +43,10 @@ const MAX_CLIENTS: usize = 4096;
 /// The time in which a spent budget is restored.
 const PERIOD: Duration = Duration::from_secs(60);
 
+/// A shorter part is no beginning of a download, and does not wait for one either. Transfer
+/// managers of S3 ask for 5 MiB at least, and mostly for 8.
+pub(super) const DOWNLOAD_PART: u64 = 1 << 20;
+
 /// Fills for parts, in flight and to come.
 #[derive(Debug, Default, Clone)]
 pub struct RangeFills(Arc<Mutex<Table>>);
@@ -46,6 +58,7 @@ struct Table {
     /// Bytes delivered of each object that is not fetched yet.
     delivered: HashMap<HashBinary, u64>,
     clients: HashMap<Option<IpAddr>, Spent>,
+    downloads: HashMap<HashBinary, Weak<Download>>,
 }
 
 /// The spent share of a budget.
@@ -66,6 +79,29 @@ pub struct Part {
     pub whole_len: u64,
     /// The client that asked.
     pub client: Option<IpAddr>,
+    /// It is the beginning of a download.
+    pub begins: bool,
+}
+
+/// A download in parts: what its requests have in common. It is over when the last of them drops
+/// it, and so is its fill, unless that was paid for by then.
+#[derive(Debug)]
+pub(super) struct Download {
+    fills: RangeFills,
+    key: HashBinary,
+    /// The fill's end of it.
+    pub for_parts: ForParts,
+    /// True when the fill has begun, or will not begin.
+    has_begun: watch::Sender<bool>,
+    whole_len: OnceLock<u64>,
+}
+
+/// A request's share in a download.
+pub(super) enum Share {
+    /// The request has to ask for the whole.
+    Begins(Arc<Download>),
+    /// Another request does so, or has done so.
+    Follows(Arc<Download>),
 }
 
 /// A fill in flight; it is over when this is dropped.
@@ -89,8 +125,9 @@ impl RangeFills {
             return None;
         }
         let delivered = table.count(part);
-        let is_worth_it =
-            part.whole_len <= SMALL || delivered >= ENOUGH.min(part.whole_len / SHARE);
+        let is_worth_it = part.whole_len <= SMALL
+            || part.begins
+            || delivered >= ENOUGH.min(part.whole_len / SHARE);
         if !is_worth_it || !table.has_room(part.whole_len, delivered, limits) {
             return None;
         }
@@ -104,6 +141,88 @@ impl RangeFills {
             fills: self.clone(),
             key: part.key,
         })
+    }
+
+    /// True if this object is being downloaded in parts.
+    pub(super) fn has_download(&self, key: &HashBinary) -> bool {
+        self.0.lock().downloads.contains_key(key)
+    }
+
+    /// Join the download of this object. If there is none, begin one if `begins`.
+    pub(super) fn download(&self, key: HashBinary, begins: bool) -> Option<Share> {
+        let mut table = self.0.lock();
+        let in_flight = table.downloads.get(&key).and_then(Weak::upgrade);
+        if let Some(download) = in_flight {
+            return Some(Share::Follows(download));
+        }
+        if !begins {
+            return None;
+        }
+        let download = Arc::new(Download {
+            fills: self.clone(),
+            key,
+            for_parts: ForParts::default(),
+            has_begun: watch::Sender::new(false),
+            whole_len: OnceLock::new(),
+        });
+        table.downloads.insert(key, Arc::downgrade(&download));
+        Some(Share::Begins(download))
+    }
+}
+
+// === impl Download ===
+
+impl Download {
+    /// Note that the fill has begun, or will not begin.
+    pub(super) fn set_begun(&self) {
+        self.has_begun.send_replace(true);
+    }
+
+    /// Wait until the fill has begun, or will not begin, but not longer than `patience`.
+    pub(super) async fn begun(&self, patience: Duration) {
+        let mut has_begun = self.has_begun.subscribe();
+        // The sender lives as long as this.
+        let _ = timeout(patience, has_begun.wait_for(|begun| *begun)).await;
+    }
+
+    /// Note the length of the whole.
+    pub(super) fn set_whole_len(&self, whole_len: u64) {
+        let _ = self.whole_len.set(whole_len);
+    }
+
+    /// Have the whole fetched to its end, if the part that was delivered pays for it.
+    pub(super) fn delivered(
+        &self,
+        bytes: u64,
+        begins: bool,
+        client: Option<IpAddr>,
+        limits: &BackgroundFills,
+    ) {
+        let Some(&whole_len) = self.whole_len.get() else {
+            return;
+        };
+        let part = Part {
+            key: self.key,
+            delivered: bytes,
+            whole_len,
+            client,
+            begins,
+        };
+        if let Some(guard) = self.fills.begin(&part, limits, Instant::now()) {
+            self.for_parts.keep(Box::new(guard));
+        }
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        self.for_parts.end();
+        let mut table = self.fills.0.lock();
+        // Another one may have begun.
+        let is_over = |download: &Weak<Download>| download.strong_count() == 0;
+        if table.downloads.get(&self.key).is_some_and(is_over) {
+            table.downloads.remove(&self.key);
+        }
     }
 }
 
@@ -203,6 +322,7 @@ mod tests {
         max_bytes: u64::MAX,
         bytes_in_flight: 100 << 20,
         client_bytes_per_minute: None,
+        max_wait: Duration::ZERO,
     };
 
     fn part(key: u8, delivered: u64, whole_len: u64) -> Part {
@@ -211,6 +331,7 @@ mod tests {
             delivered,
             whole_len,
             client: None,
+            begins: false,
         }
     }
 

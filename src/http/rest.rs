@@ -73,10 +73,7 @@ impl FetchedRest {
         whole_len: Option<u64>,
     ) -> Option<FetchedRest> {
         let spawner = session.subrequest_spawner.as_ref()?;
-        let etag = stored.get(ETAG)?;
-        if !EntityTag::parse(etag.as_bytes())?.is_strong() || !accepts_ranges(stored) {
-            return None;
-        }
+        let etag = stored.get(ETAG).filter(|_| offers_rest(stored))?;
         let range = Arc::new(OnceLock::new());
         let request = RestRequest {
             range: range.clone(),
@@ -166,6 +163,15 @@ impl Rest for FetchedRest {
 
 fn no_rest(why: &'static str) -> Box<Error> {
     Error::explain(NO_REST, why).into_up()
+}
+
+/// True if the rest of a response with this header can be fetched by itself: the origin offers
+/// that, and can confirm that it is of the same version.
+pub(super) fn offers_rest(stored: &HeaderMap) -> bool {
+    let tag = stored
+        .get(ETAG)
+        .and_then(|tag| EntityTag::parse(tag.as_bytes()));
+    tag.is_some_and(|tag| tag.is_strong()) && accepts_ranges(stored)
 }
 
 /// True if the origin serves ranges of bytes (RFC 9110 §14.3).

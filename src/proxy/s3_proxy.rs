@@ -109,6 +109,7 @@ impl S3ProxyHttp {
                     .range_fill
                     .max_in_flight_bytes(config.cache.disk.max_size_bytes()),
                 client_bytes_per_minute: config.cache.range_fill.client_bytes_per_minute(),
+                max_wait: *config.cache.range_fill.max_wait,
             },
             lock_age: *config.cache.lock_age,
             max_misses: *config.cache.max_misses,
