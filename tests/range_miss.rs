@@ -62,7 +62,7 @@ fn bytes_of(request: &Request, len: u64) -> u64 {
 #[test]
 fn a_head_asks_the_origin_for_a_header() {
     let origin = origin_of(LEN);
-    let proxy = proxy(&origin).start();
+    let proxy = proxy(&origin).cache("head_ttl", 0).start();
     let mut client = Connection::open(proxy.addr());
     for _ in 0..2 {
         let head = client.request("HEAD", OBJECT, &[]);

@@ -211,6 +211,9 @@ pub struct Cache {
     /// The time for which a missing object (404, 410) is remembered when the origin does
     /// not say; zero: not at all.
     pub negative_ttl: Period,
+    /// The time for which the answer to a HEAD answers others, while the object is not stored;
+    /// zero: not at all.
+    pub head_ttl: Period,
     /// From which request on an object is stored; 1: the first.
     pub admission: Whole<u8, 1, 255>,
     /// A response that all clients have left is stored to its end if this share of it
@@ -378,6 +381,7 @@ impl Default for Cache {
         Cache {
             default_ttl: Period::from_secs(3600),
             negative_ttl: Period::from_secs(5),
+            head_ttl: Period::from_secs(5),
             admission: Whole(library.min_uses),
             fill_without_readers: Share(library.fill_without_readers),
             max_fills: Whole(library.max_fills),

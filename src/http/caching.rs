@@ -41,6 +41,7 @@ use super::etag::EntityTag;
 use super::fields::{connection_fields, RequestFields};
 use super::fill_lock::FillLock;
 use super::freshness::{is_from_the_future, ttl, Times};
+use super::heads::{AskedHead, Heads};
 use super::origin_turns::{OriginTurn, OriginTurns};
 use super::range::{
     is_bytes, is_consistent_part, is_part_of, parse_content_range, parse_range, single_range,
@@ -148,6 +149,9 @@ pub struct CachingOptions {
     pub max_misses: usize,
     /// The longest time that further requests wait for their turn, before they get 503.
     pub miss_timeout: Duration,
+    /// The longest time for which the origin's answer to a HEAD answers others, if it is fresh;
+    /// zero: not at all. See [`HttpCaching::stored_head`].
+    pub head_ttl: Duration,
 }
 
 impl Default for CachingOptions {
@@ -164,6 +168,7 @@ impl Default for CachingOptions {
             judges_preconditions: false,
             max_misses: 1024,
             miss_timeout: Duration::from_secs(60),
+            head_ttl: Duration::ZERO,
         }
     }
 }
@@ -176,6 +181,7 @@ pub struct HttpCaching {
     variants: Variants,
     fills: RangeFills,
     turns: Arc<OriginTurns>,
+    heads: Heads,
 }
 
 /// What Pingora wants to live as long as the process.
@@ -235,6 +241,10 @@ pub struct CachingCtx {
     plain: bool,
     /// By [`HttpCaching::answer_prepared`].
     answered_prepared: bool,
+    /// The freshness left of the [stored answer](HttpCaching::stored_head) to a HEAD.
+    stored_head: Option<i64>,
+    /// The answer to this HEAD may be kept.
+    asked_head: Option<Box<AskedHead>>,
     /// The download that the request is a part of.
     download: Option<Arc<Download>>,
     /// The request is [`FetchesForParts`].
@@ -289,7 +299,9 @@ impl CachingCtx {
 
     /// True if the response comes from the cache, and the origin was not asked.
     pub fn is_hit(&self, session: &Session) -> bool {
-        self.answered_prepared || (is_hit(session.cache.phase()) && !self.asked_origin())
+        self.answered_prepared
+            || self.stored_head.is_some()
+            || (is_hit(session.cache.phase()) && !self.asked_origin())
     }
 
     /// The first reason counts.
@@ -311,6 +323,7 @@ impl HttpCaching {
             }),
             variants: Variants::new(options.max_variants),
             turns: Arc::new(OriginTurns::new(options.max_misses, options.miss_timeout)),
+            heads: Heads::new(options.head_ttl),
             options,
             fills: RangeFills::default(),
         }
@@ -847,6 +860,68 @@ impl HttpCaching {
         self.take_turn(session, ctx).await
     }
 
+    /// For `proxy_upstream_filter`, before [`proxy_upstream_filter`](Self::proxy_upstream_filter):
+    /// the header that answers a HEAD without the origin. It needs what
+    /// [`response_filter`](Self::response_filter) adds, and is sent by
+    /// [`answer_head`](Self::answer_head).
+    pub fn stored_head(
+        &self,
+        session: &mut Session,
+        ctx: &mut CachingCtx,
+    ) -> Result<Option<ResponseHeader>> {
+        let refuses = ctx.directives.no_cache
+            || ctx.directives.no_store
+            || ctx.directives.max_age.is_some()
+            || ctx.directives.min_fresh.is_some();
+        let Some(store) = self.store.filter(|_| {
+            ctx.asks == Asks::Head
+                && self.heads.are_kept()
+                && !refuses
+                && !self.is_the_origins_to_judge(session.req_header())
+                && session.cache.enabled()
+                && session.cache.phase() == CachePhase::Miss
+        }) else {
+            return Ok(None);
+        };
+        let asked = AskedHead {
+            key: session.cache.cache_key().combined_bin(),
+            purges: store.cache.purges(),
+        };
+        let Some(meta) = self.heads.get(&asked.key, asked.purges) else {
+            ctx.asked_head = Some(Box::new(asked));
+            return Ok(None);
+        };
+        session.cache.disable(NoCacheReason::DeclinedToUpstream);
+        ctx.stored_head = Some(ttl(meta.fresh_until(), SystemTime::now()));
+        let mut header = meta.response_header().clone();
+        header.insert_header(AGE, meta.age().as_secs())?;
+        Ok(Some(header))
+    }
+
+    /// Answer a HEAD.
+    pub async fn answer_head(&self, session: &mut Session, header: ResponseHeader) -> Result<()> {
+        respond(session, header).await
+    }
+
+    /// Note what the origin says about an object to which a HEAD may have been answered.
+    fn note_head(&self, session: &Session, response: &ResponseHeader, ctx: &mut CachingCtx) {
+        if let Some(asked) = ctx.asked_head.take() {
+            if response.status == StatusCode::OK {
+                let is_for_all = self.variance(&response.headers, session.req_header());
+                // Withheld are only fields of the response that is stored.
+                let withheld = std::mem::take(&mut ctx.withheld);
+                let meta = self.to_store(session, response, ctx);
+                ctx.withheld = withheld;
+                if let Some(meta) = meta.filter(|_| is_for_all == Variance::None) {
+                    return self.heads.insert(&asked, meta);
+                }
+            }
+            self.heads.observe(&asked.key, response);
+        } else if let Some(key) = session.cache.maybe_cache_key() {
+            self.heads.observe(&key.combined_bin(), response);
+        }
+    }
+
     /// Wait for the turn to ask the origin. `false`: it took too long, and an answer has been
     /// sent. Nobody waits for a request in the background, so it does not wait either.
     async fn take_turn(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<bool> {
@@ -986,6 +1061,9 @@ impl HttpCaching {
             }
         }
         self.invalidate(session, response).await;
+        if self.heads.are_kept() {
+            self.note_head(session, response, ctx);
+        }
         let confirms = response.status == StatusCode::NOT_MODIFIED || ctx.asks == Asks::Head;
         if confirms && session.cache.phase() == CachePhase::Stale {
             // It goes with this answer, and not into what is stored for all.
@@ -1387,7 +1465,7 @@ impl HttpCaching {
             response.remove_header(&TRANSFER_ENCODING);
             session.set_keepalive(None);
         }
-        let is_hit = is_hit(phase);
+        let is_hit = is_hit(phase) || ctx.stored_head.is_some();
         let found = is_hit || is_validated(phase);
         let status = CacheStatus {
             cache: self.options.name,
@@ -1403,11 +1481,12 @@ impl HttpCaching {
                 .filter(|status| *status != response.status && found),
             stored: is_stored(phase),
             collapsed,
-            ttl: ttl.filter(|_| found),
+            ttl: ttl.or(ctx.stored_head).filter(|_| found),
         };
         response.append_header("Cache-Status", status.to_value()?)?;
         let habit = match phase {
             _ if ctx.accepted_stale => "STALE",
+            _ if ctx.stored_head.is_some() => "HIT",
             CachePhase::Hit => "HIT",
             CachePhase::Stale | CachePhase::StaleUpdating => "STALE",
             CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => "REVALIDATED",

@@ -6,6 +6,7 @@
 //! - [`target`]: target URIs, and what an unsafe method invalidates
 //! - [`background`], [`range_fills`]: fetching whole objects because parts were asked for
 //! - [`cache_status`]: what the client is told
+//! - `heads`: answers to HEAD, which are kept by themselves
 //! - [`origin_turns`]: the limit of requests to the origin
 //! - [`rest`]: the rest of a response that is fetched by itself
 //!
@@ -22,6 +23,7 @@ pub mod etag;
 pub mod fields;
 mod fill_lock;
 pub mod freshness;
+mod heads;
 pub mod origin_turns;
 mod prepared;
 pub mod range;

@@ -114,6 +114,7 @@ impl S3ProxyHttp {
             lock_age: *config.cache.lock_age,
             max_misses: *config.cache.max_misses,
             miss_timeout: *config.cache.miss_timeout,
+            head_ttl: *config.cache.head_ttl,
             ..CachingOptions::default()
         };
         let min_send_rate = *config.server.min_send_rate;
@@ -324,6 +325,11 @@ impl ProxyHttp for S3ProxyHttp {
         if let Some((status, left)) = self.absent.get(&cache_key(origin, key)) {
             ctx.is_remembered = true;
             errors::respond_remembered(session, status, left).await?;
+            return Ok(false);
+        }
+        if let Some(mut header) = self.caching.stored_head(session, &mut ctx.caching)? {
+            self.response_filter(session, &mut header, ctx).await?;
+            self.caching.answer_head(session, header).await?;
             return Ok(false);
         }
         self.caching
