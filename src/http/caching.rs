@@ -1740,13 +1740,25 @@ fn is_plain_host(value: &[u8]) -> bool {
         && port.iter().all(u8::is_ascii_digit)
 }
 
-/// A list of lengths is one to some and none to others (RFC 9110 §8.6).
-fn is_one_length(headers: &HeaderMap) -> bool {
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let one = lengths
-        .next()
-        .is_none_or(|len| len.as_bytes().iter().all(u8::is_ascii_digit));
-    one && lengths.next().is_none()
+/// Whether a request names its host (RFC 9112 §3.2), and says one length at most: a list of
+/// lengths is one to some and none to others (RFC 9110 §8.6).
+fn has_valid_fields(request: &RequestHeader) -> bool {
+    let (mut hosts, mut lengths) = (0, 0);
+    // One pass over the few fields of most requests hashes none of their names.
+    for (name, value) in &request.headers {
+        if *name == HOST {
+            hosts += 1;
+            if !is_host(value) {
+                return false;
+            }
+        } else if *name == CONTENT_LENGTH {
+            lengths += 1;
+            if !value.as_bytes().iter().all(u8::is_ascii_digit) {
+                return false;
+            }
+        }
+    }
+    (hosts > 0 || request.version != Version::HTTP_11) && lengths <= 1
 }
 
 /// Whether it is in a form that this method may have (RFC 9112 §3.2).
@@ -1781,13 +1793,7 @@ fn end_at_this_hop(request: &mut RequestHeader, upgrades: bool) {
 
 /// The status of a request that goes no further.
 fn answered_here(request: &mut RequestHeader) -> Result<Option<StatusCode>> {
-    // RFC 9112 §3.2
-    let mut hosts = request.headers.get_all(HOST).iter().peekable();
-    if (request.version == Version::HTTP_11 && hosts.peek().is_none())
-        || !hosts.all(is_host)
-        || !is_target(&request.method, request.raw_path())
-        || !is_one_length(&request.headers)
-    {
+    if !has_valid_fields(request) || !is_target(&request.method, request.raw_path()) {
         return Ok(Some(StatusCode::BAD_REQUEST));
     }
     // RFC 9110 §7.6.2
