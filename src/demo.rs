@@ -362,8 +362,11 @@ mod tests {
 
         fn bucket(&self, secret_key: &str) -> Bucket {
             Bucket {
-                path_prefix: "/".to_owned(),
+                path_prefix: Some("/".to_owned()),
+                hosts: Vec::new(),
                 name: SAMPLE_BUCKET.to_owned(),
+                key_prefix: String::new(),
+                principal: Some("access".to_owned()),
                 region: "us-east-1".to_owned(),
                 endpoint: Endpoint::parse(&format!("http://{}", self.server.addr())).ok(),
                 credentials: Some(

@@ -203,7 +203,7 @@ fn ls_shows_what_is_stale_and_keys_of_buckets_that_are_gone() {
         proxy.cache_dir().display()
     ));
     let said = stdout(&file.s3_proxy(&["cache", "ls"]));
-    let key = format!(" {}\\n/bucket/a ", origin.addr());
+    let key = format!(" anonymous@{}\\n/bucket/a ", origin.addr());
     assert!(said.contains(&key), "{said}");
 }
 

@@ -164,7 +164,7 @@ fn a_lingering_connection_makes_room() {
     let mut holder = holder(&proxy, put);
     let mut status = [0; 12];
     holder.read_exact(&mut status).expect("read the response");
-    assert_eq!(&status, b"HTTP/1.1 405");
+    assert_eq!(&status, b"HTTP/1.1 501");
     let closed = proxy.metric("connections_idle_closed_total");
     eventually("another client is served", || {
         // It goes on sending, and would be read from for long.

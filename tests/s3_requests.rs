@@ -4,7 +4,8 @@
 use std::thread;
 
 use test_support::{
-    eventually, get, pattern, request, Bucket, Connection, Gate, Origin, Proxy, ProxyBuilder, Reply,
+    eventually, get, pattern, request, Bucket, Connection, Gate, Origin, Proxy, ProxyBuilder,
+    Reply, Response,
 };
 
 const LEN: usize = 100_000;
@@ -26,6 +27,25 @@ fn stored(proxy: &Proxy, entries: u64) {
     eventually("the objects are stored", || {
         proxy.metric("cache_entries") == entries
     });
+}
+
+/// An error as S3 clients parse it.
+fn assert_error(answer: &Response, status: u16, code: &str) {
+    let document = String::from_utf8_lossy(&answer.body).into_owned();
+    assert_eq!(answer.status, status, "{document}");
+    assert_eq!(answer.header("content-type"), Some("application/xml"));
+    let id = answer.header("x-amz-request-id").expect("a request id");
+    assert!(
+        document.contains(&format!("<Code>{code}</Code>")),
+        "{document}"
+    );
+    assert!(
+        document.contains(&format!("<RequestId>{id}</RequestId>")),
+        "{document}"
+    );
+    for element in ["<Message>", "<Resource>/"] {
+        assert!(document.contains(element), "{document}");
+    }
 }
 
 // --- fields that do not reach the origin ---
@@ -135,21 +155,17 @@ fn a_sub_resource_is_not_answered_with_the_object() {
     stored(&proxy, 1);
     origin.forget_requests();
     for query in [
-        "versionId=abc",
-        "partNumber=1",
         "acl",
         "x-id=GetObject&tagging",
-        "response-content-type=text/html",
+        "attributes",
+        "torrent",
+        "uploadId=1",
+        "select-type=2",
+        "cors",
         "%61cl",
     ] {
         let answer = proxy.get(&format!("{OBJECT}?{query}"));
-        assert_eq!(answer.status, 501, "{query}");
-        assert_eq!(answer.header("content-type"), Some("application/xml"));
-        let document = String::from_utf8_lossy(&answer.body).into_owned();
-        assert!(
-            document.contains("<Code>NotImplemented</Code>"),
-            "{query}: {document}"
-        );
+        assert_error(&answer, 501, "NotImplemented");
         let head = request(proxy.addr(), "HEAD", &format!("{OBJECT}?{query}"), &[]);
         assert_eq!(head.status, 501, "{query}");
         assert!(head.body.is_empty());
@@ -159,8 +175,180 @@ fn a_sub_resource_is_not_answered_with_the_object() {
         assert_eq!(answer.status, 200, "{query}");
         assert_eq!(answer.header("x-cache"), Some("HIT"), "{query}");
     }
-    assert_eq!(proxy.get("/elsewhere?acl").status, 404);
+    assert_error(&proxy.get("/elsewhere?acl"), 404, "NoSuchBucket");
     assert!(origin.requests().is_empty());
+}
+
+#[test]
+fn what_s3_does_beyond_reading_is_not_implemented() {
+    let origin = objects();
+    let proxy = proxy(&origin).start();
+    proxy.get(OBJECT);
+    stored(&proxy, 1);
+    origin.forget_requests();
+    for (method, target) in [
+        ("PUT", OBJECT),
+        ("DELETE", OBJECT),
+        ("POST", "/assets/object?uploads"),
+        ("PUT", "/assets/object?partNumber=1&uploadId=2"),
+        ("OPTIONS", OBJECT),
+        ("PUT", "/assets"),
+        ("DELETE", "/assets/"),
+        ("POST", "/assets?delete"),
+        ("GET", "/assets?versions"),
+        ("GET", "/assets/?uploads"),
+        ("GET", "/assets?policy"),
+        ("HEAD", "/"),
+    ] {
+        let answer = request(proxy.addr(), method, target, &[]);
+        assert_eq!(answer.status, 501, "{method} {target}");
+        if method != "HEAD" {
+            assert_error(&answer, 501, "NotImplemented");
+        }
+    }
+    for method in ["PATCH", "TRACE", "PURGE", "FROBNICATE"] {
+        let answer = request(proxy.addr(), method, OBJECT, &[]);
+        assert_error(&answer, 405, "MethodNotAllowed");
+        assert_eq!(answer.header("allow"), Some("GET, HEAD"));
+    }
+    assert!(origin.requests().is_empty());
+    let hit = proxy.get(OBJECT);
+    assert_eq!(hit.header("x-cache"), Some("HIT"));
+}
+
+// --- which bucket ---
+
+#[test]
+fn a_host_name_leads_to_its_bucket() {
+    let origin = objects();
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(Bucket::at(&origin, "/assets", "one").set("hosts", "[Assets.Example.com]"))
+        .bucket(Bucket::at_host(&origin, "cdn.example.org", "two"))
+        .admin()
+        .start();
+    let ask = |host: &str, path: &str| request(proxy.addr(), "GET", path, &[("Host", host)]);
+    for (host, path, target) in [
+        ("assets.example.com", "/a", "/one/a"),
+        ("ASSETS.example.com:8080", "/b//c/", "/one/b//c/"),
+        ("assets.example.com.", "/assets/d", "/one/assets/d"),
+        ("cdn.example.org", "/assets/e", "/two/assets/e"),
+        ("cdn.example.org", "//f", "/two//f"),
+        ("localhost", "/assets/g", "/one/g"),
+    ] {
+        origin.forget_requests();
+        assert_eq!(ask(host, path).status, 200, "{host} {path}");
+        let targets: Vec<_> = origin.requests().into_iter().map(|r| r.target).collect();
+        assert_eq!(targets, [target], "{host} {path}");
+    }
+    stored(&proxy, 6);
+    // Both ways of one bucket lead to the same entry.
+    let hit = ask("localhost", "/assets/a");
+    assert_eq!(hit.header("x-cache"), Some("HIT"));
+    let other = ask("cdn.example.org", "/a");
+    assert_eq!(other.header("x-cache"), Some("MISS"));
+    assert_error(&ask("other.example.org", "/a"), 404, "NoSuchBucket");
+
+    let mut connection = Connection::open(proxy.addr());
+    connection
+        .send_raw(b"GET /a HTTP/1.1\r\nHost: cdn.example.org\r\nHost: assets.example.com\r\n\r\n")
+        .expect("send");
+    let refused = connection.receive("GET", "/a").finish();
+    assert_eq!(refused.status, 400);
+
+    // What an operator writes.
+    let purge = |path: &str| request(proxy.admin_addr(), "PURGE", path, &[]).status;
+    assert_eq!(purge("//cdn.example.org/a"), 200);
+    assert_eq!(ask("cdn.example.org", "/a").header("x-cache"), Some("MISS"));
+    assert_eq!(purge("//assets.example.com/*"), 200);
+    assert_eq!(
+        ask("localhost", "/assets/a").header("x-cache"),
+        Some("MISS")
+    );
+    assert_eq!(
+        ask("cdn.example.org", "/assets/e").header("x-cache"),
+        Some("HIT")
+    );
+}
+
+#[test]
+fn the_key_prefix_of_a_bucket_is_not_left() {
+    let origin = objects();
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(Bucket::at(&origin, "/team", "bucket").set("key_prefix", "'team a/'"))
+        .bucket(Bucket::at(&origin, "/all", "bucket"))
+        .admin()
+        .start();
+    for (path, target) in [
+        ("/team/a%2Fb+c", "/bucket/team%20a/a/b%2Bc"),
+        ("/team//", "/bucket/team%20a//"),
+        ("/all/x", "/bucket/x"),
+    ] {
+        origin.forget_requests();
+        assert_eq!(proxy.get(path).status, 200, "{path}");
+        let targets: Vec<_> = origin.requests().into_iter().map(|r| r.target).collect();
+        assert_eq!(targets, [target]);
+    }
+    stored(&proxy, 3);
+    origin.forget_requests();
+    for path in [
+        "/team/../x",
+        "/team/%2e%2e/x",
+        "/team/a/../../x",
+        "/team/..%2Fx",
+        "/team/a/..",
+    ] {
+        assert_error(&proxy.get(path), 400, "InvalidURI");
+    }
+    let longest = "a".repeat(1024 - "team a/".len());
+    assert_error(
+        &proxy.get(&format!("/team/{longest}b")),
+        400,
+        "KeyTooLongError",
+    );
+    assert!(origin.requests().is_empty());
+    assert_eq!(proxy.get(&format!("/team/{longest}")).status, 200);
+
+    // It is the same object whichever way leads to it.
+    let hit = proxy.get("/all/team%20a/a/b+c");
+    assert_eq!(hit.header("x-cache"), Some("HIT"));
+    let purged = request(proxy.admin_addr(), "PURGE", "/team/a/b+c", &[]);
+    assert_eq!(purged.status, 200);
+    let miss = proxy.get("/all/team%20a/a/b+c");
+    assert_eq!(miss.header("x-cache"), Some("MISS"));
+}
+
+/// Otherwise the public bucket would give away what was stored for those with keys.
+#[test]
+fn a_bucket_read_without_keys_shares_nothing_with_the_same_one_read_with_keys() {
+    let origin = Origin::start(|asked| match asked.header("authorization") {
+        Some(signed) if signed.contains("Credential=AKIAPRIVATE") => object().answering(asked),
+        _ => Reply::bytes("<Error/>").with_status(403),
+    });
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(Bucket::at(&origin, "/private", "bucket").credentials("AKIAPRIVATE", "secret"))
+        .bucket(Bucket::at(&origin, "/other", "bucket").credentials("AKIAOTHER", "secret"))
+        .bucket(Bucket::at(&origin, "/public", "bucket"))
+        .start();
+    assert_eq!(proxy.get("/private/object").status, 200);
+    stored(&proxy, 1);
+    assert_eq!(proxy.get("/private/object").header("x-cache"), Some("HIT"));
+    assert_error(&proxy.get("/public/object"), 403, "AccessDenied");
+    assert_error(&proxy.get("/other/object"), 403, "AccessDenied");
+}
+
+#[test]
+fn a_key_of_1024_bytes_of_any_utf8_arrives_unchanged() {
+    let origin = objects();
+    let proxy = proxy(&origin).start();
+    let long = "%F0%9F%93%A6".repeat(256);
+    assert_eq!(proxy.get(&format!("/assets/{long}")).status, 200);
+    assert_eq!(origin.requests()[0].target, format!("/bucket/{long}"));
+    assert_error(
+        &proxy.get(&format!("/assets/{long}a")),
+        400,
+        "KeyTooLongError",
+    );
+    assert_error(&proxy.get("/assets/%ff"), 400, "InvalidURI");
 }
 
 /// RFC 9112 §3.2.2
@@ -306,7 +494,7 @@ fn the_body_of_an_error_is_replaced_with_all_that_describes_it() {
     let proxy = proxy(&origin).start();
     let answer = proxy.get(OBJECT);
     assert_eq!(answer.status, 403);
-    assert_eq!(answer.body, b"403 Forbidden\n");
+    assert_error(&answer, 403, "AccessDenied");
     for name in [
         "content-encoding",
         "content-md5",
@@ -318,7 +506,8 @@ fn the_body_of_an_error_is_replaced_with_all_that_describes_it() {
         assert_eq!(answer.header(name), None, "{name}");
     }
     assert_eq!(answer.header("x-amz-request-id"), Some("42"));
-    assert_eq!(answer.header("content-length"), Some("14"));
+    let len = answer.body.len().to_string();
+    assert_eq!(answer.header("content-length"), Some(&*len));
 }
 
 #[test]
@@ -341,7 +530,14 @@ fn a_redirect_of_s3_is_not_passed_on() {
             assert_eq!(answer.status, 502, "{status}");
             assert_eq!(answer.header("location"), None, "{status}");
             let body = String::from_utf8_lossy(&answer.body).into_owned();
-            assert!(!body.contains("bucket"), "{body}");
+            for name in ["bucket", "AKIA", "amazonaws", "eu-central-1"] {
+                assert!(!body.contains(name), "{body}");
+            }
+            if method == "GET" {
+                assert_error(&answer, 502, "ServiceUnavailable");
+            } else {
+                assert!(body.is_empty());
+            }
         }
         eventually("the log names the region", || {
             let log = proxy.stderr();
@@ -415,8 +611,7 @@ fn what_does_not_exist_is_asked_for_once() {
                 scope.spawn(move || {
                     let answer = get(addr, OBJECT);
                     assert_eq!(answer.status, status);
-                    let line = format!("{status} ");
-                    assert!(answer.body.starts_with(line.as_bytes()));
+                    assert_error(&answer, status, "NoSuchKey");
                 });
             }
         });

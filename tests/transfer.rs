@@ -441,8 +441,9 @@ fn an_upload_is_refused_with_an_answer_that_can_be_read() {
     let coding = "Transfer-Encoding: chunked";
     let (served, metrics, admin) = (proxy.addr(), proxy.metrics_addr(), proxy.admin_addr());
     for (addr, line, framing, body, status, allow) in [
-        (served, "PUT /assets/a", length, &body, 405, "get, head"),
-        (served, "POST /assets/a", coding, &chunked, 405, "get, head"),
+        (served, "PUT /assets/a", length, &body, 501, ""),
+        (served, "POST /assets/a", coding, &chunked, 501, ""),
+        (served, "PATCH /assets/a", length, &body, 405, "get, head"),
         (served, "GET /assets/a", length, &body, 400, ""),
         (served, "PUT /a b", length, &body, 400, ""),
         (metrics, "PUT /a", length, &body, 405, "get, head"),
@@ -461,6 +462,6 @@ fn an_upload_is_refused_with_an_answer_that_can_be_read() {
     let expect = "Host: a\r\nExpect: 100-continue";
     let head = format!("PUT /assets/a HTTP/1.1\r\n{expect}\r\n{length}\r\n\r\n");
     let got = upload(served, &head, b"").unwrap();
-    assert!(got.starts_with("HTTP/1.1 405 "), "{got}");
+    assert!(got.starts_with("HTTP/1.1 501 "), "{got}");
     assert_eq!(origin.requests().len(), 0);
 }

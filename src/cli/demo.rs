@@ -42,7 +42,7 @@ pub fn run(
     let prefixes: Vec<_> = config
         .buckets
         .iter()
-        .map(|bucket| bucket.path_prefix.clone())
+        .filter_map(|bucket| bucket.path_prefix.clone())
         .collect();
     server.run(move || {
         println!();

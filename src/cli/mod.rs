@@ -103,10 +103,13 @@ fn still_read(written: io::Result<()>) -> io::Result<bool> {
     }
 }
 
+/// The beginning of the query that names a version of an object.
+const VERSION: &str = "?versionId=";
+
 /// A path of the proxy as an argument: what may not stand in a path is
 /// percent-encoded, what is encoded already stays so.
 ///
-/// `?` and `#` are part of a name here, and no query.
+/// `?` and `#` are part of a name here, and no query; but `?versionId=` names a version.
 pub fn url_path(argument: &str) -> Result<String, String> {
     if !argument.starts_with('/') {
         return Err("it does not start with /; write the path as clients ask for it".into());
@@ -120,7 +123,8 @@ pub fn url_path(argument: &str) -> Result<String, String> {
         };
         let stays = match byte {
             b'%' => is_escape(),
-            b'?' | b'#' => false,
+            b'?' => argument[at..].starts_with(VERSION),
+            b'#' => false,
             byte => byte.is_ascii_graphic(),
         };
         if stays {
@@ -151,6 +155,7 @@ mod tests {
             ("/a?b#c", "/a%3Fb%23c"),
             ("/a\nb", "/a%0Ab"),
             ("/a+b&c", "/a+b&c"),
+            ("/a?versionId=1", "/a?versionId=1"),
         ] {
             assert_eq!(url_path(argument).as_deref(), Ok(path));
         }

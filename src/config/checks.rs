@@ -8,12 +8,13 @@ use std::net::{IpAddr, SocketAddr};
 use super::document::{Kind, Node};
 use super::error::Place;
 use super::reader::{value, Finding, Problem, Step};
-use super::values::{Address, Folder, PathPrefix};
+use super::values::{Address, Folder, HostName, PathPrefix};
 use super::variables::Env;
 use super::CredentialsFrom;
 
 pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     prefixes(root, env, findings);
+    hosts(root, env, findings);
     credentials(root, env, findings);
     disk(root, env, findings);
     listeners(root, env, findings);
@@ -24,6 +25,14 @@ fn prefixes(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     let mut before: Vec<(usize, PathPrefix)> = Vec::new();
     for (index, bucket) in buckets(root) {
         let node = bucket.get("path_prefix");
+        if node.is_none() && bucket.get("hosts").is_none() {
+            let problem = Problem::new(
+                "is missing",
+                format!("{}, or name hosts instead", PathPrefix::expected()),
+            );
+            let path = bucket_key(index, "path_prefix");
+            findings.push(finding(bucket.place, path, problem));
+        }
         let Some((node, prefix)) = node.zip(value::<PathPrefix>(node, env)) else {
             continue;
         };
@@ -37,6 +46,38 @@ fn prefixes(root: &Node, env: Env, findings: &mut Vec<Finding>) {
             findings.push(finding(node.place, path, problem));
         }
         before.push((index, prefix));
+    }
+}
+
+/// Each host leads to one bucket.
+fn hosts(root: &Node, env: Env, findings: &mut Vec<Finding>) {
+    let mut before: Vec<(usize, HostName)> = Vec::new();
+    for (index, bucket) in buckets(root) {
+        let Some(Kind::List(hosts)) = bucket.get("hosts").map(|hosts| &hosts.kind) else {
+            continue;
+        };
+        for (at, node) in hosts.iter().enumerate() {
+            let Some(host) = value::<HostName>(Some(node), env) else {
+                continue;
+            };
+            if let Some((other, _)) = before.iter().find(|(_, other)| *other == host) {
+                let problem = Problem::new(
+                    format!("is among buckets[{other}].hosts too"),
+                    "name each host once",
+                );
+                let mut path = bucket_key(index, "hosts");
+                path.push(Step::Index(at));
+                findings.push(finding(node.place, path, problem));
+            }
+            before.push((index, host));
+        }
+        if hosts.is_empty() && bucket.get("path_prefix").is_none() {
+            let problem = Problem::new("is an empty list", HostName::expected());
+            let place = bucket
+                .entry("hosts")
+                .map_or(bucket.place, |entry| entry.place);
+            findings.push(finding(place, bucket_key(index, "hosts"), problem));
+        }
     }
 }
 

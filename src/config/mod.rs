@@ -26,6 +26,7 @@ mod wording;
 
 use std::fs::File;
 use std::io::Read;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,9 +39,9 @@ use crate::http::{BackgroundFills, CachingOptions};
 use document::{Kind, Node};
 pub use error::{ConfigError, Mistake, Place};
 pub use values::{
-    Address, BucketName, ExternalId, Folder, Gigabytes, Megabytes, MegabytesPerMinute,
-    MegabytesPerSecond, PathPrefix, PemFile, Period, Region, RoleArn, Secret, Service, SessionName,
-    Share, Socket, Whole,
+    Address, BucketName, ExternalId, Folder, Gigabytes, HostName, KeyPrefix, Megabytes,
+    MegabytesPerMinute, MegabytesPerSecond, PathPrefix, PemFile, Period, Region, RoleArn, Secret,
+    Service, SessionName, Share, Socket, Whole,
 };
 use variables::Env;
 use wording::Secrets;
@@ -57,7 +58,8 @@ const UPGRADE_SOCK: &str = "upgrade.sock";
 pub struct Config {
     /// The listeners and the limits of their connections.
     pub server: Server,
-    /// The buckets to serve: at least one, with prefixes that do not overlap.
+    /// The buckets to serve: at least one, with prefixes that do not overlap and
+    /// hosts that differ.
     #[serde(deserialize_with = "at_least_one_bucket")]
     pub buckets: Vec<Bucket>,
     /// The place of stored answers, and the time for which they are kept.
@@ -148,10 +150,21 @@ pub struct Tls {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bucket {
-    /// Which paths are answered from this bucket.
-    pub path_prefix: PathPrefix,
+    /// Which paths are answered from this bucket; `None` only where there are `hosts`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_prefix: Option<PathPrefix>,
+    /// The host names at which all paths are answered from this bucket.
+    #[serde(
+        default,
+        deserialize_with = "list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub hosts: Vec<HostName>,
     /// The name of the bucket.
     pub bucket: BucketName,
+    /// The beginning of all keys that are served, which clients leave out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_prefix: Option<KeyPrefix>,
     /// The region of the bucket: part of its address at AWS, and of every
     /// signature.
     pub region: Region,
@@ -603,6 +616,29 @@ fn at_least_one_bucket<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Bucket>
     }
 
     from.deserialize_seq(Buckets)
+}
+
+/// A list of values.
+fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    struct Values<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Values<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+            f.write_str("write a list: [VALUE, VALUE]")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+            let mut values = Vec::new();
+            while let Some(value) = list.next_element()? {
+                values.push(value);
+            }
+            Ok(values)
+        }
+    }
+
+    from.deserialize_seq(Values(PhantomData))
 }
 
 // === impl Source ===

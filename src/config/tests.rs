@@ -49,6 +49,11 @@ fn prefixes(prefixes: &[&str]) -> String {
     text
 }
 
+/// Buckets in YAML's short form.
+fn buckets(keys: &str) -> String {
+    format!("{SERVER}buckets: [{{{keys}}}]\n")
+}
+
 #[test]
 fn the_example_is_valid_and_says_what_the_defaults_are() {
     let example = include_str!("../../config.yaml.example");
@@ -316,9 +321,23 @@ fn prefixes_are_normalised() {
         ("/...", "/..."),
     ] {
         let config = good(&prefixes(&[written]));
-        assert_eq!(&*config.buckets[0].path_prefix, prefix);
+        assert_eq!(config.buckets[0].path_prefix.as_deref(), Some(prefix));
     }
     good(&prefixes(&["/assets", "/assets2", "/a", "/b/c", "/b/d"]));
+}
+
+#[test]
+fn hosts_are_normalised() {
+    let config = good(&buckets(
+        "bucket: abc, region: r, hosts: [CDN.Example.com., my_host], key_prefix: 'a b/ü/'",
+    ));
+    let [bucket] = &config.buckets[..] else {
+        panic!("{:?}", config.buckets);
+    };
+    let hosts: Vec<_> = bucket.hosts.iter().map(|host| &**host).collect();
+    assert_eq!(hosts, ["cdn.example.com", "my_host"]);
+    assert_eq!(bucket.key_prefix.as_deref(), Some("a b/ü/"));
+    assert_eq!(bucket.path_prefix, None);
 }
 
 #[test]
@@ -462,6 +481,21 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (prefixes(&["/a", "/a/b"]), "buckets[1].path_prefix", "overlaps with", "segments"),
         (prefixes(&["/", "/a"]), "buckets[1].path_prefix", "overlaps with", "single bucket"),
         (prefixes(&["/a", "/"]), "buckets[1].path_prefix", "overlaps with", "single bucket"),
+        // Hosts and prefixes of keys.
+        (buckets("bucket: abc, region: r"), "buckets[0].path_prefix", "is missing", "hosts"),
+        (buckets("bucket: abc, region: r, hosts: []"), "buckets[0].hosts", "is an empty list", "example.com"),
+        (buckets("bucket: abc, region: r, hosts: a.b"), "buckets[0].hosts", "is a string, not a list", "write a list"),
+        (buckets("bucket: abc, region: r, hosts: ['http://a']"), "buckets[0].hosts[0]", "is not a host name", "without scheme"),
+        (buckets("bucket: abc, region: r, hosts: [a, 'b:80']"), "buckets[0].hosts[1]", "is not a host name", "port"),
+        (buckets("bucket: abc, region: r, hosts: [10.0.0.1]"), "buckets[0].hosts[0]", "is not a host name", "example.com"),
+        (buckets("bucket: abc, region: r, hosts: [a..b]"), "buckets[0].hosts[0]", "is not a host name", "example.com"),
+        (buckets("bucket: abc, region: r, hosts: ['*.b']"), "buckets[0].hosts[0]", "is not a host name", "example.com"),
+        (buckets("bucket: abc, region: r, hosts: [a.b, A.b.]"), "buckets[0].hosts[1]", "is among buckets[0].hosts", "once"),
+        (buckets("bucket: abc, region: r, hosts: [a.b]}, {bucket: abd, region: r, hosts: [c.d, a.B]"), "buckets[1].hosts[1]", "is among buckets[0].hosts", "once"),
+        (buckets("path_prefix: /, bucket: abc, region: r, key_prefix: a"), "buckets[0].key_prefix", "does not end in /", "slash"),
+        (buckets("path_prefix: /, bucket: abc, region: r, key_prefix: /"), "buckets[0].key_prefix", "is not the beginning of keys", "segments"),
+        (buckets("path_prefix: /, bucket: abc, region: r, key_prefix: /a/"), "buckets[0].key_prefix", "is not the beginning of keys", "segments"),
+        (buckets("path_prefix: /, bucket: abc, region: r, key_prefix: a/../b/"), "buckets[0].key_prefix", "is not the beginning of keys", "segments"),
         // Names.
         (one_bucket("ab"), "buckets[0].bucket", "\"ab\" is not a bucket name", "3 to 63"),
         (one_bucket(&"a".repeat(64)), "buckets[0].bucket", "not a bucket name", "3 to 63"),

@@ -98,6 +98,10 @@ texts! {
     Socket(PathBuf) as Path;
     /// A prefix of paths: starts with a slash and, but for `/` itself, does not end in one.
     PathPrefix(String) as str;
+    /// A host name, in lower case and without a final dot.
+    HostName(String) as str;
+    /// The beginning of keys: ends in a slash.
+    KeyPrefix(String) as str;
     /// The name of a bucket.
     BucketName(String) as str;
     /// The name of a region.
@@ -137,12 +141,19 @@ impl Serialize for Address {
 
 // === impl Folder ===
 
-impl Folder {
-    /// The allowed values, in words.
-    pub(super) fn expected() -> &'static str {
-        Self::EXPECTED
-    }
+/// The allowed values, for messages of other places.
+macro_rules! expected {
+    ($($name:ident)*) => {$(
+        impl $name {
+            /// The allowed values, in words.
+            pub(super) fn expected() -> &'static str {
+                Self::EXPECTED
+            }
+        }
+    )*};
 }
+
+expected!(Folder HostName PathPrefix);
 
 impl Text for Folder {
     const EXPECTED: &'static str = "write the path of a directory, such as /var/cache/s3-proxy";
@@ -269,6 +280,71 @@ impl fmt::Display for PathPrefix {
 }
 
 impl Serialize for PathPrefix {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+// === impl HostName ===
+
+impl Text for HostName {
+    const EXPECTED: &'static str = "write a host name such as assets.example.com, without \
+                                    scheme, port and path";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let is_label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        };
+        // What ends in a number is an IP address (WHATWG URL, "ends in a number").
+        let last = name.rsplit('.').next().unwrap_or_default();
+        let valid = name.len() <= 253
+            && name.split('.').all(is_label)
+            && !last.bytes().all(|b| b.is_ascii_digit());
+        if !valid {
+            return Err(Unfit::Value("is not a host name".into()));
+        }
+        Ok(HostName(name.to_ascii_lowercase()))
+    }
+
+    fn stand_in() -> Self {
+        HostName(String::new())
+    }
+}
+
+impl Serialize for HostName {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+// === impl KeyPrefix ===
+
+impl Text for KeyPrefix {
+    const EXPECTED: &'static str = "write the beginning of keys up to a slash, such as team-a/: \
+                                    segments other than . and .., at most 512 bytes";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        let Some(path) = text.strip_suffix('/') else {
+            // Dot segments of a key could lead to another name that begins so.
+            return Err(Unfit::Value("does not end in /".into()));
+        };
+        let is_segment = |segment: &str| !matches!(segment, "" | "." | "..");
+        if text.len() > 512 || !path.split('/').all(is_segment) {
+            return Err(Unfit::Value("is not the beginning of keys".into()));
+        }
+        Ok(KeyPrefix(text.to_owned()))
+    }
+
+    fn stand_in() -> Self {
+        KeyPrefix(String::new())
+    }
+}
+
+impl Serialize for KeyPrefix {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&self.0)
     }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use http::header::{
     ACCEPT_RANGES, AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE,
     DATE, ETAG, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
@@ -24,7 +25,7 @@ use pingora_cache::{
     BodyPart, CacheKey, CacheMeta, CacheOptionOverrides, CachePhase, ForcedFreshness, HitHandler,
     NoCacheReason, RespCacheable,
 };
-use pingora_core::protocols::http::HttpTask;
+use pingora_core::protocols::http::{HttpTask, ServerSession};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
@@ -152,7 +153,13 @@ pub struct CachingOptions {
     /// The longest time for which the origin's answer to a HEAD answers others, if it is fresh;
     /// zero: not at all. See [`HttpCaching::stored_head`].
     pub head_ttl: Duration,
+    /// Makes the body of an error of this cache's own, and the fields that describe it.
+    /// `None`: there is none.
+    pub error_body: Option<ErrorBody>,
 }
+
+/// See [`CachingOptions::error_body`]. The response has its status, and fields that stay.
+pub type ErrorBody = fn(&RequestHeader, &mut ResponseHeader) -> Result<Bytes>;
 
 impl Default for CachingOptions {
     fn default() -> Self {
@@ -169,6 +176,7 @@ impl Default for CachingOptions {
             max_misses: 1024,
             miss_timeout: Duration::from_secs(60),
             head_ttl: Duration::ZERO,
+            error_body: None,
         }
     }
 }
@@ -255,6 +263,11 @@ pub struct CachingCtx {
     upgrades: bool,
     /// The origin answers with a part of what could be fetched and stored as a whole.
     part: Option<Box<PartOfWhole>>,
+    /// See [`CachingCtx::pass`].
+    passes: bool,
+    names_part: bool,
+    /// See [`CachingCtx::set_special`].
+    is_special: bool,
 }
 
 /// The context of a subrequest that asks whether the origin has what the request is for. It is
@@ -304,6 +317,21 @@ impl CachingCtx {
             || (is_hit(session.cache.phase()) && !self.asked_origin())
     }
 
+    /// Let the request pass the cache: its answer is neither looked up nor stored.
+    /// `names_part`: it is a part of the object that no `Range` asks for. To be called before
+    /// `request_filter`.
+    pub fn pass(&mut self, names_part: bool) {
+        self.passes = true;
+        self.names_part = names_part;
+    }
+
+    /// Let others not be answered with what this response becomes, because the proxy's own
+    /// `response_filter` changes it for this request only. To be called before
+    /// `request_filter`.
+    pub fn set_special(&mut self) {
+        self.is_special = true;
+    }
+
     /// The first reason counts.
     fn forward(&mut self, why: Forwarded) {
         self.forwarded.get_or_insert(why);
@@ -347,7 +375,7 @@ impl HttpCaching {
             if status == StatusCode::BAD_REQUEST {
                 session.set_keepalive(None);
             }
-            respond(session, header).await?;
+            self.respond(session, header).await?;
             return Ok(true);
         }
         if session.req_header().version <= Version::HTTP_10 {
@@ -395,13 +423,13 @@ impl HttpCaching {
         if session.req_header().method == Method::GET {
             ctx.upgrades = self.upgrades(session.req_header());
         }
-        if self.store.is_some() && !ctx.is_own {
+        if self.store.is_some() && !ctx.is_own && !ctx.passes {
             if matches!(session.req_header().method, Method::GET | Method::HEAD) {
                 end_at_this_hop(session.req_header_mut(), ctx.upgrades);
             }
             let has_body = has_body(session).await;
             ctx.asks = asks(session, has_body);
-            ctx.plain = ctx.asks == Asks::Whole && self.is_plain(session);
+            ctx.plain = ctx.asks == Asks::Whole && !ctx.is_special && self.is_plain(session);
         }
         if ctx.asks == Asks::Nothing {
             let cached = matches!(session.req_header().method, Method::GET | Method::HEAD);
@@ -900,7 +928,7 @@ impl HttpCaching {
 
     /// Answer a HEAD.
     pub async fn answer_head(&self, session: &mut Session, header: ResponseHeader) -> Result<()> {
-        respond(session, header).await
+        self.respond(session, header).await
     }
 
     /// Note what the origin says about an object to which a HEAD may have been answered.
@@ -953,7 +981,23 @@ impl HttpCaching {
         }
         header.insert_header(CONTENT_LENGTH, 0)?;
         self.response_filter(session, &mut header, ctx)?;
-        respond(session, header).await
+        self.respond(session, header).await
+    }
+
+    /// Send a response of the cache's own.
+    async fn respond(&self, session: &mut Session, mut header: ResponseHeader) -> Result<()> {
+        let body = match self.options.error_body {
+            Some(body) if header.status.is_client_error() || header.status.is_server_error() => {
+                body(session.req_header(), &mut header)?
+            }
+            _ => Bytes::new(),
+        };
+        let has_body = !body.is_empty() && session.req_header().method != Method::HEAD;
+        session
+            .write_response_header(Box::new(header), !has_body)
+            .await?;
+        let body = has_body.then_some(body);
+        session.write_response_body(body, true).await
     }
 
     /// For `upstream_request_filter`, before anything else there.
@@ -1556,7 +1600,8 @@ impl HttpCaching {
     ) -> FailToProxy {
         let status = error_status(error, ctx);
         if let Some(status) = status {
-            if let Err(e) = session.respond_error(status).await {
+            // Boxed, because few requests come here.
+            if let Err(e) = Box::pin(self.respond_error(session, status)).await {
                 debug!("a client cannot be told of an error: {e}");
             }
         }
@@ -1564,6 +1609,19 @@ impl HttpCaching {
             error_code: status.unwrap_or(0),
             can_reuse_downstream: false,
         }
+    }
+
+    async fn respond_error(&self, session: &mut Session, status: u16) -> Result<()> {
+        let mut header = ServerSession::generate_error(status);
+        let mut body = match self.options.error_body {
+            Some(body) => body(session.req_header(), &mut header)?,
+            None => Bytes::new(),
+        };
+        if session.req_header().method == Method::HEAD {
+            body.clear();
+        }
+        let downstream = session.as_downstream_mut();
+        downstream.write_error_response(header, body).await
     }
 
     /// For `logging`: break off what must not look complete, forget what cannot be read,
@@ -1954,6 +2012,16 @@ fn check_part(
 ) -> Result<()> {
     let unusable = |why| Error::explain(UNUSABLE_PART, why).into_up();
     let applies = match response.status {
+        // One that its number names.
+        StatusCode::PARTIAL_CONTENT if ctx.names_part && !ctx.ranged => {
+            if !is_consistent_part(&response.headers) {
+                return Err(unusable(
+                    "the origin sent a part whose Content-Range contradicts its length",
+                ));
+            }
+            state_part_length(response)?;
+            true
+        }
         StatusCode::PARTIAL_CONTENT if !ctx.ranged => {
             return Err(unusable("the origin sent a part that was not asked for"));
         }
@@ -2065,14 +2133,6 @@ fn is_validated(phase: CachePhase) -> bool {
 fn body_len(response: &ResponseHeader) -> Option<u64> {
     let len = response.headers.get(CONTENT_LENGTH)?;
     len.to_str().ok()?.parse().ok()
-}
-
-/// Send a response without a body, and nothing after it.
-async fn respond(session: &mut Session, header: ResponseHeader) -> Result<()> {
-    session
-        .write_response_header(Box::new(header), true)
-        .await?;
-    session.write_response_body(None, true).await
 }
 
 /// What came in chunks has a length once it is stored.

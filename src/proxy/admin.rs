@@ -11,7 +11,7 @@ use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::RequestHeader;
 
-use super::cache_key::{requested_path, CacheKeys};
+use super::cache_key::{requested_path, requested_query, CacheKeys};
 use super::errors::text;
 use crate::cache::DiskCache;
 use crate::config::Config;
@@ -25,7 +25,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 ///
 /// `PURGE /path` removes the object at that path, as clients name it;
 /// `PURGE /path*` voids all objects whose path begins so. An object whose name
-/// ends in an asterisk is `PURGE /path%2A`.
+/// ends in an asterisk is `PURGE /path%2A`. `PURGE /path?versionId=VERSION` removes a version,
+/// and `//HOST/key` is the path of an object at a host.
 ///
 /// There is no authentication: anyone who reaches the listener may empty the cache. Pages
 /// in an operator's browser may not: a request is refused if it has an `Origin`, or names
@@ -57,7 +58,7 @@ impl AdminApp {
         purged.unwrap_or_else(|e| {
             let status = match e {
                 RouteError::NotFound => StatusCode::NOT_FOUND,
-                RouteError::BadKey(_) => StatusCode::BAD_REQUEST,
+                RouteError::BadKey(_) | RouteError::BadQuery => StatusCode::BAD_REQUEST,
             };
             (status, format!("{e}\n"))
         })
@@ -144,7 +145,11 @@ impl ServeHttp for AdminApp {
             headers.insert(ALLOW, HeaderValue::from_static("PURGE"));
             return response;
         }
-        let path = requested_path(request).into_owned();
+        let mut path = requested_path(request).into_owned();
+        if let Some(query) = requested_query(request) {
+            path.push('?');
+            path.push_str(&String::from_utf8_lossy(query));
+        }
         let (status, answer) = self.purge(&path).await;
         info!(
             target: logging::OPERATOR,

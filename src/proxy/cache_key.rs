@@ -3,13 +3,15 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use http::{HeaderMap, Method};
 use pingora_cache::CacheKey;
 use pingora_http::RequestHeader;
 
 use crate::config::{self, Config};
+use crate::s3::key::encode_value;
 use crate::s3::{
     decode_unreserved, Bucket, Credentials, Lookup, ObjectKey, Origin, OriginCredentials,
-    Refreshed, Role, RouteError, Router,
+    Refreshed, Role, RouteError, Router, S3Request, Site, Target,
 };
 
 /// Ends a key of which only the beginning is given: a character that stands for
@@ -53,58 +55,78 @@ impl CacheKeys {
         &self.router
     }
 
-    /// The key of the object at a path: raw, still encoded, without a query.
+    /// The key of the object at a path, raw and still encoded. `//HOST/KEY` is the object at a
+    /// host, and `?versionId=VERSION` one version of the object.
     ///
     /// # Errors
-    /// As [`Router::route`].
+    /// As [`Router::object`].
     pub fn object(&self, path: &str) -> Result<CacheKey, RouteError> {
-        let (origin, key) = self.router.route(path)?;
-        Ok(cache_key(origin, &key))
+        let (path, query) = match path.split_once('?') {
+            Some((path, query)) => (path, Some(query.as_bytes())),
+            None => (path, None),
+        };
+        let (site, key) = self.router.object(path)?;
+        let request = S3Request::read(&Method::GET, Target::Object(key), query, &HeaderMap::new());
+        let request = request.map_err(|_| RouteError::BadQuery)?;
+        let key = request.target.key().ok_or(RouteError::NotFound)?;
+        Ok(cache_key(site, key, request.version_id()))
     }
 
     /// How the keys of all objects begin whose path begins with `path`. That is
-    /// more than one bucket's where `path` ends within their `path_prefix`.
+    /// more than one bucket's where `path` ends within their `path_prefix`, and all buckets
+    /// for `/`.
     ///
     /// The last segment of `path` need not be a whole one, so that `/assets/.`
     /// finds `/assets/.hidden`; but an escape such as `%C3%A9` must be whole.
     ///
     /// # Errors
-    /// As [`Router::route`].
+    /// As [`Router::object`].
     pub fn beginning_with(&self, path: &str) -> Result<Vec<KeyPrefix>, RouteError> {
         if !path.starts_with('/') {
             return Err(RouteError::NotFound);
         }
         let spelled = decode_unreserved(path);
+        let begins = |site: &Site| {
+            let at_path = site
+                .prefix()
+                .is_some_and(|path| path.starts_with(&*spelled));
+            let mut hosts = site.hosts().iter();
+            at_path
+                || spelled == "/"
+                || hosts.any(|host| format!("//{host}/").starts_with(&*spelled))
+        };
         let buckets: Vec<_> = self
             .router
-            .origins()
+            .sites()
             .iter()
-            .filter(|origin| origin.prefix().starts_with(&*spelled))
-            .map(|origin| KeyPrefix {
-                user_tag: origin.bucket().to_owned(),
-                primary: primary_key(origin, "").into(),
-            })
+            .filter(|site| begins(site))
+            .map(|site| KeyPrefix::of(site, ""))
             .collect();
         if !buckets.is_empty() {
             return Ok(buckets);
         }
-        let (origin, key) = self.router.route(&format!("{path}{ANY_END}"))?;
+        let (site, key) = self.router.object(&format!("{path}{ANY_END}"))?;
         let encoded = key.encoded();
         let beginning = encoded.strip_suffix(ANY_END).unwrap_or(&encoded);
-        Ok(vec![KeyPrefix {
-            user_tag: origin.bucket().to_owned(),
-            primary: primary_key(origin, beginning).into(),
-        }])
+        Ok(vec![KeyPrefix::of(site, beginning)])
     }
 
-    /// The path of the object that has this key; `None` where no configured
-    /// bucket holds it.
+    /// The path of the object that has this key, or `//HOST/KEY` of a bucket that only hosts
+    /// lead to; `None` where no configured bucket holds it.
     pub fn path_of(&self, user_tag: &str, primary: &[u8]) -> Option<String> {
-        self.router.origins().iter().find_map(|origin| {
-            let encoded = primary.strip_prefix(primary_key(origin, "").as_bytes())?;
-            let encoded = std::str::from_utf8(encoded).ok()?;
-            let prefix = origin.prefix().trim_end_matches('/');
-            (origin.bucket() == user_tag).then(|| format!("{prefix}/{encoded}"))
+        let holders = self.router.sites().iter().filter_map(|site| {
+            let rest = primary.strip_prefix(site.cache_prefix().as_bytes())?;
+            let is_same = site.bucket() == user_tag;
+            is_same.then_some((site, std::str::from_utf8(rest).ok()?))
+        });
+        // The most specific one.
+        let (site, encoded) = holders.min_by_key(|(_, rest)| rest.len())?;
+        Some(match (site.prefix(), site.hosts()) {
+            (None, [host, ..]) => format!("//{host}/{encoded}"),
+            (prefix, _) => {
+                let prefix = prefix.unwrap_or_default().trim_end_matches('/');
+                format!("{prefix}/{encoded}")
+            }
         })
     }
 }
@@ -113,12 +135,27 @@ impl CacheKeys {
 /// another bucket are shared.
 fn origin(bucket: &config::Bucket, shared: &mut Vec<Arc<Refreshed>>) -> Origin {
     Origin::new(Bucket {
-        path_prefix: bucket.path_prefix.to_string(),
+        path_prefix: bucket.path_prefix.as_ref().map(ToString::to_string),
+        hosts: bucket.hosts.iter().map(|host| host.to_string()).collect(),
         name: bucket.bucket.to_string(),
+        key_prefix: bucket.key_prefix.as_deref().unwrap_or_default().to_owned(),
+        principal: principal(bucket),
         region: bucket.region.to_string(),
         endpoint: bucket.endpoint.as_deref().cloned(),
         credentials: credentials(bucket, shared),
     })
+}
+
+/// See [`Bucket::principal`].
+fn principal(bucket: &config::Bucket) -> Option<String> {
+    let by_chain = bucket.credentials == Some(config::CredentialsFrom::Chain);
+    if let Some(role) = &bucket.assume_role {
+        return Some(role.role_arn.to_string());
+    }
+    match &bucket.access_key {
+        Some(access_key) => Some(access_key.expose().to_owned()),
+        None => by_chain.then(|| "chain".to_owned()),
+    }
 }
 
 fn credentials(
@@ -168,6 +205,13 @@ fn credentials(
 // === impl KeyPrefix ===
 
 impl KeyPrefix {
+    fn of(site: &Site, encoded: &str) -> KeyPrefix {
+        KeyPrefix {
+            user_tag: site.bucket().to_owned(),
+            primary: [site.cache_prefix(), encoded].concat().into(),
+        }
+    }
+
     /// Whether a key is one of those meant.
     pub fn matches(&self, user_tag: &str, primary: &[u8]) -> bool {
         self.user_tag == user_tag && primary.starts_with(&self.primary)
@@ -216,25 +260,24 @@ fn after_authority(target: &str) -> &str {
 }
 
 /// The key of an object in the cache.
-pub(super) fn cache_key(origin: &Origin, key: &ObjectKey) -> CacheKey {
-    CacheKey::new(primary_key(origin, &key.encoded()), origin.bucket())
-}
-
-/// The host tells buckets of the same name at different endpoints apart.
-fn primary_key(origin: &Origin, encoded_key: &str) -> String {
-    let parts = [
-        origin.host_header(),
-        "\n",
-        origin.base_path(),
-        "/",
-        encoded_key,
-    ];
-    parts.concat()
+pub(super) fn cache_key(site: &Site, key: &ObjectKey, version_id: Option<&str>) -> CacheKey {
+    let encoded = key.encoded();
+    let primary = match version_id {
+        None => [site.cache_prefix(), &encoded].concat(),
+        // No encoded key has a question mark.
+        Some(version_id) => {
+            let version_id = encode_value(version_id);
+            [site.cache_prefix(), &encoded, "?versionId=", &version_id].concat()
+        }
+    };
+    CacheKey::new(primary, site.bucket())
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use pingora_cache::key::CacheHashKey;
 
     use super::*;
 
@@ -242,7 +285,7 @@ mod tests {
         let mut text = "server: {address: '127.0.0.1:0'}\nbuckets:\n".to_owned();
         for (index, prefix) in prefixes.iter().enumerate() {
             text += &format!(
-                "  - {{path_prefix: {prefix}, bucket: bucket{index}, region: r, endpoint: 'http://s3:9000'}}\n"
+                "  - {{path_prefix: {prefix}, bucket: bucket{index}, region: r, endpoint: 'http://s3:9000', access_key: a, secret_key: b}}\n"
             );
         }
         let config = Config::parse(&text, Path::new("test"), &|_| None).unwrap();
@@ -366,6 +409,76 @@ mod tests {
                 requested_query(&request),
                 query.map(str::as_bytes),
                 "{target}"
+            );
+        }
+    }
+
+    fn keys_of(buckets: &[&str]) -> CacheKeys {
+        let mut text = "server: {address: '127.0.0.1:0'}\nbuckets:\n".to_owned();
+        for bucket in buckets {
+            text += &format!(
+                "  - {{{bucket}, bucket: one, region: r, endpoint: 'http://s3:9000', access_key: a, secret_key: b}}\n"
+            );
+        }
+        let config = Config::parse(&text, Path::new("test"), &|_| None).unwrap();
+        CacheKeys::new(&config)
+    }
+
+    #[test]
+    fn an_object_has_one_key_whatever_leads_to_it() {
+        let keys = keys_of(&[
+            "path_prefix: /all",
+            "hosts: [cdn.example.com], key_prefix: 'team a/'",
+        ]);
+        let whole = keys.object("/all/team%20a/x%2By").unwrap();
+        let at_host = keys.object("//CDN.example.com/x+y").unwrap();
+        assert_eq!(whole.primary_key(), b"s3:9000\n/one/team%20a/x%2By");
+        assert_eq!(whole.combined_bin(), at_host.combined_bin());
+        // The most specific way.
+        let path = keys.path_of("one", whole.primary_key());
+        assert_eq!(path.as_deref(), Some("//cdn.example.com/x%2By"));
+        let other = keys.object("/all/x").unwrap();
+        let path = keys.path_of("one", other.primary_key());
+        assert_eq!(path.as_deref(), Some("/all/x"));
+
+        assert_eq!(
+            primaries(&keys, "//cdn.example.com/x"),
+            ["s3:9000\n/one/team%20a/x"]
+        );
+        for path in ["//cdn.example.com/", "//cdn.ex", "//"] {
+            assert_eq!(
+                primaries(&keys, path),
+                ["s3:9000\n/one/team%20a/"],
+                "{path}"
+            );
+        }
+        assert_eq!(primaries(&keys, "/").len(), 2);
+        assert_eq!(primaries(&keys, "/all/t"), ["s3:9000\n/one/t"]);
+    }
+
+    #[test]
+    fn each_version_has_a_key_of_its_own() {
+        let keys = keys(&["/assets"]);
+        let version = keys.object("/assets/a?versionId=1%2F%3F+2").unwrap();
+        assert_eq!(
+            version.primary_key(),
+            b"s3:9000\n/bucket0/a?versionId=1%2F%3F%202"
+        );
+        let path = keys.path_of("bucket0", version.primary_key());
+        assert_eq!(path.as_deref(), Some("/assets/a?versionId=1%2F%3F%202"));
+        let again = keys.object(&path.unwrap()).unwrap();
+        assert_eq!(again.primary_key(), version.primary_key());
+        // The prefix of an object is that of its versions.
+        let prefixes = keys.beginning_with("/assets/a").unwrap();
+        assert!(prefixes[0].matches(&version.user_tag, version.primary_key()));
+
+        let named = keys.object("/assets/a%3FversionId=1").unwrap();
+        let version = keys.object("/assets/a?versionId=1").unwrap();
+        assert_ne!(named.primary_key(), version.primary_key());
+        for path in ["/assets/a?versionId=", "/assets/a?versionId=1&versionId=2"] {
+            assert!(
+                matches!(keys.object(path), Err(RouteError::BadQuery)),
+                "{path}"
             );
         }
     }

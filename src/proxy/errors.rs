@@ -9,17 +9,25 @@ use http::header::{
 };
 use http::{HeaderValue, Response, StatusCode};
 use pingora_core::Result;
-use pingora_http::ResponseHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
+
+use super::cache_key::requested_path;
+use super::request_id;
 
 use crate::http::cache_status::CacheStatus;
 use crate::http::caching::CACHE_NAME;
+use crate::s3::S3Error;
 
 /// Limits of reading a refused request body.
 const DISCARDED_LEN: usize = 1024 * 1024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
+const XML: &str = "application/xml";
+
+/// The field that names a request to those who look for it in a log.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 
 /// The fields of an origin's error that clients see. All others describe the bucket, or
 /// S3's own document, which clients do not get. `Content-Range` is that of a 416, and has
@@ -33,24 +41,48 @@ const KEPT: [HeaderName; 9] = [
     EXPIRES,
     RETRY_AFTER,
     HeaderName::from_static("x-amz-id-2"),
-    HeaderName::from_static("x-amz-request-id"),
+    REQUEST_ID,
 ];
 
-/// One line of plain text for a status.
+/// The document of an error, with `header` describing it and nothing else.
 ///
 /// S3's own error documents name the bucket, the access key and, after a failed
 /// signature, what was signed. None of that is for the proxy's clients.
-pub(super) fn body(status: StatusCode) -> Bytes {
-    format!(
-        "{} {}\n",
-        status.as_u16(),
-        status.canonical_reason().unwrap_or("Error")
-    )
-    .into()
+pub(super) fn document(
+    request: &RequestHeader,
+    header: &mut ResponseHeader,
+    error: &S3Error,
+) -> Result<Bytes> {
+    let request_id = header.headers.get(&REQUEST_ID);
+    let request_id = match request_id.and_then(|id| id.to_str().ok()) {
+        // By which the operator of the origin finds the request.
+        Some(id) => id.to_owned(),
+        None => {
+            let id = request_id::next();
+            header.insert_header(REQUEST_ID, &id)?;
+            id
+        }
+    };
+    let body = Bytes::from(error.to_xml(&requested_path(request), &request_id));
+    describe(header, XML, &body)?;
+    if header.status == StatusCode::METHOD_NOT_ALLOWED {
+        header.insert_header(ALLOW, "GET, HEAD")?;
+    }
+    Ok(body)
 }
 
-/// Make `header`, that of an origin's error, describe `body` and nothing else.
-pub(super) fn replace(header: &mut ResponseHeader, body: &Bytes) -> Result<()> {
+/// See [`CachingOptions::error_body`](crate::http::CachingOptions::error_body).
+pub(super) fn of_cache(request: &RequestHeader, header: &mut ResponseHeader) -> Result<Bytes> {
+    document(request, header, &S3Error::of_status(header.status))
+}
+
+/// Make `header`, that of an origin's error, describe the document of that error and nothing
+/// else. Returns the document.
+pub(super) fn replace(
+    request: &RequestHeader,
+    header: &mut ResponseHeader,
+    error: &S3Error,
+) -> Result<Bytes> {
     let others: Vec<HeaderName> = header
         .headers
         .keys()
@@ -63,7 +95,7 @@ pub(super) fn replace(header: &mut ResponseHeader, body: &Bytes) -> Result<()> {
     if header.status != StatusCode::RANGE_NOT_SATISFIABLE {
         header.remove_header(&CONTENT_RANGE);
     }
-    describe(header, PLAIN_TEXT, body)
+    document(request, header, error)
 }
 
 fn describe(header: &mut ResponseHeader, media_type: &str, body: &Bytes) -> Result<()> {
@@ -83,67 +115,40 @@ pub(super) fn text(status: StatusCode, text: impl Into<Vec<u8>>) -> Response<Vec
     response
 }
 
-/// Answer without asking the origin.
-pub(super) async fn respond(
-    session: &mut Session,
-    status: StatusCode,
-    detail: Option<&str>,
-) -> Result<()> {
-    let text = match detail {
-        Some(detail) => Bytes::from(format!("{} {detail}\n", status.as_u16())),
-        None => body(status),
-    };
-    answer(session, status, PLAIN_TEXT, text).await
+/// Answer a request with an error of the proxy's own.
+pub(super) async fn respond(session: &mut Session, error: &S3Error) -> Result<()> {
+    let header = ResponseHeader::build(error.status, Some(4))?;
+    // Boxed, because few requests come here.
+    Box::pin(respond_with(session, header, error)).await
 }
 
-/// Answer in the form of S3's errors ("Error responses", Amazon S3 API Reference), for
-/// errors that S3 clients parse.
-pub(super) async fn respond_as_s3(
+/// Answer with an error, and fields that `header` has already.
+pub(super) async fn respond_with(
     session: &mut Session,
-    status: StatusCode,
-    code: &str,
-    message: &str,
+    mut header: ResponseHeader,
+    error: &S3Error,
 ) -> Result<()> {
-    let document = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
-         <Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    );
-    answer(session, status, "application/xml", document.into()).await
+    let body = document(session.req_header(), &mut header, error)?;
+    send(session, header, body).await
 }
 
 /// Answer with a remembered status of the origin, which may be used for `left`.
 pub(super) async fn respond_remembered(
     session: &mut Session,
-    status: StatusCode,
+    error: &S3Error,
     left: Duration,
 ) -> Result<()> {
-    let body = body(status);
-    let mut header = ResponseHeader::build(status, Some(4))?;
-    describe(&mut header, PLAIN_TEXT, &body)?;
+    let mut header = ResponseHeader::build(error.status, Some(5))?;
     let cache_status = CacheStatus {
         ttl: i64::try_from(left.as_secs()).ok(),
         ..CacheStatus::hit(CACHE_NAME)
     };
     header.insert_header("Cache-Status", cache_status.to_value()?)?;
     header.insert_header("X-Cache", "HIT")?;
-    send(session, header, body).await
+    respond_with(session, header, error).await
 }
 
-async fn answer(
-    session: &mut Session,
-    status: StatusCode,
-    media_type: &str,
-    body: Bytes,
-) -> Result<()> {
-    let mut header = ResponseHeader::build(status, Some(4))?;
-    describe(&mut header, media_type, &body)?;
-    if status == StatusCode::METHOD_NOT_ALLOWED {
-        header.insert_header(ALLOW, "GET, HEAD")?;
-    }
-    send(session, header, body).await
-}
-
-async fn send(session: &mut Session, header: ResponseHeader, body: Bytes) -> Result<()> {
+pub(super) async fn send(session: &mut Session, header: ResponseHeader, body: Bytes) -> Result<()> {
     let no_body = session.req_header().method == http::Method::HEAD;
     session
         .write_response_header(Box::new(header), no_body)
@@ -205,7 +210,8 @@ mod tests {
         ] {
             header.append_header(name, value).unwrap();
         }
-        replace(&mut header, &body(StatusCode::FORBIDDEN)).unwrap();
+        let error = S3Error::of_status(StatusCode::FORBIDDEN);
+        let body = replace(&request(), &mut header, &error).unwrap();
         let mut names: Vec<_> = header.headers.keys().map(|name| name.as_str()).collect();
         names.sort_unstable();
         let expected = [
@@ -216,7 +222,29 @@ mod tests {
             "x-amz-request-id",
         ];
         assert_eq!(names, expected);
-        assert_eq!(header.headers[CONTENT_LENGTH], "14");
+        assert_eq!(header.headers[CONTENT_LENGTH], body.len().to_string());
+        let document = std::str::from_utf8(&body).unwrap();
+        assert!(document.contains("<RequestId>1</RequestId>"), "{document}");
+    }
+
+    fn request() -> RequestHeader {
+        RequestHeader::build("GET", b"/a", None).unwrap()
+    }
+
+    #[test]
+    fn an_error_of_the_proxy_has_a_request_id_of_its_own() {
+        let ids: Vec<_> = (0..2)
+            .map(|_| {
+                let mut header = ResponseHeader::build(404, None).unwrap();
+                let body = of_cache(&request(), &mut header).unwrap();
+                let id = header.headers[REQUEST_ID].to_str().unwrap().to_owned();
+                let document = std::str::from_utf8(&body).unwrap();
+                assert!(document.contains(&format!("<RequestId>{id}</RequestId>")));
+                assert!(document.contains("<Resource>/a</Resource>"), "{document}");
+                id
+            })
+            .collect();
+        assert_ne!(ids[0], ids[1]);
     }
 
     /// RFC 9110 §15.5.17
@@ -224,7 +252,8 @@ mod tests {
     fn a_416_keeps_the_length_of_the_object() {
         let mut header = ResponseHeader::build(416, None).unwrap();
         header.append_header("Content-Range", "bytes */10").unwrap();
-        replace(&mut header, &Bytes::new()).unwrap();
+        let error = S3Error::of_status(header.status);
+        replace(&request(), &mut header, &error).unwrap();
         assert_eq!(header.headers[CONTENT_RANGE], "bytes */10");
     }
 }

@@ -2,7 +2,8 @@
 
 mod absent;
 pub mod admin;
-pub mod cache_key;
+mod buckets;
+mod cache_key;
 pub mod descriptors;
 mod dots;
 pub mod endpoint;
@@ -10,7 +11,9 @@ mod errors;
 pub mod http1;
 pub mod memory;
 pub mod preflight;
+mod request_id;
 mod resolve;
+mod route;
 mod s3_proxy;
 mod send_buffer;
 pub mod serve;

@@ -19,11 +19,12 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Session};
 
 use super::absent::Absent;
-use super::cache_key::{cache_key, requested_path, requested_query, CacheKeys};
+use super::cache_key::{cache_key, CacheKeys};
 use super::dots::Dots;
 use super::http1::answer_what_was_asked;
 use super::resolve::{Attempts, Resolver};
-use super::{errors, memory};
+use super::route::{Found, Route};
+use super::{buckets, errors, memory};
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::fields::RequestFields;
@@ -31,7 +32,7 @@ use crate::http::{
     sends_body, BackgroundFills, CachingCtx, CachingOptions, HttpCaching, StoringRules,
 };
 use crate::metrics::METRICS;
-use crate::s3::{sub_resource_of, ObjectKey, Origin, Refreshed, RouteError};
+use crate::s3::{Code, ObjectKey, Refreshed, S3Error, S3Request, Site, Target};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -56,6 +57,13 @@ const NO_CREDENTIALS: ErrorType = ErrorType::new_code("NoOriginCredentials", 503
 /// Reference).
 const BUCKET_REGION: &str = "x-amz-bucket-region";
 
+/// Asks S3 for the checksum fields of an object ("Checking object integrity", Amazon S3 User
+/// Guide).
+const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
+
+/// The names of all checksum fields begin so.
+const CHECKSUM: &str = "x-amz-checksum-";
+
 /// The proxy: S3 behind, the disk cache in the middle.
 pub struct S3ProxyHttp {
     keys: CacheKeys,
@@ -69,14 +77,21 @@ pub struct S3ProxyHttp {
     keepalive_timeout: Option<u64>,
 }
 
-/// Where a request goes.
-type Route = (Arc<Origin>, ObjectKey);
+/// What is decided of a request before anything is looked up for it.
+pub(super) enum Decision {
+    /// It is served.
+    Proceed,
+    /// It is answered with this error.
+    Refuse(S3Error),
+}
 
 /// What is known of a request.
 #[derive(Default)]
 pub struct RequestCtx {
     caching: CachingCtx,
     route: Option<Route>,
+    /// The client has shown who it is.
+    is_authenticated: bool,
     attempts: Attempts,
     /// Replaces the body of an error of the origin, once.
     error_body: Option<Bytes>,
@@ -115,6 +130,7 @@ impl S3ProxyHttp {
             max_misses: *config.cache.max_misses,
             miss_timeout: *config.cache.miss_timeout,
             head_ttl: *config.cache.head_ttl,
+            error_body: Some(errors::of_cache),
             ..CachingOptions::default()
         };
         let min_send_rate = *config.server.min_send_rate;
@@ -161,10 +177,7 @@ impl S3ProxyHttp {
     /// A client could not follow it: the address names the bucket, and needs a signature.
     fn redirected(&self, response: &ResponseHeader, ctx: &RequestCtx) -> Box<Error> {
         let status = response.status.as_u16();
-        let bucket = ctx
-            .route
-            .as_ref()
-            .map_or("?", |(origin, _)| origin.bucket());
+        let bucket = ctx.route.as_ref().map_or("?", |route| route.site.bucket());
         let region = response
             .headers
             .get(BUCKET_REGION)
@@ -182,41 +195,126 @@ impl S3ProxyHttp {
     }
 
     /// Route a request to its resolved key if the origin lacks the key with dot segments.
-    async fn resolve_dots(&self, session: &Session, ctx: &mut RequestCtx) -> Result<()> {
-        let (origin, key) = routed(&ctx.route)?;
-        let Some(resolved) = key.without_dot_segments() else {
-            return Ok(());
-        };
-        if self.dots.is_absent(session, &cache_key(origin, key)).await {
-            ctx.route = Some((origin.clone(), resolved));
+    async fn resolve_dots(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Decision> {
+        let route = routed(&ctx.route)?;
+        match route.key()?.without_dot_segments() {
+            // Boxed, because few requests come here.
+            Some(resolved) => Box::pin(self.resolve_to(session, resolved, ctx)).await,
+            None => Ok(Decision::Proceed),
         }
-        Ok(())
     }
 
-    fn route(&self, session: &Session) -> Result<Route, RouteError> {
-        let path = requested_path(session.req_header());
-        let (origin, key) = self.keys.router().route(&path)?;
-        Ok((origin.clone(), key))
+    async fn resolve_to(
+        &self,
+        session: &mut Session,
+        resolved: ObjectKey,
+        ctx: &mut RequestCtx,
+    ) -> Result<Decision> {
+        let key = routed(&ctx.route)?.cache_key()?;
+        if !self.dots.is_absent(session, &key).await {
+            return Ok(Decision::Proceed);
+        }
+        let Some(mut route) = ctx.route.take() else {
+            return Ok(Decision::Proceed);
+        };
+        route.request.target = Target::Object(resolved);
+        // Another object, which not everybody may read who may read the first.
+        let decision = self.authorise(session, &route.request, &route.site, ctx);
+        let decision = decision.await?;
+        ctx.route = Some(route);
+        Ok(decision)
+    }
+
+    /// Decide whether a client may do what it asks for: before anything is looked up, so on
+    /// hits too. The proxy's own requests come here as well, with the target and the fields of
+    /// a client's request that was let in.
+    async fn authorise(
+        &self,
+        session: &mut Session,
+        request: &S3Request,
+        _site: &Arc<Site>,
+        ctx: &mut RequestCtx,
+    ) -> Result<Decision> {
+        if session.subrequest_ctx.is_some() {
+            return Ok(Decision::Proceed);
+        }
+        if !request.overrides().is_empty() && !ctx.is_authenticated {
+            let why =
+                "Request specific response headers cannot be used for anonymous GET requests.";
+            return Ok(Decision::Refuse(S3Error::new(Code::InvalidRequest, why)));
+        }
+        Ok(Decision::Proceed)
+    }
+
+    /// The error that an answer of the origin stands for.
+    fn origin_error(status: StatusCode, request: Option<&S3Request>) -> S3Error {
+        let names_version = request.is_some_and(|request| request.version_id().is_some());
+        let names_part = request.is_some_and(|request| request.part_number().is_some());
+        match status {
+            StatusCode::NOT_FOUND if names_version => Code::NoSuchVersion.into(),
+            StatusCode::RANGE_NOT_SATISFIABLE if names_part => Code::InvalidPartNumber.into(),
+            status => S3Error::of_status(status),
+        }
     }
 }
 
 /// The buckets whose credentials are looked up, and these credentials.
 fn refreshed(keys: &CacheKeys) -> impl Iterator<Item = (String, Arc<Refreshed>)> + '_ {
-    keys.router().origins().iter().filter_map(|origin| {
+    keys.router().sites().iter().filter_map(|origin| {
         let refreshed = origin.signer()?.refreshed()?;
         Some((origin.bucket().to_owned(), refreshed.clone()))
     })
 }
 
-/// The sub-resource that a request's query asks for instead of the object as it is.
-fn sub_resource(request: &RequestHeader) -> Option<&'static str> {
-    sub_resource_of(requested_query(request)?)
+/// Answer with an error. Always `true`, for `request_filter`.
+async fn refuse(session: &mut Session, error: S3Error) -> Result<bool> {
+    errors::respond(session, &error).await?;
+    Ok(true)
 }
 
 fn routed(route: &Option<Route>) -> Result<&Route> {
     route
         .as_ref()
         .ok_or_else(|| Error::explain(ErrorType::InternalError, "the request has no route"))
+}
+
+/// The fields of a request that S3 requires under the signature.
+fn fields_of_s3(request: &RequestHeader) -> Result<Vec<(&str, &str)>> {
+    let fields = request.headers.iter();
+    fields
+        .filter(|(name, _)| name.as_str().starts_with("x-amz-"))
+        .map(|(name, value)| {
+            let value = value
+                .to_str()
+                .or_err_with(ErrorType::InvalidHTTPHeader, || {
+                    format!("{name} is not ASCII")
+                });
+            Ok((name.as_str(), value.map_err(|e| e.into_down())?))
+        })
+        .collect()
+}
+
+/// Make a response with an object, or a part of one, describe it as the client wants it.
+fn describe_as_asked(request: &S3Request, response: &mut ResponseHeader) -> Result<()> {
+    // The checksum of an object is not that of a range.
+    let is_range =
+        response.status == StatusCode::PARTIAL_CONTENT && request.part_number().is_none();
+    if !request.wants_checksums() || is_range {
+        let is_checksum = |name: &&HeaderName| name.as_str().starts_with(CHECKSUM);
+        let names: Vec<_> = response
+            .headers
+            .keys()
+            .filter(is_checksum)
+            .cloned()
+            .collect();
+        for name in names {
+            response.remove_header(&name);
+        }
+    }
+    for (name, value) in request.overrides() {
+        response.insert_header(name.clone(), value)?;
+    }
+    Ok(())
 }
 
 #[async_trait]
@@ -232,37 +330,37 @@ impl ProxyHttp for S3ProxyHttp {
         session.set_write_timeout(self.write_timeout);
         session.set_min_send_rate(self.min_send_rate);
         self.limit_keepalive(session);
-        if !matches!(session.req_header().method, Method::GET | Method::HEAD) {
-            errors::respond(session, StatusCode::METHOD_NOT_ALLOWED, None).await?;
-            return Ok(true);
-        }
-        if sends_body(session).await {
+        let found = match Found::of(self.keys.router(), session.req_header()) {
+            Ok(found) => found,
+            Err(error) => return refuse(session, error).await,
+        };
+        let is_read = matches!(session.req_header().method, Method::GET | Method::HEAD);
+        if is_read && sends_body(session).await {
             session.set_keepalive(None);
             let why = "a GET or HEAD has no body";
-            errors::respond(session, StatusCode::BAD_REQUEST, Some(why)).await?;
-            return Ok(true);
+            return refuse(session, S3Error::new(Code::InvalidRequest, why)).await;
         }
-        let route = self.route(session);
-        if !matches!(route, Err(RouteError::NotFound)) {
-            if let Some(name) = sub_resource(session.req_header()) {
-                let why = format!("{name} is not supported by this proxy");
-                let status = StatusCode::NOT_IMPLEMENTED;
-                errors::respond_as_s3(session, status, "NotImplemented", &why).await?;
-                return Ok(true);
+        let route = match found {
+            Found::Site(route) => route,
+            Found::Service(request) => {
+                return refuse(session, buckets::of_service(&request)).await;
             }
+        };
+        let decision = self.authorise(session, &route.request, &route.site, ctx);
+        match decision.await? {
+            Decision::Proceed => {}
+            Decision::Refuse(error) => return refuse(session, error).await,
         }
-        match route {
-            Ok(route) => ctx.route = Some(route),
-            Err(RouteError::NotFound) => {
-                errors::respond(session, StatusCode::NOT_FOUND, None).await?;
-                return Ok(true);
-            }
-            Err(RouteError::BadKey(why)) => {
-                let why = why.to_string();
-                errors::respond(session, StatusCode::BAD_REQUEST, Some(&why)).await?;
-                return Ok(true);
-            }
+        if !route.request.reads_object() {
+            return Box::pin(buckets::answer(session, &route)).await;
         }
+        if !route.request.is_plain() {
+            ctx.caching.set_special();
+        }
+        if route.request.passes_the_cache() {
+            ctx.caching.pass(route.request.part_number().is_some());
+        }
+        ctx.route = Some(route);
         if self
             .caching
             .request_filter(session, &mut ctx.caching)
@@ -270,10 +368,13 @@ impl ProxyHttp for S3ProxyHttp {
         {
             return Ok(true);
         }
-        self.resolve_dots(session, ctx).await?;
-        let (origin, object) = routed(&ctx.route)?;
+        if let Decision::Refuse(error) = self.resolve_dots(session, ctx).await? {
+            return refuse(session, error).await;
+        }
+        let route = routed(&ctx.route)?;
+        let (site, key, version) = (&route.site, route.key()?, route.request.version_id());
         self.caching
-            .answer_prepared(session, &mut ctx.caching, |_| cache_key(origin, object))
+            .answer_prepared(session, &mut ctx.caching, |_| cache_key(site, key, version))
             .await
     }
 
@@ -290,8 +391,8 @@ impl ProxyHttp for S3ProxyHttp {
     }
 
     fn cache_key_callback(&self, _session: &Session, ctx: &mut Self::CTX) -> Result<CacheKey> {
-        let (origin, key) = routed(&ctx.route)?;
-        Ok(self.caching.asked_now(cache_key(origin, key)))
+        let key = routed(&ctx.route)?.cache_key()?;
+        Ok(self.caching.asked_now(key))
     }
 
     fn cache_vary_filter(
@@ -321,11 +422,14 @@ impl ProxyHttp for S3ProxyHttp {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<bool> {
-        let (origin, key) = routed(&ctx.route)?;
-        if let Some((status, left)) = self.absent.get(&cache_key(origin, key)) {
-            ctx.is_remembered = true;
-            errors::respond_remembered(session, status, left).await?;
-            return Ok(false);
+        let route = routed(&ctx.route)?;
+        if !route.request.passes_the_cache() {
+            if let Some((status, left)) = self.absent.get(&route.cache_key()?) {
+                let error = Self::origin_error(status, Some(&route.request));
+                ctx.is_remembered = true;
+                errors::respond_remembered(session, &error, left).await?;
+                return Ok(false);
+            }
         }
         if let Some(mut header) = self.caching.stored_head(session, &mut ctx.caching)? {
             self.response_filter(session, &mut header, ctx).await?;
@@ -415,7 +519,7 @@ impl ProxyHttp for S3ProxyHttp {
         _session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
-        let (origin, _) = routed(&ctx.route)?;
+        let origin = &routed(&ctx.route)?.site;
         if let Some(signer) = origin.signer() {
             signer
                 .ready()
@@ -460,8 +564,8 @@ impl ProxyHttp for S3ProxyHttp {
         ctx: &mut Self::CTX,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        if let (Some((origin, _)), Some(address)) = (&ctx.route, peer.address().as_inet()) {
-            let (host, port) = (origin.connect_host(), origin.port());
+        if let (Some(route), Some(address)) = (&ctx.route, peer.address().as_inet()) {
+            let (host, port) = (route.site.connect_host(), route.site.port());
             let attempts = &mut ctx.attempts;
             let limit = CONNECT_TIMEOUT;
             if self.resolver.failed(host, port, limit, *address, attempts) {
@@ -480,8 +584,9 @@ impl ProxyHttp for S3ProxyHttp {
         ctx.attempts.succeeded();
         self.caching
             .upstream_request_filter(session, request, &mut ctx.caching)?;
-        let (origin, key) = routed(&ctx.route)?;
-        let target = origin.target(key);
+        let route = routed(&ctx.route)?;
+        let origin = &route.site;
+        let target = route.target()?;
         let method = request.method.clone();
         let mut signed = RequestHeader::build(method.clone(), target.as_bytes(), Some(12))?;
         signed.insert_header(header::HOST, origin.host_header())?;
@@ -494,13 +599,18 @@ impl ProxyHttp for S3ProxyHttp {
                 signed.append_header(name.clone(), value)?;
             }
         }
+        for (name, value) in route.request.passed_fields() {
+            signed.append_header(name.clone(), value)?;
+        }
+        // What is stored has the checksums for those who want them.
+        signed.insert_header(CHECKSUM_MODE, "ENABLED")?;
         if let Some(signer) = origin.signer() {
             let fields = signer
                 .sign(
                     method.as_str(),
                     origin.host_header(),
                     &target,
-                    &[],
+                    &fields_of_s3(&signed)?,
                     SystemTime::now(),
                 )
                 .or_err_with(ErrorType::InternalError, || {
@@ -536,31 +646,29 @@ impl ProxyHttp for S3ProxyHttp {
             let why = "the origin's status code is not valid in HTTP";
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
         }
-        if self.is_remembered(response) {
-            if let Some((origin, key)) = &ctx.route {
-                let key = cache_key(origin, key);
-                self.absent.insert(&key, response.status, ctx.asked_at);
-            }
+        let route = routed(&ctx.route)?;
+        if self.is_remembered(response) && !route.request.passes_the_cache() {
+            self.absent
+                .insert(&route.cache_key()?, status, ctx.asked_at);
         }
-        if response.status == StatusCode::FORBIDDEN && !ctx.caching.is_background() {
-            if let Some((origin, key)) = &ctx.route {
-                warn!(
-                    "bucket {}: the origin refuses {key:?} with 403; check access_key, secret_key, region and the bucket's policy",
-                    origin.bucket()
-                );
-            }
+        if status == StatusCode::FORBIDDEN && !ctx.caching.is_background() {
+            warn!(
+                "bucket {}: the origin refuses {:?} with 403; check access_key, secret_key, region and the bucket's policy",
+                route.site.bucket(),
+                route.key()?
+            );
         }
         // Where the origin sends no body, Pingora asks for none to send on.
         let is_empty = response
             .headers
             .get(header::CONTENT_LENGTH)
             .is_some_and(|len| len == "0");
-        let body = if is_empty {
-            Bytes::new()
-        } else {
-            errors::body(response.status)
-        };
-        errors::replace(response, &body)?;
+        let error = Self::origin_error(status, Some(&route.request));
+        let mut body = errors::replace(session.req_header(), response, &error)?;
+        if is_empty {
+            response.insert_header(header::CONTENT_LENGTH, 0)?;
+            body.clear();
+        }
         ctx.replaces_body = true;
         ctx.error_body = (session.req_header().method != Method::HEAD).then_some(body);
         Ok(())
@@ -587,6 +695,9 @@ impl ProxyHttp for S3ProxyHttp {
     ) -> Result<()> {
         if response.status.is_success() {
             response.insert_header(header::ACCEPT_RANGES, "bytes")?;
+            if let Some(route) = &ctx.route {
+                describe_as_asked(&route.request, response)?;
+            }
         }
         self.caching
             .response_filter(session, response, &mut ctx.caching)

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
+use super::error::{Code, S3Error};
+
 /// The longest key S3 stores, in bytes of UTF-8.
 ///
 /// Source: "Naming Amazon S3 objects", Amazon S3 User Guide.
@@ -103,19 +105,7 @@ impl ObjectKey {
     /// request of the signature agree. Source: "Signature Calculations for the
     /// Authorization Header", Amazon S3 API Reference, `UriEncode()`.
     pub fn encoded(&self) -> Cow<'_, str> {
-        if self.0.bytes().all(stands_for_itself) {
-            return Cow::Borrowed(&self.0);
-        }
-        let mut encoded = String::with_capacity(self.0.len());
-        for byte in self.0.bytes() {
-            if stands_for_itself(byte) {
-                encoded.push(char::from(byte));
-            } else {
-                // Writing to a String cannot fail.
-                let _ = write!(encoded, "%{byte:02X}");
-            }
-        }
-        Cow::Owned(encoded)
+        encode(&self.0)
     }
 }
 
@@ -125,10 +115,40 @@ impl fmt::Display for ObjectKey {
     }
 }
 
+/// A key or the beginning of one as a request path carries it, see [`ObjectKey::encoded`].
+pub(super) fn encode(key: &str) -> Cow<'_, str> {
+    if key.bytes().all(stands_for_itself) {
+        return Cow::Borrowed(key);
+    }
+    let mut encoded = String::with_capacity(key.len() * 3);
+    encode_to(&mut encoded, key, stands_for_itself);
+    Cow::Owned(encoded)
+}
+
+/// A value as a query carries it: like a key, but for slashes.
+pub fn encode_value(value: &str) -> String {
+    let mut encoded = String::with_capacity(value.len());
+    encode_to(&mut encoded, value, |byte| {
+        byte != b'/' && stands_for_itself(byte)
+    });
+    encoded
+}
+
+fn encode_to(encoded: &mut String, text: &str, stays: impl Fn(u8) -> bool) {
+    for byte in text.bytes() {
+        if stays(byte) {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+}
+
 /// True if a key could be taken for the bucket itself, which might be listed, or for
 /// something outside it: by a server that resolves the dot segments of a path (RFC 3986
 /// §5.2.4), or by a file system, where doubled slashes are one.
-fn leaves_bucket(key: &str) -> bool {
+pub(super) fn leaves_bucket(key: &str) -> bool {
     let mut depth = 0;
     let mut has_dots = false;
     let leaves = key.split('/').any(|segment| {
@@ -194,6 +214,15 @@ impl fmt::Display for KeyError {
 }
 
 impl std::error::Error for KeyError {}
+
+impl From<KeyError> for S3Error {
+    fn from(error: KeyError) -> S3Error {
+        match error {
+            KeyError::TooLong => Code::KeyTooLongError.into(),
+            error => S3Error::new(Code::InvalidURI, error.to_string()),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {

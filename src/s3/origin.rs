@@ -1,12 +1,10 @@
-//! Where a bucket lives, and which bucket a request is for.
+//! Where a bucket lives, and how it is asked.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
 use crate::s3::credentials::OriginCredentials;
-use crate::s3::key::{KeyError, ObjectKey};
+use crate::s3::key::{encode, ObjectKey};
 use crate::s3::sign::Signer;
 
 /// The address of an S3 service: what `http://host:port` says, no more.
@@ -22,9 +20,17 @@ pub struct Endpoint {
 pub struct Bucket {
     /// The paths that are answered from this bucket: starts with a slash and, but
     /// for `/` itself, does not end in one.
-    pub path_prefix: String,
+    pub path_prefix: Option<String>,
+    /// The host names whose paths are answered from this bucket, in lower case.
+    pub hosts: Vec<String>,
     /// The name of the bucket.
     pub name: String,
+    /// The beginning of all keys that are served, which clients leave out: empty, or ending
+    /// in a slash.
+    pub key_prefix: String,
+    /// Tells identities apart with which the service is asked, such as the access key;
+    /// `None`: requests are unsigned.
+    pub principal: Option<String>,
     /// The region of the bucket.
     pub region: String,
     /// An S3 service other than AWS.
@@ -37,29 +43,19 @@ pub struct Bucket {
 /// header and the path of a request.
 #[derive(Debug)]
 pub struct Origin {
-    prefix: String,
+    prefix: Option<String>,
+    hosts: Vec<String>,
     bucket: String,
+    region: String,
+    key_prefix: String,
+    principal: Option<String>,
     endpoint: Endpoint,
     host_header: String,
-    /// What stands before `/key` in the path of a request: `/bucket` in path
-    /// style, nothing in virtual-hosted style.
+    /// The path of the bucket: `/bucket` in path style, nothing in virtual-hosted style.
     base_path: String,
+    /// What stands before the encoded key of a client in the path of a request.
+    object_base: String,
     signer: Option<Signer>,
-}
-
-/// The origins of a proxy, by path prefix.
-#[derive(Debug)]
-pub struct Router {
-    origins: Vec<Arc<Origin>>,
-}
-
-/// Why a path leads to no object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RouteError {
-    /// No bucket has a prefix of this path.
-    NotFound,
-    /// A bucket was found, but what follows its prefix is no object key.
-    BadKey(KeyError),
 }
 
 // === impl Endpoint ===
@@ -234,24 +230,60 @@ impl Origin {
                 (Endpoint::https(host), path_style)
             }
         };
+        let base_path = if path_style {
+            format!("/{}", bucket.name)
+        } else {
+            String::new()
+        };
         Origin {
             prefix: bucket.path_prefix,
+            hosts: bucket.hosts,
             host_header: endpoint.host_header(),
             endpoint,
-            base_path: if path_style {
-                format!("/{}", bucket.name)
-            } else {
-                String::new()
-            },
+            object_base: format!("{base_path}/{}", encode(&bucket.key_prefix)),
+            base_path,
             bucket: bucket.name,
+            region: bucket.region,
+            key_prefix: bucket.key_prefix,
+            principal: bucket.principal,
             signer,
         }
     }
 
     /// The prefix of the paths that this origin answers, without a trailing
     /// slash unless it is `/`.
-    pub fn prefix(&self) -> &str {
-        &self.prefix
+    pub fn prefix(&self) -> Option<&str> {
+        self.prefix.as_deref()
+    }
+
+    /// The host names whose paths this origin answers, in lower case.
+    pub fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    /// The name of the bucket as clients know it: the last segment of its path prefix, or
+    /// the first label of its host name. `None`: it is the only one, at `/`.
+    pub fn public_name(&self) -> Option<&str> {
+        let segment = self.prefix().map(|prefix| prefix.rsplit('/').next());
+        match segment.flatten() {
+            Some("") | None => self.hosts.first()?.split('.').next(),
+            segment => segment,
+        }
+    }
+
+    /// The region of the bucket.
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// The beginning of all keys that are served, which clients leave out.
+    pub fn key_prefix(&self) -> &str {
+        &self.key_prefix
+    }
+
+    /// Tells identities apart with which the service is asked; `None`: unsigned.
+    pub fn principal(&self) -> Option<&str> {
+        self.principal.as_deref()
     }
 
     /// The name of the bucket.
@@ -280,133 +312,27 @@ impl Origin {
         self.endpoint.tls()
     }
 
-    /// What stands before `/key` in every request target: `/bucket`, or nothing.
+    /// The path of the bucket: `/bucket`, or nothing.
     pub fn base_path(&self) -> &str {
         &self.base_path
     }
 
+    /// What stands before the encoded key of a client in every request target: the path of
+    /// the bucket, a slash, and the encoded `key_prefix`.
+    pub fn object_base(&self) -> &str {
+        &self.object_base
+    }
+
     /// The request target for an object: an encoded absolute path.
     pub fn target(&self, key: &ObjectKey) -> String {
-        format!("{}/{}", self.base_path, key.encoded())
+        [&self.object_base, &*key.encoded()].concat()
     }
 
     /// What signs the requests, or `None` where they go out unsigned.
     pub fn signer(&self) -> Option<&Signer> {
         self.signer.as_ref()
     }
-
-    /// What follows the prefix and its slash in a raw path, if the path is
-    /// under the prefix.
-    fn strip_prefix<'a>(&self, raw_path: &'a str) -> Option<&'a str> {
-        let prefix = self.prefix.trim_end_matches('/');
-        let rest = raw_path
-            .strip_prefix(prefix)
-            .or_else(|| strip_encoded_prefix(raw_path, prefix))?;
-        match rest.strip_prefix('/') {
-            Some(key) => Some(key),
-            // The prefix itself: the bucket, but no object in it.
-            None if rest.is_empty() => Some(rest),
-            None => None,
-        }
-    }
 }
-
-/// A raw path in which unreserved characters are not percent-encoded (RFC 3986 §2.3).
-pub fn decode_unreserved(raw_path: &str) -> Cow<'_, str> {
-    if !raw_path.contains('%') {
-        return Cow::Borrowed(raw_path);
-    }
-    let mut decoded = String::with_capacity(raw_path.len());
-    let mut rest = raw_path;
-    while let Some(character) = rest.chars().next() {
-        match unreserved_escape(rest) {
-            Some((unescaped, after)) => {
-                decoded.push(unescaped);
-                rest = after;
-            }
-            None => {
-                decoded.push(character);
-                rest = &rest[character.len_utf8()..];
-            }
-        }
-    }
-    Cow::Owned(decoded)
-}
-
-/// The unreserved character that is percent-encoded at the start, and what follows it.
-fn unreserved_escape(raw_path: &str) -> Option<(char, &str)> {
-    let (escape, rest) = raw_path.strip_prefix('%')?.split_at_checked(2)?;
-    let octet = u8::from_str_radix(escape, 16).ok()?;
-    let is_unreserved = octet.is_ascii_alphanumeric() || b"-._~".contains(&octet);
-    is_unreserved.then_some((char::from(octet), rest))
-}
-
-/// Like [`str::strip_prefix`], but the raw path may percent-encode unreserved characters
-/// of the prefix, which makes no difference (RFC 3986 §2.3).
-fn strip_encoded_prefix<'a>(raw_path: &'a str, prefix: &str) -> Option<&'a str> {
-    let mut rest = raw_path;
-    for character in prefix.chars() {
-        rest = match rest.strip_prefix(character) {
-            Some(rest) => rest,
-            None => {
-                let (unescaped, rest) = unreserved_escape(rest)?;
-                if unescaped != character {
-                    return None;
-                }
-                rest
-            }
-        };
-    }
-    Some(rest)
-}
-
-// === impl Router ===
-
-impl Router {
-    /// A router over origins whose prefixes do not overlap, which the
-    /// configuration makes sure of; of two that match, the first answers.
-    pub fn new(origins: Vec<Origin>) -> Router {
-        Router {
-            origins: origins.into_iter().map(Arc::new).collect(),
-        }
-    }
-
-    /// The origin and the key that a path asks for.
-    ///
-    /// `raw_path` is the path as the client sent it, still encoded and without
-    /// its query. The prefix is compared segment by segment, with unreserved characters
-    /// in either spelling: `/assets` matches `/%61ssets/x`, but not `/assets2/x`.
-    ///
-    /// # Errors
-    /// [`RouteError`]; both kinds are the client's mistake.
-    pub fn route(&self, raw_path: &str) -> Result<(&Arc<Origin>, ObjectKey), RouteError> {
-        let (origin, rest) = self
-            .origins
-            .iter()
-            .find_map(|origin| Some((origin, origin.strip_prefix(raw_path)?)))
-            .ok_or(RouteError::NotFound)?;
-        let key = ObjectKey::from_request_path(rest).map_err(RouteError::BadKey)?;
-        Ok((origin, key))
-    }
-
-    /// All origins, in the order of the configuration.
-    pub fn origins(&self) -> &[Arc<Origin>] {
-        &self.origins
-    }
-}
-
-// === impl RouteError ===
-
-impl fmt::Display for RouteError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RouteError::NotFound => f.write_str("no bucket is served under this path"),
-            RouteError::BadKey(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for RouteError {}
 
 #[cfg(test)]
 mod tests {
@@ -414,8 +340,11 @@ mod tests {
 
     fn bucket(prefix: &str, name: &str, endpoint: Option<&str>) -> Bucket {
         Bucket {
-            path_prefix: prefix.to_owned(),
+            path_prefix: Some(prefix.to_owned()),
+            hosts: Vec::new(),
             name: name.to_owned(),
+            key_prefix: String::new(),
+            principal: None,
             region: "eu-west-1".to_owned(),
             endpoint: endpoint.map(|url| Endpoint::parse(url).unwrap()),
             credentials: None,
@@ -553,66 +482,5 @@ mod tests {
             china.host_header(),
             "my-bucket.s3.cn-north-1.amazonaws.com.cn"
         );
-    }
-
-    #[test]
-    fn a_path_goes_to_the_bucket_whose_whole_segments_it_starts_with() {
-        let router = Router::new(vec![
-            origin("/assets", "one", None),
-            origin("/assets2/img", "two", None),
-        ]);
-        for (path, expected) in [
-            ("/assets/x", Ok(("one", "x"))),
-            ("/assets//x", Ok(("one", "/x"))),
-            ("/assets/a/b/", Ok(("one", "a/b/"))),
-            ("/assets2/img/x%20y", Ok(("two", "x y"))),
-            ("/assets2/x", Err(RouteError::NotFound)),
-            ("/assets2", Err(RouteError::NotFound)),
-            ("/assetsx", Err(RouteError::NotFound)),
-            ("/Assets/x", Err(RouteError::NotFound)),
-            // RFC 3986 §2.3
-            ("/%61ssets/x", Ok(("one", "x"))),
-            ("/assets%32/%69mg/%79", Ok(("two", "y"))),
-            ("/assets%2Fx", Err(RouteError::NotFound)),
-            ("/%41ssets/x", Err(RouteError::NotFound)),
-            ("/%6/ssets/x", Err(RouteError::NotFound)),
-            ("/%", Err(RouteError::NotFound)),
-            ("//assets/x", Err(RouteError::NotFound)),
-            ("/", Err(RouteError::NotFound)),
-            ("", Err(RouteError::NotFound)),
-            ("*", Err(RouteError::NotFound)),
-            ("assets/x", Err(RouteError::NotFound)),
-            ("/assets", Err(RouteError::BadKey(KeyError::Empty))),
-            ("/assets/", Err(RouteError::BadKey(KeyError::Empty))),
-            (
-                "/assets/../assets2/img/x",
-                Err(RouteError::BadKey(KeyError::OutsideBucket)),
-            ),
-            (
-                "/assets/%2e%2e%2fx",
-                Err(RouteError::BadKey(KeyError::OutsideBucket)),
-            ),
-        ] {
-            let found = router.route(path);
-            let found = found
-                .as_ref()
-                .map(|(origin, key)| (origin.bucket(), key.as_str()))
-                .map_err(|error| *error);
-            assert_eq!(found, expected, "{path}");
-        }
-    }
-
-    #[test]
-    fn the_root_prefix_takes_every_path() {
-        let router = Router::new(vec![origin("/", "all", None)]);
-        let (_, found) = router.route("/a/b").unwrap();
-        assert_eq!(found.as_str(), "a/b");
-        let (_, found) = router.route("//a").unwrap();
-        assert_eq!(found.as_str(), "/a");
-        assert_eq!(
-            router.route("/").unwrap_err(),
-            RouteError::BadKey(KeyError::Empty)
-        );
-        assert_eq!(router.route("*").unwrap_err(), RouteError::NotFound);
     }
 }

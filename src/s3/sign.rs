@@ -174,8 +174,11 @@ mod tests {
 
     fn bucket() -> Bucket {
         Bucket {
-            path_prefix: "/".to_owned(),
+            path_prefix: Some("/".to_owned()),
+            hosts: Vec::new(),
             name: "examplebucket".to_owned(),
+            key_prefix: String::new(),
+            principal: None,
             region: "us-east-1".to_owned(),
             endpoint: None,
             credentials: Some(credentials(None).into()),

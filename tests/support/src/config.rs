@@ -324,6 +324,11 @@ impl Bucket {
         }
     }
 
+    /// A bucket that the scripted origin serves at a host name, path style, without keys.
+    pub fn at_host(origin: &Origin, host: &str, bucket: &str) -> Self {
+        Self::at(origin, "", bucket).set("hosts", format!("[{host}]"))
+    }
+
     /// A bucket that the scripted origin serves, path style, without keys.
     pub fn at(origin: &Origin, path_prefix: &str, bucket: &str) -> Self {
         Self::new(path_prefix, bucket).endpoint(origin.url())
@@ -351,8 +356,12 @@ impl Bucket {
     }
 
     fn write(&self, yaml: &mut Yaml) {
-        yaml.text(1, "- path_prefix", &self.path_prefix);
-        yaml.text(2, "bucket", &self.bucket);
+        if self.path_prefix.is_empty() {
+            yaml.text(1, "- bucket", &self.bucket);
+        } else {
+            yaml.text(1, "- path_prefix", &self.path_prefix);
+            yaml.text(2, "bucket", &self.bucket);
+        }
         yaml.text(2, "region", &self.region);
         if let Some(endpoint) = &self.endpoint {
             yaml.text(2, "endpoint", endpoint);
