@@ -3,6 +3,7 @@
 //!
 //! - [`cache`]: the disk cache, a [`pingora_cache::Storage`]
 //! - [`http`]: caching rules
+//! - [`jwt`]: the tokens of clients
 //! - [`s3`]: object keys, origins, signatures
 //! - [`proxy`]: the proxy, and a server around it
 //! - [`config`]: the YAML file
@@ -21,6 +22,8 @@ pub mod config;
 pub mod demo;
 #[forbid(unsafe_code)]
 pub mod http;
+#[forbid(unsafe_code)]
+pub mod jwt;
 #[forbid(unsafe_code)]
 pub mod logging;
 #[forbid(unsafe_code)]

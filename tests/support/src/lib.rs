@@ -19,6 +19,7 @@ mod proxy;
 pub mod scripted;
 mod skip;
 mod tls;
+mod token;
 mod wait;
 
 pub use config::{Bucket, ProxyBuilder, BACKEND};
@@ -32,6 +33,7 @@ pub use origin::{Origin, Reply, Request};
 pub use proxy::{Proxy, Retiring};
 pub use skip::skip;
 pub use tls::{https_client, HttpVersion, SelfSigned};
+pub use token::{TokenKey, RSA_KEY};
 pub use wait::{eventually, eventually_ok};
 
 /// How long anything here waits for a peer before the test fails.
