@@ -38,6 +38,8 @@ pub struct Metrics {
     pub origin_requests: IntCounter,
     /// Response body bytes that clients got.
     pub body_bytes: IntCounter,
+    /// Stale responses, by the reason.
+    pub stale: IntCounterVec,
     /// Responses that broke off or failed, by who is to blame.
     pub errors: IntCounterVec,
     /// Log lines that were suppressed.
@@ -397,6 +399,12 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         body_bytes: register_int_counter!(
             "response_body_bytes_total",
             "Response body bytes sent to clients"
+        )
+        .expect(UNIQUE),
+        stale: register_int_counter_vec!(
+            "cache_stale_total",
+            "Stale responses, by the reason",
+            &["reason"]
         )
         .expect(UNIQUE),
         errors: register_int_counter_vec!(

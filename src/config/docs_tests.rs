@@ -16,7 +16,7 @@ const README: &str = include_str!("../../README.md");
 const LEAST: &str = "\
 server: {address: '127.0.0.1:0', tls: {address: '127.0.0.1:0', certificate: Cargo.toml, key: Cargo.toml}}
 buckets: [{path_prefix: /assets, bucket: my-bucket, region: us-east-1, assume_role: {role_arn: 'arn:aws:iam::1:role/reader'}}]
-cache: {range_fill: {}, memory: {}, disk: {path: c, sendfile: {}}}
+cache: {range_fill: {}, memory: {}, disk: {path: c, sendfile: {}}, rules: [{}]}
 ";
 
 fn printed(text: &str) -> String {
@@ -162,7 +162,8 @@ impl<'de> MapAccess<'de> for All<'_> {
 fn whole_example() -> String {
     let line = |line: &str| {
         let (indent, comment) = line.split_once("# ")?;
-        let key = comment.trim_start().split_once(':')?.0;
+        let key = comment.trim_start().trim_start_matches("- ");
+        let key = key.split_once(':')?.0;
         let is_key = !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         (indent.trim().is_empty() && is_key).then(|| format!("{indent}{comment}"))
     };

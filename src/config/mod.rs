@@ -40,8 +40,8 @@ use document::{Kind, Node};
 pub use error::{ConfigError, Mistake, Place};
 pub use values::{
     Address, BucketName, ExternalId, Folder, Gigabytes, HostName, KeyPrefix, Megabytes,
-    MegabytesPerMinute, MegabytesPerSecond, PathPrefix, PemFile, Period, Region, RoleArn, Secret,
-    Service, SessionName, Share, Socket, Whole,
+    MegabytesPerMinute, MegabytesPerSecond, PathPrefix, Pattern, PemFile, Period, Region, RoleArn,
+    Secret, Service, SessionName, Share, Socket, Whole,
 };
 use variables::Env;
 use wording::Secrets;
@@ -248,6 +248,45 @@ pub struct Cache {
     pub memory: Memory,
     /// The cache on disk.
     pub disk: Disk,
+    /// The time for which a stale object may be used if the origin fails and has not said
+    /// otherwise.
+    pub stale_if_error: Period,
+    /// The same while it is revalidated in the background.
+    pub stale_while_revalidate: Period,
+    /// The longest wait for the origin's answer where a stale object may be used in its place;
+    /// zero: no limit of its own.
+    pub stale_timeout: Period,
+    /// What is different for some objects: the first rule that matches counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+}
+
+/// An item of `cache.rules`. Where it leaves a key out, that of the section `cache` counts.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rule {
+    /// The buckets to which it applies, by their names at S3.
+    pub bucket: Pattern,
+    /// The objects to which it applies.
+    pub key: Pattern,
+    /// In place of `default_ttl`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Period>,
+    /// The time for which a missing object (404, 410) is remembered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub negative_ttl: Option<Period>,
+    /// True if a refusal (403) is remembered like a missing object.
+    pub negative_forbidden: bool,
+    /// The time for which a stale object may be used if the origin fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale_if_error: Option<Period>,
+    /// The same while it is revalidated in the background.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale_while_revalidate: Option<Period>,
+    /// False if nothing is stored.
+    pub store: bool,
+    /// True if the origin's `Cache-Control` and `Expires` have no meaning.
+    pub ignore_origin: bool,
 }
 
 /// The section `cache.range_fill`: what happens when a part is asked for of an
@@ -407,6 +446,26 @@ impl Default for Cache {
                 enabled: false,
                 ..Disk::default()
             },
+            stale_if_error: Period::from_secs(86400),
+            stale_while_revalidate: Period::from_secs(0),
+            stale_timeout: Period::from_secs(5),
+            rules: Vec::new(),
+        }
+    }
+}
+
+impl Default for Rule {
+    fn default() -> Self {
+        Rule {
+            bucket: Pattern::any(),
+            key: Pattern::any(),
+            ttl: None,
+            negative_ttl: None,
+            negative_forbidden: false,
+            stale_if_error: None,
+            stale_while_revalidate: None,
+            store: true,
+            ignore_origin: false,
         }
     }
 }

@@ -363,6 +363,7 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
     let region = |region: &str| {
         format!("{SERVER}buckets: [{{path_prefix: /a, bucket: abc, region: {region}}}]")
     };
+    let cache = |keys: &str| format!("{SERVER}{BUCKETS}cache: {keys}");
     let endpoint = |url: &str| bucket(&format!("    endpoint: {url:?}"));
     // One case a line: text, key, problem, remedy.
     #[rustfmt::skip]
@@ -529,6 +530,11 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (bucket("    assume_role: {role_arn: reader}"), "buckets[0].assume_role.role_arn", "not an ARN", "arn:aws:iam"),
         (bucket("    assume_role: {external_id: 'a b'}"), "buckets[0].assume_role.external_id", "not an external ID", "letters"),
         (bucket("    assume_role: {session_name: a}"), "buckets[0].assume_role.session_name", "not a session name", "2 to 64"),
+        // Patterns.
+        (cache("{rules: [{key: 'a['}]}"), "cache.rules[0].key", "is not a pattern", "[a-z]"),
+        (cache("{rules: [{bucket: ''}]}"), "cache.rules[0].bucket", "is empty", "[a-z]"),
+        (cache("{rules: [{ttl: 5}]}"), "cache.rules[0].ttl", "has no unit", "60s"),
+        (cache("{rules: [{keys: '*'}]}"), "cache.rules[0].keys", "unknown", "ignore_origin"),
         // Variables.
         (bucket("    access_key: ${AWS_KEY}"), "buckets[0].access_key", "variable AWS_KEY", "export AWS_KEY=..."),
         (bucket("    access_key: a${hunter2"), "buckets[0].access_key", "without a variable name", "$${"),

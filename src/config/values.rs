@@ -7,6 +7,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use globset::{Glob, GlobBuilder, GlobSetBuilder};
 use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
@@ -108,6 +109,8 @@ texts! {
     Region(String) as str;
     /// The address of an S3 service other than AWS.
     Service(Endpoint) as Endpoint;
+    /// A pattern for names of buckets or objects.
+    Pattern(Glob) as Glob;
     /// The name of a role.
     RoleArn(String) as str;
     /// What the owner of a role expects from those who assume it.
@@ -519,6 +522,50 @@ impl Serialize for SessionName {
 fn is_sts_text(text: &str, others: &[u8]) -> bool {
     text.bytes()
         .all(|b| b.is_ascii_alphanumeric() || others.contains(&b))
+}
+
+/// The longest pattern, in bytes: as long as a key may be.
+const MAX_PATTERN: usize = 1024;
+
+// === impl Pattern ===
+
+impl Pattern {
+    /// The pattern that matches all names.
+    pub(super) fn any() -> Pattern {
+        Pattern::check("*").unwrap_or_else(|_| Self::stand_in())
+    }
+}
+
+impl Text for Pattern {
+    const EXPECTED: &'static str = "write a pattern of at most 1024 bytes: * for any characters, \
+                                    slashes too, ? for one, [a-z] and {jpg,png} for choices, and \
+                                    a backslash before one of these that is meant itself";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        if text.is_empty() || text.len() > MAX_PATTERN {
+            return Err(Unfit::Value("is not a pattern".into()));
+        }
+        let glob = GlobBuilder::new(text).backslash_escape(true).build();
+        // A pattern may turn out too large when it is compiled.
+        let compiled = glob.and_then(|glob| {
+            let mut set = GlobSetBuilder::new();
+            set.add(glob.clone()).build().map(|_| glob)
+        });
+        compiled
+            .map(Pattern)
+            .map_err(|e| Unfit::Value(format!("is not a pattern: {}", e.kind())))
+    }
+
+    fn stand_in() -> Self {
+        // The empty pattern is one.
+        Pattern(Glob::new("").unwrap_or_else(|_| unreachable!("a pattern without characters")))
+    }
+}
+
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.0.glob())
+    }
 }
 
 /// A text that no message, `Debug` output or printed configuration holds, and that is

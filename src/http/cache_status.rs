@@ -54,6 +54,8 @@ pub struct CacheStatus<'a> {
     pub collapsed: bool,
     /// Seconds of freshness left; negative: since when it is stale.
     pub ttl: Option<i64>,
+    /// What is said besides: a token.
+    pub detail: Option<&'static str>,
 }
 
 impl<'a> CacheStatus<'a> {
@@ -66,6 +68,7 @@ impl<'a> CacheStatus<'a> {
             stored: false,
             collapsed: false,
             ttl: None,
+            detail: None,
         }
     }
 
@@ -103,6 +106,9 @@ impl<'a> CacheStatus<'a> {
         if self.collapsed {
             value.push_str("; collapsed");
         }
+        if let Some(detail) = self.detail {
+            value.extend(["; detail=", detail]);
+        }
     }
 }
 
@@ -119,15 +125,17 @@ mod tests {
             stored: false,
             collapsed: false,
             ttl: Some(30),
+            detail: None,
         };
         for (status, expected) in [
             (hit, "example; hit; ttl=30"),
             (
                 CacheStatus {
                     ttl: Some(-5),
+                    detail: Some("stale-if-error"),
                     ..hit
                 },
-                "example; hit; ttl=-5",
+                "example; hit; ttl=-5; detail=stale-if-error",
             ),
             (
                 CacheStatus {

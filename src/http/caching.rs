@@ -241,8 +241,10 @@ pub struct CachingCtx {
     origin_status: Option<StatusCode>,
     /// The length of the body that was found, if it is complete.
     stored_len: Option<u64>,
-    /// Stale, and served because the client accepts it.
-    accepted_stale: bool,
+    /// Stale, and served as if it were fresh.
+    accepted_stale: Option<ServedStale>,
+    /// In place of [`CachingOptions::storing`].
+    storing: Option<Arc<StoringRules>>,
     /// What is stored must not be served when the origin cannot be reached.
     must_revalidate: bool,
     /// The request has no field on which the answer of a hit depends.
@@ -281,6 +283,17 @@ struct FetchesForParts(ForParts);
 struct PartOfWhole {
     key: CacheKey,
     whole_len: u64,
+}
+
+/// The reason for which a stale response is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServedStale {
+    /// The origin fails, or does not answer in time.
+    Error,
+    /// It is being revalidated.
+    Revalidating,
+    /// The client accepts it.
+    Accepted,
 }
 
 /// What a request asks a cache for.
@@ -330,6 +343,30 @@ impl CachingCtx {
     /// `request_filter`.
     pub fn set_special(&mut self) {
         self.is_special = true;
+    }
+
+    /// Decide by these rules in place of [`CachingOptions::storing`]. To be called in
+    /// `request_cache_filter`.
+    pub fn set_storing(&mut self, rules: Arc<StoringRules>) {
+        self.storing = Some(rules);
+    }
+
+    /// The reason for which a stale response is served, if one is.
+    pub fn served_stale(&self, session: &Session) -> Option<ServedStale> {
+        match session.cache.phase() {
+            CachePhase::Stale => Some(ServedStale::Error),
+            CachePhase::StaleUpdating => Some(ServedStale::Revalidating),
+            CachePhase::Hit => self.accepted_stale,
+            _ => None,
+        }
+    }
+
+    /// True if a stale response is served if the origin fails, or does not answer in time.
+    pub fn may_serve_stale(&self, session: &Session) -> bool {
+        let stored = session.cache.maybe_cache_meta();
+        !self.directives.no_cache
+            && session.cache.phase() == CachePhase::Stale
+            && stored.is_some_and(|stored| stored.serve_stale_if_error(SystemTime::now()))
     }
 
     /// The first reason counts.
@@ -618,6 +655,10 @@ impl HttpCaching {
         }
     }
 
+    fn storing<'a>(&'a self, ctx: &'a CachingCtx) -> &'a StoringRules {
+        ctx.storing.as_deref().unwrap_or(&self.options.storing)
+    }
+
     /// Keep the header of a hit for [`answer_prepared`](Self::answer_prepared):
     /// `response`, before anything was added that depends on the time.
     fn prepare(
@@ -724,7 +765,7 @@ impl HttpCaching {
     ) -> Option<ForcedFreshness> {
         let now = SystemTime::now();
         ctx.waited_for = ctx.forwarded.take();
-        ctx.accepted_stale = false;
+        ctx.accepted_stale = None;
         if let Some(hit) = hit.as_any_mut().downcast_mut::<DiskHit>() {
             ctx.stored_len = hit.complete_len();
             if !session.as_downstream().supports_zero_copy() {
@@ -786,7 +827,7 @@ impl HttpCaching {
             return Some(ForcedFreshness::ForceFresh);
         }
         ctx.forward(Forwarded::Stale);
-        let may_be_stale = self.options.storing.may_be_stale(meta.response_header());
+        let may_be_stale = self.storing(ctx).may_be_stale(meta.response_header());
         ctx.must_revalidate = !may_be_stale;
         let accepts = ctx.directives.max_stale.is_some_and(|limit| {
             stale_for.is_some_and(|stale| stale.as_secs() <= u64::from(limit))
@@ -797,7 +838,10 @@ impl HttpCaching {
             && !ctx.directives.no_cache;
         if hangs || (accepts && may_be_stale && !self.refuses_age(&ctx.directives, meta)) {
             ctx.forwarded = None;
-            ctx.accepted_stale = true;
+            ctx.accepted_stale = Some(match hangs {
+                true => ServedStale::Error,
+                false => ServedStale::Accepted,
+            });
             return Some(ForcedFreshness::ForceFresh);
         }
         self.set_stale_lock(session, meta, ctx);
@@ -1119,7 +1163,7 @@ impl HttpCaching {
             self.update_by_head(session, response, ctx).await;
         }
         if ctx.asks == Asks::Part && !ctx.directives.no_store {
-            ctx.part = self.part_of_whole(session, response).map(Box::new);
+            ctx.part = self.part_of_whole(session, response, ctx).map(Box::new);
         }
         Ok(())
     }
@@ -1212,7 +1256,12 @@ impl HttpCaching {
     }
 
     /// The part that the origin answers with, if the whole would be stored.
-    fn part_of_whole(&self, session: &Session, response: &ResponseHeader) -> Option<PartOfWhole> {
+    fn part_of_whole(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &CachingCtx,
+    ) -> Option<PartOfWhole> {
         let limits = self.options.background_fills;
         let cache = self.store?.cache;
         // Disabled: the cache does not want it yet, or it is too large.
@@ -1238,7 +1287,7 @@ impl HttpCaching {
                 received: now,
             },
         };
-        let is_stored = matches!(self.options.storing.to_store(&answer), Ok(Some(_)));
+        let is_stored = matches!(self.storing(ctx).to_store(&answer), Ok(Some(_)));
         let key = session.cache.maybe_cache_key().filter(|_| is_stored)?;
         Some(PartOfWhole {
             key: key.clone(),
@@ -1348,7 +1397,7 @@ impl HttpCaching {
                 received,
             },
         };
-        match self.options.storing.to_store(&answer) {
+        match self.storing(ctx).to_store(&answer) {
             Ok(to_store) => to_store
                 .filter(|to_store| to_store.meta.headers().len() <= MAX_STORED_FIELDS)
                 .map(|to_store| {
@@ -1427,7 +1476,7 @@ impl HttpCaching {
             && phase == CachePhase::Hit
             && response.status == StatusCode::OK
             && !collapsed
-            && !ctx.accepted_stale
+            && ctx.accepted_stale.is_none()
             && meta.is_some_and(|meta| {
                 meta.is_fresh(now)
                     && self.variance(meta.headers(), session.req_header()) == Variance::None
@@ -1526,10 +1575,15 @@ impl HttpCaching {
             stored: is_stored(phase),
             collapsed,
             ttl: ttl.or(ctx.stored_head).filter(|_| found),
+            detail: ctx.served_stale(session).and_then(|why| match why {
+                ServedStale::Error => Some("stale-if-error"),
+                ServedStale::Revalidating => Some("stale-while-revalidate"),
+                ServedStale::Accepted => None,
+            }),
         };
         response.append_header("Cache-Status", status.to_value()?)?;
         let habit = match phase {
-            _ if ctx.accepted_stale => "STALE",
+            _ if ctx.accepted_stale.is_some() => "STALE",
             _ if ctx.stored_head.is_some() => "HIT",
             CachePhase::Hit => "HIT",
             CachePhase::Stale | CachePhase::StaleUpdating => "STALE",

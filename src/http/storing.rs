@@ -22,6 +22,16 @@ pub struct StoringRules {
     /// Fields that replace `Cache-Control` and `Expires` for this cache, the first
     /// that is there (RFC 9213 §2.2).
     pub targeted: Vec<HeaderName>,
+    /// Whether anything is stored at all.
+    pub store: bool,
+    /// `Cache-Control`, `Expires` and the [`targeted`](Self::targeted) fields of responses have
+    /// no meaning.
+    pub ignore_origin: bool,
+    /// How long a response that does not say so may be used after it has become stale, if the
+    /// origin fails; in whole seconds. `must-revalidate` and the like forbid it.
+    pub stale_if_error: Duration,
+    /// The same while it is being revalidated.
+    pub stale_while_revalidate: Duration,
 }
 
 impl Default for StoringRules {
@@ -29,6 +39,10 @@ impl Default for StoringRules {
         StoringRules {
             default_ttl: None,
             targeted: vec![HeaderName::from_static("cdn-cache-control")],
+            store: true,
+            ignore_origin: false,
+            stale_if_error: Duration::ZERO,
+            stale_while_revalidate: Duration::ZERO,
         }
     }
 }
@@ -55,6 +69,10 @@ pub struct Answer<'a> {
 impl StoringRules {
     /// The directives for this cache, and whether they are meant for it alone.
     pub fn directives(&self, response: &ResponseHeader) -> (ResponseDirectives, bool) {
+        if self.ignore_origin {
+            // Neither does Expires count.
+            return (ResponseDirectives::default(), true);
+        }
         let targeted = self
             .targeted
             .iter()
@@ -78,7 +96,7 @@ impl StoringRules {
             response, times, ..
         } = answer;
         let (directives, targeted) = self.directives(response);
-        if !may_store(answer, &directives) {
+        if !self.store || !may_store(answer, &directives) {
             return Ok(None);
         }
         let lifetime = lifetime(
@@ -107,15 +125,17 @@ impl StoringRules {
             return Ok(None);
         }
 
-        let (while_revalidate, if_error) = stale_windows(&directives);
+        let stated = stale_windows(&directives, [Duration::ZERO; 2]);
         let has_validator = [ETAG, LAST_MODIFIED]
             .iter()
             .any(|name| response.headers.contains_key(name));
         let age = initial_age(&response.headers, *times);
         let never_usable = fresh <= age && !has_validator;
-        if never_usable && while_revalidate == 0 && if_error == 0 {
+        if never_usable && stated == [0, 0] {
             return Ok(None);
         }
+        let defaults = [self.stale_while_revalidate, self.stale_if_error];
+        let [while_revalidate, if_error] = stale_windows(&directives, defaults);
 
         let (header, withheld) = stored_header(response, &directives, times.received)?;
         let epoch = times.received.checked_sub(age).unwrap_or(times.received);
@@ -201,16 +221,19 @@ fn forbids_stale(directives: &ResponseDirectives) -> bool {
 }
 
 /// For how long, in seconds, a response may be used stale while it is being
-/// revalidated, and if that fails (RFC 5861).
-fn stale_windows(directives: &ResponseDirectives) -> (u32, u32) {
+/// revalidated, and if that fails (RFC 5861). `defaults`: where it does not say.
+fn stale_windows(directives: &ResponseDirectives, defaults: [Duration; 2]) -> [u32; 2] {
     if forbids_stale(directives) {
-        return (0, 0);
+        return [0, 0];
     }
-    let secs = |secs: Option<Seconds>| secs.and_then(Result::ok).unwrap_or(0);
-    (
-        secs(directives.stale_while_revalidate),
-        secs(directives.stale_if_error),
-    )
+    let secs = |stated: Option<Seconds>, default: Duration| match stated {
+        Some(stated) => stated.unwrap_or(0),
+        None => u32::try_from(default.as_secs()).unwrap_or(u32::MAX),
+    };
+    [
+        secs(directives.stale_while_revalidate, defaults[0]),
+        secs(directives.stale_if_error, defaults[1]),
+    ]
 }
 
 type Withheld = Vec<(HeaderName, HeaderValue)>;
@@ -294,6 +317,70 @@ mod tests {
 
     fn fresh_secs(status: u16, answered: &[(&'static str, &str)]) -> Option<u64> {
         answer(status, answered).map(|stored| stored.meta.fresh_sec())
+    }
+
+    #[test]
+    fn what_is_not_to_be_stored_is_not() {
+        let rules = StoringRules {
+            store: false,
+            ..StoringRules::default()
+        };
+        assert!(decide(&[], 200, &[("Cache-Control", "max-age=60")], &rules).is_none());
+    }
+
+    #[test]
+    fn an_origin_that_is_ignored_has_no_say() {
+        let rules = StoringRules {
+            ignore_origin: true,
+            default_ttl: Some(Duration::from_secs(60)),
+            stale_if_error: Duration::from_secs(5),
+            stale_while_revalidate: Duration::from_secs(6),
+            ..StoringRules::default()
+        };
+        for fields in [
+            &[][..],
+            &[("Cache-Control", "no-store, private")],
+            &[("Cache-Control", "max-age=5, must-revalidate")],
+            &[("Cache-Control", "no-cache, stale-if-error=0")],
+            &[("Expires", "0")],
+            &[("CDN-Cache-Control", "no-store")],
+        ] {
+            let stored = decide(&[], 200, fields, &rules).expect("it is stored");
+            assert_eq!(stored.meta.fresh_sec(), 60, "{fields:?}");
+            assert_eq!(stored.meta.stale_if_error_sec(), 5, "{fields:?}");
+            assert_eq!(stored.meta.stale_while_revalidate_sec(), 6, "{fields:?}");
+            assert!(rules.may_be_stale(stored.meta.response_header()));
+        }
+        // What is for one client only is known by other fields too.
+        for fields in [[("Vary", "*")], [("Set-Cookie", "a=b")]] {
+            assert!(decide(&[], 200, &fields, &rules).is_none(), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn defaults_of_staleness_hold_where_the_origin_is_silent() {
+        let rules = StoringRules {
+            stale_if_error: Duration::from_secs(50),
+            stale_while_revalidate: Duration::from_secs(60),
+            ..StoringRules::default()
+        };
+        for (directives, if_error, while_revalidate) in [
+            ("max-age=5", 50, 60),
+            ("max-age=5, stale-if-error=7", 7, 60),
+            ("max-age=5, stale-while-revalidate=0", 50, 0),
+            ("max-age=5, must-revalidate", 0, 0),
+            ("max-age=5, proxy-revalidate", 0, 0),
+            ("s-maxage=5", 0, 0),
+            ("max-age=5, no-cache=\"x\"", 0, 0),
+        ] {
+            let fields = [("Cache-Control", directives)];
+            let stored = decide(&[], 200, &fields, &rules).expect("it is stored");
+            assert_eq!(stored.meta.stale_if_error_sec(), if_error, "{directives}");
+            let revalidating = stored.meta.stale_while_revalidate_sec();
+            assert_eq!(revalidating, while_revalidate, "{directives}");
+        }
+        // What is never usable is not stored for the case that the origin fails.
+        assert!(decide(&[], 200, &[("Cache-Control", "max-age=0")], &rules).is_none());
     }
 
     const DAY_OLD: (&str, &str) = ("Last-Modified", "Sat, 21 Nov 2026 00:00:00 GMT");

@@ -19,7 +19,6 @@ const CAPACITY: usize = 16 * 1024;
 /// It is kept in memory; on disk, any client could fill the cache with names of missing
 /// objects. A purge of any object makes it forget everything.
 pub(super) struct Absent {
-    ttl: Duration,
     cache: Option<&'static DiskCache>,
     keys: Cache<HashBinary, Answer>,
 }
@@ -35,10 +34,8 @@ struct Answer {
 // === impl Absent ===
 
 impl Absent {
-    /// Remember answers for `ttl`; zero: not at all.
-    pub(super) fn new(ttl: Duration, cache: Option<&'static DiskCache>) -> Self {
+    pub(super) fn new(cache: Option<&'static DiskCache>) -> Self {
         Absent {
-            ttl,
             cache,
             keys: Cache::new(CAPACITY),
         }
@@ -49,20 +46,12 @@ impl Absent {
         self.cache.map_or(0, DiskCache::purges)
     }
 
-    /// True if a status says that there is no object, and such answers are remembered.
-    pub(super) fn remembers(&self, status: StatusCode) -> bool {
-        !self.ttl.is_zero() && matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
-    }
-
-    /// Remember the origin's answer to a request, if it says that there is no object. A
-    /// purge since the request was made voids the answer.
-    pub(super) fn insert(&self, key: &CacheKey, status: StatusCode, asked_at: u64) {
-        if !self.remembers(status) {
-            return;
-        }
+    /// Remember for `ttl` the origin's answer to a request, which says that there is no object.
+    /// A purge since the request was made voids the answer.
+    pub(super) fn insert(&self, key: &CacheKey, status: StatusCode, ttl: Duration, asked_at: u64) {
         let answer = Answer {
             status,
-            until: Instant::now() + self.ttl,
+            until: Instant::now() + ttl,
             purges: asked_at,
         };
         self.keys.insert(key.combined_bin(), answer);
@@ -84,6 +73,8 @@ mod tests {
     use super::*;
     use crate::cache::DiskCacheConfig;
 
+    const LONG: Duration = Duration::from_secs(60);
+
     fn key(of: &str) -> CacheKey {
         CacheKey::new(of, "bucket")
     }
@@ -93,36 +84,22 @@ mod tests {
     }
 
     #[test]
-    fn only_absence_is_remembered() {
-        let absent = Absent::new(Duration::from_secs(60), None);
-        for status in [403, 404, 410, 500] {
-            let name = status.to_string();
-            let status = StatusCode::from_u16(status).unwrap();
-            absent.insert(&key(&name), status, absent.asked_now());
-        }
-        assert_eq!(status(&absent, "403"), None);
-        assert_eq!(status(&absent, "404"), Some(404));
-        assert_eq!(status(&absent, "410"), Some(410));
-        assert_eq!(status(&absent, "500"), None);
-        assert_eq!(status(&absent, "other"), None);
-    }
-
-    #[test]
     fn it_is_forgotten_in_time() {
-        let off = Absent::new(Duration::ZERO, None);
-        off.insert(&key("a"), StatusCode::NOT_FOUND, 0);
-        assert_eq!(status(&off, "a"), None);
-        let short = Absent::new(Duration::from_nanos(1), None);
-        short.insert(&key("a"), StatusCode::NOT_FOUND, 0);
+        let absent = Absent::new(None);
+        let short = Duration::from_nanos(1);
+        absent.insert(&key("a"), StatusCode::NOT_FOUND, short, 0);
+        absent.insert(&key("b"), StatusCode::GONE, LONG, 0);
         std::thread::sleep(Duration::from_millis(1));
-        assert_eq!(status(&short, "a"), None);
+        assert_eq!(status(&absent, "a"), None);
+        assert_eq!(status(&absent, "b"), Some(410));
+        assert_eq!(status(&absent, "c"), None);
     }
 
     #[test]
     fn strangers_do_not_make_it_grow() {
-        let absent = Absent::new(Duration::from_secs(60), None);
+        let absent = Absent::new(None);
         for number in 0..3 * CAPACITY {
-            absent.insert(&key(&number.to_string()), StatusCode::NOT_FOUND, 0);
+            absent.insert(&key(&number.to_string()), StatusCode::NOT_FOUND, LONG, 0);
         }
         assert!(absent.keys.len() <= CAPACITY);
     }
@@ -131,17 +108,17 @@ mod tests {
     async fn a_purge_voids_it() {
         let dir = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), 1 << 20)).unwrap();
-        let absent = Absent::new(Duration::from_secs(60), Some(cache));
+        let absent = Absent::new(Some(cache));
         let asked_at = absent.asked_now();
-        absent.insert(&key("a"), StatusCode::NOT_FOUND, asked_at);
+        absent.insert(&key("a"), StatusCode::NOT_FOUND, LONG, asked_at);
         assert_eq!(status(&absent, "a"), Some(404));
         cache.purge_key(&key("a")).await.unwrap();
         assert_eq!(status(&absent, "a"), None);
         // Asked before, answered after.
-        absent.insert(&key("a"), StatusCode::NOT_FOUND, asked_at);
+        absent.insert(&key("a"), StatusCode::NOT_FOUND, LONG, asked_at);
         assert_eq!(status(&absent, "a"), None);
         let asked_at = absent.asked_now();
-        absent.insert(&key("a"), StatusCode::NOT_FOUND, asked_at);
+        absent.insert(&key("a"), StatusCode::NOT_FOUND, LONG, asked_at);
         assert_eq!(status(&absent, "a"), Some(404));
         cache.ban_prefix("bucket", b"").await.unwrap();
         assert_eq!(status(&absent, "a"), None);

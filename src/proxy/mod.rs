@@ -14,6 +14,7 @@ pub mod preflight;
 mod request_id;
 mod resolve;
 mod route;
+mod rules;
 mod s3_proxy;
 mod send_buffer;
 pub mod serve;

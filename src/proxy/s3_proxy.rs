@@ -24,12 +24,13 @@ use super::dots::Dots;
 use super::http1::answer_what_was_asked;
 use super::resolve::{Attempts, Resolver};
 use super::route::{Found, Route};
+use super::rules::{Rule, Rules};
 use super::{buckets, errors, memory};
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::fields::RequestFields;
 use crate::http::{
-    sends_body, BackgroundFills, CachingCtx, CachingOptions, HttpCaching, StoringRules,
+    sends_body, BackgroundFills, CachingCtx, CachingOptions, HttpCaching, ServedStale,
 };
 use crate::metrics::METRICS;
 use crate::s3::{Code, ObjectKey, Refreshed, S3Error, S3Request, Site, Target};
@@ -69,6 +70,9 @@ pub struct S3ProxyHttp {
     keys: CacheKeys,
     caching: HttpCaching,
     absent: Absent,
+    rules: Rules,
+    /// The longest wait for the origin where something stale can be served.
+    stale_timeout: Option<Duration>,
     dots: Dots,
     resolver: Resolver,
     write_timeout: Option<Duration>,
@@ -101,16 +105,14 @@ pub struct RequestCtx {
     asked_at: u64,
     /// Answered by what [`Absent`] remembers.
     is_remembered: bool,
+    /// What applies to the object; set unless the answer was prepared.
+    rule: Option<Arc<Rule>>,
 }
 
 impl S3ProxyHttp {
     /// A proxy for the buckets of `config`, which caches in `cache`.
     pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Self {
         let options = CachingOptions {
-            storing: StoringRules {
-                default_ttl: Some(*config.cache.default_ttl),
-                ..StoringRules::default()
-            },
             // The proxy makes its own requests, see FORWARDED.
             request_fields: RequestFields::Only(&[]),
             // Otherwise any client could force requests to S3.
@@ -136,12 +138,15 @@ impl S3ProxyHttp {
         let min_send_rate = *config.server.min_send_rate;
         let caching = HttpCaching::new(cache, options);
         METRICS.watch_misses(caching.origin_turns());
+        let rules = Rules::new(&config.cache);
         let keys = CacheKeys::new(config);
         METRICS.watch_credentials(refreshed(&keys));
         S3ProxyHttp {
             keys,
             caching,
-            absent: Absent::new(*config.cache.negative_ttl, cache),
+            absent: Absent::new(cache),
+            rules,
+            stale_timeout: config.cache.stale_timeout.non_zero(),
             dots: Dots::new(),
             resolver: Resolver::default(),
             write_timeout: config.server.write_timeout.non_zero(),
@@ -165,12 +170,14 @@ impl S3ProxyHttp {
 
     /// True if an answer is remembered because there is no object. An answer with the
     /// origin's own `Cache-Control` is stored like any other.
-    fn is_remembered(&self, response: &ResponseHeader) -> bool {
+    fn is_remembered(&self, response: &ResponseHeader, ctx: &RequestCtx) -> bool {
         let says_how_long = |name| response.headers.contains_key(name);
-        self.absent.remembers(response.status)
-            && !["cache-control", "cdn-cache-control", "expires"]
+        ctx.rule.as_ref().is_some_and(|rule| {
+            let stated = ["cache-control", "cdn-cache-control", "expires"]
                 .into_iter()
-                .any(says_how_long)
+                .any(says_how_long);
+            rule.remembers(response.status) && (rule.storing.ignore_origin || !stated)
+        })
     }
 
     /// The error of a redirect, which S3 sends for a bucket of another region or endpoint.
@@ -386,6 +393,12 @@ impl ProxyHttp for S3ProxyHttp {
     }
 
     fn request_cache_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
+        let route = routed(&ctx.route)?;
+        if let Ok(key) = route.key() {
+            let rule = self.rules.of(route.site.bucket(), key.as_str());
+            ctx.caching.set_storing(rule.storing.clone());
+            ctx.rule = Some(rule.clone());
+        }
         self.caching.request_cache_filter(session, &mut ctx.caching);
         Ok(())
     }
@@ -452,7 +465,7 @@ impl ProxyHttp for S3ProxyHttp {
             .response_cache_filter(session, response, &mut ctx.caching);
         Ok(match cacheable {
             // Waiting requests find the answer in memory; a later one may get another.
-            RespCacheable::Uncacheable(_) if self.is_remembered(response) => {
+            RespCacheable::Uncacheable(_) if self.is_remembered(response, ctx) => {
                 RespCacheable::Uncacheable(NoCacheReason::Deferred)
             }
             cacheable => cacheable,
@@ -516,7 +529,7 @@ impl ProxyHttp for S3ProxyHttp {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
         let origin = &routed(&ctx.route)?.site;
@@ -550,6 +563,14 @@ impl ProxyHttp for S3ProxyHttp {
         peer.options.connection_timeout = Some(next.timeout);
         peer.options.total_connection_timeout = Some(next.timeout);
         peer.options.read_timeout = Some(ORIGIN_READ_TIMEOUT);
+        if let Some(timeout) = self.stale_timeout {
+            if ctx.caching.may_serve_stale(session) {
+                // The client gets what is stored rather than waits.
+                peer.options.read_timeout = Some(timeout.min(ORIGIN_READ_TIMEOUT));
+                peer.options.connection_timeout = Some(timeout.min(next.timeout));
+                peer.options.total_connection_timeout = Some(timeout.min(next.timeout));
+            }
+        }
         peer.options.write_timeout = Some(ORIGIN_READ_TIMEOUT);
         peer.options.idle_timeout = Some(ORIGIN_IDLE_TIMEOUT);
         peer.options.reject_h1_response_transfer_codings = true;
@@ -647,9 +668,11 @@ impl ProxyHttp for S3ProxyHttp {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
         }
         let route = routed(&ctx.route)?;
-        if self.is_remembered(response) && !route.request.passes_the_cache() {
-            self.absent
-                .insert(&route.cache_key()?, status, ctx.asked_at);
+        if self.is_remembered(response, ctx) && !route.request.passes_the_cache() {
+            if let Some(rule) = &ctx.rule {
+                let (key, ttl) = (route.cache_key()?, rule.negative_ttl);
+                self.absent.insert(&key, status, ttl, ctx.asked_at);
+            }
         }
         if status == StatusCode::FORBIDDEN && !ctx.caching.is_background() {
             warn!(
@@ -723,6 +746,15 @@ impl ProxyHttp for S3ProxyHttp {
             } else if ctx.is_remembered || ctx.caching.is_hit(session) {
                 METRICS.hits.inc();
             }
+        }
+        let stale = ctx.caching.served_stale(session);
+        if let Some(why) = stale.filter(|_| !ctx.caching.is_background()) {
+            let reason = match why {
+                ServedStale::Error => "error",
+                ServedStale::Revalidating => "revalidating",
+                ServedStale::Accepted => "accepted",
+            };
+            METRICS.stale.with_label_values(&[reason]).inc();
         }
         self.caching.logging(session, error, &ctx.caching);
         if session.as_downstream().is_http2() || ctx.caching.asked_origin() {

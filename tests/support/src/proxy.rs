@@ -245,6 +245,12 @@ impl Proxy {
         self.running.take().expect("the proxy is not running");
     }
 
+    /// Changes the configuration, for the next start.
+    pub fn edit_config(&self, edit: impl FnOnce(String) -> String) {
+        let yaml = fs::read_to_string(&self.config).expect("read the configuration");
+        fs::write(&self.config, edit(yaml)).expect("write the configuration");
+    }
+
     /// The socket where [`Self::upgrade`] meets the successor.
     pub fn upgrade_sock(&self) -> PathBuf {
         self.dir.path().join(UPGRADE_SOCK)
