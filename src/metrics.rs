@@ -42,6 +42,8 @@ pub struct Metrics {
     pub stale: IntCounterVec,
     /// Responses that broke off or failed, by who is to blame.
     pub errors: IntCounterVec,
+    /// Requests that were refused because of who asks, by reason.
+    pub auth_refused: IntCounterVec,
     /// Log lines that were suppressed.
     pub log_lines_suppressed: IntCounter,
     /// Client connections: open ones, and those closed or refused at the limit.
@@ -411,6 +413,12 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             "response_errors_total",
             "Responses that broke off or failed, by the side at fault",
             &["source"]
+        )
+        .expect(UNIQUE),
+        auth_refused: register_int_counter_vec!(
+            "auth_refused_total",
+            "Requests refused because of who asks, by reason",
+            &["reason"]
         )
         .expect(UNIQUE),
         log_lines_suppressed: register_int_counter!(

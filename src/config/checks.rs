@@ -5,17 +5,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::document::{Kind, Node};
+use super::document::{Entry, Kind, Node};
 use super::error::Place;
 use super::reader::{value, Finding, Problem, Step};
-use super::values::{Address, Folder, HostName, PathPrefix};
+use super::values::{Address, Folder, HostName, PathPrefix, Secret};
 use super::variables::Env;
-use super::CredentialsFrom;
+use super::{Auth, CredentialsFrom};
 
 pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     prefixes(root, env, findings);
     hosts(root, env, findings);
     credentials(root, env, findings);
+    auth(root, env, findings);
     disk(root, env, findings);
     listeners(root, env, findings);
 }
@@ -127,6 +128,126 @@ fn source_of_credentials(index: usize, bucket: &Node, env: Env, findings: &mut V
     let problem = Problem::new(problem, remedy);
     let path = bucket_key(index, "credentials");
     findings.push(finding(entry.place, path, problem));
+}
+
+/// Each mode has what it needs, and nothing that only another one uses.
+fn auth(root: &Node, env: Env, findings: &mut Vec<Finding>) {
+    for (index, bucket) in buckets(root) {
+        let place = |name: &str| bucket.entry(name).map(|entry| entry.place);
+        let mode = match bucket.get("auth") {
+            None => Some(Auth::None),
+            node => value::<Auth>(node, env),
+        };
+        let Some(mode) = mode else { continue };
+        let mut report = |name: &str, problem| {
+            let place = place(name).or(place("auth")).unwrap_or(bucket.place);
+            findings.push(finding(place, bucket_key(index, name), problem));
+        };
+        if mode == Auth::Passthrough {
+            let remedy = "write none, sigv4 or jwt";
+            report(
+                "auth",
+                Problem::new("\"passthrough\" is not available yet", remedy),
+            );
+        }
+        let has_clients = match bucket.get("clients").map(|clients| &clients.kind) {
+            Some(Kind::List(clients)) => !clients.is_empty(),
+            // Refused as no list.
+            clients => clients.is_some(),
+        };
+        for (name, of, is_there, remedy) in [
+            (
+                "clients",
+                Auth::Sigv4,
+                has_clients,
+                "list the clients with access_key and secret_key",
+            ),
+            (
+                "jwt",
+                Auth::Jwt,
+                bucket.get("jwt").is_some(),
+                "add the section with one of jwks_file, public_key_file and hmac_key_file",
+            ),
+        ] {
+            let mode_name = if of == Auth::Jwt { "jwt" } else { "sigv4" };
+            if mode == of && !is_there {
+                report(name, Problem::new("is missing", remedy));
+            }
+            // An operator who writes it wants the bucket to be protected.
+            if mode != of && place(name).is_some() {
+                let remedy = format!("write auth: {mode_name}, or leave the key out");
+                report(name, Problem::new("has no effect with this auth", remedy));
+            }
+        }
+        same_client_twice(index, bucket, env, findings);
+        key_files(index, bucket, findings);
+    }
+}
+
+/// Each client has an access key of its own.
+fn same_client_twice(index: usize, bucket: &Node, env: Env, findings: &mut Vec<Finding>) {
+    let Some(Kind::List(clients)) = bucket.get("clients").map(|clients| &clients.kind) else {
+        return;
+    };
+    let mut before: Vec<(usize, Secret)> = Vec::new();
+    for (at, client) in clients.iter().enumerate() {
+        let prefixes = client.entry("key_prefixes");
+        let is_empty = |entry: &&Entry| match &entry.value.kind {
+            Kind::List(prefixes) => prefixes.is_empty(),
+            _ => false,
+        };
+        if let Some(entry) = prefixes.filter(is_empty) {
+            // It would read as all keys, where somebody may have meant none.
+            let remedy = "list the beginnings of keys, or leave the key out for all keys";
+            let mut path = bucket_key(index, "clients");
+            path.extend([Step::Index(at), Step::Name("key_prefixes".into())]);
+            let problem = Problem::new("is an empty list", remedy);
+            findings.push(finding(entry.place, path, problem));
+        }
+        let node = client.get("access_key");
+        let Some((node, key)) = node.zip(value::<Secret>(node, env)) else {
+            continue;
+        };
+        if let Some((other, _)) = before.iter().find(|(_, other)| *other == key) {
+            let problem = Problem::new(
+                format!("is the same as that of clients[{other}]"),
+                "give each client of a bucket an access key of its own",
+            );
+            let mut path = bucket_key(index, "clients");
+            path.extend([Step::Index(at), Step::Name("access_key".into())]);
+            findings.push(finding(node.place, path, problem));
+        }
+        before.push((at, key));
+    }
+}
+
+/// Tokens are signed by the keys of one file.
+fn key_files(index: usize, bucket: &Node, findings: &mut Vec<Finding>) {
+    let Some(jwt) = bucket
+        .get("jwt")
+        .filter(|jwt| matches!(jwt.kind, Kind::Section(_)))
+    else {
+        return;
+    };
+    let files = ["jwks_file", "public_key_file", "hmac_key_file"];
+    let mut given = files
+        .iter()
+        .filter_map(|name| Some((*name, jwt.entry(name)?.place)));
+    let (what, name, place) = match (given.next(), given.next()) {
+        (None, _) => ("is missing", "jwks_file", jwt.place),
+        (Some((first, _)), Some((name, place))) => {
+            let what = match first {
+                "jwks_file" => "stands beside jwks_file",
+                _ => "stands beside public_key_file",
+            };
+            (what, name, place)
+        }
+        _ => return,
+    };
+    let remedy = "write one of jwks_file, public_key_file and hmac_key_file";
+    let mut path = bucket_key(index, "jwt");
+    path.push(Step::Name(name.into()));
+    findings.push(finding(place, path, Problem::new(what, remedy)));
 }
 
 /// A cache on disk has a folder.

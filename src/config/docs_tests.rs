@@ -248,7 +248,20 @@ fn leave_out(node: &mut Node, line: usize) {
 
 #[test]
 fn what_the_example_calls_a_default_may_be_left_out() {
-    let whole = whole_example();
+    let keys = tempfile::tempdir().expect("a folder");
+    let key = test_support::TokenKey::es256();
+    let whole = [
+        ("jwks.json", format!("{{\"keys\": [{}]}}", key.jwk("a"))),
+        ("jwt.pem", key.public_pem()),
+        ("jwt.hmac", "0".repeat(32)),
+    ]
+    .into_iter()
+    .fold(whole_example(), |whole, (name, content)| {
+        let path = keys.path().join(name);
+        std::fs::write(&path, content).expect("write a key");
+        let path = format!("'{}'", path.display());
+        whole.replace(&format!("/etc/s3-proxy/{name}"), &path)
+    });
     let without = |line: usize| {
         let mut root = document::parse(&whole, &mut Vec::new()).ok().flatten();
         leave_out(root.as_mut().expect("YAML"), line);

@@ -36,12 +36,14 @@ use zeroize::Zeroizing;
 
 use crate::cache::{BackendChoice, DiskCacheConfig, SendfileConfig};
 use crate::http::{BackgroundFills, CachingOptions};
+use crate::jwt::Keys;
 use document::{Kind, Node};
 pub use error::{ConfigError, Mistake, Place};
 pub use values::{
-    Address, BucketName, ExternalId, Folder, Gigabytes, HostName, KeyPrefix, Megabytes,
-    MegabytesPerMinute, MegabytesPerSecond, PathPrefix, Pattern, PemFile, Period, Region, RoleArn,
-    Secret, Service, SessionName, Share, Socket, Whole,
+    Address, BucketName, ExternalId, FieldName, Folder, Gigabytes, HmacKeyFile, HostName, JwksFile,
+    KeyPrefix, Megabytes, MegabytesPerMinute, MegabytesPerSecond, PathPrefix, Pattern, PemFile,
+    Period, Plain, PublicKeyFile, Region, RoleArn, Secret, Service, SessionName, Share, Socket,
+    Whole,
 };
 use variables::Env;
 use wording::Secrets;
@@ -187,6 +189,92 @@ pub struct Bucket {
     /// A role to assume with the keys, or else with what the chain finds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assume_role: Option<AssumeRole>,
+    /// Who may ask.
+    #[serde(default)]
+    pub auth: Auth,
+    /// The clients that sign: only with `auth: sigv4`, and there at least one.
+    #[serde(
+        default,
+        deserialize_with = "list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub clients: Vec<Client>,
+    /// The tokens that are accepted: exactly with `auth: jwt`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwt: Option<Jwt>,
+}
+
+/// The values of `buckets[].auth`: who may ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename = "auth", rename_all = "lowercase")]
+pub enum Auth {
+    /// Everybody; a client's signature is ignored.
+    #[default]
+    None,
+    /// The `clients`, which sign their requests as for S3.
+    Sigv4,
+    /// Whoever has a token that the keys of `jwt` signed.
+    Jwt,
+    /// Those whom S3 lets in.
+    Passthrough,
+}
+
+/// An item of `buckets[].clients`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    /// The access key, by which the client names itself.
+    pub access_key: Secret,
+    /// The secret key, by which it signs.
+    pub secret_key: Secret,
+    /// The session token that it has to send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_token: Option<Secret>,
+    /// The beginnings of the keys that it may read, as clients write them; none: all keys.
+    #[serde(
+        default,
+        deserialize_with = "list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub key_prefixes: Vec<KeyPrefix>,
+}
+
+/// The section `buckets[].jwt`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Jwt {
+    /// A set of keys that sign tokens; this, or one of the next two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_file: Option<JwksFile>,
+    /// The public key of the one that signs tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key_file: Option<PublicKeyFile>,
+    /// The secret that signs tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hmac_key_file: Option<HmacKeyFile>,
+    /// The issuers of which one must be `iss`; none: any.
+    #[serde(
+        default,
+        deserialize_with = "list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub issuers: Vec<Plain>,
+    /// The audiences of which one must be in `aud`; none: tokens without `aud`.
+    #[serde(
+        default,
+        deserialize_with = "list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub audiences: Vec<Plain>,
+    /// The claim with the beginnings of the keys that the client may read; `None`: all keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix_claim: Option<Plain>,
+    /// The cookie that may have the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cookie: Option<FieldName>,
+    /// The parameter of the query that may have the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<FieldName>,
 }
 
 /// The values of `buckets[].credentials`.
@@ -747,6 +835,18 @@ impl Tls {
     /// [`Self::handshake_timeout`], or a time that no handshake takes.
     pub fn handshake_limit(&self) -> Duration {
         self.handshake_timeout.non_zero().unwrap_or(Period::LONGEST)
+    }
+}
+
+// === impl Jwt ===
+
+impl Jwt {
+    /// The keys that sign tokens. A configuration that was read without mistakes has some.
+    pub fn keys(&self) -> Option<&Keys> {
+        let set = self.jwks_file.as_ref().and_then(JwksFile::keys);
+        let public = self.public_key_file.as_ref().and_then(PublicKeyFile::keys);
+        let secret = self.hmac_key_file.as_ref().and_then(HmacKeyFile::keys);
+        set.or(public).or(secret)
     }
 }
 

@@ -1091,3 +1091,129 @@ fn a_mistake_that_shows_later_has_its_place_too() {
         );
     }
 }
+
+#[test]
+fn each_mode_of_auth_has_what_it_needs() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        format!("'{}'", path.display())
+    };
+    let key = test_support::TokenKey::es256();
+    let set = file("set", &format!("{{\"keys\": [{}]}}", key.jwk("a")));
+    let pem = file("pem", &key.public_pem());
+    let secret = file("secret", &"s".repeat(32));
+    let short = file("short", "hunter2");
+    let parse = |more: &str| {
+        let text = format!(
+            "server: {{address: '127.0.0.1:0'}}\n\
+             buckets: [{{path_prefix: /, bucket: abc, region: r, {more}}}]\n"
+        );
+        Config::parse(&text, Path::new("proxy.yaml"), &|_| None)
+    };
+    let client = "{access_key: KEY-OF-CLIENT, secret_key: hunter2}";
+    for more in [
+        "auth: none".to_owned(),
+        format!("auth: sigv4, clients: [{client}]"),
+        "auth: sigv4, clients: [{access_key: a, secret_key: b, session_token: c, key_prefixes: [d/]}]".to_owned(),
+        format!("auth: jwt, jwt: {{jwks_file: {set}}}"),
+        format!("auth: jwt, jwt: {{public_key_file: {pem}, issuers: [a], audiences: [b, c]}}"),
+        format!("auth: jwt, jwt: {{hmac_key_file: {secret}, cookie: a, query: b_c, prefix_claim: 'd e'}}"),
+    ] {
+        let config = parse(&more).unwrap_or_else(|e| panic!("{more}: {e}"));
+        let yaml = config.to_yaml();
+        assert!(!yaml.contains("hunter2") && !yaml.contains("KEY-OF-CLIENT"), "{yaml}");
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+    for (more, key, what) in [
+        ("auth: sigv5".to_owned(), "auth", "sigv4"),
+        ("auth: passthrough".to_owned(), "auth", "not available"),
+        ("auth: sigv4".to_owned(), "clients", "is missing"),
+        (
+            "auth: sigv4, clients: []".to_owned(),
+            "clients",
+            "is missing",
+        ),
+        (format!("clients: [{client}]"), "clients", "no effect"),
+        (
+            format!("auth: sigv4, clients: [{client}, {client}]"),
+            "clients[1].access_key",
+            "same",
+        ),
+        (
+            "auth: sigv4, clients: [{access_key: a}]".to_owned(),
+            "clients[0].secret_key",
+            "missing",
+        ),
+        (
+            "auth: sigv4, clients: [{access_key: a, secret_key: b, key_prefixes: []}]".to_owned(),
+            "clients[0].key_prefixes",
+            "empty",
+        ),
+        (
+            "auth: sigv4, clients: [{access_key: a, secret_key: b, key_prefixes: [c]}]".to_owned(),
+            "clients[0].key_prefixes[0]",
+            "end in /",
+        ),
+        ("auth: jwt".to_owned(), "jwt", "is missing"),
+        (
+            "auth: jwt, jwt: {}".to_owned(),
+            "jwt.jwks_file",
+            "is missing",
+        ),
+        (format!("jwt: {{jwks_file: {set}}}"), "jwt", "no effect"),
+        (
+            format!("auth: jwt, jwt: {{jwks_file: {set}, hmac_key_file: {secret}}}"),
+            "jwt.hmac_key_file",
+            "beside",
+        ),
+        (
+            format!("auth: jwt, jwt: {{jwks_file: {pem}}}"),
+            "jwt.jwks_file",
+            "is not JSON",
+        ),
+        (
+            format!("auth: jwt, jwt: {{hmac_key_file: {pem}}}"),
+            "jwt.hmac_key_file",
+            "not a secret",
+        ),
+        (
+            format!("auth: jwt, jwt: {{hmac_key_file: {short}}}"),
+            "jwt.hmac_key_file",
+            "32 bytes",
+        ),
+        (
+            format!("auth: jwt, jwt: {{public_key_file: {secret}}}"),
+            "jwt.public_key_file",
+            "no PEM",
+        ),
+        (
+            "auth: jwt, jwt: {public_key_file: /nonexistent}".to_owned(),
+            "jwt.public_key_file",
+            "cannot be read",
+        ),
+        (
+            "auth: jwt, jwt: {public_key_file: /}".to_owned(),
+            "jwt.public_key_file",
+            "not a file",
+        ),
+        (
+            format!("auth: jwt, jwt: {{jwks_file: {set}, cookie: 'a=b'}}"),
+            "jwt.cookie",
+            "name",
+        ),
+    ] {
+        let error = parse(&more).expect_err(&more);
+        let [mistake] = error.mistakes() else {
+            panic!("{more}: {error}");
+        };
+        assert_eq!(
+            mistake.key(),
+            Some(&*format!("buckets[0].{key}")),
+            "{mistake}"
+        );
+        assert!(mistake.to_string().contains(what), "{what}: {mistake}");
+        assert!(!mistake.to_string().contains("hunter2"), "{mistake}");
+    }
+}

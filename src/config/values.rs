@@ -1,6 +1,7 @@
 //! Types of values: what may stand at a key, in words and as a check.
 
 use std::fmt;
+use std::io::Read;
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
@@ -12,6 +13,7 @@ use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
+use crate::jwt::Keys;
 use crate::s3::Endpoint;
 
 /// The longest path of a Unix socket, in bytes: `sun_path` less its NUL, see
@@ -103,6 +105,10 @@ texts! {
     HostName(String) as str;
     /// The beginning of keys: ends in a slash.
     KeyPrefix(String) as str;
+    /// A text that is not empty.
+    Plain(String) as str;
+    /// The name of a cookie or a parameter.
+    FieldName(String) as str;
     /// The name of a bucket.
     BucketName(String) as str;
     /// The name of a region.
@@ -208,6 +214,130 @@ impl Text for PemFile {
 impl Serialize for PemFile {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(&self.0.display())
+    }
+}
+
+/// The longest key file, in bytes.
+const MAX_KEY_FILE: u64 = 1 << 20;
+
+/// Files with keys that sign tokens, which are read once, and the keys.
+macro_rules! key_files {
+    ($($(#[$doc:meta])* $name:ident: $read:ident, $expected:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $name(PathBuf, Option<Keys>);
+
+        impl $name {
+            /// The keys.
+            pub fn keys(&self) -> Option<&Keys> {
+                self.1.as_ref()
+            }
+        }
+
+        impl Text for $name {
+            const EXPECTED: &'static str = $expected;
+
+            fn check(text: &str) -> Result<Self, Unfit> {
+                let path = path(text)?;
+                let bytes = read_key_file(&path)?;
+                match Keys::$read(&bytes) {
+                    Ok(keys) => Ok($name(path, Some(keys))),
+                    Err(what) => Err(Unfit::Value(what.into())),
+                }
+            }
+
+            fn stand_in() -> Self {
+                $name(PathBuf::new(), None)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                from.deserialize_str(TextVisitor(PhantomData))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(&self.0.display())
+            }
+        }
+    )*};
+}
+
+key_files! {
+    /// A set of keys.
+    JwksFile: from_jwks,
+        "write the path of a JSON Web Key Set with keys for RS256, ES256, EdDSA or HS256";
+    /// A public key.
+    PublicKeyFile: from_public_pem,
+        "write the path of a PEM file with one public key: RSA, P-256 or Ed25519";
+    /// A secret.
+    HmacKeyFile: from_secret,
+        "write the path of a file that holds nothing but the secret, at least 32 bytes";
+}
+
+fn read_key_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Unfit> {
+    let cannot = |e: std::io::Error| Unfit::Value(format!("cannot be read: {e}"));
+    let mut bytes = Zeroizing::new(Vec::new());
+    // Nothing else is opened: a pipe would wait for a writer.
+    if !std::fs::metadata(path).map_err(cannot)?.is_file() {
+        return Err(Unfit::Value("is not a file".into()));
+    }
+    let file = std::fs::File::open(path).map_err(cannot)?;
+    file.take(MAX_KEY_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(cannot)?;
+    if bytes.len() as u64 > MAX_KEY_FILE {
+        return Err(Unfit::Value("is larger than 1 MiB".into()));
+    }
+    Ok(bytes)
+}
+
+// === impl Plain ===
+
+impl Text for Plain {
+    const EXPECTED: &'static str = "write a text that is not empty";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        match text.is_empty() {
+            true => Err(Unfit::Value("is empty".into())),
+            false => Ok(Plain(text.to_owned())),
+        }
+    }
+
+    fn stand_in() -> Self {
+        Plain(String::new())
+    }
+}
+
+impl Serialize for Plain {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+// === impl FieldName ===
+
+impl Text for FieldName {
+    const EXPECTED: &'static str = "write a name of letters, digits, - and _";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        match !text.is_empty() && text.bytes().all(is_name) {
+            true => Ok(FieldName(text.to_owned())),
+            false => Err(Unfit::Value("is not a name".into())),
+        }
+    }
+
+    fn stand_in() -> Self {
+        FieldName(String::new())
+    }
+}
+
+impl Serialize for FieldName {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod absent;
 pub mod admin;
+mod auth;
 mod buckets;
 mod cache_key;
 pub mod descriptors;

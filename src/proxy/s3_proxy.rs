@@ -19,6 +19,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Session};
 
 use super::absent::Absent;
+use super::auth::{Admitted, Auth, Refused};
 use super::cache_key::{cache_key, CacheKeys};
 use super::dots::Dots;
 use super::http1::answer_what_was_asked;
@@ -68,6 +69,7 @@ const CHECKSUM: &str = "x-amz-checksum-";
 /// The proxy: S3 behind, the disk cache in the middle.
 pub struct S3ProxyHttp {
     keys: CacheKeys,
+    auth: Auth,
     caching: HttpCaching,
     absent: Absent,
     rules: Rules,
@@ -85,8 +87,8 @@ pub struct S3ProxyHttp {
 pub(super) enum Decision {
     /// It is served.
     Proceed,
-    /// It is answered with this error.
-    Refuse(S3Error),
+    /// It is answered with an error.
+    Refuse(Box<Refused>),
 }
 
 /// What is known of a request.
@@ -94,8 +96,7 @@ pub(super) enum Decision {
 pub struct RequestCtx {
     caching: CachingCtx,
     route: Option<Route>,
-    /// The client has shown who it is.
-    is_authenticated: bool,
+    admitted: Admitted,
     attempts: Attempts,
     /// Replaces the body of an error of the origin, once.
     error_body: Option<Bytes>,
@@ -143,6 +144,7 @@ impl S3ProxyHttp {
         METRICS.watch_credentials(refreshed(&keys));
         S3ProxyHttp {
             keys,
+            auth: Auth::new(config),
             caching,
             absent: Absent::new(cache),
             rules,
@@ -206,8 +208,11 @@ impl S3ProxyHttp {
         let route = routed(&ctx.route)?;
         match route.key()?.without_dot_segments() {
             // Boxed, because few requests come here.
-            Some(resolved) => Box::pin(self.resolve_to(session, resolved, ctx)).await,
-            None => Ok(Decision::Proceed),
+            // What a client signs is a key as S3 reads it.
+            Some(resolved) if self.auth.is_open(route.site.index()) => {
+                Box::pin(self.resolve_to(session, resolved, ctx)).await
+            }
+            _ => Ok(Decision::Proceed),
         }
     }
 
@@ -239,16 +244,24 @@ impl S3ProxyHttp {
         &self,
         session: &mut Session,
         request: &S3Request,
-        _site: &Arc<Site>,
+        site: &Arc<Site>,
         ctx: &mut RequestCtx,
     ) -> Result<Decision> {
         if session.subrequest_ctx.is_some() {
             return Ok(Decision::Proceed);
         }
-        if !request.overrides().is_empty() && !ctx.is_authenticated {
+        match self
+            .auth
+            .decide(site.index(), session.req_header(), request)
+        {
+            Ok(admitted) => ctx.admitted = admitted,
+            Err(refused) => return Ok(Decision::Refuse(refused)),
+        }
+        if !request.overrides().is_empty() && !ctx.admitted.is_authenticated {
             let why =
                 "Request specific response headers cannot be used for anonymous GET requests.";
-            return Ok(Decision::Refuse(S3Error::new(Code::InvalidRequest, why)));
+            let error = S3Error::new(Code::InvalidRequest, why);
+            return Ok(Decision::Refuse(Box::new(error.into())));
         }
         Ok(Decision::Proceed)
     }
@@ -276,6 +289,17 @@ fn refreshed(keys: &CacheKeys) -> impl Iterator<Item = (String, Arc<Refreshed>)>
 /// Answer with an error. Always `true`, for `request_filter`.
 async fn refuse(session: &mut Session, error: S3Error) -> Result<bool> {
     errors::respond(session, &error).await?;
+    Ok(true)
+}
+
+/// Answer a client that may not do what it asks for. Always `true`, for `request_filter`.
+async fn refuse_client(session: &mut Session, refused: &Refused) -> Result<bool> {
+    let mut header = ResponseHeader::build(refused.error.status, Some(5))?;
+    if let Some(challenge) = &refused.challenge {
+        header.insert_header(header::WWW_AUTHENTICATE, challenge)?;
+    }
+    // Boxed, because few requests come here.
+    Box::pin(errors::respond_with(session, header, &refused.error)).await?;
     Ok(true)
 }
 
@@ -356,12 +380,12 @@ impl ProxyHttp for S3ProxyHttp {
         let decision = self.authorise(session, &route.request, &route.site, ctx);
         match decision.await? {
             Decision::Proceed => {}
-            Decision::Refuse(error) => return refuse(session, error).await,
+            Decision::Refuse(refused) => return refuse_client(session, &refused).await,
         }
         if !route.request.reads_object() {
             return Box::pin(buckets::answer(session, &route)).await;
         }
-        if !route.request.is_plain() {
+        if !route.request.is_plain() || ctx.admitted.by_cookie {
             ctx.caching.set_special();
         }
         if route.request.passes_the_cache() {
@@ -375,8 +399,8 @@ impl ProxyHttp for S3ProxyHttp {
         {
             return Ok(true);
         }
-        if let Decision::Refuse(error) = self.resolve_dots(session, ctx).await? {
-            return refuse(session, error).await;
+        if let Decision::Refuse(refused) = self.resolve_dots(session, ctx).await? {
+            return refuse_client(session, &refused).await;
         }
         let route = routed(&ctx.route)?;
         let (site, key, version) = (&route.site, route.key()?, route.request.version_id());
@@ -721,6 +745,9 @@ impl ProxyHttp for S3ProxyHttp {
             if let Some(route) = &ctx.route {
                 describe_as_asked(&route.request, response)?;
             }
+        }
+        if ctx.admitted.by_cookie {
+            response.append_header(header::VARY, "Cookie")?;
         }
         self.caching
             .response_filter(session, response, &mut ctx.caching)

@@ -1,0 +1,178 @@
+//! Who may ask for what: decided by the bucket's mode, before anything is looked up.
+//!
+//! - this module: the decision, and what a client may then ask for
+//! - `sigv4`: clients that sign as for S3
+//! - `jwt`: clients with a token
+
+mod jwt;
+mod sigv4;
+
+use std::borrow::Cow;
+
+use http::HeaderValue;
+use pingora_http::RequestHeader;
+
+use crate::config::{self, Config};
+use crate::metrics::METRICS;
+use crate::s3::{Code, KeyPrefixes, Operation, S3Error, S3Request, Target};
+
+/// The decisions for all buckets.
+pub(super) struct Auth {
+    /// By the bucket's place in the configuration.
+    modes: Box<[Mode]>,
+}
+
+/// The way in which a bucket's clients show who they are.
+enum Mode {
+    /// Everybody may read.
+    Open,
+    Sigv4(Box<sigv4::Sigv4>),
+    Jwt(Box<jwt::Jwt>),
+}
+
+/// A client that is let in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Admitted {
+    /// The client has shown who it is.
+    pub(super) is_authenticated: bool,
+    /// It was let in by a cookie, which a cache behind the proxy does not look at.
+    pub(super) by_cookie: bool,
+}
+
+/// A request that is refused.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) error: S3Error,
+    /// The value of `WWW-Authenticate`.
+    pub(super) challenge: Option<HeaderValue>,
+}
+
+// === impl Refused ===
+
+impl From<S3Error> for Refused {
+    fn from(error: S3Error) -> Refused {
+        Refused {
+            error,
+            challenge: None,
+        }
+    }
+}
+
+// === impl Auth ===
+
+impl Auth {
+    /// The decisions for the buckets of `config`.
+    pub(super) fn new(config: &Config) -> Auth {
+        let modes = config.buckets.iter().map(|bucket| match bucket.auth {
+            // The configuration is checked to be without passthrough.
+            config::Auth::None | config::Auth::Passthrough => Mode::Open,
+            config::Auth::Sigv4 => Mode::Sigv4(Box::new(sigv4::Sigv4::new(bucket))),
+            config::Auth::Jwt => match &bucket.jwt {
+                Some(section) => Mode::Jwt(Box::new(jwt::Jwt::new(section))),
+                None => Mode::Jwt(Box::new(jwt::Jwt::nobody())),
+            },
+        });
+        Auth {
+            modes: modes.collect(),
+        }
+    }
+
+    /// Decide on a request for a bucket.
+    #[inline]
+    pub(super) fn decide(
+        &self,
+        bucket: usize,
+        header: &RequestHeader,
+        request: &S3Request,
+    ) -> Result<Admitted, Box<Refused>> {
+        match self.modes.get(bucket) {
+            Some(Mode::Open) => Ok(Admitted::default()),
+            Some(mode) => mode.decide(header, request),
+            None => Err(refused("bucket", Code::AccessDenied.into())),
+        }
+    }
+
+    /// True if a bucket is open to read.
+    pub(super) fn is_open(&self, bucket: usize) -> bool {
+        matches!(self.modes.get(bucket), Some(Mode::Open))
+    }
+}
+
+// === impl Mode ===
+
+impl Mode {
+    #[inline(never)]
+    fn decide(
+        &self,
+        header: &RequestHeader,
+        request: &S3Request,
+    ) -> Result<Admitted, Box<Refused>> {
+        match self {
+            Mode::Open => Ok(Admitted::default()),
+            Mode::Sigv4(sigv4) => {
+                may_ask(sigv4.verify(header)?, request)?;
+                Ok(Admitted {
+                    is_authenticated: true,
+                    by_cookie: false,
+                })
+            }
+            Mode::Jwt(jwt) => {
+                let (grant, by_cookie) = jwt.verify(header)?;
+                may_ask(&grant.prefixes, request)?;
+                Ok(Admitted {
+                    is_authenticated: true,
+                    by_cookie,
+                })
+            }
+        }
+    }
+}
+
+/// Check that what is asked for begins with an allowed prefix.
+fn may_ask(prefixes: &KeyPrefixes, request: &S3Request) -> Result<(), Box<Refused>> {
+    if prefixes.is_all() {
+        return Ok(());
+    }
+    let allowed = match &request.target {
+        Target::Object(key) => {
+            // An origin that resolves dot segments would answer with another object.
+            let resolved = key.without_dot_segments();
+            let resolved = resolved
+                .as_ref()
+                .is_none_or(|key| prefixes.allow(key.as_str()));
+            resolved && prefixes.allow(key.as_str())
+        }
+        Target::Bucket => match request.operation {
+            // They say what the configuration says, and nothing of keys.
+            Operation::HeadBucket | Operation::GetBucketLocation => true,
+            Operation::ListObjects | Operation::ListObjectsV2 => {
+                prefixes.allow(request.parameter("prefix").unwrap_or_default())
+            }
+            _ => false,
+        },
+        Target::Service => false,
+    };
+    match allowed {
+        true => Ok(()),
+        false => Err(refused("prefix", Code::AccessDenied.into())),
+    }
+}
+
+/// Count a refusal. `reason`: one of a few names.
+fn refused(reason: &'static str, error: S3Error) -> Box<Refused> {
+    METRICS.auth_refused.with_label_values(&[reason]).inc();
+    Box::new(error.into())
+}
+
+/// The path of a request, raw, and the host that it names beside `Host`.
+fn raw_parts(header: &RequestHeader) -> (Cow<'_, [u8]>, Option<&[u8]>) {
+    let path = match super::cache_key::requested_path(header) {
+        Cow::Borrowed(path) => Cow::Borrowed(path.as_bytes()),
+        Cow::Owned(path) => Cow::Owned(path.into_bytes()),
+    };
+    let authority = header.uri.authority();
+    (
+        path,
+        authority.map(|authority| authority.as_str().as_bytes()),
+    )
+}
