@@ -534,7 +534,7 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (cache("{rules: [{key: 'a['}]}"), "cache.rules[0].key", "is not a pattern", "[a-z]"),
         (cache("{rules: [{bucket: ''}]}"), "cache.rules[0].bucket", "is empty", "[a-z]"),
         (cache("{rules: [{ttl: 5}]}"), "cache.rules[0].ttl", "has no unit", "60s"),
-        (cache("{rules: [{keys: '*'}]}"), "cache.rules[0].keys", "unknown", "ignore_origin"),
+        (cache("{rules: [{keys: '*'}]}"), "cache.rules[0].keys", "not a known key", "ignore_origin"),
         // Variables.
         (bucket("    access_key: ${AWS_KEY}"), "buckets[0].access_key", "variable AWS_KEY", "export AWS_KEY=..."),
         (bucket("    access_key: a${hunter2"), "buckets[0].access_key", "without a variable name", "$${"),
