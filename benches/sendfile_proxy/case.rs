@@ -51,6 +51,8 @@ pub enum Way {
     Sendfile,
     /// Copied from the memory tier.
     Memory,
+    /// By sendfile, to a client whose signature is verified.
+    Signed,
 }
 
 // === impl Case ===
@@ -75,7 +77,7 @@ impl Case {
 
     pub fn ways(&self) -> &'static [Way] {
         if self.kind == Kind::Whole && self.size.1 <= LONGEST_IN_MEMORY {
-            &[Way::File, Way::Sendfile, Way::Memory]
+            &[Way::File, Way::Sendfile, Way::Memory, Way::Signed]
         } else {
             &[Way::File, Way::Sendfile]
         }
@@ -106,11 +108,17 @@ impl Case {
 // === impl Way ===
 
 impl Way {
+    /// True if it is sendfile that sends.
+    pub fn is_sendfile(self) -> bool {
+        matches!(self, Self::Sendfile | Self::Signed)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::File => "sendfile-off",
             Self::Sendfile => "sendfile-on",
             Self::Memory => "memory",
+            Self::Signed => "signed",
         }
     }
 }

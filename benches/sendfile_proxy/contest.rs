@@ -10,7 +10,7 @@ use crate::{
     case::{Case, Way},
     client::{Address, Client, Requests},
     cores::{pin, Cores},
-    role,
+    role, signed,
     table::Turns,
     unix_server,
 };
@@ -25,6 +25,9 @@ const MAX_OPEN_FILES: usize = 2 * MAX_OBJECTS as usize;
 
 /// More than all objects that are kept in memory.
 const MEMORY_MB: u64 = 1000;
+
+/// The host that all requests name.
+const HOST: &str = "bench";
 
 /// The variants of a case.
 pub struct Contest {
@@ -110,13 +113,17 @@ impl Server {
         } else {
             Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
         };
+        let mut bucket = Bucket::at(origin, "/assets", "bench");
+        if way == Way::Signed {
+            bucket = signed::protect(bucket);
+        }
         let builder = builder
-            .bucket(Bucket::at(origin, "/assets", "bench"))
+            .bucket(bucket)
             .threads(1)
             .default_ttl("1h")
             .max_open_files(MAX_OPEN_FILES)
             .memory_mb(if way == Way::Memory { MEMORY_MB } else { 0 })
-            .sendfile(way == Way::Sendfile)
+            .sendfile(way.is_sendfile())
             .sendfile_threshold(0);
         if let Some(cores) = cores {
             pin(cores.server);
@@ -132,7 +139,7 @@ impl Server {
         };
 
         let mut client = Client::connect(&address, cores.is_some());
-        let mut whole = whole_objects(objects, case.object_len());
+        let mut whole = whole_objects(way, objects, case.object_len());
         client.fetch(&mut whole, objects);
         // The last entry is complete a little later than its response.
         proxy.expect_metric("cache_entries", objects);
@@ -179,10 +186,10 @@ impl Server {
         let hits = self.client.sent() - self.objects;
         proxy.expect_metric("cache_hits_total", hits);
         proxy.expect_metric("origin_requests_total", self.objects);
-        let by_sendfile = if self.way == Way::Sendfile { hits } else { 0 };
+        let by_sendfile = if self.way.is_sendfile() { hits } else { 0 };
         proxy.expect_metric("cache_sendfile_total", by_sendfile);
         let elsewhere = match self.way {
-            Way::File | Way::Sendfile => "cache_memory_hits_total",
+            Way::File | Way::Sendfile | Way::Signed => "cache_memory_hits_total",
             Way::Memory => "cache_descriptor_hits_total",
         };
         proxy.expect_metric(elsewhere, 0);
@@ -197,12 +204,16 @@ impl Server {
 }
 
 fn request(object: u64, fields: &str) -> String {
-    format!("GET /assets/{object} HTTP/1.1\r\nHost: bench\r\n{fields}\r\n")
+    format!("GET /assets/{object} HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n")
 }
 
-fn whole_objects(objects: u64, len: u64) -> Requests {
+fn whole_objects(way: Way, objects: u64, len: u64) -> Requests {
+    let text = |object| match way {
+        Way::Signed => request(object, &signed::fields(HOST, &format!("/assets/{object}"))),
+        _ => request(object, ""),
+    };
     Requests {
-        texts: (0..objects).map(|object| request(object, "")).collect(),
+        texts: (0..objects).map(text).collect(),
         next: 0,
         status: "200",
         body_len: len,

@@ -13,6 +13,8 @@
 //!   writes it. It keeps no bodies in memory.
 //! - `memory`, for bodies of up to 64 KiB, is `sendfile-off` with a memory tier
 //!   that holds all of them.
+//! - `signed`, for bodies of up to 64 KiB, is `sendfile-on` with `auth: sigv4`: each
+//!   request has a signature, which is verified.
 //!
 //! `threshold_bytes` chooses between these: a body up to the threshold goes as in
 //! `memory` while its entry is in use and the tier (64 MB by default) has room for
@@ -49,6 +51,7 @@ mod cores;
 mod measure;
 #[path = "../common/role.rs"]
 mod role;
+mod signed;
 mod table;
 mod unix_server;
 

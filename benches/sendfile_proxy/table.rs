@@ -34,7 +34,7 @@ pub fn print(table: &[Compared], rounds: usize) {
             let from = match way {
                 Way::File => "file",
                 Way::Memory => "memory",
-                Way::Sendfile => continue,
+                Way::Sendfile | Way::Signed => continue,
             };
             let turns = off.bytes_per_second.iter().zip(&on.bytes_per_second);
             let mut ratios: Vec<f64> = turns.map(|(off, on)| on / off).collect();
@@ -50,6 +50,34 @@ pub fn print(table: &[Compared], rounds: usize) {
                 on.busy() * 100.0,
             );
         }
+    }
+    print_signed(table);
+}
+
+/// Signed requests against those that are not.
+fn print_signed(table: &[Compared]) {
+    println!("\n| responses | unsigned, a second | signed, a second | signed/unsigned |");
+    println!("|---|---|---|---|");
+    for Compared { case, of } in table {
+        let find = |way| Some(&of.iter().find(|(of, _)| *of == way)?.1);
+        let Some((unsigned, signed)) = find(Way::Sendfile).zip(find(Way::Signed)) else {
+            continue;
+        };
+        let turns = signed
+            .bytes_per_second
+            .iter()
+            .zip(&unsigned.bytes_per_second);
+        let mut ratios: Vec<f64> = turns.map(|(signed, unsigned)| signed / unsigned).collect();
+        let ratio = median(&mut ratios);
+        let len = case.body_len() as f64;
+        println!(
+            "| {} | {:.0} | {:.0} | {ratio:.2} [{:.2}, {:.2}] |",
+            case.name(),
+            unsigned.median() / len,
+            signed.median() / len,
+            ratios[0],
+            ratios[ratios.len() - 1],
+        );
     }
 }
 
