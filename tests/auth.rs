@@ -881,6 +881,35 @@ fn buckets_have_clients_of_their_own() {
 }
 
 #[test]
+fn what_only_reads_is_said_to_those_who_may_ask() {
+    let origin = objects();
+    let proxy = private(&origin);
+    let host = proxy.addr().to_string();
+    let signed = Way::header(ALICE).sign(&host, "DELETE", OBJECT, &[]);
+    is_refused(&signed.send(proxy.addr()), 501, "NotImplemented");
+    let unsigned = request(proxy.addr(), "DELETE", OBJECT, &[]);
+    is_refused(&unsigned, 403, "AccessDenied");
+    let location = get(&proxy, Way::header(BOB), "/assets/?location");
+    assert_eq!(location.status, 200);
+    is_refused(&proxy.get("/assets/?location"), 403, "AccessDenied");
+    let head = Way::header(BOB).sign(&host, "HEAD", "/assets", &[]);
+    assert_eq!(head.send(proxy.addr()).status, 200);
+    assert!(origin.requests().is_empty());
+}
+
+#[test]
+fn the_log_has_no_presigned_url() {
+    let origin = Origin::start(|_| Reply::pattern(1, LEN as u64).close_at(10));
+    let proxy = private(&origin);
+    let signed = sign_for(&proxy, Way::presigned(ALICE), OBJECT);
+    for _ in 0..3 {
+        signed.send(proxy.addr());
+    }
+    eventually("the failure is logged", || proxy.stderr().contains(OBJECT));
+    assert!(!proxy.stderr().contains("X-Amz"), "{}", proxy.stderr());
+}
+
+#[test]
 fn refusals_do_not_fill_the_log() {
     let origin = objects();
     let proxy = private(&origin);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use log::warn;
 use pingora_cache::key::HashBinary;
 use pingora_cache::{
@@ -20,7 +20,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Sess
 
 use super::absent::Absent;
 use super::auth::{Admitted, Auth, Refused};
-use super::cache_key::{cache_key, CacheKeys};
+use super::cache_key::{cache_key, requested_path, CacheKeys};
 use super::dots::Dots;
 use super::http1::answer_what_was_asked;
 use super::resolve::{Attempts, Resolver};
@@ -535,6 +535,22 @@ impl ProxyHttp for S3ProxyHttp {
         self.caching
             .fail_to_proxy(session, error, &ctx.caching)
             .await
+    }
+
+    // Without the query: the URL may be presigned, or have a token.
+    fn request_summary(&self, session: &Session, _ctx: &Self::CTX) -> String {
+        let request = session.req_header();
+        let authority = request
+            .uri
+            .authority()
+            .map(|authority| authority.as_str().as_bytes());
+        let host = request.headers.get(header::HOST).map(HeaderValue::as_bytes);
+        let host = String::from_utf8_lossy(host.or(authority).unwrap_or_default());
+        format!(
+            "{} {}, Host: {host}",
+            request.method,
+            requested_path(request)
+        )
     }
 
     fn suppress_error_log(&self, _session: &Session, ctx: &Self::CTX, error: &Error) -> bool {

@@ -51,7 +51,7 @@ const DAYS: usize = 9;
 /// The room for a canonical request that needs no more.
 const USUAL_LEN: usize = 1024;
 
-/// A request as it came. It has no body.
+/// A request as it came. If it is a GET or HEAD, it has no body.
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming<'a> {
     pub method: &'a str,

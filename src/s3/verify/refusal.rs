@@ -131,7 +131,7 @@ impl Refusal {
         Reason::Malformed,
     );
 
-    /// The body is empty, which the proxy makes sure of.
+    /// The body of a GET or HEAD is empty, which the proxy makes sure of.
     pub(super) const OTHER_CONTENT_HASH: Refusal = Refusal::new(
         400,
         "XAmzContentSHA256Mismatch",

@@ -800,6 +800,14 @@ fn the_hash_is_that_of_no_body() {
         });
         assert_eq!(signed.verified().err(), code, "{payload}");
     }
+    let mut upload = Request::get("/key");
+    upload.method = "PUT".into();
+    let hash = "44ce7dd67c959e0d3524ffac1771dfbba87d2b6b4b4e99e42034a8b803f8b072";
+    let signer = Signer {
+        payload: Some(hash),
+        ..HEADER
+    };
+    upload.signed(&signer).is_accepted();
     // Presigned with a hash of its own, in the query or in a header.
     let signer = Signer {
         payload: Some(EMPTY_SHA256),
