@@ -510,6 +510,55 @@ fn the_body_of_an_error_is_replaced_with_all_that_describes_it() {
     assert_eq!(answer.header("content-length"), Some(&*len));
 }
 
+/// What the cache itself decides has the same form.
+#[test]
+fn a_failed_condition_and_a_range_beyond_the_end_of_a_hit_are_errors_of_s3() {
+    let origin = objects();
+    let proxy = proxy(&origin).start();
+    proxy.get(OBJECT);
+    stored(&proxy, 1);
+    let mut connection = Connection::open(proxy.addr());
+    for (fields, status, code) in [
+        (&[("If-Match", "\"2\"")][..], 412, "PreconditionFailed"),
+        (
+            &[("If-Match", "\"2\""), ("Range", "bytes=0-9")],
+            412,
+            "PreconditionFailed",
+        ),
+        (&[("Range", "bytes=100000-")], 416, "InvalidRange"),
+        (
+            &[("If-Match", "\"1\""), ("Range", "bytes=-0")],
+            416,
+            "InvalidRange",
+        ),
+    ] {
+        let answer = connection.request("GET", OBJECT, fields);
+        assert_error(&answer, status, code);
+        assert_eq!(answer.header("x-cache"), Some("HIT"), "{fields:?}");
+        assert_eq!(answer.header("etag"), None);
+        let range = answer.header("content-range");
+        assert_eq!(range, (status == 416).then_some("bytes */100000"));
+        let head = connection.request("HEAD", OBJECT, fields);
+        assert!(head.body.is_empty());
+    }
+    // What holds, and ranges that are there, are answered as before.
+    for (fields, status) in [
+        (&[("If-Match", "\"1\"")][..], 200),
+        (&[("If-None-Match", "\"1\"")], 304),
+        (&[("Range", "bytes=99999-200000")], 206),
+        (&[("If-Range", "\"2\""), ("Range", "bytes=100000-")], 200),
+    ] {
+        let answer = connection.request("GET", OBJECT, fields);
+        assert_eq!(answer.status, status, "{fields:?}");
+        assert_eq!(answer.header("x-cache"), Some("HIT"), "{fields:?}");
+    }
+    assert_eq!(origin.requests().len(), 1);
+    assert_eq!(proxy.metric("cache_entries"), 1);
+    eventually("hits are counted", || {
+        proxy.metric("cache_hits_total") == 12
+    });
+}
+
 #[test]
 fn a_redirect_of_s3_is_not_passed_on() {
     for status in [301, 302, 307, 308] {

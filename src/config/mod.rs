@@ -189,6 +189,12 @@ pub struct Bucket {
     /// A role to assume with the keys, or else with what the chain finds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assume_role: Option<AssumeRole>,
+    /// True if clients may list the bucket.
+    #[serde(default)]
+    pub list: bool,
+    /// The time for which a list answers others; zero: not at all.
+    #[serde(default = "defaults::list_ttl")]
+    pub list_ttl: Period,
     /// Who may ask.
     #[serde(default)]
     pub auth: Auth,
@@ -503,6 +509,10 @@ mod defaults {
 
     pub fn grace_period() -> Period {
         Period::from_secs(30)
+    }
+
+    pub fn list_ttl() -> Period {
+        Period::from_secs(0)
     }
 
     pub fn handshake_timeout() -> Period {

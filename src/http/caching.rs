@@ -265,6 +265,8 @@ pub struct CachingCtx {
     upgrades: bool,
     /// The origin answers with a part of what could be fetched and stored as a whole.
     part: Option<Box<PartOfWhole>>,
+    /// See [`HttpCaching::judged`].
+    judged: Option<Box<Judged>>,
     /// See [`CachingCtx::pass`].
     passes: bool,
     names_part: bool,
@@ -278,6 +280,16 @@ pub struct Probe;
 
 /// The context of a subrequest that fetches the whole for requests for parts.
 struct FetchesForParts(ForParts);
+
+/// An error about what is stored.
+struct Judged {
+    status: StatusCode,
+    /// The length of the body.
+    len: u64,
+    age: Duration,
+    /// Seconds of freshness left.
+    ttl: i64,
+}
 
 /// A part of an object that is not stored, and could be.
 struct PartOfWhole {
@@ -327,6 +339,7 @@ impl CachingCtx {
     pub fn is_hit(&self, session: &Session) -> bool {
         self.answered_prepared
             || self.stored_head.is_some()
+            || self.judged.is_some()
             || (is_hit(session.cache.phase()) && !self.asked_origin())
     }
 
@@ -817,7 +830,9 @@ impl HttpCaching {
                 self.set_stale_lock(session, meta, ctx);
                 return Some(ForcedFreshness::ForceExpired);
             }
-            return None;
+            ctx.judged = self.judged(request, meta, ctx).map(Box::new);
+            // Pingora sends errors about what is found without a body.
+            return ctx.judged.is_some().then_some(ForcedFreshness::ForceMiss);
         }
         let waited = session.cache.lock_duration();
         let answered_meanwhile = ctx.arrived.is_some_and(|arrived| arrived < meta.updated());
@@ -849,6 +864,70 @@ impl HttpCaching {
             return Some(ForcedFreshness::ForceExpired);
         }
         None
+    }
+
+    /// The error that answers a request for what is stored and fresh: its condition does not
+    /// hold, or none of its ranges is there.
+    fn judged(
+        &self,
+        request: &RequestHeader,
+        meta: &CacheMeta,
+        ctx: &CachingCtx,
+    ) -> Option<Judged> {
+        let len = ctx.stored_len.filter(|_| !ctx.background)?;
+        let range = request.headers.get(RANGE);
+        if self.options.error_body.is_none()
+            || request.method != Method::GET
+            || meta.response_header().status != StatusCode::OK
+            || (range.is_none() && !has_failing_preconditions(&request.headers))
+        {
+            return None;
+        }
+        let (now, stored) = (SystemTime::now(), meta.headers());
+        let precondition = evaluate(
+            &request.method,
+            &request.headers,
+            StatusCode::OK,
+            stored,
+            now,
+        );
+        let status = match precondition {
+            Precondition::Failed => StatusCode::PRECONDITION_FAILED,
+            Precondition::Proceed => {
+                let range = range?.as_bytes();
+                let is_whole = single_range(range) == Some((0, None));
+                let applies = if_range_applies(&request.headers, stored, now);
+                let ranges = parse_range(range, len, MAX_RANGES);
+                if is_whole || !applies || ranges != Ranges::Unsatisfiable {
+                    return None;
+                }
+                StatusCode::RANGE_NOT_SATISFIABLE
+            }
+            _ => return None,
+        };
+        Some(Judged {
+            status,
+            len,
+            age: meta.age(),
+            ttl: ttl(meta.fresh_until(), now),
+        })
+    }
+
+    /// Answer a request that is [`judged`](Self::judged).
+    async fn answer_judged(&self, session: &mut Session, judged: &Judged) -> Result<()> {
+        session.cache.disable(NoCacheReason::DeclinedToUpstream);
+        let mut header = ResponseHeader::build(judged.status, Some(7))?;
+        if judged.status == StatusCode::RANGE_NOT_SATISFIABLE {
+            header.insert_header(CONTENT_RANGE, format!("bytes */{}", judged.len))?;
+        }
+        header.insert_header(AGE, judged.age.as_secs())?;
+        let status = CacheStatus {
+            ttl: Some(judged.ttl),
+            ..CacheStatus::hit(self.options.name)
+        };
+        header.insert_header("Cache-Status", status.to_value()?)?;
+        header.insert_header("X-Cache", "HIT")?;
+        self.respond(session, header).await
     }
 
     /// What has to be validated each time would let only one client through at a
@@ -900,6 +979,11 @@ impl HttpCaching {
     ) -> Result<bool> {
         if ctx.asks == Asks::Nothing {
             return self.take_turn(session, ctx).await;
+        }
+        if let Some(judged) = &ctx.judged {
+            // Boxed, because few requests come here.
+            Box::pin(self.answer_judged(session, judged)).await?;
+            return Ok(false);
         }
         if ctx.forwarded.is_none() {
             let variant = session

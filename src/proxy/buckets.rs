@@ -2,33 +2,107 @@
 //!
 //! A client needs HeadBucket and GetBucketLocation before it asks for objects: to see that a
 //! bucket is there, and in which region requests are signed. The configuration says both, and
-//! a client that may read objects knows both anyway.
+//! a client that may read objects knows both anyway, so they need no `list: true`.
+
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderName, StatusCode};
+use pingora_cache::CacheKey;
 use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::errors;
 use super::route::Route;
-use crate::s3::{Code, Operation, S3Error, S3Request};
+use crate::config;
+use crate::s3::error::escape;
+use crate::s3::{list, Code, ListRewriter, Operation, S3Error, S3Request, Site};
 
 const BUCKET_REGION: HeaderName = HeaderName::from_static("x-amz-bucket-region");
 
 /// The region whose buckets have no location.
 const NO_LOCATION: &str = "us-east-1";
 
-/// Answer a request that is not for an object as it is. Always `true`, for `request_filter`.
-pub(super) async fn answer(session: &mut Session, route: &Route) -> Result<bool> {
+/// The creation date of every bucket. Clients require one, and the configuration has none.
+const CREATED: &str = "1970-01-01T00:00:00.000Z";
+
+/// What may be listed of a bucket.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ListRules {
+    /// Clients may list it.
+    pub(super) is_open: bool,
+    /// The time for which a list answers others; zero: not at all.
+    pub(super) ttl: Duration,
+}
+
+/// A list on its way from the origin to a client.
+pub(super) struct Listing {
+    /// The request target for the origin.
+    pub(super) target: String,
+    pub(super) rewriter: ListRewriter,
+    /// See [`ListRules::ttl`].
+    pub(super) ttl: Duration,
+}
+
+// === impl ListRules ===
+
+impl ListRules {
+    pub(super) fn of(bucket: &config::Bucket) -> ListRules {
+        ListRules {
+            is_open: bucket.list,
+            ttl: *bucket.list_ttl,
+        }
+    }
+}
+
+// === impl Listing ===
+
+impl Listing {
+    /// The list that a request asks for; `None`: it asks for something else.
+    ///
+    /// # Errors
+    /// The bucket is not one to list, or a parameter is invalid.
+    pub(super) fn of(route: &Route, rules: &ListRules) -> Result<Option<Listing>, S3Error> {
+        let request = &route.request;
+        let lists = [Operation::ListObjects, Operation::ListObjectsV2];
+        if !lists.contains(&request.operation) {
+            return Ok(None);
+        }
+        if !rules.is_open {
+            return Err(Code::AccessDenied.into());
+        }
+        Ok(Some(Listing {
+            target: list::target(&route.site, request)?,
+            rewriter: ListRewriter::new(&route.site, request),
+            ttl: match request.passed_fields() {
+                [] => rules.ttl,
+                // What the origin answers is for this client only.
+                _ => Duration::ZERO,
+            },
+        }))
+    }
+
+    /// The key in the cache. No object has it: an encoded key does not begin with a question
+    /// mark. Clients that know the bucket by another name get another document.
+    pub(super) fn cache_key(&self, site: &Site) -> CacheKey {
+        let name = site.public_name().unwrap_or_default();
+        let query = self.target.split_once('?').map_or("", |(_, query)| query);
+        let primary = [site.cache_prefix(), "?list&name=", name, "&", query].concat();
+        CacheKey::new(primary, site.bucket())
+    }
+}
+
+/// Answer a request that is neither for an object as it is nor for a list.
+pub(super) async fn answer(session: &mut Session, route: &Route) -> Result<()> {
     let region = route.site.region();
     match route.request.operation {
         Operation::HeadBucket => {
             let mut header = ResponseHeader::build(StatusCode::OK, Some(3))?;
             header.insert_header(BUCKET_REGION, region)?;
             header.insert_header(CONTENT_LENGTH, 0)?;
-            errors::send(session, header, Bytes::new()).await?;
+            errors::send(session, header, Bytes::new()).await
         }
         Operation::GetBucketLocation => {
             let location = if region == NO_LOCATION { "" } else { region };
@@ -37,28 +111,41 @@ pub(super) async fn answer(session: &mut Session, route: &Route) -> Result<bool>
                  <LocationConstraint xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{location}\
                  </LocationConstraint>"
             );
-            let mut header = ResponseHeader::build(StatusCode::OK, Some(3))?;
-            header.insert_header(CONTENT_TYPE, "application/xml")?;
-            header.insert_header(CONTENT_LENGTH, document.len())?;
-            errors::send(session, header, document.into()).await?;
+            errors::respond_document(session, document).await
         }
-        Operation::ListObjects | Operation::ListObjectsV2 => {
-            errors::respond(session, &Code::AccessDenied.into()).await?;
-        }
-        _ => errors::respond(session, &not_implemented(&route.request)).await?,
-    }
-    Ok(true)
-}
-
-/// The answer to a request that is for no bucket.
-pub(super) fn of_service(request: &S3Request) -> S3Error {
-    match request.operation {
-        Operation::ListBuckets => Code::AccessDenied.into(),
-        _ => not_implemented(request),
+        _ => errors::respond(session, &not_implemented(&route.request)).await,
     }
 }
 
-fn not_implemented(request: &S3Request) -> S3Error {
+/// The document of ListBuckets.
+pub(super) fn list_of<'s>(sites: impl Iterator<Item = &'s Site>) -> String {
+    let mut buckets = String::new();
+    for site in sites {
+        if let Some(name) = name_at_root(site) {
+            buckets += &format!(
+                "<Bucket><Name>{}</Name><CreationDate>{CREATED}</CreationDate></Bucket>",
+                escape(name)
+            );
+        }
+    }
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+         <ListAllMyBucketsResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+         <Owner><ID>s3-proxy</ID></Owner><Buckets>{buckets}</Buckets></ListAllMyBucketsResult>"
+    )
+}
+
+/// The name by which a client asks for a bucket whose endpoint is this proxy.
+fn name_at_root(site: &Site) -> Option<&str> {
+    match site.prefix() {
+        Some(prefix) => prefix
+            .strip_prefix('/')
+            .filter(|name| !name.is_empty() && !name.contains('/')),
+        None => site.public_name(),
+    }
+}
+
+pub(super) fn not_implemented(request: &S3Request) -> S3Error {
     let why = match request.operation {
         Operation::Other => "This proxy does not implement the requested operation.".to_owned(),
         operation => format!("This proxy does not implement {operation:?}."),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{
     HeaderName, AGE, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE,
-    EXPIRES, RETRY_AFTER,
+    EXPIRES, RETRY_AFTER, TRANSFER_ENCODING,
 };
 use http::{HeaderValue, Response, StatusCode};
 use pingora_core::Result;
@@ -83,19 +83,39 @@ pub(super) fn replace(
     header: &mut ResponseHeader,
     error: &S3Error,
 ) -> Result<Bytes> {
-    let others: Vec<HeaderName> = header
-        .headers
-        .keys()
-        .filter(|name| !KEPT.contains(name))
-        .cloned()
-        .collect();
-    for name in others {
-        header.remove_header(&name);
-    }
+    keep(header, &KEPT);
     if header.status != StatusCode::RANGE_NOT_SATISFIABLE {
         header.remove_header(&CONTENT_RANGE);
     }
     document(request, header, error)
+}
+
+/// Make `header`, that of an origin's document, one of a document that is sent on piece by
+/// piece, and of nothing else.
+pub(super) fn rewrite(header: &mut ResponseHeader) -> Result<()> {
+    keep(header, &KEPT);
+    for name in [AGE, CONTENT_LENGTH, CONTENT_RANGE] {
+        header.remove_header(&name);
+    }
+    header.insert_header(CONTENT_TYPE, XML)?;
+    header.insert_header(TRANSFER_ENCODING, "chunked")
+}
+
+fn keep(header: &mut ResponseHeader, kept: &[HeaderName]) {
+    let names = header.headers.keys();
+    let others: Vec<_> = names.filter(|name| !kept.contains(name)).cloned().collect();
+    for name in others {
+        header.remove_header(&name);
+    }
+}
+
+/// Answer with a document.
+pub(super) async fn respond_document(session: &mut Session, document: String) -> Result<()> {
+    let body = Bytes::from(document);
+    let mut header = ResponseHeader::build(StatusCode::OK, Some(4))?;
+    describe(&mut header, XML, &body)?;
+    header.insert_header(REQUEST_ID, request_id::next())?;
+    send(session, header, body).await
 }
 
 fn describe(header: &mut ResponseHeader, media_type: &str, body: &Bytes) -> Result<()> {

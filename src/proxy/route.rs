@@ -39,7 +39,11 @@ impl Found {
             let query = requested_query(request);
             S3Request::read(&request.method, target, query, &request.headers)
         };
-        match router.route(host(request)?, &path) {
+        let host = match router.has_hosts() {
+            true => host(request)?,
+            false => None,
+        };
+        match router.route(host, &path) {
             Some((site, rest)) => {
                 let target = Target::in_bucket(rest)?;
                 if let Target::Object(key) = &target {

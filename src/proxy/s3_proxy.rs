@@ -20,6 +20,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Sess
 
 use super::absent::Absent;
 use super::auth::{Admitted, Auth, Refused};
+use super::buckets::{ListRules, Listing};
 use super::cache_key::{cache_key, requested_path, CacheKeys};
 use super::dots::Dots;
 use super::http1::answer_what_was_asked;
@@ -34,7 +35,10 @@ use crate::http::{
     sends_body, BackgroundFills, CachingCtx, CachingOptions, HttpCaching, ServedStale,
 };
 use crate::metrics::METRICS;
-use crate::s3::{Code, ObjectKey, Refreshed, S3Error, S3Request, Site, Target};
+use crate::s3::{
+    Code, ListError, ListRewriter, ObjectKey, Operation, Refreshed, S3Error, S3Request, Site,
+    Target,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -76,6 +80,8 @@ pub struct S3ProxyHttp {
     /// The longest wait for the origin where something stale can be served.
     stale_timeout: Option<Duration>,
     dots: Dots,
+    /// Of each bucket, in the order of the configuration.
+    lists: Vec<ListRules>,
     resolver: Resolver,
     write_timeout: Option<Duration>,
     min_send_rate: Option<usize>,
@@ -97,6 +103,8 @@ pub struct RequestCtx {
     caching: CachingCtx,
     route: Option<Route>,
     admitted: Admitted,
+    /// The list that the client asked for.
+    listing: Option<Box<Listing>>,
     attempts: Attempts,
     /// Replaces the body of an error of the origin, once.
     error_body: Option<Bytes>,
@@ -150,6 +158,7 @@ impl S3ProxyHttp {
             rules,
             stale_timeout: config.cache.stale_timeout.non_zero(),
             dots: Dots::new(),
+            lists: config.buckets.iter().map(ListRules::of).collect(),
             resolver: Resolver::default(),
             write_timeout: config.server.write_timeout.non_zero(),
             min_send_rate: (min_send_rate > 0).then_some(min_send_rate),
@@ -266,11 +275,99 @@ impl S3ProxyHttp {
         Ok(Decision::Proceed)
     }
 
+    /// For `request_filter`: a request that is for all buckets.
+    async fn answer_service(
+        &self,
+        session: &mut Session,
+        request: &S3Request,
+        ctx: &mut RequestCtx,
+    ) -> Result<bool> {
+        if request.operation != Operation::ListBuckets {
+            return refuse(session, buckets::not_implemented(request)).await;
+        }
+        // Those that the client may list.
+        let mut refused = None;
+        let mut sites = Vec::new();
+        for site in self.keys.router().sites() {
+            if !self
+                .lists
+                .get(site.index())
+                .is_some_and(|rules| rules.is_open)
+            {
+                continue;
+            }
+            match self.authorise(session, request, site, ctx).await? {
+                Decision::Proceed => sites.push(&**site),
+                Decision::Refuse(error) => refused = Some(error),
+            }
+        }
+        match refused {
+            Some(refused) if sites.is_empty() => return refuse_client(session, &refused).await,
+            None if sites.is_empty() => return refuse(session, Code::AccessDenied.into()).await,
+            _ => {}
+        }
+        let document = buckets::list_of(sites.into_iter());
+        errors::respond_document(session, document).await?;
+        Ok(true)
+    }
+
+    /// For `request_filter`: a request that is not for an object as it is.
+    async fn answer_other(
+        &self,
+        session: &mut Session,
+        route: Route,
+        ctx: &mut RequestCtx,
+    ) -> Result<bool> {
+        const CLOSED: ListRules = ListRules {
+            is_open: false,
+            ttl: Duration::ZERO,
+        };
+        let rules = self.lists.get(route.site.index()).unwrap_or(&CLOSED);
+        let listing = match Listing::of(&route, rules) {
+            Ok(Some(listing)) => listing,
+            Ok(None) => {
+                buckets::answer(session, &route).await?;
+                return Ok(true);
+            }
+            Err(error) => return refuse(session, error).await,
+        };
+        // A list is neither cut nor compared.
+        for name in FORWARDED {
+            session.req_header_mut().remove_header(&name);
+        }
+        ctx.caching.set_special();
+        if listing.ttl.is_zero() {
+            ctx.caching.pass(false);
+        }
+        ctx.listing = Some(Box::new(listing));
+        ctx.route = Some(route);
+        self.caching.request_filter(session, &mut ctx.caching).await
+    }
+
+    /// For `upstream_response_filter`: the origin's answer to a list.
+    fn prepare_list(listing: &Listing, response: &mut ResponseHeader) -> Result<()> {
+        if response.status != StatusCode::OK
+            || response.headers.contains_key(header::CONTENT_ENCODING)
+        {
+            let why = "the origin's list is none";
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
+        }
+        errors::rewrite(response)?;
+        let fresh = match listing.ttl {
+            Duration::ZERO => "no-store".to_owned(),
+            ttl => format!("max-age={}", ttl.as_secs()),
+        };
+        response.remove_header(&header::EXPIRES);
+        response.insert_header(header::CACHE_CONTROL, fresh)
+    }
+
     /// The error that an answer of the origin stands for.
     fn origin_error(status: StatusCode, request: Option<&S3Request>) -> S3Error {
         let names_version = request.is_some_and(|request| request.version_id().is_some());
         let names_part = request.is_some_and(|request| request.part_number().is_some());
+        let names_object = request.is_none_or(|request| request.target != Target::Bucket);
         match status {
+            StatusCode::NOT_FOUND if !names_object => Code::NoSuchBucket.into(),
             StatusCode::NOT_FOUND if names_version => Code::NoSuchVersion.into(),
             StatusCode::RANGE_NOT_SATISFIABLE if names_part => Code::InvalidPartNumber.into(),
             status => S3Error::of_status(status),
@@ -307,6 +404,23 @@ fn routed(route: &Option<Route>) -> Result<&Route> {
     route
         .as_ref()
         .ok_or_else(|| Error::explain(ErrorType::InternalError, "the request has no route"))
+}
+
+/// Rewrite a piece of a list.
+fn rewrite_list(
+    rewriter: &mut ListRewriter,
+    body: &mut Option<Bytes>,
+    is_end: bool,
+) -> Result<(), ListError> {
+    let mut rewritten = match body.take() {
+        Some(piece) => rewriter.write(&piece)?,
+        None => Vec::new(),
+    };
+    if is_end {
+        rewritten.extend(rewriter.finish()?);
+    }
+    *body = Some(rewritten.into());
+    Ok(())
 }
 
 /// The fields of a request that S3 requires under the signature.
@@ -374,7 +488,7 @@ impl ProxyHttp for S3ProxyHttp {
         let route = match found {
             Found::Site(route) => route,
             Found::Service(request) => {
-                return refuse(session, buckets::of_service(&request)).await;
+                return Box::pin(self.answer_service(session, &request, ctx)).await;
             }
         };
         let decision = self.authorise(session, &route.request, &route.site, ctx);
@@ -383,7 +497,7 @@ impl ProxyHttp for S3ProxyHttp {
             Decision::Refuse(refused) => return refuse_client(session, &refused).await,
         }
         if !route.request.reads_object() {
-            return Box::pin(buckets::answer(session, &route)).await;
+            return Box::pin(self.answer_other(session, route, ctx)).await;
         }
         if !route.request.is_plain() || ctx.admitted.by_cookie {
             ctx.caching.set_special();
@@ -428,7 +542,11 @@ impl ProxyHttp for S3ProxyHttp {
     }
 
     fn cache_key_callback(&self, _session: &Session, ctx: &mut Self::CTX) -> Result<CacheKey> {
-        let key = routed(&ctx.route)?.cache_key()?;
+        let route = routed(&ctx.route)?;
+        let key = match &ctx.listing {
+            Some(listing) => listing.cache_key(&route.site),
+            None => route.cache_key()?,
+        };
         Ok(self.caching.asked_now(key))
     }
 
@@ -460,7 +578,7 @@ impl ProxyHttp for S3ProxyHttp {
         ctx: &mut Self::CTX,
     ) -> Result<bool> {
         let route = routed(&ctx.route)?;
-        if !route.request.passes_the_cache() {
+        if route.request.reads_object() && !route.request.passes_the_cache() {
             if let Some((status, left)) = self.absent.get(&route.cache_key()?) {
                 let error = Self::origin_error(status, Some(&route.request));
                 ctx.is_remembered = true;
@@ -647,7 +765,10 @@ impl ProxyHttp for S3ProxyHttp {
             .upstream_request_filter(session, request, &mut ctx.caching)?;
         let route = routed(&ctx.route)?;
         let origin = &route.site;
-        let target = route.target()?;
+        let target = match &ctx.listing {
+            Some(listing) => listing.target.clone(),
+            None => route.target()?,
+        };
         let method = request.method.clone();
         let mut signed = RequestHeader::build(method.clone(), target.as_bytes(), Some(12))?;
         signed.insert_header(header::HOST, origin.host_header())?;
@@ -663,8 +784,10 @@ impl ProxyHttp for S3ProxyHttp {
         for (name, value) in route.request.passed_fields() {
             signed.append_header(name.clone(), value)?;
         }
-        // What is stored has the checksums for those who want them.
-        signed.insert_header(CHECKSUM_MODE, "ENABLED")?;
+        if ctx.listing.is_none() {
+            // What is stored has the checksums for those who want them.
+            signed.insert_header(CHECKSUM_MODE, "ENABLED")?;
+        }
         if let Some(signer) = origin.signer() {
             let fields = signer
                 .sign(
@@ -700,6 +823,9 @@ impl ProxyHttp for S3ProxyHttp {
             return Err(self.redirected(response, ctx));
         }
         let status = response.status;
+        if let (true, Some(listing)) = (status.is_success(), &ctx.listing) {
+            return Self::prepare_list(listing, response);
+        }
         if status.is_informational() || status.is_success() || status == StatusCode::NOT_MODIFIED {
             return Ok(());
         }
@@ -708,7 +834,8 @@ impl ProxyHttp for S3ProxyHttp {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
         }
         let route = routed(&ctx.route)?;
-        if self.is_remembered(response, ctx) && !route.request.passes_the_cache() {
+        let is_plain = route.request.reads_object() && !route.request.passes_the_cache();
+        if self.is_remembered(response, ctx) && is_plain {
             if let Some(rule) = &ctx.rule {
                 let (key, ttl) = (route.cache_key()?, rule.negative_ttl);
                 self.absent.insert(&key, status, ttl, ctx.asked_at);
@@ -716,9 +843,12 @@ impl ProxyHttp for S3ProxyHttp {
         }
         if status == StatusCode::FORBIDDEN && !ctx.caching.is_background() {
             warn!(
-                "bucket {}: the origin refuses {:?} with 403; check access_key, secret_key, region and the bucket's policy",
+                "bucket {}: the origin refuses {} with 403; check access_key, secret_key, region and the bucket's policy",
                 route.site.bucket(),
-                route.key()?
+                match route.request.target.key() {
+                    Some(key) => format!("{key:?}"),
+                    None => "a list".to_owned(),
+                }
             );
         }
         // Where the origin sends no body, Pingora asks for none to send on.
@@ -741,11 +871,15 @@ impl ProxyHttp for S3ProxyHttp {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         ctx: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
         if ctx.replaces_body {
             *body = ctx.error_body.take();
+        } else if let Some(listing) = &mut ctx.listing {
+            rewrite_list(&mut listing.rewriter, body, end_of_stream)
+                .or_err(ErrorType::InternalError, "rewriting a list")
+                .map_err(|e| e.into_up())?;
         }
         Ok(None)
     }
@@ -756,7 +890,7 @@ impl ProxyHttp for S3ProxyHttp {
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        if response.status.is_success() {
+        if response.status.is_success() && ctx.listing.is_none() {
             response.insert_header(header::ACCEPT_RANGES, "bytes")?;
             if let Some(route) = &ctx.route {
                 describe_as_asked(&route.request, response)?;
@@ -813,5 +947,75 @@ impl ProxyHttp for S3ProxyHttp {
             ErrorSource::Unset => "unset",
         };
         METRICS.errors.with_label_values(&[source]).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+
+    use super::*;
+
+    fn described(query: &str, fields: &[(&'static str, &'static str)], status: u16) -> String {
+        let fields = fields.iter().map(|(name, value)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        });
+        let headers: HeaderMap = fields.collect();
+        let target = Target::in_bucket("key").unwrap();
+        let query = Some(query.as_bytes());
+        let request = S3Request::read(&Method::GET, target, query, &headers).unwrap();
+        let mut response = ResponseHeader::build(status, None).unwrap();
+        for (name, value) in [
+            ("content-type", "text/plain"),
+            ("x-amz-checksum-sha256", "a"),
+            ("x-amz-checksum-type", "FULL_OBJECT"),
+        ] {
+            response.insert_header(name, value).unwrap();
+        }
+        describe_as_asked(&request, &mut response).unwrap();
+        let fields = response.headers.iter();
+        let mut fields: Vec<_> = fields
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect();
+        fields.sort();
+        fields.join(", ")
+    }
+
+    #[test]
+    fn overrides_take_the_place_of_the_fields_of_the_object() {
+        for status in [200, 206] {
+            assert_eq!(
+                described(
+                    "response-content-type=text%2Fhtml&response-content-disposition=attachment",
+                    &[],
+                    status
+                ),
+                "content-disposition: attachment, content-type: text/html"
+            );
+        }
+    }
+
+    #[test]
+    fn checksums_are_those_of_what_is_sent() {
+        let wanted = [("x-amz-checksum-mode", "ENABLED")];
+        let all =
+            "content-type: text/plain, x-amz-checksum-sha256: a, x-amz-checksum-type: FULL_OBJECT";
+        let none = "content-type: text/plain";
+        for (query, fields, status, expected) in [
+            ("", &wanted[..], 200, all),
+            ("", &wanted, 206, none),
+            ("partNumber=1", &wanted, 206, all),
+            ("", &[], 200, none),
+            ("partNumber=1", &[], 206, none),
+        ] {
+            assert_eq!(
+                described(query, fields, status),
+                expected,
+                "{query} {status}"
+            );
+        }
     }
 }

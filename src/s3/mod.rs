@@ -4,6 +4,7 @@
 pub mod credentials;
 pub mod error;
 pub mod key;
+pub mod list;
 pub mod origin;
 pub mod prefixes;
 pub mod request;
@@ -15,6 +16,7 @@ pub use aws_credential_types::Credentials;
 pub use credentials::{Lookup, OriginCredentials, Refreshed, Role};
 pub use error::{Code, S3Error};
 pub use key::{KeyError, ObjectKey};
+pub use list::{ListError, ListRewriter};
 pub use origin::{Bucket, Endpoint, Origin};
 pub use prefixes::KeyPrefixes;
 pub use request::{Operation, S3Request, Target};

@@ -80,7 +80,7 @@ impl Router {
         host: Option<&[u8]>,
         raw_path: &'p str,
     ) -> Option<(&Arc<Site>, &'p str)> {
-        if !self.hosts.is_empty() {
+        if self.has_hosts() {
             if let Some(site) = host.and_then(|host| self.site_of_host(host)) {
                 return Some((site, raw_path.strip_prefix('/')?));
             }
@@ -115,6 +115,11 @@ impl Router {
             }
             _ => (None, raw_path),
         }
+    }
+
+    /// True if the host of a request makes a difference.
+    pub fn has_hosts(&self) -> bool {
+        !self.hosts.is_empty()
     }
 
     /// All buckets, in the order of the configuration.

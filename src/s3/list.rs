@@ -1,0 +1,457 @@
+//! Lists of objects: the request to the origin, and its document as a client may see it.
+//!
+//! Sources: ListObjects and ListObjectsV2, Amazon S3 API Reference.
+
+use std::fmt;
+
+use quick_xml::events::Event;
+use quick_xml::Reader;
+
+use super::error::{Code, S3Error};
+use super::key::{encode_value, leaves_bucket};
+use super::origin::Origin;
+use super::request::{Operation, S3Request};
+
+/// The longest piece of a document that is kept, in bytes: a tag, or the text of an element
+/// that is rewritten. A key takes at most a tenth of it.
+const MAX_KEPT: usize = 64 * 1024;
+
+/// The deepest element of a document; an owner's name is at 4.
+const MAX_DEPTH: usize = 16;
+
+/// Elements below the root whose text begins with the prefix of a key, or is empty.
+const KEYS: [&str; 4] = ["Marker", "NextMarker", "Prefix", "StartAfter"];
+
+/// Rewrites the document of a list while it comes: keys lose the prefix that clients leave
+/// out, and the bucket has the name that they know. All else stays as it is, byte for byte.
+#[derive(Debug)]
+pub struct ListRewriter {
+    /// The name of the bucket, escaped.
+    name: String,
+    key_prefix: String,
+    /// Keys may be percent-encoded, because the client asked for that.
+    is_encoded: bool,
+    /// What has come of a tag.
+    kept: Vec<u8>,
+    /// The names of the open elements.
+    open: Vec<Vec<u8>>,
+    /// The text of the open element, if that is rewritten.
+    text: Option<Vec<u8>>,
+    has_root: bool,
+}
+
+/// The origin's document cannot be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListError {
+    /// It is not well-formed, or has something that S3 does not write.
+    Malformed,
+    /// It ends too early.
+    Incomplete,
+    /// A key does not begin with the prefix that was asked for.
+    OutsidePrefix,
+}
+
+/// The request target of a list for the origin: path and query, encoded.
+///
+/// # Errors
+/// A parameter is invalid.
+pub fn target(origin: &Origin, request: &S3Request) -> Result<String, S3Error> {
+    let key_prefix = origin.key_prefix();
+    let invalid = |why: &'static str| Err(S3Error::new(Code::InvalidArgument, why));
+    let below = |name: &str| {
+        let key = request.parameter(name).filter(|key| !key.is_empty());
+        key.map(|key| [key_prefix, key].concat())
+    };
+    let as_it_is = |name: &str| {
+        let value = request.parameter(name).filter(|value| !value.is_empty());
+        value.map(str::to_owned)
+    };
+    let prefix = request.parameter("prefix").unwrap_or_default();
+    // A list of the whole bucket is none of something outside it.
+    if prefix.split('/').any(|segment| segment == "..") && leaves_bucket(prefix) {
+        return invalid("the prefix leads out of the bucket");
+    }
+    if as_it_is("encoding-type").is_some_and(|of| of != "url") {
+        return invalid("Invalid Encoding Method specified in Request");
+    }
+    if as_it_is("max-keys").is_some_and(|number| number.parse::<u32>().is_err()) {
+        return invalid("Provided max-keys not an integer or within integer range");
+    }
+    let mut parameters = vec![
+        ("delimiter", as_it_is("delimiter")),
+        ("encoding-type", as_it_is("encoding-type")),
+        ("max-keys", as_it_is("max-keys")),
+        (
+            "prefix",
+            Some([key_prefix, prefix].concat()).filter(|prefix| !prefix.is_empty()),
+        ),
+    ];
+    if request.operation == Operation::ListObjectsV2 {
+        parameters.extend([
+            ("continuation-token", as_it_is("continuation-token")),
+            ("fetch-owner", as_it_is("fetch-owner")),
+            ("list-type", Some("2".to_owned())),
+            ("start-after", below("start-after")),
+        ]);
+    } else {
+        parameters.push(("marker", below("marker")));
+    }
+    let mut target = format!("{}/", origin.base_path());
+    let mut separator = '?';
+    for (name, value) in parameters {
+        if let Some(value) = value {
+            target.push(separator);
+            target.push_str(name);
+            target.push('=');
+            target.push_str(&encode_value(&value));
+            separator = '&';
+        }
+    }
+    Ok(target)
+}
+
+// === impl ListRewriter ===
+
+impl ListRewriter {
+    /// A rewriter for the answer to `request`.
+    pub fn new(origin: &Origin, request: &S3Request) -> ListRewriter {
+        let name = origin.public_name().unwrap_or(origin.bucket());
+        ListRewriter {
+            name: super::error::escape(name).into_owned(),
+            key_prefix: origin.key_prefix().to_owned(),
+            is_encoded: request.parameter("encoding-type") == Some("url"),
+            kept: Vec::new(),
+            open: Vec::new(),
+            text: None,
+            has_root: false,
+        }
+    }
+
+    /// Rewrite a further piece of the document. Returns what can be sent of it.
+    ///
+    /// # Errors
+    /// [`ListError`]
+    pub fn write(&mut self, piece: &[u8]) -> Result<Vec<u8>, ListError> {
+        let mut document = std::mem::take(&mut self.kept);
+        document.extend_from_slice(piece);
+        let mut sent = Vec::with_capacity(document.len());
+        // Up to the last end of a tag: what follows may be half of something.
+        let complete = document.iter().rposition(|byte| *byte == b'>');
+        let consumed = match complete {
+            Some(end) => self.rewrite(&document[..=end], &mut sent)?,
+            None => 0,
+        };
+        document.drain(..consumed);
+        if document.len() > MAX_KEPT {
+            return Err(ListError::Malformed);
+        }
+        self.kept = document;
+        Ok(sent)
+    }
+
+    /// Check that the document has come to its end. Returns the last of it.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn finish(&mut self) -> Result<Vec<u8>, ListError> {
+        let is_blank = self.kept.iter().all(u8::is_ascii_whitespace);
+        match self.has_root && self.open.is_empty() && is_blank {
+            true => Ok(std::mem::take(&mut self.kept)),
+            false => Err(ListError::Incomplete),
+        }
+    }
+
+    /// Returns how many bytes have been rewritten: whole tags, and the text before them.
+    fn rewrite(&mut self, document: &[u8], sent: &mut Vec<u8>) -> Result<usize, ListError> {
+        let mut reader = Reader::from_reader(document);
+        let config = reader.config_mut();
+        // A piece may begin within an element.
+        config.check_end_names = false;
+        config.allow_unmatched_ends = true;
+        let mut start = 0;
+        loop {
+            let event = match reader.read_event() {
+                Ok(Event::Eof) => return Ok(start),
+                Ok(event) => event,
+                // It may be half of something that has a `>` in it.
+                Err(_) => return Ok(start),
+            };
+            let end = usize::try_from(reader.buffer_position()).unwrap_or(start);
+            let Some(raw) = document.get(start..end) else {
+                return Err(ListError::Malformed);
+            };
+            start = end;
+            self.take(&event, raw, sent)?;
+        }
+    }
+
+    fn take(&mut self, event: &Event<'_>, raw: &[u8], sent: &mut Vec<u8>) -> Result<(), ListError> {
+        match event {
+            Event::Start(tag) => {
+                if self.text.is_some() || self.open.len() == MAX_DEPTH {
+                    return Err(ListError::Malformed);
+                }
+                if self.open.is_empty() && std::mem::replace(&mut self.has_root, true) {
+                    return Err(ListError::Malformed);
+                }
+                self.open.push(tag.name().as_ref().to_vec());
+                sent.extend_from_slice(raw);
+                self.text = self.is_rewritten().then(Vec::new);
+            }
+            Event::End(tag) => {
+                if self.open.last().map(Vec::as_slice) != Some(tag.name().as_ref()) {
+                    return Err(ListError::Malformed);
+                }
+                if let Some(text) = self.text.take() {
+                    sent.extend_from_slice(self.rewritten(&text)?);
+                }
+                self.open.pop();
+                sent.extend_from_slice(raw);
+            }
+            // Such an element is empty, and stays so.
+            Event::Empty(_) | Event::Text(_) | Event::GeneralRef(_) => match &mut self.text {
+                Some(_) if matches!(event, Event::Empty(_)) => return Err(ListError::Malformed),
+                Some(text) if text.len() + raw.len() <= MAX_KEPT => text.extend_from_slice(raw),
+                Some(_) => return Err(ListError::Malformed),
+                None => sent.extend_from_slice(raw),
+            },
+            Event::Decl(_) if !self.has_root => sent.extend_from_slice(raw),
+            // Nothing that S3 writes, and a key could hide there.
+            _ => return Err(ListError::Malformed),
+        }
+        Ok(())
+    }
+
+    /// True if the text of the open element is rewritten.
+    fn is_rewritten(&self) -> bool {
+        let below_root: Vec<&[u8]> = self.open.iter().skip(1).map(Vec::as_slice).collect();
+        match below_root[..] {
+            [name] => name == b"Name" || KEYS.iter().any(|key| key.as_bytes() == name),
+            [b"Contents", b"Key"] | [b"CommonPrefixes", b"Prefix"] => true,
+            _ => false,
+        }
+    }
+
+    fn rewritten<'t>(&'t self, text: &'t [u8]) -> Result<&'t [u8], ListError> {
+        if self.open.last().is_some_and(|name| name == b"Name") {
+            return Ok(self.name.as_bytes());
+        }
+        if text.is_empty() {
+            return Ok(text);
+        }
+        let stripped = match strip_prefix(text, &self.key_prefix, false) {
+            None if self.is_encoded => strip_prefix(text, &self.key_prefix, true),
+            stripped => stripped,
+        };
+        stripped.ok_or(ListError::OutsidePrefix)
+    }
+}
+
+/// The rest of a text after a prefix, as it is written. Characters of the prefix may be
+/// written as references, and percent-encoded.
+fn strip_prefix<'t>(text: &'t [u8], prefix: &str, is_encoded: bool) -> Option<&'t [u8]> {
+    let mut rest = text;
+    let mut prefix = prefix.as_bytes();
+    while !prefix.is_empty() {
+        let (len, bytes) = character(rest, is_encoded)?;
+        prefix = prefix.strip_prefix(&*bytes)?;
+        rest = &rest[len..];
+    }
+    Some(rest)
+}
+
+/// The first character of a text, or byte of one: its length as it is written, and what it
+/// stands for.
+fn character(text: &[u8], is_encoded: bool) -> Option<(usize, Vec<u8>)> {
+    match text {
+        [b'&', ..] => {
+            let end = text.iter().position(|byte| *byte == b';')?;
+            let reference = std::str::from_utf8(&text[..=end]).ok()?;
+            let meant = quick_xml::escape::unescape(reference).ok()?;
+            Some((end + 1, meant.as_bytes().to_vec()))
+        }
+        [b'%', high, low, ..] if is_encoded => {
+            let digit = |byte: u8| char::from(byte).to_digit(16);
+            let byte = digit(*high)? << 4 | digit(*low)?;
+            Some((3, vec![u8::try_from(byte).ok()?]))
+        }
+        [b'+', ..] if is_encoded => Some((1, vec![b' '])),
+        [byte, ..] => Some((1, vec![*byte])),
+        [] => None,
+    }
+}
+
+// === impl ListError ===
+
+impl fmt::Display for ListError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ListError::Malformed => "the list is not one that S3 writes",
+            ListError::Incomplete => "the list ends too early",
+            ListError::OutsidePrefix => "the list has keys that were not asked for",
+        })
+    }
+}
+
+impl std::error::Error for ListError {}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, Method};
+
+    use super::*;
+    use crate::s3::{Bucket, Endpoint, Target};
+
+    fn origin(key_prefix: &str) -> Origin {
+        Origin::new(Bucket {
+            path_prefix: Some("/a/files".to_owned()),
+            hosts: Vec::new(),
+            name: "secret-bucket".to_owned(),
+            key_prefix: key_prefix.to_owned(),
+            principal: None,
+            region: "us-east-1".to_owned(),
+            endpoint: Some(Endpoint::parse("http://s3:9000").unwrap()),
+            credentials: None,
+        })
+    }
+
+    fn request(query: &str) -> S3Request {
+        let query = Some(query.as_bytes());
+        S3Request::read(&Method::GET, Target::Bucket, query, &HeaderMap::new()).unwrap()
+    }
+
+    fn rewrite(
+        key_prefix: &str,
+        query: &str,
+        document: &str,
+        pieces: usize,
+    ) -> Result<String, ListError> {
+        let mut rewriter = ListRewriter::new(&origin(key_prefix), &request(query));
+        let mut sent = Vec::new();
+        for piece in document.as_bytes().chunks(pieces) {
+            sent.extend(rewriter.write(piece)?);
+        }
+        sent.extend(rewriter.finish()?);
+        Ok(String::from_utf8(sent).unwrap())
+    }
+
+    const LIST: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+        <ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+        <Name>secret-bucket</Name><Prefix>t&amp;m/a</Prefix><StartAfter></StartAfter>\
+        <NextContinuationToken>t&amp;m/x==</NextContinuationToken><Marker/>\
+        <NextMarker>t&#38;m/b</NextMarker><KeyCount>2</KeyCount><MaxKeys>1000</MaxKeys>\
+        <Delimiter>/</Delimiter><IsTruncated>false</IsTruncated>\
+        <Contents><Key>t&amp;m/a&lt;>b&#x1;</Key><ETag>&quot;1&quot;</ETag><Size>3</Size>\
+        <Owner><ID>Key</ID></Owner></Contents>\n  \
+        <CommonPrefixes><Prefix>t&amp;m/ü/</Prefix></CommonPrefixes></ListBucketResult>\n";
+
+    #[test]
+    fn keys_lose_the_prefix_however_the_document_is_cut() {
+        let expected = LIST
+            .replace("secret-bucket", "files")
+            .replace("<Prefix>t&amp;m/", "<Prefix>")
+            .replace("<NextMarker>t&#38;m/", "<NextMarker>")
+            .replace("<Key>t&amp;m/", "<Key>");
+        for pieces in 1..LIST.len() {
+            let rewritten = rewrite("t&m/", "list-type=2", LIST, pieces).unwrap();
+            assert_eq!(rewritten, expected, "{pieces}");
+        }
+        let whole = rewrite("", "", LIST, 10).unwrap();
+        assert_eq!(whole, LIST.replace("secret-bucket", "files"));
+    }
+
+    #[test]
+    fn keys_may_be_encoded() {
+        let list = |key: &str| format!("<L><Contents><Key>{key}</Key></Contents></L>");
+        for written in ["t+%C3%BC/a+b", "t%20%c3%bc/a+b", "t%20ü/a+b"] {
+            let rewritten = rewrite("t ü/", "encoding-type=url", &list(written), 7);
+            assert_eq!(rewritten.as_deref(), Ok(&*list("a+b")), "{written}");
+            let refused = rewrite("t ü/", "", &list(written), 7);
+            assert_eq!(refused, Err(ListError::OutsidePrefix), "{written}");
+        }
+        // An origin that does not know the parameter.
+        let rewritten = rewrite("t ü/", "encoding-type=url", &list("t ü/a b"), 7);
+        assert_eq!(rewritten.as_deref(), Ok(&*list("a b")));
+    }
+
+    #[test]
+    fn what_is_no_list_below_the_prefix_is_not_passed_on() {
+        use ListError::*;
+        for (document, error) in [
+            (
+                "<L><Contents><Key>other/a</Key></Contents></L>",
+                OutsidePrefix,
+            ),
+            ("<L><Contents><Key>t</Key></Contents></L>", OutsidePrefix),
+            ("<L><Prefix>other/</Prefix></L>", OutsidePrefix),
+            ("<L><Contents><Key>t/<b/></Key></Contents></L>", Malformed),
+            (
+                "<L><Contents><Key><![CDATA[other]]></Key></Contents></L>",
+                Malformed,
+            ),
+            ("<L><!-- other/a --></L>", Malformed),
+            ("<!DOCTYPE L [<!ENTITY k 'other/a'>]><L></L>", Malformed),
+            ("<L></M>", Malformed),
+            ("<L></L><L></L>", Malformed),
+            ("<L><Contents>", Incomplete),
+            ("<L><Contents><Key>t/a</Key></Contents>", Incomplete),
+            ("<L></L><", Incomplete),
+            ("<L", Incomplete),
+            ("", Incomplete),
+        ] {
+            for pieces in [1, 1000] {
+                let refused = rewrite("t/", "", document, pieces);
+                assert_eq!(refused, Err(error), "{document} in {pieces}");
+            }
+        }
+        let deep = "<a>".repeat(MAX_DEPTH + 1);
+        assert_eq!(rewrite("", "", &deep, 100), Err(Malformed));
+    }
+
+    #[test]
+    fn no_more_than_a_tag_is_kept() {
+        let mut rewriter = ListRewriter::new(&origin("t/"), &request(""));
+        rewriter.write(b"<L><Contents><Key>").unwrap();
+        let filler = [b'a'; 1000];
+        let refused = (0..1000).find_map(|_| rewriter.write(&filler).err());
+        assert_eq!(refused, Some(ListError::Malformed));
+
+        let mut rewriter = ListRewriter::new(&origin("t/"), &request(""));
+        rewriter.write(b"<L>").unwrap();
+        for _ in 0..10_000 {
+            let sent = rewriter.write(b"<Contents><Key>t/a</Key></Contents>");
+            assert_eq!(sent.unwrap(), b"<Contents><Key>a</Key></Contents>");
+        }
+        assert!(rewriter.kept.capacity() < MAX_KEPT);
+    }
+
+    #[test]
+    fn the_origin_is_asked_below_the_prefix_only() {
+        for (key_prefix, query, expected) in [
+            ("", "", "/secret-bucket/"),
+            ("", "prefix=", "/secret-bucket/"),
+            ("", "list-type=2", "/secret-bucket/?list-type=2"),
+            ("t m/", "", "/secret-bucket/?prefix=t%20m%2F"),
+            (
+                "t/",
+                "list-type=2&prefix=a%2Fb&delimiter=%2F&start-after=c&continuation-token=d%2B%3D&max-keys=2&fetch-owner=true&encoding-type=url&x-id=1&marker=e",
+                "/secret-bucket/?delimiter=%2F&encoding-type=url&max-keys=2&prefix=t%2Fa%2Fb&continuation-token=d%2B%3D&fetch-owner=true&list-type=2&start-after=t%2Fc",
+            ),
+            ("t/", "marker=a&start-after=b", "/secret-bucket/?prefix=t%2F&marker=t%2Fa"),
+            ("t/", "marker=", "/secret-bucket/?prefix=t%2F"),
+        ] {
+            let asked = target(&origin(key_prefix), &request(query));
+            assert_eq!(asked.as_deref(), Ok(expected), "{query}");
+        }
+        for query in [
+            "prefix=../",
+            "prefix=a/../../b",
+            "encoding-type=base64",
+            "max-keys=-1",
+            "max-keys=x",
+        ] {
+            let refused = target(&origin("t/"), &request(query)).unwrap_err();
+            assert_eq!(refused.code, "InvalidArgument", "{query}");
+        }
+    }
+}
