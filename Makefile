@@ -61,7 +61,7 @@ FUZZ_SECONDS ?= 600
 # With a nightly compiler, `cargo fuzz run` does the same, and looks for misuse of
 # memory too.
 fuzz: vendor
-	@cd fuzz && for target in entry_meta bans cache_control config date range signature; do \
+	@cd fuzz && for target in entry_meta bans cache_control config date range signature s3_request s3_list; do \
 		mkdir -p artifacts/$$target corpus/$$target && \
 		FUZZ_SEEDS=seeds/$$target cargo run --release --bin $$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 \
