@@ -109,8 +109,13 @@ fn write_values(to: &mut Vec<u8>, headers: &HeaderMap, name: &str) {
 
 /// Without spaces at both ends, and with one space where there are several.
 fn write_value(to: &mut Vec<u8>, value: &[u8]) {
+    let value = value.trim_ascii();
+    if !value.windows(2).any(|pair| pair == b"  ") {
+        to.extend_from_slice(value);
+        return;
+    }
     let mut after_space = false;
-    for byte in value.trim_ascii() {
+    for byte in value {
         let is_space = *byte == b' ';
         if !(is_space && after_space) {
             to.push(*byte);
@@ -206,10 +211,20 @@ fn next_byte(part: &[u8], kind: Part) -> Option<(u8, &[u8])> {
 }
 
 fn stands_for_itself(byte: u8, kind: Part) -> bool {
-    byte.is_ascii_alphanumeric()
-        || matches!(byte, b'-' | b'_' | b'.' | b'~')
-        || (byte == b'/' && kind == Part::Path)
+    UNRESERVED[usize::from(byte)] || (byte == b'/' && kind == Part::Path)
 }
+
+/// The bytes that stand for themselves everywhere (RFC 3986 §2.3).
+const UNRESERVED: [bool; 256] = {
+    let mut unreserved = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        unreserved[byte] =
+            (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'-' | b'_' | b'.' | b'~');
+        byte += 1;
+    }
+    unreserved
+};
 
 /// The value of a hexadecimal digit.
 pub(super) fn hex(digit: u8) -> Option<u8> {

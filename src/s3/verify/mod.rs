@@ -248,7 +248,8 @@ impl Spelling {
             })
         });
         let forms = |is_encoded: bool| match is_encoded {
-            true => &[Form::Encoded][..],
+            // Both are the same.
+            true => &[Form::Sent][..],
             false => &[Form::Encoded, Form::Sent],
         };
         let queries = forms(query_is_encoded);
