@@ -437,6 +437,38 @@ fn key_prefixes_limit_what_a_client_reads() {
 }
 
 #[test]
+fn key_prefixes_limit_what_a_client_lists() {
+    let origin = Origin::start(|_| Reply::bytes("<ListBucketResult></ListBucketResult>"));
+    let bucket = bucket(&origin)
+        .set("auth", "sigv4")
+        .set("clients", CLIENTS)
+        .set("list", "true")
+        .set("list_ttl", "1h");
+    let proxy = builder().bucket(bucket).start();
+    let list = |keys, query: &str| get(&proxy, Way::header(keys), &format!("/assets?{query}"));
+    for _ in 0..2 {
+        assert_eq!(list(ALICE, "list-type=2").status, 200);
+        assert_eq!(list(ALICE, "list-type=2&prefix=team-a%2F").status, 200);
+        assert_eq!(list(BOB, "list-type=2&prefix=shared%2F").status, 200);
+        // A list that is stored for one client is none for another.
+        for query in [
+            "list-type=2",
+            "list-type=2&prefix=team-a%2F",
+            "prefix=share",
+        ] {
+            is_refused(&list(BOB, query), 403, "AccessDenied");
+        }
+        is_refused(&proxy.get("/assets?list-type=2"), 403, "AccessDenied");
+        stored(&proxy, 3);
+    }
+    let query = "list-type=2&prefix=shared%2F..%2Fteam-a%2F";
+    assert_eq!(list(BOB, query).status, 400);
+    assert_eq!(get(&proxy, Way::header(ALICE), "/").status, 200);
+    is_refused(&proxy.get("/"), 403, "AccessDenied");
+    assert_eq!(origin.requests().len(), 3);
+}
+
+#[test]
 fn a_key_with_dot_segments_is_no_way_to_another_object() {
     // An issuer that presigns what its users name.
     let origin = Origin::start(|asked| match asked.path() {

@@ -148,7 +148,7 @@ fn encode_to(encoded: &mut String, text: &str, stays: impl Fn(u8) -> bool) {
 /// True if a key could be taken for the bucket itself, which might be listed, or for
 /// something outside it: by a server that resolves the dot segments of a path (RFC 3986
 /// §5.2.4), or by a file system, where doubled slashes are one.
-pub(super) fn leaves_bucket(key: &str) -> bool {
+fn leaves_bucket(key: &str) -> bool {
     let mut depth = 0;
     let mut has_dots = false;
     let leaves = key.split('/').any(|segment| {

@@ -8,7 +8,7 @@ use quick_xml::events::Event;
 use quick_xml::Reader;
 
 use super::error::{Code, S3Error};
-use super::key::{encode_value, leaves_bucket};
+use super::key::encode_value;
 use super::origin::Origin;
 use super::request::{Operation, S3Request};
 
@@ -67,9 +67,12 @@ pub fn target(origin: &Origin, request: &S3Request) -> Result<String, S3Error> {
         value.map(str::to_owned)
     };
     let prefix = request.parameter("prefix").unwrap_or_default();
-    // A list of the whole bucket is none of something outside it.
-    if prefix.split('/').any(|segment| segment == "..") && leaves_bucket(prefix) {
-        return invalid("the prefix leads out of the bucket");
+    // An origin that resolves dot segments would list something else.
+    if prefix
+        .split('/')
+        .any(|segment| matches!(segment, "." | ".."))
+    {
+        return invalid("a prefix to list cannot have the segments \".\" and \"..\"");
     }
     if as_it_is("encoding-type").is_some_and(|of| of != "url") {
         return invalid("Invalid Encoding Method specified in Request");
@@ -445,7 +448,9 @@ mod tests {
         }
         for query in [
             "prefix=../",
-            "prefix=a/../../b",
+            "prefix=a/../b",
+            "prefix=./a",
+            "prefix=a/..",
             "encoding-type=base64",
             "max-keys=-1",
             "max-keys=x",
