@@ -372,6 +372,7 @@ mod tests {
                 credentials: Some(
                     Credentials::new("access", secret_key, None, None, "test").into(),
                 ),
+                passthrough: false,
             }
         }
 

@@ -14,10 +14,14 @@ use std::{
 
 use aws_sdk_s3::{
     config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation},
+    operation::get_object::GetObjectError,
     primitives::ByteStream,
+    types::{CompletedMultipartUpload, CompletedPart, Delete, ObjectIdentifier},
     Client, Config,
 };
-use test_support::{encode_key, head, pattern, request, sha256, Bucket, Proxy, Response};
+use test_support::{
+    encode_key, eventually, head, pattern, request, sha256, Bucket, Proxy, Response,
+};
 use testcontainers::{
     core::{client::docker_client_instance, IntoContainerPort, WaitFor},
     runners::SyncRunner,
@@ -114,6 +118,145 @@ fn what_minio_refuses_the_client_is_refused() {
     assert_eq!(refused.status, 403);
 }
 
+// --- auth: passthrough ---
+
+#[test]
+fn a_client_of_minio_reads_and_writes_through_the_proxy() {
+    let Some(minio) = Minio::start() else { return };
+    let proxy = minio.relaying_proxy();
+    let client = client(&format!("http://{}", proxy.addr()), SECRET_KEY);
+    let is_stored = |entries: u64| {
+        eventually("the object is stored", || {
+            proxy.metric("cache_entries") == entries
+        });
+    };
+    let put = |key: &str, body: Vec<u8>| {
+        let put = client.put_object().bucket(BUCKET).key(key);
+        let put = put.content_type("text/new").body(ByteStream::from(body));
+        minio.runtime.block_on(put.send()).expect("upload");
+    };
+    let get = |key: &str| {
+        minio.runtime.block_on(async {
+            let got = client.get_object().bucket(BUCKET).key(key).send().await;
+            let got = got.map_err(|e| Box::new(e.into_service_error()))?;
+            assert_eq!(got.content_type(), Some("text/new"));
+            Ok::<_, Box<GetObjectError>>(got.body.collect().await.expect("the body").to_vec())
+        })
+    };
+    for version in 1..=2 {
+        let body = pattern(version, MIB);
+        put("a key/ü+.bin", body.clone());
+        assert!(
+            get("a key/ü+.bin").expect("read") == body,
+            "not the old one"
+        );
+        is_stored(1);
+        let before = proxy.metric("cache_sendfile_bytes_total");
+        assert!(get("a key/ü+.bin").expect("read") == body);
+        proxy.expect_metric("cache_sendfile_bytes_total", before + MIB as u64);
+        let part = client.get_object().bucket(BUCKET).key("a key/ü+.bin");
+        let part = part.range("bytes=1000-1999");
+        let part = minio.runtime.block_on(async {
+            let part = part.send().await.expect("a part");
+            part.body.collect().await.expect("its body").to_vec()
+        });
+        assert!(part == body[1000..2000]);
+        proxy.expect_metric("cache_sendfile_bytes_total", before + MIB as u64 + 1000);
+        let head = client.head_object().bucket(BUCKET).key("a key/ü+.bin");
+        let head = minio.runtime.block_on(head.send()).expect("head");
+        assert_eq!(head.content_length(), Some(MIB as i64));
+    }
+
+    let copy = client.copy_object().bucket(BUCKET).key("copy.bin");
+    let copy = copy.copy_source(format!("{BUCKET}/{}", encode_key("a key/ü+.bin")));
+    minio.runtime.block_on(copy.send()).expect("copy");
+    assert!(get("copy.bin").expect("read") == pattern(2, MIB));
+    is_stored(2);
+    put("a key/ü+.bin", pattern(3, MIB));
+    let copy = client.copy_object().bucket(BUCKET).key("copy.bin");
+    let copy = copy.copy_source(format!("{BUCKET}/{}", encode_key("a key/ü+.bin")));
+    minio.runtime.block_on(copy.send()).expect("copy again");
+    assert!(get("copy.bin").expect("read") == pattern(3, MIB));
+
+    let parts = [pattern(4, 5 * MIB), pattern(5, MIB)];
+    minio.runtime.block_on(async {
+        let begun = client
+            .create_multipart_upload()
+            .bucket(BUCKET)
+            .key("copy.bin");
+        let begun = begun.content_type("text/new").send().await.expect("begin");
+        let id = begun.upload_id().expect("an id");
+        let mut done = CompletedMultipartUpload::builder();
+        for (number, part) in (1..).zip(&parts) {
+            let part = client
+                .upload_part()
+                .bucket(BUCKET)
+                .key("copy.bin")
+                .upload_id(id)
+                .part_number(number)
+                .body(ByteStream::from(part.clone()));
+            let part = part.send().await.expect("a part");
+            let part = CompletedPart::builder()
+                .part_number(number)
+                .set_e_tag(part.e_tag)
+                .build();
+            done = done.parts(part);
+        }
+        let complete = client.complete_multipart_upload().bucket(BUCKET);
+        let complete = complete.key("copy.bin").upload_id(id);
+        let complete = complete.multipart_upload(done.build()).send();
+        complete.await.expect("complete")
+    });
+    assert!(get("copy.bin").expect("read") == parts.concat());
+
+    let delete = client.delete_object().bucket(BUCKET).key("copy.bin");
+    minio.runtime.block_on(delete.send()).expect("delete");
+    assert!(get("copy.bin").unwrap_err().is_no_such_key());
+    let listed = client.list_objects_v2().bucket(BUCKET).send();
+    let listed = minio.runtime.block_on(listed).expect("list");
+    assert_eq!(listed.contents().len(), 1);
+    let object = ObjectIdentifier::builder().key("a key/ü+.bin").build();
+    let objects = Delete::builder()
+        .objects(object.expect("an object"))
+        .build();
+    let delete = client.delete_objects().bucket(BUCKET);
+    let delete = delete.delete(objects.expect("objects"));
+    minio
+        .runtime
+        .block_on(delete.send())
+        .expect("delete a list");
+    assert!(get("a key/ü+.bin").unwrap_err().is_no_such_key());
+    is_stored(0);
+}
+
+#[test]
+fn a_wrong_secret_gets_no_cached_object() {
+    let Some(minio) = Minio::start() else { return };
+    let proxy = minio.relaying_proxy();
+    let endpoint = format!("http://{}", proxy.addr());
+    let object = minio.upload("private.bin", 30, MIB, "text/plain");
+    let ask = |secret: &str| {
+        let client = client(&endpoint, secret);
+        minio.runtime.block_on(async {
+            let got = client
+                .get_object()
+                .bucket(BUCKET)
+                .key("private.bin")
+                .send()
+                .await;
+            let got = got.map_err(|e| e.raw_response().map(|raw| raw.status().as_u16()))?;
+            Ok(got.body.collect().await.expect("the body").to_vec())
+        })
+    };
+    assert!(ask(SECRET_KEY) == Ok(object.body.clone()));
+    eventually("it is stored", || proxy.metric("cache_entries") == 1);
+    assert_eq!(ask("not-the-secret"), Err(Some(403)));
+    let anonymous = proxy.get(&format!("/{BUCKET}/private.bin"));
+    assert_eq!(anonymous.status, 403);
+    assert!(ask(SECRET_KEY) == Ok(object.body.clone()));
+    proxy.expect_metric("cache_sendfile_bytes_total", object.len());
+}
+
 /// A MinIO with one bucket, gone when dropped.
 struct Minio {
     endpoint: String,
@@ -167,7 +310,7 @@ impl Minio {
             .expect("MinIO's port on this machine");
         let endpoint = format!("http://127.0.0.1:{port}");
 
-        let client = client(&endpoint);
+        let client = client(&endpoint, SECRET_KEY);
         runtime
             .block_on(client.create_bucket().bucket(BUCKET).send())
             .expect("create a bucket");
@@ -209,6 +352,17 @@ impl Minio {
         held
     }
 
+    /// A proxy that relays what clients sign.
+    fn relaying_proxy(&self) -> Proxy {
+        Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+            .bucket(
+                Bucket::new(&format!("/{BUCKET}"), BUCKET)
+                    .endpoint(&self.endpoint)
+                    .set("auth", "passthrough"),
+            )
+            .start()
+    }
+
     /// A proxy that serves the bucket under `/assets`.
     fn proxy(&self, secret_key: &str) -> Proxy {
         Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
@@ -227,13 +381,13 @@ async fn docker_answers() -> bool {
     matches!(timeout(Duration::from_secs(10), ping).await, Ok(Some(_)))
 }
 
-fn client(endpoint: &str) -> Client {
+fn client(endpoint: &str, secret_key: &str) -> Client {
     let config = Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
         .endpoint_url(endpoint)
         .force_path_style(true)
-        .credentials_provider(Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "test"))
+        .credentials_provider(Credentials::new(ACCESS_KEY, secret_key, None, None, "test"))
         // MinIO is asked in plain HTTP, so no TLS is built in.
         .http_client(aws_smithy_http_client::Builder::new().build_http())
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)

@@ -53,6 +53,7 @@ fn origin() -> Origin {
         region: "us-east-1".into(),
         endpoint: Endpoint::parse("http://s3:9000").ok(),
         credentials: None,
+        passthrough: false,
     })
 }
 

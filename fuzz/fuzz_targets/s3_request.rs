@@ -61,6 +61,7 @@ fn router() -> Router {
         region: "us-east-1".into(),
         endpoint: Endpoint::parse("http://s3:9000").ok(),
         credentials: None,
+        passthrough: false,
     })])
 }
 

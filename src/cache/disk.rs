@@ -723,11 +723,41 @@ impl DiskCache {
     /// and not answered yet. Nothing is written where nothing is stored.
     pub async fn invalidate(&'static self, key: &CacheKey) -> io::Result<()> {
         let generation = self.next_generation();
-        self.changes.record(generation, key.primary_bin());
+        let primary = key.primary_bin();
+        self.changes.record(generation, primary);
+        // Of all variants.
+        self.fills
+            .void(|fill| fill.id.generation < generation && fill.key.primary == primary);
         if self.may_have(key) {
             self.purge_key(key).await?;
         }
         Ok(())
+    }
+
+    /// Like [`invalidate`](Self::invalidate), before this returns: but a crash soon after may
+    /// bring back what was stored.
+    pub fn invalidate_now(&'static self, key: &CacheKey) {
+        let generation = self.next_generation();
+        let primary = key.primary_bin();
+        self.changes.record(generation, primary);
+        self.purges.fetch_add(1, Ordering::AcqRel);
+        self.fills
+            .void(|fill| fill.id.generation < generation && fill.key.primary == primary);
+        let Some(entry) = self.index.get(&key.combined_bin()) else {
+            return;
+        };
+        self.evict(entry.id, Eviction::Purged);
+        let key = key.clone();
+        self.runtime.handle().spawn(async move {
+            if let Err(e) = self.purge_key(&key).await {
+                warn!("what has changed may come back after a crash: {e}");
+            }
+        });
+    }
+
+    /// Void answers of the origin that are remembered elsewhere, see [`purges`](Self::purges).
+    pub fn forget_answers(&self) {
+        self.purges.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Void all entries of `user_tag` whose key begins with `prefix`, and the
@@ -1663,6 +1693,10 @@ impl Storage for DiskCache {
         };
         let (fill, pieces) = Fill::begin(self, new);
         drop(beginning);
+        // What was changed meanwhile did not find this fill.
+        if self.changes.since(id.generation, &key.primary_bin()) {
+            self.fills.void(|fill| fill.id == id);
+        }
         Ok(Box::new(DiskMiss::new(self, fill, pieces)))
     }
 

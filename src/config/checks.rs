@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::document::{Entry, Kind, Node};
 use super::error::Place;
 use super::reader::{value, Finding, Problem, Step};
-use super::values::{Address, Folder, HostName, PathPrefix, Secret};
+use super::values::{Address, BucketName, Folder, HostName, PathPrefix, Period, Secret};
 use super::variables::Env;
 use super::{Auth, CredentialsFrom};
 
@@ -17,6 +17,7 @@ pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     hosts(root, env, findings);
     credentials(root, env, findings);
     auth(root, env, findings);
+    passthrough(root, env, findings);
     disk(root, env, findings);
     listeners(root, env, findings);
 }
@@ -143,13 +144,6 @@ fn auth(root: &Node, env: Env, findings: &mut Vec<Finding>) {
             let place = place(name).or(place("auth")).unwrap_or(bucket.place);
             findings.push(finding(place, bucket_key(index, name), problem));
         };
-        if mode == Auth::Passthrough {
-            let remedy = "write none, sigv4 or jwt";
-            report(
-                "auth",
-                Problem::new("\"passthrough\" is not available yet", remedy),
-            );
-        }
         let has_clients = match bucket.get("clients").map(|clients| &clients.kind) {
             Some(Kind::List(clients)) => !clients.is_empty(),
             // Refused as no list.
@@ -248,6 +242,92 @@ fn key_files(index: usize, bucket: &Node, findings: &mut Vec<Finding>) {
     let mut path = bucket_key(index, "jwt");
     path.push(Step::Name(name.into()));
     findings.push(finding(place, path, Problem::new(what, remedy)));
+}
+
+/// What is relayed to S3 as the client signed it names the bucket as S3 does, and is signed
+/// with no keys of the proxy.
+fn passthrough(root: &Node, env: Env, findings: &mut Vec<Finding>) {
+    for (index, bucket) in buckets(root) {
+        let auth = bucket.entry("auth");
+        let mode = auth.and_then(|entry| value::<Auth>(Some(&entry.value), env));
+        if mode != Some(Auth::Passthrough) {
+            let ttl = bucket.entry("auth_ttl").filter(|entry| {
+                value::<Period>(Some(&entry.value), env).is_some_and(|ttl| !ttl.is_zero())
+            });
+            if bucket.get("bucket").is_none() && (auth.is_none() || mode.is_some()) {
+                let problem = Problem::new("is missing", BucketName::expected());
+                findings.push(finding(bucket.place, bucket_key(index, "bucket"), problem));
+            }
+            if let Some(entry) = ttl {
+                let problem = Problem::new(
+                    "has no effect without auth: passthrough",
+                    "leave it out, or write auth: passthrough",
+                );
+                findings.push(finding(entry.place, bucket_key(index, "auth_ttl"), problem));
+            }
+            continue;
+        }
+        let keys = [
+            "credentials",
+            "access_key",
+            "secret_key",
+            "session_token",
+            "assume_role",
+        ];
+        for (name, entry) in keys
+            .iter()
+            .filter_map(|name| Some((*name, bucket.entry(name)?)))
+        {
+            let problem = Problem::new(
+                "is set with auth: passthrough, which relays the signatures of clients",
+                "leave it out",
+            );
+            findings.push(finding(entry.place, bucket_key(index, name), problem));
+        }
+        for (name, entry) in ["list", "list_ttl"]
+            .iter()
+            .filter_map(|name| Some((*name, bucket.entry(name)?)))
+        {
+            let problem = Problem::new(
+                "is set with auth: passthrough, where S3 decides on lists as well",
+                "leave it out",
+            );
+            findings.push(finding(entry.place, bucket_key(index, name), problem));
+        }
+        if let Some(entry) = bucket.entry("key_prefix") {
+            let problem = Problem::new(
+                "is set with auth: passthrough, which relays paths as they are",
+                "leave it out",
+            );
+            findings.push(finding(
+                entry.place,
+                bucket_key(index, "key_prefix"),
+                problem,
+            ));
+        }
+        let node = bucket.get("path_prefix");
+        let prefix = value::<PathPrefix>(node, env);
+        let name = value::<BucketName>(bucket.get("bucket"), env);
+        let expected = match &name {
+            Some(name) => format!("/{}", &**name),
+            None => "/".to_owned(),
+        };
+        let (Some(node), Some(prefix)) = (node, prefix) else {
+            continue;
+        };
+        if *prefix != *expected {
+            let problem = Problem::new(
+                "is not the path at which S3 has the bucket, and auth: passthrough relays paths \
+                 as they are",
+                format!("write {expected}, or name hosts instead"),
+            );
+            findings.push(finding(
+                node.place,
+                bucket_key(index, "path_prefix"),
+                problem,
+            ));
+        }
+    }
 }
 
 /// A cache on disk has a folder.

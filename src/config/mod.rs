@@ -162,8 +162,9 @@ pub struct Bucket {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub hosts: Vec<HostName>,
-    /// The name of the bucket.
-    pub bucket: BucketName,
+    /// The name of the bucket; `None` only with `auth: passthrough`: all buckets of the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<BucketName>,
     /// The beginning of all keys that are served, which clients leave out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_prefix: Option<KeyPrefix>,
@@ -208,6 +209,10 @@ pub struct Bucket {
     /// The tokens that are accepted: exactly with `auth: jwt`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwt: Option<Jwt>,
+    /// With `auth: passthrough`: the longest time for which what S3 permitted is permitted
+    /// again without asking it; zero: not at all.
+    #[serde(default = "defaults::auth_ttl")]
+    pub auth_ttl: Period,
 }
 
 /// The values of `buckets[].auth`: who may ask.
@@ -485,6 +490,10 @@ mod defaults {
     pub fn threads<const MIN: u64, const MAX: u64>() -> Whole<usize, MIN, MAX> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Whole(threads.min(MAX as usize))
+    }
+
+    pub fn auth_ttl() -> Period {
+        Period::from_secs(0)
     }
 
     pub fn write_timeout() -> Period {

@@ -535,6 +535,17 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (cache("{rules: [{bucket: ''}]}"), "cache.rules[0].bucket", "is empty", "[a-z]"),
         (cache("{rules: [{ttl: 5}]}"), "cache.rules[0].ttl", "has no unit", "60s"),
         (cache("{rules: [{keys: '*'}]}"), "cache.rules[0].keys", "not a known key", "ignore_origin"),
+        // Passthrough.
+        (bucket("    auth: s3"), "buckets[0].auth", "\"s3\" is not", "passthrough"),
+        (bucket("    auth: passthrough"), "buckets[0].path_prefix", "not the path", "write /my-bucket"),
+        (bucket("    auth: passthrough\n    access_key: a\n    secret_key: hunter2"), "buckets[0].secret_key", "auth: passthrough", "leave it out"),
+        (bucket("    auth: passthrough\n    credentials: chain"), "buckets[0].credentials", "auth: passthrough", "leave it out"),
+        (bucket("    auth: passthrough\n    assume_role: {role_arn: 'arn:aws:iam::1:role/reader'}"), "buckets[0].assume_role", "auth: passthrough", "leave it out"),
+        (bucket("    auth: passthrough\n    key_prefix: a/"), "buckets[0].key_prefix", "auth: passthrough", "leave it out"),
+        (format!("{SERVER}buckets: [{{path_prefix: /a, region: r}}]"), "buckets[0].bucket", "is missing", "a-z"),
+        (format!("{SERVER}buckets: [{{path_prefix: /a, region: r, auth: passthrough}}]"), "buckets[0].path_prefix", "not the path", "write /,"),
+        (bucket("    auth_ttl: 1m"), "buckets[0].auth_ttl", "no effect", "auth: passthrough"),
+        (bucket("    auth: passthrough\n    auth_ttl: soon"), "buckets[0].auth_ttl", "not a duration", "1h"),
         // Variables.
         (bucket("    access_key: ${AWS_KEY}"), "buckets[0].access_key", "variable AWS_KEY", "export AWS_KEY=..."),
         (bucket("    access_key: a${hunter2"), "buckets[0].access_key", "without a variable name", "$${"),
@@ -1128,7 +1139,11 @@ fn each_mode_of_auth_has_what_it_needs() {
     }
     for (more, key, what) in [
         ("auth: sigv5".to_owned(), "auth", "sigv4"),
-        ("auth: passthrough".to_owned(), "auth", "not available"),
+        (
+            "auth: passthrough".to_owned(),
+            "path_prefix",
+            "not the path",
+        ),
         ("auth: sigv4".to_owned(), "clients", "is missing"),
         (
             "auth: sigv4, clients: []".to_owned(),

@@ -162,7 +162,7 @@ macro_rules! expected {
     )*};
 }
 
-expected!(Folder HostName PathPrefix);
+expected!(BucketName Folder HostName PathPrefix);
 
 impl Text for Folder {
     const EXPECTED: &'static str = "write the path of a directory, such as /var/cache/s3-proxy";

@@ -4,6 +4,8 @@
 //! [`ProxyHttp`](pingora_proxy::ProxyHttp) that has to do with caching; the proxy
 //! calls it there. `examples/http_cache.rs` is a proxy that does nothing else.
 
+mod own;
+
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -56,6 +58,8 @@ use super::target::{invalidated, Target};
 use super::too_large::TooLarge;
 use super::variants::Variants;
 use super::vary::{is_readable, variance, Variance};
+pub use own::OwnRequest;
+
 use crate::cache::disk::NO_ROOM;
 use crate::cache::miss::{ForParts, InBackground, DESERTED};
 use crate::cache::{DiskCache, DiskHit, Filling, Prepared};
@@ -272,6 +276,8 @@ pub struct CachingCtx {
     names_part: bool,
     /// See [`CachingCtx::set_special`].
     is_special: bool,
+    /// See [`CachingCtx::set_own`].
+    own: Option<Box<OwnRequest>>,
 }
 
 /// The context of a subrequest that asks whether the origin has what the request is for. It is
@@ -367,6 +373,8 @@ impl CachingCtx {
     /// The reason for which a stale response is served, if one is.
     pub fn served_stale(&self, session: &Session) -> Option<ServedStale> {
         match session.cache.phase() {
+            // Only the origin can say who may have it.
+            _ if self.own.is_some() => None,
             CachePhase::Stale => Some(ServedStale::Error),
             CachePhase::StaleUpdating => Some(ServedStale::Revalidating),
             CachePhase::Hit => self.accepted_stale,
@@ -479,6 +487,7 @@ impl HttpCaching {
             }
             let has_body = has_body(session).await;
             ctx.asks = asks(session, has_body);
+            ctx.narrow_own(session.req_header());
             ctx.plain = ctx.asks == Asks::Whole && !ctx.is_special && self.is_plain(session);
         }
         if ctx.asks == Asks::Nothing {
@@ -706,6 +715,7 @@ impl HttpCaching {
         };
         // Only who fetches the whole keeps others waiting for it.
         let fills = ctx.asks == Asks::Whole
+            && ctx.own_stores()
             && !ctx.upgrades
             && !ctx.directives.no_store
             && !ctx.directives.only_if_cached;
@@ -779,11 +789,9 @@ impl HttpCaching {
         let now = SystemTime::now();
         ctx.waited_for = ctx.forwarded.take();
         ctx.accepted_stale = None;
-        if let Some(hit) = hit.as_any_mut().downcast_mut::<DiskHit>() {
-            ctx.stored_len = hit.complete_len();
-            if !session.as_downstream().supports_zero_copy() {
-                hit.copy_body();
-            }
+        own::note_found(session, hit, ctx);
+        if ctx.own.is_some() {
+            return self.confirm(session, meta, hit, is_fresh, ctx);
         }
         let request = session.req_header();
         if ctx.asks == Asks::Part {
@@ -1005,10 +1013,13 @@ impl HttpCaching {
             return Ok(false);
         }
         if session.cache.enabled() {
+            let is_miss = session.cache.phase() == CachePhase::Miss;
+            let is_own_miss = is_miss && ctx.own.is_some();
             let passes = ctx.directives.no_store
+                || (is_own_miss && (ctx.asks != Asks::Whole || !ctx.own_stores()))
                 || ctx.upgrades
                 || self.is_the_origins_to_judge(session.req_header())
-                || (session.cache.phase() == CachePhase::Miss && ctx.asks == Asks::Head);
+                || (is_miss && ctx.asks == Asks::Head);
             if passes {
                 session.cache.disable(NoCacheReason::Deferred);
             }
@@ -1417,6 +1428,9 @@ impl HttpCaching {
         response: &ResponseHeader,
         ctx: &mut CachingCtx,
     ) -> RespCacheable {
+        if ctx.own.is_some() {
+            return self.store_own(session, response, ctx);
+        }
         // A 304 gets here merged into what is stored.
         let is_whole = ctx.origin_status == Some(StatusCode::NOT_MODIFIED)
             || match ctx.asks {
@@ -1429,7 +1443,8 @@ impl HttpCaching {
         }
         match self.to_store(session, response, ctx) {
             Some(mut meta) => {
-                self.limit_variants(session, &meta);
+                let variance = self.variance(meta.headers(), session.req_header());
+                self.limit_variants(session, variance);
                 match &ctx.for_parts {
                     Some(for_parts) => drop(meta.extensions_mut().insert(for_parts.clone())),
                     None if ctx.background => drop(meta.extensions_mut().insert(InBackground)),
@@ -1445,8 +1460,7 @@ impl HttpCaching {
         }
     }
 
-    fn limit_variants(&self, session: &Session, to_store: &CacheMeta) {
-        let variance = self.variance(to_store.headers(), session.req_header());
+    fn limit_variants(&self, session: &Session, variance: Variance) {
         let (Variance::Key(variant), Some(store), Some(key)) =
             (variance, &self.store, session.cache.maybe_cache_key())
         else {
@@ -1474,7 +1488,7 @@ impl HttpCaching {
         let received = SystemTime::now();
         let answer = Answer {
             request: session.req_header(),
-            reaching: self.options.request_fields,
+            reaching: self.reaching(ctx),
             response,
             times: Times {
                 requested: ctx.requested.unwrap_or(received),
@@ -1551,6 +1565,9 @@ impl HttpCaching {
             return Err(Error::explain(NOT_FILLED, "the response is not stored"));
         }
         let phase = session.cache.phase();
+        if ctx.is_relayed(phase) {
+            return self.label_relayed(session, response, ctx);
+        }
         let now = SystemTime::now();
         let meta = session.cache.maybe_cache_meta();
         let ttl = meta.map(|meta| ttl(meta.fresh_until(), now));
@@ -1589,7 +1606,9 @@ impl HttpCaching {
                     response.append_header(name, value)?;
                 }
             }
-            CachePhase::Hit if ctx.stored_len.is_none() => self.offer_rest(session, response, ctx),
+            CachePhase::Hit if ctx.stored_len.is_none() && ctx.own.is_none() => {
+                self.offer_rest(session, response, ctx);
+            }
             CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => {
                 for (name, value) in ctx.withheld.drain(..).filter(|(name, _)| *name != AGE) {
                     response.append_header(name, value)?;
@@ -1715,6 +1734,10 @@ impl HttpCaching {
     /// For `should_serve_stale`: `error` is `None` while another request
     /// revalidates. Whether the response permits it has been seen to.
     pub fn should_serve_stale(&self, error: Option<&Error>, ctx: &mut CachingCtx) -> bool {
+        if ctx.own.is_some() {
+            // Only the origin can say who may have it.
+            return false;
+        }
         let Some(error) = error else {
             return !ctx.background;
         };

@@ -22,6 +22,8 @@ pub enum RequestFields {
     All,
     /// These fields only.
     Only(&'static [HeaderName]),
+    /// All but these fields.
+    AllBut(&'static [HeaderName]),
 }
 
 // === impl RequestFields ===
@@ -32,6 +34,7 @@ impl RequestFields {
         match self {
             RequestFields::All => true,
             RequestFields::Only(names) => names.contains(name),
+            RequestFields::AllBut(names) => !names.contains(name),
         }
     }
 }

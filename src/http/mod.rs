@@ -37,7 +37,7 @@ mod variants;
 pub mod vary;
 
 pub use background::BackgroundFills;
-pub use caching::{CachingCtx, CachingOptions, HttpCaching, Probe, ServedStale};
+pub use caching::{CachingCtx, CachingOptions, HttpCaching, OwnRequest, Probe, ServedStale};
 pub use fill_lock::FillLock;
 pub(crate) use request_body::sends_body;
 pub use storing::StoringRules;

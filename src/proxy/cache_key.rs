@@ -30,7 +30,7 @@ pub struct CacheKeys {
 /// How the keys of some objects of one bucket begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyPrefix {
-    /// The user tag of the keys: the name of the bucket.
+    /// The user tag of the keys, see [`Site::user_tag`].
     pub user_tag: String,
     /// The beginning of the keys in clear text, see
     /// [`CacheKey::primary_key`].
@@ -116,7 +116,7 @@ impl CacheKeys {
     pub fn path_of(&self, user_tag: &str, primary: &[u8]) -> Option<String> {
         let holders = self.router.sites().iter().filter_map(|site| {
             let rest = primary.strip_prefix(site.cache_prefix().as_bytes())?;
-            let is_same = site.bucket() == user_tag;
+            let is_same = site.user_tag() == user_tag;
             is_same.then_some((site, std::str::from_utf8(rest).ok()?))
         });
         // The most specific one.
@@ -137,12 +137,13 @@ fn origin(bucket: &config::Bucket, shared: &mut Vec<Arc<Refreshed>>) -> Origin {
     Origin::new(Bucket {
         path_prefix: bucket.path_prefix.as_ref().map(ToString::to_string),
         hosts: bucket.hosts.iter().map(|host| host.to_string()).collect(),
-        name: bucket.bucket.to_string(),
+        name: bucket.bucket.as_deref().unwrap_or_default().to_owned(),
         key_prefix: bucket.key_prefix.as_deref().unwrap_or_default().to_owned(),
         principal: principal(bucket),
         region: bucket.region.to_string(),
         endpoint: bucket.endpoint.as_deref().cloned(),
         credentials: credentials(bucket, shared),
+        passthrough: bucket.auth == config::Auth::Passthrough,
     })
 }
 
@@ -193,7 +194,7 @@ fn credentials(
     let refreshed = match known {
         Some(known) => known.clone(),
         None => {
-            let owner = format!("bucket {}", &*bucket.bucket);
+            let owner = format!("bucket {}", bucket.bucket.as_deref().unwrap_or_default());
             let new = Refreshed::new(lookup, &owner);
             shared.push(new.clone());
             new
@@ -207,7 +208,7 @@ fn credentials(
 impl KeyPrefix {
     fn of(site: &Site, encoded: &str) -> KeyPrefix {
         KeyPrefix {
-            user_tag: site.bucket().to_owned(),
+            user_tag: site.user_tag().to_owned(),
             primary: [site.cache_prefix(), encoded].concat().into(),
         }
     }
@@ -262,15 +263,18 @@ fn after_authority(target: &str) -> &str {
 /// The key of an object in the cache.
 pub(super) fn cache_key(site: &Site, key: &ObjectKey, version_id: Option<&str>) -> CacheKey {
     let encoded = key.encoded();
-    let primary = match version_id {
-        None => [site.cache_prefix(), &encoded].concat(),
+    let primary = [site.cache_prefix(), &encoded].concat();
+    key_of(site, primary, version_id)
+}
+
+/// The key of an object in the cache, from the part that all its versions have in common.
+pub(super) fn key_of(site: &Site, mut primary: String, version_id: Option<&str>) -> CacheKey {
+    if let Some(version_id) = version_id {
         // No encoded key has a question mark.
-        Some(version_id) => {
-            let version_id = encode_value(version_id);
-            [site.cache_prefix(), &encoded, "?versionId=", &version_id].concat()
-        }
-    };
-    CacheKey::new(primary, site.bucket())
+        primary += "?versionId=";
+        primary += &encode_value(version_id);
+    }
+    CacheKey::new(primary, site.user_tag())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod endpoint;
 mod errors;
 pub mod http1;
 pub mod memory;
+mod passthrough;
 pub mod preflight;
 mod request_id;
 mod resolve;

@@ -8,13 +8,15 @@ use pingora_cache::CacheKey;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::RequestHeader;
 
-use super::cache_key::{cache_key, requested_path, requested_query};
+use super::cache_key::{cache_key, key_of, requested_path, requested_query};
 use crate::s3::key::encode_value;
 use crate::s3::{Code, ObjectKey, Router, S3Error, S3Request, Site, Target};
 
 /// A request, and the bucket that it is for.
 pub(super) struct Route {
     pub(super) site: Arc<Site>,
+    /// The bucket, if the site is all of them.
+    bucket: Option<Box<str>>,
     pub(super) request: S3Request,
 }
 
@@ -44,6 +46,14 @@ impl Found {
             false => None,
         };
         match router.route(host, &path) {
+            Some((site, rest)) if site.is_service() => {
+                let (bucket, target) = in_service(site, self::host(request)?, rest)?;
+                Ok(Found::Site(Route {
+                    request: read(target)?,
+                    bucket,
+                    site: site.clone(),
+                }))
+            }
             Some((site, rest)) => {
                 let target = Target::in_bucket(rest)?;
                 if let Target::Object(key) = &target {
@@ -51,6 +61,7 @@ impl Found {
                 }
                 Ok(Found::Site(Route {
                     request: read(target)?,
+                    bucket: None,
                     site: site.clone(),
                 }))
             }
@@ -78,7 +89,18 @@ impl Route {
     /// As [`key`](Self::key).
     pub(super) fn cache_key(&self) -> Result<CacheKey> {
         let key = self.key()?;
-        Ok(cache_key(&self.site, key, self.request.version_id()))
+        let version_id = self.request.version_id();
+        let Some(bucket) = &self.bucket else {
+            return Ok(cache_key(&self.site, key, version_id));
+        };
+        let primary = self.site.cache_key_of(bucket, key.as_str());
+        let primary = primary.unwrap_or_default();
+        Ok(key_of(&self.site, primary, version_id))
+    }
+
+    /// The name of the bucket; empty for a request that is for none.
+    pub(super) fn bucket(&self) -> &str {
+        self.bucket.as_deref().unwrap_or(self.site.bucket())
     }
 
     /// The request target for the origin: path and query, encoded.
@@ -104,6 +126,59 @@ impl Route {
         }
         Ok(target)
     }
+}
+
+/// The bucket of a request to a whole service, and what it is about there: the first segment of
+/// the path, or the name in front of that of the service, is the bucket.
+fn in_service(
+    site: &Site,
+    host: Option<&[u8]>,
+    rest: &str,
+) -> Result<(Option<Box<str>>, Target), S3Error> {
+    let host = host.and_then(|host| std::str::from_utf8(host).ok());
+    if let Some(bucket) = host.and_then(|host| virtual_bucket(host, site.service())) {
+        return Ok((Some(bucket.into()), Target::in_bucket(rest)?));
+    }
+    if rest.is_empty() {
+        return Ok((None, Target::Service));
+    }
+    let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+    let bucket = ObjectKey::from_request_path(bucket)?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    if !bucket.as_str().bytes().all(is_plain) {
+        return Err(Code::NoSuchBucket.into());
+    }
+    Ok((Some(bucket.as_str().into()), Target::in_bucket(key)?))
+}
+
+/// The bucket that a host names in virtual-hosted style.
+///
+/// Source: "Virtual hosting of general purpose buckets", Amazon S3 User Guide. AWS has several
+/// names for its service: `s3.REGION.amazonaws.com`, `s3.dualstack.REGION.amazonaws.com`,
+/// `s3-REGION.amazonaws.com`, `s3.amazonaws.com`.
+fn virtual_bucket(host: &str, service: &str) -> Option<String> {
+    let name = |host: &str| {
+        let name = host.split(':').next().unwrap_or_default();
+        name.trim_end_matches('.').to_ascii_lowercase()
+    };
+    let (host, service) = (name(host), name(service));
+    let before = |service: &str| host.strip_suffix(service)?.strip_suffix('.');
+    let is_aws = [".amazonaws.com", ".amazonaws.com.cn"]
+        .into_iter()
+        .find_map(|domain| host.strip_suffix(domain));
+    let bucket = before(&service).or_else(|| {
+        let labels = is_aws?;
+        let is_service = |label: &str| label == "s3" || label.starts_with("s3-");
+        // The last one: a bucket may be called s3 as well.
+        let (at, _) = labels.match_indices('.').rfind(|(at, _)| {
+            let label = labels[at + 1..].split('.').next();
+            label.is_some_and(is_service)
+        })?;
+        Some(&labels[..at])
+    });
+    bucket
+        .filter(|bucket| !bucket.is_empty())
+        .map(str::to_owned)
 }
 
 /// The host of a request, as the client wrote it.

@@ -24,6 +24,7 @@ use super::buckets::{ListRules, Listing};
 use super::cache_key::{cache_key, requested_path, CacheKeys};
 use super::dots::Dots;
 use super::http1::answer_what_was_asked;
+use super::passthrough::{Passed, Passthrough};
 use super::resolve::{Attempts, Resolver};
 use super::route::{Found, Route};
 use super::rules::{Rule, Rules};
@@ -65,7 +66,7 @@ const BUCKET_REGION: &str = "x-amz-bucket-region";
 
 /// Asks S3 for the checksum fields of an object ("Checking object integrity", Amazon S3 User
 /// Guide).
-const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
+pub(super) const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
 
 /// The names of all checksum fields begin so.
 const CHECKSUM: &str = "x-amz-checksum-";
@@ -82,6 +83,7 @@ pub struct S3ProxyHttp {
     dots: Dots,
     /// Of each bucket, in the order of the configuration.
     lists: Vec<ListRules>,
+    passthrough: Passthrough,
     resolver: Resolver,
     write_timeout: Option<Duration>,
     min_send_rate: Option<usize>,
@@ -105,6 +107,8 @@ pub struct RequestCtx {
     admitted: Admitted,
     /// The list that the client asked for.
     listing: Option<Box<Listing>>,
+    /// S3 decides on the request.
+    passed: Option<Box<Passed>>,
     attempts: Attempts,
     /// Replaces the body of an error of the origin, once.
     error_body: Option<Bytes>,
@@ -159,6 +163,7 @@ impl S3ProxyHttp {
             stale_timeout: config.cache.stale_timeout.non_zero(),
             dots: Dots::new(),
             lists: config.buckets.iter().map(ListRules::of).collect(),
+            passthrough: Passthrough::new(config, cache),
             resolver: Resolver::default(),
             write_timeout: config.server.write_timeout.non_zero(),
             min_send_rate: (min_send_rate > 0).then_some(min_send_rate),
@@ -361,6 +366,55 @@ impl S3ProxyHttp {
         response.insert_header(header::CACHE_CONTROL, fresh)
     }
 
+    /// Begin to relay a request as it is.
+    async fn pass(
+        &self,
+        session: &mut Session,
+        route: Route,
+        ctx: &mut RequestCtx,
+    ) -> Result<bool> {
+        let (own, mut passed) = self.passthrough.read(session.req_header(), &route);
+        if session.is_body_empty() {
+            passed.note_sent();
+        }
+        ctx.caching.set_own(own);
+        ctx.passed = Some(Box::new(passed));
+        ctx.route = Some(route);
+        self.caching.request_filter(session, &mut ctx.caching).await
+    }
+
+    /// Note what the answer of S3 to a relayed request means.
+    async fn passed_response(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        self.caching
+            .own_upstream_response_filter(session, response, &mut ctx.caching)
+            .await?;
+        let status = response.status;
+        let (Some(route), Some(passed)) = (&ctx.route, &mut ctx.passed) else {
+            return Ok(());
+        };
+        if status.is_informational() {
+            return Ok(());
+        }
+        passed.note_status(status);
+        let given = match status {
+            StatusCode::NOT_MODIFIED => {
+                let stored = session.cache.maybe_cache_meta();
+                stored.map(|stored| stored.headers())
+            }
+            status => status.is_success().then_some(&response.headers),
+        };
+        self.passthrough.remember(route, passed, given);
+        self.passthrough
+            .void(self.keys.router(), route, passed)
+            .await;
+        Ok(())
+    }
+
     /// The error that an answer of the origin stands for.
     fn origin_error(status: StatusCode, request: Option<&S3Request>) -> S3Error {
         let names_version = request.is_some_and(|request| request.version_id().is_some());
@@ -491,6 +545,9 @@ impl ProxyHttp for S3ProxyHttp {
                 return Box::pin(self.answer_service(session, &request, ctx)).await;
             }
         };
+        if route.site.is_passthrough() {
+            return Box::pin(self.pass(session, route, ctx)).await;
+        }
         let decision = self.authorise(session, &route.request, &route.site, ctx);
         match decision.await? {
             Decision::Proceed => {}
@@ -533,7 +590,7 @@ impl ProxyHttp for S3ProxyHttp {
     fn request_cache_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
         let route = routed(&ctx.route)?;
         if let Ok(key) = route.key() {
-            let rule = self.rules.of(route.site.bucket(), key.as_str());
+            let rule = self.rules.of(route.bucket(), key.as_str());
             ctx.caching.set_storing(rule.storing.clone());
             ctx.rule = Some(rule.clone());
         }
@@ -553,9 +610,12 @@ impl ProxyHttp for S3ProxyHttp {
     fn cache_vary_filter(
         &self,
         meta: &CacheMeta,
-        _ctx: &mut Self::CTX,
+        ctx: &mut Self::CTX,
         request: &RequestHeader,
     ) -> Option<HashBinary> {
+        if ctx.passed.is_some() {
+            return self.caching.own_vary_filter(meta, request);
+        }
         self.caching.cache_vary_filter(meta, request)
     }
 
@@ -567,6 +627,11 @@ impl ProxyHttp for S3ProxyHttp {
         is_fresh: bool,
         ctx: &mut Self::CTX,
     ) -> Result<Option<ForcedFreshness>> {
+        if let Some(passed) = &ctx.passed {
+            if self.passthrough.permits(passed, meta.headers()) {
+                ctx.caching.permit();
+            }
+        }
         Ok(self
             .caching
             .cache_hit_filter(session, meta, hit, is_fresh, &mut ctx.caching))
@@ -577,6 +642,12 @@ impl ProxyHttp for S3ProxyHttp {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<bool> {
+        if ctx.passed.is_some() {
+            return self
+                .caching
+                .proxy_upstream_filter(session, &mut ctx.caching)
+                .await;
+        }
         let route = routed(&ctx.route)?;
         if route.request.reads_object() && !route.request.passes_the_cache() {
             if let Some((status, left)) = self.absent.get(&route.cache_key()?) {
@@ -607,7 +678,9 @@ impl ProxyHttp for S3ProxyHttp {
             .response_cache_filter(session, response, &mut ctx.caching);
         Ok(match cacheable {
             // Waiting requests find the answer in memory; a later one may get another.
-            RespCacheable::Uncacheable(_) if self.is_remembered(response, ctx) => {
+            RespCacheable::Uncacheable(_)
+                if ctx.passed.is_none() && self.is_remembered(response, ctx) =>
+            {
                 RespCacheable::Uncacheable(NoCacheReason::Deferred)
             }
             cacheable => cacheable,
@@ -650,6 +723,12 @@ impl ProxyHttp for S3ProxyHttp {
         error: &Error,
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
+        if let (Some(route), Some(passed)) = (&ctx.route, &ctx.passed) {
+            if ctx.caching.asked_origin() {
+                // Boxed, because few requests come here.
+                Box::pin(self.passthrough.void(self.keys.router(), route, passed)).await;
+            }
+        }
         self.caching
             .fail_to_proxy(session, error, &ctx.caching)
             .await
@@ -761,6 +840,12 @@ impl ProxyHttp for S3ProxyHttp {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         ctx.attempts.succeeded();
+        if ctx.passed.is_some() {
+            METRICS.origin_requests.inc();
+            return self
+                .caching
+                .own_upstream_request_filter(session, request, &mut ctx.caching);
+        }
         self.caching
             .upstream_request_filter(session, request, &mut ctx.caching)?;
         let route = routed(&ctx.route)?;
@@ -810,12 +895,28 @@ impl ProxyHttp for S3ProxyHttp {
         Ok(())
     }
 
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        if let Some(passed) = &mut ctx.passed {
+            passed.note_body(body.as_ref(), end_of_stream);
+        }
+        Ok(())
+    }
+
     async fn upstream_response_filter(
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
+        if ctx.passed.is_some() {
+            return Box::pin(self.passed_response(session, response, ctx)).await;
+        }
         self.caching
             .upstream_response_filter(session, response, &mut ctx.caching)
             .await?;
@@ -874,6 +975,10 @@ impl ProxyHttp for S3ProxyHttp {
         end_of_stream: bool,
         ctx: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
+        if let (Some(route), Some(passed), true) = (&ctx.route, &ctx.passed, end_of_stream) {
+            self.passthrough
+                .void_at_end(self.keys.router(), route, passed);
+        }
         if ctx.replaces_body {
             *body = ctx.error_body.take();
         } else if let Some(listing) = &mut ctx.listing {
@@ -890,7 +995,15 @@ impl ProxyHttp for S3ProxyHttp {
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        if response.status.is_success() && ctx.listing.is_none() {
+        if ctx.passed.is_some() {
+            response.remove_header(&CHECKSUM_MODE);
+        }
+        // What S3 answers to a relayed request, it describes itself.
+        let is_described = match &ctx.passed {
+            Some(_) => ctx.caching.is_found(session),
+            None => ctx.listing.is_none(),
+        };
+        if response.status.is_success() && is_described {
             response.insert_header(header::ACCEPT_RANGES, "bytes")?;
             if let Some(route) = &ctx.route {
                 describe_as_asked(&route.request, response)?;

@@ -315,6 +315,7 @@ mod tests {
             region: "us-east-1".to_owned(),
             endpoint: Some(Endpoint::parse("http://s3:9000").unwrap()),
             credentials: None,
+            passthrough: false,
         })
     }
 

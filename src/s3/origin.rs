@@ -23,7 +23,7 @@ pub struct Bucket {
     pub path_prefix: Option<String>,
     /// The host names whose paths are answered from this bucket, in lower case.
     pub hosts: Vec<String>,
-    /// The name of the bucket.
+    /// The name of the bucket; empty with `passthrough`: all buckets of the service.
     pub name: String,
     /// The beginning of all keys that are served, which clients leave out: empty, or ending
     /// in a slash.
@@ -37,6 +37,8 @@ pub struct Bucket {
     pub endpoint: Option<Endpoint>,
     /// The credentials that sign the requests; without them, requests go out unsigned.
     pub credentials: Option<OriginCredentials>,
+    /// Requests go out as clients signed them.
+    pub passthrough: bool,
 }
 
 /// A bucket as the proxy reaches it: the address to connect to, the Host
@@ -55,7 +57,10 @@ pub struct Origin {
     base_path: String,
     /// What stands before the encoded key of a client in the path of a request.
     object_base: String,
+    /// The service, whatever the style of requests is.
+    service: String,
     signer: Option<Signer>,
+    passthrough: bool,
 }
 
 // === impl Endpoint ===
@@ -212,8 +217,11 @@ impl Origin {
     /// China, endpoints": `amazonaws.com.cn`.
     pub fn new(bucket: Bucket) -> Origin {
         let signer = Signer::from_bucket(&bucket);
-        let (endpoint, path_style) = match bucket.endpoint {
-            Some(endpoint) => (endpoint, true),
+        let (endpoint, service, path_style) = match bucket.endpoint {
+            Some(endpoint) => {
+                let service = endpoint.host_header();
+                (endpoint, service, true)
+            }
             None => {
                 let domain = if bucket.region.starts_with("cn-") {
                     "amazonaws.com.cn"
@@ -221,13 +229,13 @@ impl Origin {
                     "amazonaws.com"
                 };
                 let service = format!("s3.{}.{domain}", bucket.region);
-                let path_style = bucket.name.contains('.');
+                let path_style = bucket.name.contains('.') || bucket.name.is_empty();
                 let host = if path_style {
-                    service
+                    service.clone()
                 } else {
                     format!("{}.{service}", bucket.name)
                 };
-                (Endpoint::https(host), path_style)
+                (Endpoint::https(host), service, path_style)
             }
         };
         let base_path = if path_style {
@@ -246,7 +254,9 @@ impl Origin {
             region: bucket.region,
             key_prefix: bucket.key_prefix,
             principal: bucket.principal,
+            service,
             signer,
+            passthrough: bucket.passthrough,
         }
     }
 
@@ -286,7 +296,22 @@ impl Origin {
         self.principal.as_deref()
     }
 
-    /// The name of the bucket.
+    /// The host of the service: the same for all buckets of an endpoint, or of a region of AWS.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// True if requests go out as clients signed them, and S3 decides on each.
+    pub fn is_passthrough(&self) -> bool {
+        self.passthrough
+    }
+
+    /// True for all buckets of the service.
+    pub fn is_service(&self) -> bool {
+        self.passthrough && self.bucket.is_empty()
+    }
+
+    /// The name of the bucket; empty if it is [all](Self::is_service).
     pub fn bucket(&self) -> &str {
         &self.bucket
     }
@@ -348,6 +373,7 @@ mod tests {
             region: "eu-west-1".to_owned(),
             endpoint: endpoint.map(|url| Endpoint::parse(url).unwrap()),
             credentials: None,
+            passthrough: false,
         }
     }
 

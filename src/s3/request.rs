@@ -610,6 +610,11 @@ fn decoded(text: &[u8], plus: Plus) -> Cow<'_, [u8]> {
     decoded.into()
 }
 
+/// The value of a parameter without percent-encoding.
+pub(super) fn decoded_value(value: &[u8]) -> Cow<'_, [u8]> {
+    decoded(value, Plus::IsSpace)
+}
+
 fn hex(digit: u8) -> Option<u8> {
     let digit = char::from(digit).to_digit(16)?;
     u8::try_from(digit).ok()

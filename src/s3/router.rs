@@ -5,11 +5,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::s3::key::{KeyError, ObjectKey, MAX_KEY_BYTES};
+use crate::s3::key::{encode, KeyError, ObjectKey, MAX_KEY_BYTES};
 use crate::s3::origin::Origin;
 
 /// The longest name of a host, in bytes (RFC 1035 §2.3.4), with a final dot.
 const MAX_HOST: usize = 254;
+
+/// Marks what S3 decides on for each client.
+const PASSTHROUGH: &str = "passthrough";
 
 /// The buckets of a proxy, by path prefix and by host name.
 #[derive(Debug)]
@@ -127,6 +130,18 @@ impl Router {
         &self.sites
     }
 
+    /// All ways that lead to a bucket of a service.
+    pub fn same_bucket<'r>(
+        &'r self,
+        service: &'r str,
+        bucket: &'r str,
+    ) -> impl Iterator<Item = &'r Site> {
+        let is_same = move |site: &&Site| {
+            site.service() == service && (site.bucket() == bucket || site.is_service())
+        };
+        self.sites.iter().map(|site| &**site).filter(is_same)
+    }
+
     /// The bucket of a host: the name is compared without its port and a final dot, and
     /// regardless of case.
     fn site_of_host(&self, host: &[u8]) -> Option<&Arc<Site>> {
@@ -169,6 +184,30 @@ impl Site {
         &self.cache_prefix
     }
 
+    /// What its entries in the cache are marked with: the name of the bucket.
+    pub fn user_tag(&self) -> &str {
+        match self.is_passthrough() {
+            // The same whether the bucket or the service is configured.
+            true => PASSTHROUGH,
+            false => self.bucket(),
+        }
+    }
+
+    /// The beginning of the keys in the cache of all objects of a bucket.
+    pub fn cache_prefix_of(&self, bucket: &str) -> String {
+        match self.is_service() {
+            true => format!("{}{bucket}/", self.cache_prefix),
+            false => self.cache_prefix.clone(),
+        }
+    }
+
+    /// The key of an object of a bucket in the cache, if the object is among those that are
+    /// served here.
+    pub fn cache_key_of(&self, bucket: &str, key: &str) -> Option<String> {
+        let rest = key.strip_prefix(self.key_prefix())?;
+        Some([&*self.cache_prefix_of(bucket), &*encode(rest)].concat())
+    }
+
     /// Check that a client's key makes a key with the prefix of the bucket.
     ///
     /// # Errors
@@ -184,6 +223,13 @@ impl Site {
 /// See [`Site::cache_prefix`]. The host tells buckets of the same name at different
 /// endpoints apart.
 fn cache_prefix(origin: &Origin, all: &[Origin]) -> String {
+    if origin.is_passthrough() {
+        // One that S3 decides on, whoever asks. No character of it is part of an access key.
+        return match origin.bucket() {
+            "" => format!("{PASSTHROUGH}@{}\n/", origin.service()),
+            bucket => format!("{PASSTHROUGH}@{}\n/{bucket}/", origin.service()),
+        };
+    }
     let same_bucket = |other: &&Origin| {
         other.host_header() == origin.host_header()
             && other.bucket() == origin.bucket()
@@ -299,6 +345,7 @@ mod tests {
             region: "eu-west-1".to_owned(),
             endpoint: Some(Endpoint::parse("http://s3:9000").unwrap()),
             credentials: None,
+            passthrough: false,
         }
     }
 

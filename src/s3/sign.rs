@@ -182,6 +182,7 @@ mod tests {
             region: "us-east-1".to_owned(),
             endpoint: None,
             credentials: Some(credentials(None).into()),
+            passthrough: false,
         }
     }
 
@@ -291,6 +292,7 @@ mod tests {
     fn a_session_token_is_sent_and_signed() {
         let signer = Signer::from_bucket(&Bucket {
             credentials: Some(credentials(Some("token+/=")).into()),
+            passthrough: false,
             ..bucket()
         })
         .unwrap();

@@ -64,8 +64,9 @@ impl Auth {
     /// The decisions for the buckets of `config`.
     pub(super) fn new(config: &Config) -> Auth {
         let modes = config.buckets.iter().map(|bucket| match bucket.auth {
-            // The configuration is checked to be without passthrough.
-            config::Auth::None | config::Auth::Passthrough => Mode::Open,
+            config::Auth::None => Mode::Open,
+            // S3 decides, and nobody is to be asked here.
+            config::Auth::Passthrough => Mode::Jwt(Box::new(jwt::Jwt::nobody())),
             config::Auth::Sigv4 => Mode::Sigv4(Box::new(sigv4::Sigv4::new(bucket))),
             config::Auth::Jwt => match &bucket.jwt {
                 Some(section) => Mode::Jwt(Box::new(jwt::Jwt::new(section))),

@@ -40,6 +40,11 @@ pub use refusal::{Reason, Refusal};
 use signature::Signature;
 use timestamp::Timestamp;
 
+/// A time as signed requests state it, in `x-amz-date` or `Date`.
+pub fn time_of(text: &[u8]) -> Option<SystemTime> {
+    Timestamp::parse_header(text).map(|timestamp| timestamp.time())
+}
+
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const SERVICE: &str = "s3";
 const TERMINATOR: &str = "aws4_request";

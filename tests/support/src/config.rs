@@ -312,7 +312,8 @@ pub(crate) fn pinned(yaml: &str, addresses: impl IntoIterator<Item = SocketAddr>
 // === impl Bucket ===
 
 impl Bucket {
-    /// A bucket in `us-east-1`, at AWS and without keys unless told otherwise.
+    /// A bucket in `us-east-1`, at AWS and without keys unless told otherwise. Without a name,
+    /// it is the whole service.
     pub fn new(path_prefix: &str, bucket: &str) -> Self {
         Self {
             path_prefix: path_prefix.to_owned(),
@@ -360,7 +361,9 @@ impl Bucket {
             yaml.text(1, "- bucket", &self.bucket);
         } else {
             yaml.text(1, "- path_prefix", &self.path_prefix);
-            yaml.text(2, "bucket", &self.bucket);
+            if !self.bucket.is_empty() {
+                yaml.text(2, "bucket", &self.bucket);
+            }
         }
         yaml.text(2, "region", &self.region);
         if let Some(endpoint) = &self.endpoint {

@@ -1,0 +1,386 @@
+//! Buckets with `auth: passthrough`: S3 decides on each request, which goes there as the client
+//! signed it.
+//!
+//! - what is stored is given to a client when S3 confirms it in the answer to this client's own
+//!   request, or has done so within `auth_ttl`
+//! - what a request changes is voided before the client has its answer
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{
+    HeaderName, ETAG, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE,
+};
+use http::{HeaderMap, Method, StatusCode};
+use log::warn;
+use pingora_cache::key::CacheHashKey;
+use pingora_cache::CacheKey;
+use pingora_http::RequestHeader;
+use quick_cache::sync::Cache;
+use sha2::{Digest, Sha256};
+
+use super::cache_key::{key_of, requested_query};
+use super::route::Route;
+use super::s3_proxy::CHECKSUM_MODE;
+use crate::cache::DiskCache;
+use crate::config::Config;
+use crate::http::OwnRequest;
+use crate::s3::{Change, DeletedKeys, Proof, Router, S3Request, Signed};
+
+/// The most permissions that are remembered, 100 bytes each. Those that are used less often
+/// leave first.
+const PERMISSIONS: usize = 16 * 1024;
+
+/// The fields `X-…` that change nothing in the answer to a GET or HEAD.
+const KNOWN_FIELDS: [&str; 12] = [
+    "x-amz-checksum-mode",
+    "x-amz-content-sha256",
+    "x-amz-date",
+    "x-amz-security-token",
+    "x-amz-user-agent",
+    "x-amzn-trace-id",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "x-request-id",
+];
+
+/// The parameters that are known to GetObject and HeadObject.
+const KNOWN_PARAMETERS: [&str; 21] = [
+    "AWSAccessKeyId",
+    "Expires",
+    "Signature",
+    "X-Amz-Algorithm",
+    "X-Amz-Content-Sha256",
+    "X-Amz-Credential",
+    "X-Amz-Date",
+    "X-Amz-Expires",
+    "X-Amz-Security-Token",
+    "X-Amz-Signature",
+    "X-Amz-SignedHeaders",
+    "X-Amz-User-Agent",
+    "response-cache-control",
+    "response-content-disposition",
+    "response-content-encoding",
+    "response-content-language",
+    "response-content-type",
+    "response-expires",
+    "versionId",
+    "x-amz-security-token",
+    "x-id",
+];
+
+/// What such buckets share.
+pub(super) struct Passthrough {
+    cache: Option<&'static DiskCache>,
+    /// `auth_ttl`, by the bucket's place in the configuration.
+    ttls: Box<[Duration]>,
+    permissions: Cache<[u8; 32], Permission>,
+    /// Changes when permissions may have changed.
+    generation: AtomicU64,
+}
+
+/// S3 has given this version of an object to a client.
+#[derive(Clone, Copy)]
+struct Permission {
+    until: SystemTime,
+    version: Version,
+    generation: u64,
+}
+
+/// A version of an object, by its validators.
+type Version = [u8; 32];
+
+/// What is known of a request that S3 decides on.
+pub(super) struct Passed {
+    change: Change,
+    changes_permissions: bool,
+    deleted: DeletedKeys,
+    /// All of the request is on its way to S3.
+    is_sent: bool,
+    /// The status of S3's answer.
+    status: Option<StatusCode>,
+    proof: Option<Proof>,
+    /// See [`Passthrough::generation`], when S3 was asked.
+    generation: u64,
+}
+
+// === impl Passthrough ===
+
+impl Passthrough {
+    pub(super) fn new(config: &Config, cache: Option<&'static DiskCache>) -> Passthrough {
+        let ttls = config.buckets.iter().map(|bucket| *bucket.auth_ttl);
+        Passthrough {
+            cache,
+            ttls: ttls.collect(),
+            permissions: Cache::new(PERMISSIONS),
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// Read what a request means for the cache.
+    pub(super) fn read(&self, request: &RequestHeader, route: &Route) -> (OwnRequest, Passed) {
+        let own = own_request(request, &route.request);
+        let ttl = self.ttl(route);
+        let proof = (own.is_cached && !ttl.is_zero()).then(|| {
+            let host = request.headers.get(HOST).map(|host| host.as_bytes());
+            let authority = request.uri.authority();
+            let authority = authority.map(|authority| authority.as_str().as_bytes());
+            Proof::of(
+                request.method.as_str(),
+                request.raw_path(),
+                host.or(authority),
+                &request.headers,
+            )
+        });
+        let passed = Passed {
+            change: Change::of(&route.request, &request.method, &request.headers),
+            changes_permissions: Change::changes_permissions(&route.request, &request.method),
+            deleted: DeletedKeys::default(),
+            is_sent: false,
+            status: None,
+            proof: proof.flatten(),
+            generation: self.generation.load(Ordering::Acquire),
+        };
+        (own, passed)
+    }
+
+    fn ttl(&self, route: &Route) -> Duration {
+        let ttl = self.ttls.get(route.site.index());
+        ttl.copied().unwrap_or_default()
+    }
+
+    /// True if S3 has given a version of the object to the client, and that is remembered.
+    pub(super) fn permits(&self, passed: &Passed, stored: &HeaderMap) -> bool {
+        let Some(proof) = &passed.proof else {
+            return false;
+        };
+        let Some(known) = self.permissions.get(&proof.digest) else {
+            return false;
+        };
+        known.until > SystemTime::now()
+            && known.version == version(stored)
+            && known.generation == self.generation.load(Ordering::Acquire)
+    }
+
+    /// Remember that S3 has given, or confirmed, a version of an object to a client, or that it
+    /// has not.
+    pub(super) fn remember(&self, route: &Route, passed: &Passed, given: Option<&HeaderMap>) {
+        let Some(proof) = &passed.proof else { return };
+        let Some(given) = given.filter(|given| given.contains_key(ETAG)) else {
+            self.permissions.remove(&proof.digest);
+            return;
+        };
+        let Some(until) = SystemTime::now().checked_add(self.ttl(route)) else {
+            return;
+        };
+        let permission = Permission {
+            until: proof.until.map_or(until, |end| end.min(until)),
+            version: version(given),
+            generation: passed.generation,
+        };
+        self.permissions.insert(proof.digest, permission);
+    }
+
+    /// Void what a request may have changed: to be called when S3 has answered and the client
+    /// has not been answered, or when the answer is lost.
+    pub(super) async fn void(&self, router: &Router, route: &Route, passed: &Passed) {
+        if !passed.may_have_changed() {
+            return;
+        }
+        self.void_permissions(passed);
+        let Some(cache) = self.cache else { return };
+        cache.forget_answers();
+        let Some(keys) = changed_keys(router, route, passed) else {
+            for (tag, prefix) in prefixes(router, route) {
+                if let Err(e) = cache.ban_prefix(&tag, prefix.as_bytes()).await {
+                    warn!("{prefix:?} was changed, but is still stored: {e}");
+                }
+            }
+            return;
+        };
+        for key in keys {
+            if let Err(e) = cache.invalidate(&key).await {
+                warn!("{key:?} was changed, but is still stored: {e}");
+            }
+        }
+    }
+
+    /// Like [`void`](Self::void), at the end of an answer: S3 may begin it before it makes the
+    /// change.
+    pub(super) fn void_at_end(&self, router: &Router, route: &Route, passed: &Passed) {
+        if !passed.may_have_changed() {
+            return;
+        }
+        self.void_permissions(passed);
+        let Some(cache) = self.cache else { return };
+        cache.forget_answers();
+        match changed_keys(router, route, passed) {
+            Some(keys) => keys.iter().for_each(|key| cache.invalidate_now(key)),
+            None => {
+                let prefixes = prefixes(router, route);
+                tokio::spawn(async move {
+                    for (tag, prefix) in prefixes {
+                        if let Err(e) = cache.ban_prefix(&tag, prefix.as_bytes()).await {
+                            warn!("{prefix:?} was changed, but is still stored: {e}");
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    fn void_permissions(&self, passed: &Passed) {
+        if passed.changes_permissions {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
+// === impl Passed ===
+
+impl Passed {
+    /// Look at the next piece of the request's body, or at its end.
+    pub(super) fn note_body(&mut self, body: Option<&Bytes>, is_end: bool) {
+        if let (Change::Listed, Some(body)) = (self.change, body) {
+            self.deleted.read(body);
+        }
+        self.is_sent |= is_end;
+    }
+
+    /// Note that the request has no body.
+    pub(super) fn note_sent(&mut self) {
+        self.is_sent = true;
+    }
+
+    /// Note the status of S3's answer.
+    pub(super) fn note_status(&mut self, status: StatusCode) {
+        self.status = Some(status);
+    }
+
+    /// True if S3 may have changed something: it said so, or failed, or its answer is lost.
+    fn may_have_changed(&self) -> bool {
+        if self.change == Change::Nothing && !self.changes_permissions {
+            return false;
+        }
+        match self.status {
+            Some(status) => status.is_success() || status.is_server_error(),
+            // Without the end of the request, S3 does nothing.
+            None => self.is_sent,
+        }
+    }
+}
+
+/// The part of the cache in a request for an object.
+fn own_request(request: &RequestHeader, s3: &S3Request) -> OwnRequest {
+    let relayed = OwnRequest::default();
+    if !s3.reads_object() || s3.passes_the_cache() || !is_known(request) {
+        return relayed;
+    }
+    let signed = Signed::of(requested_query(request), &request.headers);
+    let has = |name: &HeaderName| request.headers.contains_key(name);
+    let is_signed = |name: &HeaderName| has(name) && signed.contains(name);
+    // The cache has to replace the first two, and to cut the range that others are about.
+    if is_signed(&IF_NONE_MATCH)
+        || is_signed(&IF_MODIFIED_SINCE)
+        || has(&IF_RANGE)
+        || (has(&RANGE) && request.method == Method::HEAD)
+    {
+        return relayed;
+    }
+    let kept = [IF_MATCH, IF_UNMODIFIED_SINCE, RANGE];
+    OwnRequest {
+        is_cached: true,
+        stores: s3.overrides().is_empty(),
+        signed: kept.into_iter().filter(|name| is_signed(name)).collect(),
+        mark: s3.wants_checksums().then_some(CHECKSUM_MODE),
+        is_permitted: false,
+    }
+}
+
+/// True if all that a request says is known: nothing in it makes S3 answer with something else
+/// than the object.
+fn is_known(request: &RequestHeader) -> bool {
+    let mut fields = request.headers.keys();
+    let is_known_field = |name: &HeaderName| {
+        !name.as_str().starts_with("x-") || KNOWN_FIELDS.contains(&name.as_str())
+    };
+    let query = requested_query(request).unwrap_or_default();
+    let mut parameters = query
+        .split(|byte| *byte == b'&')
+        .filter(|parameter| !parameter.is_empty());
+    let is_known_parameter = |parameter: &[u8]| {
+        let name = parameter.split(|byte| *byte == b'=').next();
+        name.is_some_and(|name| {
+            KNOWN_PARAMETERS
+                .iter()
+                .any(|known| known.as_bytes() == name)
+        })
+    };
+    fields.all(is_known_field) && parameters.all(is_known_parameter)
+}
+
+fn version(headers: &HeaderMap) -> Version {
+    let mut digest = Sha256::new();
+    for name in [ETAG, LAST_MODIFIED] {
+        if let Some(value) = headers.get(name) {
+            digest.update(value.as_bytes());
+        }
+        digest.update(b"\n");
+    }
+    digest.finalize().into()
+}
+
+/// The keys in the cache of what a request may have changed, for all ways that lead to the
+/// bucket; `None`: any of the bucket.
+fn changed_keys(router: &Router, route: &Route, passed: &Passed) -> Option<Vec<CacheKey>> {
+    let objects: Vec<&str> = match passed.change {
+        Change::Nothing => Vec::new(),
+        Change::Object => vec![route.request.target.key()?.as_str()],
+        Change::Listed => passed
+            .deleted
+            .complete()?
+            .iter()
+            .map(|key| &**key)
+            .collect(),
+        Change::Bucket => return None,
+    };
+    let bucket = route.bucket();
+    let mut keys = Vec::new();
+    for site in router.same_bucket(route.site.service(), bucket) {
+        let primaries = objects
+            .iter()
+            .filter_map(|key| site.cache_key_of(bucket, key));
+        for primary in primaries {
+            let version = route.request.version_id().filter(|id| *id != "null");
+            if version.is_some() {
+                keys.push(key_of(site, primary.clone(), version));
+            }
+            // The current version may have this one, too.
+            keys.push(key_of(site, primary.clone(), Some("null")));
+            keys.push(key_of(site, primary, None));
+        }
+    }
+    keys.sort_unstable_by_key(CacheKey::combined_bin);
+    keys.dedup_by_key(|key| key.combined_bin());
+    Some(keys)
+}
+
+/// How the keys in the cache of all objects of the bucket begin, each with its user tag.
+fn prefixes(router: &Router, route: &Route) -> Vec<(String, String)> {
+    let bucket = route.bucket();
+    if bucket.is_empty() {
+        return Vec::new();
+    }
+    let mut prefixes: Vec<_> = router
+        .same_bucket(route.site.service(), bucket)
+        .map(|site| (site.user_tag().to_owned(), site.cache_prefix_of(bucket)))
+        .collect();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    prefixes
+}

@@ -1,0 +1,1125 @@
+//! Buckets with `auth: passthrough`: S3 decides on each request, and nobody gets from the cache
+//! what S3 would not have given.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    hash::{DefaultHasher, Hash, Hasher},
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use test_support::{
+    eventually, pattern,
+    scripted::{Answer, Client, Got, ScriptedOrigin, Seen},
+    Bucket, Gate, Proxy, ProxyBuilder,
+};
+use time::OffsetDateTime;
+
+const LEN: usize = 100_000;
+const KEY: &str = "/bucket/key";
+
+/// What a client signs with its secret key. S3, as it is here, takes the name of the key for
+/// the proof of it, and a signature other than `good` for a wrong one.
+fn signed(client: &str, fields: &str) -> String {
+    format!(
+        "AWS4-HMAC-SHA256 Credential={client}/20261128/us-east-1/s3/aws4_request, \
+         SignedHeaders=host;{fields}x-amz-date, Signature=good"
+    )
+}
+
+fn now() -> String {
+    let now = OffsetDateTime::now_utc();
+    format!(
+        "{:04}{:02}{:02}T{:02}{:02}{:02}Z",
+        now.year(),
+        u8::from(now.month()),
+        now.day(),
+        now.hour(),
+        now.minute(),
+        now.second()
+    )
+}
+
+/// An S3 with a bucket that alice may read and write, and bob may not.
+struct S3 {
+    origin: ScriptedOrigin,
+    objects: Arc<Mutex<HashMap<String, Vec<u8>>>>,
+}
+
+impl S3 {
+    fn start() -> S3 {
+        let s3 = S3 {
+            origin: ScriptedOrigin::start(),
+            objects: Arc::default(),
+        };
+        for path in [
+            KEY,
+            "/bucket/other",
+            "/bucket/copy",
+            "/bucket",
+            "/bucket/",
+            "/new",
+            "/",
+        ] {
+            let objects = s3.objects.clone();
+            s3.origin
+                .script(path, move |asked, _| answer(asked, &objects));
+        }
+        s3
+    }
+
+    fn holds(&self, path: &str, body: Vec<u8>) {
+        self.objects.lock().unwrap().insert(path.to_owned(), body);
+    }
+
+    fn bucket(&self) -> Bucket {
+        Bucket::new("/bucket", "bucket")
+            .endpoint(format!("http://{}", self.origin.addr()))
+            .set("auth", "passthrough")
+    }
+
+    /// The same bucket for everybody, at a host.
+    fn open_bucket(&self) -> Bucket {
+        Bucket::new("", "bucket")
+            .endpoint(format!("http://{}", self.origin.addr()))
+            .set("hosts", "[open.example]")
+    }
+
+    fn proxy(&self) -> ProxyBuilder {
+        Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(self.bucket())
+    }
+
+    fn count(&self, path: &str) -> usize {
+        self.origin.seen(path).len()
+    }
+
+    fn last(&self, path: &str) -> Seen {
+        self.origin.seen(path).pop().expect("a request")
+    }
+}
+
+fn etag(body: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    body.hash(&mut hasher);
+    format!("\"{:x}\"", hasher.finish())
+}
+
+fn is_permitted(asked: &Seen) -> bool {
+    let authorization = asked.header("authorization").unwrap_or_default();
+    // The open bucket is read by the proxy itself, unsigned.
+    let is_own = asked
+        .header("user-agent")
+        .is_some_and(|agent| agent.starts_with("pingora-sendfile/"));
+    is_own
+        || (authorization.contains("Credential=alice/")
+            && authorization.ends_with("Signature=good"))
+        || asked.target.contains("X-Amz-Signature=good")
+}
+
+fn error(status: u16, code: &str) -> Answer {
+    let document = format!("<Error><Code>{code}</Code></Error>");
+    Answer::status(status)
+        .field("Content-Type", "application/xml")
+        .body(document)
+}
+
+fn answer(asked: &Seen, objects: &Mutex<HashMap<String, Vec<u8>>>) -> Answer {
+    if !is_permitted(asked) {
+        return error(403, "AccessDenied");
+    }
+    let path = asked.path().to_owned();
+    let mut objects = objects.lock().unwrap();
+    match &*asked.method {
+        "PUT" if asked.target.contains("partNumber") => Answer::ok().field("ETag", "\"part\""),
+        "PUT" => {
+            let body = match asked.header("x-amz-copy-source") {
+                Some(source) => objects.get(source).cloned().unwrap_or_default(),
+                None => asked.body.clone(),
+            };
+            objects.insert(path, body);
+            Answer::ok().body("")
+        }
+        "POST" if asked.target.contains("?delete") => {
+            let document = String::from_utf8_lossy(&asked.body).into_owned();
+            objects.retain(|path, _| {
+                let key = path.rsplit('/').next().unwrap_or_default();
+                !document.contains(&format!("<Key>{key}</Key>"))
+            });
+            Answer::ok().body("<DeleteResult/>")
+        }
+        "POST" => {
+            objects.insert(path, pattern(9, LEN));
+            Answer::ok().body("<CompleteMultipartUploadResult/>")
+        }
+        "DELETE" => {
+            objects.remove(&path);
+            Answer::status(204)
+        }
+        _ => read(asked, objects.get(&path)),
+    }
+}
+
+/// GetObject and HeadObject.
+fn read(asked: &Seen, object: Option<&Vec<u8>>) -> Answer {
+    let Some(body) = object else {
+        return error(404, "NoSuchKey");
+    };
+    let tag = etag(body);
+    let described = |answer: Answer| {
+        let answer = answer
+            .field("ETag", &tag)
+            .field("Last-Modified", "Sat, 28 Nov 2026 10:00:00 GMT")
+            .field("Vary", "Origin, Accept-Encoding")
+            .field("x-amz-request-id", "1");
+        match asked.header("x-amz-checksum-mode") {
+            Some(_) => answer.field("x-amz-checksum-crc32", "abc="),
+            None => answer,
+        }
+    };
+    if asked.header("if-match").is_some_and(|wanted| wanted != tag) {
+        return error(412, "PreconditionFailed");
+    }
+    if asked.header("if-none-match") == Some(&tag) {
+        return described(Answer::status(304));
+    }
+    let range = asked.header("range").and_then(|range| {
+        let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+        let first: usize = first.parse().ok()?;
+        let last = last.parse().unwrap_or(body.len() - 1).min(body.len() - 1);
+        Some((first, last))
+    });
+    match range {
+        Some((first, last)) => described(Answer::status(206))
+            .field(
+                "Content-Range",
+                format!("bytes {first}-{last}/{}", body.len()),
+            )
+            .body(&body[first..=last]),
+        None => {
+            let answer = described(Answer::ok()).body(body.clone());
+            match asked.target.contains("response-content-type") {
+                true => answer.field("Content-Type", "text/evil"),
+                false => answer.field("Content-Type", "text/plain"),
+            }
+        }
+    }
+}
+
+/// A request of a client that signs host and date.
+fn ask(proxy: &Proxy, client: &str, method: &str, target: &str, fields: &[(&str, &str)]) -> Got {
+    ask_with(proxy, client, method, target, fields, b"")
+}
+
+fn ask_with(
+    proxy: &Proxy,
+    client: &str,
+    method: &str,
+    target: &str,
+    fields: &[(&str, &str)],
+    body: &[u8],
+) -> Got {
+    let authorization = signed(client, "");
+    let date = now();
+    let mut all = vec![("Authorization", &*authorization), ("X-Amz-Date", &*date)];
+    all.extend(fields);
+    plainly(proxy, method, target, &all, body)
+}
+
+/// Alice reads the object.
+fn read_at(addr: SocketAddr) -> Got {
+    let authorization = signed("alice", "");
+    let date = now();
+    let fields = [("Authorization", &*authorization), ("X-Amz-Date", &*date)];
+    let mut connection = Client::open(addr);
+    connection.ask("GET", KEY, &fields, b"");
+    connection.receive("GET")
+}
+
+fn plainly(proxy: &Proxy, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Got {
+    let mut connection = Client::open(proxy.addr());
+    connection.ask(method, target, fields, body);
+    connection.receive(method)
+}
+
+fn stored(proxy: &Proxy, entries: u64) {
+    eventually("the objects are stored", || {
+        proxy.metric("cache_entries") == entries
+    });
+}
+
+fn open(proxy: &Proxy, target: &str) -> Got {
+    plainly(proxy, "GET", target, &[("Host", "open.example")], b"")
+}
+
+// --- hits ---
+
+#[test]
+fn a_hit_is_confirmed_by_the_clients_own_request() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let proxy = s3.proxy().start();
+    let miss = ask(&proxy, "alice", "GET", KEY, &[]);
+    assert_eq!((miss.status, miss.x_cache()), (200, "MISS".to_owned()));
+    assert!(miss.body == pattern(1, LEN));
+    stored(&proxy, 1);
+    for number in 1..=3 {
+        let hit = ask(&proxy, "alice", "GET", KEY, &[]);
+        assert_eq!((hit.status, hit.x_cache()), (200, "REVALIDATED".to_owned()));
+        assert!(hit.body == pattern(1, LEN));
+        assert_eq!(hit.header("content-type"), Some("text/plain"));
+        proxy.expect_metric("cache_sendfile_bytes_total", number * LEN as u64);
+    }
+    let asked = s3.origin.seen(KEY);
+    assert_eq!(asked.len(), 4);
+    for asked in &asked[1..] {
+        assert_eq!(
+            asked.header("if-none-match"),
+            Some(&*etag(&pattern(1, LEN)))
+        );
+        assert!(asked.header("authorization").unwrap().contains("alice"));
+    }
+}
+
+#[test]
+fn what_the_client_signed_reaches_s3_as_it_is() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let proxy = s3.proxy().start();
+    let fields = [
+        ("Host", "S3.Example:9000"),
+        ("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD"),
+        ("X-Amz-Security-Token", "a+b/c=="),
+        ("User-Agent", "test 1.0  (two  spaces)"),
+        ("Cookie", "a=b"),
+        ("Connection", "keep-alive, x-hop"),
+        ("X-Hop", "1"),
+    ];
+    let target = "/bucket/key?x-id=GetObject&versionId=a%2fb+c&X-Amz-Date=%32";
+    for _ in 0..2 {
+        ask(&proxy, "alice", "GET", target, &fields);
+        let asked = s3.last(KEY);
+        assert_eq!(asked.target, target);
+        for (name, value) in &fields[..5] {
+            assert_eq!(asked.header(name), Some(*value), "{name}");
+        }
+        for name in ["x-hop", "via"] {
+            assert_eq!(asked.header(name), None, "{name}");
+        }
+    }
+}
+
+#[test]
+fn who_may_not_read_gets_nothing_and_removes_nothing() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let proxy = s3.proxy().start();
+    ask(&proxy, "alice", "GET", KEY, &[]);
+    stored(&proxy, 1);
+    let tag = etag(&pattern(1, LEN));
+    let bad = signed("alice", "").replace("=good", "=evil");
+    let bob = signed("bob", "");
+    let range = ("Range", "bytes=0-9");
+    for (what, target, fields) in [
+        ("no signature", KEY, &[][..]),
+        ("another client", KEY, &[("Authorization", &*bob)]),
+        ("a tampered signature", KEY, &[("Authorization", &*bad)]),
+        ("a range", KEY, &[("Authorization", &*bob), range]),
+        (
+            "a condition",
+            KEY,
+            &[("Authorization", &*bob), ("If-None-Match", &*tag)],
+        ),
+        (
+            "a condition",
+            KEY,
+            &[("Authorization", &*bob), ("If-Match", &*tag)],
+        ),
+        ("a condition", KEY, &[("If-Range", &*tag), range]),
+        ("a wrong URL", "/bucket/key?X-Amz-Signature=evil", &[]),
+        ("a stripped URL", "/bucket/key?X-Amz-Credential=alice", &[]),
+        ("another path to it", "/bucket/%6Bey", &[]),
+    ] {
+        for method in ["GET", "HEAD"] {
+            let refused = plainly(&proxy, method, target, fields, b"");
+            assert!(
+                matches!(refused.status, 403 | 500),
+                "{what}: {}",
+                refused.status
+            );
+            assert!(refused.body.len() < 100, "{what}");
+            assert_eq!(refused.header("etag"), None, "{what}");
+        }
+    }
+    let refused = plainly(&proxy, "GET", KEY, &[], b"");
+    assert!(refused.text().contains("<Code>AccessDenied</Code>"));
+    stored(&proxy, 1);
+    assert_eq!(
+        ask(&proxy, "alice", "GET", KEY, &[]).x_cache(),
+        "REVALIDATED"
+    );
+}
+
+#[test]
+fn nothing_is_given_while_s3_cannot_be_asked() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let proxy = s3.proxy().default_ttl("365d").start();
+    ask(&proxy, "alice", "GET", KEY, &[]);
+    stored(&proxy, 1);
+    for answer in [
+        Answer::status(500).body("<Error/>"),
+        Answer::status(503).body("<Error/>"),
+        Answer::hang_up(),
+    ] {
+        let answer = Mutex::new(Some(answer));
+        s3.origin.script(KEY, move |_, _| {
+            answer
+                .lock()
+                .unwrap()
+                .take()
+                .unwrap_or_else(Answer::hang_up)
+        });
+        let failed = ask(&proxy, "alice", "GET", KEY, &[]);
+        assert!((500..505).contains(&failed.status), "{}", failed.status);
+        assert!(failed.body.len() < 1000);
+    }
+    stored(&proxy, 1);
+}
+
+#[test]
+fn a_304_about_another_version_gives_nothing_of_the_stored_one() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let proxy = s3.proxy().start();
+    ask(&proxy, "alice", "GET", KEY, &[]);
+    stored(&proxy, 1);
+    // The same bytes with another description: a copy of an object onto itself.
+    s3.origin.script(KEY, |asked, _| {
+        let (status, body) = match asked.header("if-none-match") {
+            Some(_) => (304, Vec::new()),
+            None => (200, pattern(1, LEN)),
+        };
+        Answer::status(status)
+            .field("ETag", etag(&pattern(1, LEN)))
+            .field("Last-Modified", "Sat, 28 Nov 2026 11:00:00 GMT")
+            .field("Content-Type", "text/new")
+            .body(body)
+    });
+    let new = ask(&proxy, "alice", "GET", KEY, &[]);
+    assert_eq!(
+        (new.status, new.header("content-type")),
+        (200, Some("text/new"))
+    );
+    assert!(new.body == pattern(1, LEN));
+    // One that does not know what it says.
+    s3.origin
+        .script(KEY, |_, _| Answer::status(304).field("ETag", "\"x\""));
+    assert_eq!(ask(&proxy, "alice", "GET", KEY, &[]).status, 502);
+}
+
+#[test]
+fn another_version_is_fetched_and_a_missing_object_is_removed() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let proxy = s3.proxy().start();
+    ask(&proxy, "alice", "GET", KEY, &[]);
+    stored(&proxy, 1);
+    // Behind the proxy's back.
+    s3.holds(KEY, pattern(2, LEN));
+    let new = ask(&proxy, "alice", "GET", KEY, &[]);
+    assert_eq!(new.x_cache(), "MISS");
+    assert!(new.body == pattern(2, LEN));
+    eventually("the new version is stored", || {
+        ask(&proxy, "alice", "GET", KEY, &[]).x_cache() == "REVALIDATED"
+    });
+    s3.holds(KEY, pattern(3, LEN));
+    let part = ask(&proxy, "alice", "GET", KEY, &[("Range", "bytes=10-19")]);
+    assert_eq!((part.status, &*part.body), (206, &pattern(3, LEN)[10..20]));
+    stored(&proxy, 0);
+    ask(&proxy, "alice", "GET", KEY, &[]);
+    stored(&proxy, 1);
+    s3.objects.lock().unwrap().remove(KEY);
+    let gone = ask(&proxy, "alice", "GET", KEY, &[]);
+    assert_eq!(gone.status, 404);
+    assert!(gone.text().contains("NoSuchKey"));
+    stored(&proxy, 0);
+}
+
+#[test]
+fn ranges_and_conditions_give_what_s3_would_have_given() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let proxy = s3.proxy().start();
+    let tag = etag(&pattern(1, LEN));
+    let signs = |fields: &str| signed("alice", fields);
+    let (plain, range, if_match, both, if_none) = (
+        signs(""),
+        signs("range;"),
+        signs("if-match;"),
+        signs("if-match;range;"),
+        signs("if-none-match;"),
+    );
+    let date = now();
+    let check = |is_stored: bool| {
+        for (authorization, fields, status, body) in [
+            (&plain, &[("Range", "bytes=5-9")][..], 206, 5..10),
+            (&range, &[("Range", "bytes=5-9")], 206, 5..10),
+            (&range, &[("Range", "bytes=5-")], 206, 5..LEN),
+            (&if_match, &[("If-Match", &*tag)], 200, 0..LEN),
+            (&plain, &[("If-Match", &*tag)], 200, 0..LEN),
+            (
+                &both,
+                &[("If-Match", &*tag), ("Range", "bytes=7-8")],
+                206,
+                7..9,
+            ),
+            (&if_match, &[("If-Match", "\"x\"")], 412, 0..0),
+            (&plain, &[("If-Match", "\"x\"")], 412, 0..0),
+            (&if_none, &[("If-None-Match", &*tag)], 304, 0..0),
+            (&plain, &[("If-None-Match", &*tag)], 304, 0..0),
+            (&if_none, &[("If-None-Match", "\"x\"")], 200, 0..LEN),
+            (&plain, &[("If-None-Match", "\"x\"")], 200, 0..LEN),
+        ] {
+            let mut all = vec![("Authorization", &**authorization), ("X-Amz-Date", &*date)];
+            all.extend(fields);
+            for method in ["GET", "HEAD"] {
+                if method == "HEAD" && status == 206 {
+                    continue;
+                }
+                let got = plainly(&proxy, method, KEY, &all, b"");
+                let what = format!("{method} {fields:?} {authorization} stored: {is_stored}");
+                assert_eq!(got.status, status, "{what}");
+                if method == "GET" && matches!(status, 200 | 206) {
+                    assert!(got.body == pattern(1, LEN)[body.clone()], "{what}");
+                }
+            }
+        }
+    };
+    check(false);
+    ask(&proxy, "alice", "GET", KEY, &[]);
+    eventually("the object is stored", || {
+        ask(&proxy, "alice", "GET", KEY, &[]).x_cache() == "REVALIDATED"
+    });
+    check(true);
+    let part = ask(&proxy, "alice", "GET", KEY, &[("Range", "bytes=5-9")]);
+    assert_eq!(part.x_cache(), "REVALIDATED");
+    let part = plainly(
+        &proxy,
+        "GET",
+        KEY,
+        &[("Authorization", &*range), ("Range", "bytes=5-9")],
+        b"",
+    );
+    assert_eq!(part.x_cache(), "REVALIDATED");
+    assert_eq!(s3.last(KEY).header("range"), Some("bytes=5-9"));
+}
+
+#[test]
+fn one_who_waits_for_anothers_fill_is_confirmed_before_it_gets_a_byte() {
+    let s3 = S3::start();
+    let gate = Gate::new();
+    s3.origin.script(KEY, {
+        let gate = gate.clone();
+        move |asked, _| {
+            if !is_permitted(asked) {
+                return error(403, "AccessDenied");
+            }
+            let body = pattern(1, LEN);
+            match asked.header("if-none-match") {
+                Some(_) => Answer::status(304).field("ETag", etag(&body)),
+                None => Answer::ok()
+                    .field("ETag", etag(&body))
+                    .body(body)
+                    .hold_body(LEN / 2, &gate),
+            }
+        }
+    });
+    let proxy = s3.proxy().start();
+    thread::scope(|scope| {
+        let addr = proxy.addr();
+        let first = scope.spawn(move || read_at(addr));
+        gate.wait_for_arrivals(1);
+        let refused = ask(&proxy, "bob", "GET", KEY, &[]);
+        assert_eq!((refused.status, refused.body.len() < 100), (403, true));
+        let second = scope.spawn(move || read_at(addr));
+        s3.origin.wait_for(KEY, 3);
+        gate.open();
+        for got in [first.join().unwrap(), second.join().unwrap()] {
+            assert_eq!(got.status, 200);
+            assert!(got.body == pattern(1, LEN));
+        }
+    });
+    let asked = s3.origin.seen(KEY);
+    let whole = asked
+        .iter()
+        .filter(|asked| asked.header("if-none-match").is_none() && is_permitted(asked));
+    assert_eq!(whole.count(), 1, "one fill");
+}
+
+// --- what is not stored ---
+
+#[test]
+fn no_client_puts_its_own_answer_into_the_cache() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let proxy = s3.proxy().start();
+    for (target, fields) in [
+        ("/bucket/key?response-content-type=text%2Fevil", &[][..]),
+        ("/bucket/key?unknown=1", &[]),
+        ("/bucket/key?partNumber=1", &[]),
+        (
+            KEY,
+            &[("x-amz-server-side-encryption-customer-algorithm", "AES256")],
+        ),
+        (KEY, &[("x-amz-request-payer", "requester")]),
+        (KEY, &[("x-amz-unknown", "1")]),
+        (KEY, &[("x-minio-extract", "true")]),
+        (KEY, &[("x-goog-encryption-key", "1")]),
+        (KEY, &[("Range", "bytes=0-9")]),
+    ] {
+        let got = ask(&proxy, "alice", "GET", target, fields);
+        assert!(matches!(got.status, 200 | 206), "{target}");
+        assert_eq!(proxy.metric("cache_entries"), 0, "{target} {fields:?}");
+    }
+    ask(&proxy, "alice", "GET", KEY, &[]);
+    stored(&proxy, 1);
+    // From what is stored, but as asked.
+    let target = "/bucket/key?response-content-type=text%2Fevil";
+    let evil = ask(&proxy, "alice", "GET", target, &[]);
+    assert_eq!(evil.header("content-type"), Some("text/evil"));
+    assert_eq!(evil.x_cache(), "REVALIDATED");
+    let plain = ask(&proxy, "alice", "GET", KEY, &[]);
+    assert_eq!(plain.header("content-type"), Some("text/plain"));
+}
+
+#[test]
+fn checksums_are_given_to_those_who_ask_for_them() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let proxy = s3.proxy().start();
+    let mode = [("X-Amz-Checksum-Mode", "ENABLED")];
+    ask(&proxy, "alice", "GET", KEY, &[]);
+    stored(&proxy, 1);
+    for _ in 0..2 {
+        let got = ask(&proxy, "alice", "GET", KEY, &mode);
+        assert_eq!(got.header("x-amz-checksum-crc32"), Some("abc="));
+        assert_eq!(got.header("x-amz-checksum-mode"), None);
+        eventually("it is stored", || {
+            ask(&proxy, "alice", "GET", KEY, &mode).x_cache() == "REVALIDATED"
+        });
+    }
+    let plain = ask(&proxy, "alice", "GET", KEY, &[]);
+    assert_eq!(plain.x_cache(), "REVALIDATED");
+    assert_eq!(plain.header("x-amz-checksum-mode"), None);
+}
+
+#[test]
+fn a_site_that_may_read_is_told_so_and_another_is_not() {
+    let s3 = S3::start();
+    s3.origin.script(KEY, |asked, _| {
+        let answer = Answer::ok().field("ETag", "\"1\"").field("Vary", "Origin");
+        match asked.header("origin") {
+            Some(site) => answer.field("Access-Control-Allow-Origin", site),
+            None => answer,
+        }
+    });
+    let proxy = s3.proxy().start();
+    for _ in 0..2 {
+        for site in ["https://a.example", "https://b.example"] {
+            let got = ask(&proxy, "alice", "GET", KEY, &[("Origin", site)]);
+            assert_eq!(got.header("access-control-allow-origin"), Some(site));
+        }
+    }
+}
+
+// --- changes ---
+
+#[test]
+fn what_a_client_changes_is_void_before_it_has_its_answer() {
+    let s3 = S3::start();
+    let proxy = s3
+        .proxy()
+        .bucket(s3.open_bucket())
+        .default_ttl("365d")
+        .start();
+    let list = "<Delete><Object><Key>key</Key></Object></Delete>";
+    let other = ("X-Amz-Copy-Source", "/bucket/other");
+    for (method, target, fields, body, expected) in [
+        ("PUT", KEY, &[][..], "new", Some(b"new".to_vec())),
+        ("PUT", KEY, &[other], "", Some(b"other".to_vec())),
+        (
+            "POST",
+            "/bucket/key?uploadId=1",
+            &[],
+            "<x/>",
+            Some(pattern(9, LEN)),
+        ),
+        ("DELETE", KEY, &[], "", None),
+        ("POST", "/bucket?delete", &[], list, None),
+        (
+            "POST",
+            "/bucket/?delete",
+            &[],
+            "<Delete><!----></Delete>",
+            Some(b"old".to_vec()),
+        ),
+    ] {
+        let what = format!("{method} {target}");
+        s3.holds(KEY, b"old".to_vec());
+        s3.holds("/bucket/other", b"other".to_vec());
+        // Whatever an earlier round has left.
+        ask_with(&proxy, "alice", "PUT", KEY, &[], b"old");
+        eventually("both are stored", || {
+            open(&proxy, "/key").x_cache() == "HIT"
+                && ask(&proxy, "alice", "GET", KEY, &[]).x_cache() == "REVALIDATED"
+        });
+        let refused = ask_with(&proxy, "bob", method, target, fields, body.as_bytes());
+        assert_eq!(refused.status, 403, "{what}");
+        assert_eq!(open(&proxy, "/key").x_cache(), "HIT", "{what} was refused");
+
+        let done = ask_with(&proxy, "alice", method, target, fields, body.as_bytes());
+        assert!(matches!(done.status, 200 | 204), "{what}: {}", done.status);
+        let now = open(&proxy, "/key");
+        assert_ne!(now.x_cache(), "HIT", "{what}");
+        match expected {
+            Some(body) => assert!(now.body == body, "{what}"),
+            None => assert_eq!(now.status, 404, "{what}"),
+        }
+    }
+}
+
+#[test]
+fn a_change_whose_answer_is_lost_or_an_error_may_have_happened() {
+    let s3 = S3::start();
+    let proxy = s3
+        .proxy()
+        .bucket(s3.open_bucket())
+        .default_ttl("365d")
+        .start();
+    for (answer, status) in [(Some(500), 500), (None, 502)] {
+        s3.holds(KEY, b"old".to_vec());
+        ask_with(&proxy, "alice", "PUT", KEY, &[], b"old");
+        eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+        let objects = s3.objects.clone();
+        s3.origin.script(KEY, move |asked, _| {
+            let answered = crate::answer(asked, &objects);
+            match answer {
+                _ if asked.method != "PUT" => answered,
+                Some(status) => Answer::status(status),
+                None => Answer::hang_up(),
+            }
+        });
+        let failed = ask_with(&proxy, "alice", "PUT", KEY, &[], b"new");
+        assert_eq!(failed.status, status);
+        assert_eq!(open(&proxy, "/key").text(), "new");
+        let objects = s3.objects.clone();
+        s3.origin
+            .script(KEY, move |asked, _| crate::answer(asked, &objects));
+    }
+}
+
+#[test]
+fn a_fill_that_began_before_a_change_is_not_stored_after_it() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let gate = Gate::new();
+    s3.origin.script(KEY, {
+        let (gate, objects) = (gate.clone(), s3.objects.clone());
+        move |asked, _| match asked.method == "GET" && asked.header("if-none-match").is_none() {
+            true => answer(asked, &objects).hold_body(LEN / 2, &gate),
+            false => answer(asked, &objects),
+        }
+    });
+    let proxy = s3.proxy().start();
+    thread::scope(|scope| {
+        let addr = proxy.addr();
+        let old = scope.spawn(move || read_at(addr));
+        gate.wait_for_arrivals(1);
+        ask_with(&proxy, "alice", "PUT", KEY, &[], b"new");
+        gate.open();
+        assert!(old.join().unwrap().body == pattern(1, LEN));
+    });
+    eventually("the fill is over", || {
+        proxy.metric("cache_fills_in_flight") == 0
+    });
+    stored(&proxy, 0);
+}
+
+#[test]
+fn a_multipart_upload_is_void_again_at_the_end_of_a_slow_answer() {
+    let s3 = S3::start();
+    s3.holds(KEY, b"old".to_vec());
+    let gate = Gate::new();
+    let proxy = s3
+        .proxy()
+        .bucket(s3.open_bucket())
+        .default_ttl("365d")
+        .start();
+    s3.origin.script(KEY, {
+        let (gate, objects) = (gate.clone(), s3.objects.clone());
+        move |asked, _| match &*asked.method {
+            // S3 sends white space while it works.
+            "POST" => Answer::ok()
+                .chunked()
+                .body("     <Result/>")
+                .hold_body(5, &gate),
+            _ => answer(asked, &objects),
+        }
+    });
+    let mut client = Client::open(proxy.addr());
+    let authorization = signed("alice", "");
+    client.ask(
+        "POST",
+        "/bucket/key?uploadId=1",
+        &[("Authorization", &*authorization)],
+        b"<x/>",
+    );
+    client.receive_head().expect("the head");
+    gate.wait_for_arrivals(1);
+    eventually("the old one is stored in between", || {
+        open(&proxy, "/key").x_cache() == "HIT"
+    });
+    s3.holds(KEY, b"new".to_vec());
+    gate.open();
+    let rest = client.receive_bytes(29);
+    assert!(String::from_utf8_lossy(&rest).contains("<Result/>"));
+    assert_eq!(open(&proxy, "/key").text(), "new");
+}
+
+// --- bodies ---
+
+#[test]
+fn uploads_are_relayed_as_they_are() {
+    let s3 = S3::start();
+    let proxy = s3.proxy().start();
+    let chunks = b"5;chunk-signature=abc\r\nhello\r\n0;chunk-signature=def\r\n\r\n";
+    let fields = [
+        ("Content-Encoding", "aws-chunked"),
+        ("X-Amz-Content-Sha256", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"),
+        ("X-Amz-Decoded-Content-Length", "5"),
+        ("X-Amz-Meta-Name", "value"),
+    ];
+    let put = ask_with(&proxy, "alice", "PUT", KEY, &fields, chunks);
+    assert_eq!(put.status, 200);
+    let asked = s3.last(KEY);
+    assert_eq!(asked.body, chunks);
+    assert_eq!(
+        asked.header("content-length"),
+        Some(&*chunks.len().to_string())
+    );
+    for (name, value) in fields {
+        assert_eq!(asked.header(name), Some(value));
+    }
+    // Framed by chunks of HTTP.
+    let http = b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+    ask_with(
+        &proxy,
+        "alice",
+        "PUT",
+        KEY,
+        &[("Transfer-Encoding", "chunked")],
+        http,
+    );
+    assert_eq!(s3.last(KEY).body, b"abcde");
+}
+
+#[test]
+fn a_client_that_waits_for_100_gets_it_from_s3() {
+    let s3 = S3::start();
+    let proxy = s3.proxy().start();
+    let mut client = Client::open(proxy.addr());
+    let authorization = signed("alice", "");
+    let head = format!(
+        "PUT {KEY} HTTP/1.1\r\nHost: a\r\nAuthorization: {authorization}\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+    );
+    client.send(head);
+    assert_eq!(client.receive_interim().status, 100);
+    client.send("hello");
+    assert_eq!(client.receive("PUT").status, 200);
+    assert_eq!(s3.last(KEY).body, b"hello");
+    assert_eq!(read_at(proxy.addr()).text(), "hello");
+}
+
+#[test]
+fn requests_behind_an_upload_are_answered_in_order() {
+    let s3 = S3::start();
+    s3.holds(KEY, b"old".to_vec());
+    let proxy = s3.proxy().start();
+    let mut client = Client::open(proxy.addr());
+    let authorization = signed("alice", "");
+    let fields = [("Authorization", &*authorization)];
+    let mut both = String::new();
+    for (method, body) in [("PUT", "new"), ("GET", ""), ("DELETE", ""), ("GET", "")] {
+        write!(
+            both,
+            "{method} {KEY} HTTP/1.1\r\nHost: a\r\n{}: {}\r\nContent-Length: {}\r\n\r\n{body}",
+            fields[0].0,
+            fields[0].1,
+            body.len()
+        )
+        .unwrap();
+    }
+    client.send(both);
+    assert_eq!(client.receive("PUT").status, 200);
+    assert_eq!(client.receive("GET").text(), "new");
+    assert_eq!(client.receive("DELETE").status, 204);
+    assert_eq!(client.receive("GET").status, 404);
+}
+
+#[test]
+fn an_upload_that_breaks_off_changes_nothing() {
+    let s3 = S3::start();
+    s3.holds(KEY, b"old".to_vec());
+    let proxy = s3
+        .proxy()
+        .bucket(s3.open_bucket())
+        .default_ttl("365d")
+        .start();
+    eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+    let mut client = Client::open(proxy.addr());
+    let authorization = signed("alice", "");
+    client.send(format!(
+        "PUT {KEY} HTTP/1.1\r\nHost: a\r\nAuthorization: {authorization}\r\nContent-Length: 1000000\r\n\r\nbegin"
+    ));
+    drop(client);
+    // S3 sees half an upload, and no proxy is busy with it for ever.
+    eventually("the upload is over", || {
+        proxy.metric("response_errors_total") > 0
+    });
+    assert_eq!(open(&proxy, "/key").x_cache(), "HIT");
+    assert_eq!(ask(&proxy, "alice", "GET", KEY, &[]).text(), "old");
+}
+
+// --- the whole service ---
+
+#[test]
+fn a_route_without_a_bucket_is_the_whole_service() {
+    let s3 = S3::start();
+    s3.holds(KEY, b"old".to_vec());
+    let service = Bucket::new("/", "")
+        .endpoint(format!("http://{}", s3.origin.addr()))
+        .set("auth", "passthrough");
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(service)
+        .bucket(s3.open_bucket())
+        .default_ttl("365d")
+        .admin()
+        .start();
+    let is_stored = || ask(&proxy, "alice", "GET", KEY, &[]).x_cache() == "REVALIDATED";
+    eventually("it is stored", is_stored);
+    eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+    assert_eq!(ask(&proxy, "bob", "GET", KEY, &[]).status, 403);
+
+    // Another spelling of the bucket, and its name in front of the host.
+    for (target, fields) in [
+        ("/%62ucket/key", &[][..]),
+        ("/key", &[("Host", "bucket.127.0.0.1:80")]),
+    ] {
+        s3.origin.script(target, |asked, _| {
+            assert_eq!(asked.method, "PUT");
+            Answer::ok().body("")
+        });
+        ask_with(&proxy, "alice", "PUT", target, fields, b"new");
+        assert_ne!(open(&proxy, "/key").x_cache(), "HIT", "{target}");
+        eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+        assert_eq!(
+            ask(&proxy, "alice", "GET", KEY, &[]).x_cache(),
+            "MISS",
+            "{target}"
+        );
+        eventually("it is stored", is_stored);
+    }
+
+    // Buckets come and go.
+    for (method, target) in [("PUT", "/new"), ("DELETE", "/new"), ("GET", "/")] {
+        let done = ask_with(&proxy, "alice", method, target, &[], b"");
+        assert!(matches!(done.status, 200 | 204 | 404), "{method} {target}");
+        assert_eq!(s3.last(target).method, method);
+    }
+    assert!(is_stored());
+    assert_eq!(ask(&proxy, "bob", "DELETE", "/bucket", &[]).status, 403);
+    assert!(is_stored());
+    ask(&proxy, "alice", "DELETE", "/bucket", &[]);
+    assert_ne!(open(&proxy, "/key").x_cache(), "HIT");
+    assert!(!is_stored());
+
+    // An operator names objects as clients do.
+    eventually("it is stored", is_stored);
+    let mut admin = Client::open(proxy.admin_addr());
+    admin.ask("PURGE", KEY, &[("Host", "localhost")], b"");
+    assert_eq!(admin.receive("PURGE").status, 200);
+    assert!(!is_stored());
+    eventually("it is stored", is_stored);
+    let mut admin = Client::open(proxy.admin_addr());
+    admin.ask("PURGE", "/bucket/*", &[("Host", "localhost")], b"");
+    assert_eq!(admin.receive("PURGE").status, 200);
+    assert!(!is_stored());
+}
+
+/// An origin that reads a body slowly: the proxy does not hold what the client sends.
+#[test]
+fn a_long_upload_takes_no_memory() {
+    const BODY: usize = 100 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let origin = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = vec![0; 1 << 20];
+        let mut head = Vec::new();
+        while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+            let len = stream.read(&mut buffer[..1]).unwrap();
+            head.extend_from_slice(&buffer[..len]);
+        }
+        let mut received = 0;
+        while received < BODY {
+            if received < 4 << 20 {
+                thread::sleep(Duration::from_millis(50));
+            }
+            received += stream.read(&mut buffer).unwrap();
+        }
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            .unwrap();
+        received
+    });
+    let bucket = Bucket::new("/bucket", "bucket")
+        .endpoint(format!("http://{addr}"))
+        .set("auth", "passthrough");
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(bucket)
+        .start();
+    proxy.reset_peak_rss();
+    let before = proxy.rss_bytes();
+    let mut stream = TcpStream::connect(proxy.addr()).unwrap();
+    write!(
+        stream,
+        "PUT {KEY} HTTP/1.1\r\nHost: a\r\nContent-Length: {BODY}\r\n\r\n"
+    )
+    .unwrap();
+    let piece = vec![7; 1 << 20];
+    for _ in 0..BODY >> 20 {
+        stream.write_all(&piece).unwrap();
+    }
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    assert_eq!(origin.join().unwrap(), BODY);
+    let grown = proxy.peak_rss_bytes().saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes more");
+}
+
+// --- remembered permissions ---
+
+#[test]
+fn a_permission_is_remembered_for_the_same_request_only() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let bucket = s3.bucket().set("auth_ttl", "1h");
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(bucket)
+        .start();
+    let url = format!(
+        "{KEY}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=alice&X-Amz-Date={}&X-Amz-Expires=600&X-Amz-SignedHeaders=host&X-Amz-Signature=good",
+        now()
+    );
+    let get = |target: &str, fields: &[(&str, &str)]| plainly(&proxy, "GET", target, fields, b"");
+    get(&url, &[]);
+    stored(&proxy, 1);
+    let asked = s3.count(KEY);
+    let hit = get(&url, &[]);
+    assert_eq!(hit.x_cache(), "HIT");
+    assert!(hit.body == pattern(1, LEN));
+    assert_eq!(
+        get(&url, &[("Range", "bytes=0-3")]).body,
+        pattern(1, LEN)[..4]
+    );
+    assert_eq!(s3.count(KEY), asked);
+
+    // Everything else is S3's to decide.
+    for target in [
+        KEY.to_owned(),
+        url.replace("=good", "=evil"),
+        url.replace("X-Amz-Signature=good", ""),
+        url.replace("Expires=600", "Expires=6000")
+            .replace("=good", "=evil"),
+    ] {
+        let refused = get(&target, &[]);
+        assert_eq!(refused.status, 403, "{target}");
+    }
+    let host = [("Host", "other.example")];
+    assert_eq!(get(&url, &host).x_cache(), "REVALIDATED");
+    assert_eq!(
+        get(&url, &[("Referer", "https://a.example")]).x_cache(),
+        "REVALIDATED"
+    );
+
+    let authorization = signed("alice", "");
+    let date = now();
+    let fields = [("Authorization", &*authorization), ("X-Amz-Date", &*date)];
+    assert_eq!(get(KEY, &fields).x_cache(), "REVALIDATED");
+    assert_eq!(get(KEY, &fields).x_cache(), "HIT");
+    // The name of a key is no secret.
+    let forged = authorization.replace("=good", "=evil");
+    let fields = [("Authorization", &*forged), ("X-Amz-Date", &*date)];
+    assert_eq!(get(KEY, &fields).status, 403);
+    let head = plainly(
+        &proxy,
+        "HEAD",
+        KEY,
+        &[("Authorization", &*authorization), ("X-Amz-Date", &*date)],
+        b"",
+    );
+    assert_eq!(
+        head.x_cache(),
+        "REVALIDATED",
+        "another method is another signature"
+    );
+}
+
+#[test]
+fn a_permission_ends_with_the_url_with_the_time_and_with_the_version() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let bucket = s3.bucket().set("auth_ttl", "1h");
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(bucket)
+        .start();
+    let url = |date: &str, life: u32| {
+        format!("{KEY}?X-Amz-Date={date}&X-Amz-Expires={life}&X-Amz-SignedHeaders=host&X-Amz-Signature=good")
+    };
+    let get = |target: &str| plainly(&proxy, "GET", target, &[], b"");
+    get(&url(&now(), 600));
+    stored(&proxy, 1);
+    for expired in [url("20200101T000000Z", 600), url(&now(), 0), url("x", 600)] {
+        for _ in 0..2 {
+            assert_eq!(get(&expired).x_cache(), "REVALIDATED", "{expired}");
+        }
+    }
+    let long = url(&now(), 600);
+    get(&long);
+    assert_eq!(get(&long).x_cache(), "HIT");
+    // Another version, by somebody else's request.
+    ask_with(&proxy, "alice", "PUT", KEY, &[], b"new");
+    ask(&proxy, "alice", "GET", KEY, &[]);
+    eventually("the new one is stored", || {
+        ask(&proxy, "alice", "GET", KEY, &[]).x_cache() == "REVALIDATED"
+    });
+    assert_eq!(get(&long).x_cache(), "REVALIDATED");
+    assert_eq!(get(&long).x_cache(), "HIT");
+    // What changes permissions ends them all.
+    ask_with(&proxy, "alice", "PUT", "/bucket/key?acl", &[], b"");
+    assert_ne!(get(&long).x_cache(), "HIT");
+
+    let bucket = s3.bucket().set("auth_ttl", "1s");
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(bucket)
+        .start();
+    let get = |target: &str| plainly(&proxy, "GET", target, &[], b"");
+    get(&long);
+    stored(&proxy, 1);
+    eventually("it is over", || get(&long).x_cache() == "REVALIDATED");
+}
