@@ -313,7 +313,7 @@ pub fn write_sample_folder(root: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::s3::{Bucket, Credentials, Endpoint, ObjectKey, Origin, Signer};
+    use crate::s3::{Bucket, ConnectionOptions, Credentials, Endpoint, ObjectKey, Origin, Signer};
     use std::io::Read;
     use std::net::TcpStream;
     use std::time::SystemTime;
@@ -373,6 +373,7 @@ mod tests {
                     Credentials::new("access", secret_key, None, None, "test").into(),
                 ),
                 passthrough: false,
+                connection: ConnectionOptions::default(),
             }
         }
 

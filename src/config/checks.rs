@@ -8,9 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use super::document::{Entry, Kind, Node};
 use super::error::Place;
 use super::reader::{value, Finding, Problem, Step};
-use super::values::{Address, BucketName, Folder, HostName, PathPrefix, Period, Secret};
+use super::values::{Address, BucketName, Folder, HostName, PathPrefix, Period, Secret, Service};
 use super::variables::Env;
-use super::{Auth, CredentialsFrom};
+use super::{Auth, CredentialsFrom, TlsVerify};
 
 pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     prefixes(root, env, findings);
@@ -18,6 +18,7 @@ pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     credentials(root, env, findings);
     auth(root, env, findings);
     passthrough(root, env, findings);
+    connections(root, env, findings);
     disk(root, env, findings);
     listeners(root, env, findings);
 }
@@ -326,6 +327,30 @@ fn passthrough(root: &Node, env: Env, findings: &mut Vec<Finding>) {
                 bucket_key(index, "path_prefix"),
                 problem,
             ));
+        }
+    }
+}
+
+/// A certificate is checked only where there is one.
+fn connections(root: &Node, env: Env, findings: &mut Vec<Finding>) {
+    for (index, bucket) in buckets(root) {
+        let service = value::<Service>(bucket.get("endpoint"), env);
+        if service.is_none_or(|service| service.tls()) {
+            continue;
+        }
+        for name in ["ca_file", "tls_verify", "tls_name"] {
+            let Some(entry) = bucket.entry(name) else {
+                continue;
+            };
+            // The default, as it is printed.
+            if value(Some(&entry.value), env) == Some(TlsVerify::Full) {
+                continue;
+            }
+            let problem = Problem::new(
+                "is given for an endpoint without TLS",
+                "write https:// in endpoint, or leave the key out",
+            );
+            findings.push(finding(entry.place, bucket_key(index, name), problem));
         }
     }
 }

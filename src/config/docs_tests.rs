@@ -170,7 +170,7 @@ fn whole_example() -> String {
     let lines = EXAMPLE
         .lines()
         .map(|text| line(text).unwrap_or(text.to_owned()) + "\n");
-    let files = ["/etc/s3-proxy/cert.pem", "/etc/s3-proxy/key.pem"];
+    let files = ["cert", "key", "ca"].map(|name| format!("/etc/s3-proxy/{name}.pem"));
     let whole = lines.collect::<String>();
     files
         .iter()

@@ -43,7 +43,7 @@ pub use values::{
     Address, BucketName, ExternalId, FieldName, Folder, Gigabytes, HmacKeyFile, HostName, JwksFile,
     KeyPrefix, Megabytes, MegabytesPerMinute, MegabytesPerSecond, PathPrefix, Pattern, PemFile,
     Period, Plain, PublicKeyFile, Region, RoleArn, Secret, Service, SessionName, Share, Socket,
-    Whole,
+    TlsName, Whole,
 };
 use variables::Env;
 use wording::Secrets;
@@ -213,6 +213,38 @@ pub struct Bucket {
     /// again without asking it; zero: not at all.
     #[serde(default = "defaults::auth_ttl")]
     pub auth_ttl: Period,
+    /// The longest time for a connection to the service; zero: no limit.
+    #[serde(default = "defaults::connect_timeout")]
+    pub connect_timeout: Period,
+    /// The longest time from a request to the first byte of its answer; zero: no limit.
+    #[serde(default = "defaults::origin_timeout")]
+    pub first_byte_timeout: Period,
+    /// The longest time without any byte, once an answer has begun; zero: no limit.
+    #[serde(default = "defaults::origin_timeout")]
+    pub read_timeout: Period,
+    /// The authorities that sign the service's certificate, a PEM file; `None`: those that
+    /// the system trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PemFile>,
+    /// What the service's certificate is checked for.
+    #[serde(default)]
+    pub tls_verify: TlsVerify,
+    /// The name that the certificate bears; `None`: the host of the endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_name: Option<TlsName>,
+}
+
+/// The values of `buckets[].tls_verify`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename = "tls_verify", rename_all = "lowercase")]
+pub enum TlsVerify {
+    /// A known authority has signed it, and it bears the name of the service.
+    #[default]
+    Full,
+    /// A known authority has signed it.
+    Ca,
+    /// Nothing.
+    None,
 }
 
 /// The values of `buckets[].auth`: who may ask.
@@ -486,6 +518,7 @@ pub struct Admin {
 /// [`Default`], which takes what the library decides from its own defaults.
 mod defaults {
     use super::{Period, SessionName, Whole};
+    use crate::s3::ConnectionOptions;
 
     pub fn threads<const MIN: u64, const MAX: u64>() -> Whole<usize, MIN, MAX> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -526,6 +559,15 @@ mod defaults {
 
     pub fn handshake_timeout() -> Period {
         Period::from_secs(10)
+    }
+
+    pub fn connect_timeout() -> Period {
+        Period(ConnectionOptions::default().connect_timeout)
+    }
+
+    pub fn origin_timeout() -> Period {
+        let library = ConnectionOptions::default();
+        Period(library.first_byte_timeout.unwrap_or_default())
     }
 
     pub fn session_name() -> SessionName {
@@ -866,6 +908,15 @@ impl Jwt {
         let public = self.public_key_file.as_ref().and_then(PublicKeyFile::keys);
         let secret = self.hmac_key_file.as_ref().and_then(HmacKeyFile::keys);
         set.or(public).or(secret)
+    }
+}
+
+// === impl Bucket ===
+
+impl Bucket {
+    /// [`Self::connect_timeout`], or a time that no connection takes.
+    pub fn connect_limit(&self) -> Duration {
+        self.connect_timeout.non_zero().unwrap_or(Period::LONGEST)
     }
 }
 

@@ -546,6 +546,12 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (format!("{SERVER}buckets: [{{path_prefix: /a, region: r, auth: passthrough}}]"), "buckets[0].path_prefix", "not the path", "write /,"),
         (bucket("    auth_ttl: 1m"), "buckets[0].auth_ttl", "no effect", "auth: passthrough"),
         (bucket("    auth: passthrough\n    auth_ttl: soon"), "buckets[0].auth_ttl", "not a duration", "1h"),
+        (bucket("    connect_timeout: 10"), "buckets[0].connect_timeout", "has no unit", "1h"),
+        (bucket("    ca_file: nonexistent.pem"), "buckets[0].ca_file", "cannot be opened", "PEM"),
+        (bucket("    tls_verify: true"), "buckets[0].tls_verify", "is", "full, ca or none"),
+        (bucket("    tls_name: s3.example:443"), "buckets[0].tls_name", "not a host name", "without a port"),
+        (bucket("    endpoint: http://s3.example\n    tls_verify: none"), "buckets[0].tls_verify", "without TLS", "https://"),
+        (bucket("    endpoint: http://s3.example\n    ca_file: Cargo.toml"), "buckets[0].ca_file", "without TLS", "https://"),
         // Variables.
         (bucket("    access_key: ${AWS_KEY}"), "buckets[0].access_key", "variable AWS_KEY", "export AWS_KEY=..."),
         (bucket("    access_key: a${hunter2"), "buckets[0].access_key", "without a variable name", "$${"),

@@ -123,6 +123,8 @@ texts! {
     ExternalId(String) as str;
     /// The name of the session of an assumed role.
     SessionName(String) as str;
+    /// The name that a certificate bears.
+    TlsName(String) as str;
 }
 
 // === impl Address ===
@@ -644,6 +646,32 @@ impl Text for SessionName {
 }
 
 impl Serialize for SessionName {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+// === impl TlsName ===
+
+impl Text for TlsName {
+    const EXPECTED: &'static str = "write a host name or an IP address, without a port";
+
+    fn check(name: &str) -> Result<Self, Unfit> {
+        let is_address = name.parse::<IpAddr>().is_ok();
+        let is_host = Endpoint::parse(&format!("https://{name}"))
+            .is_ok_and(|endpoint| endpoint.host().eq_ignore_ascii_case(name));
+        if !is_address && !is_host {
+            return Err(Unfit::Value("is not a host name".into()));
+        }
+        Ok(TlsName(name.to_ascii_lowercase()))
+    }
+
+    fn stand_in() -> Self {
+        TlsName(String::new())
+    }
+}
+
+impl Serialize for TlsName {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&self.0)
     }

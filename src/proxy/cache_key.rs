@@ -1,6 +1,7 @@
 //! Which entries of the cache a path stands for, and the way back.
 
 use std::borrow::Cow;
+use std::path::Path;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
@@ -10,8 +11,8 @@ use pingora_http::RequestHeader;
 use crate::config::{self, Config};
 use crate::s3::key::encode_value;
 use crate::s3::{
-    decode_unreserved, Bucket, Credentials, Lookup, ObjectKey, Origin, OriginCredentials,
-    Refreshed, Role, RouteError, Router, S3Request, Site, Target,
+    decode_unreserved, Bucket, ConnectionOptions, Credentials, Lookup, ObjectKey, Origin,
+    OriginCredentials, Refreshed, Role, RouteError, Router, S3Request, Site, Target, Verify,
 };
 
 /// Ends a key of which only the beginning is given: a character that stands for
@@ -144,6 +145,18 @@ fn origin(bucket: &config::Bucket, shared: &mut Vec<Arc<Refreshed>>) -> Origin {
         endpoint: bucket.endpoint.as_deref().cloned(),
         credentials: credentials(bucket, shared),
         passthrough: bucket.auth == config::Auth::Passthrough,
+        connection: ConnectionOptions {
+            connect_timeout: bucket.connect_limit(),
+            first_byte_timeout: bucket.first_byte_timeout.non_zero(),
+            read_timeout: bucket.read_timeout.non_zero(),
+            ca_file: bucket.ca_file.as_deref().map(Path::to_owned),
+            verify: match bucket.tls_verify {
+                config::TlsVerify::Full => Verify::Full,
+                config::TlsVerify::Ca => Verify::Authority,
+                config::TlsVerify::None => Verify::Nothing,
+            },
+            tls_name: bucket.tls_name.as_deref().map(str::to_owned),
+        },
     })
 }
 

@@ -3,6 +3,7 @@
 mod absent;
 pub mod admin;
 mod auth;
+mod authorities;
 mod buckets;
 mod cache_key;
 pub mod descriptors;

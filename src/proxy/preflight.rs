@@ -14,13 +14,14 @@ use rustix::fs::{access, Access};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use crate::config::{Config, Tls};
+use super::authorities;
+use crate::config::{Bucket, Config, Tls};
 
 /// A setting that is valid but does not fit this machine: the key, and one line with the
 /// problem and the remedy.
 #[derive(Debug)]
 pub struct Unfit {
-    key: &'static str,
+    key: String,
     what: String,
 }
 
@@ -28,8 +29,8 @@ pub struct Unfit {
 
 impl Unfit {
     /// The key of the setting.
-    pub fn key(&self) -> &'static str {
-        self.key
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
     /// The problem and the remedy.
@@ -47,7 +48,8 @@ impl fmt::Display for Unfit {
 impl std::error::Error for Unfit {}
 
 /// Check that what `config` names can be used: the certificate and the key, as the
-/// listener will load them, and the folders of the cache and of the upgrade socket.
+/// listener will load them, the folders of the cache and of the upgrade socket, and the
+/// authorities of origins.
 ///
 /// Returns all that cannot be used. A certificate that has expired, or is not valid
 /// yet, is only logged, because a client may accept it.
@@ -62,6 +64,7 @@ pub fn check(config: &Config) -> Vec<Unfit> {
     checked
         .into_iter()
         .flatten()
+        .chain(config.buckets.iter().enumerate().map(check_authorities))
         .filter_map(Result::err)
         .collect()
 }
@@ -69,7 +72,7 @@ pub fn check(config: &Config) -> Vec<Unfit> {
 fn check_tls(tls: &Tls) -> Result<(), Unfit> {
     let (certificate, key) = (tls.certificate.display(), tls.key.display());
     let unfit = |problem: &str, remedy: &str| Unfit {
-        key: "server.tls",
+        key: "server.tls".to_owned(),
         what: format!("{certificate} and {key}: {problem}; {remedy}"),
     };
     let loaded = load_certs_and_key_files(
@@ -105,6 +108,19 @@ fn check_tls(tls: &Tls) -> Result<(), Unfit> {
     Ok(())
 }
 
+fn check_authorities((index, bucket): (usize, &Bucket)) -> Result<(), Unfit> {
+    let Some(file) = bucket.ca_file.as_deref() else {
+        return Ok(());
+    };
+    authorities::read(file).map(|_| ()).map_err(|why| Unfit {
+        key: format!("buckets[{index}].ca_file"),
+        what: format!(
+            "{} {why}; write the path of a PEM file with certificates of authorities",
+            file.display()
+        ),
+    })
+}
+
 fn warn_of_validity(tls: &Tls, leaf: &CertificateDer<'_>) {
     let Ok((_, leaf)) = X509Certificate::from_der(leaf) else {
         // The TLS library checks the certificate itself.
@@ -122,7 +138,11 @@ fn warn_of_validity(tls: &Tls, leaf: &CertificateDer<'_>) {
 }
 
 /// Check that `path` is a folder, or can become one.
-fn check_folder(key: &'static str, path: &Path) -> Result<(), Unfit> {
+fn check_folder(key: &str, path: &Path) -> Result<(), Unfit> {
+    let unfit = |what| Unfit {
+        key: key.to_owned(),
+        what,
+    };
     for ancestor in path.ancestors().filter(|path| !path.as_os_str().is_empty()) {
         match fs::metadata(ancestor) {
             Ok(found) if found.is_dir() => {
@@ -132,7 +152,7 @@ fn check_folder(key: &'static str, path: &Path) -> Result<(), Unfit> {
                         "{} cannot be written to: {e}; let the proxy's user write there",
                         ancestor.display()
                     );
-                    Unfit { key, what }
+                    unfit(what)
                 });
             }
             Ok(_) => {
@@ -140,7 +160,7 @@ fn check_folder(key: &'static str, path: &Path) -> Result<(), Unfit> {
                     "{} is not a folder; write the path of one",
                     ancestor.display()
                 );
-                return Err(Unfit { key, what });
+                return Err(unfit(what));
             }
             // An ancestor further up tells why.
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
@@ -149,7 +169,7 @@ fn check_folder(key: &'static str, path: &Path) -> Result<(), Unfit> {
                     "{} cannot be used: {e}; write the path of a folder of the proxy's own",
                     ancestor.display()
                 );
-                return Err(Unfit { key, what });
+                return Err(unfit(what));
             }
         }
     }
@@ -159,7 +179,7 @@ fn check_folder(key: &'static str, path: &Path) -> Result<(), Unfit> {
 fn check_socket(sock: &Path) -> Result<(), Unfit> {
     const REMEDY: &str = "write the path of a socket in a folder of the proxy's own";
     let unfit = |problem: String| Unfit {
-        key: "server.upgrade_sock",
+        key: "server.upgrade_sock".to_owned(),
         what: format!("{problem}; {REMEDY}"),
     };
     let parent = match sock.parent() {

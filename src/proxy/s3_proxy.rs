@@ -20,6 +20,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Sess
 
 use super::absent::Absent;
 use super::auth::{Admitted, Auth, Refused};
+use super::authorities::Authorities;
 use super::buckets::{ListRules, Listing};
 use super::cache_key::{cache_key, requested_path, CacheKeys};
 use super::dots::Dots;
@@ -41,8 +42,6 @@ use crate::s3::{
     Target,
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Shorter than the 20 s after which S3 closes idle connections.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -85,6 +84,7 @@ pub struct S3ProxyHttp {
     lists: Vec<ListRules>,
     passthrough: Passthrough,
     resolver: Resolver,
+    authorities: Authorities,
     write_timeout: Option<Duration>,
     min_send_rate: Option<usize>,
     /// In seconds.
@@ -154,7 +154,9 @@ impl S3ProxyHttp {
         let rules = Rules::new(&config.cache);
         let keys = CacheKeys::new(config);
         METRICS.watch_credentials(refreshed(&keys));
+        let authorities = Authorities::load(keys.router().sites());
         S3ProxyHttp {
+            authorities,
             keys,
             auth: Auth::new(config),
             caching,
@@ -175,6 +177,29 @@ impl S3ProxyHttp {
     /// requests for an origin do, and wait.
     pub fn credentials(&self) -> Vec<Arc<Refreshed>> {
         refreshed(&self.keys).map(|(_, found)| found).collect()
+    }
+
+    /// A time for the origin, or less where something stale can be served: the client gets
+    /// that rather than waits.
+    fn unless_stale(
+        &self,
+        timeout: Option<Duration>,
+        session: &Session,
+        ctx: &RequestCtx,
+    ) -> Option<Duration> {
+        let limit = self.stale_timeout;
+        let limit = limit.filter(|_| ctx.caching.may_serve_stale(session));
+        match (timeout, limit) {
+            (Some(timeout), Some(limit)) => Some(timeout.min(limit)),
+            (timeout, limit) => timeout.or(limit),
+        }
+    }
+
+    /// The time for a connection to the origin.
+    fn connect_limit(&self, origin: &Site, session: &Session, ctx: &RequestCtx) -> Duration {
+        let timeout = origin.connection().connect_timeout;
+        let limit = self.unless_stale(Some(timeout), session, ctx);
+        limit.unwrap_or(timeout)
     }
 
     /// Pingora waits for the next request forever, which it says by zero.
@@ -779,12 +804,13 @@ impl ProxyHttp for S3ProxyHttp {
                 })
                 .map_err(|e| e.into_up())?;
         }
+        let limit = self.connect_limit(origin, session, ctx);
         let next = self
             .resolver
             .next(
                 origin.connect_host(),
                 origin.port(),
-                CONNECT_TIMEOUT,
+                limit,
                 &mut ctx.attempts,
             )
             .await
@@ -796,19 +822,15 @@ impl ProxyHttp for S3ProxyHttp {
                 )
             })
             .map_err(|e| e.into_up())?;
-        let mut peer = HttpPeer::new(next.address, origin.tls(), origin.connect_host().to_owned());
+        let mut peer = HttpPeer::new(next.address, origin.tls(), origin.tls_name().to_owned());
+        self.authorities.apply(origin.connection(), &mut peer);
         peer.options.connection_timeout = Some(next.timeout);
         peer.options.total_connection_timeout = Some(next.timeout);
-        peer.options.read_timeout = Some(ORIGIN_READ_TIMEOUT);
-        if let Some(timeout) = self.stale_timeout {
-            if ctx.caching.may_serve_stale(session) {
-                // The client gets what is stored rather than waits.
-                peer.options.read_timeout = Some(timeout.min(ORIGIN_READ_TIMEOUT));
-                peer.options.connection_timeout = Some(timeout.min(next.timeout));
-                peer.options.total_connection_timeout = Some(timeout.min(next.timeout));
-            }
-        }
-        peer.options.write_timeout = Some(ORIGIN_READ_TIMEOUT);
+        let connection = origin.connection();
+        peer.options.first_byte_timeout =
+            self.unless_stale(connection.first_byte_timeout, session, ctx);
+        peer.options.read_timeout = connection.read_timeout;
+        peer.options.write_timeout = connection.read_timeout;
         peer.options.idle_timeout = Some(ORIGIN_IDLE_TIMEOUT);
         peer.options.reject_h1_response_transfer_codings = true;
         Ok(Box::new(peer))
@@ -817,15 +839,15 @@ impl ProxyHttp for S3ProxyHttp {
     // Retry, because another address of the origin may answer.
     fn fail_to_connect(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         peer: &HttpPeer,
         ctx: &mut Self::CTX,
         mut error: Box<Error>,
     ) -> Box<Error> {
         if let (Some(route), Some(address)) = (&ctx.route, peer.address().as_inet()) {
             let (host, port) = (route.site.connect_host(), route.site.port());
+            let limit = self.connect_limit(&route.site, session, ctx);
             let attempts = &mut ctx.attempts;
-            let limit = CONNECT_TIMEOUT;
             if self.resolver.failed(host, port, limit, *address, attempts) {
                 error.set_retry(true);
             }

@@ -316,6 +316,7 @@ mod tests {
             endpoint: Some(Endpoint::parse("http://s3:9000").unwrap()),
             credentials: None,
             passthrough: false,
+            connection: crate::s3::ConnectionOptions::default(),
         })
     }
 

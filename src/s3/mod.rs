@@ -20,7 +20,7 @@ pub use credentials::{Lookup, OriginCredentials, Refreshed, Role};
 pub use error::{Code, S3Error};
 pub use key::{KeyError, ObjectKey};
 pub use list::{ListError, ListRewriter};
-pub use origin::{Bucket, Endpoint, Origin};
+pub use origin::{Bucket, ConnectionOptions, Endpoint, Origin, Verify};
 pub use prefixes::KeyPrefixes;
 pub use proof::{Proof, Signed};
 pub use request::{Operation, S3Request, Target};

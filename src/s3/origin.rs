@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::s3::credentials::OriginCredentials;
 use crate::s3::key::{encode, ObjectKey};
@@ -39,6 +41,38 @@ pub struct Bucket {
     pub credentials: Option<OriginCredentials>,
     /// Requests go out as clients signed them.
     pub passthrough: bool,
+    /// Connections to the service.
+    pub connection: ConnectionOptions,
+}
+
+/// How an S3 service is connected to, and how long it may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionOptions {
+    /// The longest time for a connection, on whichever address of the host, with its TLS
+    /// handshake.
+    pub connect_timeout: Duration,
+    /// The longest time from a request to the first byte of its answer.
+    pub first_byte_timeout: Option<Duration>,
+    /// The longest time without any byte, once an answer has begun.
+    pub read_timeout: Option<Duration>,
+    /// A PEM file with the authorities that sign the service's certificate; `None`: those
+    /// that the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// What the service's certificate is checked for.
+    pub verify: Verify,
+    /// The name that the certificate bears; `None`: that of the endpoint.
+    pub tls_name: Option<String>,
+}
+
+/// What a certificate is checked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// A known authority has signed it, and it bears the name of the service.
+    Full,
+    /// A known authority has signed it.
+    Authority,
+    /// Nothing: whoever is on the way can read and change everything.
+    Nothing,
 }
 
 /// A bucket as the proxy reaches it: the address to connect to, the Host
@@ -61,6 +95,7 @@ pub struct Origin {
     service: String,
     signer: Option<Signer>,
     passthrough: bool,
+    connection: ConnectionOptions,
 }
 
 // === impl Endpoint ===
@@ -204,6 +239,21 @@ fn is_host_name(host: &str) -> bool {
         })
 }
 
+// === impl ConnectionOptions ===
+
+impl Default for ConnectionOptions {
+    fn default() -> Self {
+        ConnectionOptions {
+            connect_timeout: Duration::from_secs(10),
+            first_byte_timeout: Some(Duration::from_secs(60)),
+            read_timeout: Some(Duration::from_secs(60)),
+            ca_file: None,
+            verify: Verify::Full,
+            tls_name: None,
+        }
+    }
+}
+
 // === impl Origin ===
 
 impl Origin {
@@ -257,6 +307,7 @@ impl Origin {
             service,
             signer,
             passthrough: bucket.passthrough,
+            connection: bucket.connection,
         }
     }
 
@@ -321,10 +372,31 @@ impl Origin {
         &self.host_header
     }
 
-    /// The name or address to connect to and, if it is a name, the name that
-    /// the certificate must bear.
+    /// The name or address to connect to.
     pub fn connect_host(&self) -> &str {
         self.endpoint.host()
+    }
+
+    /// The name or address that the certificate must bear.
+    pub fn tls_name(&self) -> &str {
+        let name = self.connection.tls_name.as_deref();
+        name.unwrap_or_else(|| self.connect_host())
+    }
+
+    /// What makes sure that the answers come from the service.
+    pub(in crate::s3) fn trust(&self) -> String {
+        let ConnectionOptions {
+            ca_file, verify, ..
+        } = &self.connection;
+        match self.tls() {
+            true => format!("{verify:?}:{}:{ca_file:?}", self.tls_name()),
+            false => "None".to_owned(),
+        }
+    }
+
+    /// How the service is connected to.
+    pub fn connection(&self) -> &ConnectionOptions {
+        &self.connection
     }
 
     /// The TCP port to connect to.
@@ -374,6 +446,7 @@ mod tests {
             endpoint: endpoint.map(|url| Endpoint::parse(url).unwrap()),
             credentials: None,
             passthrough: false,
+            connection: ConnectionOptions::default(),
         }
     }
 

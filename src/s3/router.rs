@@ -179,7 +179,7 @@ impl Site {
     /// Objects of one bucket are the same for all that ask for them at the same address and
     /// as the same identity, whatever path or host leads to them. A bucket that is read
     /// without credentials, or with others, shares no object: what one identity may read,
-    /// the other may not.
+    /// the other may not. Neither does one whose service is checked in another way.
     pub fn cache_prefix(&self) -> &str {
         &self.cache_prefix
     }
@@ -246,8 +246,17 @@ fn cache_prefix(origin: &Origin, all: &[Origin]) -> String {
         Some(_) if is_alone => String::new(),
         Some(principal) => format!("{principal}@"),
     };
+    let checked_alike = all
+        .iter()
+        .filter(|other| other.host_header() == origin.host_header())
+        .all(|other| other.trust() == origin.trust());
+    // What somebody on the way may have made is not for those who have the service checked.
+    let trust = match checked_alike {
+        true => String::new(),
+        false => format!("{}@", origin.trust()),
+    };
     format!(
-        "{principal}{}\n{}",
+        "{trust}{principal}{}\n{}",
         origin.host_header(),
         origin.object_base()
     )
@@ -333,7 +342,7 @@ impl std::error::Error for RouteError {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::s3::{Bucket, Endpoint};
+    use crate::s3::{Bucket, ConnectionOptions, Endpoint, Verify};
 
     fn bucket(name: &str) -> Bucket {
         Bucket {
@@ -342,6 +351,7 @@ mod tests {
             name: name.to_owned(),
             key_prefix: String::new(),
             principal: None,
+            connection: ConnectionOptions::default(),
             region: "eu-west-1".to_owned(),
             endpoint: Some(Endpoint::parse("http://s3:9000").unwrap()),
             credentials: None,
@@ -478,6 +488,29 @@ mod tests {
         assert!(router.object(&path).is_ok());
         let refused = router.object(&format!("{path}a")).unwrap_err();
         assert_eq!(refused, RouteError::BadKey(KeyError::TooLong));
+    }
+
+    #[test]
+    fn routes_share_objects_only_if_their_service_is_checked_alike() {
+        let checked = |verify| Bucket {
+            endpoint: Endpoint::parse("https://s3:9000").ok(),
+            principal: Some("A".to_owned()),
+            connection: ConnectionOptions {
+                verify,
+                ..ConnectionOptions::default()
+            },
+            ..bucket("one")
+        };
+        let prefixes = |verify: [Verify; 2]| {
+            let router = router(verify.map(checked));
+            let sites = router.sites().iter();
+            let prefixes: Vec<_> = sites.map(|site| site.cache_prefix().to_owned()).collect();
+            prefixes
+        };
+        let alike = prefixes([Verify::Full, Verify::Full]);
+        assert_eq!(alike, ["s3:9000\n/one/", "s3:9000\n/one/"]);
+        let other = prefixes([Verify::Full, Verify::Nothing]);
+        assert_ne!(other[0], other[1]);
     }
 
     #[test]

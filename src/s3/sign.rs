@@ -167,7 +167,7 @@ impl std::error::Error for SignError {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::s3::{Credentials, ObjectKey};
+    use crate::s3::{ConnectionOptions, Credentials, ObjectKey};
     use std::time::{Duration, UNIX_EPOCH};
 
     const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -183,6 +183,7 @@ mod tests {
             endpoint: None,
             credentials: Some(credentials(None).into()),
             passthrough: false,
+            connection: ConnectionOptions::default(),
         }
     }
 

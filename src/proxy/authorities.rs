@@ -1,0 +1,121 @@
+//! The authorities that sign the certificates of origins, from the files of `ca_file`.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use log::error;
+use pingora_core::protocols::tls::CaType;
+use pingora_core::tls::{CertificateDer, RootCertStore};
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::utils::tls::{parse_x509, WrappedX509};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::pem::Pem;
+use x509_parser::prelude::FromDer;
+
+use crate::s3::{ConnectionOptions, Site, Verify};
+
+/// The authorities of each file.
+#[derive(Default)]
+pub(super) struct Authorities(HashMap<PathBuf, Loaded>);
+
+struct Loaded {
+    authorities: Arc<CaType>,
+    /// A connection that was checked against one file is not used for another.
+    group: u64,
+}
+
+// === impl Authorities ===
+
+impl Authorities {
+    /// The authorities of these buckets' origins. Nothing is signed by those of a file that cannot
+    /// be read.
+    pub(super) fn load(sites: &[Arc<Site>]) -> Self {
+        let mut all = HashMap::new();
+        let files = sites
+            .iter()
+            .filter_map(|site| site.connection().ca_file.as_ref());
+        for file in files {
+            let group = all.len() as u64 + 1;
+            all.entry(file.clone()).or_insert_with(|| Loaded {
+                authorities: read(file)
+                    .unwrap_or_else(|why| {
+                        error!("{}: {why}; no origin is trusted", file.display());
+                        Vec::new()
+                    })
+                    .into(),
+                group,
+            });
+        }
+        Authorities(all)
+    }
+
+    /// Have the certificate of a peer checked as `options` say.
+    pub(super) fn apply(&self, options: &ConnectionOptions, peer: &mut HttpPeer) {
+        peer.options.verify_cert = options.verify != Verify::Nothing;
+        peer.options.verify_hostname = options.verify == Verify::Full;
+        let file = options.ca_file.as_ref();
+        if let Some(loaded) = file.and_then(|file| self.0.get(file)) {
+            peer.options.ca = Some(loaded.authorities.clone());
+            peer.group_key = loaded.group;
+        }
+    }
+}
+
+/// The certificates of a PEM file.
+///
+/// # Errors
+/// The problem, in words that follow the name of the file.
+pub(super) fn read(file: &Path) -> Result<Vec<WrappedX509>, String> {
+    let bytes = fs::read(file).map_err(|e| format!("cannot be read: {e}"))?;
+    let mut usable = RootCertStore::empty();
+    let mut authorities = Vec::new();
+    for block in Pem::iter_from_buffer(&bytes) {
+        let block = block.map_err(|e| format!("is not PEM: {e}"))?;
+        if block.label != "CERTIFICATE" {
+            return Err(format!("holds a {}, not only certificates", block.label));
+        }
+        let number = authorities.len() + 1;
+        let unusable = |why: String| format!("its certificate {number} cannot be used: {why}");
+        // What the peer's own copy is made of cannot fail afterwards.
+        X509Certificate::from_der(&block.contents).map_err(|e| unusable(e.to_string()))?;
+        let der = CertificateDer::from(block.contents.as_slice());
+        usable.add(der).map_err(|e| unusable(e.to_string()))?;
+        authorities.push(WrappedX509::new(block.contents, parse_x509));
+    }
+    match authorities.is_empty() {
+        true => Err("holds no certificate".to_owned()),
+        false => Ok(authorities),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_hold_no_authority_say_so() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("ca.pem");
+        for (content, why) in [
+            ("", "no certificate"),
+            ("no PEM at all", "no certificate"),
+            ("-----BEGIN CERTIFICATE-----\nAAAA", "not PEM"),
+            (
+                "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+                "certificate 1 cannot be used",
+            ),
+            (
+                "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+                "PRIVATE KEY",
+            ),
+        ] {
+            fs::write(&file, content).expect("write a file");
+            let said = read(&file).expect_err(content);
+            assert!(said.contains(why), "{content}: {said}");
+        }
+        let said = read(folder.path()).expect_err("a folder");
+        assert!(said.contains("cannot be read"), "{said}");
+    }
+}
