@@ -36,6 +36,10 @@ pub struct Metrics {
     pub misses: IntCounter,
     /// Requests sent to the origin, retries included.
     pub origin_requests: IntCounter,
+    /// Requests to the origin that were repeated.
+    pub origin_retries: IntCounter,
+    /// Requests to the origin that were not repeated because too many had been.
+    pub origin_retries_refused: IntCounter,
     /// Response body bytes that clients got.
     pub body_bytes: IntCounter,
     /// Stale responses, by the reason.
@@ -396,6 +400,16 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         origin_requests: register_int_counter!(
             "origin_requests_total",
             "Requests sent to the origin, retries included"
+        )
+        .expect(UNIQUE),
+        origin_retries: register_int_counter!(
+            "origin_retries_total",
+            "Requests to the origin that were repeated because it failed"
+        )
+        .expect(UNIQUE),
+        origin_retries_refused: register_int_counter!(
+            "origin_retries_refused_total",
+            "Requests to the origin not repeated because too many of them had been"
         )
         .expect(UNIQUE),
         body_bytes: register_int_counter!(

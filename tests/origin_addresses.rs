@@ -60,7 +60,11 @@ fn where_all_addresses_refuse_each_is_tried_once() {
     let hosts = hosts.display().to_string();
     let port = Origin::unused_port();
     let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
-        .bucket(Bucket::new("/assets", "bucket").endpoint(format!("http://two.test:{port}")))
+        .bucket(
+            Bucket::new("/assets", "bucket")
+                .endpoint(format!("http://two.test:{port}"))
+                .set("retries", 0),
+        )
         .without_cache()
         .start();
     if !proxy.restart_under(&["unshare", "--mount", "sh", "-c", WITH_HOSTS, &hosts]) {

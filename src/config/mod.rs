@@ -222,6 +222,9 @@ pub struct Bucket {
     /// The longest time without any byte, once an answer has begun; zero: no limit.
     #[serde(default = "defaults::origin_timeout")]
     pub read_timeout: Period,
+    /// How often a request is repeated after an error that may pass; 0: never.
+    #[serde(default = "defaults::retries")]
+    pub retries: Whole<u8, 0, 10>,
     /// The authorities that sign the service's certificate, a PEM file; `None`: those that
     /// the system trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -563,6 +566,10 @@ mod defaults {
 
     pub fn connect_timeout() -> Period {
         Period(ConnectionOptions::default().connect_timeout)
+    }
+
+    pub fn retries<const MIN: u64, const MAX: u64>() -> Whole<u8, MIN, MAX> {
+        Whole(ConnectionOptions::default().retries)
     }
 
     pub fn origin_timeout() -> Period {

@@ -149,6 +149,7 @@ fn origin(bucket: &config::Bucket, shared: &mut Vec<Arc<Refreshed>>) -> Origin {
             connect_timeout: bucket.connect_limit(),
             first_byte_timeout: bucket.first_byte_timeout.non_zero(),
             read_timeout: bucket.read_timeout.non_zero(),
+            retries: *bucket.retries,
             ca_file: bucket.ca_file.as_deref().map(Path::to_owned),
             verify: match bucket.tls_verify {
                 config::TlsVerify::Full => Verify::Full,

@@ -16,6 +16,7 @@ mod passthrough;
 pub mod preflight;
 mod request_id;
 mod resolve;
+mod retries;
 mod route;
 mod rules;
 mod s3_proxy;

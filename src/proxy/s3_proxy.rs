@@ -27,6 +27,7 @@ use super::dots::Dots;
 use super::http1::answer_what_was_asked;
 use super::passthrough::{Passed, Passthrough};
 use super::resolve::{Attempts, Resolver};
+use super::retries::{self, Budget};
 use super::route::{Found, Route};
 use super::rules::{Rule, Rules};
 use super::{buckets, errors, memory};
@@ -38,8 +39,8 @@ use crate::http::{
 };
 use crate::metrics::METRICS;
 use crate::s3::{
-    Code, ListError, ListRewriter, ObjectKey, Operation, Refreshed, S3Error, S3Request, Site,
-    Target,
+    Code, Fault, ListError, ListRewriter, ObjectKey, Operation, Refreshed, S3Error, S3Request,
+    Site, Target,
 };
 
 /// Shorter than the 20 s after which S3 closes idle connections.
@@ -58,6 +59,9 @@ const FORWARDED: [HeaderName; 6] = [
 
 /// The error of a request that cannot be signed.
 const NO_CREDENTIALS: ErrorType = ErrorType::new_code("NoOriginCredentials", 503);
+
+/// The error of a request that is made once more.
+const REPEATED: ErrorType = ErrorType::new("OriginRequestRepeated");
 
 /// The response field that names a bucket's actual region ("HeadBucket", Amazon S3 API
 /// Reference).
@@ -85,6 +89,8 @@ pub struct S3ProxyHttp {
     passthrough: Passthrough,
     resolver: Resolver,
     authorities: Authorities,
+    /// Of each bucket, in the order of the configuration.
+    budgets: Vec<Budget>,
     write_timeout: Option<Duration>,
     min_send_rate: Option<usize>,
     /// In seconds.
@@ -110,6 +116,16 @@ pub struct RequestCtx {
     /// S3 decides on the request.
     passed: Option<Box<Passed>>,
     attempts: Attempts,
+    /// How often the request to the origin has been repeated.
+    retries: u8,
+    /// There is a pause before the next request to the origin.
+    pauses: bool,
+    /// The origin has begun to answer its last request.
+    has_answer: bool,
+    /// The clock was corrected for this request.
+    clock_learnt: bool,
+    /// The answer that has begun may be the document of an error.
+    may_be_fault: bool,
     /// Replaces the body of an error of the origin, once.
     error_body: Option<Bytes>,
     /// The body of the origin's answer is thrown away.
@@ -155,7 +171,9 @@ impl S3ProxyHttp {
         let keys = CacheKeys::new(config);
         METRICS.watch_credentials(refreshed(&keys));
         let authorities = Authorities::load(keys.router().sites());
+        let budgets = keys.router().sites().iter().map(|_| Budget::new());
         S3ProxyHttp {
+            budgets: budgets.collect(),
             authorities,
             keys,
             auth: Auth::new(config),
@@ -177,6 +195,64 @@ impl S3ProxyHttp {
     /// requests for an origin do, and wait.
     pub fn credentials(&self) -> Vec<Arc<Refreshed>> {
         refreshed(&self.keys).map(|(_, found)| found).collect()
+    }
+
+    /// Decide whether a request to the origin is repeated that has failed in a way that may
+    /// pass. Nothing has been sent to the client.
+    fn may_repeat(&self, session: &Session, ctx: &mut RequestCtx) -> bool {
+        let Some(route) = &ctx.route else {
+            return false;
+        };
+        // A body that is relayed is not kept.
+        let is_read = matches!(session.req_header().method, Method::GET | Method::HEAD);
+        let unanswered = is_read && session.response_written().is_none();
+        let allowed = route.site.connection().retries;
+        // The client gets what is stored at once.
+        if !unanswered || ctx.retries >= allowed || ctx.caching.may_serve_stale(session) {
+            return false;
+        }
+        let budget = self.budgets.get(route.site.index());
+        if !budget.is_some_and(Budget::spend) {
+            METRICS.origin_retries_refused.inc();
+            return false;
+        }
+        ctx.retries += 1;
+        ctx.pauses = true;
+        METRICS.origin_retries.inc();
+        true
+    }
+
+    /// Note how an answer of the origin begins.
+    ///
+    /// # Errors
+    /// The request is to be repeated.
+    fn note_answer(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        ctx.has_answer = true;
+        if retries::may_pass(response.status, &response.headers) {
+            if self.may_repeat(session, ctx) {
+                return Err(repeat(format!("the origin answers {}", response.status)));
+            }
+        } else if let Some(route) = &ctx.route {
+            if let Some(budget) = self.budgets.get(route.site.index()) {
+                budget.earn();
+            }
+        }
+        if response.status == StatusCode::FORBIDDEN && !ctx.clock_learnt {
+            ctx.clock_learnt = true;
+            if learn_clock(response, ctx) && session.response_written().is_none() {
+                return Err(repeat("the clock was wrong".to_owned()));
+            }
+        }
+        ctx.may_be_fault = may_be_fault(session, response);
+        Ok(())
     }
 
     /// A time for the origin, or less where something stale can be served: the client gets
@@ -221,10 +297,14 @@ impl S3ProxyHttp {
         })
     }
 
-    /// The error of a redirect, which S3 sends for a bucket of another region or endpoint.
+    /// The error of an answer that S3 sends for a bucket of another region or endpoint.
     /// A client could not follow it: the address names the bucket, and needs a signature.
     fn redirected(&self, response: &ResponseHeader, ctx: &RequestCtx) -> Box<Error> {
         let status = response.status.as_u16();
+        let does = match response.status.is_redirection() {
+            true => "redirects with",
+            false => "answers",
+        };
         let bucket = ctx.route.as_ref().map_or("?", |route| route.site.bucket());
         let region = response
             .headers
@@ -232,14 +312,41 @@ impl S3ProxyHttp {
             .map(|region| String::from_utf8_lossy(region.as_bytes()));
         match region {
             Some(region) => warn!(
-                "bucket {bucket}: the origin redirects with {status}; the bucket is in region {region:?}: set its region and endpoint to that"
+                "bucket {bucket}: the origin {does} {status}; the bucket is in region {region:?}: set its region and endpoint to that"
             ),
             None => warn!(
-                "bucket {bucket}: the origin redirects with {status}; check the bucket's region and endpoint"
+                "bucket {bucket}: the origin {does} {status}; check the bucket's region and endpoint"
             ),
         }
-        let why = "the origin redirects";
+        let why = "the bucket is elsewhere";
         Error::explain(ErrorType::InvalidHTTPHeader, why).into_up()
+    }
+
+    /// Look at the first bytes of an answer that may be an error document.
+    ///
+    /// # Errors
+    /// It is one, with the status of an object.
+    #[cold]
+    fn note_fault(&self, body: &Option<Bytes>, ctx: &mut RequestCtx) -> Result<()> {
+        let Some(bytes) = body.as_ref().filter(|bytes| !bytes.is_empty()) else {
+            return Ok(());
+        };
+        ctx.may_be_fault = false;
+        let Some(fault) = Fault::read(bytes) else {
+            return Ok(());
+        };
+        let bucket = ctx.route.as_ref().map_or("?", |route| route.site.bucket());
+        let code = fault.code().unwrap_or("no code");
+        if ctx.replaces_body {
+            if let Some(region) = fault.region() {
+                warn!(
+                    "bucket {bucket}: the origin answers 400 ({code}); the bucket is in region {region:?}: set its region and endpoint to that"
+                );
+            }
+            return Ok(());
+        }
+        let why = format!("the origin sends an error ({code}) as an object");
+        Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up())
     }
 
     /// Route a request to its resolved key if the origin lacks the key with dot segments.
@@ -460,6 +567,53 @@ fn refreshed(keys: &CacheKeys) -> impl Iterator<Item = (String, Arc<Refreshed>)>
         let refreshed = origin.signer()?.refreshed()?;
         Some((origin.bucket().to_owned(), refreshed.clone()))
     })
+}
+
+/// The error that has a request to the origin made once more.
+fn repeat(why: String) -> Box<Error> {
+    let mut error = Error::explain(REPEATED, why).into_up();
+    error.set_retry(true);
+    error
+}
+
+/// Take the time of a service that has refused a request. True: signatures have another
+/// date from now on.
+#[cold]
+fn learn_clock(response: &ResponseHeader, ctx: &RequestCtx) -> bool {
+    let Some(route) = &ctx.route else {
+        return false;
+    };
+    let fields = &response.headers;
+    // A response from a cache has the date when it was made.
+    let date = fields.get(header::DATE);
+    let date = date.filter(|_| !fields.contains_key(header::AGE));
+    let date = date.and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+    let signer = route.site.signer().zip(date);
+    let learnt = signer.and_then(|(signer, date)| signer.learn_clock(date, SystemTime::now()));
+    if let Some(ahead) = learnt {
+        warn!(
+            "bucket {}: the clock of the origin is {ahead} seconds ahead of this machine's; signatures are dated as there, but set the clock",
+            route.site.bucket()
+        );
+    }
+    learnt.is_some()
+}
+
+/// True if the body of an answer may be an error document, whatever its status says. An
+/// object has an `ETag`.
+fn may_be_fault(session: &Session, response: &ResponseHeader) -> bool {
+    let fields = &response.headers;
+    let is_success = response.status.is_success() && session.req_header().method == Method::GET;
+    let names_version =
+        fields.contains_key(header::ETAG) || fields.contains_key(header::LAST_MODIFIED);
+    let is_xml = || {
+        let media_type = fields.get(header::CONTENT_TYPE)?.to_str().ok()?;
+        let media_type = media_type.split(';').next()?.trim();
+        Some(["text/xml", "application/xml"].contains(&media_type))
+    };
+    // The wrong region is named in the document of a 400 only.
+    response.status == StatusCode::BAD_REQUEST
+        || (is_success && !names_version && is_xml().unwrap_or(false))
 }
 
 /// Answer with an error. Always `true`, for `request_filter`.
@@ -794,6 +948,9 @@ impl ProxyHttp for S3ProxyHttp {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
+        if std::mem::take(&mut ctx.pauses) {
+            tokio::time::sleep(retries::pause(ctx.retries, fastrand::f64())).await;
+        }
         let origin = &routed(&ctx.route)?.site;
         if let Some(signer) = origin.signer() {
             signer
@@ -850,7 +1007,35 @@ impl ProxyHttp for S3ProxyHttp {
             let attempts = &mut ctx.attempts;
             if self.resolver.failed(host, port, limit, *address, attempts) {
                 error.set_retry(true);
+                return error;
             }
+        }
+        if retries::may_connect(&error) && self.may_repeat(session, ctx) {
+            ctx.attempts = Attempts::default();
+            error.set_retry(true);
+        }
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        ctx: &mut Self::CTX,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let mut error = error.more_context(format!("Peer: {peer}"));
+        let is_idempotent = session.req_header().method.is_idempotent();
+        if !is_idempotent || session.as_ref().retry_buffer_truncated() {
+            error.set_retry(false);
+            return error;
+        }
+        error.retry.decide_reuse(client_reused);
+        // Of an answer that has begun, the rest may be of another version.
+        if !error.retry() && !ctx.has_answer && retries::has_broken(&error) {
+            let repeats = self.may_repeat(session, ctx);
+            error.set_retry(repeats);
         }
         error
     }
@@ -862,6 +1047,7 @@ impl ProxyHttp for S3ProxyHttp {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         ctx.attempts.succeeded();
+        ctx.has_answer = false;
         if ctx.passed.is_some() {
             METRICS.origin_requests.inc();
             return self
@@ -936,12 +1122,21 @@ impl ProxyHttp for S3ProxyHttp {
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
+        ctx.has_answer |= !response.status.is_informational();
         if ctx.passed.is_some() {
             return Box::pin(self.passed_response(session, response, ctx)).await;
         }
+        self.note_answer(session, response, ctx)?;
         self.caching
             .upstream_response_filter(session, response, &mut ctx.caching)
             .await?;
+        if response.status == StatusCode::BAD_REQUEST {
+            let region = response.headers.get(BUCKET_REGION);
+            let own = routed(&ctx.route)?.site.region();
+            if region.is_some_and(|region| region.as_bytes() != own.as_bytes()) {
+                return Err(self.redirected(response, ctx));
+            }
+        }
         if response.status.is_redirection() && response.status != StatusCode::NOT_MODIFIED {
             return Err(self.redirected(response, ctx));
         }
@@ -1000,6 +1195,9 @@ impl ProxyHttp for S3ProxyHttp {
         if let (Some(route), Some(passed), true) = (&ctx.route, &ctx.passed, end_of_stream) {
             self.passthrough
                 .void_at_end(self.keys.router(), route, passed);
+        }
+        if ctx.may_be_fault {
+            self.note_fault(body, ctx)?;
         }
         if ctx.replaces_body {
             *body = ctx.error_body.take();

@@ -4,6 +4,7 @@
 pub mod change;
 pub mod credentials;
 pub mod error;
+pub mod fault;
 pub mod key;
 pub mod list;
 pub mod origin;
@@ -18,6 +19,7 @@ pub use aws_credential_types::Credentials;
 pub use change::{Change, DeletedKeys};
 pub use credentials::{Lookup, OriginCredentials, Refreshed, Role};
 pub use error::{Code, S3Error};
+pub use fault::Fault;
 pub use key::{KeyError, ObjectKey};
 pub use list::{ListError, ListRewriter};
 pub use origin::{Bucket, ConnectionOptions, Endpoint, Origin, Verify};

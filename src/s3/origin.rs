@@ -55,6 +55,8 @@ pub struct ConnectionOptions {
     pub first_byte_timeout: Option<Duration>,
     /// The longest time without any byte, once an answer has begun.
     pub read_timeout: Option<Duration>,
+    /// How often a request is repeated that may succeed then.
+    pub retries: u8,
     /// A PEM file with the authorities that sign the service's certificate; `None`: those
     /// that the system trusts.
     pub ca_file: Option<PathBuf>,
@@ -247,6 +249,7 @@ impl Default for ConnectionOptions {
             connect_timeout: Duration::from_secs(10),
             first_byte_timeout: Some(Duration::from_secs(60)),
             read_timeout: Some(Duration::from_secs(60)),
+            retries: 2,
             ca_file: None,
             verify: Verify::Full,
             tls_name: None,

@@ -1,8 +1,9 @@
 //! AWS Signature Version 4 for the requests to an origin.
 
 use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_sigv4::http_request::{
     sign, PayloadChecksumKind, PercentEncodingMode, SignableBody, SignableRequest, SigningSettings,
@@ -18,7 +19,17 @@ use super::Bucket;
 pub struct Signer {
     credentials: Keys,
     region: String,
+    /// What the clock of the service is ahead of this machine's, in seconds.
+    skew: AtomicI64,
 }
+
+/// The least error of the clock that is corrected, in seconds. S3 accepts 15 minutes
+/// ("RequestTimeTooSkewed", Amazon S3 API Reference).
+const LEAST_SKEW: i64 = 10 * 60;
+
+/// The largest error of the clock that is corrected, in seconds: a service whose date is
+/// further away is rather wrong itself.
+const LARGEST_SKEW: i64 = 24 * 3600;
 
 enum Keys {
     Fixed(Identity),
@@ -42,6 +53,7 @@ impl Signer {
         Some(Signer {
             credentials,
             region: bucket.region.clone(),
+            skew: AtomicI64::new(0),
         })
     }
 
@@ -55,6 +67,32 @@ impl Signer {
             Keys::Fixed(_) => Ok(()),
             Keys::Refreshed(refreshed) => refreshed.wait().await,
         }
+    }
+
+    /// Learn from the date of a service that has refused a signature. Returns how many
+    /// seconds its clock is ahead, if signatures are dated otherwise from now on.
+    pub fn learn_clock(&self, date: SystemTime, now: SystemTime) -> Option<i64> {
+        let ahead = match date.duration_since(now) {
+            Ok(ahead) => i64::try_from(ahead.as_secs()).ok()?,
+            Err(behind) => -i64::try_from(behind.duration().as_secs()).ok()?,
+        };
+        let known = self.skew.load(Ordering::Relaxed);
+        let is_news = (ahead - known).abs() >= LEAST_SKEW && ahead.abs() <= LARGEST_SKEW;
+        if is_news {
+            self.skew.store(ahead, Ordering::Relaxed);
+        }
+        is_news.then_some(ahead)
+    }
+
+    /// The time as the service has it.
+    fn service_time(&self, now: SystemTime) -> SystemTime {
+        let skew = self.skew.load(Ordering::Relaxed);
+        let by = Duration::from_secs(skew.unsigned_abs());
+        let corrected = match skew >= 0 {
+            true => now.checked_add(by),
+            false => now.checked_sub(by),
+        };
+        corrected.unwrap_or(now)
     }
 
     /// The credentials that expire and are looked up in the background.
@@ -107,7 +145,7 @@ impl Signer {
             .identity(&identity)
             .region(&self.region)
             .name("s3")
-            .time(now)
+            .time(self.service_time(now))
             .settings(settings)
             .build()
             .map_err(SignError::from_display)?
@@ -168,7 +206,7 @@ impl std::error::Error for SignError {}
 mod tests {
     use super::*;
     use crate::s3::{ConnectionOptions, Credentials, ObjectKey};
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -316,6 +354,37 @@ mod tests {
         assert_ne!(first, signature("HEAD", "h:9000", "bytes=0-1"));
         assert_ne!(first, signature("GET", "h:9001", "bytes=0-1"));
         assert_ne!(first, signature("GET", "h:9000", "bytes=0-2"));
+    }
+
+    #[test]
+    fn signatures_have_the_date_of_the_service() {
+        let signer = Signer::from_bucket(&bucket()).unwrap();
+        let now = example_date();
+        let dated = || {
+            let headers = signer.sign("GET", "h", "/k", &[], now).unwrap();
+            value(&headers, "x-amz-date").to_owned()
+        };
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        // What S3 accepts, and what is no plausible date.
+        for date in [
+            now,
+            now + Duration::from_secs(300),
+            now - Duration::from_secs(300),
+            now + hours(25),
+            UNIX_EPOCH,
+        ] {
+            assert_eq!(signer.learn_clock(date, now), None);
+            assert_eq!(dated(), "20130524T000000Z");
+        }
+        assert_eq!(signer.learn_clock(now + hours(2), now), Some(7200));
+        assert_eq!(dated(), "20130524T020000Z");
+        // It is known now.
+        assert_eq!(signer.learn_clock(now + hours(2), now), None);
+        assert_eq!(signer.learn_clock(now - hours(1), now), Some(-3600));
+        assert_eq!(dated(), "20130523T230000Z");
+        // The clock has been set.
+        assert_eq!(signer.learn_clock(now, now), Some(0));
+        assert_eq!(dated(), "20130524T000000Z");
     }
 
     #[test]
