@@ -127,13 +127,15 @@ impl Passthrough {
         let own = own_request(request, &route.request);
         let ttl = self.ttl(route);
         let proof = (own.is_cached && !ttl.is_zero()).then(|| {
+            // Routing goes by both names, and what is permitted is one object.
             let host = request.headers.get(HOST).map(|host| host.as_bytes());
             let authority = request.uri.authority();
             let authority = authority.map(|authority| authority.as_str().as_bytes());
+            let key = route.cache_key().ok()?;
             Proof::of(
                 request.method.as_str(),
                 request.raw_path(),
-                host.or(authority),
+                [host, authority, Some(key.primary_key())],
                 &request.headers,
             )
         });

@@ -200,3 +200,55 @@ fn host(request: &RequestHeader) -> Result<Option<&[u8]>, S3Error> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_names_a_bucket_in_front_of_the_service() {
+        for (host, service, bucket) in [
+            ("one.minio.example:9000", "minio.example:9000", Some("one")),
+            ("a.b.Minio.Example.", "minio.example", Some("a.b")),
+            ("minio.example", "minio.example:9000", None),
+            (".minio.example", "minio.example", None),
+            ("xminio.example", "minio.example", None),
+            ("one.localhost", "minio.example", None),
+            ("127.0.0.1:8080", "127.0.0.1:9000", None),
+            (
+                "one.s3.amazonaws.com",
+                "s3.eu-west-1.amazonaws.com",
+                Some("one"),
+            ),
+            (
+                "a.b.s3.eu-west-1.amazonaws.com",
+                "s3.eu-west-1.amazonaws.com",
+                Some("a.b"),
+            ),
+            (
+                "s3.s3.dualstack.eu-west-1.amazonaws.com",
+                "s3.eu-west-1.amazonaws.com",
+                Some("s3"),
+            ),
+            (
+                "one.s3-eu-west-1.amazonaws.com",
+                "s3.eu-west-1.amazonaws.com",
+                Some("one"),
+            ),
+            (
+                "one.s3.cn-north-1.amazonaws.com.cn",
+                "s3.cn-north-1.amazonaws.com.cn",
+                Some("one"),
+            ),
+            ("s3.amazonaws.com", "s3.eu-west-1.amazonaws.com", None),
+            (
+                "s3.eu-west-1.amazonaws.com",
+                "s3.eu-west-1.amazonaws.com",
+                None,
+            ),
+        ] {
+            let found = virtual_bucket(host, service);
+            assert_eq!(found.as_deref(), bucket, "{host}");
+        }
+    }
+}

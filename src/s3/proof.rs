@@ -86,7 +86,8 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// What proves a request; `None`: how long it does cannot be told.
+    /// What proves a request `about` hosts and an object; `None`: how long it does cannot be
+    /// told.
     ///
     /// A stranger who knows the name of a client's key, but no secret, cannot make a request
     /// with the same proof: the signature is part of it, and so is all that the signature is
@@ -96,7 +97,7 @@ impl Proof {
     pub fn of(
         method: &str,
         target: &[u8],
-        host: Option<&[u8]>,
+        about: [Option<&[u8]>; 3],
         headers: &HeaderMap,
     ) -> Option<Proof> {
         let query = target.iter().position(|byte| *byte == b'?');
@@ -118,7 +119,9 @@ impl Proof {
         };
         add(method.as_bytes());
         add(target);
-        add(host.unwrap_or_default());
+        for part in about {
+            add(part.unwrap_or_default());
+        }
         for (name, value) in fields {
             add(name.as_str().as_bytes());
             add(value.as_bytes());
@@ -246,8 +249,10 @@ mod tests {
         }
     }
 
+    const HOST_NAME: [Option<&[u8]>; 3] = [Some(b"host"), None, None];
+
     fn proof(target: &str, fields: &[(&'static str, &'static str)]) -> Option<Proof> {
-        Proof::of("GET", target.as_bytes(), Some(b"host"), &headers(fields))
+        Proof::of("GET", target.as_bytes(), HOST_NAME, &headers(fields))
     }
 
     #[test]
@@ -301,9 +306,15 @@ mod tests {
             "/b/k",
             &[fields[0], ("x-amz-date", "20261128T210001Z"), fields[2]]
         ));
-        let head = Proof::of("HEAD", b"/b/k", Some(b"host"), &headers(&fields)).unwrap();
+        let head = Proof::of("HEAD", b"/b/k", HOST_NAME, &headers(&fields)).unwrap();
         assert_ne!(head.digest, known.digest);
-        let host = Proof::of("GET", b"/b/k", Some(b"other"), &headers(&fields)).unwrap();
+        let host = Proof::of(
+            "GET",
+            b"/b/k",
+            [Some(b"other"), None, None],
+            &headers(&fields),
+        )
+        .unwrap();
         assert_ne!(host.digest, known.digest);
 
         // A presigned URL signs no range.

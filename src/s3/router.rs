@@ -224,10 +224,10 @@ impl Site {
 /// endpoints apart.
 fn cache_prefix(origin: &Origin, all: &[Origin]) -> String {
     if origin.is_passthrough() {
-        // One that S3 decides on, whoever asks. No character of it is part of an access key.
+        // No other prefix begins with a line end: what S3 decides on is shared with nobody.
         return match origin.bucket() {
-            "" => format!("{PASSTHROUGH}@{}\n/", origin.service()),
-            bucket => format!("{PASSTHROUGH}@{}\n/{bucket}/", origin.service()),
+            "" => format!("\n{PASSTHROUGH}@{}\n/", origin.service()),
+            bucket => format!("\n{PASSTHROUGH}@{}\n/{bucket}/", origin.service()),
         };
     }
     let same_bucket = |other: &&Origin| {
@@ -511,6 +511,37 @@ mod tests {
         assert_eq!(alike, ["s3:9000\n/one/", "s3:9000\n/one/"]);
         let other = prefixes([Verify::Full, Verify::Nothing]);
         assert_ne!(other[0], other[1]);
+    }
+
+    #[test]
+    fn what_s3_decides_on_is_shared_with_nobody() {
+        let passthrough = |name: &str| Bucket {
+            passthrough: true,
+            ..bucket(name)
+        };
+        let router = router([
+            passthrough("one"),
+            passthrough(""),
+            bucket("one"),
+            Bucket {
+                principal: Some("passthrough".to_owned()),
+                ..bucket("one")
+            },
+            passthrough("two"),
+        ]);
+        let sites = router.sites();
+        let prefixes: Vec<_> = sites.iter().map(|site| site.cache_prefix()).collect();
+        assert!(!prefixes[2].starts_with(prefixes[1]) && !prefixes[3].starts_with(prefixes[1]));
+        // The bucket and the service lead to the same objects.
+        let keys: Vec<_> = router
+            .same_bucket("s3:9000", "one")
+            .filter_map(|site| Some((site.index(), site.cache_key_of("one", "a b")?)))
+            .collect();
+        let indices: Vec<_> = keys.iter().map(|(index, _)| *index).collect();
+        assert_eq!(indices, [0, 1, 2, 3]);
+        assert_eq!(keys[0].1, keys[1].1);
+        assert_eq!(keys[0].1, "\npassthrough@s3:9000\n/one/a%20b");
+        assert_ne!(keys[0].1, keys[3].1);
     }
 
     #[test]
