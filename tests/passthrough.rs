@@ -1012,6 +1012,56 @@ fn a_long_upload_takes_no_memory() {
     assert!(grown < 16 << 20, "{grown} bytes more");
 }
 
+/// S3 may refuse an upload at its head.
+#[test]
+fn an_early_answer_reaches_a_client_that_still_sends() {
+    const BODY: usize = 32 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let gate = Gate::new();
+    let origin = thread::spawn({
+        let gate = gate.clone();
+        move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = Vec::new();
+            while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                let mut byte = [0];
+                assert_eq!(stream.read(&mut byte).unwrap(), 1);
+                head.extend_from_slice(&byte);
+            }
+            let answer =
+                b"HTTP/1.1 403 Forbidden\r\nContent-Length: 8\r\nConnection: close\r\n\r\n<Error/>";
+            stream.write_all(answer).unwrap();
+            // It reads no further.
+            gate.pass();
+        }
+    });
+    let bucket = Bucket::new("/bucket", "bucket")
+        .endpoint(format!("http://{addr}"))
+        .set("auth", "passthrough");
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(bucket)
+        .start();
+    let mut stream = TcpStream::connect(proxy.addr()).unwrap();
+    write!(
+        stream,
+        "PUT {KEY} HTTP/1.1\r\nHost: a\r\nContent-Length: {BODY}\r\n\r\n"
+    )
+    .unwrap();
+    let mut sending = stream.try_clone().unwrap();
+    let client = thread::spawn(move || {
+        let piece = vec![7; 1 << 20];
+        // The proxy may close when it has answered.
+        (0..BODY >> 20).all(|_| sending.write_all(&piece).is_ok())
+    });
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 403");
+    gate.open();
+    origin.join().unwrap();
+    client.join().unwrap();
+}
+
 // --- remembered permissions ---
 
 #[test]
