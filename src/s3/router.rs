@@ -224,10 +224,19 @@ impl Site {
 /// endpoints apart.
 fn cache_prefix(origin: &Origin, all: &[Origin]) -> String {
     if origin.is_passthrough() {
+        let checked_alike = all
+            .iter()
+            .filter(|other| other.service() == origin.service())
+            .all(|other| other.trust() == origin.trust());
+        let trust = match checked_alike {
+            true => String::new(),
+            false => format!("{}@", origin.trust()),
+        };
+        let service = origin.service();
         // No other prefix begins with a line end: what S3 decides on is shared with nobody.
         return match origin.bucket() {
-            "" => format!("\n{PASSTHROUGH}@{}\n/", origin.service()),
-            bucket => format!("\n{PASSTHROUGH}@{}\n/{bucket}/", origin.service()),
+            "" => format!("\n{PASSTHROUGH}@{trust}{service}\n/"),
+            bucket => format!("\n{PASSTHROUGH}@{trust}{service}\n/{bucket}/"),
         };
     }
     let same_bucket = |other: &&Origin| {
