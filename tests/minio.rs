@@ -4,34 +4,23 @@
 //! none can be pulled. Without Docker these tests say that they are skipped;
 //! with `REQUIRE_DOCKER=1` they fail.
 
-use std::{
-    collections::HashMap,
-    env,
-    io::{stderr, Write},
-    sync::Once,
-    time::Duration,
-};
+use std::{collections::HashMap, ops::Deref};
 
 use aws_sdk_s3::{
-    config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation},
     operation::get_object::GetObjectError,
     primitives::ByteStream,
     types::{CompletedMultipartUpload, CompletedPart, Delete, ObjectIdentifier},
-    Client, Config,
+    Client,
 };
 use test_support::{
     encode_key, eventually, head, pattern, request, sha256, Bucket, Proxy, Response,
 };
-use testcontainers::{
-    core::{client::docker_client_instance, IntoContainerPort, WaitFor},
-    runners::SyncRunner,
-    Container, GenericImage, ImageExt,
-};
-use tokio::{runtime::Runtime, time::timeout};
 
-const OFFICIAL_IMAGE: &str = "minio/minio:RELEASE.2025-09-07T16-13-09Z";
-const ACCESS_KEY: &str = "minio-test";
-const SECRET_KEY: &str = "minio-test-secret";
+#[path = "minio/server.rs"]
+mod server;
+
+use server::{Server, ACCESS_KEY, SECRET_KEY};
+
 const BUCKET: &str = "assets-bucket";
 const MIB: usize = 1024 * 1024;
 
@@ -257,13 +246,8 @@ fn a_wrong_secret_gets_no_cached_object() {
     proxy.expect_metric("cache_sendfile_bytes_total", object.len());
 }
 
-/// A MinIO with one bucket, gone when dropped.
-struct Minio {
-    endpoint: String,
-    client: Client,
-    runtime: Runtime,
-    _container: Container<GenericImage>,
-}
+/// A MinIO with the bucket.
+struct Minio(Server);
 
 /// An object as MinIO holds it.
 struct Object {
@@ -278,48 +262,7 @@ struct Object {
 impl Minio {
     /// None: there is no Docker, and none is required.
     fn start() -> Option<Self> {
-        let runtime = Runtime::new().expect("start a runtime");
-        if !runtime.block_on(docker_answers()) {
-            assert!(
-                env::var("REQUIRE_DOCKER").as_deref() != Ok("1"),
-                "Docker does not answer, and REQUIRE_DOCKER=1"
-            );
-            static SAY: Once = Once::new();
-            // Past libtest, which would keep what println says to itself.
-            SAY.call_once(|| {
-                let line = b"skipped: Docker does not answer\n";
-                stderr().write_all(line).expect("write to stderr");
-            });
-            return None;
-        }
-
-        let image = env::var("MINIO_IMAGE").unwrap_or_else(|_| OFFICIAL_IMAGE.to_owned());
-        let (name, tag) = image.rsplit_once(':').expect("MINIO_IMAGE is NAME:TAG");
-        let container = GenericImage::new(name, tag)
-            .with_exposed_port(9000.tcp())
-            .with_wait_for(WaitFor::message_on_either_std("API: "))
-            .with_env_var("MINIO_ROOT_USER", ACCESS_KEY)
-            .with_env_var("MINIO_ROOT_PASSWORD", SECRET_KEY)
-            .with_cmd(["server", "/data"])
-            .start()
-            .unwrap_or_else(|e| {
-                panic!("start {image} (tests/minio/build-image makes one to be named by MINIO_IMAGE): {e}")
-            });
-        let port = container
-            .get_host_port_ipv4(9000)
-            .expect("MinIO's port on this machine");
-        let endpoint = format!("http://127.0.0.1:{port}");
-
-        let client = client(&endpoint, SECRET_KEY);
-        runtime
-            .block_on(client.create_bucket().bucket(BUCKET).send())
-            .expect("create a bucket");
-        Some(Self {
-            endpoint,
-            client,
-            runtime,
-            _container: container,
-        })
+        Server::start(BUCKET).map(Self)
     }
 
     /// Uploads `len` bytes of the pattern, then asks MinIO what it holds.
@@ -375,24 +318,17 @@ impl Minio {
     }
 }
 
-/// Asks whatever testcontainers would use.
-async fn docker_answers() -> bool {
-    let ping = async { docker_client_instance().await.ok()?.ping().await.ok() };
-    matches!(timeout(Duration::from_secs(10), ping).await, Ok(Some(_)))
+impl Deref for Minio {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.0
+    }
 }
 
+/// A client with these keys of MinIO's user.
 fn client(endpoint: &str, secret_key: &str) -> Client {
-    let config = Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .region(Region::new("us-east-1"))
-        .endpoint_url(endpoint)
-        .force_path_style(true)
-        .credentials_provider(Credentials::new(ACCESS_KEY, secret_key, None, None, "test"))
-        // MinIO is asked in plain HTTP, so no TLS is built in.
-        .http_client(aws_smithy_http_client::Builder::new().build_http())
-        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-        .build();
-    Client::from_conf(config)
+    server::client(endpoint, ACCESS_KEY, secret_key)
 }
 
 // === impl Object ===
