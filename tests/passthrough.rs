@@ -115,6 +115,8 @@ fn is_permitted(asked: &Seen) -> bool {
         .header("user-agent")
         .is_some_and(|agent| agent.starts_with("pingora-sendfile/"));
     is_own
+        // The proxy's own keys, where it has some.
+        || authorization.contains("Credential=reader/")
         || (authorization.contains("Credential=alice/")
             && authorization.ends_with("Signature=good"))
         || asked.target.contains("X-Amz-Signature=good")
@@ -516,6 +518,65 @@ fn ranges_and_conditions_give_what_s3_would_have_given() {
     );
     assert_eq!(part.x_cache(), "REVALIDATED");
     assert_eq!(s3.last(KEY).header("range"), Some("bytes=5-9"));
+}
+
+/// Nobody but the proxy can ask for the whole: the SDKs sign their ranges.
+#[test]
+fn keys_of_the_proxy_fetch_the_whole_of_what_s3_gave_a_part_of() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(s3.bucket().credentials("reader", "secret"))
+        .start();
+    let date = now();
+    let part = |client: &str, target: &str| {
+        let authorization = signed(client, "range;");
+        let fields = [
+            ("Authorization", &*authorization),
+            ("X-Amz-Date", &*date),
+            ("X-Amz-Security-Token", "of the client"),
+            ("Range", "bytes=50000-99999"),
+        ];
+        plainly(&proxy, "GET", target, &fields, b"")
+    };
+    let by_reader = || {
+        let mut seen = s3.origin.seen(KEY);
+        seen.retain(|asked| {
+            let authorization = asked.header("authorization");
+            authorization.is_some_and(|signed| signed.contains("Credential=reader/"))
+        });
+        seen
+    };
+
+    // Who gets no part makes the proxy ask for nothing.
+    assert_eq!(part("bob", KEY).status, 403);
+    let got = part("alice", KEY);
+    assert_eq!(got.status, 206);
+    assert_eq!(got.x_cache(), "MISS");
+    assert!(got.body == pattern(1, LEN)[50_000..]);
+    stored(&proxy, 1);
+    let fills = by_reader();
+    assert_eq!(fills.len(), 1);
+    assert_eq!(fills[0].header("range"), None);
+    assert_eq!(fills[0].header("x-amz-security-token"), None);
+    assert_eq!(fills[0].target, KEY);
+
+    // What it has fetched is given to those whom S3 lets in, and to nobody else.
+    eventually("the object is whole", || {
+        part("alice", KEY).x_cache() == "REVALIDATED"
+    });
+    let asked = s3.last(KEY);
+    assert!(asked.header("if-none-match").is_some());
+    assert_eq!(asked.header("range"), Some("bytes=50000-99999"));
+    assert_eq!(part("bob", KEY).status, 403);
+    assert_eq!(ask(&proxy, "bob", "GET", KEY, &[]).status, 403);
+    let anonymous = plainly(&proxy, "GET", KEY, &[], b"");
+    assert_eq!(anonymous.status, 403);
+
+    // Everything else is the client's own, with its own signature.
+    let other = part("alice", "/bucket/other");
+    assert_eq!(other.status, 404);
+    assert_eq!(by_reader().len(), 1);
 }
 
 #[test]

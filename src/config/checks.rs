@@ -268,23 +268,6 @@ fn passthrough(root: &Node, env: Env, findings: &mut Vec<Finding>) {
             }
             continue;
         }
-        let keys = [
-            "credentials",
-            "access_key",
-            "secret_key",
-            "session_token",
-            "assume_role",
-        ];
-        for (name, entry) in keys
-            .iter()
-            .filter_map(|name| Some((*name, bucket.entry(name)?)))
-        {
-            let problem = Problem::new(
-                "is set with auth: passthrough, which relays the signatures of clients",
-                "leave it out",
-            );
-            findings.push(finding(entry.place, bucket_key(index, name), problem));
-        }
         for (name, entry) in ["list", "list_ttl"]
             .iter()
             .filter_map(|name| Some((*name, bucket.entry(name)?)))

@@ -538,9 +538,6 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         // Passthrough.
         (bucket("    auth: s3"), "buckets[0].auth", "\"s3\" is not", "passthrough"),
         (bucket("    auth: passthrough"), "buckets[0].path_prefix", "not the path", "write /my-bucket"),
-        (bucket("    auth: passthrough\n    access_key: a\n    secret_key: hunter2"), "buckets[0].secret_key", "auth: passthrough", "leave it out"),
-        (bucket("    auth: passthrough\n    credentials: chain"), "buckets[0].credentials", "auth: passthrough", "leave it out"),
-        (bucket("    auth: passthrough\n    assume_role: {role_arn: 'arn:aws:iam::1:role/reader'}"), "buckets[0].assume_role", "auth: passthrough", "leave it out"),
         (bucket("    auth: passthrough\n    key_prefix: a/"), "buckets[0].key_prefix", "auth: passthrough", "leave it out"),
         (format!("{SERVER}buckets: [{{path_prefix: /a, region: r}}]"), "buckets[0].bucket", "is missing", "a-z"),
         (format!("{SERVER}buckets: [{{path_prefix: /a, region: r, auth: passthrough}}]"), "buckets[0].path_prefix", "not the path", "write /,"),

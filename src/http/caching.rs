@@ -1021,6 +1021,9 @@ impl HttpCaching {
                 || self.is_the_origins_to_judge(session.req_header())
                 || (is_miss && ctx.asks == Asks::Head);
             if passes {
+                if is_own_miss && ctx.asks == Asks::Part {
+                    ctx.note_own_key(session);
+                }
                 session.cache.disable(NoCacheReason::Deferred);
             }
         }
@@ -1258,7 +1261,11 @@ impl HttpCaching {
             self.update_by_head(session, response, ctx).await;
         }
         if ctx.asks == Asks::Part && !ctx.directives.no_store {
-            ctx.part = self.part_of_whole(session, response, ctx).map(Box::new);
+            // Disabled: the cache does not want it yet, or it is too large.
+            let key = session.cache.maybe_cache_key().cloned();
+            let key = key.filter(|_| session.cache.enabled());
+            let part = key.and_then(|key| self.part_of_whole(session, key, response, ctx));
+            ctx.part = part.map(Box::new);
         }
         Ok(())
     }
@@ -1350,20 +1357,17 @@ impl HttpCaching {
         }
     }
 
-    /// The part that the origin answers with, if the whole would be stored.
+    /// The part that the origin answers with, if the whole would be stored, under this key.
     fn part_of_whole(
         &self,
         session: &Session,
+        key: CacheKey,
         response: &ResponseHeader,
         ctx: &CachingCtx,
     ) -> Option<PartOfWhole> {
         let limits = self.options.background_fills;
         let cache = self.store?.cache;
-        // Disabled: the cache does not want it yet, or it is too large.
-        if response.status != StatusCode::PARTIAL_CONTENT
-            || limits.in_flight == 0
-            || !session.cache.enabled()
-        {
+        if response.status != StatusCode::PARTIAL_CONTENT || limits.in_flight == 0 {
             return None;
         }
         let range = parse_content_range(response.headers.get(CONTENT_RANGE)?.as_bytes())?;
@@ -1375,7 +1379,7 @@ impl HttpCaching {
         let now = SystemTime::now();
         let answer = Answer {
             request: session.req_header(),
-            reaching: self.options.request_fields,
+            reaching: self.reaching(ctx),
             response: &whole,
             times: Times {
                 requested: now,
@@ -1383,11 +1387,7 @@ impl HttpCaching {
             },
         };
         let is_stored = matches!(self.storing(ctx).to_store(&answer), Ok(Some(_)));
-        let key = session.cache.maybe_cache_key().filter(|_| is_stored)?;
-        Some(PartOfWhole {
-            key: key.clone(),
-            whole_len,
-        })
+        is_stored.then_some(PartOfWhole { key, whole_len })
     }
 
     /// Fetch the whole of which a part was sent to the client. Only bytes that were sent

@@ -34,7 +34,8 @@ use crate::s3::{Change, DeletedKeys, Proof, Router, S3Request, Signed};
 const PERMISSIONS: usize = 16 * 1024;
 
 /// The fields `X-…` that change nothing in the answer to a GET or HEAD.
-const KNOWN_FIELDS: [&str; 12] = [
+const KNOWN_FIELDS: [&str; 13] = [
+    "x-amz-api-version",
     "x-amz-checksum-mode",
     "x-amz-content-sha256",
     "x-amz-date",
@@ -124,7 +125,8 @@ impl Passthrough {
 
     /// Read what a request means for the cache.
     pub(super) fn read(&self, request: &RequestHeader, route: &Route) -> (OwnRequest, Passed) {
-        let own = own_request(request, &route.request);
+        let mut own = own_request(request, &route.request);
+        own.fills = own.is_cached && route.site.signer().is_some() && is_canonical(request);
         let ttl = self.ttl(route);
         let proof = (own.is_cached && !ttl.is_zero()).then(|| {
             // Routing goes by both names, and what is permitted is one object.
@@ -301,7 +303,18 @@ fn own_request(request: &RequestHeader, s3: &S3Request) -> OwnRequest {
         signed: kept.into_iter().filter(|name| is_signed(name)).collect(),
         mark: s3.wants_checksums().then_some(CHECKSUM_MODE),
         is_permitted: false,
+        ..OwnRequest::default()
     }
+}
+
+/// True if a path is written as `UriEncode()` writes it, so that S3 and the signer of the proxy
+/// sign the same.
+fn is_canonical(request: &RequestHeader) -> bool {
+    let target = request.raw_path();
+    let path = target.split(|byte| *byte == b'?').next();
+    path.unwrap_or(target)
+        .iter()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.~/%".contains(byte))
 }
 
 /// True if all that a request says is known: nothing in it makes S3 answer with something else

@@ -540,7 +540,9 @@ impl S3ProxyHttp {
             }
             status => status.is_success().then_some(&response.headers),
         };
-        self.passthrough.remember(route, passed, given);
+        if !ctx.caching.is_background() {
+            self.passthrough.remember(route, passed, given);
+        }
         self.passthrough
             .void(self.keys.router(), route, passed)
             .await;
@@ -631,6 +633,49 @@ async fn refuse_client(session: &mut Session, refused: &Refused) -> Result<bool>
     // Boxed, because few requests come here.
     Box::pin(errors::respond_with(session, header, &refused.error)).await?;
     Ok(true)
+}
+
+/// Make a relayed request for an object one of the proxy's own: signed with the credentials of
+/// the bucket, and without what the client has signed. The fields stay that select a variant.
+fn sign_fill(request: &mut RequestHeader, route: &Route) -> Result<()> {
+    let proves =
+        |name: &HeaderName| name.as_str().starts_with("x-") || *name == header::AUTHORIZATION;
+    let proofs: Vec<_> = request
+        .headers
+        .keys()
+        .filter(|n| proves(n))
+        .cloned()
+        .collect();
+    for name in proofs {
+        request.remove_header(&name);
+    }
+    request.insert_header(CHECKSUM_MODE, "ENABLED")?;
+    let path = requested_path(request).into_owned();
+    let target = match route.request.version_id() {
+        Some(version) => format!("{path}?versionId={}", crate::s3::encode_value(version)),
+        None => path,
+    };
+    request.set_raw_path(target.as_bytes())?;
+    let Some(signer) = route.site.signer() else {
+        return Ok(());
+    };
+    let host = request.headers.get(header::HOST);
+    let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let fields = signer
+        .sign(
+            request.method.as_str(),
+            host,
+            &target,
+            &fields_of_s3(request)?,
+            SystemTime::now(),
+        )
+        .or_err_with(ErrorType::InternalError, || {
+            format!("signing a request to bucket {}", route.bucket())
+        })?;
+    for (name, value) in fields {
+        request.insert_header(name, value)?;
+    }
+    Ok(())
 }
 
 fn routed(route: &Option<Route>) -> Result<&Route> {
@@ -952,7 +997,9 @@ impl ProxyHttp for S3ProxyHttp {
             tokio::time::sleep(retries::pause(ctx.retries, fastrand::f64())).await;
         }
         let origin = &routed(&ctx.route)?.site;
-        if let Some(signer) = origin.signer() {
+        // What clients have signed needs no credentials.
+        let is_relayed = ctx.passed.is_some() && !ctx.caching.fills_for_own();
+        if let Some(signer) = origin.signer().filter(|_| !is_relayed) {
             signer
                 .ready()
                 .await
@@ -1050,9 +1097,12 @@ impl ProxyHttp for S3ProxyHttp {
         ctx.has_answer = false;
         if ctx.passed.is_some() {
             METRICS.origin_requests.inc();
-            return self
-                .caching
-                .own_upstream_request_filter(session, request, &mut ctx.caching);
+            self.caching
+                .own_upstream_request_filter(session, request, &mut ctx.caching)?;
+            if ctx.caching.fills_for_own() {
+                sign_fill(request, routed(&ctx.route)?)?;
+            }
+            return Ok(());
         }
         self.caching
             .upstream_request_filter(session, request, &mut ctx.caching)?;

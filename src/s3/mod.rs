@@ -20,7 +20,7 @@ pub use change::{Change, DeletedKeys};
 pub use credentials::{Lookup, OriginCredentials, Refreshed, Role};
 pub use error::{Code, S3Error};
 pub use fault::Fault;
-pub use key::{KeyError, ObjectKey};
+pub use key::{encode_value, KeyError, ObjectKey};
 pub use list::{ListError, ListRewriter};
 pub use origin::{Bucket, ConnectionOptions, Endpoint, Origin, Verify};
 pub use prefixes::KeyPrefixes;

@@ -240,7 +240,10 @@ impl Mode {
                     "clients",
                     format!("[{{access_key: {CLIENT_KEY}, secret_key: {CLIENT_SECRET}}}]"),
                 ),
-            Mode::Passthrough => bucket.set("auth", "passthrough"),
+            // Its own keys fetch the whole of an object of which a client has a part.
+            Mode::Passthrough => bucket
+                .credentials(ACCESS_KEY, SECRET_KEY)
+                .set("auth", "passthrough"),
         }
     }
 

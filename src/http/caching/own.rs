@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
 use log::warn;
 use pingora_cache::key::HashBinary;
 use pingora_cache::{
-    CacheMeta, CachePhase, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable,
+    CacheKey, CacheMeta, CachePhase, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable,
 };
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -49,6 +49,11 @@ pub struct OwnRequest {
     pub mark: Option<HeaderName>,
     /// The origin need not be asked.
     pub is_permitted: bool,
+    /// The proxy can ask for the whole when the origin has given a part to the client, with
+    /// credentials of its own.
+    pub fills: bool,
+    /// The key of the whole in the cache, if the cache has let the request pass as a part.
+    pub(crate) key: Option<CacheKey>,
 }
 
 // === impl CachingCtx ===
@@ -91,6 +96,20 @@ impl CachingCtx {
 
     pub(super) fn own_stores(&self) -> bool {
         self.own.as_ref().is_none_or(|own| own.stores)
+    }
+
+    /// True if this is the proxy's own request for the whole, after a client's request for a
+    /// part that cannot ask for it.
+    pub fn fills_for_own(&self) -> bool {
+        self.background && self.own.as_ref().is_some_and(|own| own.fills)
+    }
+
+    /// Note under which key the whole would be stored. To be called before the cache is
+    /// disabled for a part.
+    pub(super) fn note_own_key(&mut self, session: &Session) {
+        if let Some(own) = self.own.as_mut().filter(|own| own.fills && own.stores) {
+            own.key = session.cache.maybe_cache_key().cloned();
+        }
     }
 }
 
@@ -215,6 +234,11 @@ impl HttpCaching {
             }
         }
         ctx.origin_status = Some(status);
+        if status == StatusCode::PARTIAL_CONTENT && strong_tag(&response.headers).is_some() {
+            let key = ctx.own.as_mut().and_then(|own| own.key.take());
+            let part = key.and_then(|key| self.part_of_whole(session, key, response, ctx));
+            ctx.part = part.map(Box::new);
+        }
         if !session.cache.enabled() {
             return Ok(());
         }
