@@ -1,4 +1,4 @@
-//! Who may ask: buckets that are open, whose clients sign as for S3, and whose clients have a
+//! Authorisation: buckets that are open, whose clients sign as for S3, and whose clients have a
 //! token. The decision comes first, on hits as well.
 
 use std::{

@@ -1,4 +1,4 @@
-//! How the origin is connected to: its certificate, and the time that it may take.
+//! Connections to the origin: its certificate, and the time that it may take.
 
 use std::{
     io::{Read, Write},

@@ -17,7 +17,7 @@ use test_support::{eventually, get, Bucket, Gate, Origin, Proxy, ProxyBuilder, R
 /// Makes the same reply each time.
 type Answer = fn() -> Reply;
 
-/// What must never be in a log.
+/// Secrets that must never be in a log.
 const SECRET: &str = "hunter2hunter2";
 
 #[test]
@@ -429,7 +429,7 @@ fn date_after(seconds: i64) -> String {
     date.format(&format).expect("a date")
 }
 
-/// What an instance or a container says.
+/// The answer of an instance or a container.
 fn document(access_key: &str, seconds: i64) -> Reply {
     Reply::bytes(format!(
         "{{\"Code\": \"Success\", \"Type\": \"AWS-HMAC\", \"AccessKeyId\": \"{access_key}\", \
@@ -441,7 +441,7 @@ fn document(access_key: &str, seconds: i64) -> Reply {
     .header("Content-Type", "application/json")
 }
 
-/// What STS says.
+/// The answer of STS.
 fn assumed(action: &str, access_key: &str, seconds: i64) -> Reply {
     Reply::bytes(format!(
         "<{action}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{action}Result>\

@@ -109,7 +109,7 @@ fn a_connection_that_breaks_before_the_answer_is_made_again() {
     assert_eq!(connections.load(Ordering::SeqCst), 3);
 }
 
-/// What comes next may be of another version.
+/// The next answer may be of another version.
 #[test]
 fn an_answer_that_breaks_off_is_not_repeated() {
     const BEGUN: usize = 200_000;

@@ -22,8 +22,8 @@ use time::OffsetDateTime;
 const LEN: usize = 100_000;
 const KEY: &str = "/bucket/key";
 
-/// What a client signs with its secret key. S3, as it is here, takes the name of the key for
-/// the proof of it, and a signature other than `good` for a wrong one.
+/// The signature of a client, made with its secret key. S3, as it is here, takes the name of
+/// the key for the proof of it, and a signature other than `good` for a wrong one.
 fn signed(client: &str, fields: &str) -> String {
     format!(
         "AWS4-HMAC-SHA256 Credential={client}/20261128/us-east-1/s3/aws4_request, \

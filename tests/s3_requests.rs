@@ -510,7 +510,7 @@ fn the_body_of_an_error_is_replaced_with_all_that_describes_it() {
     assert_eq!(answer.header("content-length"), Some(&*len));
 }
 
-/// What the cache itself decides has the same form.
+/// Errors of the cache itself have the same form.
 #[test]
 fn a_failed_condition_and_a_range_beyond_the_end_of_a_hit_are_errors_of_s3() {
     let origin = objects();

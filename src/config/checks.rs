@@ -245,8 +245,8 @@ fn key_files(index: usize, bucket: &Node, findings: &mut Vec<Finding>) {
     findings.push(finding(place, path, Problem::new(what, remedy)));
 }
 
-/// What is relayed to S3 as the client signed it names the bucket as S3 does, and is signed
-/// with no keys of the proxy.
+/// A request that is relayed to S3 as the client signed it names the bucket as S3 does, and is
+/// signed with no keys of the proxy.
 fn passthrough(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     for (index, bucket) in buckets(root) {
         let auth = bucket.entry("auth");

@@ -174,7 +174,7 @@ pub struct Bucket {
     /// An S3 service other than AWS; `None`: AWS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Service>,
-    /// Where the credentials come from. `None`: from the keys if there are any, from the
+    /// The source of the credentials. `None`: from the keys if there are any, from the
     /// chain if there is a role to assume, and otherwise requests go out unsigned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<CredentialsFrom>,
@@ -196,7 +196,7 @@ pub struct Bucket {
     /// The time for which a list answers others; zero: not at all.
     #[serde(default = "defaults::list_ttl")]
     pub list_ttl: Period,
-    /// Who may ask.
+    /// The clients that may ask.
     #[serde(default)]
     pub auth: Auth,
     /// The clients that sign: only with `auth: sigv4`, and there at least one.
@@ -222,14 +222,14 @@ pub struct Bucket {
     /// The longest time without any byte, once an answer has begun; zero: no limit.
     #[serde(default = "defaults::origin_timeout")]
     pub read_timeout: Period,
-    /// How often a request is repeated after an error that may pass; 0: never.
+    /// The most repetitions of a request after an error that may pass; 0: none.
     #[serde(default = "defaults::retries")]
     pub retries: Whole<u8, 0, 10>,
     /// The authorities that sign the service's certificate, a PEM file; `None`: those that
     /// the system trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PemFile>,
-    /// What the service's certificate is checked for.
+    /// The check of the service's certificate.
     #[serde(default)]
     pub tls_verify: TlsVerify,
     /// The name that the certificate bears; `None`: the host of the endpoint.
@@ -341,7 +341,7 @@ pub enum CredentialsFrom {
 pub struct AssumeRole {
     /// The name of the role.
     pub role_arn: RoleArn,
-    /// What the owner of the role expects from those who assume it.
+    /// The external id that the owner of the role expects from those who assume it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_id: Option<ExternalId>,
     /// The name of the session in the records of the role's owner.
@@ -390,7 +390,7 @@ pub struct Cache {
     /// The longest wait for the origin's answer where a stale object may be used in its place;
     /// zero: no limit of its own.
     pub stale_timeout: Period,
-    /// What is different for some objects: the first rule that matches counts.
+    /// Rules for some objects: the first one that matches counts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
 }

@@ -119,7 +119,7 @@ texts! {
     Pattern(Glob) as Glob;
     /// The name of a role.
     RoleArn(String) as str;
-    /// What the owner of a role expects from those who assume it.
+    /// The external id that the owner of a role expects from those who assume it.
     ExternalId(String) as str;
     /// The name of the session of an assumed role.
     SessionName(String) as str;

@@ -54,7 +54,7 @@ pub struct CacheStatus<'a> {
     pub collapsed: bool,
     /// Seconds of freshness left; negative: since when it is stale.
     pub ttl: Option<i64>,
-    /// What is said besides: a token.
+    /// A detail: a token.
     pub detail: Option<&'static str>,
 }
 

@@ -1959,7 +1959,7 @@ fn is_plain_host(value: &[u8]) -> bool {
         && port.iter().all(u8::is_ascii_digit)
 }
 
-/// Whether a request names its host (RFC 9112 §3.2), and says one length at most: a list of
+/// True if a request names its host (RFC 9112 §3.2), and says one length at most: a list of
 /// lengths is one to some and none to others (RFC 9110 §8.6).
 fn has_valid_fields(request: &RequestHeader) -> bool {
     let (mut hosts, mut lengths) = (0, 0);
@@ -2077,12 +2077,12 @@ fn client(session: &Session) -> Option<IpAddr> {
     Some(address.ip())
 }
 
-/// How far the fill is that a hit follows, if it follows one.
+/// The progress of the fill that a hit follows, if it follows one.
 fn filling(hit: &HitHandler) -> Option<Filling> {
     hit.as_any().downcast_ref().and_then(DiskHit::filling)
 }
 
-/// Whether a hit has the part that is asked for.
+/// Tells if a hit has the part that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HasPart {
     /// It has its beginning, or as good as that.
@@ -2093,7 +2093,7 @@ enum HasPart {
     No,
 }
 
-/// Whether a hit, with this header, has the part that is asked for.
+/// Tells if a hit, with this header, has the part that is asked for.
 fn has_part(
     hit: &HitHandler,
     stored: &HeaderMap,

@@ -22,13 +22,13 @@ pub struct StoringRules {
     /// Fields that replace `Cache-Control` and `Expires` for this cache, the first
     /// that is there (RFC 9213 §2.2).
     pub targeted: Vec<HeaderName>,
-    /// Whether anything is stored at all.
+    /// True if anything is stored at all.
     pub store: bool,
     /// `Cache-Control`, `Expires` and the [`targeted`](Self::targeted) fields of responses have
     /// no meaning.
     pub ignore_origin: bool,
-    /// How long a response that does not say so may be used after it has become stale, if the
-    /// origin fails; in whole seconds. `must-revalidate` and the like forbid it.
+    /// The time for which a response that does not say so may be used after it has become
+    /// stale, if the origin fails; in whole seconds. `must-revalidate` and the like forbid it.
     pub stale_if_error: Duration,
     /// The same while it is being revalidated.
     pub stale_while_revalidate: Duration,

@@ -40,7 +40,7 @@ impl Keys {
     /// The secret of HS256. Line ends at the end of the text are no part of it.
     ///
     /// # Errors
-    /// What is wrong, in words that follow the name of a file.
+    /// The problem, in words that follow the name of a file.
     pub fn from_secret(text: &[u8]) -> Result<Keys, &'static str> {
         let is_line_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
         let end = text.iter().rposition(|byte| !is_line_end(byte));

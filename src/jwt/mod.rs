@@ -56,7 +56,7 @@ pub struct Verifier {
     verified: Cache<[u8; 32], Arc<Grant>>,
 }
 
-/// What a token allows.
+/// The rights that a token gives.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The keys that the client may read.
@@ -101,7 +101,7 @@ impl Verifier {
         }
     }
 
-    /// What a token allows now.
+    /// The rights that a token gives now.
     ///
     /// # Errors
     /// [`TokenError`], of which the client is told the [`description`](TokenError::description).

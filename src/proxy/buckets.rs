@@ -28,7 +28,7 @@ const NO_LOCATION: &str = "us-east-1";
 /// The creation date of every bucket. Clients require one, and the configuration has none.
 const CREATED: &str = "1970-01-01T00:00:00.000Z";
 
-/// What may be listed of a bucket.
+/// The lists that a bucket gives.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ListRules {
     /// Clients may list it.

@@ -75,7 +75,7 @@ const KNOWN_PARAMETERS: [&str; 21] = [
     "x-id",
 ];
 
-/// What such buckets share.
+/// The state that such buckets share.
 pub(super) struct Passthrough {
     cache: Option<&'static DiskCache>,
     /// `auth_ttl`, by the bucket's place in the configuration.
@@ -96,7 +96,7 @@ struct Permission {
 /// A version of an object, by its validators.
 type Version = [u8; 32];
 
-/// What is known of a request that S3 decides on.
+/// A request that S3 decides on.
 pub(super) struct Passed {
     change: Change,
     changes_permissions: bool,
@@ -385,7 +385,7 @@ fn changed_keys(router: &Router, route: &Route, passed: &Passed) -> Option<Vec<C
     Some(keys)
 }
 
-/// How the keys in the cache of all objects of the bucket begin, each with its user tag.
+/// The beginnings of the keys in the cache of all objects of the bucket, each with its user tag.
 fn prefixes(router: &Router, route: &Route) -> Vec<(String, String)> {
     let bucket = route.bucket();
     if bucket.is_empty() {

@@ -16,13 +16,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The longest `Retry-After` that is waited for.
 const LONGEST_RETRY_AFTER: u64 = 1;
 
-/// What a repetition costs, in answers.
+/// The price of a repetition, in answers.
 const COST: u32 = 10;
 
 /// Repetitions that may be made before any answer has come.
 const CAPACITY: u32 = 20 * COST;
 
-/// What the repetitions of requests to one origin may cost: answers of the origin pay for
+/// The budget for repetitions of requests to one origin: answers of the origin pay for
 /// it, so that one that does not work is not asked twice as often.
 pub(super) struct Budget(AtomicU32);
 

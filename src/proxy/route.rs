@@ -1,4 +1,4 @@
-//! Where a request goes.
+//! Routes of requests.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub(super) struct Route {
     pub(super) request: S3Request,
 }
 
-/// What a request is for.
+/// The destination of a request.
 pub(super) enum Found {
     /// A bucket or an object.
     Site(Route),

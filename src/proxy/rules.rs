@@ -23,7 +23,7 @@ struct Matcher {
     rule: Arc<Rule>,
 }
 
-/// What applies to an object.
+/// The rule for an object.
 #[derive(Debug)]
 pub(super) struct Rule {
     pub storing: Arc<StoringRules>,
@@ -78,7 +78,7 @@ impl Rules {
         }
     }
 
-    /// What applies to an object: the first rule that names its bucket and its key.
+    /// The rule for an object: the first one that names its bucket and its key.
     pub(super) fn of(&self, bucket: &str, key: &str) -> &Arc<Rule> {
         // A key is no path: dots and slashes are characters like others.
         let matches = |glob: &GlobMatcher, text: &str| glob.is_match(OsStr::new(text));

@@ -97,7 +97,7 @@ pub struct S3ProxyHttp {
     keepalive_timeout: Option<u64>,
 }
 
-/// What is decided of a request before anything is looked up for it.
+/// The decision on a request, before anything is looked up for it.
 pub(super) enum Decision {
     /// It is served.
     Proceed,
@@ -116,7 +116,7 @@ pub struct RequestCtx {
     /// S3 decides on the request.
     passed: Option<Box<Passed>>,
     attempts: Attempts,
-    /// How often the request to the origin has been repeated.
+    /// The repetitions of the request to the origin.
     retries: u8,
     /// There is a pause before the next request to the origin.
     pauses: bool,
@@ -134,7 +134,7 @@ pub struct RequestCtx {
     asked_at: u64,
     /// Answered by what [`Absent`] remembers.
     is_remembered: bool,
-    /// What applies to the object; set unless the answer was prepared.
+    /// The rule for the object; set unless the answer was prepared.
     rule: Option<Arc<Rule>>,
 }
 

@@ -1,4 +1,4 @@
-//! What a request may change at S3.
+//! Changes that requests may make at S3.
 
 use http::{HeaderMap, HeaderName, Method};
 

@@ -31,7 +31,7 @@ pub struct ListRewriter {
     key_prefix: String,
     /// Keys may be percent-encoded, because the client asked for that.
     is_encoded: bool,
-    /// What has come of a tag.
+    /// The part of a tag that has come.
     kept: Vec<u8>,
     /// The names of the open elements.
     open: Vec<Vec<u8>>,

@@ -1,4 +1,4 @@
-//! Where a bucket lives, and how it is asked.
+//! The address of a bucket, and the form of requests to it.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -45,7 +45,7 @@ pub struct Bucket {
     pub connection: ConnectionOptions,
 }
 
-/// How an S3 service is connected to, and how long it may take.
+/// Options of connections to an S3 service, with their timeouts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionOptions {
     /// The longest time for a connection, on whichever address of the host, with its TLS
@@ -55,18 +55,18 @@ pub struct ConnectionOptions {
     pub first_byte_timeout: Option<Duration>,
     /// The longest time without any byte, once an answer has begun.
     pub read_timeout: Option<Duration>,
-    /// How often a request is repeated that may succeed then.
+    /// The most repetitions of a request that may succeed then.
     pub retries: u8,
     /// A PEM file with the authorities that sign the service's certificate; `None`: those
     /// that the system trusts.
     pub ca_file: Option<PathBuf>,
-    /// What the service's certificate is checked for.
+    /// The check of the service's certificate.
     pub verify: Verify,
     /// The name that the certificate bears; `None`: that of the endpoint.
     pub tls_name: Option<String>,
 }
 
-/// What a certificate is checked for.
+/// The check of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verify {
     /// A known authority has signed it, and it bears the name of the service.
@@ -91,7 +91,7 @@ pub struct Origin {
     host_header: String,
     /// The path of the bucket: `/bucket` in path style, nothing in virtual-hosted style.
     base_path: String,
-    /// What stands before the encoded key of a client in the path of a request.
+    /// The part of a path before the encoded key of a client.
     object_base: String,
     /// The service, whatever the style of requests is.
     service: String,
@@ -386,7 +386,7 @@ impl Origin {
         name.unwrap_or_else(|| self.connect_host())
     }
 
-    /// What makes sure that the answers come from the service.
+    /// The proof that the answers come from the service.
     pub(in crate::s3) fn trust(&self) -> String {
         let ConnectionOptions {
             ca_file, verify, ..
@@ -397,7 +397,7 @@ impl Origin {
         }
     }
 
-    /// How the service is connected to.
+    /// The options of connections to the service.
     pub fn connection(&self) -> &ConnectionOptions {
         &self.connection
     }
@@ -417,7 +417,7 @@ impl Origin {
         &self.base_path
     }
 
-    /// What stands before the encoded key of a client in every request target: the path of
+    /// The part of every request target before the encoded key of a client: the path of
     /// the bucket, a slash, and the encoded `key_prefix`.
     pub fn object_base(&self) -> &str {
         &self.object_base

@@ -1,4 +1,4 @@
-//! What a request says of its own signature, before S3 checks it.
+//! The signature of a request, before S3 checks it.
 
 use std::time::{Duration, SystemTime};
 
@@ -86,7 +86,7 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// What proves a request `about` hosts and an object; `None`: how long it does cannot be
+    /// The proof of a request `about` hosts and an object; `None`: how long it does cannot be
     /// told.
     ///
     /// A stranger who knows the name of a client's key, but no secret, cannot make a request

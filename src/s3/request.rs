@@ -10,7 +10,7 @@ use http::Method;
 use super::error::{Code, S3Error};
 use super::key::{KeyError, ObjectKey};
 
-/// What a request is about.
+/// The subject of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// All buckets.
@@ -24,9 +24,9 @@ pub enum Target {
 /// A request as S3 understands it, without its bucket, which routing finds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct S3Request {
-    /// What it is about.
+    /// Its subject.
     pub target: Target,
-    /// What it asks S3 to do.
+    /// Its operation.
     pub operation: Operation,
     /// All that makes it more than the operation on the target; most requests have none.
     parameters: Option<Box<Parameters>>,

@@ -29,7 +29,7 @@ pub struct Site {
     cache_prefix: String,
 }
 
-/// Why a path leads to no object.
+/// The reason that a path leads to no object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteError {
     /// No bucket has a prefix of this path.
@@ -184,7 +184,7 @@ impl Site {
         &self.cache_prefix
     }
 
-    /// What its entries in the cache are marked with: the name of the bucket.
+    /// The mark of its entries in the cache: the name of the bucket.
     pub fn user_tag(&self) -> &str {
         match self.is_passthrough() {
             // The same whether the bucket or the service is configured.
@@ -271,7 +271,7 @@ fn cache_prefix(origin: &Origin, all: &[Origin]) -> String {
     )
 }
 
-/// What follows a prefix and its slash in a raw path, if the path is under the prefix.
+/// The rest of a raw path after a prefix and its slash, if the path is under the prefix.
 fn strip_prefix<'p>(prefix: &str, raw_path: &'p str) -> Option<&'p str> {
     let prefix = prefix.trim_end_matches('/');
     let rest = raw_path

@@ -19,7 +19,7 @@ use super::Bucket;
 pub struct Signer {
     credentials: Keys,
     region: String,
-    /// What the clock of the service is ahead of this machine's, in seconds.
+    /// The lead of the service's clock on this machine's, in seconds.
     skew: AtomicI64,
 }
 

@@ -39,7 +39,7 @@ const ODD: &str = "data/größe and +plus (1).bin";
 
 const SMALL: &str = "data/small.txt";
 
-/// What MinIO sends at most when a download needs none of its bodies, in bytes.
+/// The most that MinIO sends when a download needs none of its bodies, in bytes.
 const NO_BODIES: u64 = 256 * 1024;
 
 /// The keys of a client of the proxy in the mode `sigv4`.
@@ -149,7 +149,7 @@ fn aws_sdk_for_rust() {
     in_all_modes(&Sdk::new());
 }
 
-/// Who decides on a request.
+/// A mode of authorisation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
     None,
@@ -290,7 +290,7 @@ impl<'a> Story<'a> {
         self.folder.path().join(name)
     }
 
-    /// What the client does goes well.
+    /// The client succeeds.
     fn does(&self, op: &Op) -> Option<String> {
         let outcome = self.tool.run(&self.access, op)?;
         assert!(outcome.ok, "{}: {}", self.name(), self.explain(&outcome));
@@ -403,7 +403,7 @@ impl<'a> Story<'a> {
         assert!(names_it, "{}: {said}", self.name());
     }
 
-    /// What is cached is not for those who prove nothing.
+    /// Cached objects are not for those who prove nothing.
     fn is_refused_with_a_wrong_key(&self) {
         if self.mode == Mode::None {
             return;

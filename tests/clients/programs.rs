@@ -27,7 +27,7 @@ pub struct Python {
     pub name: &'static str,
     pub interpreter: PathBuf,
     pub script: &'static str,
-    /// How the library is used.
+    /// The way in which the library is used.
     pub engine: &'static str,
 }
 

@@ -1,4 +1,4 @@
-//! What the tests ask of a client, whichever it is.
+//! Clients, and the operations that the tests ask for.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ pub trait Tool {
     fn run(&self, access: &Access, op: &Op) -> Option<Outcome>;
 }
 
-/// Where a client goes, and as whom.
+/// The endpoint and the keys of a client.
 #[derive(Clone)]
 pub struct Access {
     pub endpoint: String,
@@ -31,7 +31,7 @@ pub struct Access {
     pub home: PathBuf,
 }
 
-/// What a client does with [`BUCKET`].
+/// An operation on [`BUCKET`].
 pub enum Op<'a> {
     /// Print the keys that begin with this, one a line.
     List(&'a str),
@@ -52,7 +52,7 @@ pub enum Op<'a> {
     SyncUp(&'a Path, &'a str),
 }
 
-/// How it went.
+/// The result of an operation.
 #[derive(Debug)]
 pub struct Outcome {
     pub ok: bool,

@@ -1,6 +1,6 @@
 //! Clients' own requests, which go to the origin as they came: it decides on each of them.
 //!
-//! What is stored is given to a client only after the origin has confirmed it in the answer to
+//! A stored response is given to a client only after the origin has confirmed it in the answer to
 //! this very client's request, to which `If-None-Match` is added; or, if the proxy says so, by
 //! a permission that it remembers.
 

@@ -55,7 +55,7 @@ impl Jwt {
         }
     }
 
-    /// What the token of a request allows, and if it came in a cookie.
+    /// The rights that the token of a request gives, and if it came in a cookie.
     pub(super) fn verify(
         &self,
         header: &RequestHeader,

@@ -1,4 +1,4 @@
-//! Who may ask for what: decided by the bucket's mode, before anything is looked up.
+//! Authorisation: decided by the bucket's mode, before anything is looked up.
 //!
 //! - this module: the decision, and what a client may then ask for
 //! - `sigv4`: clients that sign as for S3

@@ -10,7 +10,7 @@ use aws_credential_types::Credentials;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::{tls, Builder};
 
-/// Where credentials are looked up.
+/// A source of credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Lookup {
     /// The region of the Security Token Service.
@@ -26,7 +26,7 @@ pub struct Lookup {
 pub struct Role {
     /// The name of the role.
     pub arn: String,
-    /// What the role's owner expects from those who assume it.
+    /// The external id that the role's owner expects from those who assume it.
     pub external_id: Option<String>,
     /// The name of the session in the records of the role's owner.
     pub session_name: String,

@@ -86,7 +86,7 @@ impl Refreshed {
         })
     }
 
-    /// Where the credentials are looked up.
+    /// The source of the credentials.
     pub fn lookup(&self) -> &Lookup {
         &self.lookup
     }

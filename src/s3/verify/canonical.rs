@@ -12,8 +12,8 @@ use super::Incoming;
 /// The parameter that no signature can sign.
 pub(super) const SIGNATURE: &[u8] = b"X-Amz-Signature";
 
-/// How a client that does not encode as `UriEncode()` does may have signed the parts of its
-/// target. Either way the target means the same.
+/// The form in which a client that does not encode as `UriEncode()` does may have signed the
+/// parts of its target. Either way the target means the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Spelling {
     pub(super) path: Form,

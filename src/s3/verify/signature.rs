@@ -184,7 +184,7 @@ fn of_header<'a>(
     Ok(signature)
 }
 
-/// What follows the algorithm.
+/// The text after the algorithm.
 fn elements_of(authorization: &[u8]) -> Result<&str, Refusal> {
     let text = std::str::from_utf8(authorization).map_err(|_| Refusal::OTHER_MECHANISM)?;
     let text = text.trim_ascii();

@@ -35,7 +35,7 @@ pub const RSA_KEY: &str =
      C9XrqetvJ0ET1tSWc88tAaLjqPruDq2FyZepA+Qfe8Q9hwyFLoiW3vhl2lkPpz9D49JW3TEIJVPQtkl+1TDBfx3w\
      VoNNIw==";
 
-/// What stands before the public key in a SubjectPublicKeyInfo (RFC 5280, section 4.1).
+/// The bytes before the public key in a SubjectPublicKeyInfo (RFC 5280, section 4.1).
 const P256_INFO: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
     0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
