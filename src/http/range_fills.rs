@@ -2,7 +2,7 @@
 //!
 //! A long part from the first byte on is mostly the beginning of a download in parts. The whole is
 //! asked for in its place, and this part and those of other requests follow the fill, which lasts
-//! as long as there are such requests: a [`Download`]. All other parts come from the origin, and
+//! as long as there are such requests: a `Download`. All other parts come from the origin, and
 //! may have the whole fetched afterwards.
 //!
 //! A part may be a byte of ten gigabytes, so a fill is paid for. Each byte of an
