@@ -1129,7 +1129,7 @@ fn a_claim_limits_what_a_client_reads() {
         let answer = with_token(&proxy, target, &token);
         is_refused(&answer, 403, "AccessDenied");
         assert_eq!(with_token(&proxy, target, &whole).status, 200, "{target}");
-        // What is stored by then, too.
+        // The object is stored by then, and refused all the same.
         is_refused(&with_token(&proxy, target, &token), 403, "AccessDenied");
     }
     is_challenged(

@@ -548,7 +548,7 @@ fn keys_of_the_proxy_fetch_the_whole_of_what_s3_gave_a_part_of() {
         seen
     };
 
-    // Who gets no part makes the proxy ask for nothing.
+    // A client that gets no part makes the proxy ask for nothing.
     assert_eq!(part("bob", KEY).status, 403);
     let got = part("alice", KEY);
     assert_eq!(got.status, 206);
@@ -561,7 +561,7 @@ fn keys_of_the_proxy_fetch_the_whole_of_what_s3_gave_a_part_of() {
     assert_eq!(fills[0].header("x-amz-security-token"), None);
     assert_eq!(fills[0].target, KEY);
 
-    // What it has fetched is given to those whom S3 lets in, and to nobody else.
+    // The object is given to those whom S3 lets in, and to nobody else.
     eventually("the object is whole", || {
         part("alice", KEY).x_cache() == "REVALIDATED"
     });
@@ -1221,7 +1221,7 @@ fn a_permission_ends_with_the_url_with_the_time_and_with_the_version() {
     });
     assert_eq!(get(&long).x_cache(), "REVALIDATED");
     assert_eq!(get(&long).x_cache(), "HIT");
-    // What changes permissions ends them all.
+    // A change of permissions ends them all.
     ask_with(&proxy, "alice", "PUT", "/bucket/key?acl", &[], b"");
     assert_ne!(get(&long).x_cache(), "HIT");
 

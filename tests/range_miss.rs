@@ -228,7 +228,7 @@ fn a_download_by_the_aws_cli_or_boto3_costs_the_origin_the_object_and_the_parts_
             bytes as f64 / LEN as f64
         );
         match number {
-            // How many arrive before the first one is a matter of luck.
+            // The number that arrive before the first one is a matter of luck.
             1 => assert!(bytes <= LEN + 9 * 8 * MIB, "{bytes}"),
             _ => assert_eq!(requests, 0),
         }
@@ -311,7 +311,7 @@ fn a_part_far_ahead_of_a_slow_fill_is_fetched_by_itself() {
     let mut client = Connection::open(proxy.addr());
     let mut first = client.begin("GET", OBJECT, &[("Range", "bytes=0-33554431")]);
     first.read_some(1);
-    // Whether it waits or not, the client gets what it has asked for.
+    // The client gets the part that it has asked for, with or without a wait.
     let mut ahead = Connection::open(proxy.addr());
     read_part(&mut ahead, 48 * MIB, 50 * MIB - 1);
     let requests = origin.requests();
@@ -353,7 +353,7 @@ fn a_part_that_waited_in_vain_is_of_the_version_of_the_fill() {
     sent.expect("send a request");
     eventually("the part was asked for", || origin.requests().len() == 2);
     assert_eq!(origin.requests()[1].header("if-match"), Some("\"1\""));
-    // What follows is that of the fill.
+    // The rest is that of the fill.
     gate.open();
     let part = ahead.receive("GET", OBJECT);
     assert_eq!(part.headers.get("etag"), Some("\"1\""));

@@ -255,7 +255,7 @@ fn a_host_name_leads_to_its_bucket() {
     let refused = connection.receive("GET", "/a").finish();
     assert_eq!(refused.status, 400);
 
-    // What an operator writes.
+    // An operator's spelling.
     let purge = |path: &str| request(proxy.admin_addr(), "PURGE", path, &[]).status;
     assert_eq!(purge("//cdn.example.org/a"), 200);
     assert_eq!(ask("cdn.example.org", "/a").header("x-cache"), Some("MISS"));
@@ -541,7 +541,7 @@ fn a_failed_condition_and_a_range_beyond_the_end_of_a_hit_are_errors_of_s3() {
         let head = connection.request("HEAD", OBJECT, fields);
         assert!(head.body.is_empty());
     }
-    // What holds, and ranges that are there, are answered as before.
+    // Conditions that hold, and ranges that are there, are answered as before.
     for (fields, status) in [
         (&[("If-Match", "\"1\"")][..], 200),
         (&[("If-None-Match", "\"1\"")], 304),

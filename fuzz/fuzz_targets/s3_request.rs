@@ -70,7 +70,7 @@ fn check_key(router: &Router, site: &Site, key: &pingora_sendfile::s3::ObjectKey
     let encoded = target.strip_prefix(BASE).expect("below the prefix");
     assert!(encoded.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~/%".contains(&b)));
     assert!(stays_below(encoded), "{target}");
-    // What is sent is read back as the same key.
+    // The key that is sent is read back as the same one.
     match router.object(&format!("/assets/{encoded}")) {
         Ok((_, again)) => assert_eq!(again, *key),
         Err(error) => assert!(matches!(error, RouteError::BadKey(_)), "{error}"),

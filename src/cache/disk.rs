@@ -1693,7 +1693,7 @@ impl Storage for DiskCache {
         };
         let (fill, pieces) = Fill::begin(self, new);
         drop(beginning);
-        // What was changed meanwhile did not find this fill.
+        // A change made meanwhile did not find this fill.
         if self.changes.since(id.generation, &key.primary_bin()) {
             self.fills.void(|fill| fill.id == id);
         }

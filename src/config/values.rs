@@ -434,7 +434,7 @@ impl Text for HostName {
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         };
-        // What ends in a number is an IP address (WHATWG URL, "ends in a number").
+        // A name that ends in a number is an IP address (WHATWG URL, "ends in a number").
         let last = name.rsplit('.').next().unwrap_or_default();
         let valid = name.len() <= 253
             && name.split('.').all(is_label)

@@ -351,7 +351,7 @@ mod tests {
             assert_eq!(stored.meta.stale_while_revalidate_sec(), 6, "{fields:?}");
             assert!(rules.may_be_stale(stored.meta.response_header()));
         }
-        // What is for one client only is known by other fields too.
+        // A response for one client only is known by other fields too.
         for fields in [[("Vary", "*")], [("Set-Cookie", "a=b")]] {
             assert!(decide(&[], 200, &fields, &rules).is_none(), "{fields:?}");
         }
@@ -379,7 +379,7 @@ mod tests {
             let revalidating = stored.meta.stale_while_revalidate_sec();
             assert_eq!(revalidating, while_revalidate, "{directives}");
         }
-        // What is never usable is not stored for the case that the origin fails.
+        // A response that is never usable is not stored for the case that the origin fails.
         assert!(decide(&[], 200, &[("Cache-Control", "max-age=0")], &rules).is_none());
     }
 

@@ -78,7 +78,7 @@ pub(super) fn read(file: &Path) -> Result<Vec<WrappedX509>, String> {
         }
         let number = authorities.len() + 1;
         let unusable = |why: String| format!("its certificate {number} cannot be used: {why}");
-        // What the peer's own copy is made of cannot fail afterwards.
+        // The peer makes its own copy of this later, which cannot fail then.
         X509Certificate::from_der(&block.contents).map_err(|e| unusable(e.to_string()))?;
         let der = CertificateDer::from(block.contents.as_slice());
         usable.add(der).map_err(|e| unusable(e.to_string()))?;

@@ -78,7 +78,7 @@ impl Listing {
             rewriter: ListRewriter::new(&route.site, request),
             ttl: match request.passed_fields() {
                 [] => rules.ttl,
-                // What the origin answers is for this client only.
+                // The origin's answer is for this client only.
                 _ => Duration::ZERO,
             },
         }))

@@ -997,7 +997,7 @@ impl ProxyHttp for S3ProxyHttp {
             tokio::time::sleep(retries::pause(ctx.retries, fastrand::f64())).await;
         }
         let origin = &routed(&ctx.route)?.site;
-        // What clients have signed needs no credentials.
+        // Requests that clients have signed need no credentials.
         let is_relayed = ctx.passed.is_some() && !ctx.caching.fills_for_own();
         if let Some(signer) = origin.signer().filter(|_| !is_relayed) {
             signer
@@ -1128,7 +1128,7 @@ impl ProxyHttp for S3ProxyHttp {
             signed.append_header(name.clone(), value)?;
         }
         if ctx.listing.is_none() {
-            // What is stored has the checksums for those who want them.
+            // The stored object has the checksums for those who want them.
             signed.insert_header(CHECKSUM_MODE, "ENABLED")?;
         }
         if let Some(signer) = origin.signer() {
@@ -1268,7 +1268,7 @@ impl ProxyHttp for S3ProxyHttp {
         if ctx.passed.is_some() {
             response.remove_header(&CHECKSUM_MODE);
         }
-        // What S3 answers to a relayed request, it describes itself.
+        // S3 describes its answer to a relayed request itself.
         let is_described = match &ctx.passed {
             Some(_) => ctx.caching.is_found(session),
             None => ctx.listing.is_none(),

@@ -259,7 +259,7 @@ fn cache_prefix(origin: &Origin, all: &[Origin]) -> String {
         .iter()
         .filter(|other| other.host_header() == origin.host_header())
         .all(|other| other.trust() == origin.trust());
-    // What somebody on the way may have made is not for those who have the service checked.
+    // An object that somebody on the way may have made is not for those who check the service.
     let trust = match checked_alike {
         true => String::new(),
         false => format!("{}@", origin.trust()),

@@ -365,7 +365,7 @@ mod tests {
             value(&headers, "x-amz-date").to_owned()
         };
         let hours = |hours: u64| Duration::from_secs(hours * 3600);
-        // What S3 accepts, and what is no plausible date.
+        // A lead that S3 accepts, and a date that is not plausible.
         for date in [
             now,
             now + Duration::from_secs(300),

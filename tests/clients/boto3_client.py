@@ -1,4 +1,4 @@
-"""What the tests ask of boto3: boto3_client.py ENGINE BUCKET OPERATION ARGUMENTS.
+"""Operations of boto3 for the tests: boto3_client.py ENGINE BUCKET OPERATION ARGUMENTS.
 
 ENGINE is the transfer manager: classic or crt.
 """

@@ -1,4 +1,4 @@
-"""What the tests ask of file systems: fs_client.py ENGINE BUCKET OPERATION ARGUMENTS.
+"""Operations of file systems for the tests: fs_client.py ENGINE BUCKET OPERATION ARGUMENTS.
 
 ENGINE is the library: s3fs or pyarrow.
 """

@@ -499,7 +499,7 @@ fn the_tampered_is_refused() {
         signed
             .query_with("versionId=1", "&versionId=1&")
             .is_accepted();
-        // What is not signed, and need not be.
+        // Fields that are not signed, and need not be.
         signed.clone().with("user-agent", "x").is_accepted();
     }
     let wrong = |signer: Signer| Signer {
