@@ -390,6 +390,15 @@ impl CachingCtx {
             && stored.is_some_and(|stored| stored.serve_stale_if_error(SystemTime::now()))
     }
 
+    /// An error if the origin has answered twice with a 304 that is of no use.
+    fn check_not_refused(&self) -> Result<()> {
+        if self.refused {
+            let why = "the origin insists on a 304 that cannot be used";
+            return Err(Error::explain(UNUSABLE_NOT_MODIFIED, why).into_up());
+        }
+        Ok(())
+    }
+
     /// The first reason counts.
     fn forward(&mut self, why: Forwarded) {
         self.forwarded.get_or_insert(why);
@@ -1149,10 +1158,7 @@ impl HttpCaching {
         request: &mut RequestHeader,
         ctx: &mut CachingCtx,
     ) -> Result<()> {
-        if ctx.refused {
-            let why = "the origin insists on a 304 that cannot be used";
-            return Err(Error::explain(UNUSABLE_NOT_MODIFIED, why).into_up());
-        }
+        ctx.check_not_refused()?;
         let asked = session.req_header();
         if session.cache.enabled() {
             // Else Pingora would ask for the whole.

@@ -172,10 +172,7 @@ impl HttpCaching {
         request: &mut RequestHeader,
         ctx: &mut CachingCtx,
     ) -> Result<()> {
-        if ctx.refused {
-            let why = "the origin insists on a 304 that cannot be used";
-            return Err(Error::explain(UNUSABLE_NOT_MODIFIED, why).into_up());
-        }
+        ctx.check_not_refused()?;
         let asked = session.req_header();
         let mut tag = None;
         if session.cache.enabled() {
