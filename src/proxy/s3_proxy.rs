@@ -378,7 +378,6 @@ impl S3ProxyHttp {
         route.request.target = Target::Object(resolved);
         // Another object, which not everybody may read who may read the first.
         let decision = self.authorise(session, &route.request, &route.site, ctx);
-        let decision = decision.await?;
         ctx.route = Some(route);
         Ok(decision)
     }
@@ -386,30 +385,30 @@ impl S3ProxyHttp {
     /// Decide whether a client may do what it asks for: before anything is looked up, so on
     /// hits too. The proxy's own requests come here as well, with the target and the fields of
     /// a client's request that was let in.
-    async fn authorise(
+    fn authorise(
         &self,
-        session: &mut Session,
+        session: &Session,
         request: &S3Request,
         site: &Arc<Site>,
         ctx: &mut RequestCtx,
-    ) -> Result<Decision> {
+    ) -> Decision {
         if session.subrequest_ctx.is_some() {
-            return Ok(Decision::Proceed);
+            return Decision::Proceed;
         }
         match self
             .auth
             .decide(site.index(), session.req_header(), request)
         {
             Ok(admitted) => ctx.admitted = admitted,
-            Err(refused) => return Ok(Decision::Refuse(refused)),
+            Err(refused) => return Decision::Refuse(refused),
         }
         if !request.overrides().is_empty() && !ctx.admitted.is_authenticated {
             let why =
                 "Request specific response headers cannot be used for anonymous GET requests.";
             let error = S3Error::new(Code::InvalidRequest, why);
-            return Ok(Decision::Refuse(Box::new(error.into())));
+            return Decision::Refuse(Box::new(error.into()));
         }
-        Ok(Decision::Proceed)
+        Decision::Proceed
     }
 
     /// For `request_filter`: a request that is for all buckets.
@@ -433,7 +432,7 @@ impl S3ProxyHttp {
             {
                 continue;
             }
-            match self.authorise(session, request, site, ctx).await? {
+            match self.authorise(session, request, site, ctx) {
                 Decision::Proceed => sites.push(&**site),
                 Decision::Refuse(error) => refused = Some(error),
             }
@@ -772,8 +771,7 @@ impl ProxyHttp for S3ProxyHttp {
         if route.site.is_passthrough() {
             return Box::pin(self.pass(session, route, ctx)).await;
         }
-        let decision = self.authorise(session, &route.request, &route.site, ctx);
-        match decision.await? {
+        match self.authorise(session, &route.request, &route.site, ctx) {
             Decision::Proceed => {}
             Decision::Refuse(refused) => return refuse_client(session, &refused).await,
         }
