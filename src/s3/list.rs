@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use quick_xml::events::Event;
+use quick_xml::events::{BytesText, Event};
 use quick_xml::Reader;
 
 use super::error::{Code, S3Error};
@@ -18,6 +18,9 @@ const MAX_KEPT: usize = 64 * 1024;
 
 /// The deepest element of a document; an owner's name is at 4.
 const MAX_DEPTH: usize = 16;
+
+/// U+FEFF in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Elements below the root whose text begins with the prefix of a key, or is empty.
 const KEYS: [&str; 4] = ["Marker", "NextMarker", "Prefix", "StartAfter"];
@@ -166,12 +169,20 @@ impl ListRewriter {
 
     /// Returns how many bytes have been rewritten: whole tags, and the text before them.
     fn rewrite(&mut self, document: &[u8], sent: &mut Vec<u8>) -> Result<usize, ListError> {
-        let mut reader = Reader::from_reader(document);
+        // The reader would leave it out of its positions. A document may begin with it, and so may
+        // a piece of a key.
+        let mut start = 0;
+        while document[start..].starts_with(BYTE_ORDER_MARK) {
+            let mark = start..start + BYTE_ORDER_MARK.len();
+            start = mark.end;
+            self.take(&Event::Text(BytesText::new("")), &document[mark], sent)?;
+        }
+        let offset = start;
+        let mut reader = Reader::from_reader(&document[offset..]);
         let config = reader.config_mut();
         // A piece may begin within an element.
         config.check_end_names = false;
         config.allow_unmatched_ends = true;
-        let mut start = 0;
         loop {
             let event = match reader.read_event() {
                 Ok(Event::Eof) => return Ok(start),
@@ -179,7 +190,8 @@ impl ListRewriter {
                 // It may be half of something that has a `>` in it.
                 Err(_) => return Ok(start),
             };
-            let end = usize::try_from(reader.buffer_position()).unwrap_or(start);
+            let end = usize::try_from(reader.buffer_position());
+            let end = end.map_or(start, |position| offset + position);
             let Some(raw) = document.get(start..end) else {
                 return Err(ListError::Malformed);
             };
@@ -363,6 +375,24 @@ mod tests {
         }
         let whole = rewrite("", "", LIST, 10).unwrap();
         assert_eq!(whole, LIST.replace("secret-bucket", "files"));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_a_character_like_others() {
+        let list = |prefix: &str| {
+            format!(
+                "\u{feff}<?xml version=\"1.0\"?><L>\
+                 <Contents><Key>{prefix}\u{feff}\u{feff}a</Key></Contents>\
+                 <Prefix>{prefix}</Prefix>\u{feff}</L>\n"
+            )
+        };
+        for prefix in ["", "\u{feff}/"] {
+            let list_of = list(prefix);
+            for pieces in 1..=list_of.len() {
+                let rewritten = rewrite(prefix, "", &list_of, pieces);
+                assert_eq!(rewritten.as_deref(), Ok(&*list("")), "{pieces}");
+            }
+        }
     }
 
     #[test]
