@@ -754,6 +754,40 @@ fn what_a_client_changes_is_void_before_it_has_its_answer() {
 }
 
 #[test]
+fn a_version_that_a_client_deletes_is_void() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let proxy = s3
+        .proxy()
+        .bucket(s3.open_bucket())
+        .default_ttl("365d")
+        .start();
+    let version = "/key?versionId=v1";
+    for (number, list) in [
+        "<Object><Key>other</Key><VersionId>v1</VersionId></Object>",
+        "<Object><Key>key</Key><VersionId>v2</VersionId></Object>",
+        "<Object><VersionId>v1</VersionId><Key>key</Key></Object>",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        eventually("it is stored", || open(&proxy, version).x_cache() == "HIT");
+        let list = format!("<Delete>{list}</Delete>");
+        let done = ask_with(
+            &proxy,
+            "alice",
+            "POST",
+            "/bucket?delete",
+            &[],
+            list.as_bytes(),
+        );
+        assert_eq!(done.status, 200);
+        let is_void = open(&proxy, version).x_cache() != "HIT";
+        assert_eq!(is_void, number == 2, "{list}");
+    }
+}
+
+#[test]
 fn a_change_whose_answer_is_lost_or_an_error_may_have_happened() {
     let s3 = S3::start();
     let proxy = s3

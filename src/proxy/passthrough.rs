@@ -353,15 +353,17 @@ fn version(headers: &HeaderMap) -> Version {
 /// The keys in the cache of what a request may have changed, for all ways that lead to the
 /// bucket; `None`: any of the bucket.
 fn changed_keys(router: &Router, route: &Route, passed: &Passed) -> Option<Vec<CacheKey>> {
-    let objects: Vec<&str> = match passed.change {
+    let objects: Vec<_> = match passed.change {
         Change::Nothing => Vec::new(),
-        Change::Object => vec![route.request.target.key()?.as_str()],
-        Change::Listed => passed
-            .deleted
-            .complete()?
-            .iter()
-            .map(|key| &**key)
-            .collect(),
+        Change::Object => {
+            let key = route.request.target.key()?.as_str();
+            vec![(key, route.request.version_id())]
+        }
+        Change::Listed => {
+            let objects = passed.deleted.complete()?.iter();
+            let objects = objects.map(|object| (&*object.key, object.version_id.as_deref()));
+            objects.collect()
+        }
         Change::Bucket => return None,
     };
     let bucket = route.bucket();
@@ -369,9 +371,9 @@ fn changed_keys(router: &Router, route: &Route, passed: &Passed) -> Option<Vec<C
     for site in router.same_bucket(route.site.service(), bucket) {
         let primaries = objects
             .iter()
-            .filter_map(|key| site.cache_key_of(bucket, key));
-        for primary in primaries {
-            let version = route.request.version_id().filter(|id| *id != "null");
+            .filter_map(|(key, version)| Some((site.cache_key_of(bucket, key)?, version)));
+        for (primary, version) in primaries {
+            let version = version.filter(|id| *id != "null");
             if version.is_some() {
                 keys.push(key_of(site, primary.clone(), version));
             }

@@ -81,11 +81,23 @@ fn is_streaming(headers: &HeaderMap) -> bool {
         || hash.is_some_and(|hash| hash.as_bytes().starts_with(b"STREAMING-"))
 }
 
-/// The most bytes of keys that are kept of one list.
+/// The most objects of one list ("DeleteObjects", Amazon S3 API Reference).
+const MAX_OBJECTS: usize = 1000;
+
+/// The most bytes of keys and versions that are kept of one list.
 const MAX_KEYS_BYTES: usize = 64 * 1024;
 
 /// The longest tag, or text between two tags.
 const MAX_PIECE: usize = 8 * 1024;
+
+/// An object that a DeleteObjects document names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeletedObject {
+    /// Its key.
+    pub key: String,
+    /// The version to delete; `None`: the current one.
+    pub version_id: Option<String>,
+}
 
 /// Reads the keys of a DeleteObjects document while it passes. It does not judge the document,
 /// which S3 does; where there is doubt about a key, the list is not
@@ -94,15 +106,25 @@ const MAX_PIECE: usize = 8 * 1024;
 /// Source: "DeleteObjects", Amazon S3 API Reference.
 #[derive(Debug, Default)]
 pub struct DeletedKeys {
-    keys: Vec<String>,
+    objects: Vec<DeletedObject>,
     bytes: usize,
+    /// The number of objects when the open `Object` began.
+    object: Option<usize>,
+    version_id: Option<String>,
     /// The text since the last tag, or the tag that has begun.
     piece: Vec<u8>,
     in_tag: bool,
-    in_key: bool,
+    reads: Option<Field>,
     depth: usize,
     has_ended: bool,
     is_unclear: bool,
+}
+
+/// An element whose text is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Field {
+    Key,
+    VersionId,
 }
 
 // === impl DeletedKeys ===
@@ -130,24 +152,30 @@ impl DeletedKeys {
         }
     }
 
-    /// The keys; `None`: there may be others.
-    pub fn complete(&self) -> Option<&[String]> {
+    /// The objects; `None`: there may be others.
+    pub fn complete(&self) -> Option<&[DeletedObject]> {
         let is_clear = self.has_ended && !self.is_unclear && !self.in_tag;
-        is_clear.then_some(&self.keys)
+        is_clear.then_some(&self.objects)
     }
 
     fn end_text(&mut self) {
         let text = std::mem::take(&mut self.piece);
-        if !self.in_key {
+        let Some(field) = self.reads else {
             self.is_unclear |= self.has_ended && !text.trim_ascii().is_empty();
             return;
-        }
-        let key = String::from_utf8(text).ok();
-        match key.as_deref().and_then(unescaped) {
-            Some(key) if self.bytes + key.len() <= MAX_KEYS_BYTES => {
-                self.bytes += key.len();
-                self.keys.push(key);
-            }
+        };
+        let text = String::from_utf8(text).ok();
+        let Some(text) = text.as_deref().and_then(unescaped) else {
+            return self.give_up();
+        };
+        self.bytes += text.len();
+        match field {
+            _ if self.bytes > MAX_KEYS_BYTES => self.give_up(),
+            Field::Key if self.objects.len() < MAX_OBJECTS => self.objects.push(DeletedObject {
+                key: text,
+                version_id: None,
+            }),
+            Field::VersionId if self.version_id.is_none() => self.version_id = Some(text),
             _ => self.give_up(),
         }
     }
@@ -173,20 +201,12 @@ impl DeletedKeys {
         let name = &tag[..end.unwrap_or(tag.len())];
         // Comments, CDATA, entities of its own, and names with a prefix.
         let is_plain = !name.is_empty() && name.iter().all(u8::is_ascii_alphanumeric);
-        // A `>` in an attribute would end the tag too early.
-        let quotes = tag
-            .iter()
-            .filter(|byte| matches!(byte, b'"' | b'\''))
-            .count();
-        if !is_plain || quotes % 2 == 1 || (self.in_key && !closes) || self.has_ended {
+        let is_known = is_plain && !may_go_on(tag) && !self.has_ended;
+        if !is_known || (self.reads.is_some() && !closes) {
             return self.give_up();
         }
-        match (closes, name) {
-            (false, b"Key") if !is_empty => self.in_key = true,
-            (true, b"Key") if self.in_key => self.in_key = false,
-            (_, b"Key") => return self.give_up(),
-            _ if self.in_key => return self.give_up(),
-            _ => {}
+        if !is_empty && !self.element(closes, name) {
+            return self.give_up();
         }
         match (closes, is_empty) {
             (false, false) => self.depth += 1,
@@ -199,15 +219,60 @@ impl DeletedKeys {
         }
     }
 
+    /// Note the beginning or the end of an element. Returns false where there is doubt.
+    fn element(&mut self, closes: bool, name: &[u8]) -> bool {
+        let field = match name {
+            b"Key" => Some(Field::Key),
+            b"VersionId" => Some(Field::VersionId),
+            _ => None,
+        };
+        match (closes, field) {
+            (false, Some(_)) => {
+                self.reads = field;
+                self.object.is_some()
+            }
+            (true, _) if self.reads.is_some() || field.is_some() => {
+                std::mem::take(&mut self.reads) == field
+            }
+            (false, None) if name == b"Object" => self.object.replace(self.objects.len()).is_none(),
+            (true, None) if name == b"Object" => {
+                let Some(first) = self.object.take() else {
+                    return false;
+                };
+                let version_id = self.version_id.take().filter(|id| !id.is_empty());
+                for object in self.objects.iter_mut().skip(first) {
+                    object.version_id.clone_from(&version_id);
+                }
+                true
+            }
+            _ => true,
+        }
+    }
+
     fn give_up(&mut self) {
         self.is_unclear = true;
-        self.keys = Vec::new();
+        self.objects = Vec::new();
+        self.version_id = None;
         self.piece = Vec::new();
     }
 }
 
-/// Text without the references that XML defines; `None`: it has others.
+/// True if the `>` after a tag may be part of an attribute.
+fn may_go_on(tag: &[u8]) -> bool {
+    let number = |quote: u8| tag.iter().filter(|byte| **byte == quote).count();
+    match (number(b'"'), number(b'\'')) {
+        (quotes, 0) | (0, quotes) => quotes % 2 == 1,
+        // One kind may stand within the other.
+        _ => true,
+    }
+}
+
+/// Text without the references that XML defines; `None`: it has others, or line ends that a
+/// parser changes (XML 1.0 §2.11).
 fn unescaped(text: &str) -> Option<String> {
+    if text.contains('\r') {
+        return None;
+    }
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('&') {
@@ -320,16 +385,22 @@ mod tests {
         }
     }
 
+    /// The objects, as `KEY` or `KEY?VERSION`.
     fn keys(document: &str) -> Option<Vec<String>> {
-        let mut whole = DeletedKeys::default();
-        whole.read(document.as_bytes());
-        let whole = whole.complete().map(<[String]>::to_vec);
-        let mut bytewise = DeletedKeys::default();
-        for byte in document.as_bytes() {
-            bytewise.read(&[*byte]);
-        }
-        assert_eq!(bytewise.complete().map(<[String]>::to_vec), whole);
-        whole
+        let read = |size: usize| {
+            let mut deleted = DeletedKeys::default();
+            for piece in document.as_bytes().chunks(size.max(1)) {
+                deleted.read(piece);
+            }
+            deleted.complete().map(<[DeletedObject]>::to_vec)
+        };
+        let whole = read(document.len());
+        assert_eq!(read(1), whole);
+        let name = |object: DeletedObject| match object.version_id {
+            Some(version) => format!("{}?{version}", object.key),
+            None => object.key,
+        };
+        Some(whole?.into_iter().map(name).collect())
     }
 
     #[test]
@@ -341,9 +412,18 @@ mod tests {
             <Quiet>true</Quiet></Delete>\n";
         assert_eq!(
             keys(document),
-            Some(vec!["a/b.png".to_owned(), "x & y ü".to_owned()])
+            Some(vec!["a/b.png".to_owned(), "x & y ü?1".to_owned()])
         );
         assert_eq!(keys("<Delete></Delete>"), Some(vec![]));
+        assert_eq!(keys("<Delete/>"), Some(vec![]));
+        // In any order; a version belongs to its object only.
+        let document = "<Delete><Object><VersionId>1</VersionId><Key>a</Key></Object>\
+            <Object><Key>b</Key><VersionId></VersionId></Object>\
+            <Object><VersionId/><Key>c</Key></Object><Object a=\"'\"><Key>d</Key></Object></Delete>";
+        assert_eq!(keys(document), None, "quotes in quotes");
+        let document = document.replace(" a=\"'\"", " a=\"\"");
+        let objects = ["a?1", "b", "c", "d"].map(str::to_owned);
+        assert_eq!(keys(&document), Some(objects.to_vec()));
     }
 
     #[test]
@@ -362,6 +442,15 @@ mod tests {
             "<?xml version=\"1.0\" encoding=\"UTF-16\"?><Delete></Delete>",
             "<Delete></Delete><Object><Key>a</Key></Object>",
             "<Delete a=\">\"><Object><Key>a</Key></Object></Delete>",
+            // To a parser, the key is `a`.
+            "<Delete><Object><Key b='\">' c='\">a</Key></Object></Delete>",
+            "<Delete><Object><Key b='\">'>a</Key></Object></Delete>",
+            // ... and a line feed.
+            "<Delete><Object><Key>a\r\nb</Key></Object></Delete>",
+            "<Delete><Key>a</Key></Delete>",
+            "<Delete><Object><Object><Key>a</Key></Object></Object></Delete>",
+            "<Delete><Object><Key>a</VersionId></Object></Delete>",
+            "<Delete><Object><Key>a</Key><VersionId>1</VersionId><VersionId>2</VersionId></Object></Delete>",
             "</Delete>",
         ] {
             assert_eq!(keys(document), None, "{document}");
@@ -372,7 +461,13 @@ mod tests {
             document += &format!("<Object><Key>{long}</Key></Object>");
         }
         document += "</Delete>";
-        assert_eq!(keys(&document), None, "too many");
+        assert_eq!(keys(&document), None, "too many bytes");
+        let many = |number| {
+            let objects = "<Object><Key></Key><VersionId>1</VersionId></Object>".repeat(number);
+            keys(&format!("<Delete>{objects}</Delete>"))
+        };
+        assert_eq!(many(MAX_OBJECTS).map(|keys| keys.len()), Some(MAX_OBJECTS));
+        assert_eq!(many(MAX_OBJECTS + 1), None, "empty keys take room as well");
         let endless = format!("<Delete><Object><Key>{}", "a".repeat(MAX_PIECE + 1));
         assert_eq!(keys(&endless), None);
     }

@@ -16,7 +16,7 @@ pub mod sign;
 pub mod verify;
 
 pub use aws_credential_types::Credentials;
-pub use change::{Change, DeletedKeys};
+pub use change::{Change, DeletedKeys, DeletedObject};
 pub use credentials::{Lookup, OriginCredentials, Refreshed, Role};
 pub use error::{Code, S3Error};
 pub use fault::Fault;
