@@ -1182,3 +1182,36 @@ fn a_token_comes_in_a_cookie_or_a_query_only_where_allowed() {
         ("/bucket/object", None)
     );
 }
+
+#[test]
+fn what_a_cookie_gives_is_not_for_everybody() {
+    let origin = Origin::start(|_| Reply::bytes("no such object").with_status(404));
+    let keys = key_file(SECRET);
+    let token = TokenKey::hs256(SECRET).token(&claims(""));
+    let section = format!(
+        "{{hmac_key_file: '{}', cookie: session}}",
+        keys.path.display()
+    );
+    let bucket = bucket(&origin)
+        .set("auth", "jwt")
+        .set("jwt", section)
+        .set("list", "true");
+    // So that the second answer is a remembered one, however slow the machine is.
+    let proxy = builder().bucket(bucket).negative_ttl("1h").start();
+    let cookie = format!("session={token}");
+    let cookie = [("Cookie", &*cookie)];
+    for (target, status) in [
+        ("/assets/absent", 404),
+        ("/assets/absent", 404),
+        ("/assets?location", 200),
+        ("/assets?acl", 501),
+        ("/", 200),
+    ] {
+        let answer = request(proxy.addr(), "GET", target, &cookie);
+        assert_eq!(answer.status, status, "{target}");
+        assert_eq!(answer.header("vary"), Some("Cookie"), "{target}");
+        // Caches keep no answer to a request with `Authorization` (RFC 9111 §3.5).
+        assert_eq!(with_token(&proxy, target, &token).header("vary"), None);
+    }
+    assert_eq!(origin.requests().len(), 1);
+}

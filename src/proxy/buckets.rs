@@ -14,6 +14,7 @@ use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::auth::Admitted;
 use super::errors;
 use super::route::Route;
 use crate::config;
@@ -95,11 +96,12 @@ impl Listing {
 }
 
 /// Answer a request that is neither for an object as it is nor for a list.
-pub(super) async fn answer(session: &mut Session, route: &Route) -> Result<()> {
+pub(super) async fn answer(session: &mut Session, route: &Route, admitted: Admitted) -> Result<()> {
     let region = route.site.region();
     match route.request.operation {
         Operation::HeadBucket => {
             let mut header = ResponseHeader::build(StatusCode::OK, Some(3))?;
+            admitted.describe(&mut header)?;
             header.insert_header(BUCKET_REGION, region)?;
             header.insert_header(CONTENT_LENGTH, 0)?;
             errors::send(session, header, Bytes::new()).await
@@ -111,9 +113,9 @@ pub(super) async fn answer(session: &mut Session, route: &Route) -> Result<()> {
                  <LocationConstraint xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{location}\
                  </LocationConstraint>"
             );
-            errors::respond_document(session, document).await
+            errors::respond_document(session, document, admitted).await
         }
-        _ => errors::respond(session, &not_implemented(&route.request)).await,
+        _ => errors::respond(session, &not_implemented(&route.request), admitted).await,
     }
 }
 

@@ -12,6 +12,7 @@ use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
+use super::auth::Admitted;
 use super::cache_key::requested_path;
 use super::request_id;
 
@@ -110,11 +111,16 @@ fn keep(header: &mut ResponseHeader, kept: &[HeaderName]) {
 }
 
 /// Answer with a document.
-pub(super) async fn respond_document(session: &mut Session, document: String) -> Result<()> {
+pub(super) async fn respond_document(
+    session: &mut Session,
+    document: String,
+    admitted: Admitted,
+) -> Result<()> {
     let body = Bytes::from(document);
     let mut header = ResponseHeader::build(StatusCode::OK, Some(4))?;
     describe(&mut header, XML, &body)?;
     header.insert_header(REQUEST_ID, request_id::next())?;
+    admitted.describe(&mut header)?;
     send(session, header, body).await
 }
 
@@ -136,8 +142,13 @@ pub(super) fn text(status: StatusCode, text: impl Into<Vec<u8>>) -> Response<Vec
 }
 
 /// Answer a request with an error of the proxy's own.
-pub(super) async fn respond(session: &mut Session, error: &S3Error) -> Result<()> {
-    let header = ResponseHeader::build(error.status, Some(4))?;
+pub(super) async fn respond(
+    session: &mut Session,
+    error: &S3Error,
+    admitted: Admitted,
+) -> Result<()> {
+    let mut header = ResponseHeader::build(error.status, Some(5))?;
+    admitted.describe(&mut header)?;
     // Boxed, because few requests come here.
     Box::pin(respond_with(session, header, error)).await
 }
@@ -157,14 +168,16 @@ pub(super) async fn respond_remembered(
     session: &mut Session,
     error: &S3Error,
     left: Duration,
+    admitted: Admitted,
 ) -> Result<()> {
-    let mut header = ResponseHeader::build(error.status, Some(5))?;
+    let mut header = ResponseHeader::build(error.status, Some(6))?;
     let cache_status = CacheStatus {
         ttl: i64::try_from(left.as_secs()).ok(),
         ..CacheStatus::hit(CACHE_NAME)
     };
     header.insert_header("Cache-Status", cache_status.to_value()?)?;
     header.insert_header("X-Cache", "HIT")?;
+    admitted.describe(&mut header)?;
     respond_with(session, header, error).await
 }
 

@@ -419,10 +419,11 @@ impl S3ProxyHttp {
         ctx: &mut RequestCtx,
     ) -> Result<bool> {
         if request.operation != Operation::ListBuckets {
-            return refuse(session, buckets::not_implemented(request)).await;
+            return refuse(session, buckets::not_implemented(request), ctx.admitted).await;
         }
         // Those that the client may list.
         let mut refused = None;
+        let mut admitted = Admitted::default();
         let mut sites = Vec::new();
         for site in self.keys.router().sites() {
             if !self
@@ -433,17 +434,22 @@ impl S3ProxyHttp {
                 continue;
             }
             match self.authorise(session, request, site, ctx) {
-                Decision::Proceed => sites.push(&**site),
+                Decision::Proceed => {
+                    admitted.by_cookie |= ctx.admitted.by_cookie;
+                    sites.push(&**site);
+                }
                 Decision::Refuse(error) => refused = Some(error),
             }
         }
         match refused {
             Some(refused) if sites.is_empty() => return refuse_client(session, &refused).await,
-            None if sites.is_empty() => return refuse(session, Code::AccessDenied.into()).await,
+            None if sites.is_empty() => {
+                return refuse(session, Code::AccessDenied.into(), ctx.admitted).await;
+            }
             _ => {}
         }
         let document = buckets::list_of(sites.into_iter());
-        errors::respond_document(session, document).await?;
+        errors::respond_document(session, document, admitted).await?;
         Ok(true)
     }
 
@@ -462,10 +468,10 @@ impl S3ProxyHttp {
         let listing = match Listing::of(&route, rules) {
             Ok(Some(listing)) => listing,
             Ok(None) => {
-                buckets::answer(session, &route).await?;
+                buckets::answer(session, &route, ctx.admitted).await?;
                 return Ok(true);
             }
-            Err(error) => return refuse(session, error).await,
+            Err(error) => return refuse(session, error, ctx.admitted).await,
         };
         // A list is neither cut nor compared.
         for name in FORWARDED {
@@ -618,8 +624,8 @@ fn may_be_fault(session: &Session, response: &ResponseHeader) -> bool {
 }
 
 /// Answer with an error. Always `true`, for `request_filter`.
-async fn refuse(session: &mut Session, error: S3Error) -> Result<bool> {
-    errors::respond(session, &error).await?;
+async fn refuse(session: &mut Session, error: S3Error, admitted: Admitted) -> Result<bool> {
+    errors::respond(session, &error, admitted).await?;
     Ok(true)
 }
 
@@ -754,13 +760,14 @@ impl ProxyHttp for S3ProxyHttp {
         self.limit_keepalive(session);
         let found = match Found::of(self.keys.router(), session.req_header()) {
             Ok(found) => found,
-            Err(error) => return refuse(session, error).await,
+            Err(error) => return refuse(session, error, ctx.admitted).await,
         };
         let is_read = matches!(session.req_header().method, Method::GET | Method::HEAD);
         if is_read && sends_body(session).await {
             session.set_keepalive(None);
             let why = "a GET or HEAD has no body";
-            return refuse(session, S3Error::new(Code::InvalidRequest, why)).await;
+            let error = S3Error::new(Code::InvalidRequest, why);
+            return refuse(session, error, ctx.admitted).await;
         }
         let route = match found {
             Found::Site(route) => route,
@@ -875,7 +882,7 @@ impl ProxyHttp for S3ProxyHttp {
             if let Some((status, left)) = self.absent.get(&route.cache_key()?) {
                 let error = Self::origin_error(status, Some(&route.request));
                 ctx.is_remembered = true;
-                errors::respond_remembered(session, &error, left).await?;
+                errors::respond_remembered(session, &error, left, ctx.admitted).await?;
                 return Ok(false);
             }
         }
@@ -1277,9 +1284,7 @@ impl ProxyHttp for S3ProxyHttp {
                 describe_as_asked(&route.request, response)?;
             }
         }
-        if ctx.admitted.by_cookie {
-            response.append_header(header::VARY, "Cookie")?;
-        }
+        ctx.admitted.describe(response)?;
         self.caching
             .response_filter(session, response, &mut ctx.caching)
     }

@@ -9,8 +9,9 @@ mod sigv4;
 
 use std::borrow::Cow;
 
+use http::header::VARY;
 use http::HeaderValue;
-use pingora_http::RequestHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 
 use crate::config::{self, Config};
 use crate::metrics::METRICS;
@@ -45,6 +46,18 @@ pub(super) struct Refused {
     pub(super) error: S3Error,
     /// The value of `WWW-Authenticate`.
     pub(super) challenge: Option<HeaderValue>,
+}
+
+// === impl Admitted ===
+
+impl Admitted {
+    /// Tell caches behind the proxy that the answer is not for everybody.
+    pub(super) fn describe(self, header: &mut ResponseHeader) -> pingora_core::Result<()> {
+        if self.by_cookie {
+            header.append_header(VARY, "Cookie")?;
+        }
+        Ok(())
+    }
 }
 
 // === impl Refused ===
