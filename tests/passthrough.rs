@@ -754,6 +754,58 @@ fn what_a_client_changes_is_void_before_it_has_its_answer() {
 }
 
 #[test]
+fn what_a_client_changes_voids_the_lists_of_the_bucket() {
+    let s3 = S3::start();
+    // A list of what is there.
+    let objects = s3.objects.clone();
+    s3.origin.script("/bucket/", move |asked, _| {
+        if asked.method != "GET" {
+            return crate::answer(asked, &objects);
+        }
+        let mut keys: Vec<_> = objects.lock().unwrap().keys().cloned().collect();
+        keys.sort();
+        let keys = keys.iter().map(|path| {
+            let key = path.trim_start_matches("/bucket/");
+            format!("<Contents><Key>{key}</Key></Contents>")
+        });
+        Answer::ok().body(format!("<L>{}</L>", keys.collect::<String>()))
+    });
+    let open_bucket = s3.open_bucket().set("list", "true").set("list_ttl", "1d");
+    let proxy = s3.proxy().bucket(open_bucket).start();
+    let delete = "<Delete><Object><Key>key</Key></Object></Delete>";
+    for (method, target, body, expected) in [
+        ("PUT", KEY, "new", "key"),
+        ("DELETE", KEY, "", ""),
+        ("POST", "/bucket/key?uploadId=1", "<x/>", "key"),
+        ("POST", "/bucket/?delete", delete, ""),
+    ] {
+        let what = format!("{method} {target}");
+        let before = open(&proxy, "/?list-type=2");
+        eventually("the list is stored", || {
+            open(&proxy, "/?list-type=2").x_cache() == "HIT"
+        });
+        ask_with(&proxy, "bob", method, target, &[], body.as_bytes());
+        assert_eq!(open(&proxy, "/?list-type=2").text(), before.text());
+        let asked = ask_with(&proxy, "alice", method, target, &[], body.as_bytes());
+        assert!(
+            matches!(asked.status, 200 | 204),
+            "{what}: {}",
+            asked.status
+        );
+        let after = open(&proxy, "/?list-type=2");
+        let keys = match expected {
+            "" => "<L></L>".to_owned(),
+            key => format!("<L><Contents><Key>{key}</Key></Contents></L>"),
+        };
+        assert_eq!(
+            (&*after.text(), &*after.x_cache()),
+            (&*keys, "MISS"),
+            "{what}"
+        );
+    }
+}
+
+#[test]
 fn a_version_that_a_client_deletes_is_void() {
     let s3 = S3::start();
     s3.holds(KEY, pattern(1, LEN));

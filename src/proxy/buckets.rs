@@ -23,6 +23,10 @@ use crate::s3::{list, Code, ListRewriter, Operation, S3Error, S3Request, Site};
 
 const BUCKET_REGION: HeaderName = HeaderName::from_static("x-amz-bucket-region");
 
+/// Begins what follows the prefix of a bucket in the cache key of a list. No object has such a
+/// key: an encoded key does not begin with a question mark.
+pub(super) const LIST: &str = "?list&";
+
 /// The region whose buckets have no location.
 const NO_LOCATION: &str = "us-east-1";
 
@@ -85,13 +89,12 @@ impl Listing {
         }))
     }
 
-    /// The key in the cache. No object has it: an encoded key does not begin with a question
-    /// mark. Clients that know the bucket by another name get another document.
+    /// The key in the cache. Clients that know the bucket by another name get another document.
     pub(super) fn cache_key(&self, site: &Site) -> CacheKey {
         let name = site.public_name().unwrap_or_default();
         let query = self.target.split_once('?').map_or("", |(_, query)| query);
-        let primary = [site.cache_prefix(), "?list&name=", name, "&", query].concat();
-        CacheKey::new(primary, site.bucket())
+        let primary = [site.cache_prefix(), LIST, "name=", name, "&", query].concat();
+        CacheKey::new(primary, site.user_tag())
     }
 }
 

@@ -21,13 +21,14 @@ use pingora_http::RequestHeader;
 use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
 
+use super::buckets::LIST;
 use super::cache_key::{key_of, requested_query};
 use super::route::Route;
 use super::s3_proxy::CHECKSUM_MODE;
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::OwnRequest;
-use crate::s3::{Change, DeletedKeys, Proof, Router, S3Request, Signed};
+use crate::s3::{Change, DeletedKeys, Proof, Router, S3Request, Signed, Site};
 
 /// The most permissions that are remembered, 100 bytes each. Those that are used less often
 /// leave first.
@@ -80,6 +81,8 @@ pub(super) struct Passthrough {
     cache: Option<&'static DiskCache>,
     /// `auth_ttl`, by the bucket's place in the configuration.
     ttls: Box<[Duration]>,
+    /// The buckets whose lists are stored, by the same place.
+    store_lists: Box<[bool]>,
     permissions: Cache<[u8; 32], Permission>,
     /// Changes when permissions may have changed.
     generation: AtomicU64,
@@ -115,9 +118,14 @@ pub(super) struct Passed {
 impl Passthrough {
     pub(super) fn new(config: &Config, cache: Option<&'static DiskCache>) -> Passthrough {
         let ttls = config.buckets.iter().map(|bucket| *bucket.auth_ttl);
+        let store_lists = config.buckets.iter().map(|bucket| {
+            let ttl: Duration = *bucket.list_ttl;
+            bucket.list && !ttl.is_zero()
+        });
         Passthrough {
             cache,
             ttls: ttls.collect(),
+            store_lists: store_lists.collect(),
             permissions: Cache::new(PERMISSIONS),
             generation: AtomicU64::new(0),
         }
@@ -200,18 +208,14 @@ impl Passthrough {
         let Some(cache) = self.cache else { return };
         cache.forget_answers();
         let Some(keys) = changed_keys(router, route, passed) else {
-            for (tag, prefix) in prefixes(router, route) {
-                if let Err(e) = cache.ban_prefix(&tag, prefix.as_bytes()).await {
-                    warn!("{prefix:?} was changed, but is still stored: {e}");
-                }
-            }
-            return;
+            return ban(cache, prefixes(router, route)).await;
         };
         for key in keys {
             if let Err(e) = cache.invalidate(&key).await {
                 warn!("{key:?} was changed, but is still stored: {e}");
             }
         }
+        ban(cache, self.lists(router, route, passed)).await;
     }
 
     /// Like [`void`](Self::void), at the end of an answer: S3 may begin it before it makes the
@@ -223,19 +227,30 @@ impl Passthrough {
         self.void_permissions(passed);
         let Some(cache) = self.cache else { return };
         cache.forget_answers();
-        match changed_keys(router, route, passed) {
-            Some(keys) => keys.iter().for_each(|key| cache.invalidate_now(key)),
-            None => {
-                let prefixes = prefixes(router, route);
-                tokio::spawn(async move {
-                    for (tag, prefix) in prefixes {
-                        if let Err(e) = cache.ban_prefix(&tag, prefix.as_bytes()).await {
-                            warn!("{prefix:?} was changed, but is still stored: {e}");
-                        }
-                    }
-                });
+        let prefixes = match changed_keys(router, route, passed) {
+            Some(keys) => {
+                keys.iter().for_each(|key| cache.invalidate_now(key));
+                self.lists(router, route, passed)
             }
+            None => prefixes(router, route),
+        };
+        if !prefixes.is_empty() {
+            tokio::spawn(ban(cache, prefixes));
         }
+    }
+
+    /// The beginnings of the keys of the stored lists that a change of objects has made wrong.
+    fn lists(&self, router: &Router, route: &Route, passed: &Passed) -> Vec<Beginning> {
+        if passed.change == Change::Nothing {
+            return Vec::new();
+        }
+        let stores = |site: &&Site| self.store_lists.get(site.index()) == Some(&true);
+        let sites = router.same_bucket(route.site.service(), route.bucket());
+        let lists = sites.filter(stores).map(|site| {
+            let prefix = [site.cache_prefix(), LIST].concat();
+            (site.user_tag().to_owned(), prefix)
+        });
+        lists.collect()
     }
 
     fn void_permissions(&self, passed: &Passed) {
@@ -387,8 +402,20 @@ fn changed_keys(router: &Router, route: &Route, passed: &Passed) -> Option<Vec<C
     Some(keys)
 }
 
-/// The beginnings of the keys in the cache of all objects of the bucket, each with its user tag.
-fn prefixes(router: &Router, route: &Route) -> Vec<(String, String)> {
+/// The beginning of keys in the cache, after their user tag.
+type Beginning = (String, String);
+
+/// Void all that has such a key.
+async fn ban(cache: &'static DiskCache, beginnings: Vec<Beginning>) {
+    for (tag, prefix) in beginnings {
+        if let Err(e) = cache.ban_prefix(&tag, prefix.as_bytes()).await {
+            warn!("{prefix:?} was changed, but is still stored: {e}");
+        }
+    }
+}
+
+/// The beginnings of the keys in the cache of all objects of the bucket, and of its lists.
+fn prefixes(router: &Router, route: &Route) -> Vec<Beginning> {
     let bucket = route.bucket();
     if bucket.is_empty() {
         return Vec::new();
