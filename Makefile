@@ -6,7 +6,7 @@ help:
 	@echo 'make build          target/release/s3-proxy and target/release/examples/http_cache'
 	@echo 'make bench          the benchmarks; BENCH=--quick shortens them to a smoke run'
 	@echo 'make soak           the proxy under load, faults and attacks, for SOAK_MINUTES (30)'
-	@echo 'make fuzz           what is read from the cache folder, HTTP and YAML, FUZZ_SECONDS (600) each'
+	@echo 'make fuzz           what is read from the cache folder, clients, S3 and YAML, FUZZ_SECONDS (600) each'
 	@echo 'make lint           fmt, clippy and documentation, warnings are errors'
 	@echo 'make vendor         fetch Pingora and apply patches/'
 	@echo 'make vendor-refresh write the commits of vendor/pingora to patches/'
@@ -61,7 +61,7 @@ FUZZ_SECONDS ?= 600
 # With a nightly compiler, `cargo fuzz run` does the same, and looks for misuse of
 # memory too.
 fuzz: vendor
-	@cd fuzz && for target in entry_meta bans cache_control config date range signature s3_request s3_list; do \
+	@cd fuzz && for target in entry_meta bans cache_control config date range signature s3_request s3_list s3_change jwt; do \
 		mkdir -p artifacts/$$target corpus/$$target && \
 		FUZZ_SEEDS=seeds/$$target cargo run --release --bin $$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 \

@@ -1,5 +1,6 @@
 //! Whatever a client writes, the origin is asked for something below the bucket and its
-//! `key_prefix`, spelled in one way, and an error is a document that a parser reads.
+//! `key_prefix`, spelled in one way; parameters are what a second reading of the query finds;
+//! and an error is a document that a parser reads.
 
 #![no_main]
 
@@ -8,12 +9,40 @@ mod seeds;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use libfuzzer_sys::fuzz_target;
 use pingora_sendfile::s3::{
-    list, Bucket, Endpoint, Operation, Origin, RouteError, Router, S3Error, S3Request, Site, Target,
+    decode_unreserved, list, Bucket, ConnectionOptions, Endpoint, ObjectKey, Operation, Origin,
+    RouteError, Router, S3Error, S3Request, Site, Target,
 };
 use quick_xml::events::Event;
 use quick_xml::Reader;
 
-const BASE: &str = "/bucket/team/";
+/// Sub-resources, which make a request another one than for the object or the list.
+const SUB_RESOURCES: [&str; 12] = [
+    "acl",
+    "attributes",
+    "delete",
+    "legal-hold",
+    "location",
+    "policy",
+    "restore",
+    "retention",
+    "select",
+    "tagging",
+    "torrent",
+    "versions",
+];
+
+/// Parameters that the target compares.
+const PARAMETERS: [&str; 9] = [
+    "continuation-token",
+    "delimiter",
+    "encoding-type",
+    "marker",
+    "max-keys",
+    "partNumber",
+    "prefix",
+    "response-content-type",
+    "versionId",
+];
 
 fuzz_target!(init: seeds::write(&examples()), |data: &[u8]| {
     // A method, a path, a query, and fields, on a line each.
@@ -35,6 +64,7 @@ fuzz_target!(init: seeds::write(&examples()), |data: &[u8]| {
     let query = (!query.is_empty()).then_some(query);
     let router = router();
     let host = headers.get("host").map(HeaderValue::as_bytes);
+    check_spelling(&router, host, path);
     let Some((site, rest)) = router.route(host, path) else {
         return;
     };
@@ -46,38 +76,92 @@ fuzz_target!(init: seeds::write(&examples()), |data: &[u8]| {
         check_key(&router, site, key);
     }
     match S3Request::read(&method, target, query, &headers) {
-        Ok(request) => check_request(site, &request),
+        Ok(request) => {
+            check_parameters(&request, query.unwrap_or_default());
+            check_request(site, &request);
+        }
         Err(error) => check_error(&error, path),
     }
 });
 
 fn router() -> Router {
-    Router::new(vec![Origin::new(Bucket {
-        path_prefix: Some("/assets".into()),
-        hosts: vec!["cdn.example.com".into()],
-        name: "bucket".into(),
-        key_prefix: "team/".into(),
+    let bucket = |path: &str, name: &str| Bucket {
+        path_prefix: Some(path.into()),
+        hosts: Vec::new(),
+        name: name.into(),
+        key_prefix: String::new(),
         principal: None,
         region: "us-east-1".into(),
         endpoint: Endpoint::parse("http://s3:9000").ok(),
         credentials: None,
         passthrough: false,
-    })])
+        connection: ConnectionOptions::default(),
+    };
+    let assets = Bucket {
+        hosts: vec!["cdn.example.com".into()],
+        key_prefix: "team/".into(),
+        ..bucket("/assets", "bucket")
+    };
+    // The whole of the same bucket, another one, and what S3 decides on.
+    let signed = Bucket {
+        principal: Some("AK".into()),
+        ..bucket("/signed/a", "bucket")
+    };
+    let passed = Bucket {
+        passthrough: true,
+        ..bucket("/passed", "bucket")
+    };
+    let all = [assets, signed, bucket("/other", "other"), passed];
+    Router::new(all.into_iter().map(Origin::new).collect())
 }
 
-fn check_key(router: &Router, site: &Site, key: &pingora_sendfile::s3::ObjectKey) {
+/// Unreserved characters make no difference in either spelling (RFC 3986 §2.3).
+fn check_spelling(router: &Router, host: Option<&[u8]>, path: &str) {
+    let mut escapes = path.split('%').skip(1);
+    let is_whole = |after: &str| {
+        let digits = after.as_bytes().iter().take(2);
+        digits.filter(|digit| digit.is_ascii_hexdigit()).count() == 2
+    };
+    if !escapes.all(is_whole) {
+        return;
+    }
+    let found = |path: &str| {
+        let (site, rest) = router.route(host, path)?;
+        Some((site.index(), Target::in_bucket(rest)))
+    };
+    let spelled = decode_unreserved(path);
+    assert_eq!(found(path), found(&spelled), "{path} {spelled}");
+}
+
+fn check_key(router: &Router, site: &Site, key: &ObjectKey) {
     let target = site.target(key);
-    let encoded = target.strip_prefix(BASE).expect("below the prefix");
-    assert!(encoded.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~/%".contains(&b)));
+    let encoded = target
+        .strip_prefix(site.object_base())
+        .expect("below the prefix");
+    assert!(encoded
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"-_.~/%".contains(&b)));
     assert!(stays_below(encoded), "{target}");
     // The key that is sent is read back as the same one.
-    match router.object(&format!("/assets/{encoded}")) {
+    let prefix = site.prefix().expect("a prefix");
+    match router.object(&format!("{prefix}/{encoded}")) {
         Ok((_, again)) => assert_eq!(again, *key),
         Err(error) => assert!(matches!(error, RouteError::BadKey(_)), "{error}"),
     }
     if let Some(resolved) = key.without_dot_segments() {
         assert!(stays_below(&resolved.encoded()));
         assert!(resolved.without_dot_segments().is_none());
+    }
+    // Objects of others have other keys in the cache.
+    let whole_key = [site.key_prefix(), key.as_str()].concat();
+    let stored = site
+        .cache_key_of(site.bucket(), &whole_key)
+        .expect("a key of the site");
+    assert_eq!(stored, [site.cache_prefix(), encoded].concat());
+    for other in router.sites() {
+        if other.index() != site.index() {
+            assert!(!stored.starts_with(other.cache_prefix()), "{stored:?}");
+        }
     }
 }
 
@@ -98,32 +182,104 @@ fn stays_below(encoded: &str) -> bool {
     true
 }
 
+/// A query as an HTML form has it, which is how S3 reads one.
+fn decoded(text: &[u8], plus: u8) -> Vec<u8> {
+    let digit = |at: usize| char::from(*text.get(at)?).to_digit(16);
+    let mut decoded = Vec::new();
+    let mut at = 0;
+    while at < text.len() {
+        match (text[at], digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push(u8::try_from(high * 16 + low).expect("two digits"));
+                at += 2;
+            }
+            (b'+', ..) => decoded.push(plus),
+            (byte, ..) => decoded.push(byte),
+        }
+        at += 1;
+    }
+    decoded
+}
+
+fn check_parameters(request: &S3Request, query: &[u8]) {
+    let mut found = Vec::new();
+    for parameter in query.split(|byte| *byte == b'&') {
+        let mut halves = parameter.splitn(2, |byte| *byte == b'=');
+        let name = decoded(halves.next().unwrap_or_default(), b'+');
+        let value = decoded(halves.next().unwrap_or_default(), b' ');
+        found.push((name, value));
+    }
+    let is_list = matches!(
+        request.operation,
+        Operation::ListObjects | Operation::ListObjectsV2
+    );
+    for (name, value) in &found {
+        let is = |known: &&str| known.as_bytes() == *name;
+        if request.reads_object() || is_list || request.operation == Operation::HeadBucket {
+            assert!(!SUB_RESOURCES.iter().any(|known| is(known)), "{request:?}");
+        }
+        if let Some(name) = PARAMETERS.iter().find(|known| is(known)) {
+            let read = request.parameter(name).map(str::as_bytes);
+            assert_eq!(read, Some(&**value), "{name}");
+        }
+    }
+    for name in PARAMETERS {
+        let mut values = found.iter().filter(|(other, _)| other == name.as_bytes());
+        if request.parameter(name).is_some() {
+            assert!(values.next().is_some() && values.next().is_none(), "{name}");
+        }
+    }
+}
+
 fn check_request(site: &Site, request: &S3Request) {
     for (name, value) in request.overrides() {
         assert!(!name.as_str().is_empty());
-        assert!(!value.as_bytes().iter().any(|b| matches!(b, b'\r' | b'\n' | 0)));
+        assert!(!value
+            .as_bytes()
+            .iter()
+            .any(|b| matches!(b, b'\r' | b'\n' | 0)));
     }
-    assert!(request.version_id().is_none_or(|id| !request.reads_object() || !id.is_empty()));
-    assert!(request.part_number().is_none_or(|number| (1..=10_000).contains(&number)));
+    assert!(request
+        .version_id()
+        .is_none_or(|id| !request.reads_object() || !id.is_empty()));
+    assert!(request
+        .part_number()
+        .is_none_or(|number| (1..=10_000).contains(&number)));
     if request.is_plain() {
         assert!(request.overrides().is_empty() && request.passed_fields().is_empty());
     }
-    if matches!(request.operation, Operation::ListObjects | Operation::ListObjectsV2) {
+    if matches!(
+        request.operation,
+        Operation::ListObjects | Operation::ListObjectsV2
+    ) {
         match list::target(site, request) {
-            Ok(target) => {
-                let query = target.strip_prefix("/bucket/?").expect("a query");
-                let prefixes: Vec<_> = query
-                    .split('&')
-                    .filter_map(|parameter| parameter.strip_prefix("prefix="))
-                    .collect();
-                assert!(
-                    matches!(prefixes[..], [prefix] if prefix.starts_with("team%2F")),
-                    "{target}"
-                );
-                assert!(query.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~%=&".contains(&b)));
-            }
+            Ok(target) => check_list(site, &target),
             Err(error) => check_error(&error, "/"),
         }
+    }
+}
+
+/// A list is asked for below the prefix of keys, in a spelling that needs no interpretation.
+fn check_list(site: &Site, target: &str) {
+    let query = target.strip_prefix(&format!("{}/", site.base_path()));
+    let query = query.expect("the path of the bucket");
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~%=&".contains(&b);
+    assert!(query.trim_start_matches('?').bytes().all(is_plain));
+    let values = |name: &str| -> Vec<Vec<u8>> {
+        let parameters = query.trim_start_matches('?').split('&');
+        let parameters = parameters.filter_map(|parameter| parameter.split_once('='));
+        parameters
+            .filter(|(other, _)| *other == name)
+            .map(|(_, value)| decoded(value.as_bytes(), b' '))
+            .collect()
+    };
+    let key_prefix = site.key_prefix().as_bytes();
+    if !key_prefix.is_empty() {
+        assert_eq!(values("prefix").len(), 1, "{target}");
+    }
+    for name in ["prefix", "marker", "start-after"] {
+        let values = values(name);
+        assert!(values.len() <= 1 && values.iter().all(|value| value.starts_with(key_prefix)));
     }
 }
 
@@ -132,15 +288,28 @@ fn check_error(error: &S3Error, path: &str) {
     let document = error.to_xml(path, "1");
     let mut reader = Reader::from_str(&document);
     let mut elements = Vec::new();
+    let mut resource = String::new();
     loop {
         match reader.read_event().expect("well-formed") {
             Event::Eof => break,
             Event::Start(tag) => elements.push(tag.name().as_ref().to_vec()),
+            Event::Text(text) if elements.last().is_some_and(|name| name == b"Resource") => {
+                resource += &text.decode().expect("UTF-8");
+            }
             _ => {}
         }
     }
     let expected = ["Error", "Code", "Message", "Resource", "RequestId"];
-    assert!(elements.iter().map(Vec::as_slice).eq(expected.map(str::as_bytes)));
+    assert!(elements
+        .iter()
+        .map(Vec::as_slice)
+        .eq(expected.map(str::as_bytes)));
+    if path
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"/-._~%+".contains(&b))
+    {
+        assert_eq!(resource, path);
+    }
 }
 
 fn examples() -> Vec<Vec<u8>> {
@@ -151,10 +320,18 @@ fn examples() -> Vec<Vec<u8>> {
         "GET\n/a+b\nresponse-content-type=text%2Fhtml\nhost:CDN.example.com.:80",
         "GET\n/assets\nlist-type=2&prefix=a%2F&delimiter=/&start-after=b&encoding-type=url\n",
         "GET\n/assets/\nmarker=a&max-keys=2\n",
-        "PUT\n/assets/a\npartNumber=1&uploadId=2\nx-amz-copy-source:/b/k",
-        "POST\n/assets?\ndelete\n",
+        "PUT\n/passed/a\npartNumber=1&uploadId=2\nx-amz-copy-source:/b/k",
+        "POST\n/passed?\ndelete\n",
         "GET\n/assets/%ff\nacl&tagging\nrange:bytes=0-1",
         "GET\n/assets/a\n%61cl\nx-amz-server-side-encryption-customer-key:k",
+        // As the AWS CLI, boto3, s3fs, rclone, minio-go and presigned URLs ask.
+        "GET\n/signed/a\nlist-type=2&prefix=&delimiter=%2F&encoding-type=url\nx-amz-date:20130524T000000Z",
+        "GET\n/signed/a/k%2Bx\n\nrange:bytes=8388608-16777215\nif-match:\"abc\"\nx-amz-checksum-mode:ENABLED",
+        "GET\n/other/\nlocation=\nx-amz-content-sha256:UNSIGNED-PAYLOAD",
+        "GET\n/other\ndelimiter=%2F&encoding-type=url&list-type=2&max-keys=1000&prefix=d%2F&continuation-token=1%2B%3D\n",
+        "HEAD\n/passed/a\nversionId=3%2FL4kqtJ&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=00\n",
+        "OPTIONS\n/assets/a\nacl\norigin:https://a",
+        "DELETE\n/passed/%E2%82%AC//.\nversionId=1\nx-amz-request-payer:requester",
     ]
     .map(|example| example.as_bytes().to_vec())
     .to_vec()
