@@ -366,6 +366,46 @@ fn who_may_not_read_gets_nothing_and_removes_nothing() {
 }
 
 #[test]
+fn one_whom_s3_refuses_is_not_told_what_is_stored() {
+    let s3 = S3::start();
+    for path in [KEY, "/bucket/off"] {
+        s3.holds(path, pattern(1, LEN));
+    }
+    for path in ["/bucket/off", "/bucket/non"] {
+        let objects = s3.objects.clone();
+        s3.origin
+            .script(path, move |asked, _| answer(asked, &objects));
+    }
+    let proxy = s3.proxy().start();
+    ask(&proxy, "alice", "GET", KEY, &[]);
+    stored(&proxy, 1);
+    let tag = etag(&pattern(1, LEN));
+    for fields in [
+        &[][..],
+        &[("Range", "bytes=0-9")],
+        &[("Range", "bytes=999999-")],
+        &[("If-Match", &*tag)],
+        &[("If-None-Match", "*")],
+        &[("x-amz-checksum-mode", "ENABLED")],
+    ] {
+        for method in ["GET", "HEAD", "OPTIONS"] {
+            // Stored, not stored, and missing.
+            let mut answers = [KEY, "/bucket/off", "/bucket/non"].map(|target| {
+                let refused = ask(&proxy, "bob", method, target, fields);
+                assert_eq!(refused.status, 403, "{method} {target}");
+                let mut told: Vec<_> = refused.headers.iter().collect();
+                told.retain(|(name, _)| !name.eq_ignore_ascii_case("date"));
+                format!("{told:?} {}", refused.text())
+            });
+            assert!(answers[0].contains("fwd=bypass"), "{}", answers[0]);
+            answers.sort();
+            assert_eq!(answers[0], answers[2], "{method} {fields:?}");
+        }
+    }
+    stored(&proxy, 1);
+}
+
+#[test]
 fn nothing_is_given_while_s3_cannot_be_asked() {
     let s3 = S3::start();
     s3.holds(KEY, pattern(1, LEN));

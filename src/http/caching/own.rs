@@ -328,6 +328,8 @@ impl HttpCaching {
     }
 
     /// For `response_filter`: what the origin answered goes to the client as it is.
+    ///
+    /// One whom the origin refuses is not told whether the object is stored.
     pub(super) fn label_relayed(
         &self,
         session: &mut Session,
@@ -340,12 +342,14 @@ impl HttpCaching {
             response.remove_header(&TRANSFER_ENCODING);
             session.set_keepalive(None);
         }
+        let is_refused = response.status.is_client_error() || response.status.is_server_error();
+        let forwarded = ctx.forwarded.filter(|_| !is_refused);
         let status = CacheStatus {
             cache: self.options.name,
-            forwarded: Some(ctx.forwarded.unwrap_or(Forwarded::Bypass)),
+            forwarded: Some(forwarded.unwrap_or(Forwarded::Bypass)),
             origin_status: None,
             stored: false,
-            collapsed: session.cache.lock_duration().is_some(),
+            collapsed: !is_refused && session.cache.lock_duration().is_some(),
             ttl: None,
             detail: None,
         };
