@@ -910,6 +910,45 @@ fn a_change_whose_answer_is_lost_or_an_error_may_have_happened() {
 }
 
 #[test]
+fn what_s3_has_not_implemented_changes_nothing() {
+    let s3 = S3::start();
+    s3.holds(KEY, b"old".to_vec());
+    let proxy = s3
+        .proxy()
+        .bucket(s3.open_bucket())
+        .default_ttl("365d")
+        .start();
+    eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+    ask(&proxy, "alice", "GET", KEY, &[]);
+    stored(&proxy, 2);
+    for path in [KEY, "/bucket", "/bucket/"] {
+        let objects = s3.objects.clone();
+        // S3 says so to everybody, whoever asks.
+        s3.origin
+            .script(path, move |asked, _| match &*asked.method {
+                "GET" => answer(asked, &objects),
+                _ => error(501, "NotImplemented"),
+            });
+    }
+    for (method, target) in [
+        ("PUT", KEY),
+        ("DELETE", KEY),
+        ("DELETE", "/bucket"),
+        ("POST", "/bucket/"),
+        ("POST", "/bucket/?delete"),
+        ("PUT", "/bucket?policy"),
+    ] {
+        let refused = plainly(&proxy, method, target, &[], b"body");
+        assert_eq!(refused.status, 501, "{method} {target}");
+        assert_eq!(open(&proxy, "/key").x_cache(), "HIT", "{method} {target}");
+    }
+    assert_eq!(
+        ask(&proxy, "alice", "GET", KEY, &[]).x_cache(),
+        "REVALIDATED"
+    );
+}
+
+#[test]
 fn a_fill_that_began_before_a_change_is_not_stored_after_it() {
     let s3 = S3::start();
     s3.holds(KEY, pattern(1, LEN));

@@ -287,7 +287,11 @@ impl Passed {
             return false;
         }
         match self.status {
-            Some(status) => status.is_success() || status.is_server_error(),
+            Some(status) => {
+                // What S3 has not implemented, it has not done, and anybody gets to hear it.
+                status.is_success()
+                    || (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED)
+            }
             // Without the end of the request, S3 does nothing.
             None => self.is_sent,
         }
