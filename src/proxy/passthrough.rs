@@ -135,6 +135,7 @@ impl Passthrough {
     pub(super) fn read(&self, request: &RequestHeader, route: &Route) -> (OwnRequest, Passed) {
         let mut own = own_request(request, &route.request);
         own.fills = own.is_cached && route.site.signer().is_some() && is_canonical(request);
+        own.name = route.doubtful_name().map(Box::from);
         let ttl = self.ttl(route);
         let proof = (own.is_cached && !ttl.is_zero()).then(|| {
             // Routing goes by both names, and what is permitted is one object.

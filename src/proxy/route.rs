@@ -1,5 +1,6 @@
 //! Routes of requests.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use http::header::HOST;
@@ -17,6 +18,8 @@ pub(super) struct Route {
     pub(super) site: Arc<Site>,
     /// The bucket, if the site is all of them.
     bucket: Option<Box<str>>,
+    /// See [`Route::doubtful_name`].
+    doubtful_name: Option<Box<[u8]>>,
     pub(super) request: S3Request,
 }
 
@@ -46,11 +49,19 @@ impl Found {
             false => None,
         };
         match router.route(host, &path) {
-            Some((site, rest)) if site.is_service() => {
-                let (bucket, target) = in_service(site, self::host(request)?, rest)?;
+            Some((site, rest)) if site.is_passthrough() => {
+                let host = self::host(request)?;
+                let (bucket, target) = match site.is_service() {
+                    true => in_service(site, host, rest)?,
+                    false => (None, Target::in_bucket(rest)?),
+                };
+                if let Target::Object(key) = &target {
+                    site.check(key)?;
+                }
                 Ok(Found::Site(Route {
                     request: read(target)?,
                     bucket,
+                    doubtful_name: host.filter(|host| is_doubtful(site, host)).map(Box::from),
                     site: site.clone(),
                 }))
             }
@@ -62,6 +73,7 @@ impl Found {
                 Ok(Found::Site(Route {
                     request: read(target)?,
                     bucket: None,
+                    doubtful_name: None,
                     site: site.clone(),
                 }))
             }
@@ -101,6 +113,13 @@ impl Route {
     /// The name of the bucket; empty for a request that is for none.
     pub(super) fn bucket(&self) -> &str {
         self.bucket.as_deref().unwrap_or(self.site.bucket())
+    }
+
+    /// The `Host` of a request that S3 decides on, if S3 may take it in another way than the
+    /// proxy: for the name of another bucket, in which the whole path is the key. What it
+    /// answers under such a name says nothing about the object under another one.
+    pub(super) fn doubtful_name(&self) -> Option<&[u8]> {
+        self.doubtful_name.as_deref()
     }
 
     /// The request target for the origin: path and query, encoded.
@@ -163,11 +182,8 @@ fn virtual_bucket(host: &str, service: &str) -> Option<String> {
     };
     let (host, service) = (name(host), name(service));
     let before = |service: &str| host.strip_suffix(service)?.strip_suffix('.');
-    let is_aws = [".amazonaws.com", ".amazonaws.com.cn"]
-        .into_iter()
-        .find_map(|domain| host.strip_suffix(domain));
     let bucket = before(&service).or_else(|| {
-        let labels = is_aws?;
+        let labels = aws_labels(&host)?;
         let is_service = |label: &str| label == "s3" || label.starts_with("s3-");
         // The last one: a bucket may be called s3 as well.
         let (at, _) = labels.match_indices('.').rfind(|(at, _)| {
@@ -179,6 +195,43 @@ fn virtual_bucket(host: &str, service: &str) -> Option<String> {
     bucket
         .filter(|bucket| !bucket.is_empty())
         .map(str::to_owned)
+}
+
+/// True if S3 may take a host in another way than the proxy, see [`Route::doubtful_name`].
+///
+/// Only S3 knows the domains whose names are those of buckets. The proxy knows what `hosts` says,
+/// and that addresses and names without a dot belong to no such domain. AWS has names that tell,
+/// and takes any other for the name of a bucket.
+fn is_doubtful(site: &Site, host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else {
+        return true;
+    };
+    let name = without_port(host);
+    if site.hosts().iter().any(|known| known == name) {
+        return false;
+    }
+    let service = without_port(site.service());
+    let names_bucket = virtual_bucket(host, site.service()).is_some();
+    if aws_labels(service).is_some() {
+        return aws_labels(name).is_none() || (names_bucket && !site.is_service());
+    }
+    let is_address = name.starts_with('[') || name.parse::<Ipv4Addr>().is_ok();
+    names_bucket || !(is_address || name == service || !name.contains('.'))
+}
+
+/// The name or address in a `Host`.
+fn without_port(host: &str) -> &str {
+    match host.strip_prefix('[').and_then(|rest| rest.find(']')) {
+        Some(end) => &host[..end + 2],
+        None => host.split(':').next().unwrap_or_default(),
+    }
+}
+
+/// The labels in front of the domain of AWS.
+fn aws_labels(name: &str) -> Option<&str> {
+    [".amazonaws.com", ".amazonaws.com.cn"]
+        .into_iter()
+        .find_map(|domain| name.strip_suffix(domain))
 }
 
 /// The host of a request, as the client wrote it.
@@ -204,6 +257,7 @@ fn host(request: &RequestHeader) -> Result<Option<&[u8]>, S3Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::s3::{Bucket, ConnectionOptions, Endpoint, Origin};
 
     #[test]
     fn a_host_names_a_bucket_in_front_of_the_service() {
@@ -249,6 +303,67 @@ mod tests {
         ] {
             let found = virtual_bucket(host, service);
             assert_eq!(found.as_deref(), bucket, "{host}");
+        }
+    }
+
+    #[test]
+    fn names_that_s3_may_take_in_another_way_are_doubtful() {
+        let site = |name: &str, hosts: &[&str], endpoint: Option<&str>| {
+            let bucket = Bucket {
+                path_prefix: Some("/bucket".to_owned()),
+                hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+                name: name.to_owned(),
+                region: "eu-west-1".to_owned(),
+                endpoint: endpoint.map(|url| Endpoint::parse(url).unwrap()),
+                key_prefix: String::new(),
+                principal: None,
+                credentials: None,
+                passthrough: true,
+                connection: ConnectionOptions::default(),
+            };
+            Router::new(vec![Origin::new(bucket)]).sites()[0].clone()
+        };
+        let minio = Some("http://minio.example:9000");
+        let at_minio = site("bucket", &["bucket.minio.test"], minio);
+        for (host, doubtful) in [
+            ("127.0.0.1:8080", false),
+            ("[::1]:8080", false),
+            ("[::ffff:127.0.0.1]", false),
+            ("cache", false),
+            ("localhost:8080", false),
+            ("minio.example", false),
+            ("minio.example:8080", false),
+            ("bucket.minio.test:8080", false),
+            ("bucket.minio.test.", true),
+            ("Bucket.minio.test", true),
+            ("cache.example", true),
+            ("other.minio.example:9000", true),
+            ("other.minio.test", true),
+            ("other.localhost", true),
+            ("1.2.3", true),
+            ("s3.eu-west-1.amazonaws.com", true),
+        ] {
+            assert_eq!(is_doubtful(&at_minio, host.as_bytes()), doubtful, "{host}");
+        }
+        assert!(is_doubtful(&at_minio, b"\xff"));
+        let at_aws = site("bucket", &["bucket.example"], None);
+        let all_at_aws = site("", &[], None);
+        for (host, doubtful, in_service) in [
+            ("s3.eu-west-1.amazonaws.com", false, false),
+            ("s3.amazonaws.com:443", false, false),
+            ("other.s3.eu-west-1.amazonaws.com", true, false),
+            ("bucket.example", false, true),
+            // Names of buckets, for AWS.
+            ("cache.example", true, true),
+            ("cache", true, true),
+            ("127.0.0.1", true, true),
+        ] {
+            assert_eq!(is_doubtful(&at_aws, host.as_bytes()), doubtful, "{host}");
+            assert_eq!(
+                is_doubtful(&all_at_aws, host.as_bytes()),
+                in_service,
+                "{host}"
+            );
         }
     }
 }

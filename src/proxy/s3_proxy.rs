@@ -843,7 +843,7 @@ impl ProxyHttp for S3ProxyHttp {
         request: &RequestHeader,
     ) -> Option<HashBinary> {
         if ctx.passed.is_some() {
-            return self.caching.own_vary_filter(meta, request);
+            return self.caching.own_vary_filter(meta, request, &ctx.caching);
         }
         self.caching.cache_vary_filter(meta, request)
     }

@@ -15,6 +15,7 @@ use log::warn;
 use pingora_cache::key::HashBinary;
 use pingora_cache::{
     CacheKey, CacheMeta, CachePhase, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable,
+    VarianceBuilder,
 };
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -47,6 +48,9 @@ pub struct OwnRequest {
     /// A field that is added to what is stored of the answer. What is stored without it is
     /// less than the client asks for.
     pub mark: Option<HeaderName>,
+    /// The name by which the request asks the origin, if that may answer with something else
+    /// under another name. What is stored is for requests of the same.
+    pub name: Option<Box<[u8]>>,
     /// The origin need not be asked.
     pub is_permitted: bool,
     /// The proxy can ask for the whole when the origin has given a part to the client, with
@@ -117,11 +121,13 @@ impl CachingCtx {
 
 impl HttpCaching {
     /// Like `cache_vary_filter`, for the responses to clients' own requests.
-    pub fn own_vary_filter(&self, meta: &CacheMeta, request: &RequestHeader) -> Option<HashBinary> {
-        match own_variance(meta.headers(), request) {
-            Variance::Key(key) => Some(key),
-            Variance::None | Variance::Never => None,
-        }
+    pub fn own_vary_filter(
+        &self,
+        meta: &CacheMeta,
+        request: &RequestHeader,
+        ctx: &CachingCtx,
+    ) -> Option<HashBinary> {
+        own_variance(meta.headers(), request, ctx)
     }
 
     /// For `cache_hit_filter`: a hit is confirmed before the client gets a byte of it.
@@ -318,8 +324,8 @@ impl HttpCaching {
                         return RespCacheable::Uncacheable(NoCacheReason::Deferred);
                     }
                 }
-                let variance = own_variance(meta.headers(), session.req_header());
-                self.limit_variants(session, variance);
+                let variance = own_variance(meta.headers(), session.req_header(), ctx);
+                self.limit_variants(session, variance.map_or(Variance::None, Variance::Key));
                 RespCacheable::Cacheable(meta)
             }
             // Others may get an answer that can be stored.
@@ -378,8 +384,22 @@ pub(super) fn note_found(session: &Session, hit: &mut HitHandler, ctx: &mut Cach
     }
 }
 
-fn own_variance(stored: &HeaderMap, request: &RequestHeader) -> Variance {
-    variance(stored, &request.headers, REACHING)
+/// The variant that a request selects: by what `Vary` names, and by the name of the origin.
+///
+/// There always is one, also for requests without such a name: one that selects none would be
+/// given whichever variant was stored first.
+fn own_variance(
+    stored: &HeaderMap,
+    request: &RequestHeader,
+    ctx: &CachingCtx,
+) -> Option<HashBinary> {
+    let name = ctx.own.as_ref().and_then(|own| own.name.as_deref());
+    let mut builder = VarianceBuilder::new();
+    builder.add_value(HOST.as_str(), name.unwrap_or_default());
+    if let Variance::Key(key) = variance(stored, &request.headers, REACHING) {
+        builder.add_owned_name_value(VARY.as_str().to_owned(), key.to_vec());
+    }
+    builder.finalize()
 }
 
 fn strong_tag(headers: &HeaderMap) -> Option<EntityTag<'_>> {
