@@ -252,10 +252,21 @@ fn conditions_on_a_miss_start_one_fill_and_are_judged_by_its_header() {
             (&[("If-Unmodified-Since", OLD_DATE)], 412),
             (&[("If-Match", OLD), ("Range", "bytes=0-9")], 412),
             (&[("If-Match", NEW), ("Range", "bytes=0-9")], 206),
+            (&[("Range", "bytes=8388608-")], 416),
         ] {
             let answer = request(proxy.addr(), "GET", OBJECT, fields);
             assert_eq!(answer.status, status, "{fields:?} after {first:?}");
-            assert_eq!(answer.body.len(), if status == 206 { 10 } else { 0 });
+            assert!(answer.complete, "{fields:?}");
+            let body = String::from_utf8_lossy(&answer.body);
+            match status {
+                206 => assert_eq!(answer.body.len(), 10),
+                412 => assert!(body.contains("<Code>PreconditionFailed</Code>"), "{body}"),
+                416 => {
+                    assert!(body.contains("<Code>InvalidRange</Code>"), "{body}");
+                    assert_eq!(answer.header("content-range"), Some("bytes */8388608"));
+                }
+                _ => assert_eq!(body, ""),
+            }
         }
         gate.open();
         eventually("the object is stored", || {

@@ -290,8 +290,8 @@ struct FetchesForParts(ForParts);
 /// An error about what is stored.
 struct Judged {
     status: StatusCode,
-    /// The length of the body.
-    len: u64,
+    /// The length of the body, if it is known.
+    len: Option<u64>,
     age: Duration,
     /// Seconds of freshness left.
     ttl: i64,
@@ -891,9 +891,9 @@ impl HttpCaching {
         meta: &CacheMeta,
         ctx: &CachingCtx,
     ) -> Option<Judged> {
-        let len = ctx.stored_len.filter(|_| !ctx.background)?;
         let range = request.headers.get(RANGE);
-        if self.options.error_body.is_none()
+        if ctx.background
+            || self.options.error_body.is_none()
             || request.method != Method::GET
             || meta.response_header().status != StatusCode::OK
             || (range.is_none() && !has_failing_preconditions(&request.headers))
@@ -901,6 +901,8 @@ impl HttpCaching {
             return None;
         }
         let (now, stored) = (SystemTime::now(), meta.headers());
+        // Of a body that still comes, the header says it.
+        let len = ctx.stored_len.or_else(|| body_len(meta.response_header()));
         let precondition = evaluate(
             &request.method,
             &request.headers,
@@ -914,7 +916,7 @@ impl HttpCaching {
                 let range = range?.as_bytes();
                 let is_whole = single_range(range) == Some((0, None));
                 let applies = if_range_applies(&request.headers, stored, now);
-                let ranges = parse_range(range, len, MAX_RANGES);
+                let ranges = parse_range(range, len?, MAX_RANGES);
                 if is_whole || !applies || ranges != Ranges::Unsatisfiable {
                     return None;
                 }
@@ -934,8 +936,9 @@ impl HttpCaching {
     async fn answer_judged(&self, session: &mut Session, judged: &Judged) -> Result<()> {
         session.cache.disable(NoCacheReason::DeclinedToUpstream);
         let mut header = ResponseHeader::build(judged.status, Some(7))?;
-        if judged.status == StatusCode::RANGE_NOT_SATISFIABLE {
-            header.insert_header(CONTENT_RANGE, format!("bytes */{}", judged.len))?;
+        let len = judged.len;
+        if let Some(len) = len.filter(|_| judged.status == StatusCode::RANGE_NOT_SATISFIABLE) {
+            header.insert_header(CONTENT_RANGE, format!("bytes */{len}"))?;
         }
         header.insert_header(AGE, judged.age.as_secs())?;
         let status = CacheStatus {
