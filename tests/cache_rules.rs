@@ -294,6 +294,48 @@ fn while_it_is_revalidated_a_stale_object_is_served_at_once() {
 }
 
 #[test]
+fn what_the_origin_has_ended_is_not_served_stale_again() {
+    let rules = "[{key: 'behind*', ttl: 0, negative_ttl: 0, stale_while_revalidate: 1h}, \
+                 {ttl: 0, negative_ttl: 0}]";
+    for (path, status, ends) in [
+        ("/assets/behind", 404, true),
+        ("/assets/behind", 410, true),
+        ("/assets/behind", 403, true),
+        ("/assets/behind", 429, false),
+        ("/assets/behind", 503, false),
+        ("/assets/at-once", 404, true),
+        ("/assets/at-once", 410, true),
+        ("/assets/at-once", 403, false),
+    ] {
+        let what = format!("{path} {status}");
+        let (origin, answers) = failing();
+        let proxy = proxy(&origin).cache("rules", rules).start();
+        store(&proxy, path);
+        answers.store(status, Ordering::SeqCst);
+        let asked = origin.requests().len();
+        let first = proxy.get(path);
+        match path {
+            "/assets/behind" => assert_eq!(first.header("x-cache"), Some("STALE"), "{what}"),
+            _ => assert_eq!(first.status, status, "{what}"),
+        }
+        eventually("the origin has answered", || {
+            origin.requests().len() > asked
+        });
+        if ends {
+            eventually("it is ended", || proxy.get(path).status == status);
+            eventually("it is not stored", || proxy.metric("cache_entries") == 0);
+        }
+        // Failures that allow to serve what is stored find nothing, or what was there before.
+        answers.store(503, Ordering::SeqCst);
+        let last = proxy.get(path);
+        match ends {
+            true => assert_eq!(last.status, 503, "{what}"),
+            false => assert_eq!(last.header("x-cache"), Some("STALE"), "{what}"),
+        }
+    }
+}
+
+#[test]
 fn a_rule_does_not_touch_what_was_stored_before_it() {
     let origin = Origin::start(|request| object().answering(request));
     let mut proxy = proxy(&origin).cache("rules", "[{ttl: 1h}]").start();

@@ -1255,6 +1255,7 @@ impl HttpCaching {
                 }
             }
         }
+        self.forget_ended(session, response.status, ctx);
         self.invalidate(session, response).await;
         if self.heads.are_kept() {
             self.note_head(session, response, ctx);
@@ -1277,6 +1278,22 @@ impl HttpCaching {
             ctx.part = part.map(Box::new);
         }
         Ok(())
+    }
+
+    /// Forget a stored response that the origin has ended while it was validated. Otherwise it
+    /// would be served stale while the next validations are under way, or fail.
+    fn forget_ended(&self, session: &Session, status: StatusCode, ctx: &CachingCtx) {
+        let is_ended = match status {
+            StatusCode::NOT_FOUND | StatusCode::GONE => true,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => false,
+            // A client would have been given it, and not what is stored.
+            status => ctx.background && status.is_client_error(),
+        };
+        if let (true, CachePhase::Stale, Some(store)) =
+            (is_ended, session.cache.phase(), &self.store)
+        {
+            store.cache.evict_variant(session.cache.cache_key());
+        }
     }
 
     /// RFC 9111 §4.4
