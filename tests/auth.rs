@@ -254,6 +254,181 @@ fn refusals(proxy: &Proxy, reason: &str, expected: u64) {
     proxy.expect_metric_where("auth_refused_total", &[("reason", reason)], expected);
 }
 
+// --- all modes ---
+
+/// A way to an object, and how a client asks there.
+#[derive(Clone, Copy)]
+struct Door {
+    path: &'static str,
+    host: Option<&'static str>,
+    bucket: &'static str,
+    signs: bool,
+    token: bool,
+}
+
+const OPEN: Door = Door {
+    path: "/open",
+    host: None,
+    bucket: "one",
+    signs: false,
+    token: false,
+};
+
+const DOORS: [Door; 5] = [
+    OPEN,
+    Door {
+        path: "",
+        host: Some("open.example"),
+        ..OPEN
+    },
+    Door {
+        path: "/signed",
+        signs: true,
+        ..OPEN
+    },
+    Door {
+        path: "/token",
+        token: true,
+        ..OPEN
+    },
+    Door {
+        path: "/two",
+        bucket: "two",
+        ..OPEN
+    },
+];
+
+impl Door {
+    fn ask(
+        self,
+        proxy: &Proxy,
+        token: &str,
+        method: &'static str,
+        target: &str,
+        fields: &[(&str, &str)],
+    ) -> Response {
+        let target = format!("{}{target}", self.path);
+        if self.signs {
+            let host = proxy.addr().to_string();
+            let signed = Way::header(ALICE).sign(&host, method, &target, fields);
+            return signed.send(proxy.addr());
+        }
+        let mut fields = fields.to_vec();
+        let bearer = format!("Bearer {token}");
+        if self.token {
+            fields.push(("Authorization", &bearer));
+        }
+        if let Some(host) = self.host {
+            fields.push(("Host", host));
+        }
+        request(proxy.addr(), method, &target, &fields)
+    }
+}
+
+#[test]
+fn no_request_of_one_client_changes_what_another_gets() {
+    // The origin tells all that it has been asked for.
+    let origin = Origin::start(|asked| {
+        let fields = [
+            "cookie",
+            "origin",
+            "accept-encoding",
+            "x-forwarded-host",
+            "x-original-url",
+            "x-http-method-override",
+            "x-amz-request-payer",
+            "x-amz-expected-bucket-owner",
+            "x-amz-server-side-encryption-customer-algorithm",
+        ];
+        let reached: Vec<_> = fields
+            .into_iter()
+            .filter(|name| asked.header(name).is_some())
+            .collect();
+        Reply::bytes(format!("{} {reached:?}", asked.target))
+            .header("etag", "\"1\"")
+            .answering(asked)
+    });
+    let keys = key_file(SECRET);
+    let at = |path, name| Bucket::at(&origin, path, name).credentials("reader", "secret");
+    let section = format!("{{hmac_key_file: '{}'}}", keys.path.display());
+    let proxy = builder()
+        .bucket(at("/open", "one").set("hosts", "[open.example]"))
+        .bucket(
+            at("/signed", "one")
+                .set("auth", "sigv4")
+                .set("clients", CLIENTS),
+        )
+        .bucket(at("/token", "one").set("auth", "jwt").set("jwt", section))
+        .bucket(at("/two", "two"))
+        .start();
+    let token = TokenKey::hs256(SECRET).token(&claims(""));
+    let requests: &[(&str, &str, &[(&str, &str)])] = &[
+        ("GET", "", &[("Range", "bytes=1-2")]),
+        ("GET", "", &[("Range", "bytes=-1")]),
+        ("GET", "", &[("If-Match", "\"2\"")]),
+        ("GET", "", &[("If-None-Match", "*")]),
+        (
+            "GET",
+            "",
+            &[("If-Modified-Since", "Fri, 01 Jan 2100 00:00:00 GMT")],
+        ),
+        ("GET", "", &[("Cookie", "a=b")]),
+        ("GET", "", &[("Origin", "https://evil.example")]),
+        ("GET", "", &[("Accept-Encoding", "gzip")]),
+        ("GET", "", &[("X-Forwarded-Host", "evil.example")]),
+        ("GET", "", &[("X-Original-URL", "/two/other")]),
+        ("GET", "", &[("X-HTTP-Method-Override", "DELETE")]),
+        ("GET", "", &[("x-amz-request-payer", "requester")]),
+        ("GET", "", &[("x-amz-expected-bucket-owner", "1")]),
+        ("GET", "", &[("x-amz-checksum-mode", "ENABLED")]),
+        (
+            "GET",
+            "",
+            &[
+                ("x-amz-server-side-encryption-customer-algorithm", "AES256"),
+                ("x-amz-server-side-encryption-customer-key", "a2V5"),
+                ("x-amz-server-side-encryption-customer-key-MD5", "a2V5"),
+            ],
+        ),
+        ("GET", "?versionId=1", &[]),
+        ("GET", "?versionId=null", &[]),
+        ("GET", "?partNumber=1", &[]),
+        ("GET", "?response-content-type=text%2Fhtml", &[]),
+        ("GET", "?response-content-encoding=gzip", &[]),
+        ("GET", "?x-id=GetObject&unknown=1", &[]),
+        ("GET", "?acl", &[]),
+        ("GET", "?list-type=2", &[]),
+        ("GET", "/?list-type=2", &[]),
+        ("HEAD", "", &[]),
+        ("HEAD", "?versionId=1", &[]),
+        ("HEAD", "", &[("Range", "bytes=1-2")]),
+        ("PUT", "", &[]),
+        ("POST", "", &[]),
+        ("DELETE", "", &[]),
+        ("OPTIONS", "", &[("Origin", "https://evil.example")]),
+    ];
+    for (first, door) in DOORS.iter().enumerate() {
+        for (number, (method, query, fields)) in requests.iter().enumerate() {
+            let key = format!("/{first}-{number}");
+            let what = format!("{method} {query} {fields:?} at {}", door.path);
+            let answer = door.ask(&proxy, &token, method, &format!("{key}{query}"), fields);
+            assert!(
+                answer.status < 500 || answer.status == 501,
+                "{what}: {}",
+                answer.status
+            );
+            for other in DOORS {
+                let answer = other.ask(&proxy, &token, "GET", &key, &[]);
+                let body = String::from_utf8_lossy(&answer.body);
+                let expected = format!("/{}{key} []", other.bucket);
+                assert_eq!((answer.status, &*body), (200, &*expected), "{what}");
+                assert_ne!(answer.header("content-type"), Some("text/html"), "{what}");
+                assert_eq!(answer.header("content-encoding"), None, "{what}");
+            }
+        }
+    }
+}
+
 // --- none ---
 
 #[test]
