@@ -256,6 +256,13 @@ fn refusals(proxy: &Proxy, reason: &str, expected: u64) {
 
 // --- all modes ---
 
+/// A method, the end of a target, and fields.
+type Asked = (
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+);
+
 /// A way to an object, and how a client asks there.
 #[derive(Clone, Copy)]
 struct Door {
@@ -362,7 +369,7 @@ fn no_request_of_one_client_changes_what_another_gets() {
         .bucket(at("/two", "two"))
         .start();
     let token = TokenKey::hs256(SECRET).token(&claims(""));
-    let requests: &[(&str, &str, &[(&str, &str)])] = &[
+    let requests: &[Asked] = &[
         ("GET", "", &[("Range", "bytes=1-2")]),
         ("GET", "", &[("Range", "bytes=-1")]),
         ("GET", "", &[("If-Match", "\"2\"")]),
