@@ -1005,6 +1005,60 @@ fn a_change_whose_answer_is_lost_or_an_error_may_have_happened() {
     }
 }
 
+/// Under a name that may be that of a bucket, S3 takes the path for a key in it, or not.
+#[test]
+fn what_a_request_changes_is_void_in_each_way_in_which_s3_may_take_it() {
+    let s3 = S3::start();
+    let url = format!("http://{}", s3.origin.addr());
+    let at = |path, name| {
+        Bucket::new(path, name)
+            .endpoint(&url)
+            .set("auth", "passthrough")
+    };
+    let other = Bucket::new("", "other")
+        .endpoint(&url)
+        .set("hosts", "[other.example]");
+    let read_other = |proxy: &Proxy| plainly(proxy, "GET", KEY, &[("Host", "other.example")], b"");
+
+    // The proxy takes the name for that of a bucket, and S3 does not.
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(at("/", ""))
+        .bucket(s3.open_bucket())
+        .default_ttl("365d")
+        .start();
+    let host = [("Host", "cache.127.0.0.1")];
+    s3.holds(KEY, b"old".to_vec());
+    eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+    ask_with(&proxy, "alice", "PUT", KEY, &host, b"new");
+    assert_eq!(open(&proxy, "/key").text(), "new");
+    eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+    let list = b"<Delete><Object><Key>key</Key></Object></Delete>";
+    ask_with(&proxy, "alice", "POST", "/bucket?delete", &host, list);
+    assert_eq!(open(&proxy, "/key").status, 404);
+
+    // S3 takes the name for that of a bucket, and the proxy does not.
+    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        .bucket(at("/bucket", "bucket"))
+        .bucket(other)
+        .default_ttl("365d")
+        .start();
+    s3.holds("/other/bucket/key", b"old".to_vec());
+    let objects = s3.objects.clone();
+    s3.origin
+        .script("/other/bucket/key", move |asked, _| answer(asked, &objects));
+    let objects = s3.objects.clone();
+    s3.origin.script(KEY, move |asked, _| {
+        assert_eq!(asked.header("host"), Some("Other.s3.example"));
+        let mut objects = objects.lock().unwrap();
+        objects.insert("/other/bucket/key".to_owned(), asked.body.clone());
+        Answer::ok().body("")
+    });
+    eventually("it is stored", || read_other(&proxy).x_cache() == "HIT");
+    let host = [("Host", "Other.s3.example")];
+    ask_with(&proxy, "alice", "PUT", KEY, &host, b"new");
+    assert_eq!(read_other(&proxy).text(), "new");
+}
+
 #[test]
 fn what_s3_has_not_implemented_changes_nothing() {
     let s3 = S3::start();

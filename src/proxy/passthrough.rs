@@ -28,7 +28,7 @@ use super::s3_proxy::CHECKSUM_MODE;
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::OwnRequest;
-use crate::s3::{Change, DeletedKeys, Proof, Router, S3Request, Signed, Site};
+use crate::s3::{Change, DeletedKeys, Operation, Proof, Router, S3Request, Signed};
 
 /// The most permissions that are remembered, 100 bytes each. Those that are used less often
 /// leave first.
@@ -208,15 +208,13 @@ impl Passthrough {
         self.void_permissions(passed);
         let Some(cache) = self.cache else { return };
         cache.forget_answers();
-        let Some(keys) = changed_keys(router, route, passed) else {
-            return ban(cache, prefixes(router, route)).await;
-        };
-        for key in keys {
+        let changed = self.changed(router, route, passed);
+        for key in changed.keys {
             if let Err(e) = cache.invalidate(&key).await {
                 warn!("{key:?} was changed, but is still stored: {e}");
             }
         }
-        ban(cache, self.lists(router, route, passed)).await;
+        ban(cache, changed.beginnings).await;
     }
 
     /// Like [`void`](Self::void), at the end of an answer: S3 may begin it before it makes the
@@ -228,30 +226,82 @@ impl Passthrough {
         self.void_permissions(passed);
         let Some(cache) = self.cache else { return };
         cache.forget_answers();
-        let prefixes = match changed_keys(router, route, passed) {
-            Some(keys) => {
-                keys.iter().for_each(|key| cache.invalidate_now(key));
-                self.lists(router, route, passed)
-            }
-            None => prefixes(router, route),
-        };
-        if !prefixes.is_empty() {
-            tokio::spawn(ban(cache, prefixes));
+        let changed = self.changed(router, route, passed);
+        changed
+            .keys
+            .iter()
+            .for_each(|key| cache.invalidate_now(key));
+        if !changed.beginnings.is_empty() {
+            tokio::spawn(ban(cache, changed.beginnings));
         }
     }
 
-    /// The beginnings of the keys of the stored lists that a change of objects has made wrong.
-    fn lists(&self, router: &Router, route: &Route, passed: &Passed) -> Vec<Beginning> {
-        if passed.change == Change::Nothing {
-            return Vec::new();
+    /// All that a request may have changed, in each way in which S3 may have taken it.
+    fn changed(&self, router: &Router, route: &Route, passed: &Passed) -> Changed {
+        let mut changed = Changed::default();
+        match objects(route, passed) {
+            Some(objects) => {
+                self.add_objects(router, route, route.bucket(), &objects, &mut changed)
+            }
+            None => add_bucket(router, route, route.bucket(), &mut changed),
         }
-        let stores = |site: &&Site| self.store_lists.get(site.index()) == Some(&true);
-        let sites = router.same_bucket(route.site.service(), route.bucket());
-        let lists = sites.filter(stores).map(|site| {
-            let prefix = [site.cache_prefix(), LIST].concat();
-            (site.user_tag().to_owned(), prefix)
-        });
-        lists.collect()
+        let operation = route.request.operation;
+        let makes_object = passed.change == Change::Object && operation != Operation::Other;
+        if passed.change != Change::Nothing {
+            for (bucket, key) in route.other_readings(router) {
+                match key {
+                    Some(key) => {
+                        let objects = [(key.as_str(), route.request.version_id())];
+                        self.add_objects(router, route, &bucket, &objects, &mut changed);
+                    }
+                    // A bucket that is made or removed has no objects.
+                    None if makes_object => {}
+                    None => add_bucket(router, route, &bucket, &mut changed),
+                }
+            }
+        }
+        changed.keys.sort_unstable_by_key(CacheKey::combined_bin);
+        changed.keys.dedup_by_key(|key| key.combined_bin());
+        changed.beginnings.sort_unstable();
+        changed.beginnings.dedup();
+        changed
+    }
+
+    /// Add objects of a bucket, for all ways that lead to it, and the stored lists that have
+    /// become wrong.
+    fn add_objects(
+        &self,
+        router: &Router,
+        route: &Route,
+        bucket: &str,
+        objects: &[(&str, Option<&str>)],
+        changed: &mut Changed,
+    ) {
+        if objects.is_empty() {
+            return;
+        }
+        for site in router.same_bucket(route.site.service(), bucket) {
+            let primaries = objects
+                .iter()
+                .filter_map(|(key, version)| Some((site.cache_key_of(bucket, key)?, version)));
+            for (primary, version) in primaries {
+                let version = version.filter(|id| *id != "null");
+                if version.is_some() {
+                    changed.keys.push(key_of(site, primary.clone(), version));
+                }
+                // The current version may have this one, too.
+                changed
+                    .keys
+                    .push(key_of(site, primary.clone(), Some("null")));
+                changed.keys.push(key_of(site, primary, None));
+            }
+            if self.store_lists.get(site.index()) == Some(&true) {
+                let prefix = [site.cache_prefix(), LIST].concat();
+                changed
+                    .beginnings
+                    .push((site.user_tag().to_owned(), prefix));
+            }
+        }
     }
 
     fn void_permissions(&self, passed: &Passed) {
@@ -370,41 +420,28 @@ fn version(headers: &HeaderMap) -> Version {
     digest.finalize().into()
 }
 
-/// The keys in the cache of what a request may have changed, for all ways that lead to the
-/// bucket; `None`: any of the bucket.
-fn changed_keys(router: &Router, route: &Route, passed: &Passed) -> Option<Vec<CacheKey>> {
-    let objects: Vec<_> = match passed.change {
-        Change::Nothing => Vec::new(),
+/// What a request may have changed in the cache.
+#[derive(Default)]
+struct Changed {
+    keys: Vec<CacheKey>,
+    beginnings: Vec<Beginning>,
+}
+
+/// The objects, with their versions, that a request may have changed; `None`: any of the bucket.
+fn objects<'p>(route: &'p Route, passed: &'p Passed) -> Option<Vec<(&'p str, Option<&'p str>)>> {
+    match passed.change {
+        Change::Nothing => Some(Vec::new()),
         Change::Object => {
             let key = route.request.target.key()?.as_str();
-            vec![(key, route.request.version_id())]
+            Some(vec![(key, route.request.version_id())])
         }
         Change::Listed => {
             let objects = passed.deleted.complete()?.iter();
             let objects = objects.map(|object| (&*object.key, object.version_id.as_deref()));
-            objects.collect()
+            Some(objects.collect())
         }
-        Change::Bucket => return None,
-    };
-    let bucket = route.bucket();
-    let mut keys = Vec::new();
-    for site in router.same_bucket(route.site.service(), bucket) {
-        let primaries = objects
-            .iter()
-            .filter_map(|(key, version)| Some((site.cache_key_of(bucket, key)?, version)));
-        for (primary, version) in primaries {
-            let version = version.filter(|id| *id != "null");
-            if version.is_some() {
-                keys.push(key_of(site, primary.clone(), version));
-            }
-            // The current version may have this one, too.
-            keys.push(key_of(site, primary.clone(), Some("null")));
-            keys.push(key_of(site, primary, None));
-        }
+        Change::Bucket => None,
     }
-    keys.sort_unstable_by_key(CacheKey::combined_bin);
-    keys.dedup_by_key(|key| key.combined_bin());
-    Some(keys)
 }
 
 /// The beginning of keys in the cache, after their user tag.
@@ -419,17 +456,12 @@ async fn ban(cache: &'static DiskCache, beginnings: Vec<Beginning>) {
     }
 }
 
-/// The beginnings of the keys in the cache of all objects of the bucket, and of its lists.
-fn prefixes(router: &Router, route: &Route) -> Vec<Beginning> {
-    let bucket = route.bucket();
+/// Add all objects of a bucket, and its lists.
+fn add_bucket(router: &Router, route: &Route, bucket: &str, changed: &mut Changed) {
     if bucket.is_empty() {
-        return Vec::new();
+        return;
     }
-    let mut prefixes: Vec<_> = router
-        .same_bucket(route.site.service(), bucket)
-        .map(|site| (site.user_tag().to_owned(), site.cache_prefix_of(bucket)))
-        .collect();
-    prefixes.sort_unstable();
-    prefixes.dedup();
-    prefixes
+    let sites = router.same_bucket(route.site.service(), bucket);
+    let prefixes = sites.map(|site| (site.user_tag().to_owned(), site.cache_prefix_of(bucket)));
+    changed.beginnings.extend(prefixes);
 }

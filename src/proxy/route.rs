@@ -11,15 +11,15 @@ use pingora_http::RequestHeader;
 
 use super::cache_key::{cache_key, key_of, requested_path, requested_query};
 use crate::s3::key::encode_value;
-use crate::s3::{Code, ObjectKey, Router, S3Error, S3Request, Site, Target};
+use crate::s3::{decode_unreserved, Code, ObjectKey, Router, S3Error, S3Request, Site, Target};
 
 /// A request, and the bucket that it is for.
 pub(super) struct Route {
     pub(super) site: Arc<Site>,
     /// The bucket, if the site is all of them.
     bucket: Option<Box<str>>,
-    /// See [`Route::doubtful_name`].
-    doubtful_name: Option<Box<[u8]>>,
+    /// See [`Route::doubtful_name`]; with the whole path, without its first slash.
+    doubtful: Option<Box<(Vec<u8>, String)>>,
     pub(super) request: S3Request,
 }
 
@@ -61,7 +61,9 @@ impl Found {
                 Ok(Found::Site(Route {
                     request: read(target)?,
                     bucket,
-                    doubtful_name: host.filter(|host| is_doubtful(site, host)).map(Box::from),
+                    doubtful: host
+                        .filter(|host| is_doubtful(site, host))
+                        .map(|host| Box::new((host.to_vec(), path[1..].to_owned()))),
                     site: site.clone(),
                 }))
             }
@@ -73,7 +75,7 @@ impl Found {
                 Ok(Found::Site(Route {
                     request: read(target)?,
                     bucket: None,
-                    doubtful_name: None,
+                    doubtful: None,
                     site: site.clone(),
                 }))
             }
@@ -119,7 +121,33 @@ impl Route {
     /// proxy: for the name of another bucket, in which the whole path is the key. What it
     /// answers under such a name says nothing about the object under another one.
     pub(super) fn doubtful_name(&self) -> Option<&[u8]> {
-        self.doubtful_name.as_deref()
+        self.doubtful.as_ref().map(|doubtful| &*doubtful.0)
+    }
+
+    /// The other ways in which S3 may take a request with a [doubtful
+    /// name](Self::doubtful_name), each with a bucket, and with a key unless it is about any
+    /// object. Of buckets that the name may begin with, those that are configured.
+    pub(super) fn other_readings(&self, router: &Router) -> Vec<(String, Option<ObjectKey>)> {
+        let Some((name, path)) = self.doubtful.as_deref() else {
+            return Vec::new();
+        };
+        let name = name.to_ascii_lowercase();
+        let by_name = router
+            .sites()
+            .iter()
+            .filter(|site| site.service() == self.site.service() && !site.bucket().is_empty())
+            .filter(|site| {
+                let rest = name.strip_prefix(site.bucket().as_bytes());
+                rest.is_some_and(|rest| rest.starts_with(b"."))
+            })
+            .map(|site| (site.bucket(), &**path));
+        let by_path = path.split_once('/').unwrap_or((path, ""));
+        let bucket = decode_unreserved(by_path.0);
+        by_name
+            .chain([(&*bucket, by_path.1)])
+            .filter(|(bucket, _)| *bucket != self.bucket())
+            .map(|(bucket, key)| (bucket.to_owned(), ObjectKey::from_request_path(key).ok()))
+            .collect()
     }
 
     /// The request target for the origin: path and query, encoded.
