@@ -1,6 +1,6 @@
 //! Routes of requests.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use http::header::HOST;
@@ -231,28 +231,37 @@ fn virtual_bucket(host: &str, service: &str) -> Option<String> {
 /// and that addresses and names without a dot belong to no such domain. AWS has names that tell,
 /// and takes any other for the name of a bucket.
 fn is_doubtful(site: &Site, host: &[u8]) -> bool {
-    let Ok(host) = std::str::from_utf8(host) else {
+    let host = std::str::from_utf8(host).ok();
+    let Some((host, name)) = host.and_then(|host| Some((host, without_port(host)?))) else {
         return true;
     };
-    let name = without_port(host);
     if site.hosts().iter().any(|known| known == name) {
         return false;
     }
-    let service = without_port(site.service());
+    let service = without_port(site.service()).unwrap_or_default();
     let names_bucket = virtual_bucket(host, site.service()).is_some();
     if aws_labels(service).is_some() {
         return aws_labels(name).is_none() || (names_bucket && !site.is_service());
     }
-    let is_address = name.starts_with('[') || name.parse::<Ipv4Addr>().is_ok();
-    names_bucket || !(is_address || name == service || !name.contains('.'))
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let has_no_domain =
+        name.bytes().all(is_plain) || name.parse::<Ipv4Addr>().is_ok() || name.starts_with('[');
+    names_bucket || !(has_no_domain || name == service)
 }
 
-/// The name or address in a `Host`.
-fn without_port(host: &str) -> &str {
-    match host.strip_prefix('[').and_then(|rest| rest.find(']')) {
-        Some(end) => &host[..end + 2],
-        None => host.split(':').next().unwrap_or_default(),
-    }
+/// The name or address in a `Host`; `None`: what follows it is no port, or it is none.
+fn without_port(host: &str) -> Option<&str> {
+    let end = match host.strip_prefix('[') {
+        Some(rest) => {
+            let (address, _) = rest.split_once(']')?;
+            address.parse::<Ipv6Addr>().ok()?;
+            address.len() + 2
+        }
+        None => host.find(':').unwrap_or(host.len()),
+    };
+    let (name, port) = host.split_at(end);
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)).then_some(name)
 }
 
 /// The labels in front of the domain of AWS.
@@ -369,6 +378,15 @@ mod tests {
             ("other.minio.test", true),
             ("other.localhost", true),
             ("1.2.3", true),
+            ("", false),
+            // Not everybody reads these alike.
+            ("cache:other.minio.test", true),
+            ("127.0.0.1:1:2", true),
+            ("[::1].other.minio.test", true),
+            ("[cache]", true),
+            ("cache,other", true),
+            ("a@cache", true),
+            ("c\u{e4}che", true),
             ("s3.eu-west-1.amazonaws.com", true),
         ] {
             assert_eq!(is_doubtful(&at_minio, host.as_bytes()), doubtful, "{host}");
