@@ -138,6 +138,14 @@ const COPY_SOURCE: HeaderName = HeaderName::from_static("x-amz-copy-source");
 /// Field names of S3 begin so.
 const AMZ: &str = "x-amz-";
 
+/// The fields that belong to a signature, which every signed request has.
+const SIGNING: [&str; 4] = [
+    "x-amz-content-sha256",
+    "x-amz-date",
+    "x-amz-security-token",
+    "x-amz-user-agent",
+];
+
 /// The longest value of a parameter, in bytes: a key, or a token that is made from one.
 const MAX_VALUE: usize = 4096;
 
@@ -343,7 +351,10 @@ impl S3Request {
         query: Option<&[u8]>,
         headers: &HeaderMap,
     ) -> Result<S3Request, S3Error> {
-        let has_fields = headers.keys().any(|name| name.as_str().starts_with(AMZ));
+        let has_fields = headers.keys().any(|name| {
+            let name = name.as_str();
+            name.starts_with(AMZ) && !SIGNING.contains(&name)
+        });
         // The common request.
         if let (None, false, Target::Object(_)) = (query, has_fields, &target) {
             let operation = match *method {

@@ -5,9 +5,7 @@
 
 use std::borrow::Cow;
 
-use http::HeaderMap;
-
-use super::Incoming;
+use super::Request;
 
 /// The parameter that no signature can sign.
 pub(super) const SIGNATURE: &[u8] = b"X-Amz-Signature";
@@ -34,21 +32,26 @@ pub(super) fn parameters(query: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     query
         .split(|byte| *byte == b'&')
         .filter(|parameter| !parameter.is_empty())
-        .map(|parameter| {
-            let at = parameter.iter().position(|byte| *byte == b'=');
-            match at {
-                Some(at) => (&parameter[..at], &parameter[at + 1..]),
-                None => (parameter, &parameter[parameter.len()..]),
-            }
-        })
+        .map(|parameter| split_once(parameter, b'=').unwrap_or((parameter, b"")))
+}
+
+/// The names of `SignedHeaders`.
+pub(super) fn names(signed_headers: &[u8]) -> impl Iterator<Item = &[u8]> {
+    signed_headers.split(|byte| *byte == b';')
+}
+
+/// What is in front of the first byte of this kind, and what is behind it.
+pub(super) fn split_once(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let at = text.iter().position(|byte| *byte == at)?;
+    Some((&text[..at], &text[at + 1..]))
 }
 
 /// Append the canonical request. `headers`: the names that are signed, in their order.
 pub(super) fn write(
     to: &mut Vec<u8>,
-    request: &Incoming<'_>,
+    request: &Request<'_>,
     spelling: Spelling,
-    signed_headers: &str,
+    signed_headers: &[u8],
     payload: &[u8],
 ) {
     to.extend_from_slice(request.method.as_bytes());
@@ -62,17 +65,17 @@ pub(super) fn write(
         write_query(to, query, spelling.query);
     }
     to.push(b'\n');
-    for name in signed_headers.split(';') {
-        to.extend_from_slice(name.as_bytes());
+    for name in names(signed_headers) {
+        to.extend_from_slice(name);
         to.push(b':');
-        match (name, request.host) {
-            ("host", Some(host)) => write_value(to, host),
-            _ => write_values(to, request.headers, name),
+        match name {
+            b"host" => write_value(to, request.host),
+            _ => write_values(to, request.fields.all(name)),
         }
         to.push(b'\n');
     }
     to.push(b'\n');
-    to.extend_from_slice(signed_headers.as_bytes());
+    to.extend_from_slice(signed_headers);
     to.push(b'\n');
     to.extend_from_slice(payload);
 }
@@ -98,12 +101,12 @@ fn write_query(to: &mut Vec<u8>, query: &[u8], form: Form) {
 }
 
 /// Fields of one name are a list (RFC 9110 §5.3).
-fn write_values(to: &mut Vec<u8>, headers: &HeaderMap, name: &str) {
-    for (index, value) in headers.get_all(name).iter().enumerate() {
+fn write_values<'a>(to: &mut Vec<u8>, values: impl Iterator<Item = &'a [u8]>) {
+    for (index, value) in values.enumerate() {
         if index > 0 {
             to.push(b',');
         }
-        write_value(to, value.as_bytes());
+        write_value(to, value);
     }
 }
 
@@ -137,16 +140,15 @@ pub(super) enum Part {
 pub(super) fn is_encoded(part: &[u8], kind: Part) -> bool {
     let mut bytes = part.iter();
     while let Some(byte) = bytes.next() {
-        let escaped = match byte {
+        let digits = match byte {
             b'%' => bytes.next().zip(bytes.next()),
             byte if stands_for_itself(*byte, kind) => continue,
             _ => return false,
         };
         let is_upper = |digit: u8| digit.is_ascii_digit() || matches!(digit, b'A'..=b'F');
-        match escaped {
+        match digits {
             Some((high, low)) if is_upper(*high) && is_upper(*low) => {
-                let byte = hex(*high).zip(hex(*low)).map(|(high, low)| high << 4 | low);
-                if byte.is_none_or(|byte| stands_for_itself(byte, kind)) {
+                if escaped(*high, *low).is_none_or(|byte| stands_for_itself(byte, kind)) {
                     return false;
                 }
             }
@@ -167,17 +169,14 @@ fn encoded(part: &[u8], kind: Part) -> Cow<'_, [u8]> {
 
 /// Decode a part and encode it again. An incomplete escape stands for itself.
 fn encode(to: &mut Vec<u8>, part: &[u8], kind: Part) {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    const UPPER: &[u8; 16] = b"0123456789ABCDEF";
     let mut rest = part;
     while let Some((byte, after)) = next_byte(rest, kind) {
         rest = after;
         if stands_for_itself(byte, kind) {
             to.push(byte);
         } else {
-            let (high, low) = (
-                DIGITS[usize::from(byte >> 4)],
-                DIGITS[usize::from(byte & 15)],
-            );
+            let (high, low) = (UPPER[usize::from(byte >> 4)], UPPER[usize::from(byte & 15)]);
             to.extend_from_slice(&[b'%', high, low]);
         }
     }
@@ -200,8 +199,8 @@ pub(super) fn decoded(part: &[u8], kind: Part) -> Cow<'_, [u8]> {
 fn next_byte(part: &[u8], kind: Part) -> Option<(u8, &[u8])> {
     let (first, after) = part.split_first()?;
     if let [b'%', high, low, rest @ ..] = part {
-        if let Some((high, low)) = hex(*high).zip(hex(*low)) {
-            return Some((high << 4 | low, rest));
+        if let Some(byte) = escaped(*high, *low) {
+            return Some((byte, rest));
         }
     }
     match (first, kind) {
@@ -226,8 +225,20 @@ const UNRESERVED: [bool; 256] = {
     unreserved
 };
 
-/// The value of a hexadecimal digit.
-pub(super) fn hex(digit: u8) -> Option<u8> {
-    let digit = char::from(digit).to_digit(16)?;
-    u8::try_from(digit).ok()
+/// The byte that two hexadecimal digits stand for.
+pub(super) fn escaped(high: u8, low: u8) -> Option<u8> {
+    let (high, low) = (DIGITS[usize::from(high)], DIGITS[usize::from(low)]);
+    ((high | low) < 16).then_some(high << 4 | low)
 }
+
+/// The values of hexadecimal digits; of other bytes, more than 15.
+const DIGITS: [u8; 256] = {
+    let mut values = [u8::MAX; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        values[b"0123456789ABCDEF"[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};

@@ -15,6 +15,7 @@
 //! Source: "Authenticating Requests (AWS Signature Version 4)", Amazon S3 API Reference.
 
 mod canonical;
+mod fields;
 pub mod refusal;
 mod signature;
 #[cfg(test)]
@@ -36,6 +37,7 @@ use subtle::ConstantTimeEq;
 
 use super::prefixes::KeyPrefixes;
 use canonical::{is_encoded, Form, Part, Spelling};
+use fields::Fields;
 pub use refusal::{Reason, Refusal};
 use signature::Signature;
 use timestamp::Timestamp;
@@ -67,6 +69,15 @@ pub struct Incoming<'a> {
     /// The host that the request names if it has no `Host`: the `:authority` of HTTP/2.
     pub host: Option<&'a [u8]>,
     pub headers: &'a HeaderMap,
+}
+
+/// The same, with its only host and its header fields.
+struct Request<'a> {
+    method: &'a str,
+    path: &'a [u8],
+    query: Option<&'a [u8]>,
+    host: &'a [u8],
+    fields: Fields<'a>,
 }
 
 /// A client that may read a bucket.
@@ -168,19 +179,7 @@ impl Verifier {
     /// # Errors
     /// [`Refusal`], as S3 would answer.
     pub fn verify(&self, request: &Incoming<'_>, now: SystemTime) -> Result<&Client, Refusal> {
-        let mut hosts = request.headers.get_all(HOST).iter();
-        let host = match (hosts.next(), request.host) {
-            (Some(host), _) => host.as_bytes(),
-            (None, Some(host)) => host,
-            (None, None) => return Err(Refusal::TWO_HOSTS),
-        };
-        if hosts.next().is_some() {
-            return Err(Refusal::TWO_HOSTS);
-        }
-        let request = Incoming {
-            host: Some(host),
-            ..*request
-        };
+        let request = Request::of(request)?;
         let signature = Signature::read(&request, &self.region, now)?;
         let known = self.clients.get(&*signature.access_key);
         let client = known.unwrap_or(&self.nobody);
@@ -200,7 +199,7 @@ impl Verifier {
     }
 
     /// Compare the signature with those of this client, in constant time each.
-    fn matches(&self, client: &Client, request: &Incoming<'_>, signature: &Signature) -> bool {
+    fn matches(&self, client: &Client, request: &Request<'_>, signature: &Signature) -> bool {
         let key = client.key(&signature.time, &self.region);
         let mut text = Vec::with_capacity(USUAL_LEN);
         Spelling::of(request).any(|spelling| {
@@ -232,6 +231,25 @@ impl Verifier {
     }
 }
 
+// === impl Request ===
+
+impl<'a> Request<'a> {
+    fn of(incoming: &Incoming<'a>) -> Result<Request<'a>, Refusal> {
+        let fields = Fields::of(incoming.headers);
+        let mut hosts = fields.all(HOST.as_str().as_bytes());
+        let host = hosts.next().or(incoming.host);
+        let is_only = hosts.next().is_none();
+        drop(hosts);
+        Ok(Request {
+            method: incoming.method,
+            path: incoming.path,
+            query: incoming.query,
+            host: host.filter(|_| is_only).ok_or(Refusal::TWO_HOSTS)?,
+            fields,
+        })
+    }
+}
+
 fn hex_digits(hash: &[u8]) -> [u8; 64] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [0; 64];
@@ -246,7 +264,7 @@ fn hex_digits(hash: &[u8]) -> [u8; 64] {
 
 impl Spelling {
     /// The spellings to try: one, if the target is written as `UriEncode()` does.
-    fn of(request: &Incoming<'_>) -> impl Iterator<Item = Spelling> {
+    fn of(request: &Request<'_>) -> impl Iterator<Item = Spelling> {
         let query_is_encoded = request.query.is_none_or(|query| {
             canonical::parameters(query).all(|(name, value)| {
                 is_encoded(name, Part::Query) && is_encoded(value, Part::Query)

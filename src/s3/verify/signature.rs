@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use http::header::{AUTHORIZATION, DATE};
 
-use super::canonical::{decoded, hex, parameters, Part, SIGNATURE};
+use super::canonical::{decoded, escaped, names, parameters, split_once, Part, SIGNATURE};
 use super::refusal::{Reason, Refusal};
 use super::timestamp::Timestamp;
-use super::{Incoming, ALGORITHM, SERVICE, TERMINATOR};
+use super::{Request, ALGORITHM, SERVICE, TERMINATOR};
 
 /// The time by which a client's clock may differ from this one ("Authenticating Requests",
 /// Amazon S3 API Reference).
@@ -27,11 +27,11 @@ const STREAMING: [&[u8]; 3] = [
     b"STREAMING-UNSIGNED-PAYLOAD-TRAILER",
 ];
 
-const CONTENT_HASH: &str = "x-amz-content-sha256";
+const CONTENT_HASH: &[u8] = b"x-amz-content-sha256";
 
 /// The header fields that presigning clients send unsigned, because they are not those who
 /// use the URL: neither changes which object is meant.
-const UNSIGNED_IN_PRESIGNED: [&str; 2] = ["x-amz-checksum-mode", "x-amz-user-agent"];
+const UNSIGNED_IN_PRESIGNED: [&[u8]; 2] = [b"x-amz-checksum-mode", b"x-amz-user-agent"];
 
 const BAD_CREDENTIAL: &str = "the Credential is mal-formed; expecting \
                               \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\".";
@@ -41,7 +41,7 @@ const BAD_CREDENTIAL: &str = "the Credential is mal-formed; expecting \
 pub(super) struct Signature<'a> {
     pub(super) access_key: Cow<'a, str>,
     /// Names in ascending order, separated by semicolons.
-    pub(super) signed_headers: Cow<'a, str>,
+    pub(super) signed_headers: Cow<'a, [u8]>,
     pub(super) time: Timestamp,
     /// The hash of the body, or what stands for it.
     pub(super) payload: Cow<'a, [u8]>,
@@ -75,21 +75,18 @@ struct Presigned<'a> {
 
 impl<'a> Signature<'a> {
     pub(super) fn read(
-        request: &Incoming<'a>,
+        request: &Request<'a>,
         region: &str,
         now: SystemTime,
     ) -> Result<Self, Refusal> {
         let presigned = Presigned::read(request.query.unwrap_or_default())?;
-        let mut values = request.headers.get_all(AUTHORIZATION).iter();
+        let mut values = request.fields.all(AUTHORIZATION.as_str().as_bytes());
         let authorization = values.next();
-        if authorization.is_some() && presigned.is_any() {
-            return Err(Refusal::TWO_MECHANISMS);
-        }
-        if values.next().is_some() {
+        if authorization.is_some() && (presigned.is_any() || values.next().is_some()) {
             return Err(Refusal::TWO_MECHANISMS);
         }
         let signature = match authorization {
-            Some(authorization) => of_header(request, authorization.as_bytes(), region, now)?,
+            Some(authorization) => of_header(request, authorization, region, now)?,
             None if presigned.is_any() => presigned.check(request, region, now)?,
             None => return Err(Refusal::UNSIGNED),
         };
@@ -97,14 +94,14 @@ impl<'a> Signature<'a> {
     }
 
     /// Check which headers are signed.
-    fn check_headers(&self, request: &Incoming<'_>, location: Location) -> Result<(), Refusal> {
-        let mut before = "";
+    fn check_headers(&self, request: &Request<'_>, location: Location) -> Result<(), Refusal> {
+        let mut before: &[u8] = b"";
         let mut signs_host = false;
-        for name in self.signed_headers.split(';') {
+        for name in names(&self.signed_headers) {
             let is_name = !name.is_empty()
                 && name
-                    .bytes()
-                    .all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase() && b != b',');
+                    .iter()
+                    .all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase() && *b != b',');
             if !is_name || name <= before {
                 return Err(location.malformed(
                     "the SignedHeaders are mal-formed; expecting names in lower case, in \
@@ -112,18 +109,18 @@ impl<'a> Signature<'a> {
                 ));
             }
             before = name;
-            if name == "host" {
+            if name == b"host" {
                 signs_host = true;
-            } else if !request.headers.contains_key(name) {
+            } else if !request.fields.has(name) {
                 return Err(Refusal::MISMATCH);
             }
         }
-        let is_signed = |name: &str| self.signed_headers.split(';').any(|signed| signed == name);
+        let is_signed = |name: &[u8]| names(&self.signed_headers).any(|signed| signed == name);
         let may_be_unsigned =
-            |name: &str| location == Location::Query && UNSIGNED_IN_PRESIGNED.contains(&name);
+            |name: &[u8]| location == Location::Query && UNSIGNED_IN_PRESIGNED.contains(&name);
         let leaves_out =
-            |name: &str| name.starts_with("x-amz-") && !is_signed(name) && !may_be_unsigned(name);
-        if !signs_host || request.headers.keys().any(|name| leaves_out(name.as_str())) {
+            |name: &[u8]| name.starts_with(b"x-amz-") && !is_signed(name) && !may_be_unsigned(name);
+        if !signs_host || request.fields.names().any(leaves_out) {
             return Err(Refusal::UNSIGNED_HEADER);
         }
         Ok(())
@@ -132,7 +129,7 @@ impl<'a> Signature<'a> {
 
 /// The signature in an `Authorization` header.
 fn of_header<'a>(
-    request: &Incoming<'a>,
+    request: &Request<'a>,
     authorization: &'a [u8],
     region: &str,
     now: SystemTime,
@@ -140,15 +137,15 @@ fn of_header<'a>(
     let location = Location::Header;
     let elements = elements_of(authorization)?;
     let mut values = [None; 3];
-    for element in elements.split(',') {
-        let (name, value) = element
-            .trim_ascii()
-            .split_once('=')
+    for element in elements.split(|byte| *byte == b',') {
+        let (name, value) = split_once(element.trim_ascii(), b'=')
             .ok_or_else(|| location.malformed("an element has no value."))?;
-        let at = ["Credential", "SignedHeaders", "Signature"]
-            .iter()
-            .position(|known| *known == name)
-            .ok_or_else(|| location.malformed("an element is not known."))?;
+        let at = match name {
+            b"Credential" => 0,
+            b"SignedHeaders" => 1,
+            b"Signature" => 2,
+            _ => return Err(location.malformed("an element is not known.")),
+        };
         if values[at].replace(value).is_some() {
             return Err(location.malformed("an element stands there twice."));
         }
@@ -158,8 +155,8 @@ fn of_header<'a>(
             location.malformed("it needs the elements Credential, SignedHeaders and Signature.")
         );
     };
-    let date = single(request, "x-amz-date")?
-        .or(single(request, DATE.as_str())?)
+    let date = single(request, b"x-amz-date")?
+        .or(single(request, DATE.as_str().as_bytes())?)
         .and_then(Timestamp::parse_header)
         .ok_or(Refusal::NO_DATE)?;
     let access_key = location.check_scope(credential, &date, region)?;
@@ -177,46 +174,46 @@ fn of_header<'a>(
         signed_headers: signed_headers.into(),
         time: date,
         payload: payload.into(),
-        token: single(request, "x-amz-security-token")?.map(Cow::Borrowed),
-        bytes: signature_bytes(signature.as_bytes())?,
+        token: single(request, b"x-amz-security-token")?.map(Cow::Borrowed),
+        bytes: signature_bytes(signature)?,
     };
     signature.check_headers(request, location)?;
     Ok(signature)
 }
 
 /// The text after the algorithm.
-fn elements_of(authorization: &[u8]) -> Result<&str, Refusal> {
-    let text = std::str::from_utf8(authorization).map_err(|_| Refusal::OTHER_MECHANISM)?;
-    let text = text.trim_ascii();
-    let (mechanism, elements) = text.split_once(' ').unwrap_or((text, ""));
+fn elements_of(authorization: &[u8]) -> Result<&[u8], Refusal> {
+    let text = authorization.trim_ascii();
+    let (mechanism, elements) = split_once(text, b' ').unwrap_or((text, b""));
     match mechanism {
-        ALGORITHM => Ok(elements),
-        "AWS" => Err(Refusal::VERSION_2),
-        "AWS4-ECDSA-P256-SHA256" => Err(Refusal::VERSION_4A),
+        mechanism if mechanism == ALGORITHM.as_bytes() => Ok(elements),
+        b"AWS" => Err(Refusal::VERSION_2),
+        b"AWS4-ECDSA-P256-SHA256" => Err(Refusal::VERSION_4A),
         _ => Err(Refusal::OTHER_MECHANISM),
     }
 }
 
 /// The value of a header that may stand there once.
-fn single<'a>(request: &Incoming<'a>, name: &str) -> Result<Option<&'a [u8]>, Refusal> {
-    let mut values = request.headers.get_all(name).iter();
+fn single<'a>(request: &Request<'a>, name: &[u8]) -> Result<Option<&'a [u8]>, Refusal> {
+    let mut values = request.fields.all(name);
     let value = values.next();
     match values.next() {
         Some(_) => Err(Location::Header.malformed("a header that it needs stands there twice.")),
-        None => Ok(value.map(|value| value.as_bytes().trim_ascii())),
+        None => Ok(value.map(<[u8]>::trim_ascii)),
     }
 }
 
 fn signature_bytes(text: &[u8]) -> Result<[u8; 32], Refusal> {
     let text: &[u8; 64] = text.try_into().map_err(|_| Refusal::MISMATCH)?;
     let mut bytes = [0; 32];
+    // S3 compares texts, and writes digits in lower case.
+    let mut is_upper = false;
     for (byte, digits) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-        // S3 compares texts, and writes digits in lower case.
-        let digit = |digit: u8| hex(digit).filter(|_| !digit.is_ascii_uppercase());
-        let (high, low) = digit(digits[0])
-            .zip(digit(digits[1]))
-            .ok_or(Refusal::MISMATCH)?;
-        *byte = high << 4 | low;
+        is_upper |= digits.iter().any(u8::is_ascii_uppercase);
+        *byte = escaped(digits[0], digits[1]).ok_or(Refusal::MISMATCH)?;
+    }
+    if is_upper {
+        return Err(Refusal::MISMATCH);
     }
     Ok(bytes)
 }
@@ -251,33 +248,34 @@ impl Location {
     /// The access key of a credential for this day, region and service.
     fn check_scope<'a>(
         self,
-        credential: &'a str,
+        credential: &'a [u8],
         date: &Timestamp,
         region: &str,
     ) -> Result<&'a str, Refusal> {
         // An access key of other services than AWS may have slashes.
-        let mut parts = credential.rsplitn(5, '/');
+        let mut parts = credential.rsplitn(5, |byte| *byte == b'/');
         let mut part = || parts.next().ok_or_else(|| self.malformed(BAD_CREDENTIAL));
         let (terminator, service, signed_for, day, access_key) =
             (part()?, part()?, part()?, part()?, part()?);
+        let access_key = std::str::from_utf8(access_key).unwrap_or_default();
         if access_key.is_empty() {
             return Err(self.malformed(BAD_CREDENTIAL));
         }
         let wrong = |what: String| Err(self.refuse(&what, Reason::Scope));
-        if terminator != TERMINATOR {
+        if terminator != TERMINATOR.as_bytes() {
             return wrong(format!(
                 "incorrect terminal. This endpoint uses \"{TERMINATOR}\"."
             ));
         }
-        if service != SERVICE {
+        if service != SERVICE.as_bytes() {
             return wrong(format!(
                 "incorrect service. This endpoint belongs to \"{SERVICE}\"."
             ));
         }
-        if day.as_bytes() != date.day() {
+        if day != date.day() {
             return wrong("the date of the Credential is not that of X-Amz-Date.".to_owned());
         }
-        if signed_for != region {
+        if signed_for != region.as_bytes() {
             return wrong(format!("the region is wrong; expecting '{region}'"));
         }
         Ok(access_key)
@@ -320,7 +318,7 @@ impl<'a> Presigned<'a> {
 
     fn check(
         self,
-        request: &Incoming<'a>,
+        request: &Request<'a>,
         region: &str,
         now: SystemTime,
     ) -> Result<Signature<'a>, Refusal> {
@@ -363,8 +361,7 @@ impl<'a> Presigned<'a> {
             malformed("X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"")
         })?;
         let location = Location::Query;
-        let credential = text(credential).ok_or_else(|| location.malformed(BAD_CREDENTIAL))?;
-        let access_key = match credential {
+        let access_key = match decoded(credential, Part::Query) {
             Cow::Borrowed(credential) => location.check_scope(credential, &date, region)?.into(),
             Cow::Owned(credential) => location
                 .check_scope(&credential, &date, region)?
@@ -388,8 +385,7 @@ impl<'a> Presigned<'a> {
         check_payload(request.method, &payload)?;
         let signature = Signature {
             access_key,
-            signed_headers: text(signed_headers)
-                .ok_or_else(|| location.malformed("the SignedHeaders are mal-formed."))?,
+            signed_headers: decoded(signed_headers, Part::Query),
             time: date,
             payload,
             token: self.token.map(|token| decoded(token, Part::Query)),
@@ -398,13 +394,6 @@ impl<'a> Presigned<'a> {
         signature.check_headers(request, location)?;
         Ok(signature)
     }
-}
-
-fn text(value: &[u8]) -> Option<Cow<'_, str>> {
-    Some(match decoded(value, Part::Query) {
-        Cow::Borrowed(value) => Cow::Borrowed(std::str::from_utf8(value).ok()?),
-        Cow::Owned(value) => Cow::Owned(String::from_utf8(value).ok()?),
-    })
 }
 
 /// The time from the signature to the end of a presigned URL.
