@@ -438,21 +438,31 @@ impl DiskHit {
         }
     }
 
+    /// The next bytes of a body that is in memory: all that remain, if any do. `None`: it is not
+    /// in memory.
+    pub(crate) fn next_in_memory(&mut self) -> Option<Option<Bytes>> {
+        let Source::Entry(entry) = &self.source else {
+            return None;
+        };
+        let HotBody::Memory(_) = &entry.body else {
+            return None;
+        };
+        let Range { start, end } = self.remaining;
+        self.remaining.start = end;
+        Some((start < end).then(|| {
+            let mut piece = Bytes::from_owner(KeptBody(entry.clone()));
+            debug_assert!(end <= piece.len() as u64);
+            piece.truncate(end as usize);
+            piece.advance(start as usize);
+            piece
+        }))
+    }
+
     /// [`read_body`](HandleHit::read_body), without the box that a trait's method
     /// returns its future in.
     async fn next_bytes(&mut self) -> Result<Option<Bytes>> {
-        if let Source::Entry(entry) = &self.source {
-            if let HotBody::Memory(_) = &entry.body {
-                let Range { start, end } = self.remaining;
-                self.remaining.start = end;
-                return Ok((start < end).then(|| {
-                    let mut piece = Bytes::from_owner(KeptBody(entry.clone()));
-                    debug_assert!(end <= piece.len() as u64);
-                    piece.truncate(end as usize);
-                    piece.advance(start as usize);
-                    piece
-                }));
-            }
+        if let Some(bytes) = self.next_in_memory() {
+            return Ok(bytes);
         }
         let range = self.available().await?;
         if range.is_empty() {

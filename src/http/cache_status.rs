@@ -98,7 +98,7 @@ impl<'a> CacheStatus<'a> {
         }
         if let Some(ttl) = self.ttl {
             value.push_str("; ttl=");
-            let _ = write!(value, "{ttl}");
+            value.push_str(itoa::Buffer::new().format(ttl));
         }
         if self.stored {
             value.push_str("; stored");

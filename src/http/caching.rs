@@ -6,7 +6,6 @@
 
 mod own;
 
-use std::fmt::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -27,6 +26,7 @@ use pingora_cache::{
     BodyPart, CacheKey, CacheMeta, CacheOptionOverrides, CachePhase, ForcedFreshness, HitHandler,
     NoCacheReason, RespCacheable,
 };
+use pingora_core::protocols::http::prepared_header::PreparedHeader;
 use pingora_core::protocols::http::{HttpTask, ServerSession};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -41,7 +41,7 @@ use super::conditional::{
     evaluate, has_failing_preconditions, if_range_applies, is_confirmed, Precondition,
 };
 use super::etag::EntityTag;
-use super::fields::{connection_fields, RequestFields};
+use super::fields::{connection_fields, is_connection_field, RequestFields};
 use super::fill_lock::FillLock;
 use super::freshness::{is_from_the_future, ttl, Times};
 use super::heads::{AskedHead, Heads};
@@ -94,6 +94,27 @@ const CONDITIONS: [HeaderName; 6] = [
     IF_MODIFIED_SINCE,
     IF_UNMODIFIED_SINCE,
 ];
+
+/// What has become of a request in [`HttpCaching::begin`].
+enum Begun {
+    /// It is known what it asks for.
+    Judged,
+    /// It is answered with this status.
+    Answer(StatusCode),
+    /// Only its end tells whether it has a body.
+    MayHaveBody,
+}
+
+/// The fields of a request that decide on how it is served.
+#[derive(Clone, Copy, Default)]
+struct Fields {
+    /// One of [`CONDITIONS`].
+    condition: bool,
+    /// One with directives that count.
+    directive: bool,
+    /// One that is about the connection.
+    ending_here: bool,
+}
 
 /// Longer than `Age` and `Cache-Status` of most hits, in bytes.
 const FIELDS_LEN: usize = 64;
@@ -436,14 +457,21 @@ impl HttpCaching {
         session: &mut Session,
         ctx: &mut CachingCtx,
     ) -> Result<bool> {
-        if let Some(status) = answered_here(session.req_header_mut())? {
-            let mut header = ResponseHeader::build(status, Some(2))?;
-            header.insert_header(CONTENT_LENGTH, 0)?;
-            if status == StatusCode::BAD_REQUEST {
-                session.set_keepalive(None);
+        match self.begin(session, ctx)? {
+            Begun::Judged => Ok(false),
+            Begun::Answer(status) => Box::pin(self.answer_status(session, status)).await,
+            Begun::MayHaveBody => {
+                let has_body = has_body(session).await;
+                self.judge(session, ctx, has_body);
+                Ok(false)
             }
-            self.respond(session, header).await?;
-            return Ok(true);
+        }
+    }
+
+    /// [`request_filter`](Self::request_filter), as far as nothing has to be waited for.
+    fn begin(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<Begun> {
+        if let Some(status) = answered_here(session.req_header_mut())? {
+            return Ok(Begun::Answer(status));
         }
         if session.req_header().version <= Version::HTTP_10 {
             // RFC 9110 §15.2
@@ -490,14 +518,35 @@ impl HttpCaching {
         if session.req_header().method == Method::GET {
             ctx.upgrades = self.upgrades(session.req_header());
         }
-        if self.store.is_some() && !ctx.is_own && !ctx.passes {
-            if matches!(session.req_header().method, Method::GET | Method::HEAD) {
+        if self.looks_up(ctx) && !session.is_body_empty() {
+            return Ok(Begun::MayHaveBody);
+        }
+        self.judge(session, ctx, false);
+        Ok(Begun::Judged)
+    }
+
+    /// True if the request may be answered with what is stored.
+    fn looks_up(&self, ctx: &CachingCtx) -> bool {
+        self.store.is_some() && !ctx.is_own && !ctx.passes
+    }
+
+    /// See what the request asks for.
+    fn judge(&self, session: &mut Session, ctx: &mut CachingCtx, has_body: bool) {
+        if self.looks_up(ctx) {
+            let mut has = self.fields_of(session.req_header());
+            if has.ending_here && matches!(session.req_header().method, Method::GET | Method::HEAD)
+            {
                 end_at_this_hop(session.req_header_mut(), ctx.upgrades);
+                has = self.fields_of(session.req_header());
             }
-            let has_body = has_body(session).await;
-            ctx.asks = asks(session, has_body);
+            ctx.asks = asks(session.req_header(), has_body, has.condition);
             ctx.narrow_own(session.req_header());
-            ctx.plain = ctx.asks == Asks::Whole && !ctx.is_special && self.is_plain(session);
+            ctx.plain = ctx.asks == Asks::Whole
+                && !ctx.is_special
+                && !has.condition
+                && !has.directive
+                && session.subrequest_ctx.is_none()
+                && !session.as_downstream().is_http2();
         }
         if ctx.asks == Asks::Nothing {
             let cached = matches!(session.req_header().method, Method::GET | Method::HEAD);
@@ -507,7 +556,17 @@ impl HttpCaching {
                 Forwarded::Method
             });
         }
-        Ok(false)
+    }
+
+    /// Answer a request that goes no further.
+    async fn answer_status(&self, session: &mut Session, status: StatusCode) -> Result<bool> {
+        let mut header = ResponseHeader::build(status, Some(2))?;
+        header.insert_header(CONTENT_LENGTH, 0)?;
+        if status == StatusCode::BAD_REQUEST {
+            session.set_keepalive(None);
+        }
+        self.respond(session, header).await?;
+        Ok(true)
     }
 
     /// True if the client offers to switch to WebSocket. Offers of other protocols are not
@@ -530,14 +589,16 @@ impl HttpCaching {
         variance(response, &request.headers, self.options.request_fields)
     }
 
-    fn is_plain(&self, session: &Session) -> bool {
-        let makes_a_difference = |name: &HeaderName| {
-            CONDITIONS.contains(name)
-                || (self.options.request_directives && [CACHE_CONTROL, PRAGMA].contains(name))
-        };
-        session.subrequest_ctx.is_none()
-            && !session.as_downstream().is_http2()
-            && !session.req_header().headers.keys().any(makes_a_difference)
+    /// One pass over the few fields of most requests hashes none of their names.
+    fn fields_of(&self, request: &RequestHeader) -> Fields {
+        let mut has = Fields::default();
+        for name in request.headers.keys() {
+            has.condition |= CONDITIONS.contains(name);
+            has.ending_here |= is_connection_field(name);
+            has.directive |=
+                self.options.request_directives && [CACHE_CONTROL, PRAGMA].contains(name);
+        }
+        has
     }
 
     /// For the end of `request_filter`, if the request has not been answered:
@@ -563,45 +624,24 @@ impl HttpCaching {
             Box::pin(self.join_download(session, ctx, key)).await;
             return Ok(false);
         }
-        let (Some(store), Some(now)) = (self.store.filter(|_| ctx.plain), ctx.arrived) else {
+        let Some(mut hit) = self.prepared_hit(session, ctx, key) else {
             return Ok(false);
         };
-        let key = key(session);
-        let hit = store
-            .cache
-            .lookup_prepared(&key, |prepared| prepared.is_usable(now));
-        let Some(mut hit) = hit else {
-            return Ok(false);
-        };
-        if !session.as_downstream().supports_zero_copy() {
-            hit.copy_body();
-        }
         // Before the header: what can not be read is fetched.
-        let Ok(first) = hit.next_part().await else {
+        let first = match hit.next_in_memory() {
+            Some(bytes) => bytes.map(BodyPart::Bytes),
+            None => match hit.next_part().await {
+                Ok(first) => first,
+                Err(_) => return Ok(false),
+            },
+        };
+        let Some((header, text, age_len)) = self.prepared_header(&hit, ctx) else {
             return Ok(false);
         };
-        let now = if hit.has_waited() {
-            SystemTime::now()
-        } else {
-            now
-        };
-        let Some(prepared) = hit.prepared() else {
-            return Ok(false);
-        };
-        let status = CacheStatus {
-            ttl: Some(prepared.ttl(now)),
-            ..CacheStatus::hit(self.options.name)
-        };
-        let mut text = String::with_capacity(FIELDS_LEN);
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{}", prepared.age(now));
-        let age_len = text.len();
-        status.push_to(&mut text);
-        let (age, status) = text.as_bytes().split_at(age_len);
-        let fields = [("Age", age), ("Cache-Status", status)];
         ctx.answered_prepared = true;
+        let (age, status) = text.as_bytes().split_at(age_len);
         session
-            .write_prepared_header(&prepared.header, &fields, false)
+            .write_prepared_header(header, &[("Age", age), ("Cache-Status", status)], false)
             .await
             .map_err(of_sending)?;
         let sent = send_body(session, &mut hit, first).await;
@@ -613,6 +653,47 @@ impl HttpCaching {
             }
         }
         sent.map(|()| true)
+    }
+
+    /// The hit that [`answer_prepared`](Self::answer_prepared) sends, if there is one.
+    fn prepared_hit(
+        &self,
+        session: &Session,
+        ctx: &CachingCtx,
+        key: impl FnOnce(&Session) -> CacheKey,
+    ) -> Option<DiskHit> {
+        let store = self.store.filter(|_| ctx.plain)?;
+        let now = ctx.arrived?;
+        let mut hit = store
+            .cache
+            .lookup_prepared(&key(session), |prepared| prepared.is_usable(now))?;
+        if !session.as_downstream().supports_zero_copy() {
+            hit.copy_body();
+        }
+        Some(hit)
+    }
+
+    /// The header of a hit; the values of `Age` and `Cache-Status`, one after the other; and
+    /// the length of the former.
+    fn prepared_header<'h>(
+        &self,
+        hit: &'h DiskHit,
+        ctx: &CachingCtx,
+    ) -> Option<(&'h PreparedHeader, String, usize)> {
+        let prepared = hit.prepared()?;
+        let now = match ctx.arrived {
+            Some(arrived) if !hit.has_waited() => arrived,
+            _ => SystemTime::now(),
+        };
+        let status = CacheStatus {
+            ttl: Some(prepared.ttl(now)),
+            ..CacheStatus::hit(self.options.name)
+        };
+        let mut text = String::with_capacity(FIELDS_LEN);
+        text.push_str(itoa::Buffer::new().format(prepared.age(now)));
+        let age_len = text.len();
+        status.push_to(&mut text);
+        Some((&prepared.header, text, age_len))
     }
 
     /// Have the whole fetched for a part with which a download begins, if nothing is stored, or
@@ -1897,8 +1978,9 @@ async fn send_body(
                 }
             }
             BodyPart::File { file, offset, len } => {
-                let written = session.write_file_body(&file, offset, len).await;
-                written.map(drop)
+                // Boxed: small bodies come from memory, and pay for the room of this.
+                let written = Box::pin(session.write_file_body(&file, offset, len));
+                written.await.map(drop)
             }
             part => {
                 let why = format!("a hit has {part:?}, which cannot be sent");
@@ -2077,13 +2159,13 @@ fn origin_form(target: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-fn asks(session: &Session, has_body: bool) -> Asks {
+fn asks(request: &RequestHeader, has_body: bool, has_condition: bool) -> Asks {
     if has_body {
         return Asks::Nothing;
     }
-    let request = session.req_header();
     match request.method {
         Method::HEAD => Asks::Head,
+        Method::GET if !has_condition => Asks::Whole,
         Method::GET => match request.headers.get(RANGE) {
             // The whole from its beginning on is what a fill delivers.
             Some(range) if single_range(range.as_bytes()) == Some((0, None)) => Asks::Whole,

@@ -39,6 +39,11 @@ impl RequestFields {
     }
 }
 
+/// True for the fields that are about a connection, whatever `Connection` says.
+pub(super) fn is_connection_field(name: &HeaderName) -> bool {
+    [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, UPGRADE].contains(name)
+}
+
 /// The names of the fields in `headers` that concern this connection only: they are
 /// neither forwarded nor stored (RFC 9110 §7.6.1, RFC 9111 §3.1).
 ///
@@ -50,11 +55,10 @@ impl RequestFields {
 /// two hops disagree about it. Any other field that is named is listed, Cache-Control
 /// and Vary too, so decide on storing before removing.
 pub fn connection_fields(headers: &HeaderMap) -> Vec<HeaderName> {
-    let always = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, UPGRADE];
     // One pass over the few fields of most messages hashes none of their names.
     let mut names: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| always.contains(name))
+        .filter(|name| is_connection_field(name))
         .cloned()
         .collect();
     if names.is_empty() {

@@ -239,9 +239,12 @@ impl KeyPrefix {
 pub(super) fn requested_path(request: &RequestHeader) -> Cow<'_, str> {
     fn path(target: &str) -> &str {
         let target = after_authority(target);
-        match target.split(['?', '#']).next().unwrap_or_default() {
-            "" => "/",
-            path => path,
+        let ends = |byte: &u8| matches!(byte, b'?' | b'#');
+        match target.as_bytes().iter().position(ends) {
+            Some(0) => "/",
+            Some(end) => &target[..end],
+            None if target.is_empty() => "/",
+            None => target,
         }
     }
     match String::from_utf8_lossy(request.raw_path()) {

@@ -105,6 +105,24 @@ pub(super) enum Decision {
     Refuse(Box<Refused>),
 }
 
+/// The way of a request through `request_filter`.
+enum Admission {
+    /// It is for an object, and is served.
+    Serve,
+    /// It is no request for S3.
+    Error(S3Error),
+    /// The client may not do it.
+    Refuse(Box<Refused>),
+    /// It may have a body, and must not.
+    MayHaveBody(Found),
+    /// It is for all buckets.
+    Service(S3Request),
+    /// S3 decides on it.
+    Pass(Route),
+    /// It is for something else than an object.
+    Other(Route),
+}
+
 /// What is known of a request.
 #[derive(Default)]
 pub struct RequestCtx {
@@ -349,19 +367,15 @@ impl S3ProxyHttp {
         Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up())
     }
 
-    /// Route a request to its resolved key if the origin lacks the key with dot segments.
-    async fn resolve_dots(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Decision> {
+    /// The key of the object without dot segments, if it has some that the origin may lack.
+    fn without_dots(&self, ctx: &RequestCtx) -> Result<Option<ObjectKey>> {
         let route = routed(&ctx.route)?;
-        match route.key()?.without_dot_segments() {
-            // Boxed, because few requests come here.
-            // What a client signs is a key as S3 reads it.
-            Some(resolved) if self.auth.is_open(route.site.index()) => {
-                Box::pin(self.resolve_to(session, resolved, ctx)).await
-            }
-            _ => Ok(Decision::Proceed),
-        }
+        let resolved = route.key()?.without_dot_segments();
+        // What a client signs is a key as S3 reads it.
+        Ok(resolved.filter(|_| self.auth.is_open(route.site.index())))
     }
 
+    /// Route a request to its resolved key if the origin lacks the key with dot segments.
     async fn resolve_to(
         &self,
         session: &mut Session,
@@ -409,6 +423,77 @@ impl S3ProxyHttp {
             return Decision::Refuse(Box::new(error.into()));
         }
         Decision::Proceed
+    }
+
+    /// For `request_filter`: decide on a request, as far as nothing has to be waited for.
+    fn admit(&self, session: &mut Session, ctx: &mut RequestCtx) -> Admission {
+        answer_what_was_asked(session);
+        session.set_write_timeout(self.write_timeout);
+        session.set_min_send_rate(self.min_send_rate);
+        self.limit_keepalive(session);
+        let found = match Found::of(self.keys.router(), session.req_header()) {
+            Ok(found) => found,
+            Err(error) => return Admission::Error(error),
+        };
+        let is_read = matches!(session.req_header().method, Method::GET | Method::HEAD);
+        if is_read && !session.is_body_empty() {
+            return Admission::MayHaveBody(found);
+        }
+        self.admit_found(session, found, ctx)
+    }
+
+    /// The same, once the bucket is found and there is no body that must not be.
+    fn admit_found(&self, session: &Session, found: Found, ctx: &mut RequestCtx) -> Admission {
+        let route = match found {
+            Found::Site(route) => route,
+            Found::Service(request) => return Admission::Service(request),
+        };
+        if route.site.is_passthrough() {
+            return Admission::Pass(route);
+        }
+        match self.authorise(session, &route.request, &route.site, ctx) {
+            Decision::Proceed => {}
+            Decision::Refuse(refused) => return Admission::Refuse(refused),
+        }
+        if !route.request.reads_object() {
+            return Admission::Other(route);
+        }
+        if !route.request.is_plain() || ctx.admitted.by_cookie {
+            ctx.caching.set_special();
+        }
+        if route.request.passes_the_cache() {
+            ctx.caching.pass(route.request.part_number().is_some());
+        }
+        ctx.route = Some(route);
+        Admission::Serve
+    }
+
+    /// For `request_filter`: what [`admit`](Self::admit) leaves open. `None`: the request is
+    /// served.
+    async fn admit_rare(
+        &self,
+        session: &mut Session,
+        mut admission: Admission,
+        ctx: &mut RequestCtx,
+    ) -> Result<Option<bool>> {
+        if let Admission::MayHaveBody(found) = admission {
+            if sends_body(session).await {
+                session.set_keepalive(None);
+                let why = "a GET or HEAD has no body";
+                let error = S3Error::new(Code::InvalidRequest, why);
+                return refuse(session, error, ctx.admitted).await.map(Some);
+            }
+            admission = self.admit_found(session, found, ctx);
+        }
+        let answered = match admission {
+            Admission::Serve | Admission::MayHaveBody(_) => return Ok(None),
+            Admission::Error(error) => refuse(session, error, ctx.admitted).await,
+            Admission::Refuse(refused) => refuse_client(session, &refused).await,
+            Admission::Service(request) => self.answer_service(session, &request, ctx).await,
+            Admission::Pass(route) => self.pass(session, route, ctx).await,
+            Admission::Other(route) => self.answer_other(session, route, ctx).await,
+        };
+        answered.map(Some)
     }
 
     /// For `request_filter`: a request that is for all buckets.
@@ -747,51 +832,23 @@ fn describe_as_asked(request: &S3Request, response: &mut ResponseHeader) -> Resu
 
 #[async_trait]
 impl ProxyHttp for S3ProxyHttp {
-    type CTX = RequestCtx;
+    // In a box, because Pingora moves it several times.
+    type CTX = Box<RequestCtx>;
 
     fn new_ctx(&self) -> Self::CTX {
-        RequestCtx::default()
+        Box::default()
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
-        answer_what_was_asked(session);
-        session.set_write_timeout(self.write_timeout);
-        session.set_min_send_rate(self.min_send_rate);
-        self.limit_keepalive(session);
-        let found = match Found::of(self.keys.router(), session.req_header()) {
-            Ok(found) => found,
-            Err(error) => return refuse(session, error, ctx.admitted).await,
-        };
-        let is_read = matches!(session.req_header().method, Method::GET | Method::HEAD);
-        if is_read && sends_body(session).await {
-            session.set_keepalive(None);
-            let why = "a GET or HEAD has no body";
-            let error = S3Error::new(Code::InvalidRequest, why);
-            return refuse(session, error, ctx.admitted).await;
-        }
-        let route = match found {
-            Found::Site(route) => route,
-            Found::Service(request) => {
-                return Box::pin(self.answer_service(session, &request, ctx)).await;
+        // Boxed: what few requests need, and all would have room for.
+        match self.admit(session, ctx) {
+            Admission::Serve => {}
+            rare => {
+                if let Some(answered) = Box::pin(self.admit_rare(session, rare, ctx)).await? {
+                    return Ok(answered);
+                }
             }
-        };
-        if route.site.is_passthrough() {
-            return Box::pin(self.pass(session, route, ctx)).await;
         }
-        match self.authorise(session, &route.request, &route.site, ctx) {
-            Decision::Proceed => {}
-            Decision::Refuse(refused) => return refuse_client(session, &refused).await,
-        }
-        if !route.request.reads_object() {
-            return Box::pin(self.answer_other(session, route, ctx)).await;
-        }
-        if !route.request.is_plain() || ctx.admitted.by_cookie {
-            ctx.caching.set_special();
-        }
-        if route.request.passes_the_cache() {
-            ctx.caching.pass(route.request.part_number().is_some());
-        }
-        ctx.route = Some(route);
         if self
             .caching
             .request_filter(session, &mut ctx.caching)
@@ -799,8 +856,11 @@ impl ProxyHttp for S3ProxyHttp {
         {
             return Ok(true);
         }
-        if let Decision::Refuse(refused) = self.resolve_dots(session, ctx).await? {
-            return refuse_client(session, &refused).await;
+        if let Some(resolved) = self.without_dots(ctx)? {
+            let decision = Box::pin(self.resolve_to(session, resolved, ctx)).await?;
+            if let Decision::Refuse(refused) = decision {
+                return refuse_client(session, &refused).await;
+            }
         }
         let route = routed(&ctx.route)?;
         let (site, key, version) = (&route.site, route.key()?, route.request.version_id());

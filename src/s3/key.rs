@@ -57,8 +57,7 @@ impl ObjectKey {
             return Err(KeyError::TooLong);
         }
         // Judged after decoding, so that neither `%2e%2e` nor `%2F` hides a segment.
-        let may_have_dots = key.starts_with('.') || key.contains("/.");
-        if may_have_dots && leaves_bucket(&key) {
+        if may_have_dot_segments(&key) && leaves_bucket(&key) {
             return Err(KeyError::OutsideBucket);
         }
         Ok(ObjectKey(key))
@@ -69,7 +68,7 @@ impl ObjectKey {
     /// has no such segments.
     pub fn without_dot_segments(&self) -> Option<ObjectKey> {
         let is_dots = |segment: &str| matches!(segment, "." | "..");
-        if !self.0.split('/').any(is_dots) {
+        if !may_have_dot_segments(&self.0) || !self.0.split('/').any(is_dots) {
             return None;
         }
         let mut resolved: Vec<&str> = Vec::new();
@@ -107,6 +106,12 @@ impl ObjectKey {
     pub fn encoded(&self) -> Cow<'_, str> {
         encode(&self.0)
     }
+}
+
+/// Few keys have a segment that begins with a dot.
+fn may_have_dot_segments(key: &str) -> bool {
+    let key = key.as_bytes();
+    key.first() == Some(&b'.') || key.windows(2).any(|pair| pair == b"/.")
 }
 
 impl fmt::Display for ObjectKey {
