@@ -6,7 +6,7 @@ help:
 	@echo 'make build          target/release/s3-proxy and target/release/examples/http_cache'
 	@echo 'make bench          the benchmarks; BENCH=--quick shortens them to a smoke run'
 	@echo 'make soak           the proxy under load, faults and attacks, for SOAK_MINUTES (30)'
-	@echo 'make fuzz           what is read from the cache folder, clients, S3 and YAML, FUZZ_SECONDS (600) each'
+	@echo 'make fuzz           parsers of cache files, requests, S3 documents and YAML, for FUZZ_SECONDS (600) each'
 	@echo 'make lint           fmt, clippy and documentation, warnings are errors'
 	@echo 'make vendor         fetch Pingora and apply patches/'
 	@echo 'make vendor-refresh write the commits of vendor/pingora to patches/'

@@ -263,7 +263,7 @@ type Asked = (
     &'static [(&'static str, &'static str)],
 );
 
-/// A way to an object, and how a client asks there.
+/// A route to an object, and the way in which a client asks there.
 #[derive(Clone, Copy)]
 struct Door {
     path: &'static str,
@@ -334,7 +334,7 @@ impl Door {
 
 #[test]
 fn no_request_of_one_client_changes_what_another_gets() {
-    // The origin tells all that it has been asked for.
+    // The origin answers with the target, and with those of these fields that it got.
     let origin = Origin::start(|asked| {
         let fields = [
             "cookie",
@@ -1378,7 +1378,7 @@ fn what_a_cookie_gives_is_not_for_everybody() {
         .set("auth", "jwt")
         .set("jwt", section)
         .set("list", "true");
-    // So that the second answer is a remembered one, however slow the machine is.
+    // The TTL is long, so that the second 404 is a remembered one on a slow machine too.
     let proxy = builder().bucket(bucket).negative_ttl("1h").start();
     let cookie = format!("session={token}");
     let cookie = [("Cookie", &*cookie)];
@@ -1392,7 +1392,7 @@ fn what_a_cookie_gives_is_not_for_everybody() {
         let answer = request(proxy.addr(), "GET", target, &cookie);
         assert_eq!(answer.status, status, "{target}");
         assert_eq!(answer.header("vary"), Some("Cookie"), "{target}");
-        // Caches keep no answer to a request with `Authorization` (RFC 9111 §3.5).
+        // Shared caches store no answer to a request with `Authorization` (RFC 9111 §3.5).
         assert_eq!(with_token(&proxy, target, &token).header("vary"), None);
     }
     assert_eq!(origin.requests().len(), 1);

@@ -325,7 +325,7 @@ fn what_the_origin_has_ended_is_not_served_stale_again() {
             eventually("it is ended", || proxy.get(path).status == status);
             eventually("it is not stored", || proxy.metric("cache_entries") == 0);
         }
-        // Failures that allow to serve what is stored find nothing, or what was there before.
+        // A failure of the origin lets a stored object be served stale, unless it was removed.
         answers.store(503, Ordering::SeqCst);
         let last = proxy.get(path);
         match ends {

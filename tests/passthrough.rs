@@ -389,7 +389,7 @@ fn one_whom_s3_refuses_is_not_told_what_is_stored() {
         &[("x-amz-checksum-mode", "ENABLED")],
     ] {
         for method in ["GET", "HEAD", "OPTIONS"] {
-            // Stored, not stored, and missing.
+            // An object that is stored, one that is not, and one that does not exist.
             let mut answers = [KEY, "/bucket/off", "/bucket/non"].map(|target| {
                 let refused = ask(&proxy, "bob", method, target, fields);
                 assert_eq!(refused.status, 403, "{method} {target}");
@@ -405,7 +405,7 @@ fn one_whom_s3_refuses_is_not_told_what_is_stored() {
     stored(&proxy, 1);
 }
 
-/// S3 has domains whose names are those of buckets, and only S3 knows these.
+/// S3 has domains under which names are buckets, and only S3 knows these domains.
 #[test]
 fn what_s3_says_under_one_name_opens_nothing_under_another() {
     const OTHER: &str = "mallory.s3.example";
@@ -418,8 +418,8 @@ fn what_s3_says_under_one_name_opens_nothing_under_another() {
         if !host.to_ascii_lowercase().starts_with("mallory.") {
             return answer(asked, &objects);
         }
-        // An object `bucket/key` of Mallory's own bucket, to which S3 lets its owner give any
-        // ETag.
+        // The answer is for the object `bucket/key` in Mallory's own bucket. S3 lets the owner of
+        // a bucket give an object any ETag.
         let answer = match asked.header("if-none-match") == Some(&tag) {
             true => Answer::status(304),
             false => Answer::ok().body(pattern(2, LEN)),
@@ -458,11 +458,11 @@ fn what_s3_says_under_one_name_opens_nothing_under_another() {
                 assert_eq!(ask(client, host), "MISS");
                 stored(&proxy, number);
             }
-            // Each has hits.
+            // Each client has hits.
             for (client, host) in clients {
                 assert_ne!(ask(client, host), "MISS", "{host}");
             }
-            // All are voided together.
+            // A change voids what is stored under both names.
             let put = ask_with(&proxy, "alice", "PUT", KEY, &[], &pattern(1, LEN));
             assert_eq!(put.status, 200);
             for (client, host) in clients {
@@ -472,7 +472,7 @@ fn what_s3_says_under_one_name_opens_nothing_under_another() {
     }
 }
 
-/// The whole that the proxy's own keys fetch is that of which S3 gave the part.
+/// The proxy's own keys fetch the whole of the object of which S3 gave the client a part.
 #[test]
 fn keys_of_the_proxy_ask_under_the_name_of_the_client() {
     let s3 = S3::start();
@@ -892,7 +892,7 @@ fn what_a_client_changes_is_void_before_it_has_its_answer() {
 #[test]
 fn what_a_client_changes_voids_the_lists_of_the_bucket() {
     let s3 = S3::start();
-    // A list of what is there.
+    // S3 lists the objects that it has.
     let objects = s3.objects.clone();
     s3.origin.script("/bucket/", move |asked, _| {
         if asked.method != "GET" {
@@ -1005,7 +1005,7 @@ fn a_change_whose_answer_is_lost_or_an_error_may_have_happened() {
     }
 }
 
-/// Under a name that may be that of a bucket, S3 takes the path for a key in it, or not.
+/// A `Host` may name a bucket. S3 then takes the path for a key in it, or for a bucket and a key.
 #[test]
 fn what_a_request_changes_is_void_in_each_way_in_which_s3_may_take_it() {
     let s3 = S3::start();
@@ -1073,7 +1073,7 @@ fn what_s3_has_not_implemented_changes_nothing() {
     stored(&proxy, 2);
     for path in [KEY, "/bucket", "/bucket/"] {
         let objects = s3.objects.clone();
-        // S3 says so to everybody, whoever asks.
+        // S3 answers so even without a signature.
         s3.origin
             .script(path, move |asked, _| match &*asked.method {
                 "GET" => answer(asked, &objects),

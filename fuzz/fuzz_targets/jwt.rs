@@ -1,5 +1,6 @@
-//! A token is accepted only if the right key signed it, byte by byte, and its claims hold as
-//! another parser reads them. Keys are read from any text without harm, and no secret is shown.
+//! A token is accepted only if the right key signed it, and if its claims hold as another
+//! parser reads them. A token with one byte changed is refused. Keys can be read from any text
+//! without a panic, and their debug output shows no secret.
 
 #![no_main]
 
@@ -29,10 +30,11 @@ const PUBLIC: &str = r#"{"keys":[
     {"kty":"OKP","crv":"Ed25519","kid":"ed",
      "x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
-/// Seconds in which a run of the target may be late.
+/// Seconds that may pass between the verification of a token and this target's check.
 const LATE: f64 = 5.0;
 
-// A line with the position of a byte and its change, the header, and the claims.
+// Input: the position of a byte and its change, one byte each; the header, a line feed, and the
+// claims. `$` stands for the present time, `^` for an hour later, `~` for an hour earlier.
 fuzz_target!(init: seeds::write(&examples()), |data: &[u8]| {
     read_keys(data);
     let verifiers = verifiers();
@@ -51,7 +53,7 @@ fuzz_target!(init: seeds::write(&examples()), |data: &[u8]| {
     let (header, claims) = text.split_once('\n').unwrap_or((&text, ""));
     let token = signed(header, claims, SECRET);
     let [secret, public] = verifiers;
-    // A public key is no secret.
+    // A public key must not serve as an HMAC secret.
     let confused = signed(header, claims, PUBLIC.as_bytes());
     assert!(public.verify(confused.as_bytes()).is_err());
     assert!(public.verify(token.as_bytes()).is_err());
@@ -69,7 +71,7 @@ fuzz_target!(init: seeds::write(&examples()), |data: &[u8]| {
     }
 });
 
-/// One that knows a secret, and one that knows public keys.
+/// A verifier that knows a secret, and one that knows public keys.
 fn verifiers() -> &'static [Verifier; 2] {
     static VERIFIERS: OnceLock<[Verifier; 2]> = OnceLock::new();
     let rules = Rules {

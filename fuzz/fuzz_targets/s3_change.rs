@@ -1,6 +1,6 @@
-//! What a request changes at S3 is voided: the keys that are read from a DeleteObjects document
-//! are those that a parser finds, however the document is cut, and they take bounded memory.
-//! A request that is not known to change nothing is taken to change something.
+//! Changes at S3 are not missed. Every object that an XML parser finds in a DeleteObjects
+//! document is read from it, however the document is cut, and takes bounded memory. A request
+//! counts as a change unless it is known to change nothing.
 
 #![no_main]
 
@@ -12,15 +12,15 @@ use pingora_sendfile::s3::{Change, DeletedKeys, Operation, Proof, S3Request, Sig
 use quick_xml::events::Event;
 use quick_xml::Reader;
 
-/// The most objects of one list.
+/// The most objects of one document.
 const MAX_OBJECTS: usize = 1000;
 const MAX_KEYS_BYTES: usize = 64 * 1024;
 
-/// A key, and the version if one is named.
+/// A key, and its version if the document names one.
 type Object = (String, Option<String>);
 
 fuzz_target!(init: seeds::write(&examples()), |data: &[u8]| {
-    // A line with the size of pieces, a method, a target and fields, and a document.
+    // Input: a line with the size of pieces (one byte) and a request, then a document.
     let Some(end) = data.iter().position(|byte| *byte == b'\n') else {
         return;
     };
@@ -52,8 +52,8 @@ fn read(document: &[u8], size: usize) -> Option<Vec<Object>> {
     Some(objects.collect())
 }
 
-/// The objects that a parser finds; `None`: the document is not well-formed, or has other
-/// elements.
+/// The objects that an XML parser finds. `None` if the document is not well-formed, or has
+/// other elements.
 fn parsed(document: &[u8]) -> Option<Vec<Object>> {
     let text = std::str::from_utf8(document).ok()?;
     let mut reader = Reader::from_str(text);
@@ -134,7 +134,7 @@ fn check_request(line: &[u8]) {
     assert!(!is_read || !Change::changes_permissions(&request, &method));
     let of_object = request.target.key().is_some();
     let has = |name: &str| query.is_some_and(|query| has_parameter(query, name));
-    // Parts of an upload are no object yet, and to select is to read.
+    // Uploaded parts are not an object yet, and SelectObjectContent only reads.
     let is_known = has("uploadId") || has("uploads") || has("select");
     if of_object && !is_read && !is_known {
         assert_ne!(change, Change::Nothing, "{request:?}");
@@ -148,7 +148,7 @@ fn check_request(line: &[u8]) {
 }
 
 fn has_parameter(query: &[u8], name: &str) -> bool {
-    // An escape may hide one.
+    // An escape may hide the name.
     query.contains(&b'%')
         || query.split(|byte| *byte == b'&').any(|parameter| {
             let found = parameter.split(|byte| *byte == b'=').next();
@@ -156,7 +156,7 @@ fn has_parameter(query: &[u8], name: &str) -> bool {
         })
 }
 
-/// A proof without a signature never ends, and is of nobody; one more field is another proof.
+/// A proof expires exactly if the request is signed. One more field makes another proof.
 fn check_proof(method: &Method, target: &[u8], query: Option<&[u8]>, headers: &HeaderMap) {
     let proof = |headers: &HeaderMap| Proof::of(method.as_str(), target, [None; 3], headers);
     let Some(proved) = proof(headers) else {

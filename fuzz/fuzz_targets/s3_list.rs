@@ -1,6 +1,6 @@
-//! The document of a list is rewritten the same however it is cut. A parser that reads the
-//! whole finds a well-formed document in which nothing but the name of the bucket and the
-//! beginning of keys has changed, and no key that is outside the prefix.
+//! The document of a list is rewritten the same however it is cut. The result is well-formed
+//! if the document was. Only the name of the bucket and the beginnings of keys differ, and no
+//! key is outside the prefix.
 
 #![no_main]
 
@@ -18,7 +18,7 @@ use quick_xml::Reader;
 const PREFIX: &str = "t&/";
 const NAME: &str = "assets";
 
-/// An element, by the names from the root on, and the text directly in it, as it is written.
+/// An element: the names on the path from the root, and its own text as written.
 type Element = (Vec<String>, String);
 
 fuzz_target!(init: seeds::write(&examples()), |data: &[u8]| {
@@ -66,7 +66,7 @@ fn rewrite(
 }
 
 fn check(document: &[u8], sent: &[u8], key_prefix: &str, is_encoded: bool) {
-    // What a parser refuses as a whole is for the client's to refuse.
+    // A document that is not well-formed is left to the client's parser.
     let Some(came) = elements(document) else {
         return;
     };
@@ -110,7 +110,7 @@ fn check_key(came: &str, sent: &str, key_prefix: &str, is_encoded: bool) {
     );
 }
 
-/// Keys that are percent-encoded, as of a form.
+/// A key decoded like a value of an HTML form.
 fn decoded(text: &str) -> Vec<u8> {
     let text = text.as_bytes();
     let digit = |at: usize| char::from(*text.get(at)?).to_digit(16);
@@ -130,10 +130,10 @@ fn decoded(text: &str) -> Vec<u8> {
     decoded
 }
 
-/// The elements in the order of their ends; `None`: the document is not well-formed.
+/// The elements in the order in which they end. `None` if the document is not well-formed.
 fn elements(document: &[u8]) -> Option<Vec<Element>> {
     let document = std::str::from_utf8(document).ok()?;
-    // The reader leaves it out of its positions.
+    // The reader's positions do not count a byte order mark.
     let document = document.strip_prefix('\u{feff}').unwrap_or(document);
     let mut reader = Reader::from_str(document);
     let mut elements = Vec::new();
@@ -175,7 +175,7 @@ fn elements(document: &[u8]) -> Option<Vec<Element>> {
     open.is_empty().then_some(elements)
 }
 
-/// The codes of error documents go to the log.
+/// The code and region of an error document are short and plain, because they go to the log.
 fn check_fault(document: &[u8]) {
     let Some(fault) = Fault::read(document) else {
         return;

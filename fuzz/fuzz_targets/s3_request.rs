@@ -1,6 +1,6 @@
-//! Whatever a client writes, the origin is asked for something below the bucket and its
-//! `key_prefix`, spelled in one way; parameters are what a second reading of the query finds;
-//! and an error is a document that a parser reads.
+//! The origin is only asked for something below the bucket and its `key_prefix`, spelled in one
+//! way, whatever a client writes. Parameters are those that a second implementation finds in the
+//! query. An error is a document that a parser reads.
 
 #![no_main]
 
@@ -15,7 +15,7 @@ use pingora_sendfile::s3::{
 use quick_xml::events::Event;
 use quick_xml::Reader;
 
-/// Sub-resources, which make a request another one than for the object or the list.
+/// Sub-resources: parameters of requests for something other than an object or a list.
 const SUB_RESOURCES: [&str; 12] = [
     "acl",
     "attributes",
@@ -31,7 +31,7 @@ const SUB_RESOURCES: [&str; 12] = [
     "versions",
 ];
 
-/// Parameters that the target compares.
+/// Parameters whose values this fuzz target compares.
 const PARAMETERS: [&str; 9] = [
     "continuation-token",
     "delimiter",
@@ -102,7 +102,7 @@ fn router() -> Router {
         key_prefix: "team/".into(),
         ..bucket("/assets", "bucket")
     };
-    // The whole of the same bucket, another one, and what S3 decides on.
+    // The same bucket without `key_prefix`, and one in passthrough mode.
     let signed = Bucket {
         principal: Some("AK".into()),
         ..bucket("/signed/a", "bucket")
@@ -115,7 +115,7 @@ fn router() -> Router {
     Router::new(all.into_iter().map(Origin::new).collect())
 }
 
-/// Unreserved characters make no difference in either spelling (RFC 3986 §2.3).
+/// Encoded and plain unreserved characters are equivalent (RFC 3986 §2.3).
 fn check_spelling(router: &Router, host: Option<&[u8]>, path: &str) {
     let mut escapes = path.split('%').skip(1);
     let is_whole = |after: &str| {
@@ -152,7 +152,7 @@ fn check_key(router: &Router, site: &Site, key: &ObjectKey) {
         assert!(stays_below(&resolved.encoded()));
         assert!(resolved.without_dot_segments().is_none());
     }
-    // Objects of others have other keys in the cache.
+    // Each route has cache keys of its own.
     let whole_key = [site.key_prefix(), key.as_str()].concat();
     let stored = site
         .cache_key_of(site.bucket(), &whole_key)
@@ -182,7 +182,8 @@ fn stays_below(encoded: &str) -> bool {
     true
 }
 
-/// A query as an HTML form has it, which is how S3 reads one.
+/// Text decoded like a value of an HTML form, as S3 decodes queries. `plus`: the byte that `+`
+/// stands for.
 fn decoded(text: &[u8], plus: u8) -> Vec<u8> {
     let digit = |at: usize| char::from(*text.get(at)?).to_digit(16);
     let mut decoded = Vec::new();
@@ -259,7 +260,7 @@ fn check_request(site: &Site, request: &S3Request) {
     }
 }
 
-/// A list is asked for below the prefix of keys, in a spelling that needs no interpretation.
+/// A list is requested below `key_prefix`, in a query that has only one reading.
 fn check_list(site: &Site, target: &str) {
     let query = target.strip_prefix(&format!("{}/", site.base_path()));
     let query = query.expect("the path of the bucket");
@@ -324,7 +325,7 @@ fn examples() -> Vec<Vec<u8>> {
         "POST\n/passed?\ndelete\n",
         "GET\n/assets/%ff\nacl&tagging\nrange:bytes=0-1",
         "GET\n/assets/a\n%61cl\nx-amz-server-side-encryption-customer-key:k",
-        // As the AWS CLI, boto3, s3fs, rclone, minio-go and presigned URLs ask.
+        // Requests as in the AWS CLI, boto3, s3fs, rclone, minio-go and presigned URLs.
         "GET\n/signed/a\nlist-type=2&prefix=&delimiter=%2F&encoding-type=url\nx-amz-date:20130524T000000Z",
         "GET\n/signed/a/k%2Bx\n\nrange:bytes=8388608-16777215\nif-match:\"abc\"\nx-amz-checksum-mode:ENABLED",
         "GET\n/other/\nlocation=\nx-amz-content-sha256:UNSIGNED-PAYLOAD",

@@ -1,9 +1,10 @@
-//! A signature that a client makes by the rules of S3 is accepted, and only that: what is
-//! accepted with some byte changed means the same, aws-sigv4 makes the same signature, and it
-//! ends in time. What is refused is refused with a status of S3.
+//! A request is accepted if its signature follows the rules of S3, and only then. An accepted
+//! signature expires in time, and is the one that aws-sigv4 makes, for requests that aws-sigv4
+//! can write. If the request is accepted with one byte changed too, both mean the same. Refusals
+//! have a status of S3.
 //!
-//! Fuzzing cannot guess an HMAC. Where a request has [`OPEN`] in the place of its signature,
-//! the target signs it, by a second reading of the rules.
+//! Fuzzing cannot guess an HMAC. If a request has [`OPEN`] in place of its signature, this fuzz
+//! target signs it, by a second implementation of the rules.
 
 #![no_main]
 
@@ -39,7 +40,7 @@ const DATE: &str = "x-amz-date";
 const TOKEN: &str = "x-amz-security-token";
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// In the place of a signature: the target shall sign.
+/// Placeholder for a signature that this fuzz target makes.
 const OPEN: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// A request: a line with its method, one with its path, one with its query, and its fields.
@@ -51,7 +52,7 @@ struct Request {
     headers: HeaderMap,
 }
 
-/// What a request says of its signature, if it says so in the usual way.
+/// Signature data that a request states, if it states them in the usual form.
 struct Stated {
     is_presigned: bool,
     date: String,
@@ -60,7 +61,7 @@ struct Stated {
     life: u64,
 }
 
-/// Changes one byte of a request.
+/// A change of one byte of a request.
 struct Change {
     part: u8,
     at: u8,
@@ -79,7 +80,7 @@ fuzz_target!(init: seeds::write(&examples()), |data: &[u8]| {
         at: *at,
         byte: *byte,
     };
-    // A client may sign what it sends as it is, or as S3 documents.
+    // A client may sign the target as it sends it, or in the form that S3 documents.
     let is_documented = part & 0x80 == 0;
     let is_ours = request.sign(is_documented);
     let verdict = request.verify(NOW);
@@ -147,8 +148,8 @@ fn check_neighbours(request: &Request) {
     });
 }
 
-/// aws-sigv4 is asked for what it writes as well: a target in the documented form, fields that
-/// it does not leave out, one value each.
+/// Requests that aws-sigv4 can write are compared with its own: those with a target in the
+/// documented form and with fields that it does not leave out, one value each.
 fn compare_with_sdk(request: &Request) {
     let Some(stated) = request.stated() else {
         return;
@@ -158,7 +159,7 @@ fn compare_with_sdk(request: &Request) {
     let Some(time) = time_of(stated.date.as_bytes()) else {
         return;
     };
-    // It writes times in one way only.
+    // aws-sigv4 writes times in one form only.
     if stated.date.len() != 16 {
         return;
     }
@@ -171,7 +172,7 @@ fn compare_with_sdk(request: &Request) {
     ) else {
         return;
     };
-    // It takes parameters for texts.
+    // aws-sigv4 takes parameters as text only.
     let is_text = String::from_utf8(decoded(&request.query, true)).is_ok();
     if !is_documented || !is_text || !path.starts_with('/') || path.starts_with("//") {
         return;
@@ -185,7 +186,7 @@ fn compare_with_sdk(request: &Request) {
             _ => return,
         }
     }
-    // It writes these itself.
+    // aws-sigv4 adds these fields itself.
     headers.retain(|(name, _)| ![DATE, CONTENT_HASH, TOKEN].contains(name));
     let mut settings = SigningSettings::default();
     settings.percent_encoding_mode = PercentEncodingMode::Single;
@@ -203,7 +204,7 @@ fn compare_with_sdk(request: &Request) {
         token = request.parameter("X-Amz-Security-Token");
         settings.signature_location = SignatureLocation::QueryParams;
         settings.expires_in = Some(Duration::from_secs(stated.life));
-        // It writes these itself.
+        // aws-sigv4 adds these parameters itself.
         let own = |text: &&str| {
             let name = text.split('=').next().unwrap_or_default();
             [
@@ -241,7 +242,7 @@ fn compare_with_sdk(request: &Request) {
         false => format!("{path}?{}", parameters.join("&")),
     };
     let body = SignableBody::Precomputed(payload.to_owned());
-    // The host that is signed is that of the field.
+    // aws-sigv4 signs the `Host` field, not the host of the URI.
     let uri = format!("https://host{target}");
     let Ok(signable) = SignableRequest::new(&request.method, uri, headers.into_iter(), body) else {
         return;
@@ -293,7 +294,7 @@ impl Request {
             let value = HeaderValue::from_bytes(&line[colon + 1..]).ok()?;
             headers.append(name, value);
         }
-        // A server has none of these in a method or a target.
+        // A server passes on no method or target with control characters.
         let is_plain = |part: &[u8]| part.iter().all(|byte| !byte.is_ascii_control());
         let is_request = is_plain(method.as_bytes()) && is_plain(path) && is_plain(query);
         (is_request && method != "PATCH").then(|| Request {
@@ -339,7 +340,7 @@ impl Request {
         values.next().is_none().then(|| value.trim().to_owned())
     }
 
-    /// The decoded value of the only parameter of a name.
+    /// The decoded value of the first parameter of a name.
     fn parameter(&self, name: &str) -> Option<String> {
         let mut values = self.parameters().into_iter();
         let (_, value) = values.find(|(other, _)| other == name.as_bytes())?;
@@ -399,7 +400,7 @@ impl Request {
         }
     }
 
-    /// Fill in the signature where it is open. Returns if that was done.
+    /// Replace [`OPEN`] by the signature. Returns true if the request is correctly signed then.
     fn sign(&mut self, is_documented: bool) -> bool {
         let Some(stated) = self.stated() else {
             return false;
@@ -438,13 +439,13 @@ impl Request {
                 self.query = query.replace(OPEN, &signature).into();
             }
         }
-        // It may have stood in another place as well.
+        // `OPEN` may also have been replaced in text that is signed.
         let after = self.stated();
         let after = after.map(|after| Sha256::digest(self.canonical(&after, is_documented)));
         self.signature() == Some(signature) && after == Some(digest)
     }
 
-    /// The text that is signed, as it is documented or with the target as it is sent.
+    /// The canonical request, with the target in the documented form or as it is sent.
     fn canonical(&self, stated: &Stated, is_documented: bool) -> Vec<u8> {
         let encode = |text: &[u8], is_query| match is_documented {
             true => encoded(&decoded(text, is_query), is_query),
@@ -478,7 +479,7 @@ impl Request {
         lines.join(&b'\n')
     }
 
-    /// All that the signature is about.
+    /// Everything that the signature covers.
     fn meaning(&self) -> Option<(Vec<u8>, String)> {
         let stated = self.stated()?;
         Some((self.canonical(&stated, true), stated.date))
@@ -543,7 +544,7 @@ fn encoded(text: &[u8], is_query: bool) -> Vec<u8> {
     encoded.into()
 }
 
-/// Trimmed, with one space in the place of several.
+/// A value, trimmed, with each run of spaces reduced to one.
 fn single_spaced(value: &[u8]) -> Vec<u8> {
     let words = value.trim_ascii().split(|byte| *byte == b' ');
     let words: Vec<_> = words.filter(|word| !word.is_empty()).collect();
@@ -564,8 +565,8 @@ fn at(secs: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(secs)
 }
 
-/// A GET as the AWS CLI, boto3 and s3fs write it, with further signed fields in their places:
-/// `first` before `x-amz-…`, `last` after it.
+/// A request as the AWS CLI, boto3 and s3fs write it, with further signed fields: `first`
+/// before the usual `x-amz-…` fields, `last` after them.
 fn by_sdk(method: &str, target: &str, first: &[(&str, &str)], last: &[(&str, &str)]) -> String {
     let scope = format!("{ACCESS_KEY}/20130524/{REGION}/s3/aws4_request");
     let own = [(CONTENT_HASH, EMPTY), (DATE, "20130524T000000Z")];
@@ -593,8 +594,8 @@ fn presigned(target: &str, more: &str, names: &str, fields: &str) -> String {
     )
 }
 
-/// The requests of clients, and those of "Authenticating Requests (AWS Signature Version 4)",
-/// Amazon S3 API Reference, with the signatures that stand there.
+/// Requests as clients write them, and the examples of "Authenticating Requests (AWS Signature
+/// Version 4)", Amazon S3 API Reference, with their signatures.
 fn examples() -> Vec<Vec<u8>> {
     let published = |target: &str, fields: &str, names: &str, signature: &str| {
         format!(
@@ -639,7 +640,7 @@ fn examples() -> Vec<Vec<u8>> {
             &[],
             &[(TOKEN, "IQoJb3JpZ2luX2Vj/+=")],
         ),
-        // Not written as documented.
+        // A target that is not in the documented form.
         by_sdk("GET", "/b/a+b(1)%2fc%\nprefix=a/b+c&delimiter=/&acl", &[], &[]),
         // As minio-go writes it.
         by_sdk("GET", "/b/\nlocation=", &[], &[]),

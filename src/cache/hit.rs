@@ -438,8 +438,8 @@ impl DiskHit {
         }
     }
 
-    /// The next bytes of a body that is in memory: all that remain, if any do. `None`: it is not
-    /// in memory.
+    /// The remaining bytes of a body that is in memory; `Some(None)` if none remain. `None`: the
+    /// body is not in memory.
     pub(crate) fn next_in_memory(&mut self) -> Option<Option<Bytes>> {
         let Source::Entry(entry) = &self.source else {
             return None;

@@ -287,7 +287,7 @@ mod tests {
             mut miss,
             _dir,
         } = begin().await;
-        // The request that writes is not waited for, and does not read.
+        // This reader belongs to the request that writes. It does not read, and is not waited for.
         let tag = miss.streaming_write_tag().unwrap().to_vec();
         let _leads = follow(cache, Some(&tag)).await;
         write(&mut miss).await;

@@ -95,24 +95,24 @@ const CONDITIONS: [HeaderName; 6] = [
     IF_UNMODIFIED_SINCE,
 ];
 
-/// What has become of a request in [`HttpCaching::begin`].
+/// Outcome of [`HttpCaching::begin`] for a request.
 enum Begun {
-    /// It is known what it asks for.
+    /// The request goes on, and its context tells what it asks for.
     Judged,
-    /// It is answered with this status.
+    /// The request is to be answered with this status.
     Answer(StatusCode),
-    /// Only its end tells whether it has a body.
+    /// Only the end of the request tells whether it has a body.
     MayHaveBody,
 }
 
-/// The fields of a request that decide on how it is served.
+/// Kinds of fields that a request has and that affect how it is served.
 #[derive(Clone, Copy, Default)]
 struct Fields {
-    /// One of [`CONDITIONS`].
+    /// True for a field of [`CONDITIONS`].
     condition: bool,
-    /// One with directives that count.
+    /// True for `Cache-Control` or `Pragma`, if directives of requests count.
     directive: bool,
-    /// One that is about the connection.
+    /// True for a field about the connection, which ends at this hop.
     ending_here: bool,
 }
 
@@ -468,7 +468,7 @@ impl HttpCaching {
         }
     }
 
-    /// [`request_filter`](Self::request_filter), as far as nothing has to be waited for.
+    /// The part of [`request_filter`](Self::request_filter) that needs no waiting.
     fn begin(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<Begun> {
         if let Some(status) = answered_here(session.req_header_mut())? {
             return Ok(Begun::Answer(status));
@@ -530,7 +530,7 @@ impl HttpCaching {
         self.store.is_some() && !ctx.is_own && !ctx.passes
     }
 
-    /// See what the request asks for.
+    /// Determine what the request asks for.
     fn judge(&self, session: &mut Session, ctx: &mut CachingCtx, has_body: bool) {
         if self.looks_up(ctx) {
             let mut has = self.fields_of(session.req_header());
@@ -558,7 +558,7 @@ impl HttpCaching {
         }
     }
 
-    /// Answer a request that goes no further.
+    /// Answer a request with a status and no body. Always `true`, for `request_filter`.
     async fn answer_status(&self, session: &mut Session, status: StatusCode) -> Result<bool> {
         let mut header = ResponseHeader::build(status, Some(2))?;
         header.insert_header(CONTENT_LENGTH, 0)?;
@@ -589,7 +589,8 @@ impl HttpCaching {
         variance(response, &request.headers, self.options.request_fields)
     }
 
-    /// One pass over the few fields of most requests hashes none of their names.
+    /// The kinds of fields of a request, found in one pass. Most requests have few fields, and
+    /// comparing their names is cheaper than hashing them.
     fn fields_of(&self, request: &RequestHeader) -> Fields {
         let mut has = Fields::default();
         for name in request.headers.keys() {
@@ -673,8 +674,8 @@ impl HttpCaching {
         Some(hit)
     }
 
-    /// The header of a hit; the values of `Age` and `Cache-Status`, one after the other; and
-    /// the length of the former.
+    /// The header of a hit, the values of `Age` and `Cache-Status` in one text, and the length
+    /// of the first.
     fn prepared_header<'h>(
         &self,
         hit: &'h DiskHit,
@@ -982,7 +983,7 @@ impl HttpCaching {
             return None;
         }
         let (now, stored) = (SystemTime::now(), meta.headers());
-        // Of a body that still comes, the header says it.
+        // While the body is still coming, only the header says how long it is.
         let len = ctx.stored_len.or_else(|| body_len(meta.response_header()));
         let precondition = evaluate(
             &request.method,
@@ -1361,13 +1362,13 @@ impl HttpCaching {
         Ok(())
     }
 
-    /// Forget a stored response that the origin has ended while it was validated. Otherwise it
-    /// would be served stale while the next validations are under way, or fail.
+    /// Remove a stored response if the answer to its validation says that the origin has ended
+    /// it. Otherwise it would be served stale during later validations, or when they fail.
     fn forget_ended(&self, session: &Session, status: StatusCode, ctx: &CachingCtx) {
         let is_ended = match status {
             StatusCode::NOT_FOUND | StatusCode::GONE => true,
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => false,
-            // A client would have been given it, and not what is stored.
+            // In the foreground, the client gets this answer. In the background, nobody does.
             status => ctx.background && status.is_client_error(),
         };
         if let (true, CachePhase::Stale, Some(store)) =
@@ -1978,7 +1979,7 @@ async fn send_body(
                 }
             }
             BodyPart::File { file, offset, len } => {
-                // Boxed: small bodies come from memory, and pay for the room of this.
+                // Boxed, because small bodies come from memory and need no room for this.
                 let written = Box::pin(session.write_file_body(&file, offset, len));
                 written.await.map(drop)
             }

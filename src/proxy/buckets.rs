@@ -23,8 +23,8 @@ use crate::s3::{list, Code, ListRewriter, Operation, S3Error, S3Request, Site};
 
 const BUCKET_REGION: HeaderName = HeaderName::from_static("x-amz-bucket-region");
 
-/// Begins what follows the prefix of a bucket in the cache key of a list. No object has such a
-/// key: an encoded key does not begin with a question mark.
+/// The text that follows the prefix of a bucket in the cache keys of its lists. No object has
+/// such a cache key, because an encoded object key does not begin with a question mark.
 pub(super) const LIST: &str = "?list&";
 
 /// The region whose buckets have no location.
@@ -89,7 +89,7 @@ impl Listing {
         }))
     }
 
-    /// The key in the cache. Clients that know the bucket by another name get another document.
+    /// The key in the cache. It includes the bucket's public name, because the document does.
     pub(super) fn cache_key(&self, site: &Site) -> CacheKey {
         let name = site.public_name().unwrap_or_default();
         let query = self.target.split_once('?').map_or("", |(_, query)| query);

@@ -81,7 +81,7 @@ pub(super) struct Passthrough {
     cache: Option<&'static DiskCache>,
     /// `auth_ttl`, by the bucket's place in the configuration.
     ttls: Box<[Duration]>,
-    /// The buckets whose lists are stored, by the same place.
+    /// True for a bucket whose lists are stored, by the same place.
     store_lists: Box<[bool]>,
     permissions: Cache<[u8; 32], Permission>,
     /// Changes when permissions may have changed.
@@ -236,7 +236,7 @@ impl Passthrough {
         }
     }
 
-    /// All that a request may have changed, in each way in which S3 may have taken it.
+    /// Everything that a request may have changed, in each way that S3 may interpret it.
     fn changed(&self, router: &Router, route: &Route, passed: &Passed) -> Changed {
         let mut changed = Changed::default();
         match objects(route, passed) {
@@ -254,7 +254,7 @@ impl Passthrough {
                         let objects = [(key.as_str(), route.request.version_id())];
                         self.add_objects(router, route, &bucket, &objects, &mut changed);
                     }
-                    // A bucket that is made or removed has no objects.
+                    // Read so, the request creates or deletes a bucket, which has no objects.
                     None if makes_object => {}
                     None => add_bucket(router, route, &bucket, &mut changed),
                 }
@@ -267,8 +267,7 @@ impl Passthrough {
         changed
     }
 
-    /// Add objects of a bucket, for all ways that lead to it, and the stored lists that have
-    /// become wrong.
+    /// Add objects of a bucket, and its stored lists, on every route to the bucket.
     fn add_objects(
         &self,
         router: &Router,
@@ -339,7 +338,7 @@ impl Passed {
         }
         match self.status {
             Some(status) => {
-                // What S3 has not implemented, it has not done, and anybody gets to hear it.
+                // After 501, S3 has changed nothing. It answers so even without a signature.
                 status.is_success()
                     || (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED)
             }
@@ -420,14 +419,14 @@ fn version(headers: &HeaderMap) -> Version {
     digest.finalize().into()
 }
 
-/// What a request may have changed in the cache.
+/// The entries of the cache that a request may have changed.
 #[derive(Default)]
 struct Changed {
     keys: Vec<CacheKey>,
     beginnings: Vec<Beginning>,
 }
 
-/// The objects, with their versions, that a request may have changed; `None`: any of the bucket.
+/// The keys and versions of objects that a request may have changed; `None`: any of the bucket.
 fn objects<'p>(route: &'p Route, passed: &'p Passed) -> Option<Vec<(&'p str, Option<&'p str>)>> {
     match passed.change {
         Change::Nothing => Some(Vec::new()),
@@ -444,10 +443,10 @@ fn objects<'p>(route: &'p Route, passed: &'p Passed) -> Option<Vec<(&'p str, Opt
     }
 }
 
-/// The beginning of keys in the cache, after their user tag.
+/// The user tag of entries in the cache, and the beginning of their keys.
 type Beginning = (String, String);
 
-/// Void all that has such a key.
+/// Void the entries whose keys have one of these beginnings.
 async fn ban(cache: &'static DiskCache, beginnings: Vec<Beginning>) {
     for (tag, prefix) in beginnings {
         if let Err(e) = cache.ban_prefix(&tag, prefix.as_bytes()).await {
@@ -456,7 +455,7 @@ async fn ban(cache: &'static DiskCache, beginnings: Vec<Beginning>) {
     }
 }
 
-/// Add all objects of a bucket, and its lists.
+/// Add all objects and lists of a bucket, on every route to it.
 fn add_bucket(router: &Router, route: &Route, bucket: &str, changed: &mut Changed) {
     if bucket.is_empty() {
         return;

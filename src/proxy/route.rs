@@ -18,7 +18,7 @@ pub(super) struct Route {
     pub(super) site: Arc<Site>,
     /// The bucket, if the site is all of them.
     bucket: Option<Box<str>>,
-    /// See [`Route::doubtful_name`]; with the whole path, without its first slash.
+    /// The [doubtful name](Route::doubtful_name), and the whole path without its first slash.
     doubtful: Option<Box<(Vec<u8>, String)>>,
     pub(super) request: S3Request,
 }
@@ -117,16 +117,16 @@ impl Route {
         self.bucket.as_deref().unwrap_or(self.site.bucket())
     }
 
-    /// The `Host` of a request that S3 decides on, if S3 may take it in another way than the
-    /// proxy: for the name of another bucket, in which the whole path is the key. What it
-    /// answers under such a name says nothing about the object under another one.
+    /// The `Host` of a request that S3 decides on, if S3 may interpret it differently from the
+    /// proxy: for example, as the name of another bucket, in which the whole path is the key.
+    /// An answer of S3 under such a name says nothing about the object under another one.
     pub(super) fn doubtful_name(&self) -> Option<&[u8]> {
         self.doubtful.as_ref().map(|doubtful| &*doubtful.0)
     }
 
-    /// The other ways in which S3 may take a request with a [doubtful
-    /// name](Self::doubtful_name), each with a bucket, and with a key unless it is about any
-    /// object. Of buckets that the name may begin with, those that are configured.
+    /// The other interpretations that S3 may have of a request with a [doubtful
+    /// name](Self::doubtful_name): buckets, each with a key unless the request names no object
+    /// of it. Buckets with which the name begins are found only if they are configured.
     pub(super) fn other_readings(&self, router: &Router) -> Vec<(String, Option<ObjectKey>)> {
         let Some((name, path)) = self.doubtful.as_deref() else {
             return Vec::new();
@@ -225,11 +225,11 @@ fn virtual_bucket(host: &str, service: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// True if S3 may take a host in another way than the proxy, see [`Route::doubtful_name`].
+/// True if S3 may interpret a host differently from the proxy, see [`Route::doubtful_name`].
 ///
-/// Only S3 knows the domains whose names are those of buckets. The proxy knows what `hosts` says,
-/// and that addresses and names without a dot belong to no such domain. AWS has names that tell,
-/// and takes any other for the name of a bucket.
+/// Only S3 knows the domains under which names are buckets. The proxy knows the names in `hosts`,
+/// and that addresses and names without a dot belong to no such domain. AWS's own names show
+/// whether they name a bucket, and AWS takes any other name for that of a bucket.
 fn is_doubtful(site: &Site, host: &[u8]) -> bool {
     let host = std::str::from_utf8(host).ok();
     let Some((host, name)) = host.and_then(|host| Some((host, without_port(host)?))) else {
@@ -249,7 +249,8 @@ fn is_doubtful(site: &Site, host: &[u8]) -> bool {
     names_bucket || !(has_no_domain || name == service)
 }
 
-/// The name or address in a `Host`; `None`: what follows it is no port, or it is none.
+/// The name or address in a `Host`. `None` if something other than a port follows it, or if
+/// brackets do not enclose an IPv6 address.
 fn without_port(host: &str) -> Option<&str> {
     let end = match host.strip_prefix('[') {
         Some(rest) => {
@@ -264,7 +265,7 @@ fn without_port(host: &str) -> Option<&str> {
     (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)).then_some(name)
 }
 
-/// The labels in front of the domain of AWS.
+/// The labels of a name in front of AWS's domain; `None` for names of other domains.
 fn aws_labels(name: &str) -> Option<&str> {
     [".amazonaws.com", ".amazonaws.com.cn"]
         .into_iter()
@@ -379,7 +380,7 @@ mod tests {
             ("other.localhost", true),
             ("1.2.3", true),
             ("", false),
-            // Not everybody reads these alike.
+            // Servers may disagree on the name in these.
             ("cache:other.minio.test", true),
             ("127.0.0.1:1:2", true),
             ("[::1].other.minio.test", true),
@@ -399,7 +400,7 @@ mod tests {
             ("s3.amazonaws.com:443", false, false),
             ("other.s3.eu-west-1.amazonaws.com", true, false),
             ("bucket.example", false, true),
-            // Names of buckets, for AWS.
+            // AWS takes these for names of buckets.
             ("cache.example", true, true),
             ("cache", true, true),
             ("127.0.0.1", true, true),

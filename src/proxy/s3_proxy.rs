@@ -105,15 +105,15 @@ pub(super) enum Decision {
     Refuse(Box<Refused>),
 }
 
-/// The way of a request through `request_filter`.
+/// Outcome of [`S3ProxyHttp::admit`] for a request.
 enum Admission {
-    /// It is for an object, and is served.
+    /// It is for an object, and goes on to the cache.
     Serve,
-    /// It is no request for S3.
+    /// It has no route, or is malformed.
     Error(S3Error),
-    /// The client may not do it.
+    /// The client is not permitted to make it.
     Refuse(Box<Refused>),
-    /// It may have a body, and must not.
+    /// It is a GET or HEAD, and may have a body, which it must not.
     MayHaveBody(Found),
     /// It is for all buckets.
     Service(S3Request),
@@ -367,11 +367,12 @@ impl S3ProxyHttp {
         Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up())
     }
 
-    /// The key of the object without dot segments, if it has some that the origin may lack.
+    /// The key of the object without its dot segments, if it has some and the origin may lack the
+    /// key that has them.
     fn without_dots(&self, ctx: &RequestCtx) -> Result<Option<ObjectKey>> {
         let route = routed(&ctx.route)?;
         let resolved = route.key()?.without_dot_segments();
-        // What a client signs is a key as S3 reads it.
+        // A signed key is a key as S3 reads it, so its dot segments stay.
         Ok(resolved.filter(|_| self.auth.is_open(route.site.index())))
     }
 
@@ -425,7 +426,7 @@ impl S3ProxyHttp {
         Decision::Proceed
     }
 
-    /// For `request_filter`: decide on a request, as far as nothing has to be waited for.
+    /// For `request_filter`: the part of the decision that needs no waiting.
     fn admit(&self, session: &mut Session, ctx: &mut RequestCtx) -> Admission {
         answer_what_was_asked(session);
         session.set_write_timeout(self.write_timeout);
@@ -442,7 +443,8 @@ impl S3ProxyHttp {
         self.admit_found(session, found, ctx)
     }
 
-    /// The same, once the bucket is found and there is no body that must not be.
+    /// The rest of [`admit`](Self::admit), for a request with a route and without a forbidden
+    /// body.
     fn admit_found(&self, session: &Session, found: Found, ctx: &mut RequestCtx) -> Admission {
         let route = match found {
             Found::Site(route) => route,
@@ -468,8 +470,8 @@ impl S3ProxyHttp {
         Admission::Serve
     }
 
-    /// For `request_filter`: what [`admit`](Self::admit) leaves open. `None`: the request is
-    /// served.
+    /// For `request_filter`: answer what [`admit`](Self::admit) does not serve. `None`: the
+    /// request goes on to the cache.
     async fn admit_rare(
         &self,
         session: &mut Session,
@@ -832,7 +834,7 @@ fn describe_as_asked(request: &S3Request, response: &mut ResponseHeader) -> Resu
 
 #[async_trait]
 impl ProxyHttp for S3ProxyHttp {
-    // In a box, because Pingora moves it several times.
+    // Boxed, because Pingora moves it several times.
     type CTX = Box<RequestCtx>;
 
     fn new_ctx(&self) -> Self::CTX {
@@ -840,7 +842,7 @@ impl ProxyHttp for S3ProxyHttp {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
-        // Boxed: what few requests need, and all would have room for.
+        // Boxed, because few requests come here and every request would reserve room for it.
         match self.admit(session, ctx) {
             Admission::Serve => {}
             rare => {

@@ -81,10 +81,10 @@ fn is_streaming(headers: &HeaderMap) -> bool {
         || hash.is_some_and(|hash| hash.as_bytes().starts_with(b"STREAMING-"))
 }
 
-/// The most objects of one list ("DeleteObjects", Amazon S3 API Reference).
+/// The most objects of one document ("DeleteObjects", Amazon S3 API Reference).
 const MAX_OBJECTS: usize = 1000;
 
-/// The most bytes of keys and versions that are kept of one list.
+/// The most bytes of keys and versions that are kept of one document.
 const MAX_KEYS_BYTES: usize = 64 * 1024;
 
 /// The longest tag, or text between two tags.
@@ -108,7 +108,7 @@ pub struct DeletedObject {
 pub struct DeletedKeys {
     objects: Vec<DeletedObject>,
     bytes: usize,
-    /// The number of objects when the open `Object` began.
+    /// The number of objects before the open `Object` element.
     object: Option<usize>,
     version_id: Option<String>,
     /// The text since the last tag, or the tag that has begun.
@@ -152,7 +152,7 @@ impl DeletedKeys {
         }
     }
 
-    /// The objects; `None`: there may be others.
+    /// The objects of the document; `None`: it may name others.
     pub fn complete(&self) -> Option<&[DeletedObject]> {
         let is_clear = self.has_ended && !self.is_unclear && !self.in_tag;
         is_clear.then_some(&self.objects)
@@ -219,7 +219,7 @@ impl DeletedKeys {
         }
     }
 
-    /// Note the beginning or the end of an element. Returns false where there is doubt.
+    /// Note the beginning or the end of an element. Returns false if its meaning is in doubt.
     fn element(&mut self, closes: bool, name: &[u8]) -> bool {
         let field = match name {
             b"Key" => Some(Field::Key),
@@ -257,18 +257,18 @@ impl DeletedKeys {
     }
 }
 
-/// True if the `>` after a tag may be part of an attribute.
+/// True if the `>` that ended a tag may be part of an attribute's value.
 fn may_go_on(tag: &[u8]) -> bool {
     let number = |quote: u8| tag.iter().filter(|byte| **byte == quote).count();
     match (number(b'"'), number(b'\'')) {
         (quotes, 0) | (0, quotes) => quotes % 2 == 1,
-        // One kind may stand within the other.
+        // One kind of quotes may stand within the other.
         _ => true,
     }
 }
 
-/// Text without the references that XML defines; `None`: it has others, or line ends that a
-/// parser changes (XML 1.0 §2.11).
+/// Text with the references that XML defines replaced. `None` if it has other references, or
+/// line ends that a parser changes (XML 1.0 §2.11).
 fn unescaped(text: &str) -> Option<String> {
     if text.contains('\r') {
         return None;
@@ -416,7 +416,7 @@ mod tests {
         );
         assert_eq!(keys("<Delete></Delete>"), Some(vec![]));
         assert_eq!(keys("<Delete/>"), Some(vec![]));
-        // In any order; a version belongs to its object only.
+        // Keys and versions come in any order; a version belongs to its object only.
         let document = "<Delete><Object><VersionId>1</VersionId><Key>a</Key></Object>\
             <Object><Key>b</Key><VersionId></VersionId></Object>\
             <Object><VersionId/><Key>c</Key></Object><Object a=\"'\"><Key>d</Key></Object></Delete>";
@@ -445,7 +445,7 @@ mod tests {
             // To a parser, the key is `a`.
             "<Delete><Object><Key b='\">' c='\">a</Key></Object></Delete>",
             "<Delete><Object><Key b='\">'>a</Key></Object></Delete>",
-            // ... and a line feed.
+            // To a parser, the key is `a`, a line feed and `b`.
             "<Delete><Object><Key>a\r\nb</Key></Object></Delete>",
             "<Delete><Key>a</Key></Delete>",
             "<Delete><Object><Object><Key>a</Key></Object></Object></Delete>",

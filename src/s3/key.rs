@@ -108,7 +108,7 @@ impl ObjectKey {
     }
 }
 
-/// Few keys have a segment that begins with a dot.
+/// True if a segment of the key begins with a dot: a cheap test that few keys pass.
 fn may_have_dot_segments(key: &str) -> bool {
     let key = key.as_bytes();
     key.first() == Some(&b'.') || key.windows(2).any(|pair| pair == b"/.")

@@ -169,8 +169,8 @@ impl ListRewriter {
 
     /// Returns how many bytes have been rewritten: whole tags, and the text before them.
     fn rewrite(&mut self, document: &[u8], sent: &mut Vec<u8>) -> Result<usize, ListError> {
-        // The reader would leave it out of its positions. A document may begin with it, and so may
-        // a piece of a key.
+        // The reader's positions do not count a byte order mark at the beginning of its input. A
+        // document may begin with one, and so may a piece that begins within a key.
         let mut start = 0;
         while document[start..].starts_with(BYTE_ORDER_MARK) {
             let mark = start..start + BYTE_ORDER_MARK.len();

@@ -138,7 +138,7 @@ const COPY_SOURCE: HeaderName = HeaderName::from_static("x-amz-copy-source");
 /// Field names of S3 begin so.
 const AMZ: &str = "x-amz-";
 
-/// The fields that belong to a signature, which every signed request has.
+/// The fields that accompany a signature. They do not change what a request asks for.
 const SIGNING: [&str; 4] = [
     "x-amz-content-sha256",
     "x-amz-date",

@@ -48,8 +48,8 @@ pub struct OwnRequest {
     /// A field that is added to what is stored of the answer. What is stored without it is
     /// less than the client asks for.
     pub mark: Option<HeaderName>,
-    /// The name by which the request asks the origin, if that may answer with something else
-    /// under another name. What is stored is for requests of the same.
+    /// The `Host` of the request, if the origin may answer with something else under another
+    /// one. The stored answer is then only for requests with the same `Host`.
     pub name: Option<Box<[u8]>>,
     /// The origin need not be asked.
     pub is_permitted: bool,
@@ -335,7 +335,7 @@ impl HttpCaching {
 
     /// For `response_filter`: what the origin answered goes to the client as it is.
     ///
-    /// One whom the origin refuses is not told whether the object is stored.
+    /// A client that the origin refuses is not told whether the object is stored.
     pub(super) fn label_relayed(
         &self,
         session: &mut Session,
@@ -384,10 +384,11 @@ pub(super) fn note_found(session: &Session, hit: &mut HitHandler, ctx: &mut Cach
     }
 }
 
-/// The variant that a request selects: by what `Vary` names, and by the name of the origin.
+/// The variant that a request selects by the fields that `Vary` names and by
+/// [`OwnRequest::name`].
 ///
-/// There always is one, also for requests without such a name: one that selects none would be
-/// given whichever variant was stored first.
+/// A request without a name selects a variant too. Otherwise, it would get whichever variant was
+/// stored first.
 fn own_variance(
     stored: &HeaderMap,
     request: &RequestHeader,

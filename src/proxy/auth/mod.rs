@@ -51,7 +51,7 @@ pub(super) struct Refused {
 // === impl Admitted ===
 
 impl Admitted {
-    /// Tell caches behind the proxy that the answer is not for everybody.
+    /// Tell caches in front of the proxy if a cookie decides who gets the answer.
     pub(super) fn describe(self, header: &mut ResponseHeader) -> pingora_core::Result<()> {
         if self.by_cookie {
             header.append_header(VARY, "Cookie")?;

@@ -35,12 +35,12 @@ pub(super) fn parameters(query: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
         .map(|parameter| split_once(parameter, b'=').unwrap_or((parameter, b"")))
 }
 
-/// The names of `SignedHeaders`.
+/// The names in `SignedHeaders`.
 pub(super) fn names(signed_headers: &[u8]) -> impl Iterator<Item = &[u8]> {
     signed_headers.split(|byte| *byte == b';')
 }
 
-/// What is in front of the first byte of this kind, and what is behind it.
+/// The parts of a text before and after the first `at`.
 pub(super) fn split_once(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
     let at = text.iter().position(|byte| *byte == at)?;
     Some((&text[..at], &text[at + 1..]))
@@ -231,7 +231,7 @@ pub(super) fn escaped(high: u8, low: u8) -> Option<u8> {
     ((high | low) < 16).then_some(high << 4 | low)
 }
 
-/// The values of hexadecimal digits; of other bytes, more than 15.
+/// The values of hexadecimal digits. Other bytes have a value above 15.
 const DIGITS: [u8; 256] = {
     let mut values = [u8::MAX; 256];
     let mut value = 0;

@@ -2,8 +2,8 @@
 
 use http::HeaderMap;
 
-/// The header fields of a request, in a list: a signature names a few of few fields, which are
-/// found sooner by comparing than by hashing.
+/// The header fields of a request, in a list. Requests have few fields, which are found sooner
+/// by comparing names than by hashing them.
 #[derive(Debug)]
 pub(super) struct Fields<'a>(Vec<(&'a [u8], &'a [u8])>);
 
@@ -20,7 +20,7 @@ impl<'a> Fields<'a> {
         Fields(fields)
     }
 
-    /// The values of the fields of a name, which is in lower case.
+    /// The values of the fields with this name. The name is in lower case.
     pub(super) fn all<'n>(&'n self, name: &'n [u8]) -> impl Iterator<Item = &'a [u8]> + 'n {
         let fields = self.0.iter().filter(move |(of, _)| *of == name);
         fields.map(|(_, value)| *value)

@@ -71,7 +71,7 @@ pub struct Incoming<'a> {
     pub headers: &'a HeaderMap,
 }
 
-/// The same, with its only host and its header fields.
+/// An [`Incoming`] request, with its only host and a list of its header fields.
 struct Request<'a> {
     method: &'a str,
     path: &'a [u8],

@@ -206,7 +206,7 @@ fn single<'a>(request: &Request<'a>, name: &[u8]) -> Result<Option<&'a [u8]>, Re
 fn signature_bytes(text: &[u8]) -> Result<[u8; 32], Refusal> {
     let text: &[u8; 64] = text.try_into().map_err(|_| Refusal::MISMATCH)?;
     let mut bytes = [0; 32];
-    // S3 compares texts, and writes digits in lower case.
+    // S3 compares signatures as text, and its own has digits in lower case.
     let mut is_upper = false;
     for (byte, digits) in bytes.iter_mut().zip(text.chunks_exact(2)) {
         is_upper |= digits.iter().any(u8::is_ascii_uppercase);
