@@ -2,10 +2,18 @@
 
 use http::HeaderMap;
 
-/// The header fields of a request, in a list. Requests have few fields, which are found sooner
-/// by comparing names than by hashing them.
+/// More fields than this are sorted.
+const FEW: usize = 32;
+
+/// The header fields of a request, in a list. Most requests have few fields, which are found
+/// sooner by comparing names than by hashing them. Many fields are found by binary search:
+/// otherwise, a client that has not been identified yet could have their number squared in
+/// comparisons.
 #[derive(Debug)]
-pub(super) struct Fields<'a>(Vec<(&'a [u8], &'a [u8])>);
+pub(super) struct Fields<'a>(Vec<Field<'a>>);
+
+/// A name, in lower case, and a value.
+type Field<'a> = (&'a [u8], &'a [u8]);
 
 // === impl Fields ===
 
@@ -17,20 +25,65 @@ impl<'a> Fields<'a> {
             (name.as_str().as_bytes(), value.as_bytes())
         };
         fields.extend(headers.iter().map(of));
+        if fields.len() > FEW {
+            // Stable: values of the same name keep their order.
+            fields.sort_by_key(|(name, _)| *name);
+        }
         Fields(fields)
+    }
+
+    /// The fields to compare with a name. If the fields are sorted, these are the fields with
+    /// this name.
+    fn near(&self, name: &[u8]) -> &[Field<'a>] {
+        if self.0.len() <= FEW {
+            return &self.0;
+        }
+        let from = self.0.partition_point(|(of, _)| *of < name);
+        let fields = &self.0[from..];
+        &fields[..fields.partition_point(|(of, _)| *of == name)]
     }
 
     /// The values of the fields with this name. The name is in lower case.
     pub(super) fn all<'n>(&'n self, name: &'n [u8]) -> impl Iterator<Item = &'a [u8]> + 'n {
-        let fields = self.0.iter().filter(move |(of, _)| *of == name);
+        let fields = self.near(name).iter().filter(move |(of, _)| *of == name);
         fields.map(|(_, value)| *value)
-    }
-
-    pub(super) fn has(&self, name: &[u8]) -> bool {
-        self.0.iter().any(|(of, _)| *of == name)
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
         self.0.iter().map(|(name, _)| *name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn a_name_is_found_among_few_and_among_many() {
+        for number in [3, FEW - 2, FEW, 250] {
+            let mut headers = HeaderMap::new();
+            for at in (0..number).rev() {
+                let name = HeaderName::try_from(format!("x-{at:03}")).unwrap();
+                headers.append(name, HeaderValue::from(at));
+            }
+            headers.append("x-001", HeaderValue::from_static("second"));
+            headers.append("host", HeaderValue::from_static("a.example"));
+            let fields = Fields::of(&headers);
+            let all = |name: &str| fields.all(name.as_bytes()).collect::<Vec<_>>();
+            assert_eq!(all("x-000"), [b"0"]);
+            assert_eq!(all("x-001"), [&b"1"[..], b"second"], "in their order");
+            assert_eq!(all("host"), [b"a.example"]);
+            for absent in ["", "a", "x-", "x-0010", "x-999", "z"] {
+                assert!(all(absent).is_empty(), "{absent}");
+            }
+            assert_eq!(fields.names().count(), number + 2);
+            let looked_at = |name: &str| fields.near(name.as_bytes()).len();
+            if number > FEW {
+                assert_eq!([looked_at("x-001"), looked_at("x-002")], [2, 1]);
+                assert_eq!(looked_at("x-999"), 0);
+            }
+        }
     }
 }

@@ -781,6 +781,29 @@ fn amazons_headers_are_signed() {
 }
 
 #[test]
+fn as_many_headers_are_signed_as_a_request_may_have() {
+    for signer in [HEADER, PRESIGNED] {
+        let mut request = Request::get("/key");
+        for number in (0..240).rev() {
+            request.add(&format!("x-amz-meta-{number:03}"), "x");
+        }
+        request.add("x-amz-meta-007", "y");
+        let signed = request.signed(&signer);
+        signed.is_accepted();
+        let missing = signed.without("x-amz-meta-100");
+        assert_eq!(missing.refusal(), Refusal::MISMATCH);
+        let swapped = signed
+            .replaced("x-amz-meta-007", "y")
+            .with("x-amz-meta-007", "x");
+        assert_eq!(swapped.refusal(), Refusal::MISMATCH);
+        let again = signed.clone().with("x-amz-meta-100", "x");
+        assert_eq!(again.refusal(), Refusal::MISMATCH);
+        let more = signed.with("x-amz-meta-0", "x");
+        assert_eq!(more.refusal(), Refusal::UNSIGNED_HEADER);
+    }
+}
+
+#[test]
 fn the_hash_is_that_of_no_body() {
     for (payload, code) in [
         (EMPTY_SHA256, None),
