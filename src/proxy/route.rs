@@ -13,6 +13,9 @@ use super::cache_key::{cache_key, key_of, requested_path, requested_query};
 use crate::s3::key::encode_value;
 use crate::s3::{decode_unreserved, Code, ObjectKey, Router, S3Error, S3Request, Site, Target};
 
+/// The longest name of a bucket ("General purpose bucket naming rules", Amazon S3 User Guide).
+const MAX_BUCKET_BYTES: usize = 63;
+
 /// A request, and the bucket that it is for.
 pub(super) struct Route {
     pub(super) site: Arc<Site>,
@@ -126,21 +129,22 @@ impl Route {
 
     /// The other interpretations that S3 may have of a request with a [doubtful
     /// name](Self::doubtful_name): buckets, each with a key unless the request names no object
-    /// of it. Buckets with which the name begins are found only if they are configured.
+    /// of it. Buckets with which the name begins are found only if they are served.
     pub(super) fn other_readings(&self, router: &Router) -> Vec<(String, Option<ObjectKey>)> {
         let Some((name, path)) = self.doubtful.as_deref() else {
             return Vec::new();
         };
         let name = name.to_ascii_lowercase();
-        let by_name = router
-            .sites()
-            .iter()
-            .filter(|site| site.service() == self.site.service() && !site.bucket().is_empty())
-            .filter(|site| {
-                let rest = name.strip_prefix(site.bucket().as_bytes());
-                rest.is_some_and(|rest| rest.starts_with(b"."))
+        let ends = name.iter().enumerate().take(MAX_BUCKET_BYTES + 1);
+        let by_name = ends
+            .filter(|(_, byte)| **byte == b'.')
+            .filter_map(|(end, _)| std::str::from_utf8(&name[..end]).ok())
+            .filter(|bucket| !bucket.is_empty())
+            .filter(|bucket| {
+                let mut sites = router.same_bucket(self.site.service(), bucket);
+                sites.next().is_some()
             })
-            .map(|site| (site.bucket(), &**path));
+            .map(|bucket| (bucket, &**path));
         let by_path = path.split_once('/').unwrap_or((path, ""));
         let bucket = decode_unreserved(by_path.0);
         by_name
@@ -341,6 +345,76 @@ mod tests {
         ] {
             let found = virtual_bucket(host, service);
             assert_eq!(found.as_deref(), bucket, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_name_may_begin_with_each_bucket_that_is_served() {
+        let bucket = |name: &str, path: &str| Bucket {
+            path_prefix: Some(path.to_owned()),
+            hosts: Vec::new(),
+            name: name.to_owned(),
+            region: "us-east-1".to_owned(),
+            endpoint: Some(Endpoint::parse("http://minio.example:9000").unwrap()),
+            key_prefix: String::new(),
+            principal: None,
+            credentials: None,
+            passthrough: true,
+            connection: ConnectionOptions::default(),
+        };
+        let router = |sites: &[(&str, &str)]| {
+            let sites = sites.iter().map(|(name, path)| bucket(name, path));
+            Router::new(sites.map(Origin::new).collect())
+        };
+        let service = router(&[("", "/")]);
+        let buckets = router(&[("dir", "/dir"), ("other", "/other")]);
+        let long = format!("{}.test", "a".repeat(MAX_BUCKET_BYTES));
+        let too_long = format!("a{long}");
+        for (router, host, target, expected) in [
+            (&service, "minio.example", "/dir/key", vec![]),
+            (
+                &service,
+                "Other.minio.test",
+                "/dir/key",
+                vec!["other dir/key", "other.minio dir/key"],
+            ),
+            (
+                &service,
+                "other.minio.example",
+                "/dir/key",
+                vec!["other.minio dir/key", "dir key"],
+            ),
+            (&service, ".test", "/dir/key", vec![]),
+            (
+                &service,
+                &*long,
+                "/dir",
+                vec![&*format!("{} dir", &long[..63])],
+            ),
+            (&service, &*too_long, "/dir", vec![]),
+            (
+                &buckets,
+                "other.minio.test",
+                "/dir/key",
+                vec!["other dir/key"],
+            ),
+            (&buckets, "another.minio.test", "/dir/key", vec![]),
+        ] {
+            let mut request = RequestHeader::build("PUT", target.as_bytes(), None).unwrap();
+            request.insert_header(HOST, host).unwrap();
+            let Ok(Found::Site(route)) = Found::of(router, &request) else {
+                panic!("{host} {target}");
+            };
+            let mut readings = route.other_readings(router);
+            readings.sort();
+            let key = |key: Option<ObjectKey>| key.map(|key| key.as_str().to_owned());
+            let readings: Vec<_> = readings
+                .into_iter()
+                .map(|(bucket, of)| format!("{bucket} {}", key(of).unwrap_or_default()))
+                .collect();
+            let mut expected = expected;
+            expected.sort_unstable();
+            assert_eq!(readings, expected, "{host} {target}");
         }
     }
 
