@@ -1367,7 +1367,10 @@ impl HttpCaching {
     fn forget_ended(&self, session: &Session, status: StatusCode, ctx: &CachingCtx) {
         let is_ended = match status {
             StatusCode::NOT_FOUND | StatusCode::GONE => true,
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => false,
+            // About the request: S3 says it of keys that have expired.
+            StatusCode::BAD_REQUEST
+            | StatusCode::REQUEST_TIMEOUT
+            | StatusCode::TOO_MANY_REQUESTS => false,
             // In the foreground, the client gets this answer. In the background, nobody does.
             status => ctx.background && status.is_client_error(),
         };
