@@ -220,6 +220,11 @@ impl Fill {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// True if the origin has sent as many bytes as it promised.
+    pub(super) fn has_received_all(&self) -> bool {
+        self.promised == Some(self.received.load(Ordering::Relaxed))
+    }
+
     /// True if more of the body is to be fetched. Otherwise no reader can join any more.
     pub(super) fn is_wanted(&self, cache: &'static DiskCache) -> bool {
         let received = self.received.load(Ordering::Relaxed);
@@ -574,15 +579,19 @@ struct Table {
 }
 
 impl Table {
+    fn hide(&mut self, fill: &Fill) {
+        let current = self.by_hash.get(&fill.id.hash);
+        if current.is_some_and(|current| current.id == fill.id) {
+            self.by_hash.remove(&fill.id.hash);
+        }
+    }
+
     fn remove(&mut self, fills: &Fills, fill: &Fill) {
         if self.by_generation.remove(&fill.id.generation).is_some() {
             let counted = fill.counted.load(Ordering::Relaxed);
             fills.bytes.fetch_sub(counted, Ordering::Relaxed);
         }
-        let current = self.by_hash.get(&fill.id.hash);
-        if current.is_some_and(|current| current.id == fill.id) {
-            self.by_hash.remove(&fill.id.hash);
-        }
+        self.hide(fill);
         fills
             .count
             .store(self.by_generation.len(), Ordering::Release);
@@ -605,6 +614,11 @@ impl Fills {
         self.count
             .store(table.by_generation.len(), Ordering::Release);
         self.idle.send_replace(table.by_generation.len());
+    }
+
+    /// Let no lookup find a fill. Its task goes on, and removes it.
+    pub(super) fn hide(&self, fill: &Fill) {
+        self.table.lock().hide(fill);
     }
 
     /// Let nobody find a fill any more.

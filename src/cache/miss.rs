@@ -65,6 +65,8 @@ pub struct DiskMiss {
     fill: Arc<Fill>,
     pieces: mpsc::Sender<Piece>,
     tag: [u8; 8],
+    /// The fill's task has been told that the body is complete.
+    is_finished: bool,
 }
 
 impl DiskMiss {
@@ -78,6 +80,7 @@ impl DiskMiss {
             tag: fill.id.generation.to_be_bytes(),
             fill,
             pieces,
+            is_finished: false,
         }
     }
 
@@ -92,6 +95,16 @@ impl DiskMiss {
         }
         let why = format!("cache fill {}: {}", self.fill.id, self.fill.broken());
         Error::explain(ErrorType::FileWriteError, why)
+    }
+}
+
+impl Drop for DiskMiss {
+    /// The client of the broken response may ask again at once. Its next request finds no fill
+    /// that is about to break, even before the fill's task has run.
+    fn drop(&mut self) {
+        if !self.is_finished && !self.fill.has_received_all() {
+            self.cache.fills().hide(&self.fill);
+        }
     }
 }
 
@@ -119,11 +132,12 @@ impl HandleMiss for DiskMiss {
 
     /// Returns when the body is written; that it survives a crash is seen to
     /// afterwards, so that no client waits for it.
-    async fn finish(self: Box<Self>) -> Result<MissFinishType> {
+    async fn finish(mut self: Box<Self>) -> Result<MissFinishType> {
         let (answer, written) = oneshot::channel();
         if self.pieces.send(Piece::Finish(answer)).await.is_err() {
             return Err(self.given_up());
         }
+        self.is_finished = true;
         let len = written
             .await
             .map_err(|_| self.given_up())?
