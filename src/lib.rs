@@ -11,7 +11,7 @@
 //! - [`metrics`]: what is counted
 //! - `demo` (feature `demo`): an S3 server over a folder, to try it with
 
-// Forbidden but in `cache::sys` and `cache::uring`, which call the kernel.
+// Forbidden but in `cache::io::sys` and `cache::io::uring`, which call the kernel.
 #![deny(unsafe_code)]
 
 pub mod cache;

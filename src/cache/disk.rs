@@ -24,30 +24,32 @@ use pingora_core::{Error, ErrorType, OrErr, Result};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, oneshot, Semaphore, SemaphorePermit};
 
-use super::admission::{MinUses, Misses};
-use super::bans::{Banned, Bans};
-use super::body_file::BodyFile;
-use super::changes::Changes;
-use super::clock::Clock;
-use super::fill::{Fill, Fills, NewFill};
-use super::folder_lock::{FolderLock, Renewed};
-use super::format::EntryMeta;
-use super::hit::DiskHit;
-use super::hot::{Hot, HotBody, HotEntry};
-use super::index::{Index, Indexed, Inserted};
-use super::keeper::{Files, Removal, Which};
-use super::layout::Layout;
-use super::load::{self, Leftovers};
-use super::miss::{DiskMiss, ForParts, InBackground};
-use super::open_bodies::OpenBodies;
-use super::readers::Reader;
-use super::regular;
-use super::room::{self, Claim, Room};
-use super::stats::{Cause, Eviction, Stats};
-use super::turns::Turns;
-use super::{
-    keeper, scrub, DiskBackend, EntryId, OpenEntry, Prepared, SendfileCapable, SendfileConfig,
-    SendfileResponse, TokioFsBackend,
+use crate::cache::io::regular;
+use crate::cache::jobs::maintenance;
+use crate::cache::jobs::maintenance::{Files, Removal, Which};
+use crate::cache::jobs::recovery::{self, Leftovers};
+use crate::cache::jobs::scrub;
+use crate::cache::lifecycle::lock::{FolderLock, Renewed};
+use crate::cache::read::hit::DiskHit;
+use crate::cache::state::admission::{MinUses, Misses};
+use crate::cache::state::body_file::BodyFile;
+use crate::cache::state::clock::Clock;
+use crate::cache::state::open_bodies::OpenBodies;
+use crate::cache::state::open_entries::{Hot, HotBody, HotEntry};
+use crate::cache::state::permits::Turns;
+use crate::cache::state::readers::Reader;
+use crate::cache::state::recent_invalidations::Changes;
+use crate::cache::state::room::{self, Claim, Room};
+use crate::cache::state::stats::{Cause, Eviction, Stats};
+use crate::cache::store::bans::{Banned, Bans};
+use crate::cache::store::format::EntryMeta;
+use crate::cache::store::index::{Index, Indexed, Inserted};
+use crate::cache::store::layout::Layout;
+use crate::cache::write::fill::{Fill, Fills, NewFill};
+use crate::cache::write::miss::{DiskMiss, ForParts, InBackground};
+use crate::cache::{
+    DiskBackend, EntryId, OpenEntry, Prepared, SendfileCapable, SendfileConfig, SendfileResponse,
+    TokioFsBackend,
 };
 
 /// Longest body that is read together with its metadata, in bytes, where none
@@ -78,7 +80,7 @@ const META_LEN: u64 = 512;
 pub const NO_ROOM: ErrorType = ErrorType::new("NoRoomInCache");
 
 /// Reason for which nothing is stored.
-pub(super) const OTHER_WRITES: &str = "another process writes to the cache folder";
+pub(crate) const OTHER_WRITES: &str = "another process writes to the cache folder";
 
 /// How much of a body is read when an entry is opened, if it has to come from
 /// the disk, in bytes.
@@ -196,7 +198,7 @@ pub struct DiskCache {
     changes: Changes,
     clock: Clock,
     stats: Stats,
-    loaded: load::Progress,
+    loaded: recovery::Progress,
     loaded_signal: (Mutex<bool>, Condvar),
     loads: Semaphore,
     admission: Admission,
@@ -313,7 +315,7 @@ impl DiskCache {
             changes: Changes::default(),
             clock: Clock::start(),
             stats: Stats::default(),
-            loaded: load::Progress::default(),
+            loaded: recovery::Progress::default(),
             loaded_signal: (Mutex::new(false), Condvar::new()),
             loads: Semaphore::new(CONCURRENT_LOADS),
             admission: Admission {
@@ -334,14 +336,18 @@ impl DiskCache {
             purges: AtomicU64::new(0),
         }));
         let _ = cache.admission.cache.set(cache);
-        cache.runtime.spawn(keeper::remove_files(cache, removed));
-        cache.runtime.spawn(keeper::run(cache, config.inactive));
+        cache
+            .runtime
+            .spawn(maintenance::remove_files(cache, removed));
+        cache
+            .runtime
+            .spawn(maintenance::run(cache, config.inactive));
         std::thread::Builder::new()
             .name("cache-load".into())
             .spawn(move || {
                 cache.load_and_take_over(first_generation);
                 if was_cache && cache.is_writable() {
-                    load::remove_other_versions(&cache.path);
+                    recovery::remove_other_versions(&cache.path);
                 }
             })?;
         if config.scrub_bytes_per_second > 0 {
@@ -354,11 +360,11 @@ impl DiskCache {
     /// Blocks.
     fn load_and_take_over(&'static self, first_generation: u64) {
         if self.is_writable() {
-            load::load(self, Leftovers::RemoveBelow(first_generation));
+            recovery::load(self, Leftovers::RemoveBelow(first_generation));
             self.set_loaded();
             return;
         }
-        load::load(self, Leftovers::Keep);
+        recovery::load(self, Leftovers::Keep);
         self.set_loaded();
         info!(
             "{}: another process writes to this cache folder; nothing is stored until it lets go",
@@ -380,7 +386,7 @@ impl DiskCache {
                 self.writable.store(true, Ordering::Release);
                 info!("{}: taken over", self.path.display());
                 // What the other process has written meanwhile, and left.
-                load::load(self, Leftovers::RemoveBelow(first));
+                recovery::load(self, Leftovers::RemoveBelow(first));
             }
             Err(e) => warn!(
                 "{}: cannot take the cache folder over: {e}; nothing will be stored until a restart",
@@ -444,7 +450,7 @@ impl DiskCache {
 
     /// Notice that the lock file was removed, and take the lock anew; stop writing if
     /// another process was faster. Blocks.
-    pub(super) fn keep_lock(&'static self) {
+    pub(crate) fn keep_lock(&'static self) {
         match self.lock.renew() {
             Renewed::Same => {}
             Renewed::Lost => {
@@ -499,7 +505,7 @@ impl DiskCache {
         let spawned = std::thread::Builder::new()
             .name("cache-load".into())
             // Fills of this process have temporary files there.
-            .spawn(move || load::load(self, Leftovers::Keep));
+            .spawn(move || recovery::load(self, Leftovers::Keep));
         if let Err(e) = spawned {
             warn!("{}: cannot list it again: {e}", self.path.display());
         }
@@ -587,7 +593,7 @@ impl DiskCache {
     }
 
     /// How far the entries of earlier runs are known.
-    pub fn load_progress(&self) -> &load::Progress {
+    pub fn load_progress(&self) -> &recovery::Progress {
         &self.loaded
     }
 
@@ -679,7 +685,7 @@ impl DiskCache {
     /// Forget what is stored for a key, because it turned out to be unusable.
     pub fn drop_entry(&'static self, key: &CacheKey, why: &str) {
         if let Some(entry) = self.index.get(&key.combined_bin()) {
-            self.drop_damaged(entry.id, &super::format::invalid(why));
+            self.drop_damaged(entry.id, &crate::cache::store::format::invalid(why));
         }
     }
 
@@ -807,19 +813,19 @@ impl DiskCache {
 
     // === for the cache's own modules ===
 
-    pub(super) fn runtime(&self) -> &Handle {
+    pub(crate) fn runtime(&self) -> &Handle {
         self.runtime.handle()
     }
 
-    pub(super) fn index(&self) -> &Index {
+    pub(crate) fn index(&self) -> &Index {
         &self.index
     }
 
-    pub(super) fn fills(&self) -> &Fills {
+    pub(crate) fn fills(&self) -> &Fills {
         &self.fills
     }
 
-    pub(super) fn fill_without_readers(&self) -> f64 {
+    pub(crate) fn fill_without_readers(&self) -> f64 {
         self.fill_without_readers
     }
 
@@ -828,65 +834,65 @@ impl DiskCache {
         &self.turns
     }
 
-    pub(super) fn note_outgrown(&self, hash: &HashBinary) {
+    pub(crate) fn note_outgrown(&self, hash: &HashBinary) {
         self.outgrown.note(hash);
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn room(&self) -> &Arc<Room> {
+    pub(crate) fn room(&self) -> &Arc<Room> {
         &self.room
     }
 
-    pub(super) fn open_bodies(&self) -> &OpenBodies {
+    pub(crate) fn open_bodies(&self) -> &OpenBodies {
         &self.open_bodies
     }
 
-    pub(super) fn bytes_written(&self) -> u64 {
+    pub(crate) fn bytes_written(&self) -> u64 {
         self.bytes_written.load(Ordering::Relaxed)
     }
 
     /// Bytes of all entries while those of earlier runs are not known; `None`: nobody can
     /// tell, because the last run was not closed.
-    pub(super) fn bytes_while_loading(&self) -> Option<u64> {
+    pub(crate) fn bytes_while_loading(&self) -> Option<u64> {
         let size = self.loading.lock().size?;
         Some(size.saturating_add(self.bytes_written()))
     }
 
     /// The time since loading began.
-    pub(super) fn loading_for(&self) -> Duration {
+    pub(crate) fn loading_for(&self) -> Duration {
         self.loading.lock().since.elapsed()
     }
 
-    pub(super) fn ban_list(&self) -> &Bans {
+    pub(crate) fn ban_list(&self) -> &Bans {
         &self.bans
     }
 
-    pub(super) fn clock(&self) -> &Clock {
+    pub(crate) fn clock(&self) -> &Clock {
         &self.clock
     }
 
     /// The last generation so far.
-    pub(super) fn last_generation(&self) -> u64 {
+    pub(crate) fn last_generation(&self) -> u64 {
         self.next_generation
             .load(Ordering::Acquire)
             .saturating_sub(1)
     }
 
     /// The next generation: greater than that of every entry so far.
-    pub(super) fn next_generation(&self) -> u64 {
+    pub(crate) fn next_generation(&self) -> u64 {
         self.next_generation.fetch_add(1, Ordering::AcqRel)
     }
 
     /// Wait for the turn to read from the disk.
-    pub(super) async fn load_permit(&self) -> Option<SemaphorePermit<'_>> {
+    pub(crate) async fn load_permit(&self) -> Option<SemaphorePermit<'_>> {
         self.loads.acquire().await.ok()
     }
 
     /// Remove this very entry. Who reads it may go on.
-    pub(super) fn evict(&self, id: EntryId, reason: Eviction) {
+    pub(crate) fn evict(&self, id: EntryId, reason: Eviction) {
         if let Some(claim) = self.room.leave(&self.index, &id) {
             self.stats.evictions(reason).inc();
             self.hot.forget(&id);
@@ -896,7 +902,7 @@ impl DiskCache {
 
     /// Have the files of an entry that the index does not know removed, and then their
     /// claim released.
-    pub(super) fn remove_files(&self, id: EntryId, claim: Option<Claim>) {
+    pub(crate) fn remove_files(&self, id: EntryId, claim: Option<Claim>) {
         if self.is_writable() {
             let which = Which::Entry;
             let _ = self
@@ -906,7 +912,7 @@ impl DiskCache {
     }
 
     /// Queue a leftover of an earlier run whose first removal failed.
-    pub(super) fn remove_leftover(&self, id: EntryId, path: &Path) {
+    pub(crate) fn remove_leftover(&self, id: EntryId, path: &Path) {
         let (claim, which) = (None, Which::Leftover(path.into()));
         let _ = self
             .removals
@@ -914,7 +920,7 @@ impl DiskCache {
     }
 
     /// Have all files of a fill removed that was given up, and then its claim released.
-    pub(super) fn remove_fill(&self, id: EntryId, claim: Option<Claim>) {
+    pub(crate) fn remove_fill(&self, id: EntryId, claim: Option<Claim>) {
         let which = Which::Fill;
         let _ = self
             .removals
@@ -922,22 +928,22 @@ impl DiskCache {
     }
 
     /// Note that files are removed. Their claim is released once they are closed.
-    pub(super) fn files_removed(&self, id: EntryId, claim: Option<Claim>) {
+    pub(crate) fn files_removed(&self, id: EntryId, claim: Option<Claim>) {
         if let Some(claim) = claim {
             self.open_bodies.hold(&id, claim);
         }
     }
 
-    pub(super) fn set_failed_removals(&self, count: usize) {
+    pub(crate) fn set_failed_removals(&self, count: usize) {
         self.failed_removals.store(count, Ordering::Release);
     }
 
-    pub(super) fn has_failed_removals(&self) -> bool {
+    pub(crate) fn has_failed_removals(&self) -> bool {
         self.failed_removals.load(Ordering::Acquire) > 0
     }
 
     /// Wait until all files are gone that had to go when this was called.
-    pub(super) async fn removed_all(&self) {
+    pub(crate) async fn removed_all(&self) {
         let (done, removed) = oneshot::channel();
         if self.removals.send(Removal::Barrier(done)).is_ok() {
             let _ = removed.await;
@@ -945,13 +951,13 @@ impl DiskCache {
     }
 
     /// Let go of an entry whose files are gone.
-    pub(super) fn forget(&self, id: EntryId) {
+    pub(crate) fn forget(&self, id: EntryId) {
         self.index.remove(&id);
         self.hot.forget(&id);
     }
 
     /// An entry's files are not what they should be: it goes.
-    pub(super) fn drop_damaged(&self, id: EntryId, why: &io::Error) {
+    pub(crate) fn drop_damaged(&self, id: EntryId, why: &io::Error) {
         if !self.index.contains(&id) {
             return;
         }
@@ -969,7 +975,7 @@ impl DiskCache {
         self.evict(id, Eviction::Damaged);
     }
 
-    pub(super) fn is_banned_fill(&self, fill: &Fill) -> bool {
+    pub(crate) fn is_banned_fill(&self, fill: &Fill) -> bool {
         let generation = fill.id.generation;
         self.bans.void(generation, &fill.key.primary, || {
             (&fill.key.user_tag, &fill.primary_key)
@@ -978,7 +984,7 @@ impl DiskCache {
 
     /// Make a committed fill the current entry of its key, unless it was purged
     /// meanwhile, and set `claim` to `None`. `false`: its metadata is no longer `meta`.
-    pub(super) fn publish(&self, fill: &Fill, meta: &EntryMeta, claim: &mut Option<Claim>) -> bool {
+    pub(crate) fn publish(&self, fill: &Fill, meta: &EntryMeta, claim: &mut Option<Claim>) -> bool {
         let entry = Indexed {
             id: fill.id,
             weight: meta.weight(),
@@ -1029,7 +1035,7 @@ impl DiskCache {
     }
 
     /// Replace the metadata of an entry. Whether it is still current.
-    pub(super) async fn store_meta(&self, id: EntryId, meta: EntryMeta) -> bool {
+    pub(crate) async fn store_meta(&self, id: EntryId, meta: EntryMeta) -> bool {
         let weight = meta.weight();
         if let Err(e) = self.backend.write_meta(id, meta.clone()).await {
             self.stats.read_errors(Cause::of(&e)).inc();
@@ -1062,7 +1068,8 @@ impl DiskCache {
         self.stats.opens.inc();
         let prefetch = self.prefetch();
         let space = self.open_bodies.open(id);
-        let opened = match super::open_now::open_now(self.backend.layout(), &id, prefetch) {
+        let opened = match crate::cache::io::nowait::open_now(self.backend.layout(), &id, prefetch)
+        {
             Some(opened) => Ok(opened),
             None => self.backend.open(id, prefetch).await,
         };
@@ -1119,7 +1126,7 @@ impl DiskCache {
             HotBody::File(body) => {
                 if !body.has_len(entry.meta.body_len) {
                     let why = "body file does not have the recorded length";
-                    self.drop_damaged(entry.id, &super::format::invalid(why));
+                    self.drop_damaged(entry.id, &crate::cache::store::format::invalid(why));
                     return false;
                 }
                 self.stats.descriptor_hits.inc();
@@ -1185,7 +1192,7 @@ impl DiskCache {
         match meta {
             Ok(meta) => Some((meta, entry)),
             Err(why) => {
-                self.drop_damaged(indexed.id, &super::format::invalid(&why));
+                self.drop_damaged(indexed.id, &crate::cache::store::format::invalid(&why));
                 None
             }
         }
@@ -1453,7 +1460,10 @@ fn backend(
     )
 ))]
 fn uring(path: &Path, runtime: &Handle) -> io::Result<Box<dyn DiskBackend>> {
-    Ok(Box::new(super::UringBackend::new(path, runtime.clone())?))
+    Ok(Box::new(crate::cache::UringBackend::new(
+        path,
+        runtime.clone(),
+    )?))
 }
 
 #[cfg(not(all(
@@ -1500,7 +1510,12 @@ fn next_epoch(path: &Path, layout: &Layout, newest_ban: u64) -> io::Result<u64> 
     };
     // Without it, the generations on disk still tell, and those of the bans.
     let last = last
-        .unwrap_or_else(|| load::generations(layout).map(epoch_of).max().unwrap_or(0))
+        .unwrap_or_else(|| {
+            recovery::generations(layout)
+                .map(epoch_of)
+                .max()
+                .unwrap_or(0)
+        })
         .max(epoch_of(newest_ban));
     let epoch = last.checked_add(1).ok_or_else(|| {
         io::Error::other("the cache has been opened 2^32 times; delete the folder")
@@ -1680,7 +1695,7 @@ impl Storage for DiskCache {
             claim,
             turn,
             body: {
-                super::tokio_fs::no_read_ahead(&file);
+                crate::cache::io::tokio_fs::no_read_ahead(&file);
                 Arc::new(BodyFile::in_space(file, self.open_bodies.open(id)))
             },
             in_background,

@@ -1,0 +1,250 @@
+//! How a body gets into the page cache.
+//!
+//! What it lies there in stays as it is for all who are sent it. `sendfile(2)` of
+//! folios of one page takes half as long again as of folios of 2 MiB, and read(2)
+//! makes nothing but such of a file that is not read in one sequence.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use crate::cache::io::tokio_fs::{read_ahead, read_exact_at};
+use crate::cache::state::body_file::block_end;
+
+/// How much is read at once where folios cannot be large, in bytes.
+const PIECE: usize = 64 * 1024;
+
+/// Bring a range of a file into the page cache. Blocks.
+///
+/// # Errors
+/// Those of read(2); `UnexpectedEof`: the file ends within the range.
+pub(crate) fn load(file: &File, range: Range<u64>) -> io::Result<()> {
+    let mut rest = range;
+    while !rest.is_empty() {
+        let block = rest.start..block_end(&rest);
+        #[cfg(target_os = "linux")]
+        let loaded = large_folios::fit(file, &block)? && large_folios::load(file, &block)?;
+        #[cfg(not(target_os = "linux"))]
+        let loaded = false;
+        if !loaded {
+            load_by_pages(file, &block)?;
+        }
+        rest.start = block.end;
+    }
+    Ok(())
+}
+
+fn load_by_pages(file: &File, range: &Range<u64>) -> io::Result<()> {
+    read_ahead(file, range.start, range.end - range.start);
+    let mut scratch = vec![0; PIECE.min((range.end - range.start) as usize)];
+    let mut at = range.start;
+    while at < range.end {
+        let piece = scratch.len().min((range.end - at) as usize);
+        read_exact_at(file, at, &mut scratch[..piece])?;
+        at += piece as u64;
+    }
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+mod large_folios {
+    use std::fs::{self, File};
+    use std::io;
+    use std::ops::Range;
+    use std::os::unix::fs::MetadataExt;
+    use std::sync::LazyLock;
+
+    use crate::cache::io::sys;
+    use crate::cache::state::body_file::BLOCK;
+
+    /// Whether a range, which is within one block, is to be loaded so: the kernel reads
+    /// the whole block, and not more.
+    pub fn fit(file: &File, range: &Range<u64>) -> io::Result<bool> {
+        let stat = file.metadata()?;
+        if stat.len() < range.end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let block = range.start / BLOCK * BLOCK;
+        let block_len = stat.len().min(block + BLOCK) - block;
+        let is_most = 2 * (range.end - range.start) >= block_len;
+        Ok(is_most && *KERNEL_CAN && read_ahead_len(stat.dev()).is_some_and(|len| len < BLOCK))
+    }
+
+    /// `false`: the kernel cannot do it.
+    pub fn load(file: &File, range: &Range<u64>) -> io::Result<bool> {
+        match sys::load_in_large_folios(file, range) {
+            Ok(()) => Ok(true),
+            // It does not say why; it has tried several times. Should the file have
+            // become shorter meanwhile, it is as damaged.
+            Err(e) if e.raw_os_error() == Some(libc::EFAULT) => {
+                Err(io::Error::from_raw_os_error(libc::EIO))
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Whether blocks are what the kernel reads at once, which on some processors is 512
+    /// MiB; and whether it is Linux 6.9 or later, where MADV_POPULATE_READ comes to an
+    /// end if the disk fails, and page faults do not wait for who maps files.
+    pub static KERNEL_CAN: LazyLock<bool> = LazyLock::new(|| {
+        let size = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
+        let reads_blocks = size.is_ok_and(|size| size.trim().parse() == Ok(BLOCK));
+        let release = rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned();
+        reads_blocks && version(&release) >= Some((6, 9))
+    });
+
+    fn version(release: &str) -> Option<(u32, u32)> {
+        let mut numbers = release.split(['.', '-']);
+        let mut next = || numbers.next()?.parse().ok();
+        Some((next()?, next()?))
+    }
+
+    /// How many bytes the kernel reads ahead of a file on this device; `None`: it does
+    /// not say.
+    ///
+    /// It marks the first page of what it was made to read at once, and reads ahead as
+    /// soon as that page is sent, unless all is there for as far as it would read: for
+    /// less than a block. By default it is 128 KiB; it can be changed at any time.
+    fn read_ahead_len(dev: u64) -> Option<u64> {
+        let dev = format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev));
+        let file = [
+            format!("/sys/class/bdi/{dev}/read_ahead_kb"),
+            // A partition has that of its disk.
+            format!("/sys/dev/block/{dev}/../bdi/read_ahead_kb"),
+        ];
+        let kib = file.iter().find_map(|file| fs::read_to_string(file).ok())?;
+        Some(1024 * kib.trim().parse::<u64>().ok()?)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn versions_are_read() {
+            for (release, expected) in [
+                ("6.18.44-fc-v782", Some((6, 18))),
+                ("6.9", Some((6, 9))),
+                ("6.8.0-31-generic", Some((6, 8))),
+                ("10.0.1", Some((10, 0))),
+                ("6", None),
+                ("", None),
+            ] {
+                assert_eq!(version(release), expected, "{release}");
+            }
+            assert!(Some((6, 10)) > Some((6, 9)) && None < Some((6, 9)));
+        }
+
+        #[test]
+        fn the_read_ahead_of_a_disk_is_found() {
+            let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+            let dev = file.metadata().unwrap().dev();
+            let dev_name = format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev));
+            if !fs::exists(format!("/sys/dev/block/{dev_name}")).unwrap() {
+                println!("{dev_name} is no disk");
+                return;
+            }
+            assert!(read_ahead_len(dev).is_some(), "{dev_name}");
+            assert_eq!(read_ahead_len(0), None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::state::body_file::{BodyFile, BLOCK};
+    use std::io::Write;
+    use std::sync::Arc;
+
+    /// A file on a disk of which nothing is in the page cache, where that can be had.
+    fn cold_file(len: u64) -> File {
+        let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        file.write_all(&vec![7; len as usize]).unwrap();
+        file.sync_all().unwrap();
+        #[cfg(target_os = "linux")]
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        crate::cache::io::tokio_fs::no_read_ahead(&file);
+        file
+    }
+
+    /// Checks what a way to load leaves in the page cache, for ranges within blocks.
+    #[cfg(target_os = "linux")]
+    fn brings_all_there_is(load: impl Fn(&BodyFile, &Range<u64>)) {
+        let len = 3 * BLOCK + 12_345;
+        for range in [
+            0..BLOCK,
+            BLOCK..BLOCK + 1,
+            BLOCK + 4097..2 * BLOCK,
+            2 * BLOCK..3 * BLOCK,
+        ] {
+            let body = BodyFile::new(Arc::new(cold_file(len)));
+            if body.is_resident(&range) {
+                println!("this file system keeps its pages: nothing to tell apart");
+                return;
+            }
+            load(&body, &range);
+            assert!(body.is_resident(&range), "{range:?}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pages_are_loaded() {
+        brings_all_there_is(|body, range| load_by_pages(body.file(), range).unwrap());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn large_folios_are_loaded() {
+        if !*large_folios::KERNEL_CAN {
+            println!("this kernel cannot");
+            return;
+        }
+        brings_all_there_is(|body, range| {
+            assert!(large_folios::load(body.file(), range).unwrap());
+            let next = block_end(&(range.start..u64::MAX));
+            assert!(
+                !body.is_resident(&(next..next + 1)),
+                "no more than the block"
+            );
+        });
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_the_most_of_a_block_is_loaded_as_one() {
+        let file = cold_file(BLOCK + 100);
+        for small in [0..BLOCK / 2 - 1, 5..10, BLOCK..BLOCK + 49] {
+            assert!(!large_folios::fit(&file, &small).unwrap(), "{small:?}");
+        }
+    }
+
+    #[test]
+    fn blocks_are_loaded_one_after_another() {
+        let len = 3 * BLOCK + 12_345;
+        for range in [0..len, BLOCK - 1..BLOCK + 1, len - 1..len, 10..10] {
+            let body = BodyFile::new(Arc::new(cold_file(len)));
+            load(body.file(), range.clone()).unwrap();
+            // Elsewhere nobody can tell.
+            let is_resident = body.is_resident(&range);
+            assert!(is_resident || !cfg!(target_os = "linux"), "{range:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_ends_early_is_an_error() {
+        for (len, range) in [
+            (BLOCK, 0..BLOCK + 1),
+            (100, 0..101),
+            (100, 4096..8192),
+            (0, 0..1),
+        ] {
+            let e = load(&cold_file(len), range.clone()).unwrap_err();
+            assert_eq!(e.kind(), io::ErrorKind::UnexpectedEof, "{range:?}");
+        }
+    }
+}

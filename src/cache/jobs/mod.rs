@@ -1,0 +1,5 @@
+//! Work without a request.
+
+pub mod maintenance;
+pub mod recovery;
+pub mod scrub;

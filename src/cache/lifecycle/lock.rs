@@ -1,0 +1,242 @@
+//! The lock that keeps two processes from writing to one cache folder.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+
+use crate::cache::io::regular;
+
+/// The most attempts to lock the file while other processes remove it.
+const MAX_ATTEMPTS: usize = 16;
+
+/// The lock of a cache folder, as this process has it.
+#[derive(Debug)]
+pub(crate) struct FolderLock {
+    folder: PathBuf,
+    /// The file system of the folder.
+    device: u64,
+    /// Held over I/O, never on an async worker.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Another process has had the lock since this one began.
+    Waiting,
+    Held(File),
+    /// The file was removed, and another process has locked the new one.
+    Lost,
+    Closed,
+}
+
+/// The outcome of [`FolderLock::renew`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Renewed {
+    /// Nothing has changed.
+    Same,
+    /// The file was another one, which is locked now. `is_new`: no process has had it
+    /// before.
+    Taken { is_new: bool },
+    /// Another process has locked the new file.
+    Lost,
+}
+
+/// A lock file that this process has locked.
+#[derive(Debug)]
+struct Locked {
+    file: File,
+    is_new: bool,
+}
+
+impl FolderLock {
+    /// Take the lock if no other process has it. Blocks.
+    pub(crate) fn take(folder: &Path) -> io::Result<FolderLock> {
+        let device = fs::metadata(folder)?.dev();
+        let state = match acquire(folder, true)? {
+            Some(locked) => State::Held(locked.file),
+            None => State::Waiting,
+        };
+        Ok(FolderLock {
+            folder: folder.to_owned(),
+            device,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Take the lock from a process that has let it go. True if it has. Blocks.
+    pub(crate) fn take_over(&self) -> io::Result<bool> {
+        let mut state = self.state.lock();
+        if let State::Waiting = *state {
+            if let Some(locked) = acquire(&self.folder, true)? {
+                *state = State::Held(locked.file);
+            }
+        }
+        Ok(matches!(*state, State::Held(_)))
+    }
+
+    /// True if this process has the lock.
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(*self.state.lock(), State::Held(_))
+    }
+
+    /// Lock the file that has taken the place of the one this process has locked.
+    /// Blocks.
+    pub(crate) fn renew(&self) -> Renewed {
+        let mut state = self.state.lock();
+        match &*state {
+            State::Waiting | State::Closed => return Renewed::Same,
+            State::Held(file) if is_at(&self.folder, file) => return Renewed::Same,
+            State::Held(_) | State::Lost => {}
+        }
+        match acquire(&self.folder, self.is_mounted()) {
+            Ok(Some(Locked { file, is_new })) => {
+                *state = State::Held(file);
+                Renewed::Taken { is_new }
+            }
+            Ok(None) => match std::mem::replace(&mut *state, State::Lost) {
+                State::Lost => Renewed::Same,
+                _ => Renewed::Lost,
+            },
+            // There is no folder, or no way to lock it, for anybody.
+            Err(_) => Renewed::Same,
+        }
+    }
+
+    /// False if the folder is gone, or where it was mounted is a folder of another file
+    /// system, where nothing must be written. Blocks.
+    pub(crate) fn is_mounted(&self) -> bool {
+        fs::metadata(&self.folder).is_ok_and(|folder| folder.dev() == self.device)
+    }
+
+    /// Let the lock go until [`renew`](Self::renew) takes it anew.
+    pub(crate) fn lose(&self) {
+        self.release(State::Lost);
+    }
+
+    /// Let the lock go for good.
+    pub(crate) fn close(&self) {
+        self.release(State::Closed);
+    }
+
+    fn release(&self, next: State) {
+        if let State::Held(file) = std::mem::replace(&mut *self.state.lock(), next) {
+            // A close would not do while a process is being started: until its
+            // execve(2) it has the file as well.
+            let _ = file.unlock();
+        }
+    }
+}
+
+/// Lock the lock file. `None`: another process has locked it.
+fn acquire(folder: &Path, create: bool) -> io::Result<Option<Locked>> {
+    let path = folder.join("lock");
+    for _ in 0..MAX_ATTEMPTS {
+        let opened = regular::open_with(File::options().write(true), &path);
+        let (file, is_new) = match opened {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && create => {
+                match File::create_new(&path) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+                    created => (created?, true),
+                }
+            }
+            opened => (opened?, false),
+        };
+        match file.try_lock() {
+            // Else it was removed before it was locked.
+            Ok(()) if is_at(folder, &file) => return Ok(Some(Locked { file, is_new })),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(e)) => return Err(e),
+        }
+    }
+    Err(io::Error::other("the lock file keeps being removed"))
+}
+
+/// False if the lock file of a folder is another one than `file`, or there is none.
+fn is_at(folder: &Path, file: &File) -> bool {
+    let found = fs::symlink_metadata(folder.join("lock"));
+    match (found, file.metadata()) {
+        (Ok(found), Ok(own)) => (found.dev(), found.ino()) == (own.dev(), own.ino()),
+        (Err(e), _) => e.kind() != io::ErrorKind::NotFound,
+        // Nothing can be told.
+        (Ok(_), Err(_)) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remove_lock(folder: &Path) {
+        fs::remove_file(folder.join("lock")).unwrap();
+    }
+
+    #[test]
+    fn a_lock_file_that_was_removed_is_locked_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = FolderLock::take(dir.path()).unwrap();
+        assert!(lock.is_held());
+        assert_eq!(lock.renew(), Renewed::Same);
+
+        remove_lock(dir.path());
+        assert_eq!(lock.renew(), Renewed::Taken { is_new: true });
+        assert_eq!(lock.renew(), Renewed::Same);
+        // A second one is kept out again.
+        assert!(!FolderLock::take(dir.path()).unwrap().is_held());
+
+        // So it is if somebody else has made the file.
+        remove_lock(dir.path());
+        fs::write(dir.path().join("lock"), "").unwrap();
+        assert_eq!(lock.renew(), Renewed::Taken { is_new: false });
+        assert!(!FolderLock::take(dir.path()).unwrap().is_held());
+    }
+
+    #[test]
+    fn a_lock_that_another_process_took_is_lost_until_it_lets_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = FolderLock::take(dir.path()).unwrap();
+        remove_lock(dir.path());
+        let other = FolderLock::take(dir.path()).unwrap();
+        assert!(other.is_held());
+        assert_eq!(lock.renew(), Renewed::Lost);
+        assert_eq!(lock.renew(), Renewed::Same, "it is said once");
+        assert!(!lock.is_held());
+        assert_eq!(other.renew(), Renewed::Same);
+
+        other.close();
+        assert_eq!(lock.renew(), Renewed::Taken { is_new: false });
+        lock.close();
+        assert_eq!(lock.renew(), Renewed::Same, "a closed one stays closed");
+        assert!(FolderLock::take(dir.path()).unwrap().is_held());
+    }
+
+    #[test]
+    fn a_folder_that_is_gone_is_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cache");
+        fs::create_dir(&folder).unwrap();
+        let lock = FolderLock::take(&folder).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(lock.renew(), Renewed::Same);
+        assert!(!folder.exists());
+        assert!(!lock.is_mounted());
+        fs::create_dir(&folder).unwrap();
+        assert!(lock.is_mounted());
+        assert_eq!(lock.renew(), Renewed::Taken { is_new: true });
+    }
+
+    #[test]
+    fn a_successor_takes_over_when_it_may() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = FolderLock::take(dir.path()).unwrap();
+        let successor = FolderLock::take(dir.path()).unwrap();
+        assert!(!successor.take_over().unwrap());
+        assert_eq!(successor.renew(), Renewed::Same);
+        first.close();
+        assert!(successor.take_over().unwrap());
+        assert!(successor.is_held());
+    }
+}

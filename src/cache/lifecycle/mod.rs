@@ -1,0 +1,3 @@
+//! The ownership of a cache folder.
+
+pub(crate) mod lock;

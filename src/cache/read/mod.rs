@@ -1,0 +1,4 @@
+//! Entries being read.
+
+pub mod hit;
+pub(crate) mod rest;

@@ -1,0 +1,904 @@
+//! What was purged before it could be found: the ban list.
+//!
+//! A ban voids the entries of a key, or of all keys with a prefix, that are
+//! older than the ban. Older is a matter of generations, not of clocks, so it
+//! holds for entries that are not indexed yet, for fills in flight, and after a
+//! restart. The format of the file is in FORMAT.md.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::cache::io::regular;
+
+const MAGIC: &[u8; 8] = b"PSFBANS2";
+const KIND_PREFIX: u8 = 1;
+const KIND_EXACT: u8 = 2;
+const KIND_VARIANTS: u8 = 3;
+
+/// Most prefixes that are remembered. Beyond that, a ban is widened until it takes the
+/// place of another: a purge then voids more than was asked, but never fails.
+const MAX_PREFIXES: usize = 100_000;
+
+/// Most bytes of all prefixes together.
+const MAX_PREFIX_BYTES: usize = 16 << 20;
+
+/// Most banned prefixes that may be nested.
+const MAX_NESTED: usize = 64;
+
+/// Most bans that are remembered of keys without a stored entry. They matter to variants
+/// alone. Beyond that, one ban of all variants takes their place.
+const MAX_ABSENT: usize = 1024;
+
+/// Longest list that is read, in bytes.
+const MAX_FILE: u64 = 256 << 20;
+
+/// The file is rewritten when it holds so many more records than bans.
+const SLACK: usize = 1_000;
+
+/// What a ban is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Banned {
+    /// All keys of this user tag that begin with this prefix.
+    Prefix(String, Vec<u8>),
+    /// The key with this primary hash, in all variants.
+    Exact([u8; 16]),
+    /// Variants of all keys.
+    Variants,
+}
+
+/// Bans, in memory only.
+#[derive(Debug, Default)]
+pub struct List {
+    /// By user tag.
+    prefixes: HashMap<String, Prefixes>,
+    exact: HashMap<[u8; 16], u64>,
+    /// Bans of keys without a stored entry.
+    absent: HashMap<[u8; 16], u64>,
+    variants: u64,
+}
+
+/// The banned prefixes of a tag.
+///
+/// The longer of two nested prefixes has the higher generation; otherwise it would add
+/// nothing. So the longest prefix of a key decides. A lookup finds it next to the
+/// key's own place in the order, however many prefixes there are.
+#[derive(Debug, Default)]
+struct Prefixes {
+    bans: BTreeMap<Box<[u8]>, Ban>,
+    /// Bytes of all prefixes.
+    bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ban {
+    generation: u64,
+    /// Length of the longest other banned prefix that begins this one.
+    within: Option<u32>,
+}
+
+/// The records of a list's file: each a generation and what is banned below it.
+/// Ends where the file ends, or where it is damaged.
+#[derive(Debug)]
+pub struct Records<'a> {
+    rest: &'a [u8],
+    /// Whether the file is a ban list at all.
+    ours: bool,
+}
+
+/// The bans in force.
+#[derive(Debug)]
+pub struct Bans {
+    path: PathBuf,
+    list: RwLock<List>,
+    /// Entries of this generation or a later one are not banned.
+    newest: AtomicU64,
+    /// Held over I/O, never on an async worker.
+    file: Mutex<OnDisk>,
+}
+
+/// What is known of the file.
+#[derive(Debug)]
+struct OnDisk {
+    records: usize,
+    /// An append has failed: what it left would hide what is appended next.
+    damaged: bool,
+}
+
+impl Bans {
+    /// Read the list of a cache folder, and if `repair` is set, cut a damaged
+    /// end off: only who holds the lock may do that. Blocks.
+    pub fn load(folder: &Path, repair: bool) -> io::Result<Bans> {
+        Bans::read(folder.join("bans"), repair)
+    }
+
+    fn read(path: PathBuf, repair: bool) -> io::Result<Bans> {
+        let mut data = Vec::new();
+        match regular::open(&path) {
+            Ok(file) => drop(file.take(MAX_FILE).read_to_end(&mut data)?),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+        let mut list = List::default();
+        let mut count = 0;
+        let mut records = Records::of(&data);
+        for (generation, banned) in &mut records {
+            list.add(generation, banned);
+            count += 1;
+        }
+        let bans = Bans {
+            path,
+            newest: AtomicU64::new(list.newest()),
+            list: RwLock::new(list),
+            file: Mutex::new(OnDisk {
+                records: count,
+                damaged: false,
+            }),
+        };
+        if !records.rest().is_empty() && repair {
+            log::warn!(
+                "{}: the end of the ban list is damaged and ignored; purge again what was purged last",
+                bans.path.display()
+            );
+            // What is appended behind the damage would not be found.
+            bans.rewrite(&mut bans.file.lock())?;
+        }
+        Ok(bans)
+    }
+
+    /// Read the list again, to which another process writes, or has till it let
+    /// the folder go (`repair`). Blocks.
+    pub fn reload(&self, repair: bool) -> io::Result<()> {
+        let fresh = Bans::read(self.path.clone(), repair)?;
+        *self.file.lock() = fresh.file.into_inner();
+        let fresh = fresh.list.into_inner();
+        // Nothing that was heard of is forgotten: the other process may have
+        // removed what its bans void, but it may still be in memory here.
+        let mut list = self.list.write();
+        for (generation, banned) in fresh.all() {
+            list.add(generation, banned);
+        }
+        self.newest.store(list.newest(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Bring back a list that was removed, and heed what another process has written in
+    /// its place. Only for the holder of the lock. Blocks.
+    pub fn restore(&self) -> io::Result<()> {
+        self.reload(true)?;
+        if self.is_empty() {
+            return Ok(());
+        }
+        self.rewrite(&mut self.file.lock())
+    }
+
+    /// The highest generation that a ban speaks of.
+    pub fn newest(&self) -> u64 {
+        self.newest.load(Ordering::Acquire)
+    }
+
+    /// How many bans there are.
+    pub fn len(&self) -> usize {
+        self.list.read().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Void all matching entries below `generation`, at once, and durably when
+    /// this returns. Blocks.
+    pub fn ban(&self, generation: u64, banned: Banned) -> io::Result<()> {
+        let appended = {
+            let mut file = self.file.lock();
+            // In force before it is durable: whoever asked sees it at once.
+            let added = self.list.write().add_bounded(generation, banned.clone());
+            self.newest.fetch_max(generation, Ordering::AcqRel);
+            let appended = self.append(&mut file, generation, &added);
+            appended.map(|()| added)
+        };
+        // No lookup waits for the log.
+        if let (Banned::Prefix(_, wider), Banned::Prefix(_, asked)) = (&appended?, &banned) {
+            if wider != asked {
+                log::warn!(
+                    "too many prefixes are purged: everything that begins with {:?} is voided instead of {:?}",
+                    String::from_utf8_lossy(wider),
+                    String::from_utf8_lossy(asked)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// [`ban`](Self::ban) for a key without a stored entry, except perhaps variants that
+    /// no lookup finds. Blocks.
+    pub fn ban_absent(&self, generation: u64, hash: [u8; 16]) -> io::Result<()> {
+        let mut file = self.file.lock();
+        let banned = self.list.write().add_absent(generation, hash);
+        self.newest.fetch_max(generation, Ordering::AcqRel);
+        self.append(&mut file, generation, &banned)
+    }
+
+    fn append(&self, file: &mut OnDisk, generation: u64, banned: &Banned) -> io::Result<()> {
+        let record = encode(generation, banned)?;
+        if file.damaged || file.records == 0 || file.records > self.len() + SLACK {
+            return self.rewrite(file);
+        }
+        let appended =
+            regular::open_with(File::options().append(true), &self.path).and_then(|mut list| {
+                list.write_all(&record)?;
+                list.sync_all()
+            });
+        match appended {
+            Ok(()) => {
+                file.records += 1;
+                Ok(())
+            }
+            // The file is gone, or ends in a piece of a record.
+            Err(_) => self.rewrite(file),
+        }
+    }
+
+    /// Forget the bans below `generation`: no entry that old is left. Blocks.
+    pub fn forget_below(&self, generation: u64) -> io::Result<()> {
+        let mut file = self.file.lock();
+        {
+            let mut list = self.list.write();
+            list.forget_below(generation);
+            self.newest.store(list.newest(), Ordering::Release);
+        }
+        self.rewrite(&mut file)
+    }
+
+    fn rewrite(&self, on_disk: &mut OnDisk) -> io::Result<()> {
+        on_disk.damaged = true;
+        let mut data = MAGIC.to_vec();
+        let count = {
+            let list = self.list.read();
+            for (generation, banned) in list.all() {
+                data.extend(encode(generation, &banned)?);
+            }
+            list.len()
+        };
+        let temporary = self.path.with_extension("tmp");
+        let mut file = regular::create(&temporary)?;
+        file.write_all(&data)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &self.path)?;
+        if let Some(folder) = self.path.parent() {
+            regular::open_folder(folder)?.sync_all()?;
+        }
+        *on_disk = OnDisk {
+            records: count,
+            damaged: false,
+        };
+        Ok(())
+    }
+
+    /// Whether an entry is void. `key` gives the user tag and the key in clear
+    /// text, and is only asked if prefixes have to be compared.
+    pub fn void<'a>(
+        &self,
+        generation: u64,
+        primary: &[u8; 16],
+        key: impl FnOnce() -> (&'a str, &'a [u8]),
+    ) -> bool {
+        if generation >= self.newest() {
+            return false;
+        }
+        self.list.read().void(generation, primary, key)
+    }
+
+    /// True if an entry that is a variant is void for reasons other than those of
+    /// [`void`](Self::void).
+    pub fn voids_variant(&self, generation: u64) -> bool {
+        generation < self.newest() && generation < self.list.read().variants
+    }
+}
+
+impl List {
+    /// As [`Bans::void`].
+    pub fn void<'a>(
+        &self,
+        generation: u64,
+        primary: &[u8; 16],
+        key: impl FnOnce() -> (&'a str, &'a [u8]),
+    ) -> bool {
+        let newer = |of: &u64| generation < *of;
+        if self.exact.get(primary).is_some_and(newer) || self.absent.get(primary).is_some_and(newer)
+        {
+            return true;
+        }
+        if self.prefixes.is_empty() {
+            return false;
+        }
+        let (tag, key) = key();
+        let longest = self
+            .prefixes
+            .get(tag)
+            .and_then(|of_tag| of_tag.longest(key));
+        longest.is_some_and(|(_, ban)| generation < ban.generation)
+    }
+
+    /// The highest generation that a ban speaks of, 0 where there is none.
+    pub fn newest(&self) -> u64 {
+        let prefixes = self
+            .prefixes
+            .values()
+            .flat_map(|of_tag| of_tag.bans.values());
+        let prefixes = prefixes.map(|ban| ban.generation);
+        let exact = self.exact.values().chain(self.absent.values()).copied();
+        prefixes.chain(exact).max().unwrap_or(0).max(self.variants)
+    }
+
+    /// The number of bans.
+    fn len(&self) -> usize {
+        let exact = self.exact.len() + self.absent.len();
+        self.prefix_count() + exact + usize::from(self.variants > 0)
+    }
+
+    fn prefix_count(&self) -> usize {
+        self.prefixes.values().map(|of_tag| of_tag.bans.len()).sum()
+    }
+
+    /// All bans, with wider prefixes before narrower ones.
+    fn all(&self) -> impl Iterator<Item = (u64, Banned)> + '_ {
+        let prefixes = self.prefixes.iter().flat_map(|(tag, of_tag)| {
+            let bans = of_tag.bans.iter();
+            bans.map(|(prefix, ban)| {
+                let banned = Banned::Prefix(tag.clone(), prefix.to_vec());
+                (ban.generation, banned)
+            })
+        });
+        let exact = self.exact.iter().chain(&self.absent);
+        let exact = exact.map(|(hash, generation)| (*generation, Banned::Exact(*hash)));
+        let variants = (self.variants > 0).then_some((self.variants, Banned::Variants));
+        prefixes.chain(exact).chain(variants)
+    }
+
+    /// Void all matching entries below `generation`.
+    pub fn add(&mut self, generation: u64, banned: Banned) {
+        match banned {
+            Banned::Exact(hash) => {
+                let of = self.exact.entry(hash).or_default();
+                *of = generation.max(*of);
+            }
+            Banned::Prefix(tag, prefix) => {
+                self.prefixes
+                    .entry(tag)
+                    .or_default()
+                    .add(generation, &prefix);
+            }
+            Banned::Variants => self.variants = generation.max(self.variants),
+        }
+    }
+
+    /// [`add`](Self::add), but widen the ban if there would be too many prefixes. Returns
+    /// the ban that was added.
+    fn add_bounded(&mut self, generation: u64, banned: Banned) -> Banned {
+        let banned = match banned {
+            Banned::Prefix(tag, prefix) if self.is_full() => {
+                let of_tag = self.prefixes.entry(tag.clone()).or_default();
+                let len = of_tag.widened(&prefix);
+                Banned::Prefix(tag, prefix[..len].to_vec())
+            }
+            banned => banned,
+        };
+        self.add(generation, banned.clone());
+        banned
+    }
+
+    /// Ban a key without a stored entry. Returns the ban that was added.
+    fn add_absent(&mut self, generation: u64, hash: [u8; 16]) -> Banned {
+        if self.absent.len() >= MAX_ABSENT && !self.absent.contains_key(&hash) {
+            self.absent.clear();
+            self.add(generation, Banned::Variants);
+            return Banned::Variants;
+        }
+        self.absent.insert(hash, generation);
+        Banned::Exact(hash)
+    }
+
+    fn is_full(&self) -> bool {
+        let bytes: usize = self.prefixes.values().map(|of_tag| of_tag.bytes).sum();
+        self.prefix_count() >= MAX_PREFIXES || bytes >= MAX_PREFIX_BYTES
+    }
+
+    fn forget_below(&mut self, generation: u64) {
+        let kept: Vec<_> = self.all().filter(|(of, _)| *of >= generation).collect();
+        let absent: HashMap<_, _> = std::mem::take(&mut self.absent);
+        *self = List::default();
+        for (of, banned) in kept {
+            match banned {
+                Banned::Exact(hash) if absent.contains_key(&hash) => {
+                    self.absent.insert(hash, of);
+                }
+                banned => self.add(of, banned),
+            }
+        }
+    }
+}
+
+impl Prefixes {
+    /// The longest banned prefix of a key.
+    fn longest(&self, key: &[u8]) -> Option<(&[u8], &Ban)> {
+        self.longest_after(key, || ())
+    }
+
+    /// [`longest`](Self::longest), which calls `step` for each search in the map.
+    fn longest_after(&self, key: &[u8], mut step: impl FnMut()) -> Option<(&[u8], &Ban)> {
+        // The last one in order that is not behind the key. What both begin with
+        // has all other banned prefixes of the key: a longer one would be between
+        // the two.
+        let mut at = key;
+        loop {
+            step();
+            let upto = (Bound::Unbounded, Bound::Included(at));
+            let (prefix, ban) = self.bans.range::<[u8], _>(upto).next_back()?;
+            if key.starts_with(prefix) {
+                return Some((prefix, ban));
+            }
+            // If this one is lost, the search goes on from its place: a purge must
+            // not be lost with it.
+            at = &prefix[..ban.within? as usize];
+        }
+    }
+
+    fn add(&mut self, generation: u64, prefix: &[u8]) {
+        let mut prefix = prefix;
+        let mut depth = 0;
+        let mut wider = self.longest(prefix);
+        if wider.is_some_and(|(_, ban)| ban.generation >= generation) {
+            return;
+        }
+        let mut chain = Vec::new();
+        while let Some((banned, ban)) = wider {
+            depth += 1;
+            chain.push(banned.len());
+            wider = ban
+                .within
+                .and_then(|len| self.bans.get_key_value(&banned[..len as usize]))
+                .map(|(banned, ban)| (&**banned, ban));
+        }
+        if depth >= MAX_NESTED {
+            prefix = &prefix[..chain[depth - MAX_NESTED]];
+        }
+        // Narrower bans that are not newer add nothing.
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let narrower = self
+            .bans
+            .range::<[u8], _>(from)
+            .map(|(narrower, ban)| (narrower, ban.generation));
+        let narrower: Vec<_> = narrower
+            .take_while(|(narrower, _)| narrower.starts_with(prefix))
+            .map(|(narrower, of)| (narrower.clone(), of))
+            .collect();
+        let len = prefix.len() as u32;
+        for (narrower, of) in narrower {
+            if of <= generation {
+                self.bans.remove(&narrower);
+                self.bytes -= narrower.len();
+                continue;
+            }
+            // The ban that it was within may have been removed just now: wider ones
+            // come first.
+            let within = self.bans.get(&narrower).and_then(|ban| ban.within);
+            let within = within.filter(|within| {
+                *within > len && self.bans.contains_key(&narrower[..*within as usize])
+            });
+            if let Some(ban) = self.bans.get_mut(&narrower) {
+                ban.within = within.or(Some(len));
+            }
+        }
+        let within = self.longest(prefix).map(|(wider, _)| wider.len() as u32);
+        self.bans.insert(prefix.into(), Ban { generation, within });
+        self.bytes += prefix.len();
+    }
+
+    /// Length of the longest beginning of `prefix` that some banned prefix shares, or the
+    /// whole length if nothing is banned.
+    fn widened(&self, prefix: &[u8]) -> usize {
+        let upto = (Bound::Unbounded, Bound::Included(prefix));
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let before = self.bans.range::<[u8], _>(upto).next_back();
+        let after = self.bans.range::<[u8], _>(from).next();
+        let neighbours = before.into_iter().chain(after);
+        let common = neighbours.map(|(neighbour, _)| common_len(neighbour, prefix));
+        common.max().unwrap_or(prefix.len())
+    }
+}
+
+fn common_len(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+impl<'a> Records<'a> {
+    /// Those of a file with this content. An empty file has none.
+    pub fn of(file: &'a [u8]) -> Self {
+        let records = file.strip_prefix(MAGIC);
+        Records {
+            rest: records.unwrap_or(file),
+            ours: records.is_some(),
+        }
+    }
+
+    /// What has not been read; once there are no more records, what is damaged.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+}
+
+impl Iterator for Records<'_> {
+    type Item = (u64, Banned);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if !self.ours {
+            return None;
+        }
+        let (generation, banned, rest) = decode(self.rest)?;
+        self.rest = rest;
+        Some((generation, banned))
+    }
+}
+
+/// A record of the list's file. `InvalidInput` where the user tag is longer than
+/// 2^16 - 1 bytes, or the prefix longer than 2^32 - 1.
+pub fn encode(generation: u64, banned: &Banned) -> io::Result<Vec<u8>> {
+    let too_long = |_| io::Error::new(io::ErrorKind::InvalidInput, "the prefix is too long");
+    let mut record = generation.to_le_bytes().to_vec();
+    let (kind, tag, text) = match banned {
+        Banned::Prefix(tag, prefix) => (KIND_PREFIX, tag.as_bytes(), &prefix[..]),
+        Banned::Exact(hash) => (KIND_EXACT, &[][..], &hash[..]),
+        Banned::Variants => (KIND_VARIANTS, &[][..], &[][..]),
+    };
+    record.push(kind);
+    record.extend(u16::try_from(tag.len()).map_err(too_long)?.to_le_bytes());
+    record.extend(tag);
+    record.extend(u32::try_from(text.len()).map_err(too_long)?.to_le_bytes());
+    record.extend(text);
+    let crc = crc32fast::hash(&record);
+    record.extend(crc.to_le_bytes());
+    Ok(record)
+}
+
+/// The first record, and what follows it.
+fn decode(data: &[u8]) -> Option<(u64, Banned, &[u8])> {
+    let (generation, rest) = data.split_first_chunk::<8>()?;
+    let (kind, rest) = rest.split_first()?;
+    let (tag_len, rest) = rest.split_first_chunk::<2>()?;
+    let (tag, rest) = rest.split_at_checked(u16::from_le_bytes(*tag_len) as usize)?;
+    let (text_len, rest) = rest.split_first_chunk::<4>()?;
+    let (text, rest) = rest.split_at_checked(u32::from_le_bytes(*text_len) as usize)?;
+    let record = &data[..data.len() - rest.len()];
+    let (crc, rest) = rest.split_first_chunk::<4>()?;
+    if crc32fast::hash(record) != u32::from_le_bytes(*crc) {
+        return None;
+    }
+    let banned = match *kind {
+        KIND_PREFIX => Banned::Prefix(std::str::from_utf8(tag).ok()?.to_owned(), text.to_vec()),
+        KIND_EXACT if tag.is_empty() => Banned::Exact(text.try_into().ok()?),
+        KIND_VARIANTS if tag.is_empty() && text.is_empty() => Banned::Variants,
+        _ => return None,
+    };
+    Some((u64::from_le_bytes(*generation), banned, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(text: &str) -> Banned {
+        Banned::Prefix("b".into(), text.into())
+    }
+
+    fn void(bans: &Bans, generation: u64, key: &str) -> bool {
+        bans.void(generation, &[1; 16], || ("b", key.as_bytes()))
+    }
+
+    #[test]
+    fn a_ban_voids_what_is_older_and_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        assert!(!void(&bans, 0, "/a/x"));
+        bans.ban(5, prefix("/a/")).unwrap();
+        bans.ban(7, Banned::Exact([1; 16])).unwrap();
+        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+            assert!(void(&bans, 4, "/a/x"));
+            assert!(void(&bans, 6, "/elsewhere"), "by its hash");
+            assert!(!void(&bans, 7, "/a/x"));
+            assert!(!bans.void(6, &[2; 16], || ("b", b"/a/x")));
+            assert!(bans.void(4, &[2; 16], || ("b", b"/a/x")));
+            assert!(!bans.void(4, &[2; 16], || ("b", b"/b/x")));
+            assert!(!bans.void(4, &[2; 16], || ("other", b"/a/x")));
+            assert_eq!(bans.len(), 2);
+        }
+    }
+
+    #[test]
+    fn a_wider_ban_replaces_narrower_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        for (generation, text) in [(1, "/a/1"), (2, "/a/2"), (3, "/b"), (4, "/a/")] {
+            bans.ban(generation, prefix(text)).unwrap();
+        }
+        assert_eq!(bans.len(), 2);
+        assert_eq!(Bans::load(dir.path(), true).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn bans_are_forgotten_when_no_entry_is_that_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        bans.ban(5, prefix("/a")).unwrap();
+        bans.ban(6, Banned::Exact([1; 16])).unwrap();
+        bans.ban(9, prefix("/b")).unwrap();
+        bans.forget_below(7).unwrap();
+        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+            assert_eq!(bans.len(), 1);
+            assert!(void(&bans, 8, "/b/x"));
+            assert!(!void(&bans, 4, "/a/x"));
+        }
+    }
+
+    #[test]
+    fn a_list_cut_off_anywhere_keeps_what_came_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        bans.ban(5, prefix("/first")).unwrap();
+        let first = fs::metadata(dir.path().join("bans")).unwrap().len() as usize;
+        bans.ban(6, prefix("/second")).unwrap();
+        let data = fs::read(dir.path().join("bans")).unwrap();
+        for len in 0..=data.len() {
+            fs::write(dir.path().join("bans"), &data[..len]).unwrap();
+            let bans = Bans::load(dir.path(), true).unwrap();
+            assert_eq!(void(&bans, 1, "/first"), len >= first, "at {len}");
+            assert_eq!(void(&bans, 1, "/second"), len == data.len(), "at {len}");
+            // And it can be added to.
+            bans.ban(8, prefix("/third")).unwrap();
+            let bans = Bans::load(dir.path(), true).unwrap();
+            assert!(void(&bans, 1, "/third"), "at {len}");
+            assert_eq!(void(&bans, 1, "/first"), len >= first, "at {len}");
+        }
+    }
+
+    #[test]
+    fn a_removed_list_is_brought_back_beside_that_of_another_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        let bans = Bans::load(dir.path(), true).unwrap();
+        bans.restore().unwrap();
+        assert!(!path.exists(), "there is nothing to bring back");
+        bans.ban(5, prefix("/own")).unwrap();
+        fs::remove_file(&path).unwrap();
+        bans.restore().unwrap();
+        assert_eq!(Bans::load(dir.path(), true).unwrap().len(), 1);
+
+        fs::remove_file(&path).unwrap();
+        let other = Bans::load(dir.path(), true).unwrap();
+        other.ban(6, prefix("/other")).unwrap();
+        other.ban(6, prefix("/third")).unwrap();
+        bans.restore().unwrap();
+        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+            for key in ["/own", "/other", "/third"] {
+                assert!(void(&bans, 4, key), "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_foreign_list_is_replaced() {
+        let headless = encode(8, &prefix("/first")).unwrap();
+        for foreign in [b"#!/bin/sh\n".to_vec(), headless] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("bans"), foreign).unwrap();
+            let bans = Bans::load(dir.path(), true).unwrap();
+            assert!(bans.is_empty());
+            bans.ban(8, prefix("/third")).unwrap();
+            assert_eq!(Bans::load(dir.path(), true).unwrap().len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_key_banned_with_a_tag_is_damage() {
+        let mut record = encode(8, &Banned::Exact([1; 16])).unwrap();
+        assert!(decode(&record).is_some());
+        // The length of the tag, and the tag.
+        record.splice(9..11, [1, 0, b'b']);
+        record.truncate(record.len() - 4);
+        record.extend(crc32fast::hash(&record).to_le_bytes());
+        assert!(decode(&record).is_none());
+    }
+
+    #[test]
+    fn a_narrower_ban_that_is_newer_counts_within_a_wider_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        for (generation, text) in [
+            (3, "/a/"),
+            (5, "/a/b/c"),
+            (4, "/a/b"),
+            (7, "/a/b0"),
+            (2, ""),
+        ] {
+            bans.ban(generation, prefix(text)).unwrap();
+        }
+        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+            for (key, of) in [
+                ("", 2),
+                ("/z", 2),
+                ("/a", 2),
+                ("/a/", 3),
+                ("/a/b", 4),
+                ("/a/b/", 4),
+                ("/a/b/c", 5),
+                ("/a/b/d", 4),
+                ("/a/b0/x", 7),
+                ("/a/b1", 4),
+                ("/a/c", 3),
+            ] {
+                assert!(void(&bans, of - 1, key), "{key}");
+                assert!(!void(&bans, of, key), "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn random_bans_agree_with_a_list() {
+        let mut random = 1u64;
+        let mut below = |n: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
+            (random >> 33) % n
+        };
+        for _ in 0..300 {
+            let mut list = List::default();
+            let mut model: Vec<(u64, Vec<u8>)> = Vec::new();
+            for _ in 0..below(40) {
+                let text: Vec<u8> = (0..below(6)).map(|_| b'a' + below(2) as u8).collect();
+                let generation = below(20);
+                list.add(generation, Banned::Prefix("b".into(), text.clone()));
+                model.push((generation, text));
+            }
+            // As they were added, in no order, and as they are kept afterwards.
+            for kept in [0, below(10)] {
+                if kept > 0 {
+                    list.forget_below(kept);
+                }
+                model.retain(|(generation, _)| *generation >= kept);
+                for of_tag in list.prefixes.values() {
+                    for (prefix, ban) in &of_tag.bans {
+                        let within = ban.within.map(|len| &prefix[..len as usize]);
+                        assert!(within.is_none_or(|within| of_tag.bans.contains_key(within)));
+                    }
+                }
+                for _ in 0..50 {
+                    let key: Vec<u8> = (0..below(8)).map(|_| b'a' + below(2) as u8).collect();
+                    let of = |ban: &&(u64, Vec<u8>)| key.starts_with(&ban.1);
+                    let newest = model.iter().filter(of).map(|(generation, _)| *generation);
+                    let newest = newest.max().unwrap_or(0);
+                    for generation in newest.saturating_sub(1)..=newest {
+                        let void = list.void(generation, &[1; 16], || ("b", &key));
+                        assert_eq!(void, generation < newest, "{key:?} in {model:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Concurrent purges may reach the list in another order than that of their
+    /// generations.
+    #[test]
+    fn bans_that_overtake_each_other_all_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        for (generation, text) in [(4, "/a/b"), (9, "/a/b/c"), (5, "/a/")] {
+            bans.ban(generation, prefix(text)).unwrap();
+        }
+        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+            for (key, of) in [("/a/b/d", 5), ("/a/b", 5), ("/a/b/c/d", 9), ("/a/c", 5)] {
+                assert!(void(&bans, of - 1, key), "{key}");
+                assert!(!void(&bans, of, key), "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_list_takes_every_ban() {
+        let mut list = List::default();
+        for number in 0..MAX_PREFIXES as u64 {
+            list.add_bounded(number, prefix(&format!("/dir/{number:06}")));
+        }
+        assert_eq!(list.len(), MAX_PREFIXES);
+        let now = MAX_PREFIXES as u64;
+        // Another one is widened as far as needed.
+        let added = list.add_bounded(now, prefix("/dir/099999x"));
+        assert_eq!(added, prefix("/dir/099999"));
+        let added = list.add_bounded(now + 1, prefix("/dir/0x"));
+        assert_eq!(added, prefix("/dir/0"));
+        assert!(list.len() <= MAX_PREFIXES);
+        let void = |list: &List, key: &str| list.void(now, &[1; 16], || ("b", key.as_bytes()));
+        assert!(void(&list, "/dir/0x/y") && !void(&list, "/dir/1") && !void(&list, "/z"));
+        // The widest takes the place of all.
+        assert_eq!(list.add_bounded(now + 2, prefix("/")), prefix("/"));
+        assert!(void(&list, "/z"));
+        assert_eq!(list.len(), 1);
+    }
+
+    #[test]
+    fn bans_nest_only_so_deep() {
+        let mut list = List::default();
+        for len in 0..1000 {
+            list.add(len as u64 + 1, prefix(&"a".repeat(len)));
+        }
+        assert!(list.len() <= MAX_NESTED + 1, "{}", list.len());
+        for len in 0..1000 {
+            let key = "a".repeat(len);
+            assert!(list.void(len as u64, &[1; 16], || ("b", key.as_bytes())));
+        }
+    }
+
+    /// Cost of a hit on an entry older than the newest ban.
+    #[test]
+    fn a_lookup_does_not_search_longer_the_more_bans_there_are() {
+        let steps = |bans: usize| {
+            let mut list = List::default();
+            for number in 0..bans as u64 {
+                let banned = format!("host\n/bucket/folder/{number:06}/");
+                list.add(number + 1, prefix(&banned));
+            }
+            let mut steps = 0;
+            let key = b"host\n/bucket/folder/another/object-of-some-length.bin";
+            let found = list.prefixes["b"].longest_after(key, || steps += 1);
+            assert!(found.is_none());
+            steps
+        };
+        assert_eq!(steps(10), steps(10_000));
+        assert!(steps(10_000) <= MAX_NESTED);
+    }
+
+    #[test]
+    fn keys_that_are_not_there_leave_no_more_than_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        let hash = |number: u64| {
+            let mut hash = [0; 16];
+            hash[..8].copy_from_slice(&number.to_le_bytes());
+            hash
+        };
+        for number in 0..3 * MAX_ABSENT as u64 {
+            bans.ban_absent(number + 1, hash(number)).unwrap();
+        }
+        assert!(bans.len() <= MAX_ABSENT + 1, "{}", bans.len());
+        let file = fs::metadata(dir.path().join("bans")).unwrap();
+        assert!(
+            file.len() < 40 * (MAX_ABSENT + SLACK + 2) as u64 * 2,
+            "{}",
+            file.len()
+        );
+        // Only variants of the forgotten keys are void.
+        let first = |bans: &Bans| bans.void(0, &hash(0), || ("b", b"/a"));
+        assert!(!first(&bans) && bans.voids_variant(0));
+        let last = 3 * MAX_ABSENT as u64;
+        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+            assert!(bans.void(last - 1, &hash(last - 1), || ("b", b"/a")));
+            assert!(bans.voids_variant(MAX_ABSENT as u64));
+            assert!(!bans.voids_variant(last));
+        }
+    }
+
+    #[test]
+    fn the_file_does_not_grow_with_repetition() {
+        let dir = tempfile::tempdir().unwrap();
+        let bans = Bans::load(dir.path(), true).unwrap();
+        for generation in 0..2_500 {
+            bans.ban(generation, prefix("/same")).unwrap();
+        }
+        assert!(bans.file.lock().records <= SLACK + 2);
+        assert_eq!(Bans::load(dir.path(), true).unwrap().newest(), 2_499);
+    }
+}

@@ -1,0 +1,750 @@
+//! A cache folder seen from outside, by tools that list, check or empty it,
+//! whether or not a process serves from it at the same time.
+//!
+//! Nothing here needs [`DiskCache`](crate::cache::DiskCache). The folder is read shard by
+//! shard, so that memory stays small however many entries there are. What is
+//! evicted while it is looked at is passed over.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use pingora_cache::CacheMeta;
+
+use crate::cache::io::regular;
+use crate::cache::io::tokio_fs;
+use crate::cache::store::bans::Bans;
+use crate::cache::store::format::EntryMeta;
+use crate::cache::store::layout::{parse_name, FileKind, Layout, SHARDS, VERSION_FOLDER};
+use crate::cache::EntryId;
+
+/// How much of a body is read at once, in bytes.
+const READ_SIZE: usize = 256 * 1024;
+
+/// A cache folder.
+#[derive(Debug)]
+pub struct CacheFolder {
+    path: PathBuf,
+    layout: Layout,
+    bans: Bans,
+}
+
+/// Something in a cache folder.
+#[derive(Debug)]
+pub enum Found {
+    /// An entry whose metadata is sound and whose body has the right length.
+    Entry(Entry),
+    /// What looks like an entry, and can not be served.
+    Damaged(Damaged),
+    /// Files that are no entry: one that is being written, or that an
+    /// interrupted process has left; or an entry that was replaced or purged.
+    Leftover {
+        /// Where it is: of an entry, the metadata.
+        file: PathBuf,
+        /// The length in bytes.
+        len: u64,
+    },
+}
+
+/// The current entry for a key.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its name.
+    pub id: EntryId,
+    /// What its metadata file says.
+    pub meta: EntryMeta,
+    /// When it becomes stale.
+    pub fresh_until: SystemTime,
+    generations: Vec<u64>,
+}
+
+/// An entry that can not be served.
+#[derive(Debug)]
+pub struct Damaged {
+    /// Its name.
+    pub id: EntryId,
+    /// The file that is not as it should be.
+    pub file: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+    /// What its metadata file says, if that can be read.
+    pub meta: Option<EntryMeta>,
+    generations: Vec<u64>,
+}
+
+/// All that is in a cache folder, see [`CacheFolder::walk`].
+pub struct Walk<'a> {
+    folder: &'a CacheFolder,
+    shards: std::ops::RangeInclusive<u8>,
+    files: std::vec::IntoIter<(EntryId, FileKind, PathBuf)>,
+    entries: std::vec::IntoIter<(EntryId, Vec<u64>)>,
+    shards_begun: usize,
+}
+
+// === impl CacheFolder ===
+
+impl CacheFolder {
+    /// The cache in the folder `path`. Nothing is created or changed.
+    ///
+    /// # Errors
+    /// `NotFound` where no cache of this version has ever been.
+    pub fn open(path: &Path) -> io::Result<CacheFolder> {
+        let layout = Layout::new(path);
+        match fs::metadata(layout.entries()) {
+            Ok(found) if found.is_dir() => {}
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(about(layout.entries(), "cannot be read", &e))
+            }
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    format!(
+                        "{}: there is no cache here, that is, no folder {VERSION_FOLDER}",
+                        path.display()
+                    ),
+                ))
+            }
+        }
+        let bans =
+            Bans::load(path, false).map_err(|e| about(&path.join("bans"), "cannot be read", &e))?;
+        Ok(CacheFolder {
+            path: path.to_owned(),
+            layout,
+            bans,
+        })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a process serves from the folder.
+    pub fn is_in_use(&self) -> io::Result<bool> {
+        let path = self.path.join("lock");
+        let lock = match regular::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            lock => lock.map_err(|e| about(&path, "cannot be opened", &e))?,
+        };
+        // Given back at once, as the file is closed: a process that starts in
+        // between would take the folder for one in use.
+        match lock.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(e)) => Err(about(&path, "cannot be locked", &e)),
+        }
+    }
+
+    /// Keep processes from serving from the folder as long as the lock lives.
+    /// `None`: one does already.
+    pub fn lock(&self) -> io::Result<Option<File>> {
+        let path = self.path.join("lock");
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false);
+        let lock = regular::open_with(&mut options, &path)
+            .map_err(|e| about(&path, "cannot be opened", &e))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(lock)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(about(&path, "cannot be locked", &e)),
+        }
+    }
+
+    /// All that is in the folder. Blocks, once a shard and once an entry.
+    ///
+    /// An error concerns one shard or one entry, and names it: the walk goes on.
+    pub fn walk(&self) -> Walk<'_> {
+        Walk {
+            folder: self,
+            shards: 0..=u8::MAX,
+            files: Vec::new().into_iter(),
+            entries: Vec::new().into_iter(),
+            shards_begun: 0,
+        }
+    }
+
+    /// Read the body of an entry and compare it with its checksum: what the
+    /// entry is then found to be, or `None` if it is gone. Blocks; `progress` is
+    /// told how many bytes were read since it was last called.
+    pub fn verify(&self, entry: Entry, mut progress: impl FnMut(u64)) -> io::Result<Option<Found>> {
+        let file = self.layout.body(&entry.id);
+        let checked = regular::open(&file).and_then(|body| checksum(body, &mut progress));
+        let reason = match checked {
+            Ok((len, _)) if len != entry.meta.body_len => {
+                format!("has {len} bytes instead of {}", entry.meta.body_len)
+            }
+            Ok((_, crc32)) if crc32 != entry.meta.body_crc32 => format!(
+                "has the checksum {crc32:08x} instead of {:08x}",
+                entry.meta.body_crc32
+            ),
+            Ok(_) => return Ok(Some(Found::Entry(entry))),
+            Err(e) => match self.fault(&entry.id, &file, e)? {
+                Some(reason) => reason,
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(Found::Damaged(Damaged {
+            id: entry.id,
+            file,
+            reason,
+            meta: Some(entry.meta),
+            generations: entry.generations,
+        })))
+    }
+
+    /// Remove an entry, and what is left of those that it replaced. Blocks.
+    ///
+    /// Meant for a folder that no process uses, see [`lock`](Self::lock); one
+    /// that does goes on counting the entry until somebody asks for it.
+    pub fn remove(&self, found: &Found) -> io::Result<()> {
+        match found {
+            Found::Entry(entry) => self.remove_all(&entry.id.hash, &entry.generations),
+            Found::Damaged(damaged) => self.remove_all(&damaged.id.hash, &damaged.generations),
+            Found::Leftover { file, .. } => {
+                tokio_fs::remove_if_there(file).map_err(|e| about(file, "cannot be removed", &e))
+            }
+        }
+    }
+
+    /// Remove the entry of the key that has this hash; false: there is none.
+    /// Blocks; see [`remove`](Self::remove).
+    pub fn remove_key(&self, hash: &[u8; 16]) -> io::Result<bool> {
+        let mut generations: Vec<_> = self
+            .list(hash[0])?
+            .into_iter()
+            .filter(|(id, kind, _)| id.hash == *hash && *kind == FileKind::Meta)
+            .map(|(id, ..)| id.generation)
+            .collect();
+        generations.sort_unstable();
+        self.remove_all(hash, &generations)?;
+        Ok(!generations.is_empty())
+    }
+
+    /// Return when what was removed stays removed, even if the power fails.
+    /// `shards` are the first bytes of the hashes. Blocks.
+    pub fn sync(&self, shards: &BTreeSet<u8>) -> io::Result<()> {
+        for shard in shards {
+            let path = self.layout.shard(*shard);
+            match regular::open_folder(&path).and_then(|folder| folder.sync_all()) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(about(&path, "cannot be synced", &e))
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The oldest generation first: were it left alone, it would be served again.
+    fn remove_all(&self, hash: &[u8; 16], generations: &[u64]) -> io::Result<()> {
+        for generation in generations {
+            let id = EntryId {
+                hash: *hash,
+                generation: *generation,
+            };
+            tokio_fs::remove(&self.layout, &id)
+                .map_err(|e| about(&self.layout.meta(&id), "cannot be removed", &e))?;
+        }
+        Ok(())
+    }
+
+    /// The files of a shard that are named as the cache's are.
+    fn list(&self, shard: u8) -> io::Result<Vec<(EntryId, FileKind, PathBuf)>> {
+        let path = self.layout.shard(shard);
+        let list = || -> io::Result<_> {
+            let mut files = Vec::new();
+            for file in fs::read_dir(&path)? {
+                let file = file?;
+                let named = file.file_name().to_str().and_then(parse_name);
+                files.extend(named.map(|(id, kind)| (id, kind, file.path())));
+            }
+            Ok(files)
+        };
+        match list() {
+            // Somebody has emptied the folder.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            listed => listed.map_err(|e| about(&path, "cannot be listed", &e)),
+        }
+    }
+
+    /// The newest of some generations of a key; `None`: it is gone.
+    fn examine(&self, id: EntryId, generations: Vec<u64>) -> io::Result<Option<Found>> {
+        let damaged = |file, reason, meta| {
+            let generations = generations.clone();
+            Ok(Some(Found::Damaged(Damaged {
+                id,
+                file,
+                reason,
+                meta,
+                generations,
+            })))
+        };
+        let meta_file = self.layout.meta(&id);
+        let meta = match tokio_fs::read_meta(&meta_file) {
+            Ok(meta) if meta.generation != id.generation || meta.hash() != id.hash => {
+                return damaged(meta_file, "is the metadata of another entry".into(), None)
+            }
+            Ok(meta) => meta,
+            Err(e) => {
+                return match self.fault(&id, &meta_file, e)? {
+                    Some(reason) => damaged(meta_file, reason, None),
+                    None => Ok(None),
+                }
+            }
+        };
+        let void = self.bans.void(id.generation, &meta.key.primary, || {
+            (&*meta.key.user_tag, &meta.primary_key)
+        }) || (meta.key.variance.is_some() && self.bans.voids_variant(id.generation));
+        if void {
+            return Ok(Some(Found::Leftover {
+                file: meta_file,
+                len: meta.weight(),
+            }));
+        }
+        let header = CacheMeta::deserialize(&meta.internal, &meta.header);
+        let fresh_until = match header {
+            Ok(header) => header.fresh_until(),
+            Err(e) => {
+                let reason = format!("has a response header that cannot be read: {e}");
+                return damaged(meta_file, reason, Some(meta));
+            }
+        };
+        let body_file = self.layout.body(&id);
+        let reason = match fs::symlink_metadata(&body_file) {
+            Ok(body) if !body.is_file() => "is not a regular file".to_owned(),
+            Ok(body) if body.len() != meta.body_len => {
+                format!("has {} bytes instead of {}", body.len(), meta.body_len)
+            }
+            Ok(_) => {
+                return Ok(Some(Found::Entry(Entry {
+                    id,
+                    meta,
+                    fresh_until,
+                    generations,
+                })))
+            }
+            Err(e) => match self.fault(&id, &body_file, e)? {
+                Some(reason) => reason,
+                None => return Ok(None),
+            },
+        };
+        damaged(body_file, reason, Some(meta))
+    }
+
+    /// What an error says of an entry: that it is damaged, and why; or `None`,
+    /// that it is gone.
+    ///
+    /// # Errors
+    /// An error that says nothing of the entry, such as a lack of permission.
+    fn fault(&self, id: &EntryId, file: &Path, e: io::Error) -> io::Result<Option<String>> {
+        match (e.kind(), e.raw_os_error()) {
+            (io::ErrorKind::InvalidData, None) => Ok(Some(format!("is not valid: {e}"))),
+            (_, Some(libc::EIO)) => Ok(Some(format!("cannot be read: {e}"))),
+            // The metadata is removed first: where it stands, the rest should.
+            (io::ErrorKind::NotFound, _) => {
+                let is_entry = fs::exists(self.layout.meta(id))
+                    .map_err(|e| about(file, "cannot be read", &e))?;
+                Ok(is_entry.then(|| "is missing".to_owned()))
+            }
+            _ => Err(about(file, "cannot be read", &e)),
+        }
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// How long the entry is still fresh; `None`: it is stale.
+    pub fn fresh_for(&self, now: SystemTime) -> Option<std::time::Duration> {
+        self.fresh_until
+            .duration_since(now)
+            .ok()
+            .filter(|left| !left.is_zero())
+    }
+}
+
+// === impl Walk ===
+
+impl Walk<'_> {
+    /// How much of the folder has been seen, from 0 to 1. Keys are hashed, so
+    /// all shards are about equally large.
+    pub fn progress(&self) -> f64 {
+        self.shards_begun as f64 / SHARDS as f64
+    }
+
+    fn begin(&mut self, shard: u8) -> io::Result<()> {
+        self.shards_begun += 1;
+        let mut files = self.folder.list(shard)?;
+        files.sort_unstable_by_key(|(id, ..)| (id.hash, id.generation));
+        let mut entries: Vec<(EntryId, Vec<u64>)> = Vec::new();
+        for (id, kind, _) in &files {
+            if *kind != FileKind::Meta {
+                continue;
+            }
+            match entries.last_mut() {
+                Some((newest, generations)) if newest.hash == id.hash => {
+                    *newest = *id;
+                    generations.push(id.generation);
+                }
+                _ => entries.push((*id, vec![id.generation])),
+            }
+        }
+        // `entries` is in the order of the hashes, as `files` is.
+        files.retain(|(id, kind, _)| {
+            let entry = entries
+                .binary_search_by_key(&id.hash, |(newest, _)| newest.hash)
+                .map(|at| entries[at].0);
+            *kind == FileKind::Temporary || entry != Ok(*id)
+        });
+        self.files = files.into_iter();
+        self.entries = entries.into_iter();
+        Ok(())
+    }
+}
+
+impl Iterator for Walk<'_> {
+    type Item = io::Result<Found>;
+
+    fn next(&mut self) -> Option<io::Result<Found>> {
+        loop {
+            if let Some((id, generations)) = self.entries.next() {
+                match self.folder.examine(id, generations).transpose() {
+                    Some(found) => return Some(found),
+                    None => continue,
+                }
+            }
+            if let Some((_, _, file)) = self.files.next() {
+                match fs::symlink_metadata(&file) {
+                    Ok(stat) => {
+                        let len = stat.len();
+                        return Some(Ok(Found::Leftover { file, len }));
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    Err(e) => return Some(Err(about(&file, "cannot be read", &e))),
+                }
+            }
+            let shard = self.shards.next()?;
+            if let Err(e) = self.begin(shard) {
+                return Some(Err(e));
+            }
+        }
+    }
+}
+
+/// Length and CRC-32 of a body.
+fn checksum(mut body: File, progress: &mut impl FnMut(u64)) -> io::Result<(u64, u32)> {
+    let mut hasher = crc32fast::Hasher::new();
+    let mut buf = vec![0; READ_SIZE];
+    let mut len = 0;
+    loop {
+        match body.read(&mut buf) {
+            Ok(0) => return Ok((len, hasher.finalize())),
+            Ok(read) => {
+                hasher.update(&buf[..read]);
+                len += read as u64;
+                progress(read as u64);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// An error with the file it is about, and what to do where that is known.
+fn about(path: &Path, what: &str, e: &io::Error) -> io::Error {
+    let remedy = match e.kind() {
+        io::ErrorKind::PermissionDenied => "; run this as the user that runs the proxy",
+        _ => "",
+    };
+    io::Error::new(e.kind(), format!("{}: {what}: {e}{remedy}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use pingora_cache::key::CacheHashKey;
+    use pingora_cache::CacheKey;
+    use pingora_http::ResponseHeader;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::cache::store::bans::Banned;
+
+    /// A cache folder, made by hand.
+    struct Sample {
+        dir: TempDir,
+        folder: CacheFolder,
+    }
+
+    impl Sample {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            Layout::new(dir.path()).create_folders().unwrap();
+            let folder = CacheFolder::open(dir.path()).unwrap();
+            Sample { dir, folder }
+        }
+
+        fn layout(&self) -> &Layout {
+            &self.folder.layout
+        }
+
+        /// Stores an entry, fresh until 1000 seconds after 1970.
+        fn store(&self, key: &str, generation: u64, body: &[u8]) -> EntryId {
+            let key = CacheKey::new(key, "bucket");
+            let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+            let header = ResponseHeader::build(200, None).unwrap();
+            let (internal, header) = CacheMeta::new(at(1000), at(500), 0, 0, header)
+                .serialize()
+                .unwrap();
+            let id = EntryId {
+                hash: key.combined_bin(),
+                generation,
+            };
+            let meta = EntryMeta {
+                key: key.to_compact(),
+                primary_key: key.primary_key().to_vec(),
+                generation,
+                stored_at: 500,
+                body_len: body.len() as u64,
+                body_crc32: crc32fast::hash(body),
+                internal,
+                header,
+            };
+            fs::write(self.layout().body(&id), body).unwrap();
+            fs::write(self.layout().meta(&id), meta.encode()).unwrap();
+            id
+        }
+
+        fn walk(&self) -> Vec<Found> {
+            self.folder.walk().map(Result::unwrap).collect()
+        }
+
+        fn verify(&self) -> Vec<Found> {
+            self.folder
+                .walk()
+                .filter_map(|found| match found.unwrap() {
+                    Found::Entry(entry) => self.folder.verify(entry, |_| ()).unwrap(),
+                    other => Some(other),
+                })
+                .collect()
+        }
+
+        fn only_damage(&self) -> Damaged {
+            let mut found = self.verify();
+            assert_eq!(found.len(), 1, "{found:?}");
+            match found.pop() {
+                Some(Found::Damaged(damaged)) => damaged,
+                found => panic!("{found:?}"),
+            }
+        }
+    }
+
+    fn ids(found: &[Found]) -> Vec<EntryId> {
+        found
+            .iter()
+            .map(|found| match found {
+                Found::Entry(entry) => entry.id,
+                found => panic!("{found:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn all_entries_are_found_with_what_their_metadata_says() {
+        let sample = Sample::new();
+        let mut stored: Vec<_> = (0..1000)
+            .map(|n| sample.store(&format!("host\n/key{n}"), n, b"body"))
+            .collect();
+        let found = sample.walk();
+        stored.sort_by_key(|id| id.hash);
+        assert_eq!(ids(&found), stored);
+        let Found::Entry(entry) = &found[0] else {
+            unreachable!()
+        };
+        assert_eq!(entry.meta.body_len, 4);
+        assert_eq!(entry.meta.stored_at, 500);
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(entry.fresh_for(at(900)), Some(Duration::from_secs(100)));
+        assert_eq!(entry.fresh_for(at(1000)), None);
+        assert_eq!(entry.fresh_for(at(1001)), None);
+        assert_eq!(ids(&sample.verify()), stored);
+    }
+
+    #[test]
+    fn the_newest_generation_is_the_entry() {
+        let sample = Sample::new();
+        sample.store("key", 1, b"old");
+        let newest = sample.store("key", 3, b"newest");
+        sample.store("key", 2, b"older");
+        let found = sample.walk();
+        assert_eq!(ids(&found[..1]), [newest]);
+        assert_eq!(found.len(), 5, "{found:?}");
+        assert!(found[1..]
+            .iter()
+            .all(|found| matches!(found, Found::Leftover { .. })));
+
+        sample.folder.remove(&found[0]).unwrap();
+        assert!(sample.walk().is_empty(), "older ones come back");
+    }
+
+    #[test]
+    fn files_without_metadata_and_temporary_ones_are_leftovers() {
+        let sample = Sample::new();
+        let id = sample.store("key", 1, b"body");
+        fs::write(sample.layout().meta_tmp(&id), b"x").unwrap();
+        let other = EntryId {
+            generation: 2,
+            ..id
+        };
+        fs::write(sample.layout().body(&other), b"body").unwrap();
+        fs::write(sample.layout().body_tmp(&other), b"bo").unwrap();
+        fs::write(sample.layout().shard(id.hash[0]).join("foreign"), b"x").unwrap();
+        let mut lens = Vec::new();
+        for found in &sample.walk()[1..] {
+            let Found::Leftover { len, .. } = found else {
+                panic!("{found:?}");
+            };
+            lens.push(*len);
+            sample.folder.remove(found).unwrap();
+        }
+        lens.sort();
+        assert_eq!(lens, [1, 2, 4]);
+        assert_eq!(ids(&sample.walk()), [id]);
+    }
+
+    #[test]
+    fn what_was_purged_is_no_entry_though_its_files_are_there() {
+        let mut sample = Sample::new();
+        sample.store("host\n/a/1", 1, b"body");
+        sample.store("host\n/a/2", 2, b"body");
+        let kept = sample.store("host\n/b/1", 3, b"body");
+        let newer = sample.store("host\n/a/3", 5, b"body");
+        Bans::load(sample.dir.path(), true)
+            .and_then(|bans| bans.ban(4, Banned::Prefix("bucket".into(), b"host\n/a/".into())))
+            .unwrap();
+        sample.folder = CacheFolder::open(sample.dir.path()).unwrap();
+        let (entries, others): (Vec<_>, Vec<_>) = sample
+            .walk()
+            .into_iter()
+            .partition(|found| matches!(found, Found::Entry(_)));
+        let mut found = ids(&entries);
+        found.sort_by_key(|id| id.generation);
+        assert_eq!(found, [kept, newer]);
+        assert_eq!(others.len(), 2, "{others:?}");
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_body_is_found_by_reading_it() {
+        let sample = Sample::new();
+        let id = sample.store("key", 1, b"body");
+        fs::write(sample.layout().body(&id), b"bodx").unwrap();
+        assert_eq!(ids(&sample.walk()), [id], "its length is right");
+        let damaged = sample.only_damage();
+        assert_eq!(damaged.file, sample.layout().body(&id));
+        assert!(damaged.reason.contains("checksum"), "{}", damaged.reason);
+        assert_eq!(damaged.meta.unwrap().primary_key, b"key");
+    }
+
+    #[test]
+    fn what_is_not_as_recorded_is_damaged_and_says_why() {
+        /// What a file's content becomes; `None`: the file goes.
+        type Spoil = fn(Vec<u8>) -> Option<Vec<u8>>;
+        let flip: Spoil = |mut data| {
+            data[30] ^= 1;
+            Some(data)
+        };
+        let rename: Spoil = |data| {
+            let mut meta = EntryMeta::decode(&data).unwrap();
+            meta.generation = 7;
+            Some(meta.encode())
+        };
+        let cases: [(&str, Spoil, &str); 5] = [
+            ("body", |_| Some(b"bod".into()), "3 bytes instead of 4"),
+            ("body", |_| None, "is missing"),
+            ("meta", |_| Some(Vec::new()), "too short"),
+            ("meta", flip, "wrong checksum"),
+            ("meta", rename, "of another entry"),
+        ];
+        for (extension, spoil, reason) in cases {
+            let sample = Sample::new();
+            let id = sample.store("key", 1, b"body");
+            let file = sample.layout().meta(&id).with_extension(extension);
+            match spoil(fs::read(&file).unwrap()) {
+                Some(data) => fs::write(&file, data).unwrap(),
+                None => fs::remove_file(&file).unwrap(),
+            }
+            let damaged = sample.only_damage();
+            assert_eq!(damaged.id, id);
+            assert_eq!(damaged.file, file, "{reason}");
+            assert!(damaged.reason.contains(reason), "{}", damaged.reason);
+
+            sample.folder.remove(&Found::Damaged(damaged)).unwrap();
+            assert!(sample.walk().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_evicted_meanwhile_is_passed_over() {
+        let sample = Sample::new();
+        let id = sample.store("key", 1, b"body");
+        let mut walk = sample.folder.walk();
+        let Some(Ok(Found::Entry(entry))) = walk.next() else {
+            panic!("no entry");
+        };
+        tokio_fs::remove(sample.layout(), &id).unwrap();
+        assert!(sample.folder.verify(entry, |_| ()).unwrap().is_none());
+
+        // Both in one shard: listed together, looked at one after the other.
+        let first = sample.store("key", 1, b"body");
+        let in_shard = (0..)
+            .map(|n| CacheKey::new(format!("key{n}"), "bucket"))
+            .find(|key| key.combined_bin()[0] == first.hash[0])
+            .unwrap();
+        let second = sample.store(in_shard.primary_key_str().unwrap(), 2, b"body");
+        let mut walk = sample.folder.walk();
+        let seen = ids(&[walk.next().unwrap().unwrap()])[0];
+        let other = if seen == first { second } else { first };
+        tokio_fs::remove(sample.layout(), &other).unwrap();
+        assert!(walk.next().is_none());
+    }
+
+    #[test]
+    fn a_key_is_removed_with_all_its_generations() {
+        let sample = Sample::new();
+        let id = sample.store("key", 1, b"old");
+        sample.store("key", 2, b"new");
+        let kept = sample.store("other", 3, b"body");
+        assert!(sample.folder.remove_key(&id.hash).unwrap());
+        sample.folder.sync(&[id.hash[0]].into()).unwrap();
+        assert!(!sample.folder.remove_key(&id.hash).unwrap());
+        assert_eq!(ids(&sample.walk()), [kept]);
+    }
+
+    #[test]
+    fn a_folder_is_in_use_while_its_lock_is_held() {
+        let sample = Sample::new();
+        assert!(!sample.folder.is_in_use().unwrap());
+        assert!(
+            !sample.dir.path().join("lock").exists(),
+            "looking creates nothing"
+        );
+        let lock = sample.folder.lock().unwrap();
+        assert!(lock.is_some());
+        assert!(sample.folder.is_in_use().unwrap());
+        assert!(sample.folder.lock().unwrap().is_none());
+        drop(lock);
+        assert!(!sample.folder.is_in_use().unwrap());
+    }
+
+    #[test]
+    fn a_folder_without_a_cache_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let e = CacheFolder::open(dir.path()).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::NotFound);
+        let named = dir.path().display().to_string();
+        assert!(e.to_string().starts_with(&named), "{e}");
+    }
+}
