@@ -28,7 +28,7 @@ use pingora_sendfile::cache::{DiskCache, DiskCacheConfig};
 use pingora_sendfile::http::{CachingCtx, CachingOptions, HttpCaching, StoringRules};
 use pingora_sendfile::logging;
 use pingora_sendfile::proxy::http1::{answer_what_was_asked, server_options, HeadLimits};
-use pingora_sendfile::proxy::{descriptors, signals, Endpoint};
+use pingora_sendfile::proxy::{descriptors, signals, Listener};
 
 /// Many origins close idle connections after 5 s; a request shall not meet that.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -265,9 +265,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     signals::outlive()?;
     let options = Options::parse();
     let open_files = descriptors::raise_limit();
-    let endpoint = match options.upgrade {
-        true => Endpoint::inherit(options.listen, "--listen")?,
-        false => Endpoint::reserve(options.listen, "--listen")?,
+    let listener = match options.upgrade {
+        true => Listener::inherit(options.listen, "--listen")?,
+        false => Listener::reserve(options.listen, "--listen")?,
     };
     let max_size = options.max_size_gb * 1_000_000_000;
     let cache = DiskCache::open(DiskCacheConfig {
@@ -314,12 +314,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         app.server_options = Some(http);
     }
     service.set_connection_limit(descriptors::clients(open_files, None));
-    service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
+    service.add_tcp_with_settings(&listener.address().to_string(), listener.options());
     server.add_service(service);
     server.bootstrap();
     std::thread::spawn(move || {
-        endpoint.wait_until_served();
-        println!("listening on {}", endpoint.address());
+        listener.wait_until_served();
+        println!("listening on {}", listener.address());
     });
     server.run(RunArgs::default());
     cache.close(Duration::from_secs(5));

@@ -19,7 +19,7 @@ use pingora_sendfile::{
     cache::{DiskCache, DiskCacheConfig, SendfileConfig},
     config::Config,
     metrics::MetricsApp,
-    proxy::{Endpoint, S3ProxyHttp},
+    proxy::{Listener, S3ProxyHttp},
 };
 
 /// Where the server of this configuration file listens.
@@ -55,9 +55,9 @@ pub fn run(config: &Config, file: &Path) {
     server.add_service(service);
 
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let endpoint = Endpoint::reserve(any, "the metrics").expect("find a free port");
+    let listener = Listener::reserve(any, "the metrics").expect("find a free port");
     let mut metrics = Service::new("metrics".into(), MetricsApp::new(Some(cache)));
-    metrics.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
+    metrics.add_tcp_with_settings(&listener.address().to_string(), listener.options());
     metrics.threads = Some(1);
     server.add_service(metrics);
 
@@ -67,8 +67,8 @@ pub fn run(config: &Config, file: &Path) {
         while UnixStream::connect(&socket).is_err() {
             thread::sleep(Duration::from_millis(5));
         }
-        endpoint.wait_until_served();
-        println!("s3-proxy: metrics http://{}/metrics", endpoint.address());
+        listener.wait_until_served();
+        println!("s3-proxy: metrics http://{}/metrics", listener.address());
         println!("s3-proxy: ready");
     });
     server.run(RunArgs::default());

@@ -7,7 +7,7 @@ mod seeds;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue, CACHE_CONTROL};
 use libfuzzer_sys::fuzz_target;
-use pingora_sendfile::http::cache_control::{
+use pingora_sendfile::http::rules::cache_control::{
     RequestDirectives, ResponseDirectives, Scope, Seconds,
 };
 

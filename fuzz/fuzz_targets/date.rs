@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use httpdate::{fmt_http_date, parse_http_date as parse_valid};
 use libfuzzer_sys::fuzz_target;
-use pingora_sendfile::http::date::parse_http_date;
+use pingora_sendfile::http::rules::date::parse_http_date;
 
 /// The years 0 to 9999 in seconds since 1970, with a leap second at their end.
 const FIRST: i64 = -62_167_219_200;

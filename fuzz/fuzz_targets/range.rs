@@ -8,7 +8,7 @@ mod seeds;
 use std::collections::BTreeSet;
 
 use libfuzzer_sys::fuzz_target;
-use pingora_sendfile::http::range::{parse_content_range, parse_range, single_range, Ranges};
+use pingora_sendfile::http::rules::range::{parse_content_range, parse_range, single_range, Ranges};
 
 /// Bytes of a representation small enough for a set of them.
 const SMALL: u64 = 64;

@@ -4,7 +4,7 @@
 //! [`ProxyHttp`](pingora_proxy::ProxyHttp) that has to do with caching; the proxy
 //! calls it there. `examples/http_cache.rs` is a proxy that does nothing else.
 
-mod own;
+mod relay;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -35,30 +35,30 @@ use pingora_proxy::{FailToProxy, ProxyWarnLogContext, RangeType, Session};
 use tokio::time::sleep;
 
 use super::background::BackgroundFills;
-use super::cache_control::RequestDirectives;
-use super::cache_status::{CacheStatus, Forwarded};
-use super::conditional::{
+use super::fill_lock::FillLock;
+use super::head_cache::{AskedHead, Heads};
+use super::origin_turns::{OriginTurn, OriginTurns};
+use super::range_fill::{Download, FillGuard, Part, RangeFills, Share, DOWNLOAD_PART};
+use super::remainder::{offers_rest, FetchedRest, RestRequest};
+use super::request_body::has_body;
+use super::rules::cache_control::RequestDirectives;
+use super::rules::cache_status::{CacheStatus, Forwarded};
+use super::rules::conditional::{
     evaluate, has_failing_preconditions, if_range_applies, is_confirmed, Precondition,
 };
-use super::etag::EntityTag;
-use super::fields::{connection_fields, is_connection_field, RequestFields};
-use super::fill_lock::FillLock;
-use super::freshness::{is_from_the_future, ttl, Times};
-use super::heads::{AskedHead, Heads};
-use super::origin_turns::{OriginTurn, OriginTurns};
-use super::range::{
+use super::rules::etag::EntityTag;
+use super::rules::fields::{connection_fields, is_connection_field, RequestFields};
+use super::rules::freshness::{is_from_the_future, ttl, Times};
+use super::rules::range::{
     is_bytes, is_consistent_part, is_part_of, parse_content_range, parse_range, single_range,
     Ranges,
 };
-use super::range_fills::{Download, FillGuard, Part, RangeFills, Share, DOWNLOAD_PART};
-use super::request_body::has_body;
-use super::rest::{offers_rest, FetchedRest, RestRequest};
-use super::storing::{is_always_stale, Answer, StoringRules};
-use super::target::{invalidated, Target};
+use super::rules::storing::{is_always_stale, Answer, StoringRules};
+use super::rules::target::{invalidated, Target};
+use super::rules::vary::{is_readable, variance, Variance};
 use super::too_large::TooLarge;
 use super::variants::Variants;
-use super::vary::{is_readable, variance, Variance};
-pub use own::OwnRequest;
+pub use relay::OwnRequest;
 
 use crate::cache::disk::NO_ROOM;
 use crate::cache::miss::{ForParts, InBackground, DESERTED};
@@ -880,7 +880,7 @@ impl HttpCaching {
         let now = SystemTime::now();
         ctx.waited_for = ctx.forwarded.take();
         ctx.accepted_stale = None;
-        own::note_found(session, hit, ctx);
+        relay::note_found(session, hit, ctx);
         if ctx.own.is_some() {
             return self.confirm(session, meta, hit, is_fresh, ctx);
         }

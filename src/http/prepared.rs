@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::freshness::{is_from_the_future, ttl};
+use super::rules::freshness::{is_from_the_future, ttl};
 use crate::cache::Prepared;
 
 impl Prepared {

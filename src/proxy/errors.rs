@@ -16,8 +16,8 @@ use super::auth::Admitted;
 use super::cache_key::requested_path;
 use super::request_id;
 
-use crate::http::cache_status::CacheStatus;
 use crate::http::caching::CACHE_NAME;
+use crate::http::rules::cache_status::CacheStatus;
 use crate::s3::S3Error;
 
 /// Limits of reading a refused request body.

@@ -1,17 +1,17 @@
 //! The S3 caching proxy as a Pingora application.
 
-mod absent;
 pub mod admin;
 mod auth;
 mod authorities;
 mod buckets;
 mod cache_key;
 pub mod descriptors;
-mod dots;
-pub mod endpoint;
+mod dot_segments;
 mod errors;
 pub mod http1;
+pub mod listener;
 pub mod memory;
+mod negative_cache;
 mod passthrough;
 pub mod preflight;
 mod request_id;
@@ -27,6 +27,6 @@ pub mod signals;
 
 pub use admin::AdminApp;
 pub use cache_key::CacheKeys;
-pub use endpoint::Endpoint;
+pub use listener::Listener;
 pub use s3_proxy::S3ProxyHttp;
 pub use serve::serve_with_sendfile;

@@ -18,13 +18,13 @@ use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Session};
 
-use super::absent::Absent;
 use super::auth::{Admitted, Auth, Refused};
 use super::authorities::Authorities;
 use super::buckets::{ListRules, Listing};
 use super::cache_key::{cache_key, requested_path, CacheKeys};
-use super::dots::Dots;
+use super::dot_segments::Dots;
 use super::http1::answer_what_was_asked;
+use super::negative_cache::Absent;
 use super::passthrough::{Passed, Passthrough};
 use super::resolve::{Attempts, Resolver};
 use super::retries::{self, Budget};
@@ -33,7 +33,7 @@ use super::rules::{Rule, Rules};
 use super::{buckets, errors, memory};
 use crate::cache::DiskCache;
 use crate::config::Config;
-use crate::http::fields::RequestFields;
+use crate::http::rules::fields::RequestFields;
 use crate::http::{
     sends_body, BackgroundFills, CachingCtx, CachingOptions, HttpCaching, ServedStale,
 };

@@ -18,8 +18,8 @@ use pingora_core::services::background::{background_service, BackgroundService};
 use pingora_core::services::listening::Service;
 
 use super::descriptors;
-use super::endpoint::{wait_for, Endpoint, StartError};
 use super::http1::{server_options, HeadLimits};
+use super::listener::{wait_for, Listener, StartError};
 use super::{send_buffer, AdminApp, S3ProxyHttp};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
 use crate::config::Config;
@@ -54,10 +54,10 @@ enum Listeners {
 pub struct ProxyServer {
     server: Server,
     cache: Option<&'static DiskCache>,
-    http: Endpoint,
-    https: Option<Endpoint>,
-    metrics: Option<Endpoint>,
-    admin: Option<Endpoint>,
+    http: Listener,
+    https: Option<Listener>,
+    metrics: Option<Listener>,
+    admin: Option<Listener>,
 }
 
 impl ProxyServer {
@@ -78,14 +78,14 @@ impl ProxyServer {
 
     fn set_up(config: &Config, listeners: Listeners) -> Result<ProxyServer, StartError> {
         let open_files = descriptors::raise_limit();
-        let endpoint = |address, key| match listeners {
-            Listeners::Own => Endpoint::reserve(address, key),
-            Listeners::Inherited => Endpoint::inherit(address, key),
+        let reserve = |address, key| match listeners {
+            Listeners::Own => Listener::reserve(address, key),
+            Listeners::Inherited => Listener::inherit(address, key),
         };
         let optional = |address: Option<SocketAddr>, key| {
-            address.map(|address| endpoint(address, key)).transpose()
+            address.map(|address| reserve(address, key)).transpose()
         };
-        let http = endpoint(*config.server.address, "server.address")?;
+        let http = reserve(*config.server.address, "server.address")?;
         let tls = config.server.tls.as_ref();
         let https = optional(tls.map(|tls| *tls.address), "server.tls.address")?;
         let metrics = config.metrics.as_ref().map(|metrics| *metrics.address);
@@ -142,7 +142,7 @@ impl ProxyServer {
         service.set_connection_limit(connections);
         let unsent =
             send_buffer::limit(config.server.send_buffer.map(|bytes| *bytes)).map(Arc::new);
-        if let (Some(tls), Some(endpoint)) = (&config.server.tls, &https) {
+        if let (Some(tls), Some(listener)) = (&config.server.tls, &https) {
             let settings = TlsSettings::intermediate(
                 &tls.certificate.to_string_lossy(),
                 &tls.key.to_string_lossy(),
@@ -160,33 +160,33 @@ impl ProxyServer {
                 ))
             })?;
             service.add_listener(
-                listener(endpoint, &unsent)
+                listener_config(listener, &unsent)
                     .tls(settings)
                     .handshake_timeout(tls.handshake_limit()),
             );
         }
         // The last one: who can connect to it can connect to the other, see `run`.
-        service.add_listener(listener(&http, &unsent));
+        service.add_listener(listener_config(&http, &unsent));
         server.add_service(service);
-        if let Some(endpoint) = &metrics {
+        if let Some(listener) = &metrics {
             let mut app = HttpServer::new_app(MetricsApp::new(cache));
             app.server_options = Some(options.clone());
             let mut service = Service::new("metrics".into(), app);
             let connections = descriptors::operators(open_files);
             limits.push(connections.clone());
             service.set_connection_limit(connections);
-            service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
+            service.add_tcp_with_settings(&listener.address().to_string(), listener.options());
             service.threads = Some(1);
             server.add_service(service);
         }
-        if let Some(endpoint) = &admin {
+        if let Some(listener) = &admin {
             let mut app = HttpServer::new_app(AdminApp::new(config, cache));
             app.server_options = Some(options.clone());
             let mut service = Service::new("admin".into(), app);
             let connections = descriptors::operators(open_files);
             limits.push(connections.clone());
             service.set_connection_limit(connections);
-            service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
+            service.add_tcp_with_settings(&listener.address().to_string(), listener.options());
             service.threads = Some(1);
             server.add_service(service);
         }
@@ -216,12 +216,12 @@ impl ProxyServer {
 
     /// The address of `/metrics` and `/health`.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics.as_ref().map(|endpoint| endpoint.address())
+        self.metrics.as_ref().map(|listener| listener.address())
     }
 
     /// The address of `PURGE`.
     pub fn admin_address(&self) -> Option<SocketAddr> {
-        self.admin.as_ref().map(|endpoint| endpoint.address())
+        self.admin.as_ref().map(|listener| listener.address())
     }
 
     /// Serve until a signal ends it. `announce` is called once connections are
@@ -278,10 +278,10 @@ impl BackgroundService for Credentials {
 /// Where clients connect. They are read from without Pingora's buffer of 64 KiB a
 /// connection: few requests are longer than the 4 KiB that are read at once where
 /// they are parsed.
-fn listener(endpoint: &Endpoint, unsent: &Option<Arc<NotsentLimit>>) -> ListenerConfig {
-    let mut options = endpoint.options();
+fn listener_config(listener: &Listener, unsent: &Option<Arc<NotsentLimit>>) -> ListenerConfig {
+    let mut options = listener.options();
     options.tcp_notsent_limit = unsent.clone();
-    ListenerConfig::tcp(endpoint.address().to_string())
+    ListenerConfig::tcp(listener.address().to_string())
         .tcp_socket_options(options)
         .l4_buffer(L4BufferSettings::default().read(0))
 }

@@ -29,7 +29,7 @@ use pingora_proxy::{ProxyHttp, Session};
 use pingora_sendfile::{
     cache::{DiskCache, DiskCacheConfig},
     http::FillLock,
-    proxy::Endpoint,
+    proxy::Listener,
 };
 
 /// Responses are stored only if the origin says that they are fresh.
@@ -161,9 +161,9 @@ fn main() {
     let mut server = Server::new(None).expect("a server");
     server.bootstrap();
     let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
-    let endpoint = Endpoint::reserve(listen, "LISTEN").expect("an address that is free");
-    println!("listening on {}", endpoint.address());
-    service.add_tcp_with_settings(&endpoint.address().to_string(), endpoint.options());
+    let listener = Listener::reserve(listen, "LISTEN").expect("an address that is free");
+    println!("listening on {}", listener.address());
+    service.add_tcp_with_settings(&listener.address().to_string(), listener.options());
     server.add_service(service);
     server.run(RunArgs::default());
     // Complete fills are committed, and the folder is released.

@@ -15,7 +15,7 @@ use pingora_http::ResponseHeader;
 use quick_cache::sync::Cache;
 use quick_cache::Weighter;
 
-use super::freshness::ttl;
+use super::rules::freshness::ttl;
 
 /// Bytes of all kept headers. Those of objects that are asked for less often leave first.
 const CAPACITY: u64 = 16 << 20;

@@ -40,7 +40,7 @@ impl RequestFields {
 }
 
 /// True for the fields that are about a connection, whatever `Connection` says.
-pub(super) fn is_connection_field(name: &HeaderName) -> bool {
+pub(in crate::http) fn is_connection_field(name: &HeaderName) -> bool {
     [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, UPGRADE].contains(name)
 }
 

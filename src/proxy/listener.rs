@@ -28,19 +28,19 @@ impl From<io::Error> for StartError {
 
 /// An address to listen on, known before anybody listens.
 #[derive(Debug)]
-pub struct Endpoint {
+pub struct Listener {
     address: SocketAddr,
     /// Keeps a port that the kernel chose from being given to somebody else.
     reservation: Option<Socket>,
 }
 
-impl Endpoint {
+impl Listener {
     /// Check that `address` is free, and let the kernel choose its port if that
     /// is 0.
     ///
     /// # Errors
     /// It is not; `key` names the setting to change.
-    pub fn reserve(address: SocketAddr, key: &str) -> Result<Endpoint, StartError> {
+    pub fn reserve(address: SocketAddr, key: &str) -> Result<Listener, StartError> {
         let bind = || {
             let socket = Socket::new(
                 Domain::for_address(address),
@@ -63,7 +63,7 @@ impl Endpoint {
                 "{key}: cannot listen on {address}: {e}; stop what listens there, or choose another address"
             ))
         })?;
-        Ok(Endpoint {
+        Ok(Listener {
             address: bound,
             reservation: (address.port() == 0).then_some(socket),
         })
@@ -73,13 +73,13 @@ impl Endpoint {
     ///
     /// # Errors
     /// Its port is 0; `key` names the setting to change.
-    pub fn inherit(address: SocketAddr, key: &str) -> Result<Endpoint, StartError> {
+    pub fn inherit(address: SocketAddr, key: &str) -> Result<Listener, StartError> {
         if address.port() == 0 {
             return Err(StartError(format!(
                 "{key}: a listener at port 0 cannot be taken over; write the port that the running process listens at"
             )));
         }
-        Ok(Endpoint {
+        Ok(Listener {
             address,
             reservation: None,
         })

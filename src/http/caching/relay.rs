@@ -26,11 +26,11 @@ use super::{
     HttpCaching, CACHE_CONTROL, CONDITIONS, UNUSABLE_NOT_MODIFIED,
 };
 use crate::cache::DiskHit;
-use crate::http::cache_status::{CacheStatus, Forwarded};
-use crate::http::etag::EntityTag;
-use crate::http::fields::{connection_fields, RequestFields};
-use crate::http::target::Target;
-use crate::http::vary::{is_readable, variance, Variance};
+use crate::http::rules::cache_status::{CacheStatus, Forwarded};
+use crate::http::rules::etag::EntityTag;
+use crate::http::rules::fields::{connection_fields, RequestFields};
+use crate::http::rules::target::Target;
+use crate::http::rules::vary::{is_readable, variance, Variance};
 
 /// All fields reach the origin. Who may have a response is its decision each time, so
 /// `Authorization` selects no variant.

@@ -19,8 +19,8 @@ use pingora_proxy::subrequest::Ctx as SubrequestCtx;
 use pingora_proxy::{PreparedSubrequest, Session};
 
 use super::caching::make_plain;
-use super::etag::EntityTag;
-use super::range::parse_content_range;
+use super::rules::etag::EntityTag;
+use super::rules::range::parse_content_range;
 use crate::cache::rest::Rest;
 
 /// The error of a rest that the origin does not have.
