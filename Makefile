@@ -25,36 +25,40 @@ vendor-refresh:
 vendor-check: vendor
 	@vendor/pingora.sh check
 
+# The features of the released binary, and of the tests.
+FEATURES ?= full
+
 build: vendor
-	cargo build --locked --release --bin s3-proxy --example http_cache
+	cargo build --locked --release --features $(FEATURES) --bin s3-proxy --example http_cache
 
 run: build
 	target/release/s3-proxy demo
 
 test: vendor-check upstream-test
-	cargo test --locked --workspace
+	cargo test --locked --workspace --features $(FEATURES)
 
 upstream-test: vendor
 	@vendor/upstream-test.sh
 
 lint: vendor
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features $(FEATURES) -- -D warnings
+	cargo clippy --locked --all-targets -- -D warnings
 	cargo fmt --manifest-path benches/stock/Cargo.toml --check
 	cargo clippy --locked --manifest-path benches/stock/Cargo.toml --target-dir target/stock -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --features $(FEATURES)
 
 BENCH ?=
 
 # The targets of benches/ alone: the others would take no such argument.
 bench: vendor
 	cargo build --locked --release --manifest-path benches/stock/Cargo.toml --target-dir target/stock
-	cargo bench --locked --bench '*' -- $(BENCH)
+	cargo bench --locked --features $(FEATURES) --bench '*' -- $(BENCH)
 
 SOAK_MINUTES ?= 30
 
 soak: vendor
-	SOAK_SECONDS=$$(($(SOAK_MINUTES) * 60)) cargo test --locked --release --test soak -- --nocapture
+	SOAK_SECONDS=$$(($(SOAK_MINUTES) * 60)) cargo test --locked --release --features $(FEATURES) --test soak -- --nocapture
 
 FUZZ_SECONDS ?= 600
 

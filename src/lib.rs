@@ -15,6 +15,7 @@
 #![deny(unsafe_code)]
 
 pub mod cache;
+#[cfg(feature = "s3-proxy")]
 #[forbid(unsafe_code)]
 pub mod config;
 #[cfg(feature = "demo")]
@@ -22,13 +23,16 @@ pub mod config;
 pub mod demo;
 #[forbid(unsafe_code)]
 pub mod http;
+#[cfg(feature = "s3-proxy")]
 #[forbid(unsafe_code)]
 pub mod jwt;
+#[cfg(feature = "logging")]
 #[forbid(unsafe_code)]
 pub mod logging;
 #[forbid(unsafe_code)]
 pub mod metrics;
 #[forbid(unsafe_code)]
 pub mod proxy;
+#[cfg(feature = "s3-proxy")]
 #[forbid(unsafe_code)]
 pub mod s3;

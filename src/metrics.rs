@@ -1,7 +1,9 @@
 //! What the proxy counts, and where Prometheus reads it.
 
 use std::sync::{Arc, LazyLock, Weak};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
+#[cfg(feature = "s3-proxy")]
+use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
 use http::header::{ALLOW, CONTENT_LENGTH};
@@ -11,14 +13,16 @@ use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::listeners::ConnectionLimit;
 use pingora_core::protocols::http::ServerSession;
 use prometheus::{
-    register_gauge, register_int_counter, register_int_counter_vec, register_int_gauge,
-    register_int_gauge_vec, Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    TextEncoder,
+    register_gauge, register_int_counter, register_int_counter_vec, register_int_gauge, Encoder,
+    Gauge, IntCounter, IntCounterVec, IntGauge, TextEncoder,
 };
+#[cfg(feature = "s3-proxy")]
+use prometheus::{register_int_gauge_vec, IntGaugeVec};
 
 use crate::cache::stats::Counter;
 use crate::cache::{Cause, DiskCache, Eviction};
 use crate::http::origin_turns::OriginTurns;
+#[cfg(feature = "s3-proxy")]
 use crate::s3::Refreshed;
 
 /// The longest wait for a client that takes no bytes of its answer.
@@ -55,12 +59,14 @@ pub struct Metrics {
     /// Requests that hold a turn, wait for one, or were refused one.
     miss_turns: MissMetrics,
     /// The credentials that are looked up.
+    #[cfg(feature = "s3-proxy")]
     credentials: CredentialsMetrics,
     /// What the disk cache counts itself, as of the last exposition.
     cache: Mutex<CacheMetrics>,
 }
 
 /// Copies of what the credentials of buckets count.
+#[cfg(feature = "s3-proxy")]
 struct CredentialsMetrics {
     watched: Mutex<Vec<(String, Weak<Refreshed>)>>,
     expiry: IntGaugeVec,
@@ -123,6 +129,7 @@ impl Metrics {
 
     /// Report these credentials, each with the name of its bucket, in place of any earlier
     /// ones.
+    #[cfg(feature = "s3-proxy")]
     pub fn watch_credentials(&self, all: impl Iterator<Item = (String, Arc<Refreshed>)>) {
         let all = all.map(|(bucket, credentials)| (bucket, Arc::downgrade(&credentials)));
         *self.credentials.watched.lock() = all.collect();
@@ -131,6 +138,7 @@ impl Metrics {
 
 // === impl CredentialsMetrics ===
 
+#[cfg(feature = "s3-proxy")]
 impl CredentialsMetrics {
     fn register() -> prometheus::Result<Self> {
         Ok(CredentialsMetrics {
@@ -442,6 +450,7 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         .expect(UNIQUE),
         connections: ConnectionMetrics::register().expect(UNIQUE),
         miss_turns: MissMetrics::register().expect(UNIQUE),
+        #[cfg(feature = "s3-proxy")]
         credentials: CredentialsMetrics::register().expect(UNIQUE),
         cache: Mutex::new(CacheMetrics::register().expect(UNIQUE)),
     };
@@ -466,6 +475,7 @@ impl MetricsApp {
     fn exposition(&self) -> Vec<u8> {
         METRICS.connections.update();
         METRICS.miss_turns.update();
+        #[cfg(feature = "s3-proxy")]
         METRICS.credentials.update();
         if let Some(cache) = self.cache {
             METRICS.cache.lock().update(cache);

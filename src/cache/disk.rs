@@ -1450,6 +1450,7 @@ fn backend(
 }
 
 #[cfg(all(
+    feature = "uring",
     target_os = "linux",
     any(
         target_arch = "x86_64",
@@ -1467,6 +1468,7 @@ fn uring(path: &Path, runtime: &Handle) -> io::Result<Box<dyn DiskBackend>> {
 }
 
 #[cfg(not(all(
+    feature = "uring",
     target_os = "linux",
     any(
         target_arch = "x86_64",
@@ -1479,7 +1481,7 @@ fn uring(path: &Path, runtime: &Handle) -> io::Result<Box<dyn DiskBackend>> {
 fn uring(_path: &Path, _runtime: &Handle) -> io::Result<Box<dyn DiskBackend>> {
     Err(io::Error::new(
         io::ErrorKind::Unsupported,
-        "there is no io_uring on this system",
+        "this build has no io_uring: it needs Linux and the Cargo feature uring",
     ))
 }
 

@@ -26,6 +26,7 @@ pub use disk::{AskedAt, BackendChoice, DiskCache, DiskCacheConfig};
 pub use io::backend::{DiskBackend, EntryId, OpenEntry};
 pub use io::tokio_fs::TokioFsBackend;
 #[cfg(all(
+    feature = "uring",
     target_os = "linux",
     any(
         target_arch = "x86_64",

@@ -26,5 +26,6 @@ mod variants;
 pub use background::BackgroundFills;
 pub use caching::{CachingCtx, CachingOptions, HttpCaching, OwnRequest, Probe, ServedStale};
 pub use fill_lock::FillLock;
+#[cfg(feature = "s3-proxy")]
 pub(crate) use request_body::sends_body;
 pub use rules::storing::StoringRules;

@@ -26,6 +26,7 @@ pub(super) async fn has_body(session: &mut Session) -> bool {
 
 /// Like [`has_body`], for a request of any method whose body is not passed on: the first
 /// piece of the body is dropped. A chunked body that is empty counts as none.
+#[cfg(feature = "s3-proxy")]
 pub(crate) async fn sends_body(session: &mut Session) -> bool {
     if session.is_body_empty() {
         return false;

@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use log::error;
 use pingora_core::protocols::tls::CaType;
-use pingora_core::tls::{CertificateDer, RootCertStore};
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::utils::tls::{parse_x509, WrappedX509};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
 
+use super::tls::{self, Authority};
 use crate::s3::{ConnectionOptions, Site, Verify};
 
 /// The authorities of each file.
@@ -39,12 +38,10 @@ impl Authorities {
         for file in files {
             let group = all.len() as u64 + 1;
             all.entry(file.clone()).or_insert_with(|| Loaded {
-                authorities: read(file)
-                    .unwrap_or_else(|why| {
-                        error!("{}: {why}; no origin is trusted", file.display());
-                        Vec::new()
-                    })
-                    .into(),
+                authorities: tls::authorities(read(file).unwrap_or_else(|why| {
+                    error!("{}: {why}; no origin is trusted", file.display());
+                    Vec::new()
+                })),
                 group,
             });
         }
@@ -67,9 +64,8 @@ impl Authorities {
 ///
 /// # Errors
 /// The problem, in words that follow the name of the file.
-pub(super) fn read(file: &Path) -> Result<Vec<WrappedX509>, String> {
+pub(super) fn read(file: &Path) -> Result<Vec<Authority>, String> {
     let bytes = fs::read(file).map_err(|e| format!("cannot be read: {e}"))?;
-    let mut usable = RootCertStore::empty();
     let mut authorities = Vec::new();
     for block in Pem::iter_from_buffer(&bytes) {
         let block = block.map_err(|e| format!("is not PEM: {e}"))?;
@@ -78,11 +74,8 @@ pub(super) fn read(file: &Path) -> Result<Vec<WrappedX509>, String> {
         }
         let number = authorities.len() + 1;
         let unusable = |why: String| format!("its certificate {number} cannot be used: {why}");
-        // The peer makes its own copy of this later, which cannot fail then.
         X509Certificate::from_der(&block.contents).map_err(|e| unusable(e.to_string()))?;
-        let der = CertificateDer::from(block.contents.as_slice());
-        usable.add(der).map_err(|e| unusable(e.to_string()))?;
-        authorities.push(WrappedX509::new(block.contents, parse_x509));
+        authorities.push(tls::authority(block.contents).map_err(unusable)?);
     }
     match authorities.is_empty() {
         true => Err("holds no certificate".to_owned()),

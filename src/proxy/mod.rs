@@ -1,32 +1,56 @@
 //! The S3 caching proxy as a Pingora application.
 
+#[cfg(feature = "s3-proxy")]
 pub mod admin;
+#[cfg(feature = "s3-proxy")]
 mod auth;
+#[cfg(feature = "s3-proxy")]
 mod authorities;
+#[cfg(feature = "s3-proxy")]
 mod buckets;
+#[cfg(feature = "s3-proxy")]
 mod cache_key;
 pub mod descriptors;
+#[cfg(feature = "s3-proxy")]
 mod dot_segments;
+#[cfg(feature = "s3-proxy")]
 mod errors;
 pub mod http1;
 pub mod listener;
+#[cfg(feature = "s3-proxy")]
 pub mod memory;
+#[cfg(feature = "s3-proxy")]
 mod negative_cache;
+#[cfg(feature = "s3-proxy")]
 mod passthrough;
+#[cfg(feature = "s3-proxy")]
 pub mod preflight;
+#[cfg(feature = "s3-proxy")]
 mod request_id;
+#[cfg(feature = "s3-proxy")]
 mod resolve;
+#[cfg(feature = "s3-proxy")]
 mod retries;
+#[cfg(feature = "s3-proxy")]
 mod route;
+#[cfg(feature = "s3-proxy")]
 mod rules;
+#[cfg(feature = "s3-proxy")]
 mod s3_proxy;
+#[cfg(feature = "s3-proxy")]
 mod send_buffer;
 pub mod serve;
+#[cfg(feature = "s3-proxy")]
 pub mod server;
 pub mod signals;
+#[cfg(feature = "s3-proxy")]
+mod tls;
 
+#[cfg(feature = "s3-proxy")]
 pub use admin::AdminApp;
+#[cfg(feature = "s3-proxy")]
 pub use cache_key::CacheKeys;
 pub use listener::Listener;
+#[cfg(feature = "s3-proxy")]
 pub use s3_proxy::S3ProxyHttp;
 pub use serve::serve_with_sendfile;

@@ -6,15 +6,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use log::warn;
-use pingora_core::tls::{
-    install_default_crypto_provider, load_certs_and_key_files, version, CertificateDer,
-    ServerConfig,
-};
 use rustix::fs::{access, Access};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::authorities;
+use super::{authorities, tls};
 use crate::config::{Bucket, Config, Tls};
 
 /// A setting that is valid but does not fit this machine: the key, and one line with the
@@ -64,51 +60,33 @@ pub fn check(config: &Config) -> Vec<Unfit> {
     checked
         .into_iter()
         .flatten()
-        .chain(config.buckets.iter().enumerate().map(check_authorities))
+        .chain(config.buckets.iter().enumerate().map(check_origin))
         .filter_map(Result::err)
         .collect()
 }
 
-fn check_tls(tls: &Tls) -> Result<(), Unfit> {
-    let (certificate, key) = (tls.certificate.display(), tls.key.display());
-    let unfit = |problem: &str, remedy: &str| Unfit {
-        key: "server.tls".to_owned(),
-        what: format!("{certificate} and {key}: {problem}; {remedy}"),
-    };
-    let loaded = load_certs_and_key_files(
-        &tls.certificate.to_string_lossy(),
-        &tls.key.to_string_lossy(),
-    );
-    let (chain, private_key) = loaded
-        .map_err(|e| {
-            unfit(
-                &format!("cannot be read: {e}"),
-                "write the paths of PEM files",
-            )
-        })?
-        .ok_or_else(|| {
-            unfit(
-                "do not hold a certificate and a private key",
-                "write the paths of PEM files, the certificate first",
-            )
+fn check_tls(settings: &Tls) -> Result<(), Unfit> {
+    let (certificate, key) = (settings.certificate.display(), settings.key.display());
+    let leaf =
+        tls::check_pair(&settings.certificate, &settings.key).map_err(|(problem, remedy)| {
+            Unfit {
+                key: "server.tls".to_owned(),
+                what: format!("{certificate} and {key}: {problem}; {remedy}"),
+            }
         })?;
-    if let Some(leaf) = chain.first() {
-        warn_of_validity(tls, leaf);
-    }
-    install_default_crypto_provider();
-    ServerConfig::builder_with_protocol_versions(&[&version::TLS12, &version::TLS13])
-        .with_no_client_auth()
-        .with_single_cert(chain, private_key)
-        .map_err(|e| {
-            unfit(
-                &format!("cannot be used together: {e}"),
-                "write a certificate and its own private key",
-            )
-        })?;
+    warn_of_validity(settings, &leaf);
     Ok(())
 }
 
-fn check_authorities((index, bucket): (usize, &Bucket)) -> Result<(), Unfit> {
+fn check_origin((index, bucket): (usize, &Bucket)) -> Result<(), Unfit> {
+    if !tls::AVAILABLE && bucket.endpoint.as_ref().is_none_or(|service| service.tls()) {
+        return Err(Unfit {
+            key: format!("buckets[{index}].endpoint"),
+            what: "needs https, and this build has no TLS; write one with http://, or build \
+                   s3-proxy with the Cargo feature rustls"
+                .to_owned(),
+        });
+    }
     let Some(file) = bucket.ca_file.as_deref() else {
         return Ok(());
     };
@@ -121,7 +99,7 @@ fn check_authorities((index, bucket): (usize, &Bucket)) -> Result<(), Unfit> {
     })
 }
 
-fn warn_of_validity(tls: &Tls, leaf: &CertificateDer<'_>) {
+fn warn_of_validity(tls: &Tls, leaf: &[u8]) {
     let Ok((_, leaf)) = X509Certificate::from_der(leaf) else {
         // The TLS library checks the certificate itself.
         return;

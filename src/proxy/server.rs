@@ -20,7 +20,7 @@ use pingora_core::services::listening::Service;
 use super::descriptors;
 use super::http1::{server_options, HeadLimits};
 use super::listener::{wait_for, Listener, StartError};
-use super::{send_buffer, AdminApp, S3ProxyHttp};
+use super::{send_buffer, tls, AdminApp, S3ProxyHttp};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
 use crate::config::Config;
 use crate::metrics::{MetricsApp, METRICS};
@@ -142,27 +142,27 @@ impl ProxyServer {
         service.set_connection_limit(connections);
         let unsent =
             send_buffer::limit(config.server.send_buffer.map(|bytes| *bytes)).map(Arc::new);
-        if let (Some(tls), Some(listener)) = (&config.server.tls, &https) {
+        if let (Some(files), Some(listener)) = (&config.server.tls, &https) {
             let settings = TlsSettings::intermediate(
-                &tls.certificate.to_string_lossy(),
-                &tls.key.to_string_lossy(),
+                &files.certificate.to_string_lossy(),
+                &files.key.to_string_lossy(),
             )
             .map(|mut settings| {
                 settings.enable_h2();
-                settings.set_write_buffer_limit(TLS_WRITE_BUFFER);
+                tls::limit_write_buffer(&mut settings, TLS_WRITE_BUFFER);
                 settings
             })
             .map_err(|e| {
                 StartError(format!(
                     "server.tls: {} and {} cannot be used: {e}",
-                    tls.certificate.display(),
-                    tls.key.display()
+                    files.certificate.display(),
+                    files.key.display()
                 ))
             })?;
             service.add_listener(
                 listener_config(listener, &unsent)
                     .tls(settings)
-                    .handshake_timeout(tls.handshake_limit()),
+                    .handshake_timeout(files.handshake_limit()),
             );
         }
         // The last one: who can connect to it can connect to the other, see `run`.

@@ -10,6 +10,7 @@ pub(crate) mod regular;
 pub(crate) mod sys;
 pub mod tokio_fs;
 #[cfg(all(
+    feature = "uring",
     target_os = "linux",
     any(
         target_arch = "x86_64",

@@ -1,0 +1,35 @@
+//! No TLS: the configuration may not ask for it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pingora_core::listeners::tls::TlsSettings;
+use pingora_core::protocols::tls::CaType;
+
+use super::Unusable;
+
+pub(in crate::proxy) const AVAILABLE: bool = false;
+
+/// There is none.
+pub(in crate::proxy) enum Authority {}
+
+/// # Errors
+/// Always.
+pub(in crate::proxy) fn authority(_: Vec<u8>) -> Result<Authority, String> {
+    Err("this build has no TLS".to_owned())
+}
+
+pub(in crate::proxy) fn authorities(_: Vec<Authority>) -> Arc<CaType> {
+    Arc::new([])
+}
+
+/// # Errors
+/// Always.
+pub(in crate::proxy) fn check_pair(_: &Path, _: &Path) -> Result<Vec<u8>, Unusable> {
+    Err((
+        "this build has no TLS".to_owned(),
+        "remove server.tls, or build s3-proxy with the Cargo feature rustls",
+    ))
+}
+
+pub(in crate::proxy) fn limit_write_buffer(_: &mut TlsSettings, _: usize) {}
