@@ -313,7 +313,9 @@ pub fn write_sample_folder(root: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::s3::{Bucket, ConnectionOptions, Credentials, Endpoint, ObjectKey, Origin, Signer};
+    use crate::s3::{
+        Bucket, ConnectionOptions, Credentials, ObjectKey, Origin, S3Endpoint, Signer,
+    };
     use std::io::Read;
     use std::net::TcpStream;
     use std::time::SystemTime;
@@ -368,7 +370,7 @@ mod tests {
                 key_prefix: String::new(),
                 principal: Some("access".to_owned()),
                 region: "us-east-1".to_owned(),
-                endpoint: Endpoint::parse(&format!("http://{}", self.server.addr())).ok(),
+                endpoint: S3Endpoint::parse(&format!("http://{}", self.server.addr())).ok(),
                 credentials: Some(
                     Credentials::new("access", secret_key, None, None, "test").into(),
                 ),

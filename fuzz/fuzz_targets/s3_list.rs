@@ -9,7 +9,8 @@ mod seeds;
 use http::{HeaderMap, Method};
 use libfuzzer_sys::fuzz_target;
 use pingora_sendfile::s3::{
-    Bucket, ConnectionOptions, Endpoint, Fault, ListError, ListRewriter, Origin, S3Request, Target,
+    Bucket, ConnectionOptions, Fault, ListError, ListRewriter, Origin, S3Endpoint, S3Request,
+    Target,
 };
 use quick_xml::escape::unescape;
 use quick_xml::events::Event;
@@ -196,7 +197,7 @@ fn origin(key_prefix: &str) -> Origin {
         key_prefix: key_prefix.into(),
         principal: None,
         region: "us-east-1".into(),
-        endpoint: Endpoint::parse("http://s3:9000").ok(),
+        endpoint: S3Endpoint::parse("http://s3:9000").ok(),
         credentials: None,
         passthrough: false,
         connection: ConnectionOptions::default(),

@@ -9,8 +9,8 @@ mod seeds;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use libfuzzer_sys::fuzz_target;
 use pingora_sendfile::s3::{
-    decode_unreserved, list, Bucket, ConnectionOptions, Endpoint, ObjectKey, Operation, Origin,
-    RouteError, Router, S3Error, S3Request, Site, Target,
+    decode_unreserved, list, Bucket, ConnectionOptions, ObjectKey, Operation, Origin, RouteError,
+    Router, S3Endpoint, S3Error, S3Request, Site, Target,
 };
 use quick_xml::events::Event;
 use quick_xml::Reader;
@@ -92,7 +92,7 @@ fn router() -> Router {
         key_prefix: String::new(),
         principal: None,
         region: "us-east-1".into(),
-        endpoint: Endpoint::parse("http://s3:9000").ok(),
+        endpoint: S3Endpoint::parse("http://s3:9000").ok(),
         credentials: None,
         passthrough: false,
         connection: ConnectionOptions::default(),

@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use crate::jwt::Keys;
-use crate::s3::Endpoint;
+use crate::s3::S3Endpoint;
 
 /// The longest path of a Unix socket, in bytes: `sun_path` less its NUL, see
 /// unix(7).
@@ -114,7 +114,7 @@ texts! {
     /// The name of a region.
     Region(String) as str;
     /// The address of an S3 service other than AWS.
-    Service(Endpoint) as Endpoint;
+    Service(S3Endpoint) as S3Endpoint;
     /// A pattern for names of buckets or objects.
     Pattern(Glob) as Glob;
     /// The name of a role.
@@ -558,11 +558,11 @@ impl Text for Service {
 
     fn check(url: &str) -> Result<Self, Unfit> {
         // It may hold a password.
-        Endpoint::parse(url).map(Service).map_err(Unfit::Alone)
+        S3Endpoint::parse(url).map(Service).map_err(Unfit::Alone)
     }
 
     fn stand_in() -> Self {
-        Service(Endpoint::https(String::new()))
+        Service(S3Endpoint::https(String::new()))
     }
 }
 
@@ -658,7 +658,7 @@ impl Text for TlsName {
 
     fn check(name: &str) -> Result<Self, Unfit> {
         let is_address = name.parse::<IpAddr>().is_ok();
-        let is_host = Endpoint::parse(&format!("https://{name}"))
+        let is_host = S3Endpoint::parse(&format!("https://{name}"))
             .is_ok_and(|endpoint| endpoint.host().eq_ignore_ascii_case(name));
         if !is_address && !is_host {
             return Err(Unfit::Value("is not a host name".into()));

@@ -299,7 +299,7 @@ fn host(request: &RequestHeader) -> Result<Option<&[u8]>, S3Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::s3::{Bucket, ConnectionOptions, Endpoint, Origin};
+    use crate::s3::{Bucket, ConnectionOptions, Origin, S3Endpoint};
 
     #[test]
     fn a_host_names_a_bucket_in_front_of_the_service() {
@@ -355,7 +355,7 @@ mod tests {
             hosts: Vec::new(),
             name: name.to_owned(),
             region: "us-east-1".to_owned(),
-            endpoint: Some(Endpoint::parse("http://minio.example:9000").unwrap()),
+            endpoint: Some(S3Endpoint::parse("http://minio.example:9000").unwrap()),
             key_prefix: String::new(),
             principal: None,
             credentials: None,
@@ -426,7 +426,7 @@ mod tests {
                 hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
                 name: name.to_owned(),
                 region: "eu-west-1".to_owned(),
-                endpoint: endpoint.map(|url| Endpoint::parse(url).unwrap()),
+                endpoint: endpoint.map(|url| S3Endpoint::parse(url).unwrap()),
                 key_prefix: String::new(),
                 principal: None,
                 credentials: None,

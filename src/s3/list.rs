@@ -315,7 +315,7 @@ mod tests {
     use http::{HeaderMap, Method};
 
     use super::*;
-    use crate::s3::{Bucket, Endpoint, Target};
+    use crate::s3::{Bucket, S3Endpoint, Target};
 
     fn origin(key_prefix: &str) -> Origin {
         Origin::new(Bucket {
@@ -325,7 +325,7 @@ mod tests {
             key_prefix: key_prefix.to_owned(),
             principal: None,
             region: "us-east-1".to_owned(),
-            endpoint: Some(Endpoint::parse("http://s3:9000").unwrap()),
+            endpoint: Some(S3Endpoint::parse("http://s3:9000").unwrap()),
             credentials: None,
             passthrough: false,
             connection: crate::s3::ConnectionOptions::default(),

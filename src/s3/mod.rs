@@ -22,7 +22,7 @@ pub use error::{Code, S3Error};
 pub use fault::Fault;
 pub use key::{encode_value, KeyError, ObjectKey};
 pub use list::{ListError, ListRewriter};
-pub use origin::{Bucket, ConnectionOptions, Endpoint, Origin, Verify};
+pub use origin::{Bucket, ConnectionOptions, Origin, S3Endpoint, Verify};
 pub use prefixes::KeyPrefixes;
 pub use proof::{Proof, Signed};
 pub use request::{Operation, S3Request, Target};

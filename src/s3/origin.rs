@@ -11,7 +11,7 @@ use crate::s3::sign::Signer;
 
 /// The address of an S3 service: what `http://host:port` says, no more.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct S3Endpoint {
     tls: bool,
     host: String,
     port: u16,
@@ -36,7 +36,7 @@ pub struct Bucket {
     /// The region of the bucket.
     pub region: String,
     /// An S3 service other than AWS.
-    pub endpoint: Option<Endpoint>,
+    pub endpoint: Option<S3Endpoint>,
     /// The credentials that sign the requests; without them, requests go out unsigned.
     pub credentials: Option<OriginCredentials>,
     /// Requests go out as clients signed them.
@@ -87,7 +87,7 @@ pub struct Origin {
     region: String,
     key_prefix: String,
     principal: Option<String>,
-    endpoint: Endpoint,
+    endpoint: S3Endpoint,
     host_header: String,
     /// The path of the bucket: `/bucket` in path style, nothing in virtual-hosted style.
     base_path: String,
@@ -100,9 +100,9 @@ pub struct Origin {
     connection: ConnectionOptions,
 }
 
-// === impl Endpoint ===
+// === impl S3Endpoint ===
 
-impl Endpoint {
+impl S3Endpoint {
     /// Reads `http://HOST[:PORT]` or `https://HOST[:PORT]`, with or without a
     /// final slash; HOST is a name, an IPv4 address or an IPv6 address in
     /// brackets (RFC 3986, section 3.2.2).
@@ -110,7 +110,7 @@ impl Endpoint {
     /// # Errors
     /// What is wrong, in words that never repeat the text: it may hold a
     /// password.
-    pub fn parse(url: &str) -> Result<Endpoint, &'static str> {
+    pub fn parse(url: &str) -> Result<S3Endpoint, &'static str> {
         let (scheme, rest) = url
             .split_once("://")
             .ok_or("has no scheme http:// or https://")?;
@@ -162,7 +162,7 @@ impl Endpoint {
             },
             Some(_) => return Err("has a port that is not a number"),
         };
-        Ok(Endpoint {
+        Ok(S3Endpoint {
             tls,
             host: host.to_ascii_lowercase(),
             port,
@@ -170,8 +170,8 @@ impl Endpoint {
     }
 
     /// The service at the usual port of a host.
-    pub(crate) fn https(host: String) -> Endpoint {
-        Endpoint {
+    pub(crate) fn https(host: String) -> S3Endpoint {
+        S3Endpoint {
             tls: true,
             host,
             port: default_port(true),
@@ -209,7 +209,7 @@ impl Endpoint {
     }
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for S3Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "https" } else { "http" };
         write!(f, "{scheme}://{}", self.host_header())
@@ -288,7 +288,7 @@ impl Origin {
                 } else {
                     format!("{}.{service}", bucket.name)
                 };
-                (Endpoint::https(host), service, path_style)
+                (S3Endpoint::https(host), service, path_style)
             }
         };
         let base_path = if path_style {
@@ -446,7 +446,7 @@ mod tests {
             key_prefix: String::new(),
             principal: None,
             region: "eu-west-1".to_owned(),
-            endpoint: endpoint.map(|url| Endpoint::parse(url).unwrap()),
+            endpoint: endpoint.map(|url| S3Endpoint::parse(url).unwrap()),
             credentials: None,
             passthrough: false,
             connection: ConnectionOptions::default(),
@@ -511,12 +511,12 @@ mod tests {
                 "my_minio-1:9000",
             ),
         ] {
-            let endpoint = Endpoint::parse(url).unwrap_or_else(|e| panic!("{url} {e}"));
+            let endpoint = S3Endpoint::parse(url).unwrap_or_else(|e| panic!("{url} {e}"));
             assert_eq!(endpoint.tls(), tls, "{url}");
             assert_eq!(endpoint.host(), host, "{url}");
             assert_eq!(endpoint.port(), port, "{url}");
             assert_eq!(endpoint.host_header(), header, "{url}");
-            assert_eq!(Endpoint::parse(&endpoint.to_string()), Ok(endpoint));
+            assert_eq!(S3Endpoint::parse(&endpoint.to_string()), Ok(endpoint));
         }
     }
 
@@ -546,10 +546,10 @@ mod tests {
             ("http://h?x", "query"),
             ("http://h//", "path"),
         ] {
-            let error = Endpoint::parse(url).expect_err(url);
+            let error = S3Endpoint::parse(url).expect_err(url);
             assert!(error.contains(problem), "{url:?}: {error}");
         }
-        let error = Endpoint::parse("http://user:hunter2@h").unwrap_err();
+        let error = S3Endpoint::parse("http://user:hunter2@h").unwrap_err();
         assert!(error.contains("password") && !error.contains("hunter2"));
     }
 

@@ -351,7 +351,7 @@ impl std::error::Error for RouteError {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::s3::{Bucket, ConnectionOptions, Endpoint, Verify};
+    use crate::s3::{Bucket, ConnectionOptions, S3Endpoint, Verify};
 
     fn bucket(name: &str) -> Bucket {
         Bucket {
@@ -362,7 +362,7 @@ mod tests {
             principal: None,
             connection: ConnectionOptions::default(),
             region: "eu-west-1".to_owned(),
-            endpoint: Some(Endpoint::parse("http://s3:9000").unwrap()),
+            endpoint: Some(S3Endpoint::parse("http://s3:9000").unwrap()),
             credentials: None,
             passthrough: false,
         }
@@ -502,7 +502,7 @@ mod tests {
     #[test]
     fn routes_share_objects_only_if_their_service_is_checked_alike() {
         let checked = |verify| Bucket {
-            endpoint: Endpoint::parse("https://s3:9000").ok(),
+            endpoint: S3Endpoint::parse("https://s3:9000").ok(),
             principal: Some("A".to_owned()),
             connection: ConnectionOptions {
                 verify,
