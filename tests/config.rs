@@ -106,9 +106,9 @@ fn a_value_that_is_none_of_the_allowed_ones_is_named_with_them() {
         "cache.disk.scrub_mb_per_second",
         &["10001 is out of range", "from 0 to 10000"],
     );
-    ConfigFile::new(&GOOD.replace("cache:", "cache:\n  admission: 0")).expect_refused(
+    ConfigFile::new(&GOOD.replace("cache:", "cache:\n  min_uses: 0")).expect_refused(
         "0\n  disk",
-        "cache.admission",
+        "cache.min_uses",
         &["0 is out of range", "from 1 to 255"],
     );
 }

@@ -313,6 +313,20 @@ impl Node {
         }
     }
 
+    /// Renames a key of a section. If the section has the new name too, the key is removed
+    /// instead, and its place returned.
+    pub fn rename(&mut self, section: &[Step], former: &str, name: &str) -> Option<Place> {
+        let Kind::Section(entries) = &mut self.at_mut(section)?.kind else {
+            return None;
+        };
+        let at = entries.iter().position(|entry| entry.name == former)?;
+        if entries.iter().any(|entry| entry.name == name) {
+            return Some(entries.remove(at).place);
+        }
+        entries[at].name = name.to_owned();
+        None
+    }
+
     /// Remove a key. Returns where it stood, if anywhere.
     pub fn remove(&mut self, path: &[Step]) -> Option<Place> {
         let (Step::Name(name), section) = path.split_last()? else {

@@ -5,6 +5,7 @@
 //! - `document`: YAML as a tree that knows its lines
 //! - `reader`: the tree as what serde reads the model from, and all mistakes at once
 //! - `variables`: `${NAME}`
+//! - `renamed`: former names of keys
 //! - `checks`: what several keys must have in common
 //! - `wording`, [`error`]: mistakes in words, one line each
 //! - `print`: the configuration as YAML again
@@ -18,6 +19,7 @@ mod document;
 pub mod error;
 mod print;
 mod reader;
+mod renamed;
 #[cfg(test)]
 mod tests;
 pub mod values;
@@ -54,185 +56,212 @@ const TOO_LARGE: &str = "is larger than 1 MiB; write a smaller one";
 /// The name of the socket for an upgrade in the cache's folder.
 const UPGRADE_SOCK: &str = "upgrade.sock";
 
-/// Everything the proxy is told from outside. See `config.yaml.example`.
+/// The whole configuration, see `docs/configuration.md`.
+///
+/// The reference in that file is generated from this module: the comment of a field is the
+/// meaning of its key, in Markdown, and its last sentence may state the default in words, as
+/// `Default: WORDS.`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The listeners and the limits of their connections.
+    /// Listeners and the limits of client connections.
     pub server: Server,
-    /// The buckets to serve: at least one, with prefixes that do not overlap and
-    /// hosts that differ.
+    /// Buckets to serve.
     #[serde(deserialize_with = "at_least_one_bucket")]
     pub buckets: Vec<Bucket>,
-    /// The place of stored answers, and the time for which they are kept.
+    /// Storage of responses and their lifetimes.
     #[serde(default)]
     pub cache: Cache,
-    /// The listener for `/metrics` and `/health`, if wanted.
+    /// Listener for `/metrics` and `/health`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
-    /// The listener for `PURGE`, if wanted.
+    /// Listener for `PURGE`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin: Option<Admin>,
     #[serde(skip)]
     source: Source,
 }
 
-/// The file that a configuration comes from, and where its keys stand.
+/// The file that a configuration comes from, and the places of its keys.
 #[derive(Clone, Debug, Default)]
 struct Source {
     file: PathBuf,
     places: Vec<(String, Place)>,
 }
 
-/// The section `server`.
+/// Listeners and the limits of client connections.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
-    /// The address of the plain HTTP listener; port 0 lets the kernel choose.
+    /// Address of the plain HTTP listener.
     pub address: Address,
-    /// Worker threads; default: what the machine can run at once.
+    /// Number of worker threads. Default: the number of CPUs.
     #[serde(default = "defaults::threads")]
     pub threads: Whole<usize, 1, 1024>,
-    /// The longest wait for a client that takes no bytes; zero: no limit.
+    /// Longest time without progress while sending to a client; the connection is then closed.
+    /// `0`: no limit.
     #[serde(default = "defaults::write_timeout")]
     pub write_timeout: Period,
-    /// The slowest client that is served to the end, in bytes a second; zero: no limit.
+    /// Lowest rate at which a client may receive a response, in bytes per second. Each 2 MiB must
+    /// leave at this rate, and `write_timeout` does not apply. Each piece of a body that is copied
+    /// may take longer, by one second or by the time of 64 KiB. `0`: off.
     #[serde(default = "defaults::min_send_rate")]
     pub min_send_rate: Whole<usize, 0, 1_000_000_000>,
-    /// Unsent bytes of a response that the kernel keeps for a client; 0: the kernel's own
-    /// limit. `None`: what the clients share leaves for each, from 2 MiB for the first ones
-    /// to 64 KiB where there are many.
+    /// Unsent bytes that the kernel buffers for each client (`TCP_NOTSENT_LOWAT`). `0`: the
+    /// kernel's limit, `net.ipv4.tcp_wmem`. By default, all clients share 256 MiB, or a quarter of
+    /// the pressure mark of `net.ipv4.tcp_mem` if that is less: with few clients, each has 2 MiB;
+    /// with many, each new one has 64 KiB. Default: by the number of clients.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub send_buffer: Option<Whole<u32, 0, { 1 << 30 }>>,
-    /// The longest time that a connection may wait for its next request, rounded up to
-    /// seconds for HTTP/1.1; zero: no limit.
+    /// Longest time that a connection may wait for its next request; it is then closed, over HTTP/2
+    /// with GOAWAY. Rounded up to seconds for HTTP/1.1. `0`: no limit.
     #[serde(default = "defaults::keepalive_timeout")]
     pub keepalive_timeout: Period,
-    /// The longest time that a request head may take from its first byte; for the first
-    /// head of a connection, which over HTTP/2 includes the preface, from the start of the
-    /// connection. Zero: no limit.
+    /// Longest time from the first byte of a request head to its last; the client then gets 408,
+    /// over HTTP/2 a GOAWAY. For the first head of a connection, which over HTTP/2 includes the
+    /// preface, the time counts from the start of the connection. Applies to all listeners. `0`: no
+    /// limit.
     #[serde(default = "defaults::request_head_timeout")]
     pub request_head_timeout: Period,
-    /// The largest request head, in bytes.
+    /// Largest request head, in bytes; a larger one gets 431. Applies to all listeners. A request
+    /// target longer than 8 KiB gets 414 in any case.
     #[serde(default = "defaults::max_request_head_bytes")]
     pub max_request_head_bytes: Whole<usize, 1024, 1_000_000>,
-    /// The longest time for transfers to finish after a stop signal.
+    /// Longest time that transfers may take to finish after SIGTERM. The process ends with the last
+    /// transfer, and at once on SIGINT or a second SIGTERM.
     #[serde(default = "defaults::grace_period")]
     pub grace_period: Period,
-    /// The most client connections at the same time; `None`: as many as the process's
-    /// limit of open files leaves room for.
+    /// Most client connections at a time, never more than three quarters of the limit on open files,
+    /// which is raised to the hard limit at startup. Beyond it, a new connection replaces the one
+    /// that has been idle longest, or is closed if none is idle. Default: a quarter of the limit on
+    /// open files, at most 65536.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<Whole<usize, 1, 10_000_000>>,
-    /// The Unix socket where `run --upgrade` takes over the listeners. Default:
-    /// `upgrade.sock` in the cache folder, or without a cache in the folder that
-    /// `RUNTIME_DIRECTORY` names (systemd.exec(5)); `None`: there is neither.
+    /// Unix socket over which `run --upgrade` receives the listeners. Only the proxy may write to
+    /// its directory. Default: `upgrade.sock` in `cache.disk.path`, or without a cache in
+    /// `$RUNTIME_DIRECTORY`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade_sock: Option<Socket>,
-    /// A second listener: HTTPS with HTTP/2, if wanted.
+    /// Listener for HTTPS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
 }
 
-/// The section `server.tls`.
+/// A second listener, for HTTPS with HTTP/1.1 and HTTP/2. Without the section, there is none.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
-    /// The address of the HTTPS listener; port 0 lets the kernel choose.
+    /// Address of the HTTPS listener.
     pub address: Address,
-    /// The certificate chain, a PEM file; relative to the working directory.
+    /// Certificate chain; a relative path starts at the working directory.
     pub certificate: PemFile,
-    /// The private key of the certificate, a PEM file; likewise.
+    /// Private key of the certificate.
     pub key: PemFile,
-    /// The longest time that a client's handshake may take; zero: no limit.
+    /// Longest time for a TLS handshake; the connection is then closed. `0`: no limit.
     #[serde(default = "defaults::handshake_timeout")]
     pub handshake_timeout: Period,
 }
 
-/// An item of `buckets`.
+/// Buckets to serve, at least one.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bucket {
-    /// Which paths are answered from this bucket; `None` only where there are `hosts`.
+    /// Path below which the bucket's objects are served, in whole segments: with `/assets`, `GET
+    /// /assets/a/b.png` is the object `a/b.png`. The prefixes of two buckets must not overlap.
+    /// Default: none; required without `hosts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_prefix: Option<PathPrefix>,
-    /// The host names at which all paths are answered from this bucket.
+    /// Host names at which every path belongs to this bucket, for virtual-hosted S3 clients and
+    /// domains of your own. They are compared without port and case, and before `path_prefix`.
     #[serde(
         default,
         deserialize_with = "list",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub hosts: Vec<HostName>,
-    /// The name of the bucket; `None` only with `auth: passthrough`: all buckets of the service.
+    /// Name of the bucket. With `auth: passthrough`, an entry without it is the whole service.
+    /// Default: none; required except with `auth: passthrough`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket: Option<BucketName>,
-    /// The beginning of all keys that are served, which clients leave out.
+    /// Beginning of all keys that are served, which clients leave out: with `team-a/`, a client's
+    /// `a.png` is the object `team-a/a.png`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_prefix: Option<KeyPrefix>,
-    /// The region of the bucket: part of its address at AWS, and of every
-    /// signature.
+    /// Region of the bucket: part of its address at AWS and of every signature.
     pub region: Region,
-    /// An S3 service other than AWS; `None`: AWS.
+    /// S3 service other than AWS, addressed with path-style requests. All addresses of its host are
+    /// tried, at most 16; those that failed within the last minute come last. The host is resolved
+    /// every 10 seconds while requests come. Default: AWS, addressed by virtual host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Service>,
-    /// The source of the credentials. `None`: from the keys if there are any, from the
-    /// chain if there is a role to assume, and otherwise requests go out unsigned.
+    /// Source of the credentials that sign requests to the origin, see
+    /// [Credentials](operations.md#credentials). Default: `keys` if `access_key` is set, else
+    /// `chain` if `assume_role` is set, else `none`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<CredentialsFrom>,
-    /// The access key.
+    /// Access key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_key: Option<Secret>,
-    /// The secret key: there exactly when the access key is.
+    /// Secret key. Default: none; required with `access_key`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_key: Option<Secret>,
-    /// The session token of temporary credentials.
+    /// Session token of temporary credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_token: Option<Secret>,
-    /// A role to assume with the keys, or else with what the chain finds.
+    /// Role to assume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assume_role: Option<AssumeRole>,
-    /// True if clients may list the bucket.
+    /// `true`: clients may list the bucket, and ListBuckets names it. `false`: lists get 403.
     #[serde(default)]
     pub list: bool,
-    /// The time for which a list answers others; zero: not at all.
+    /// Time for which a list is served from memory to other requests. `0`: every list comes from
+    /// the origin.
     #[serde(default = "defaults::list_ttl")]
     pub list_ttl: Period,
-    /// The clients that may ask.
+    /// Authorization of clients, see [Authorization](caching.md#authorization).
     #[serde(default)]
     pub auth: Auth,
-    /// The clients that sign: only with `auth: sigv4`, and there at least one.
+    /// Clients of `auth: sigv4`.
     #[serde(
         default,
         deserialize_with = "list",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub clients: Vec<Client>,
-    /// The tokens that are accepted: exactly with `auth: jwt`.
+    /// Tokens of `auth: jwt`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwt: Option<Jwt>,
-    /// With `auth: passthrough`: the longest time for which what S3 permitted is permitted
-    /// again without asking it; zero: not at all.
+    /// Time for which a request that S3 has permitted is permitted again without asking S3. It never
+    /// exceeds the lifetime of the request's signature. Only with `auth: passthrough`. `0`: S3 is
+    /// always asked.
     #[serde(default = "defaults::auth_ttl")]
     pub auth_ttl: Period,
-    /// The longest time for a connection to the service; zero: no limit.
+    /// Longest time to connect to the origin, over all its addresses and including TLS. While there
+    /// is another address to try, each gets two seconds. `0`: no limit.
     #[serde(default = "defaults::connect_timeout")]
     pub connect_timeout: Period,
-    /// The longest time from a request to the first byte of its answer; zero: no limit.
+    /// Longest time from a request to the first byte of its response. `0`: no limit.
     #[serde(default = "defaults::origin_timeout")]
     pub first_byte_timeout: Period,
-    /// The longest time without any byte, once an answer has begun; zero: no limit.
+    /// Longest time without a further byte of a response, and without progress while sending a
+    /// request. `0`: no limit.
     #[serde(default = "defaults::origin_timeout")]
     pub read_timeout: Period,
-    /// The most repetitions of a request after an error that may pass; 0: none.
+    /// Most retries of a request whose connection is refused or breaks, or that gets 500, 502, 503
+    /// or 504, before the client has received anything. Retries wait 100 ms, 200 ms and so on, up to
+    /// 2 s; a `Retry-After` of more than a second prevents them. Each bucket starts with 20 retries
+    /// in reserve, and gains one for every ten responses of its origin. `0`: off.
     #[serde(default = "defaults::retries")]
     pub retries: Whole<u8, 0, 10>,
-    /// The authorities that sign the service's certificate, a PEM file; `None`: those that
-    /// the system trusts.
+    /// Certificate authorities trusted for the origin, in place of the system's. Default: the
+    /// system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PemFile>,
-    /// The check of the service's certificate.
+    /// Verification of the origin's certificate.
     #[serde(default)]
     pub tls_verify: TlsVerify,
-    /// The name that the certificate bears; `None`: the host of the endpoint.
+    /// Name expected in the origin's certificate and sent as SNI, for an endpoint that is reached by
+    /// another name or by address. Default: the host of `endpoint`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_name: Option<TlsName>,
 }
@@ -241,42 +270,43 @@ pub struct Bucket {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename = "tls_verify", rename_all = "lowercase")]
 pub enum TlsVerify {
-    /// A known authority has signed it, and it bears the name of the service.
+    /// The authority and the name are verified.
     #[default]
     Full,
-    /// A known authority has signed it.
+    /// The authority is verified, the name is not.
     Ca,
-    /// Nothing.
+    /// Nothing is verified: anyone on the network path can read and change everything.
     None,
 }
 
-/// The values of `buckets[].auth`: who may ask.
+/// The values of `buckets[].auth`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename = "auth", rename_all = "lowercase")]
 pub enum Auth {
-    /// Everybody; a client's signature is ignored.
+    /// Everyone may read; signatures are ignored.
     #[default]
     None,
-    /// The `clients`, which sign their requests as for S3.
+    /// Requests must be signed with the keys of one of the `clients`.
     Sigv4,
-    /// Whoever has a token that the keys of `jwt` signed.
+    /// Requests must carry a token that satisfies the section `jwt`.
     Jwt,
-    /// Those whom S3 lets in.
+    /// S3 decides on each request.
     Passthrough,
 }
 
-/// An item of `buckets[].clients`.
+/// Clients of `auth: sigv4`: at least one there, and none with another `auth`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Client {
-    /// The access key, by which the client names itself.
+    /// Access key of the client, of your choice; unrelated to the keys for the origin.
     pub access_key: Secret,
-    /// The secret key, by which it signs.
+    /// Secret key of the client.
     pub secret_key: Secret,
-    /// The session token that it has to send.
+    /// Session token that the client must send.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_token: Option<Secret>,
-    /// The beginnings of the keys that it may read, as clients write them; none: all keys.
+    /// Beginnings of the keys that the client may read, as clients write them, such as `[team-a/,
+    /// shared/]`. Default: all keys.
     #[serde(
         default,
         deserialize_with = "list",
@@ -285,40 +315,44 @@ pub struct Client {
     pub key_prefixes: Vec<KeyPrefix>,
 }
 
-/// The section `buckets[].jwt`.
+/// Tokens of `auth: jwt`: required there, and refused with another `auth`. Exactly one of the three
+/// files must be given. They are read at startup.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Jwt {
-    /// A set of keys that sign tokens; this, or one of the next two.
+    /// JSON Web Key Set with the keys that sign tokens. Default: none; one of the three files is
+    /// required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwks_file: Option<JwksFile>,
-    /// The public key of the one that signs tokens.
+    /// Public key that signs tokens: RSA for RS256, P-256 for ES256, Ed25519 for EdDSA. Default: none;
+    /// one of the three files is required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key_file: Option<PublicKeyFile>,
-    /// The secret that signs tokens.
+    /// Secret for HS256. Default: none; one of the three files is required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hmac_key_file: Option<HmacKeyFile>,
-    /// The issuers of which one must be `iss`; none: any.
+    /// Accepted values of the claim `iss`. Default: any.
     #[serde(
         default,
         deserialize_with = "list",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub issuers: Vec<Plain>,
-    /// The audiences of which one must be in `aud`; none: tokens without `aud`.
+    /// Accepted values of the claim `aud`. Default: none; tokens with `aud` are refused.
     #[serde(
         default,
         deserialize_with = "list",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub audiences: Vec<Plain>,
-    /// The claim with the beginnings of the keys that the client may read; `None`: all keys.
+    /// Claim with the beginnings of the keys that the client may read, a string or a list of
+    /// strings. A token without the claim is refused. Default: none; all keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix_claim: Option<Plain>,
-    /// The cookie that may have the token.
+    /// Cookie that may carry the token, for browsers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cookie: Option<FieldName>,
-    /// The parameter of the query that may have the token.
+    /// Query parameter that may carry the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query: Option<FieldName>,
 }
@@ -327,158 +361,168 @@ pub struct Jwt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename = "credentials", rename_all = "lowercase")]
 pub enum CredentialsFrom {
-    /// The keys of the entry.
+    /// `access_key`, `secret_key` and `session_token`.
     Keys,
-    /// The chain of the AWS SDK.
+    /// The credential chain of the AWS SDK.
     Chain,
-    /// Nowhere: requests go out unsigned.
+    /// Requests are not signed.
     None,
 }
 
-/// The section `buckets[].assume_role`.
+/// A role whose credentials sign the requests to the origin. It is assumed with the keys of the
+/// bucket, or without keys with the credentials of the chain.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AssumeRole {
-    /// The name of the role.
+    /// ARN of the role.
     pub role_arn: RoleArn,
-    /// The external id that the owner of the role expects from those who assume it.
+    /// External ID that the owner of the role requires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_id: Option<ExternalId>,
-    /// The name of the session in the records of the role's owner.
+    /// Name of the session in the records of the role's owner.
     #[serde(default = "defaults::session_name")]
     pub session_name: SessionName,
 }
 
-/// The section `cache`.
+/// Storage of responses and their lifetimes.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cache {
-    /// The freshness of a response when the origin states none.
+    /// Freshness of a 200 for which the origin states none.
     pub default_ttl: Period,
-    /// The time for which a missing object (404, 410) is remembered when the origin does
-    /// not say; zero: not at all.
+    /// Time for which a missing object (404, 410) is remembered if the origin states none. A purge
+    /// ends it. `0`: off.
     pub negative_ttl: Period,
-    /// The time for which the answer to a HEAD answers others, while the object is not stored;
-    /// zero: not at all.
+    /// Time for which the response to a HEAD is served from memory while the object is not stored,
+    /// unless the origin states a shorter one. A purge ends it, and so does a response that names
+    /// another version of the object. `0`: off.
     pub head_ttl: Period,
-    /// From which request on an object is stored; 1: the first.
-    pub admission: Whole<u8, 1, 255>,
-    /// A response that all clients have left is stored to its end if this share of it
-    /// has come from the origin; 0: always, 1: never.
+    /// Number of requests for an object from which on it is stored; `1`: the first request stores
+    /// it. The former name `admission` is accepted too.
+    pub min_uses: Whole<u8, 1, 255>,
+    /// Share of a response that must have arrived for its fill to continue after the last client has
+    /// left. `0`: always, `1`: never. A fill of unknown length continues only with `0`.
     pub fill_without_readers: Share,
-    /// The most responses that are stored at the same time.
+    /// Most concurrent fills. A further response waits up to 3 seconds for its turn, and then passes
+    /// without being stored.
     pub max_fills: Whole<usize, 1, 100_000>,
-    /// The most requests that wait for the origin, or pass on a response that is not stored
-    /// or has no length.
+    /// Most concurrent misses: requests that wait for the origin, and responses that pass without
+    /// being stored or without a known length, at most 0.3 MB of memory each. Further misses wait in
+    /// order, without asking the origin. While more than half of the turns are taken, a client that
+    /// receives a passing response must take each 64 KiB within 4 seconds.
     pub max_misses: Whole<usize, 1, 1_000_000>,
-    /// The time that further requests wait for their turn before they get 503.
+    /// Longest time that a miss beyond `max_misses` waits before it gets 503 with `Retry-After`.
     pub miss_timeout: Period,
-    /// The time that requests wait for the answer to another request for the same object
-    /// before one of them asks the origin too; at least one second.
+    /// Longest time that requests for an object wait for the response to the first of them. Then one
+    /// of them asks the origin too, and so on. At least `1s`.
     pub lock_age: Period,
-    /// Which objects are fetched as a whole when a part is asked for.
+    /// Fetching of whole objects after requests for parts.
     pub range_fill: RangeFill,
-    /// The memory in front of the disk.
+    /// Memory tier.
     pub memory: Memory,
-    /// The cache on disk.
+    /// Disk tier.
     pub disk: Disk,
-    /// The time for which a stale object may be used if the origin fails and has not said
-    /// otherwise.
+    /// Time for which a stale object may be served if the origin cannot be reached, responds with
+    /// 500, 502, 503 or 504, or does not respond within `stale_timeout`. The origin's
+    /// `stale-if-error` takes precedence. `0`: off.
     pub stale_if_error: Period,
-    /// The same while it is revalidated in the background.
+    /// Time for which a stale object may be served while it is revalidated in the background. The
+    /// origin's `stale-while-revalidate` takes precedence. `0`: off.
     pub stale_while_revalidate: Period,
-    /// The longest wait for the origin's answer where a stale object may be used in its place;
-    /// zero: no limit of its own.
+    /// Longest wait for the origin where a stale object can be served instead: for a connection, for
+    /// the header, and for each piece of a new version. `0`: no limit of its own.
     pub stale_timeout: Period,
-    /// Rules for some objects: the first one that matches counts.
+    /// Exceptions for some objects.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
 }
 
-/// An item of `cache.rules`. Where it leaves a key out, that of the section `cache` counts.
+/// Exceptions for some objects, see [Rules](caching.md#rules). The first rule whose patterns match
+/// an object applies. Keys that it leaves out have the value of the section `cache`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rule {
-    /// The buckets to which it applies, by their names at S3.
+    /// Buckets to which the rule applies, by their names at S3.
     pub bucket: Pattern,
-    /// The objects to which it applies.
+    /// Objects to which the rule applies, by their keys at S3.
     pub key: Pattern,
-    /// In place of `default_ttl`.
+    /// Freshness of a 200 for which the origin states none. Default: `cache.default_ttl`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Period>,
-    /// The time for which a missing object (404, 410) is remembered.
+    /// Time for which a missing object is remembered. Default: `cache.negative_ttl`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negative_ttl: Option<Period>,
-    /// True if a refusal (403) is remembered like a missing object.
+    /// `true`: a refusal (403) is remembered like a missing object.
     pub negative_forbidden: bool,
-    /// The time for which a stale object may be used if the origin fails.
+    /// Time for which a stale object may be served if the origin fails. Default:
+    /// `cache.stale_if_error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stale_if_error: Option<Period>,
-    /// The same while it is revalidated in the background.
+    /// Time for which a stale object may be served while it is revalidated. Default:
+    /// `cache.stale_while_revalidate`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stale_while_revalidate: Option<Period>,
-    /// False if nothing is stored.
+    /// `false`: nothing is stored.
     pub store: bool,
-    /// True if the origin's `Cache-Control` and `Expires` have no meaning.
+    /// `true`: `Cache-Control`, `CDN-Cache-Control` and `Expires` of the origin are ignored. Clients
+    /// still receive them.
     pub ignore_origin: bool,
 }
 
-/// The section `cache.range_fill`: what happens when a part is asked for of an
-/// object that is not stored. The part comes from the origin at once, and the
-/// whole is fetched in the background.
+/// Fetching of whole objects after requests for parts, see
+/// [Range fills](caching.md#range-fills).
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RangeFill {
-    /// The most objects fetched at the same time; 0: none.
+    /// Most concurrent range fills. `0`: off.
     pub max_in_flight: Whole<usize, 0, 10_000>,
-    /// The largest object that is fetched. Default: what the cache may hold.
+    /// Largest object that is fetched. Default: `cache.disk.max_size_gb`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_size_gb: Option<Gigabytes>,
-    /// The total size of the objects in flight. Default: an eighth of what the cache may
-    /// hold.
+    /// Total size of the objects that are being fetched. A larger object is fetched alone, once
+    /// clients have received as many bytes of it as it has. Default: an eighth of
+    /// `cache.disk.max_size_gb`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_in_flight_gb: Option<Gigabytes>,
-    /// Megabytes fetched in a minute for one client address, beyond what clients have
-    /// received; 0: no limit.
+    /// Budget of each client address: megabytes per minute that range fills for it may fetch beyond
+    /// what clients have received. A fill that would exceed the budget is not started. `0`: no limit.
     pub client_mb_per_minute: MegabytesPerMinute,
-    /// The longest time that a part waits for a fill that has not come to it; zero: only the
-    /// beginning of a fill is waited for.
+    /// Longest time that a range waits for a fill to reach it, before it is fetched on its own. A
+    /// range that the fill would reach later than that, at its pace, does not wait. `0`: off.
     pub max_wait: Period,
 }
 
-/// The section `cache.memory`.
+/// The memory tier, which holds bodies up to `cache.disk.sendfile.threshold_bytes`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Memory {
-    /// Memory for bodies up to the sendfile threshold; 0: none.
+    /// Size of the memory tier. `0`: off.
     pub max_size_mb: Megabytes,
 }
 
-/// The section `cache.disk`.
+/// The disk tier. Without the section, nothing is stored.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Disk {
-    /// True if there is a cache on disk: the default where the section
-    /// `cache.disk` exists, and only there.
+    /// `false`: as without the section.
     pub enabled: bool,
-    /// The directory of the cache, relative to the working directory if it is
-    /// relative at all; `None` only when the cache is not enabled.
+    /// Directory of the cache, used by nothing else and by one process at a time. A relative path
+    /// starts at the working directory. Default: none; required if `enabled`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<Folder>,
-    /// The size to which the cache may grow.
+    /// Size of the cache. The least recently used entries are evicted.
     pub max_size_gb: Gigabytes,
-    /// The I/O backend.
+    /// I/O backend.
     #[serde(with = "Backend")]
     pub backend: BackendChoice,
-    /// Entries that nobody asked for so long are removed; zero: only room for others
-    /// makes an entry leave.
+    /// Time after which an entry that nobody requests is evicted. `0`: off.
     pub inactive: Period,
-    /// Open files of hot entries that are kept, at most; below a quarter of
-    /// the process's limit in any case.
+    /// Most open files of entries in use that are kept, never more than a quarter of the limit on
+    /// open files.
     pub max_open_files: Whole<usize, 0, 1_000_000>,
-    /// The rate of the scrubber, which reads to find flipped bits; 0: it is off.
+    /// Rate at which the scrubber reads bodies to find flipped bits. `0`: off.
     pub scrub_mb_per_second: MegabytesPerSecond,
-    /// Which hits leave by `sendfile(2)`.
+    /// Use of `sendfile(2)`.
     pub sendfile: Sendfile,
 }
 
@@ -486,34 +530,41 @@ pub struct Disk {
 #[derive(Deserialize, Serialize)]
 #[serde(remote = "BackendChoice", rename = "backend", rename_all = "lowercase")]
 enum Backend {
+    /// The faster one: `tokio`.
     Auto,
+    /// A pool of threads.
     Tokio,
+    /// io_uring; `tokio` where the kernel forbids it or the build lacks it.
     Uring,
 }
 
-/// The section `cache.disk.sendfile`.
+/// Use of `sendfile(2)`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sendfile {
-    /// True if hits go by `sendfile(2)`; default: true on Linux.
+    /// `true`: hits are sent by `sendfile(2)`. Default: `true` on Linux, else `false`.
     pub enabled: bool,
-    /// Bodies larger than this, in bytes, go by `sendfile(2)`.
+    /// Largest body, in bytes, that is copied; larger ones are sent by `sendfile(2)`, whole or in
+    /// ranges.
     pub threshold_bytes: Whole<u64, 0, { u64::MAX }>,
 }
 
-/// The section `metrics`.
+/// The listener for `/metrics` (Prometheus) and `/health`. Without the section, there is none.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
-    /// The address of the listener; port 0 lets the kernel choose.
+    /// Address of the listener. It responds under any host name, because nothing can be changed
+    /// there.
     pub address: Address,
 }
 
-/// The section `admin`.
+/// The listener for `PURGE`. Without the section, there is none.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Admin {
-    /// The address of the listener; port 0 lets the kernel choose.
+    /// Address of the listener, which clients must not be able to reach: `PURGE` needs no
+    /// authentication. A request with `Origin`, or whose `Host` is neither an IP address nor
+    /// `localhost`, is refused.
     pub address: Address,
 }
 
@@ -590,7 +641,7 @@ impl Default for Cache {
             default_ttl: Period::from_secs(3600),
             negative_ttl: Period::from_secs(5),
             head_ttl: Period::from_secs(5),
-            admission: Whole(library.min_uses),
+            min_uses: Whole(library.min_uses),
             fill_without_readers: Share(library.fill_without_readers),
             max_fills: Whole(library.max_fills),
             max_misses: Whole(caching.max_misses),
@@ -726,6 +777,7 @@ impl Config {
         let Some(root) = root.as_mut().filter(|root| !is_empty(root)) else {
             return Err(unreadable(file, None, "holds no settings"));
         };
+        renamed::adopt(root, &mut findings);
         // Before reading removes what is wrong.
         let secrets = Secrets::of(root, env);
         let source = Source::new(file, root);

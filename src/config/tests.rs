@@ -87,7 +87,7 @@ fn the_example_is_valid_and_says_what_the_defaults_are() {
     assert_eq!(least.server.max_connections, shown.server.max_connections);
     assert_eq!(least.cache.default_ttl, shown.cache.default_ttl);
     assert_eq!(least.cache.negative_ttl, shown.cache.negative_ttl);
-    assert_eq!(least.cache.admission, shown.cache.admission);
+    assert_eq!(least.cache.min_uses, shown.cache.min_uses);
     assert_eq!(
         least.cache.fill_without_readers,
         shown.cache.fill_without_readers
@@ -132,7 +132,7 @@ fn the_example_is_valid_and_says_what_the_defaults_are() {
 #[test]
 fn the_defaults_are_the_documented_ones() {
     let config = good(&format!("{SERVER}{BUCKETS}cache: {{disk: {{path: c}}}}\n"));
-    assert_eq!(*config.cache.admission, 1);
+    assert_eq!(*config.cache.min_uses, 1);
     assert_eq!(config.cache.memory.max_size_bytes(), 256_000_000);
     assert_eq!(*config.cache.range_fill.max_in_flight, 32);
     assert_eq!(config.cache.range_fill.max_size_bytes(), u64::MAX);
@@ -158,7 +158,7 @@ fn the_defaults_are_the_documented_ones() {
 fn the_cache_is_told_what_to_keep_and_how() {
     let config = good(&disk(
         "    backend: uring\n    inactive: 30d\n    max_open_files: 0\n    \
-         scrub_mb_per_second: 0.5\n  admission: 255\n  memory: {max_size_mb: 1.5}\n  \
+         scrub_mb_per_second: 0.5\n  min_uses: 255\n  memory: {max_size_mb: 1.5}\n  \
          range_fill: {max_in_flight: 0, max_size_gb: 0.5, max_in_flight_gb: 2, \
          client_mb_per_minute: 0}\n  fill_without_readers: 0\n  max_fills: 7\n  lock_age: 2s\n  \
          max_misses: 9\n  miss_timeout: 3s",
@@ -177,7 +177,7 @@ fn the_cache_is_told_what_to_keep_and_how() {
     assert_eq!(*config.cache.disk.inactive, Duration::from_secs(30 * 86400));
     assert_eq!(*config.cache.disk.max_open_files, 0);
     assert_eq!(config.cache.disk.scrub_bytes_per_second(), 500_000);
-    assert_eq!(*config.cache.admission, 255);
+    assert_eq!(*config.cache.min_uses, 255);
     assert_eq!(config.cache.memory.max_size_bytes(), 1_500_000);
 
     let nothing = good(&disk(
@@ -413,8 +413,8 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (server("  max_request_head_bytes: 1023"), "server.max_request_head_bytes", "1023 is out of range", "from 1024 to 1000000"),
         (server("  request_head_timeout: 30"), "server.request_head_timeout", "30 has no unit", "500ms"),
         (disk("    max_size_gb: 0"), "cache.disk.max_size_gb", "out of range", "from 0.001"),
-        (disk("  admission: 0"), "cache.admission", "0 is out of range", "from 1 to 255"),
-        (disk("  admission: 256"), "cache.admission", "out of range", "from 1 to 255"),
+        (disk("  min_uses: 0"), "cache.min_uses", "0 is out of range", "from 1 to 255"),
+        (disk("  min_uses: 256"), "cache.min_uses", "out of range", "from 1 to 255"),
         (disk("  range_fill: {max_in_flight: -1}"), "cache.range_fill.max_in_flight", "out of range", "from 0 to"),
         (disk("  fill_without_readers: 1.5"), "cache.fill_without_readers", "out of range", "0: always"),
         (disk("  max_fills: 0"), "cache.max_fills", "out of range", "from 1 to"),
@@ -679,7 +679,7 @@ buckets:
   - {path_prefix: /a/b, bucket: abc, region: r}
 cache:
   disk: {max_size_gb: large, backend: hm}
-  admission: [1]
+  min_uses: [1]
   memory: 3
 metrics:
 ",
@@ -697,7 +697,7 @@ metrics:
             ":12:9: cache.disk.path: is missing; ",
             ":12:23: cache.disk.max_size_gb: is a string, not a number; ",
             ":12:39: cache.disk.backend: \"hm\" is not a backend; write auto, tokio or uring",
-            ":13:14: cache.admission: is a list, not a number; ",
+            ":13:13: cache.min_uses: is a list, not a number; ",
             ":14:11: cache.memory: is a number, not a section of keys; allowed keys: max_size_mb",
             ":15:8: metrics: has no value; allowed keys: address",
         ],
@@ -739,6 +739,21 @@ fn a_key_that_stands_twice_is_named_where_it_does_again() {
             ":5:14: server.tls.key: \"a\" cannot be opened",
             ":5:17: server.tls.key: stands twice in one section, first in line 5; keep one",
         ],
+    );
+}
+
+#[test]
+fn a_former_name_of_a_key_is_accepted_but_not_beside_its_name() {
+    let config = good(&disk("  admission: 3"));
+    assert_eq!(*config.cache.min_uses, 3);
+    assert!(config.to_yaml().contains("\n  min_uses: 3\n"));
+    assert_mistakes(
+        &disk("  admission: 0"),
+        &[":10:14: cache.min_uses: 0 is out of range; write a whole number from 1 to 255"],
+    );
+    assert_mistakes(
+        &disk("  min_uses: 2\n  admission: 3"),
+        &[":11:3: cache.admission: is the former name of min_uses, which is also there; keep min_uses"],
     );
 }
 

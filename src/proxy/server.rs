@@ -314,7 +314,7 @@ fn open_cache(
         memory_bytes: config.cache.memory.max_size_bytes(),
         max_open_files: *disk.max_open_files,
         inactive: disk.inactive.non_zero(),
-        min_uses: *config.cache.admission,
+        min_uses: *config.cache.min_uses,
         fill_without_readers: *config.cache.fill_without_readers,
         max_fills: *config.cache.max_fills,
         scrub_bytes_per_second: disk.scrub_bytes_per_second(),
