@@ -1,7 +1,5 @@
 //! What the kernel is asked to do for a hit, as strace sees it.
 
-#![cfg(target_os = "linux")]
-
 use std::{
     fs,
     io::{self, BufRead, BufReader, Write},

@@ -1,8 +1,6 @@
 //! While an object is being stored: who asks for it follows, at the pace of the
 //! origin, whatever becomes of the client that asked first.
 
-mod engine;
-
 use std::{
     env, fs,
     sync::{
@@ -12,7 +10,7 @@ use std::{
     thread,
 };
 
-use engine::Object;
+use crate::engine::{self, Object};
 use pingora_sendfile::cache::{hit::FILL_BROKEN, DiskCache};
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use tempfile::TempDir;

@@ -5,10 +5,8 @@ use std::{fs, path::Path};
 use aws_sdk_s3::{primitives::ByteStream, Client};
 use tokio::runtime::Runtime;
 
-use super::{
-    server::client,
-    tool::{Access, Op, Outcome, Tool, BUCKET},
-};
+use super::tool::{Access, Op, Outcome, Tool, BUCKET};
+use crate::minio::server::client;
 
 /// aws-sdk-s3, which has no transfer manager.
 pub struct Sdk(Runtime);

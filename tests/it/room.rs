@@ -1,10 +1,8 @@
 //! The limit on the disk, which is never exceeded, whatever is asked for at once.
 
-mod engine;
-
 use std::{fs, os::unix::fs::MetadataExt, path::Path, thread};
 
-use engine::Object;
+use crate::engine::{self, Object};
 use pingora_sendfile::cache::{disk::NO_ROOM, miss::DESERTED, Cause};
 use tempfile::TempDir;
 use test_support::{eventually, pattern, Bucket, Connection, Gate, Origin, Pattern, Proxy, Reply};

@@ -1,8 +1,5 @@
 //! The disk cache without a proxy around it, for what no client can ask for.
 
-// Each test file uses a part of this.
-#![allow(dead_code)]
-
 use std::{
     path::Path,
     time::{Duration, SystemTime},

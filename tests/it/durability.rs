@@ -1,10 +1,6 @@
 //! Whatever ends the process, and whenever: what the cache serves afterwards is
 //! complete and right, and what it says of itself is what is on the disk.
 
-#![cfg(target_os = "linux")]
-
-mod engine;
-
 use std::{
     collections::{BTreeSet, HashMap},
     env,
@@ -21,7 +17,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use engine::{trace, Object};
+use crate::engine::{self, trace, Object};
 use pingora_cache::{CacheMeta, HttpCache, Storage};
 use pingora_core::ErrorType;
 use pingora_sendfile::cache::{
@@ -363,7 +359,7 @@ impl Worker {
     fn start(folder: &Path, backend: BackendChoice, round: u64) -> Self {
         let order = format!("{backend:?} {round} {}", folder.display());
         let mut child = Command::new(env::current_exe().expect("this program"))
-            .args(["--exact", "worker", "--nocapture"])
+            .args(["--exact", "durability::worker", "--nocapture"])
             .env(WORKER, order)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -16,8 +16,7 @@ use test_support::{
     encode_key, eventually, head, pattern, request, sha256, Bucket, Proxy, Response,
 };
 
-#[path = "minio/server.rs"]
-mod server;
+pub mod server;
 
 use server::{Server, ACCESS_KEY, SECRET_KEY};
 

@@ -3,13 +3,11 @@
 //!
 //! `tests/clients/install FOLDER` installs them, and `CLIENTS` names the folder
 //! (`target/clients` if it is not set). Clients that are missing are skipped, and said to be;
-//! with `REQUIRE_CLIENTS=1` they make the tests fail. MinIO needs Docker, as in `tests/minio.rs`.
+//! with `REQUIRE_CLIENTS=1` they make the tests fail. MinIO needs Docker, as in `tests/it/minio`.
 
 mod programs;
 mod relay;
 mod sdk;
-#[path = "../minio/server.rs"]
-mod server;
 mod tool;
 
 use std::{
@@ -22,10 +20,10 @@ use aws_sdk_s3::primitives::ByteStream;
 use tempfile::TempDir;
 use test_support::{eventually, pattern, skip, Bucket, Proxy};
 
+use crate::minio::server::{Server, ACCESS_KEY, SECRET_KEY};
 use programs::{AwsCli, Mc, Python, Rclone, S5cmd};
 use relay::Relay;
 use sdk::Sdk;
-use server::{Server, ACCESS_KEY, SECRET_KEY};
 use tool::{Access, Op, Outcome, Tool, BUCKET};
 
 const MIB: usize = 1 << 20;

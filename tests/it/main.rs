@@ -1,0 +1,33 @@
+//! The integration tests: one binary, a module for each capability.
+
+mod admin;
+mod auth;
+mod cache_rules;
+mod cli;
+mod clients;
+mod conditions;
+mod config;
+mod connections;
+mod disk_faults;
+#[cfg(target_os = "linux")]
+mod durability;
+mod engine;
+mod fill;
+mod heads;
+mod hit;
+mod http2;
+mod http_cache;
+mod log;
+mod minio;
+mod origin;
+mod passthrough;
+mod range_miss;
+mod request_heads;
+mod restart;
+mod room;
+mod s3;
+mod signals;
+#[cfg(target_os = "linux")]
+mod strace;
+mod transfer;
+mod upgrade;
