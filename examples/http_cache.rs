@@ -113,7 +113,7 @@ impl ProxyHttp for HttpCacheProxy {
             return Ok(true);
         }
         let key = |session: &Session| self.caching.cache_key_callback(session);
-        self.caching.answer_prepared(session, ctx, key).await
+        self.caching.serve_fast_hit(session, ctx, key).await
     }
 
     // Fetches a whole object in the background when a part of it is asked for.

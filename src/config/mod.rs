@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::cache::{BackendChoice, DiskCacheConfig, SendfileConfig};
-use crate::http::{BackgroundFills, CachingOptions};
+use crate::http::{CachingOptions, RangeFillLimits};
 use crate::jwt::Keys;
 use document::{Kind, Node};
 pub use error::{ConfigError, Mistake, Place};
@@ -679,7 +679,7 @@ impl Default for Rule {
 
 impl Default for RangeFill {
     fn default() -> Self {
-        let library = BackgroundFills::default();
+        let library = RangeFillLimits::default();
         let budget = library.client_bytes_per_minute.unwrap_or(0);
         RangeFill {
             max_in_flight: Whole(library.in_flight),

@@ -33,7 +33,7 @@ const MAX_WEIGHT: usize = 16 << 10;
 const EXPECTED: usize = 8192;
 
 /// Answers to HEAD.
-pub(super) struct Heads {
+pub(super) struct HeadCache {
     ttl: Duration,
     answers: Cache<HashBinary, Head, ByWeight>,
 }
@@ -50,7 +50,7 @@ struct Head {
 struct ByWeight;
 
 /// A HEAD that the origin is asked.
-pub(super) struct AskedHead {
+pub(super) struct HeadLookup {
     pub key: HashBinary,
     /// The number of purges when it was asked.
     pub purges: u64,
@@ -62,12 +62,12 @@ impl Weighter<HashBinary, Head> for ByWeight {
     }
 }
 
-// === impl Heads ===
+// === impl HeadCache ===
 
-impl Heads {
+impl HeadCache {
     /// Keep answers for `ttl`; zero: not at all.
-    pub(super) fn new(ttl: Duration) -> Heads {
-        Heads {
+    pub(super) fn new(ttl: Duration) -> HeadCache {
+        HeadCache {
             ttl,
             answers: Cache::with_weighter(EXPECTED, CAPACITY, ByWeight),
         }
@@ -78,7 +78,7 @@ impl Heads {
     }
 
     /// Keep the answer to a HEAD, with what decides on its freshness.
-    pub(super) fn insert(&self, asked: &AskedHead, meta: CacheMeta) {
+    pub(super) fn insert(&self, asked: &HeadLookup, meta: CacheMeta) {
         let fresh = ttl(meta.fresh_until(), SystemTime::now());
         let fresh = Duration::from_secs(u64::try_from(fresh).unwrap_or(0));
         let weight = weight(meta.response_header());
@@ -152,8 +152,8 @@ mod tests {
         CacheMeta::new(until, now, 0, 0, answer(200, etag))
     }
 
-    fn asked(number: u64) -> AskedHead {
-        AskedHead {
+    fn asked(number: u64) -> HeadLookup {
+        HeadLookup {
             key: key(number),
             purges: 0,
         }
@@ -161,14 +161,14 @@ mod tests {
 
     #[test]
     fn an_answer_is_kept_no_longer_than_it_is_fresh() {
-        let heads = Heads::new(Duration::from_secs(60));
+        let heads = HeadCache::new(Duration::from_secs(60));
         heads.insert(&asked(1), fresh_for(60, "a"));
         assert!(heads.get(&key(1), 0).is_some());
         assert!(heads.get(&key(1), 1).is_none(), "after a purge");
         assert!(heads.get(&key(2), 0).is_none());
         heads.insert(&asked(2), fresh_for(0, "a"));
         assert!(heads.get(&key(2), 0).is_none());
-        let off = Heads::new(Duration::ZERO);
+        let off = HeadCache::new(Duration::ZERO);
         off.insert(&asked(1), fresh_for(60, "a"));
         assert!(off.get(&key(1), 0).is_none());
     }
@@ -185,7 +185,7 @@ mod tests {
             (answer(500, "b"), true),
             (answer(403, "b"), true),
         ] {
-            let heads = Heads::new(Duration::from_secs(60));
+            let heads = HeadCache::new(Duration::from_secs(60));
             heads.insert(&asked(1), fresh_for(60, "a"));
             heads.observe(&key(1), &later);
             assert_eq!(heads.get(&key(1), 0).is_some(), stays, "{later:?}");
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn strangers_do_not_make_it_grow() {
-        let heads = Heads::new(Duration::from_secs(60));
+        let heads = HeadCache::new(Duration::from_secs(60));
         for number in 0..100_000 {
             heads.insert(&asked(number), fresh_for(60, "a"));
         }

@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pingora_cache::key::HashBinary;
+use pingora_cache::CacheKey;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::background::BackgroundFills;
 use crate::cache::miss::ForParts;
 
 /// The largest object, in bytes, that is fetched for any part of it.
@@ -46,6 +46,36 @@ const PERIOD: Duration = Duration::from_secs(60);
 /// A shorter part is no beginning of a download, and does not wait for one either. Transfer
 /// managers of S3 ask for 5 MiB at least, and mostly for 8.
 pub(super) const DOWNLOAD_PART: u64 = 1 << 20;
+
+/// Limits for fetching whole objects of which clients have asked for parts.
+#[derive(Debug, Clone, Copy)]
+pub struct RangeFillLimits {
+    /// The most objects in flight; 0: none, which switches them off.
+    pub in_flight: usize,
+    /// The longest body that is fetched, in bytes.
+    pub max_bytes: u64,
+    /// The total size of the objects in flight, in bytes. A larger object is fetched alone,
+    /// once clients have received as many bytes of it as it has.
+    pub bytes_in_flight: u64,
+    /// Bytes that may be fetched in a minute for one client address, beyond those of the
+    /// object that clients have received; `None`: no limit.
+    pub client_bytes_per_minute: Option<u64>,
+    /// The longest time that a part waits for a fill that has not come to it, before it is
+    /// fetched by itself; zero: only the beginning of a fill is waited for.
+    pub max_wait: Duration,
+}
+
+impl Default for RangeFillLimits {
+    fn default() -> Self {
+        RangeFillLimits {
+            in_flight: 32,
+            max_bytes: u64::MAX,
+            bytes_in_flight: 2_000_000_000,
+            client_bytes_per_minute: Some(1_000_000_000),
+            max_wait: Duration::from_secs(5),
+        }
+    }
+}
 
 /// Fills for parts, in flight and to come.
 #[derive(Debug, Default, Clone)]
@@ -79,8 +109,14 @@ pub struct Part {
     pub whole_len: u64,
     /// The client that asked.
     pub client: Option<IpAddr>,
-    /// It is the beginning of a download.
+    /// The part begins a download.
     pub begins: bool,
+}
+
+/// An object that would be stored as a whole, and of which the origin sends a part.
+pub(super) struct FillCandidate {
+    pub key: CacheKey,
+    pub whole_len: u64,
 }
 
 /// A download in parts: what its requests have in common. It is over when the last of them drops
@@ -116,7 +152,7 @@ pub struct FillGuard {
 impl RangeFills {
     /// Begin to fetch the whole after a part from the origin was delivered, unless it is being
     /// fetched, is not worth it yet, or is beyond the limits.
-    pub fn begin(&self, part: &Part, limits: &BackgroundFills, now: Instant) -> Option<FillGuard> {
+    pub fn begin(&self, part: &Part, limits: &RangeFillLimits, now: Instant) -> Option<FillGuard> {
         if part.delivered == 0 {
             return None;
         }
@@ -196,7 +232,7 @@ impl Download {
         bytes: u64,
         begins: bool,
         client: Option<IpAddr>,
-        limits: &BackgroundFills,
+        limits: &RangeFillLimits,
     ) {
         let Some(&whole_len) = self.whole_len.get() else {
             return;
@@ -249,7 +285,7 @@ impl Table {
 
     /// True if an object of this size may be in flight too. One larger than all that may be
     /// in flight has to be paid for in full, and is fetched alone.
-    fn has_room(&self, whole_len: u64, delivered: u64, limits: &BackgroundFills) -> bool {
+    fn has_room(&self, whole_len: u64, delivered: u64, limits: &RangeFillLimits) -> bool {
         if self.in_flight.is_empty() && delivered >= whole_len {
             return limits.in_flight > 0;
         }
@@ -263,7 +299,7 @@ impl Table {
         &mut self,
         client: Option<IpAddr>,
         cost: u64,
-        limits: &BackgroundFills,
+        limits: &RangeFillLimits,
         now: Instant,
     ) -> bool {
         let Some(budget) = limits.client_bytes_per_minute.filter(|_| cost > 0) else {
@@ -317,7 +353,7 @@ impl Drop for FillGuard {
 mod tests {
     use super::*;
 
-    const LIMITS: BackgroundFills = BackgroundFills {
+    const LIMITS: RangeFillLimits = RangeFillLimits {
         in_flight: 2,
         max_bytes: u64::MAX,
         bytes_in_flight: 100 << 20,
@@ -373,7 +409,7 @@ mod tests {
     #[test]
     fn a_large_object_is_fetched_when_enough_of_it_was_delivered() {
         let fills = RangeFills::default();
-        let limits = BackgroundFills {
+        let limits = RangeFillLimits {
             bytes_in_flight: u64::MAX,
             ..LIMITS
         };
@@ -411,8 +447,8 @@ mod tests {
     }
 
     /// A client with a budget of 6000 bytes a minute.
-    fn limits() -> BackgroundFills {
-        BackgroundFills {
+    fn limits() -> RangeFillLimits {
+        RangeFillLimits {
             in_flight: 1 << 20,
             client_bytes_per_minute: Some(6000),
             ..LIMITS

@@ -18,22 +18,22 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
 use pingora_proxy::{PreparedSubrequest, Session};
 
-use super::caching::make_plain;
 use super::rules::etag::EntityTag;
 use super::rules::range::parse_content_range;
+use super::rules::request::strip_to_target;
 use crate::cache::rest::Rest;
 
 /// The error of a rest that the origin does not have.
 pub const NO_REST: ErrorType = ErrorType::new("NoRestOfBody");
 
 /// A request for the rest of a response: the context of a subrequest.
-pub(super) struct RestRequest {
+pub(super) struct RemainderRequest {
     range: Arc<OnceLock<Range<u64>>>,
     etag: HeaderValue,
 }
 
 /// The rest of a response.
-pub(super) struct FetchedRest {
+pub(super) struct FetchedRemainder {
     /// Set when it is asked for.
     range: Arc<OnceLock<Range<u64>>>,
     etag: HeaderValue,
@@ -45,12 +45,12 @@ pub(super) struct FetchedRest {
     left: u64,
 }
 
-// === impl RestRequest ===
+// === impl RemainderRequest ===
 
-impl RestRequest {
+impl RemainderRequest {
     /// Turn the client's request into one for the rest of its response.
     pub(super) fn prepare(&self, request: &mut RequestHeader) -> Result<()> {
-        make_plain(request, Method::GET);
+        strip_to_target(request, Method::GET);
         let range = self.range.get().cloned().unwrap_or(0..u64::MAX);
         let value = match range.end {
             u64::MAX => format!("bytes={}-", range.start),
@@ -61,9 +61,9 @@ impl RestRequest {
     }
 }
 
-// === impl FetchedRest ===
+// === impl FetchedRemainder ===
 
-impl FetchedRest {
+impl FetchedRemainder {
     /// A way to get the rest of a response to `session`, of which `stored` is the header. Nothing
     /// is asked for yet. `None`: the origin does not offer it, or could not confirm that it is
     /// of this version.
@@ -71,17 +71,17 @@ impl FetchedRest {
         session: &Session,
         stored: &HeaderMap,
         whole_len: Option<u64>,
-    ) -> Option<FetchedRest> {
+    ) -> Option<FetchedRemainder> {
         let spawner = session.subrequest_spawner.as_ref()?;
-        let etag = stored.get(ETAG).filter(|_| offers_rest(stored))?;
+        let etag = stored.get(ETAG).filter(|_| offers_remainder(stored))?;
         let range = Arc::new(OnceLock::new());
-        let request = RestRequest {
+        let request = RemainderRequest {
             range: range.clone(),
             etag: etag.clone(),
         };
         let ctx = SubrequestCtx::builder().user_ctx(Box::new(request)).build();
         let (prepared, handle) = spawner.create_subrequest(session.as_ref(), ctx);
-        Some(FetchedRest {
+        Some(FetchedRemainder {
             range,
             etag: etag.clone(),
             whole_len,
@@ -125,7 +125,7 @@ impl FetchedRest {
 }
 
 #[async_trait]
-impl Rest for FetchedRest {
+impl Rest for FetchedRemainder {
     async fn begin(&mut self, range: Range<u64>) -> Result<()> {
         self.range.get_or_init(|| range);
         if let Some(prepared) = self.prepared.take() {
@@ -167,7 +167,7 @@ fn no_rest(why: &'static str) -> Box<Error> {
 
 /// True if the rest of a response with this header can be fetched by itself: the origin offers
 /// that, and can confirm that it is of the same version.
-pub(super) fn offers_rest(stored: &HeaderMap) -> bool {
+pub(super) fn offers_remainder(stored: &HeaderMap) -> bool {
     let tag = stored
         .get(ETAG)
         .and_then(|tag| EntityTag::parse(tag.as_bytes()));

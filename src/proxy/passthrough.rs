@@ -27,7 +27,7 @@ use super::route::Route;
 use super::s3_proxy::CHECKSUM_MODE;
 use crate::cache::DiskCache;
 use crate::config::Config;
-use crate::http::OwnRequest;
+use crate::http::RelayedRequest;
 use crate::s3::{Change, DeletedKeys, Operation, Proof, Router, S3Request, Signed};
 
 /// The most permissions that are remembered, 100 bytes each. Those that are used less often
@@ -132,10 +132,10 @@ impl Passthrough {
     }
 
     /// Read what a request means for the cache.
-    pub(super) fn read(&self, request: &RequestHeader, route: &Route) -> (OwnRequest, Passed) {
+    pub(super) fn read(&self, request: &RequestHeader, route: &Route) -> (RelayedRequest, Passed) {
         let mut own = own_request(request, &route.request);
         own.fills = own.is_cached && route.site.signer().is_some() && is_canonical(request);
-        own.name = route.doubtful_name().map(Box::from);
+        own.host = route.doubtful_name().map(Box::from);
         let ttl = self.ttl(route);
         let proof = (own.is_cached && !ttl.is_zero()).then(|| {
             // Routing goes by both names, and what is permitted is one object.
@@ -349,8 +349,8 @@ impl Passed {
 }
 
 /// The part of the cache in a request for an object.
-fn own_request(request: &RequestHeader, s3: &S3Request) -> OwnRequest {
-    let relayed = OwnRequest::default();
+fn own_request(request: &RequestHeader, s3: &S3Request) -> RelayedRequest {
+    let relayed = RelayedRequest::default();
     if !s3.reads_object() || s3.passes_the_cache() || !is_known(request) {
         return relayed;
     }
@@ -366,13 +366,13 @@ fn own_request(request: &RequestHeader, s3: &S3Request) -> OwnRequest {
         return relayed;
     }
     let kept = [IF_MATCH, IF_UNMODIFIED_SINCE, RANGE];
-    OwnRequest {
+    RelayedRequest {
         is_cached: true,
         stores: s3.overrides().is_empty(),
         signed: kept.into_iter().filter(|name| is_signed(name)).collect(),
         mark: s3.wants_checksums().then_some(CHECKSUM_MODE),
         is_permitted: false,
-        ..OwnRequest::default()
+        ..RelayedRequest::default()
     }
 }
 

@@ -35,7 +35,7 @@ use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::rules::fields::RequestFields;
 use crate::http::{
-    sends_body, BackgroundFills, CachingCtx, CachingOptions, HttpCaching, ServedStale,
+    sends_body, CachingCtx, CachingOptions, HttpCaching, RangeFillLimits, ServedStale,
 };
 use crate::metrics::METRICS;
 use crate::s3::{
@@ -165,7 +165,7 @@ impl S3ProxyHttp {
             // Otherwise any client could force requests to S3.
             request_directives: false,
             judges_preconditions: true,
-            background_fills: BackgroundFills {
+            range_fill: RangeFillLimits {
                 in_flight: *config.cache.range_fill.max_in_flight,
                 max_bytes: config.cache.range_fill.max_size_bytes(),
                 bytes_in_flight: config
@@ -461,10 +461,11 @@ impl S3ProxyHttp {
             return Admission::Other(route);
         }
         if !route.request.is_plain() || ctx.admitted.by_cookie {
-            ctx.caching.set_special();
+            ctx.caching.forbid_fast_hit();
         }
         if route.request.passes_the_cache() {
-            ctx.caching.pass(route.request.part_number().is_some());
+            ctx.caching
+                .bypass_cache(route.request.part_number().is_some());
         }
         ctx.route = Some(route);
         Admission::Serve
@@ -564,9 +565,9 @@ impl S3ProxyHttp {
         for name in FORWARDED {
             session.req_header_mut().remove_header(&name);
         }
-        ctx.caching.set_special();
+        ctx.caching.forbid_fast_hit();
         if listing.ttl.is_zero() {
-            ctx.caching.pass(false);
+            ctx.caching.bypass_cache(false);
         }
         ctx.listing = Some(Box::new(listing));
         ctx.route = Some(route);
@@ -601,7 +602,7 @@ impl S3ProxyHttp {
         if session.is_body_empty() {
             passed.note_sent();
         }
-        ctx.caching.set_own(own);
+        ctx.caching.relay(own);
         ctx.passed = Some(Box::new(passed));
         ctx.route = Some(route);
         self.caching.request_filter(session, &mut ctx.caching).await
@@ -615,7 +616,7 @@ impl S3ProxyHttp {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         self.caching
-            .own_upstream_response_filter(session, response, &mut ctx.caching)
+            .relay_upstream_response_filter(session, response, &mut ctx.caching)
             .await?;
         let status = response.status;
         let (Some(route), Some(passed)) = (&ctx.route, &mut ctx.passed) else {
@@ -867,7 +868,7 @@ impl ProxyHttp for S3ProxyHttp {
         let route = routed(&ctx.route)?;
         let (site, key, version) = (&route.site, route.key()?, route.request.version_id());
         self.caching
-            .answer_prepared(session, &mut ctx.caching, |_| cache_key(site, key, version))
+            .serve_fast_hit(session, &mut ctx.caching, |_| cache_key(site, key, version))
             .await
     }
 
@@ -895,7 +896,7 @@ impl ProxyHttp for S3ProxyHttp {
             Some(listing) => listing.cache_key(&route.site),
             None => route.cache_key()?,
         };
-        Ok(self.caching.asked_now(key))
+        Ok(self.caching.with_snapshot(key))
     }
 
     fn cache_vary_filter(
@@ -905,7 +906,7 @@ impl ProxyHttp for S3ProxyHttp {
         request: &RequestHeader,
     ) -> Option<HashBinary> {
         if ctx.passed.is_some() {
-            return self.caching.own_vary_filter(meta, request, &ctx.caching);
+            return self.caching.relay_vary_filter(meta, request, &ctx.caching);
         }
         self.caching.cache_vary_filter(meta, request)
     }
@@ -1065,7 +1066,7 @@ impl ProxyHttp for S3ProxyHttp {
         }
         let origin = &routed(&ctx.route)?.site;
         // Requests that clients have signed need no credentials.
-        let is_relayed = ctx.passed.is_some() && !ctx.caching.fills_for_own();
+        let is_relayed = ctx.passed.is_some() && !ctx.caching.is_relay_fill();
         if let Some(signer) = origin.signer().filter(|_| !is_relayed) {
             signer
                 .ready()
@@ -1165,8 +1166,8 @@ impl ProxyHttp for S3ProxyHttp {
         if ctx.passed.is_some() {
             METRICS.origin_requests.inc();
             self.caching
-                .own_upstream_request_filter(session, request, &mut ctx.caching)?;
-            if ctx.caching.fills_for_own() {
+                .relay_upstream_request_filter(session, request, &mut ctx.caching)?;
+            if ctx.caching.is_relay_fill() {
                 sign_fill(request, routed(&ctx.route)?)?;
             }
             return Ok(());

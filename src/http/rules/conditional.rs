@@ -131,6 +131,29 @@ pub fn has_failing_preconditions(request: &HeaderMap) -> bool {
     request.contains_key(IF_MATCH) || request.contains_key(IF_UNMODIFIED_SINCE)
 }
 
+/// True if the validators of a 304 are those of the stored response (RFC 9111 §4.3.4).
+pub fn validators_match(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
+    let both = |name| (not_modified.get(&name), stored.get(&name));
+    match both(ETAG) {
+        (Some(validated), Some(stored)) => {
+            let tags = (
+                EntityTag::parse(validated.as_bytes()),
+                EntityTag::parse(stored.as_bytes()),
+            );
+            match tags {
+                (Some(new), Some(old)) if new.is_strong() => new.strong_eq(&old),
+                (Some(new), Some(old)) => new.weak_eq(&old),
+                _ => validated == stored,
+            }
+        }
+        (Some(_), None) => false,
+        (None, _) => match both(LAST_MODIFIED) {
+            (Some(validated), Some(stored)) => validated == stored,
+            _ => true,
+        },
+    }
+}
+
 /// Whether If-Match or If-None-Match lists the response's entity tag, or is `*`.
 fn matches(
     request: &HeaderMap,
@@ -535,6 +558,29 @@ mod tests {
         ] {
             let request = headers(&[(name.clone(), "x")]);
             assert_eq!(has_failing_preconditions(&request), expected, "{name}");
+        }
+    }
+
+    /// RFC 9111 §4.3.4
+    #[test]
+    fn a_304_is_about_what_has_its_tag() {
+        for (validated, stored, expected) in [
+            (Some("\"a\""), Some("\"a\""), true),
+            (Some("W/\"a\""), Some("\"a\""), true),
+            (Some("\"a\""), Some("W/\"a\""), false),
+            (Some("\"b\""), Some("\"a\""), false),
+            (Some("a"), Some("a"), true),
+            (Some("a"), Some("\"a\""), false),
+            (None, Some("\"a\""), true),
+            (Some("\"a\""), None, false),
+            (None, None, true),
+        ] {
+            let header = |tag: Option<&str>| {
+                let fields = tag.map(|tag| (ETAG, HeaderValue::from_str(tag).unwrap()));
+                HeaderMap::from_iter(fields)
+            };
+            let about = validators_match(&header(validated), &header(stored));
+            assert_eq!(about, expected, "{validated:?} {stored:?}");
         }
     }
 }

@@ -78,6 +78,11 @@ pub fn connection_fields(headers: &HeaderMap) -> Vec<HeaderName> {
     names
 }
 
+/// The length that a message states. None if it states none, or not as a number.
+pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// The names of the fields in `headers` that are not stored (RFC 9111 §3.1): those
 /// of [`connection_fields`], and those between a proxy and its client.
 ///

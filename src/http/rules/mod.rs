@@ -12,6 +12,7 @@ pub mod etag;
 pub mod fields;
 pub mod freshness;
 pub mod range;
+pub mod request;
 pub mod storing;
 pub mod target;
 pub mod vary;

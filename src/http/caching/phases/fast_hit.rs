@@ -1,0 +1,158 @@
+//! Plain hits of an entry that was served before, without the phases of Pingora's cache.
+
+use std::time::SystemTime;
+
+use pingora_cache::{BodyPart, CacheKey};
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use crate::cache::{DiskHit, Prepared};
+use crate::http::caching::hit_header::{is_usable, prepared_fields};
+use crate::http::caching::shared::HttpCaching;
+use crate::http::caching::state::{CachingCtx, State};
+use crate::http::rules::fields::content_length;
+use crate::http::rules::request::RequestKind;
+
+impl HttpCaching {
+    pub(in crate::http::caching) async fn fast_hit(
+        &self,
+        session: &mut Session,
+        ctx: &mut CachingCtx,
+        key: impl FnOnce(&Session) -> CacheKey,
+    ) -> Result<bool> {
+        if ctx.request.kind == RequestKind::Part {
+            Box::pin(self.join_download(session, ctx, key)).await;
+            return Ok(false);
+        }
+        let Some(mut hit) = self.prepared_hit(session, ctx, key) else {
+            return Ok(false);
+        };
+        // Read before the header is sent: what cannot be read is fetched from the origin.
+        let first = match hit.next_in_memory() {
+            Some(bytes) => bytes.map(BodyPart::Bytes),
+            None => match hit.next_part().await {
+                Ok(first) => first,
+                Err(_) => return Ok(false),
+            },
+        };
+        let Some(prepared) = hit.prepared() else {
+            return Ok(false);
+        };
+        let now = match ctx.request.arrived {
+            Some(arrived) if !hit.has_waited() => arrived,
+            _ => SystemTime::now(),
+        };
+        let fields = prepared_fields(prepared, self.options.name, now);
+        ctx.state = State::FastHit;
+        session
+            .write_prepared_header(&prepared.header, &fields.as_array(), false)
+            .await
+            .map_err(classify_send_error)?;
+        let sent = send_body(session, &mut hit, first).await;
+        if let Err(e) = &sent {
+            // A short body must not look complete.
+            session.as_downstream_mut().abort_response();
+            if *e.etype() == ErrorType::FileReadError {
+                hit.drop_entry(&e.to_string());
+            }
+        }
+        sent.map(|()| true)
+    }
+
+    /// The hit that [`fast_hit`](Self::fast_hit) sends, if there is one.
+    fn prepared_hit(
+        &self,
+        session: &Session,
+        ctx: &CachingCtx,
+        key: impl FnOnce(&Session) -> CacheKey,
+    ) -> Option<DiskHit> {
+        let store = self.store.filter(|_| ctx.request.allows_fast_hit())?;
+        let now = ctx.request.arrived?;
+        let mut hit = store
+            .cache
+            .lookup_prepared(&key(session), |prepared| is_usable(prepared, now))?;
+        if !session.as_downstream().supports_zero_copy() {
+            hit.copy_body();
+        }
+        Some(hit)
+    }
+
+    /// Keep the lasting header of a hit for [`fast_hit`](Self::fast_hit).
+    pub(in crate::http::caching) fn prepare(
+        &self,
+        session: &mut Session,
+        lasting: ResponseHeader,
+        ctx: &CachingCtx,
+    ) {
+        let body_len = content_length(&lasting.headers);
+        if body_len.is_none() || body_len != ctx.complete_len() {
+            return;
+        }
+        let hit = session.cache.hit_handler().as_any();
+        if let Some(hit) = hit.downcast_ref::<DiskHit>() {
+            let prepared = hit.meta().and_then(|meta| Prepared::new(lasting, meta));
+            if let Some(prepared) = prepared {
+                hit.prepare(prepared);
+            }
+        }
+    }
+}
+
+/// Send the body of a hit to a client that has received the header.
+async fn send_body(
+    session: &mut Session,
+    hit: &mut DiskHit,
+    first: Option<BodyPart>,
+) -> Result<()> {
+    let mut next = first;
+    while let Some(part) = next {
+        let more = hit.has_more();
+        let sent = match part {
+            BodyPart::Bytes(bytes) => {
+                // The modules have to see the end too.
+                let written = session.write_response_body(Some(bytes), !more).await;
+                if !more {
+                    return written.map_err(classify_send_error);
+                }
+                // The next part is not read before the client takes this one.
+                match written {
+                    Ok(()) => session.as_downstream_mut().flush_body().await,
+                    Err(e) => Err(e),
+                }
+            }
+            BodyPart::File { file, offset, len } => {
+                // Boxed, because small bodies come from memory and do not need room for this.
+                let written = Box::pin(session.write_file_body(&file, offset, len));
+                written.await.map(drop)
+            }
+            part => {
+                let why = format!("a hit has {part:?}, which cannot be sent");
+                Err(Error::explain(ErrorType::InternalError, why).into_in())
+            }
+        };
+        sent.map_err(classify_send_error)?;
+        next = hit.next_part().await?;
+    }
+    let finished = session.write_response_body(None, true).await;
+    finished.map_err(classify_send_error)
+}
+
+/// Attribute an error of sending: to the client if it is one of the connection, otherwise to the
+/// proxy, whose file or module has failed.
+fn classify_send_error(error: Box<Error>) -> Box<Error> {
+    match (error.esource(), error.etype()) {
+        (
+            ErrorSource::Unset,
+            ErrorType::WriteError | ErrorType::WriteTimedout | ErrorType::ConnectionClosed,
+        ) => error.into_down(),
+        (ErrorSource::Unset, _) => error.into_in(),
+        _ => error,
+    }
+}
+
+/// True if the header of the hit has been prepared.
+pub(in crate::http::caching) fn is_prepared(session: &mut Session) -> bool {
+    let hit = session.cache.hit_handler().as_any().downcast_ref();
+    hit.is_some_and(|hit: &DiskHit| hit.prepared().is_some())
+}
