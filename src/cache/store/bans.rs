@@ -3,7 +3,7 @@
 //! A ban voids the entries of a key, or of all keys with a prefix, that are
 //! older than the ban. Older is a matter of generations, not of clocks, so it
 //! holds for entries that are not indexed yet, for fills in flight, and after a
-//! restart. The format of the file is in FORMAT.md.
+//! restart. The format of the file is in docs/on-disk-format.md.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};

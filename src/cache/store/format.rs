@@ -1,6 +1,6 @@
 //! The metadata file.
 //!
-#![doc = include_str!("FORMAT.md")]
+#![doc = include_str!("../../../docs/on-disk-format.md")]
 
 use std::io;
 

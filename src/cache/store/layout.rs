@@ -1,7 +1,7 @@
 //! Where the files of an entry are.
 //!
 //! `<path>/v2/<first byte of the hash>/<hash>.<generation>.body` and `….meta`;
-//! see FORMAT.md for the whole folder.
+//! see docs/on-disk-format.md for the whole folder.
 
 use std::fs;
 use std::io;
