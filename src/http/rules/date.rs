@@ -1,4 +1,16 @@
-//! HTTP-date in its three forms.
+//! HTTP-date in its three forms, as a recipient has to read it.
+//!
+//! The `httpdate` crate writes dates here, but does not read them. It refuses, or reads
+//! differently, what RFC 9110 §5.6.7 and RFC 9111 §4.2 ask recipients to accept:
+//!
+//! - names in any case (RFC 9111 §4.2)
+//! - a weekday that does not fit the date: the weekday adds nothing (RFC 9111 §4.2 leaves lenient
+//!   parsing to the recipient)
+//! - two-digit years relative to the current date; `httpdate` pivots at 1970 (§5.6.7)
+//! - the leap second 60, which the grammar has (§5.6.7)
+//! - years before 1970: a year is any four digits (§5.6.7)
+//!
+//! In the tests, all that both read is the same date.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,14 +32,12 @@ const MONTHS: [&str; 12] = [
 
 const SECONDS_A_DAY: i64 = 86_400;
 
-/// Reads an HTTP-date: IMF-fixdate, or one of the obsolete forms of RFC 850 and
-/// asctime (RFC 9110 §5.6.7). None for anything else.
+/// Read an HTTP-date: IMF-fixdate, or one of the obsolete forms of RFC 850 and asctime (RFC 9110
+/// §5.6.7). None for anything else.
 ///
-/// Case does not matter (RFC 9111 §4.2), white space around it neither, otherwise
-/// the grammar decides: in particular, GMT is the only zone. The weekday is not
-/// compared with the date. Of the years that a two-digit one may stand for, it is
-/// the last that is not more than 50 years after `now`. A leap second is the first
-/// second of the next minute.
+/// White space around the date and the case of letters are ignored. Otherwise the grammar decides;
+/// in particular, GMT is the only zone. A two-digit year stands for the last such year that is not
+/// more than 50 years after `now`. A leap second is the first second of the next minute.
 pub fn parse_http_date(value: &[u8], now: SystemTime) -> Option<SystemTime> {
     let value = trim_ows(value);
     let seconds = [imf_fixdate, rfc850_date, asctime_date]
@@ -77,21 +87,13 @@ fn rfc850_date(text: &mut Text, now: SystemTime) -> Option<Date> {
     let second = text.time_of_day()?;
     text.literal(" GMT")?;
 
-    let now = Date::at(now);
-    let in_fifty_years = Date {
-        year: now.year + 50,
-        ..now
-    };
-    let mut date = Date {
-        year: in_fifty_years.year.div_euclid(100) * 100 + two_digits,
+    let date = Date {
+        year: two_digits,
         month,
         day,
         second,
     };
-    if date > in_fifty_years {
-        date.year -= 100;
-    }
-    Some(date)
+    Some(date.in_last_century(now))
 }
 
 fn asctime_date(text: &mut Text, _: SystemTime) -> Option<Date> {
@@ -115,7 +117,7 @@ fn asctime_date(text: &mut Text, _: SystemTime) -> Option<Date> {
     })
 }
 
-/// What is left to read.
+/// The text that has not been read yet.
 struct Text<'a>(&'a [u8]);
 
 impl Text<'_> {
@@ -160,21 +162,25 @@ impl Text<'_> {
     }
 }
 
-/// A moment in the Gregorian calendar; the order of the fields makes it comparable.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// A second in the Gregorian calendar.
+#[derive(Clone, Copy)]
 struct Date {
     year: i64,
     month: i64,
     day: i64,
+    /// Seconds since midnight.
     second: i64,
 }
 
 impl Date {
-    /// Seconds since 1970; None if the month has no such day.
+    /// Seconds since 1970. None if the month has no such day.
     fn seconds(self) -> Option<i64> {
-        if self.day < 1 || self.day > days_of_month(self.year, self.month) {
-            return None;
-        }
+        let is_valid = (1..=days_of_month(self.year, self.month)).contains(&self.day);
+        is_valid.then(|| self.unchecked_seconds())
+    }
+
+    /// The same without a check. A day that the month does not have is one of the next month.
+    fn unchecked_seconds(self) -> i64 {
         // Years begin in March, so that the leap day is the last of its year.
         let year = if self.month > 2 {
             self.year
@@ -188,36 +194,37 @@ impl Date {
             + self.day
             - 1
             - DAYS_TO_1970;
-        Some(days * SECONDS_A_DAY + self.second)
+        days * SECONDS_A_DAY + self.second
     }
 
-    fn at(time: SystemTime) -> Self {
-        let seconds = match time.duration_since(UNIX_EPOCH) {
+    /// The last date with these two digits of the year that is not more than 50 years after `now`
+    /// (RFC 9110 §5.6.7).
+    fn in_last_century(mut self, now: SystemTime) -> Date {
+        let now = match now.duration_since(UNIX_EPOCH) {
             Ok(since) => since.as_secs().min(FAR) as i64,
             Err(e) => -(e.duration().as_secs().min(FAR) as i64),
         };
-        let days = seconds.div_euclid(SECONDS_A_DAY) + DAYS_TO_1970;
-        let era = days.div_euclid(DAYS_OF_400_YEARS);
-        let day_of_era = days.rem_euclid(DAYS_OF_400_YEARS);
-        let year_of_era =
-            (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let month = (5 * day_of_year + 2) / 153;
-        Self {
-            year: era * 400 + year_of_era + i64::from(month > 9),
-            month: (month + 2) % 12 + 1,
-            day: day_of_year - (153 * month + 2) / 5 + 1,
-            second: seconds.rem_euclid(SECONDS_A_DAY),
+        // At most a year too late.
+        let latest = 1970 + now.div_euclid(SECONDS_A_YEAR) + 51;
+        self.year = latest - (latest - self.year).rem_euclid(100);
+        let fifty_years_before = Date {
+            year: self.year - 50,
+            ..self
+        };
+        if fifty_years_before.unchecked_seconds() > now {
+            self.year -= 100;
         }
+        self
     }
 }
 
 /// From 1 March of the year 0.
 const DAYS_TO_1970: i64 = 719_468;
 
-const DAYS_OF_400_YEARS: i64 = 146_097;
+/// The mean length of a year.
+const SECONDS_A_YEAR: i64 = 31_556_952;
 
-/// Seconds; a clock that is further off than this many is taken to be off by it.
+/// A clock that is further off, in seconds, counts as this far off.
 const FAR: u64 = 1 << 40;
 
 fn days_of_month(year: i64, month: i64) -> i64 {
@@ -430,6 +437,39 @@ mod tests {
             let value = format!("Monday, 01-Jan-{value} 00:00:00 GMT");
             let date = parse_http_date(value.as_bytes(), new_year(now).unwrap());
             assert_eq!(date, new_year(expected), "{value} in {now}");
+        }
+    }
+
+    /// The differences are those that the module names.
+    #[test]
+    fn what_httpdate_reads_is_read_the_same() {
+        let mut read = 0;
+        for seconds in (0..253_402_300_800_i64).step_by(12_345_678) {
+            let date = httpdate::fmt_http_date(at(seconds));
+            assert_eq!(parse(&date), Some(at(seconds)), "{date}");
+            read += 1;
+        }
+        assert!(read > 20_000);
+        for (value, same) in [
+            ("Sun, 06 Nov 1994 08:49:37 GMT", true),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", true),
+            ("Sun Nov  6 08:49:37 1994", true),
+            ("Sun Nov 06 08:49:37 1994", true),
+            (" Sun, 06 Nov 1994 08:49:37 GMT\t", true),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", true),
+            ("Saturday, 26-Feb-00 00:00:00 GMT", true),
+            // RFC 9111 §4.2
+            ("sun, 06 nov 1994 08:49:37 gmt", false),
+            ("Mon, 06 Nov 1994 08:49:37 GMT", false),
+            // RFC 9110 §5.6.7
+            ("Monday, 23-Nov-76 06:00:00 GMT", false),
+            ("Sat, 31 Dec 2016 23:59:60 GMT", false),
+            ("Wed, 31 Dec 1969 23:59:59 GMT", false),
+        ] {
+            let date = parse(value);
+            assert!(date.is_some(), "{value}");
+            let theirs = httpdate::parse_http_date(value).ok();
+            assert_eq!(theirs == date, same, "{value}");
         }
     }
 }
