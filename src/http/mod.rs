@@ -13,6 +13,8 @@
 pub mod caching;
 mod fill_lock;
 mod head_cache;
+#[cfg(test)]
+mod imports;
 pub mod origin_turns;
 pub mod range_fill;
 pub mod remainder;
