@@ -13,6 +13,8 @@
 
 mod error_types;
 mod hit_header;
+#[cfg(test)]
+mod hit_tests;
 mod phases;
 mod shared;
 mod state;

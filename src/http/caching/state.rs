@@ -29,6 +29,9 @@ pub struct CachingCtx {
     pub(super) precondition_failed: bool,
 }
 
+// Every hit writes all of it.
+const _: () = assert!(std::mem::size_of::<CachingCtx>() <= 144);
+
 /// Facts about a request. They are known by the end of `request_filter` and
 /// `request_cache_filter`, and do not depend on the progress of the request.
 #[derive(Default)]
