@@ -1,7 +1,7 @@
 //! Checks that span several keys.
 //!
-//! The keys are looked up in the tree of the file, not in the model: there is no model if
-//! any value is wrong, and the other values are to be checked nevertheless.
+//! They look keys up in the tree of the file, not in the model: there is no model if any value is
+//! wrong, and the other values must be checked nevertheless.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,7 +23,7 @@ pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     listeners(root, env, findings);
 }
 
-/// The prefix of each bucket tells it from the others.
+/// Checks that the prefixes of buckets do not overlap.
 fn prefixes(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     let mut before: Vec<(usize, PathPrefix)> = Vec::new();
     for (index, bucket) in buckets(root) {
@@ -52,7 +52,7 @@ fn prefixes(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Each host leads to one bucket.
+/// Checks that each host leads to one bucket.
 fn hosts(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     let mut before: Vec<(usize, HostName)> = Vec::new();
     for (index, bucket) in buckets(root) {
@@ -65,7 +65,7 @@ fn hosts(root: &Node, env: Env, findings: &mut Vec<Finding>) {
             };
             if let Some((other, _)) = before.iter().find(|(_, other)| *other == host) {
                 let problem = Problem::new(
-                    format!("is among buckets[{other}].hosts too"),
+                    format!("is also in buckets[{other}].hosts"),
                     "name each host once",
                 );
                 let mut path = bucket_key(index, "hosts");
@@ -84,7 +84,7 @@ fn hosts(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Keys come in pairs, and credentials from one place.
+/// Checks that keys come in pairs, and credentials from one source.
 fn credentials(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     for (index, bucket) in buckets(root) {
         source_of_credentials(index, bucket, env, findings);
@@ -132,7 +132,7 @@ fn source_of_credentials(index: usize, bucket: &Node, env: Env, findings: &mut V
     findings.push(finding(entry.place, path, problem));
 }
 
-/// Each mode has what it needs, and nothing that only another one uses.
+/// Checks that each mode of authorization has the keys that it needs, and none of another mode.
 fn auth(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     for (index, bucket) in buckets(root) {
         let place = |name: &str| bucket.entry(name).map(|entry| entry.place);
@@ -147,7 +147,7 @@ fn auth(root: &Node, env: Env, findings: &mut Vec<Finding>) {
         };
         let has_clients = match bucket.get("clients").map(|clients| &clients.kind) {
             Some(Kind::List(clients)) => !clients.is_empty(),
-            // Refused as no list.
+            // Reported as a wrong type.
             clients => clients.is_some(),
         };
         for (name, of, is_there, remedy) in [
@@ -168,7 +168,7 @@ fn auth(root: &Node, env: Env, findings: &mut Vec<Finding>) {
             if mode == of && !is_there {
                 report(name, Problem::new("is missing", remedy));
             }
-            // An operator who writes it wants the bucket to be protected.
+            // The operator who wrote it expects the bucket to be protected.
             if mode != of && place(name).is_some() {
                 let remedy = format!("write auth: {mode_name}, or leave the key out");
                 report(name, Problem::new("has no effect with this auth", remedy));
@@ -179,7 +179,7 @@ fn auth(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Each client has an access key of its own.
+/// Checks that each client has its own access key.
 fn same_client_twice(index: usize, bucket: &Node, env: Env, findings: &mut Vec<Finding>) {
     let Some(Kind::List(clients)) = bucket.get("clients").map(|clients| &clients.kind) else {
         return;
@@ -192,7 +192,7 @@ fn same_client_twice(index: usize, bucket: &Node, env: Env, findings: &mut Vec<F
             _ => false,
         };
         if let Some(entry) = prefixes.filter(is_empty) {
-            // It would read as all keys, where somebody may have meant none.
+            // It would mean all keys, but the operator may have meant none.
             let remedy = "list the beginnings of keys, or leave the key out for all keys";
             let mut path = bucket_key(index, "clients");
             path.extend([Step::Index(at), Step::Name("key_prefixes".into())]);
@@ -216,7 +216,7 @@ fn same_client_twice(index: usize, bucket: &Node, env: Env, findings: &mut Vec<F
     }
 }
 
-/// Tokens are signed by the keys of one file.
+/// Checks that the keys of tokens come from one file.
 fn key_files(index: usize, bucket: &Node, findings: &mut Vec<Finding>) {
     let Some(jwt) = bucket
         .get("jwt")
@@ -232,8 +232,8 @@ fn key_files(index: usize, bucket: &Node, findings: &mut Vec<Finding>) {
         (None, _) => ("is missing", "jwks_file", jwt.place),
         (Some((first, _)), Some((name, place))) => {
             let what = match first {
-                "jwks_file" => "stands beside jwks_file",
-                _ => "stands beside public_key_file",
+                "jwks_file" => "is given beside jwks_file",
+                _ => "is given beside public_key_file",
             };
             (what, name, place)
         }
@@ -245,8 +245,7 @@ fn key_files(index: usize, bucket: &Node, findings: &mut Vec<Finding>) {
     findings.push(finding(place, path, Problem::new(what, remedy)));
 }
 
-/// A request that is relayed to S3 as the client signed it names the bucket as S3 does, and is
-/// signed with no keys of the proxy.
+/// Checks that a relayed request names the bucket as S3 does, and has no key that would change it.
 fn passthrough(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     for (index, bucket) in buckets(root) {
         let auth = bucket.entry("auth");
@@ -273,14 +272,14 @@ fn passthrough(root: &Node, env: Env, findings: &mut Vec<Finding>) {
             .filter_map(|name| Some((*name, bucket.entry(name)?)))
         {
             let problem = Problem::new(
-                "is set with auth: passthrough, where S3 decides on lists as well",
+                "has no effect with auth: passthrough, where S3 decides on lists too",
                 "leave it out",
             );
             findings.push(finding(entry.place, bucket_key(index, name), problem));
         }
         if let Some(entry) = bucket.entry("key_prefix") {
             let problem = Problem::new(
-                "is set with auth: passthrough, which relays paths as they are",
+                "is not possible with auth: passthrough, which relays paths unchanged",
                 "leave it out",
             );
             findings.push(finding(
@@ -301,8 +300,7 @@ fn passthrough(root: &Node, env: Env, findings: &mut Vec<Finding>) {
         };
         if *prefix != *expected {
             let problem = Problem::new(
-                "is not the path at which S3 has the bucket, and auth: passthrough relays paths \
-                 as they are",
+                "is not the path of the bucket at S3, and auth: passthrough relays paths unchanged",
                 format!("write {expected}, or name hosts instead"),
             );
             findings.push(finding(
@@ -314,7 +312,7 @@ fn passthrough(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     }
 }
 
-/// A certificate is checked only where there is one.
+/// Checks that the keys of TLS are given only with TLS.
 fn connections(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     for (index, bucket) in buckets(root) {
         let service = value::<Service>(bucket.get("endpoint"), env);
@@ -325,7 +323,7 @@ fn connections(root: &Node, env: Env, findings: &mut Vec<Finding>) {
             let Some(entry) = bucket.entry(name) else {
                 continue;
             };
-            // The default, as it is printed.
+            // The default, which a printed configuration has too.
             if value(Some(&entry.value), env) == Some(TlsVerify::Full) {
                 continue;
             }
@@ -338,7 +336,7 @@ fn connections(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     }
 }
 
-/// A cache on disk has a folder.
+/// Checks that a cache on disk has a directory.
 fn disk(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     let Some(disk) = root.get("cache").and_then(|cache| cache.get("disk")) else {
         return;
@@ -354,7 +352,7 @@ fn disk(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     }
 }
 
-/// No two listeners want the same port.
+/// Checks that no two listeners need the same port.
 fn listeners(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     const LISTENERS: [&[&str]; 4] = [
         &["server", "address"],
@@ -373,7 +371,7 @@ fn listeners(root: &Node, env: Env, findings: &mut Vec<Finding>) {
             .find(|(_, other)| same_listener(&address, other));
         if let Some((other, _)) = taken {
             let problem = Problem::new(
-                format!("listens where {} does", other.join(".")),
+                format!("conflicts with {}", other.join(".")),
                 "give each listener a port of its own, or port 0 to let the kernel choose",
             );
             let path = path.iter().map(|name| Step::Name((*name).into())).collect();
@@ -385,7 +383,7 @@ fn listeners(root: &Node, env: Env, findings: &mut Vec<Finding>) {
 
 /// True if the kernel would refuse the second of two listeners.
 fn same_listener(a: &SocketAddr, b: &SocketAddr) -> bool {
-    // `[::]` takes IPv4 as well unless the socket is told otherwise, see ipv6(7).
+    // `[::]` includes IPv4, see ipv6(7), IPV6_V6ONLY.
     let takes =
         |any: IpAddr, other: IpAddr| any.is_unspecified() && (any.is_ipv6() || other.is_ipv4());
     a.port() != 0

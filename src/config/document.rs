@@ -1,4 +1,4 @@
-//! The YAML of the file as a tree that knows its lines.
+//! The YAML of the file as a tree with positions.
 
 use std::collections::HashMap;
 
@@ -14,10 +14,10 @@ pub(super) const MAX_BYTES: u64 = 1 << 20;
 /// The deepest nesting.
 const MAX_DEPTH: usize = 32;
 
-/// The most values, those counted again for which an alias stands.
+/// The most values, including those of each alias.
 const MAX_NODES: usize = 100_000;
 
-/// A value, and where it stands.
+/// A value and its position.
 #[derive(Clone)]
 pub(super) struct Node {
     pub place: Place,
@@ -31,10 +31,10 @@ pub(super) enum Kind {
     Section(Vec<Entry>),
     /// A value with a tag such as `!x`.
     Tagged,
-    /// A value of which a mistake has been reported. It reads as any valid value, so that
-    /// reading goes on.
+    /// A value of which a mistake has been reported. It reads as a valid value of any type, so that
+    /// reading continues.
     Reported,
-    /// A value that should be there.
+    /// A missing value.
     Absent,
 }
 
@@ -64,15 +64,15 @@ pub(super) enum Meaning {
     Negative,
     Decimal(f64),
     Text,
-    /// Not of the type that its tag names.
+    /// A value that is not of the type of its tag.
     Mistagged,
 }
 
-/// A text that cannot be read to its end; the reason is noted.
+/// A text that cannot be read to its end. The reason is among the findings.
 pub(super) struct Unreadable;
 
-/// Read the text of a file. `None`: it holds nothing but comments. Mistakes are noted in
-/// `findings`; keys that stand twice are left out.
+/// Reads the text of a file; `None`: it contains only comments. Mistakes go to `findings`. A key that
+/// is given twice has its first value.
 pub(super) fn parse(text: &str, findings: &mut Vec<Finding>) -> Result<Option<Node>, Unreadable> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut builder = Builder {
@@ -104,8 +104,8 @@ pub(super) fn parse(text: &str, findings: &mut Vec<Finding>) -> Result<Option<No
     }
 }
 
-/// Leniencies for files that libyaml accepted: a bracket that closes at the
-/// start of a line, and a byte order mark that an editor has left somewhere.
+/// Options for files that libyaml accepts: a closing bracket at the start of a line, and a byte order
+/// mark in the middle.
 fn options() -> Options {
     let mut options = Options::default();
     options.strict_indentation = false;
@@ -159,7 +159,7 @@ impl<'a> Builder<'a> {
                 let Some(meant) = self.anchors.get(&anchor) else {
                     return Err(self.invalid(
                         place,
-                        "an alias stands within the value that it stands for",
+                        "an alias refers to a value that contains it",
                         "write the value itself",
                     ));
                 };
@@ -195,7 +195,7 @@ impl<'a> Builder<'a> {
 
     fn section(&mut self) -> Result<Kind, Unreadable> {
         let mut entries: Vec<Entry> = Vec::new();
-        // Without it, many keys of a section would be compared with each other.
+        // It avoids comparing every key of a section with every other.
         let mut lines: HashMap<String, usize> = HashMap::new();
         loop {
             let event = self.next()?;
@@ -208,7 +208,7 @@ impl<'a> Builder<'a> {
                     scalar.written.to_string()
                 }
                 _ => {
-                    let problem = "has a key that is no plain word";
+                    let problem = "has a key that is not a plain word";
                     self.note(place, Problem::new(problem, "write KEY: VALUE"));
                     let value = self.next()?;
                     self.node(value)?;
@@ -220,7 +220,7 @@ impl<'a> Builder<'a> {
             let value = self.node(value)?;
             match lines.get(&name) {
                 Some(line) => {
-                    let problem = format!("stands twice in one section, first in line {line}");
+                    let problem = format!("is given twice in this section, first in line {line}");
                     self.note(place, Problem::new(problem, "keep one of the two"));
                 }
                 None => {
@@ -239,7 +239,7 @@ impl<'a> Builder<'a> {
         }
         Err(self.invalid(
             place,
-            &format!("the file has more than {MAX_NODES} values, or its aliases stand for so many"),
+            &format!("the file has more than {MAX_NODES} values, including those of its aliases"),
             "write fewer, without aliases",
         ))
     }
@@ -253,14 +253,13 @@ impl<'a> Builder<'a> {
     }
 
     fn syntax(&mut self, error: &ScanError, remedy: &str) -> Unreadable {
-        // The parser's messages are its own words, and hold one character of the text at
-        // most.
+        // The parser's messages contain at most one character of the text.
         self.invalid(place(error.marker()), &error.info(), remedy)
     }
 
     fn invalid(&mut self, place: Place, why: &str, remedy: &str) -> Unreadable {
         self.path.clear();
-        // Names of keys, of which a part may be secret, are shown only once all is read.
+        // Names of keys, which may contain a secret, are shown only after everything is read.
         self.findings.clear();
         self.note(
             place,
@@ -293,7 +292,7 @@ impl Node {
         }
     }
 
-    /// Note that a section lacks a key. False: it does not, or is no section.
+    /// Adds a missing key to a section. Returns false if the key is there, or there is no such section.
     pub fn add_absent(&mut self, section: &[Step], name: &str) -> bool {
         let Some(section) = self.at_mut(section) else {
             return false;
@@ -327,7 +326,7 @@ impl Node {
         None
     }
 
-    /// Remove a key. Returns where it stood, if anywhere.
+    /// Removes a key. Returns its position, if it was there.
     pub fn remove(&mut self, path: &[Step]) -> Option<Place> {
         let (Step::Name(name), section) = path.split_last()? else {
             return None;
@@ -339,8 +338,7 @@ impl Node {
         Some(entries.remove(at).place)
     }
 
-    /// Have a value stand for any valid one. Returns where it stands, unless it does so
-    /// already.
+    /// Marks a value as reported. Returns its position, unless it is marked already.
     pub fn mark_reported(&mut self, path: &[Step]) -> Option<Place> {
         let node = self.at_mut(path)?;
         match std::mem::replace(&mut node.kind, Kind::Reported) {
@@ -363,7 +361,7 @@ impl Node {
         child.at_mut(rest)
     }
 
-    /// Call for every key below this value.
+    /// Calls `found` for every key below this value.
     pub fn walk<'a>(
         &'a self,
         path: &mut Vec<Step>,
@@ -436,7 +434,7 @@ fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Kind {
 
 impl Meaning {
     /// The type of a scalar without quotes: the core schema of YAML 1.2.2 §10.3.2, with
-    /// binary numbers, and with radix and sign together. So `no` and `0777` are text.
+    /// binary numbers, and with a sign before a radix. `no` and `0777` are text.
     fn of_plain(text: &str) -> Meaning {
         match text {
             "" | "~" | "null" | "Null" | "NULL" => return Meaning::Null,
@@ -462,7 +460,7 @@ impl Meaning {
             Some("0b") => (2, &digits[2..]),
             _ => (10, digits),
         };
-        // Rust's parsers take another sign, and names such as `nan` and `infinity`.
+        // Rust's parsers also accept a second sign, and names such as `nan` and `infinity`.
         if bare.starts_with(['+', '-']) || digits.contains(['n', 'N', '_']) {
             return Meaning::Text;
         }

@@ -3,14 +3,13 @@
 use std::fmt;
 use std::path::Path;
 
-/// A configuration that cannot be used: every mistake that was found, in the order of
-/// the file.
+/// The mistakes of a configuration, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     mistakes: Vec<Mistake>,
 }
 
-/// One mistake; shown as one line, `FILE:LINE:COLUMN: key: problem; remedy`.
+/// A mistake, displayed as one line: `FILE:LINE:COLUMN: key: problem; remedy`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
     file: String,
@@ -31,13 +30,13 @@ pub struct Place {
 // === impl ConfigError ===
 
 impl ConfigError {
-    /// The error of these mistakes: one at least.
+    /// The error of at least one mistake.
     pub fn new(mut mistakes: Vec<Mistake>) -> ConfigError {
         mistakes.sort_by_key(|mistake| mistake.place);
         ConfigError { mistakes }
     }
 
-    /// The mistakes: one at least.
+    /// The mistakes, at least one.
     pub fn mistakes(&self) -> &[Mistake] {
         &self.mistakes
     }
@@ -80,7 +79,7 @@ impl Mistake {
         self.key.as_deref()
     }
 
-    /// The position of the mistake; `None` if the file cannot be read, or holds nothing.
+    /// The position of the mistake; `None` if the file cannot be read, or is empty.
     pub fn place(&self) -> Option<Place> {
         self.place
     }

@@ -1,16 +1,16 @@
 //! The configuration file: YAML in, checked settings out.
 //!
 //! - this module: the model, which names every key with its type and default
-//! - [`values`]: the types of the values, and what may stand there
-//! - `document`: YAML as a tree that knows its lines
-//! - `reader`: the tree as what serde reads the model from, and all mistakes at once
+//! - [`values`]: the types of values
+//! - `document`: YAML as a tree with positions
+//! - `reader`: a deserializer for the tree, which finds all mistakes
 //! - `variables`: `${NAME}`
 //! - `renamed`: former names of keys
-//! - `checks`: what several keys must have in common
+//! - `checks`: checks that span several keys
 //! - `wording`, [`error`]: mistakes in words, one line each
 //! - `print`: the configuration as YAML again
 //!
-//! No message repeats what came from the environment or may be a secret.
+//! No message contains a secret or the value of a variable.
 
 mod checks;
 #[cfg(test)]
@@ -526,7 +526,7 @@ pub struct Disk {
     pub sendfile: Sendfile,
 }
 
-/// The names of [`BackendChoice`], which knows of no file.
+/// The names of [`BackendChoice`] in the file.
 #[derive(Deserialize, Serialize)]
 #[serde(remote = "BackendChoice", rename = "backend", rename_all = "lowercase")]
 enum Backend {
@@ -568,8 +568,8 @@ pub struct Admin {
     pub address: Address,
 }
 
-/// Defaults in sections that have required keys too. The other sections have a
-/// [`Default`], which takes what the library decides from its own defaults.
+/// Defaults in sections that also have required keys. The other sections have a [`Default`]. The
+/// library's defaults are used where it has them.
 mod defaults {
     use super::{Period, SessionName, Whole};
     use crate::s3::ConnectionOptions;
@@ -731,11 +731,11 @@ impl Config {
     /// Reads a configuration file, with variables from the environment.
     ///
     /// # Errors
-    /// As [`Config::parse`], and when the file cannot be read.
+    /// Those of [`Config::parse`], and a file that cannot be read.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let mistake = |place, what: &str| unreadable(path, place, what);
         let mut bytes = Zeroizing::new(Vec::new());
-        // Devices and pipes have no length to ask for.
+        // The length of devices and pipes is unknown.
         File::open(path)
             .and_then(|file| file.take(document::MAX_BYTES + 1).read_to_end(&mut bytes))
             .map_err(|e| mistake(None, &format!("cannot be read: {e}; name a readable file")))?;
@@ -749,15 +749,13 @@ impl Config {
         Config::parse(text, path, &|name| std::env::var(name).ok())
     }
 
-    /// Checks the text of a configuration file. `file` is for the messages,
-    /// `env` gives the variables that `${NAME}` stands for.
+    /// Reads the text of a configuration file. `file` is its name in messages, `env` looks up
+    /// variables.
     ///
-    /// Variables are put in after the YAML has been read, so a secret may
-    /// hold any character; `$${` stands for a literal `${`.
+    /// Variables are replaced after the YAML has been parsed, so a secret may contain any character.
     ///
     /// # Errors
-    /// All mistakes. The files of `server.tls` are looked for; nothing else outside the
-    /// text is.
+    /// All mistakes. Of the files that the text names, certificates and keys are opened.
     pub fn parse(
         text: &str,
         file: &Path,
@@ -775,16 +773,16 @@ impl Config {
             _ => false,
         };
         let Some(root) = root.as_mut().filter(|root| !is_empty(root)) else {
-            return Err(unreadable(file, None, "holds no settings"));
+            return Err(unreadable(file, None, "contains no settings"));
         };
         renamed::adopt(root, &mut findings);
-        // Before reading removes what is wrong.
+        // Reading removes wrong values.
         let secrets = Secrets::of(root, env);
         let source = Source::new(file, root);
         let has_sections = matches!(root.kind, Kind::Section(_));
         let config = reader::read::<Config>(root, env, &mut findings);
         if let (false, [finding]) = (has_sections, findings.as_mut_slice()) {
-            finding.problem.what = "holds no sections".into();
+            finding.problem.what = "contains no sections".into();
         }
         checks::check(root, env, &mut findings);
         let mut config = match config {
@@ -794,7 +792,7 @@ impl Config {
             }
         };
         config.source = source;
-        // Zero would be no wait at all.
+        // With zero, requests would not wait at all.
         let lock_age = &mut config.cache.lock_age;
         *lock_age = (*lock_age).max(Period::from_secs(1));
         if config.server.upgrade_sock.is_none() {
@@ -803,15 +801,15 @@ impl Config {
         Ok(config)
     }
 
-    /// A mistake at a key of this configuration that shows only when it is used. `what`:
-    /// the problem and the remedy.
+    /// A mistake at a key that is found only when the configuration is used. `what` is the problem
+    /// and the remedy.
     pub fn mistake(&self, key: &str, what: &str) -> Mistake {
         let place = self.source.place(key);
         Mistake::new(&self.source.file, place, Some(key), what)
     }
 
-    /// The configuration with every default filled in that is left to the machine or to
-    /// other keys. `max_connections`: the default of that key.
+    /// The configuration with the defaults that depend on the machine or on other keys.
+    /// `max_connections` is the default of that key.
     #[must_use]
     pub fn effective(&self, max_connections: usize) -> Config {
         let mut config = self.clone();
@@ -820,7 +818,7 @@ impl Config {
         let size = config.cache.disk.max_size_gb;
         let range_fill = &mut config.cache.range_fill;
         range_fill.max_size_gb.get_or_insert(size);
-        // The eighth of a very small cache is less than what may be written.
+        // An eighth of a very small cache is less than the smallest allowed value.
         let eighth = Gigabytes((*size / 8.0).max(0.001));
         range_fill.max_in_flight_gb.get_or_insert(eighth);
         config
@@ -832,11 +830,11 @@ impl Config {
         print::to_yaml(self)
     }
 
-    /// A socket in a folder to which only the proxy may write.
+    /// The default of `upgrade_sock`, in a directory to which only the proxy may write.
     fn default_upgrade_sock(&self, env: Env) -> Option<Socket> {
         let folder = match self.cache.disk.folder() {
             Some(folder) => folder.to_owned(),
-            // It may name several folders, separated by colons.
+            // It may name several directories, separated by colons.
             None => env("RUNTIME_DIRECTORY")?.split(':').next()?.into(),
         };
         let path = folder.join(UPGRADE_SOCK);
@@ -845,13 +843,13 @@ impl Config {
     }
 }
 
-/// A file from which no settings can be read.
+/// The error of a file that cannot be read.
 fn unreadable(file: &Path, place: Option<Place>, what: &str) -> ConfigError {
     let what = format!("{what}; config.yaml.example shows what goes into it");
     Mistake::new(file, place, None, &what).into()
 }
 
-/// The place after a text.
+/// The position after a text.
 fn end_of(text: &str) -> Place {
     let last_line = text.rsplit('\n').next().unwrap_or_default();
     Place {
@@ -926,7 +924,7 @@ impl Source {
         }
     }
 
-    /// The place of a key, or of the section in which it is left out.
+    /// The position of a key; if it is left out, of its section.
     fn place(&self, key: &str) -> Option<Place> {
         let mut key = key;
         loop {
@@ -961,7 +959,7 @@ impl Tls {
 // === impl Jwt ===
 
 impl Jwt {
-    /// The keys that sign tokens. A configuration that was read without mistakes has some.
+    /// The keys that sign tokens; a valid configuration has some.
     pub fn keys(&self) -> Option<&Keys> {
         let set = self.jwks_file.as_ref().and_then(JwksFile::keys);
         let public = self.public_key_file.as_ref().and_then(PublicKeyFile::keys);
@@ -987,14 +985,13 @@ impl RangeFill {
         self.max_size_gb.map_or(u64::MAX, Gigabytes::bytes)
     }
 
-    /// The total size of the objects in flight, in bytes, for a cache that may hold
-    /// `cache_bytes`.
+    /// The total size of the objects in flight, in bytes, for a cache of `cache_bytes`.
     pub fn max_in_flight_bytes(&self, cache_bytes: u64) -> u64 {
         self.max_in_flight_gb
             .map_or(cache_bytes / 8, Gigabytes::bytes)
     }
 
-    /// Bytes that may be fetched in a minute for one client address; `None`: no limit.
+    /// The budget of one client address, in bytes per minute; `None`: no limit.
     pub fn client_bytes_per_minute(&self) -> Option<u64> {
         let bytes = self.client_mb_per_minute.bytes();
         (bytes > 0).then_some(bytes)
@@ -1023,7 +1020,7 @@ impl Disk {
         self.max_size_gb.bytes()
     }
 
-    /// The rate of the scrubber, in bytes a second; 0: it is off.
+    /// The rate of the scrubber, in bytes per second; 0: off.
     pub fn scrub_bytes_per_second(&self) -> u64 {
         self.scrub_mb_per_second.bytes()
     }

@@ -1,7 +1,7 @@
 //! The configuration as YAML.
 //!
-//! serde_json writes it, with a formatter that puts lines and indentation in place of
-//! braces: a string of JSON is one of YAML 1.2 too.
+//! serde_json writes it, with a formatter that replaces braces by lines and indentation: a JSON
+//! string is also a YAML 1.2 string.
 
 use std::io;
 
@@ -14,11 +14,11 @@ use super::Config;
 pub(super) fn to_yaml(config: &Config) -> String {
     let mut yaml = Vec::new();
     let mut to = Serializer::with_formatter(&mut yaml, Yaml::default());
-    // Neither a Vec nor the model refuses anything.
+    // Neither writing to a Vec nor serializing the model can fail.
     let written = config.serialize(&mut to);
     debug_assert!(written.is_ok(), "{written:?}");
     let yaml = String::from_utf8_lossy(&yaml);
-    // Strings are quoted, so no space at the end of a line is part of one.
+    // Strings are quoted, so a space at the end of a line is not part of one.
     yaml.lines()
         .fold(String::new(), |text, line| text + line.trim_end() + "\n")
 }
@@ -27,9 +27,9 @@ pub(super) fn to_yaml(config: &Config) -> String {
 struct Yaml {
     depth: usize,
     in_key: bool,
-    /// The line has no end yet.
+    /// True while the line is not ended.
     open: bool,
-    /// The line is a dash so far, after which the first key of a section stands.
+    /// True while the line is only a dash, which the first key of a section follows.
     after_dash: bool,
     empty_list: bool,
 }
@@ -135,7 +135,7 @@ impl Formatter for Yaml {
     ) -> io::Result<()> {
         for c in escape(fragment).chars() {
             match c {
-                // YAML calls these unprintable, or breaks lines there; JSON does not.
+                // Unprintable or line breaks in YAML, but not in JSON.
                 '\u{7f}'..='\u{9f}'
                 | '\u{2028}'
                 | '\u{2029}'

@@ -1,9 +1,8 @@
-//! The tree of the file as what serde reads from.
+//! A deserializer for the tree of the file, which finds all mistakes.
 //!
-//! serde stops at the first mistake. So each mistake is noted, the value that it is in
-//! reads as any valid value from then on, and reading begins anew: the model stays an
-//! ordinary one with derived implementations, and yet all its mistakes are found. A file
-//! is small, and the number of mistakes that are reported is bounded.
+//! serde stops at the first mistake. Therefore each mistake is noted, its value is replaced by a
+//! stand-in that is valid for any type, and reading begins anew. So the model can have derived
+//! implementations. A file is small, and the number of reported mistakes is bounded.
 
 use std::fmt;
 
@@ -21,7 +20,7 @@ use super::error::Place;
 use super::variables::{fill, Env};
 use super::wording::MAX_FINDINGS;
 
-/// A mistake, not yet worded for the one who reads it.
+/// A mistake that is not yet put into words.
 pub(super) struct Finding {
     pub place: Option<Place>,
     /// The path of the key; empty for the file as a whole.
@@ -40,7 +39,7 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Problem {
     kind: ProblemKind,
-    /// The value as it is written, if it may be shown, and whether it is a string.
+    /// The value as it is written, if it may be shown, and true if it is a string.
     pub shown: Option<(Zeroizing<String>, bool)>,
     pub what: String,
     pub remedy: String,
@@ -50,22 +49,22 @@ pub(super) struct Problem {
 enum ProblemKind {
     /// The section lacks this key.
     Missing(&'static str),
-    /// The key is none of the section's.
+    /// The section has no such key.
     Unknown,
     /// The value is of another type.
     Type,
-    /// `what` reads after the value as it is written.
+    /// The value is invalid; `what` follows the value in the message.
     Value,
     Other,
 }
 
-/// Read a `T`, and note all mistakes. `None`: there are some.
+/// Reads a `T`; `None`: there are mistakes, which go to `findings`.
 pub(super) fn read<T: DeserializeOwned>(
     root: &mut Node,
     env: Env,
     findings: &mut Vec<Finding>,
 ) -> Option<T> {
-    // One more tells that there are more.
+    // One more shows that there are more.
     while findings.len() <= MAX_FINDINGS {
         let error = match serde_path_to_error::deserialize(Reader { node: root, env }) {
             Ok(model) => return findings.is_empty().then_some(model),
@@ -74,7 +73,7 @@ pub(super) fn read<T: DeserializeOwned>(
         let path = steps(error.path());
         let problem = error.into_inner();
         let place = match problem.kind {
-            // Read as an absent value, it is reported with what may stand there.
+            // Read as an absent value, it is reported with the allowed values.
             ProblemKind::Missing(name) if root.add_absent(&path, name) => continue,
             ProblemKind::Unknown => root.remove(&path),
             _ => root.mark_reported(&path),
@@ -84,13 +83,13 @@ pub(super) fn read<T: DeserializeOwned>(
             path,
             problem,
         });
-        // Without a place nothing has changed, and reading would stop there again.
+        // Without a place, nothing has changed, and reading would stop at the same value.
         place?;
     }
     None
 }
 
-/// Read a single value, if there is one without a mistake.
+/// Reads a single value; `None`: it is missing or wrong.
 pub(super) fn value<T: DeserializeOwned>(node: Option<&Node>, env: Env) -> Option<T> {
     let node = node?;
     match node.kind {
@@ -104,7 +103,7 @@ fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
         .filter_map(|segment| match segment {
             Segment::Map { key } => Some(Step::Name(key.clone())),
             Segment::Seq { index } => Some(Step::Index(*index)),
-            // A value that can have these has none below it.
+            // Such a value has no values below it.
             Segment::Enum { .. } | Segment::Unknown => None,
         })
         .collect()
@@ -117,7 +116,7 @@ struct Reader<'a> {
     env: Env<'a>,
 }
 
-/// A value to stand in for one of which a mistake has been reported.
+/// A stand-in for a value of which a mistake has been reported.
 static STAND_IN: Node = Node {
     place: Place { line: 1, column: 1 },
     kind: Kind::Reported,
@@ -148,7 +147,7 @@ impl de::Error for Problem {
         Problem::new(what.to_string(), "")
     }
 
-    // The value found is not repeated: it may come from the environment.
+    // The message does not repeat the value, which may come from the environment.
     fn invalid_type(_: Unexpected, expected: &dyn Expected) -> Self {
         Problem {
             remedy: expected.to_string(),
@@ -156,7 +155,7 @@ impl de::Error for Problem {
         }
     }
 
-    /// `expected` reads after the value, such as "is not a region".
+    /// `expected` follows the value in the message, such as "is not a region".
     fn invalid_value(_: Unexpected, expected: &dyn Expected) -> Self {
         Problem::of_kind(ProblemKind::Value, expected.to_string())
     }
@@ -218,7 +217,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The string with its variables filled in.
+    /// The string with its variables replaced.
     fn text(self, remedy: &str) -> Result<Zeroizing<String>, Problem> {
         let Kind::Scalar(Scalar {
             written,
@@ -234,8 +233,8 @@ impl<'a> Reader<'a> {
         Ok(filled)
     }
 
-    /// The text of a value that is not plainly of the expected type: only a string with
-    /// variables may stand for one.
+    /// The text of a value that is not of the expected type itself. Only a string with variables may
+    /// replace one.
     fn variable(self, expected: &str, remedy: &str) -> Result<Zeroizing<String>, Problem> {
         match &self.node.kind {
             Kind::Scalar(Scalar {
@@ -257,13 +256,13 @@ impl<'a> Reader<'a> {
         matches!(self.node.kind, Kind::Reported)
     }
 
-    /// Have a visitor take a scalar, and complete what it objects to.
+    /// Passes a scalar to a visitor, and completes its error.
     fn visit<'de, V: Visitor<'de>>(
         self,
         visitor: V,
         take: impl FnOnce(V, &str) -> Result<V::Value, Problem>,
     ) -> Result<V::Value, Problem> {
-        // No key has the type unit, so visitors take a unit for a stand-in.
+        // No key has the type unit, so to visitors a unit is a stand-in.
         if self.is_reported() {
             return visitor.visit_unit();
         }
@@ -368,7 +367,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         }
     }
 
-    // A key without a value is a mistake, not a key that is left out.
+    // A key without a value is a mistake, not a missing key.
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
         visitor.visit_some(self)
     }

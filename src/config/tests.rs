@@ -369,8 +369,8 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
     #[rustfmt::skip]
     let cases: Vec<(String, &str, &str, &str)> = vec![
         // The document as a whole.
-        (String::new(), "", "holds no settings", "config.yaml.example"),
-        ("- a".into(), "", "holds no sections", "server, buckets, cache, metrics, admin"),
+        (String::new(), "", "contains no settings", "config.yaml.example"),
+        ("- a".into(), "", "contains no sections", "server, buckets, cache, metrics, admin"),
         ("a: [".into(), "", "is not valid YAML", "indentation"),
         ("a: b: c".into(), "", "is not valid YAML", "indentation"),
         ("a: 1\n---\nb: 2".into(), "", "is not valid YAML", "layout"),
@@ -452,14 +452,14 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (server("").replace("127.0.0.1:8080", "127.0.0.1"), "server.address", "is not an IP", "port 0"),
         (server("").replace("127.0.0.1:8080", "8080"), "server.address", "is a number", "IP:PORT"),
         (format!("{SERVER}{BUCKETS}metrics: {{}}"), "metrics.address", "is missing", "IP:PORT"),
-        (with_metrics("127.0.0.1:80", "127.0.0.1:80"), "metrics.address", "listens where server.address does", "port 0"),
-        (with_metrics("0.0.0.0:80", "127.0.0.1:80"), "metrics.address", "listens where", "port of its own"),
+        (with_metrics("127.0.0.1:80", "127.0.0.1:80"), "metrics.address", "conflicts with server.address", "port 0"),
+        (with_metrics("0.0.0.0:80", "127.0.0.1:80"), "metrics.address", "conflicts with", "port of its own"),
         (format!("{SERVER}{BUCKETS}admin: {{}}"), "admin.address", "is missing", "IP:PORT"),
         (format!("{SERVER}{BUCKETS}admin: {{port: 1}}"), "admin.port", "not a known key", "address"),
-        (format!("server: {{address: '127.0.0.1:80'}}\n{BUCKETS}admin: {{address: '0.0.0.0:80'}}"), "admin.address", "listens where server.address does", "port 0"),
-        (format!("{SERVER}{BUCKETS}metrics: {{address: '[::1]:90'}}\nadmin: {{address: '[::1]:90'}}"), "admin.address", "listens where metrics.address does", "port 0"),
-        (with_metrics("127.0.0.1:80", "[::]:80"), "metrics.address", "listens where", "port of its own"),
-        (server("  tls: {address: '127.0.0.1:8080', certificate: Cargo.toml, key: Cargo.toml}"), "server.tls.address", "listens where", "port of its own"),
+        (format!("server: {{address: '127.0.0.1:80'}}\n{BUCKETS}admin: {{address: '0.0.0.0:80'}}"), "admin.address", "conflicts with server.address", "port 0"),
+        (format!("{SERVER}{BUCKETS}metrics: {{address: '[::1]:90'}}\nadmin: {{address: '[::1]:90'}}"), "admin.address", "conflicts with metrics.address", "port 0"),
+        (with_metrics("127.0.0.1:80", "[::]:80"), "metrics.address", "conflicts with", "port of its own"),
+        (server("  tls: {address: '127.0.0.1:8080', certificate: Cargo.toml, key: Cargo.toml}"), "server.tls.address", "conflicts with", "port of its own"),
         // Files.
         (server("  tls: {address: '127.0.0.1:0', certificate: no.pem, key: Cargo.toml}"), "server.tls.certificate", "\"no.pem\" cannot be opened", "PEM"),
         (server("  tls: {address: '127.0.0.1:0', certificate: Cargo.toml, key: src}"), "server.tls.key", "is not a file", "PEM"),
@@ -491,8 +491,8 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (buckets("bucket: abc, region: r, hosts: [10.0.0.1]"), "buckets[0].hosts[0]", "is not a host name", "example.com"),
         (buckets("bucket: abc, region: r, hosts: [a..b]"), "buckets[0].hosts[0]", "is not a host name", "example.com"),
         (buckets("bucket: abc, region: r, hosts: ['*.b']"), "buckets[0].hosts[0]", "is not a host name", "example.com"),
-        (buckets("bucket: abc, region: r, hosts: [a.b, A.b.]"), "buckets[0].hosts[1]", "is among buckets[0].hosts", "once"),
-        (buckets("bucket: abc, region: r, hosts: [a.b]}, {bucket: abd, region: r, hosts: [c.d, a.B]"), "buckets[1].hosts[1]", "is among buckets[0].hosts", "once"),
+        (buckets("bucket: abc, region: r, hosts: [a.b, A.b.]"), "buckets[0].hosts[1]", "is also in buckets[0].hosts", "once"),
+        (buckets("bucket: abc, region: r, hosts: [a.b]}, {bucket: abd, region: r, hosts: [c.d, a.B]"), "buckets[1].hosts[1]", "is also in buckets[0].hosts", "once"),
         (buckets("path_prefix: /, bucket: abc, region: r, key_prefix: a"), "buckets[0].key_prefix", "does not end in /", "slash"),
         (buckets("path_prefix: /, bucket: abc, region: r, key_prefix: /"), "buckets[0].key_prefix", "is not the beginning of keys", "segments"),
         (buckets("path_prefix: /, bucket: abc, region: r, key_prefix: /a/"), "buckets[0].key_prefix", "is not the beginning of keys", "segments"),
@@ -733,11 +733,11 @@ fn a_key_that_stands_twice_is_named_where_it_does_again() {
     assert_mistakes(
         &server("  threads: 1\n  threads: 2\n  tls: {key: a, key: b}"),
         &[
-            ":4:3: server.threads: stands twice in one section, first in line 3; keep one",
+            ":4:3: server.threads: is given twice in this section, first in line 3; keep one",
             ":5:8: server.tls.address: is missing",
             ":5:8: server.tls.certificate: is missing",
             ":5:14: server.tls.key: \"a\" cannot be opened",
-            ":5:17: server.tls.key: stands twice in one section, first in line 5; keep one",
+            ":5:17: server.tls.key: is given twice in this section, first in line 5; keep one",
         ],
     );
 }
@@ -796,7 +796,10 @@ fn aliases_stand_for_values_but_not_for_many() {
     }
     let lines = mistakes(&bomb);
     assert_eq!(lines.len(), 1, "{lines:?}");
-    assert!(lines[0].contains("aliases stand for so many"), "{lines:?}");
+    assert!(
+        lines[0].contains("including those of its aliases"),
+        "{lines:?}"
+    );
 
     // Each alias nests what it stands for deeper.
     let mut chain = "a0: &a0 1\n".to_owned();
@@ -805,11 +808,14 @@ fn aliases_stand_for_values_but_not_for_many() {
         chain += &format!("a{depth}: &a{depth} {open}*a{}{close}\n", depth - 1);
     }
     let lines = mistakes(&chain);
-    assert!(lines[0].contains("aliases stand for so many"), "{lines:?}");
+    assert!(
+        lines[0].contains("including those of its aliases"),
+        "{lines:?}"
+    );
 
     let lines = mistakes("a: &a [*a]");
     assert!(
-        lines[0].contains("within the value that it stands for"),
+        lines[0].contains("refers to a value that contains it"),
         "{lines:?}"
     );
     let lines = mistakes("a: *b");
@@ -855,11 +861,11 @@ fn a_file_without_settings_says_so() {
         let lines = mistakes(text);
         assert_eq!(
             lines,
-            [": holds no settings; config.yaml.example shows what goes into it"]
+            [": contains no settings; config.yaml.example shows what goes into it"]
         );
     }
     let lines = mistakes("hello");
-    assert!(lines[0].starts_with(":1:1: holds no sections; allowed keys: server, buckets, "));
+    assert!(lines[0].starts_with(":1:1: contains no sections; allowed keys: server, buckets, "));
 }
 
 #[test]
@@ -915,7 +921,7 @@ fn files_that_are_no_text_or_too_large_are_refused() {
     let said = load(&vec![b'#'; (1 << 20) + 1]);
     assert!(said.starts_with(": is larger than 1 MiB; "), "{said}");
     let said = load(&vec![b'#'; 1 << 20]);
-    assert!(said.starts_with(": holds no settings; "), "{said}");
+    assert!(said.starts_with(": contains no settings; "), "{said}");
 
     let said = Config::load(Path::new("/dev/zero"))
         .unwrap_err()
@@ -1219,7 +1225,7 @@ fn each_mode_of_auth_has_what_it_needs() {
         (
             format!("auth: jwt, jwt: {{public_key_file: {secret}}}"),
             "jwt.public_key_file",
-            "no PEM",
+            "not a PEM file",
         ),
         (
             "auth: jwt, jwt: {public_key_file: /nonexistent}".to_owned(),

@@ -1,4 +1,4 @@
-//! Types of values: what may stand at a key, in words and as a check.
+//! Types of values, each with its allowed values in words and as a check.
 
 use std::fmt;
 use std::io::Read;
@@ -25,24 +25,24 @@ trait Text: Sized {
     /// The allowed values, in words.
     const EXPECTED: &'static str;
 
-    /// Check the text, in which variables are filled in.
+    /// Checks the text, whose variables are replaced.
     fn check(text: &str) -> Result<Self, Unfit>;
 
-    /// Any value, for one of which a mistake has been reported.
+    /// Any value, in place of one of which a mistake has been reported.
     fn stand_in() -> Self;
 }
 
-/// The reason a text is no value of the type.
+/// The reason that a text is not a value of the type.
 enum Unfit {
-    /// Reads after the value: "is not a region".
+    /// A message that follows the value, such as "is not a region".
     Value(String),
-    /// As it is, without the value, which may be a secret.
+    /// A message without the value, which may be a secret.
     Alone(&'static str),
 }
 
-/// The reason a value is refused; `what` reads after it.
+/// The error of an invalid value; `what` follows the value in the message.
 fn unfit<E: de::Error>(what: &str) -> E {
-    // The reader of the file shows the value as it is written, not as it is filled in.
+    // The reader adds the value as it is written, without the values of variables.
     E::invalid_value(Unexpected::Other("value"), &what)
 }
 
@@ -67,7 +67,7 @@ impl<T: Text> Visitor<'_> for TextVisitor<T> {
     }
 }
 
-/// Types around another one that are read by their [`Text`].
+/// Wrapper types that are read as their [`Text`].
 macro_rules! texts {
     ($($(#[$doc:meta])* $name:ident($inner:ty) as $target:ty;)*) => {$(
         $(#[$doc])*
@@ -99,11 +99,11 @@ texts! {
     PemFile(PathBuf) as Path;
     /// The path of a Unix socket.
     Socket(PathBuf) as Path;
-    /// A prefix of paths: starts with a slash and, but for `/` itself, does not end in one.
+    /// A prefix of paths. It begins with a slash and, except for `/` itself, does not end with one.
     PathPrefix(String) as str;
     /// A host name, in lower case and without a final dot.
     HostName(String) as str;
-    /// The beginning of keys: ends in a slash.
+    /// The beginning of keys, ending with a slash.
     KeyPrefix(String) as str;
     /// A text that is not empty.
     Plain(String) as str;
@@ -117,13 +117,13 @@ texts! {
     Service(S3Endpoint) as S3Endpoint;
     /// A pattern for names of buckets or objects.
     Pattern(Glob) as Glob;
-    /// The name of a role.
+    /// The ARN of a role.
     RoleArn(String) as str;
-    /// The external id that the owner of a role expects from those who assume it.
+    /// The external ID that the owner of a role requires.
     ExternalId(String) as str;
     /// The name of the session of an assumed role.
     SessionName(String) as str;
-    /// The name that a certificate bears.
+    /// The name in a certificate.
     TlsName(String) as str;
 }
 
@@ -152,7 +152,7 @@ impl Serialize for Address {
 
 // === impl Folder ===
 
-/// The allowed values, for messages of other places.
+/// Access to the allowed values for other modules.
 macro_rules! expected {
     ($($name:ident)*) => {$(
         impl $name {
@@ -222,7 +222,7 @@ impl Serialize for PemFile {
 /// The longest key file, in bytes.
 const MAX_KEY_FILE: u64 = 1 << 20;
 
-/// Files with keys that sign tokens, which are read once, and the keys.
+/// Files with keys that sign tokens, read when the configuration is.
 macro_rules! key_files {
     ($($(#[$doc:meta])* $name:ident: $read:ident, $expected:literal;)*) => {$(
         $(#[$doc])*
@@ -282,7 +282,7 @@ key_files! {
 fn read_key_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Unfit> {
     let cannot = |e: std::io::Error| Unfit::Value(format!("cannot be read: {e}"));
     let mut bytes = Zeroizing::new(Vec::new());
-    // Nothing else is opened: a pipe would wait for a writer.
+    // Only regular files are opened: a pipe would wait for a writer.
     if !std::fs::metadata(path).map_err(cannot)?.is_file() {
         return Err(Unfit::Value("is not a file".into()));
     }
@@ -380,8 +380,8 @@ impl Text for PathPrefix {
         let Some(path) = text.strip_prefix('/') else {
             return Err(Unfit::Value("does not start with /".into()));
         };
-        // The prefix is compared with the raw path, so that what a client must
-        // or may encode could never match, or match in one spelling only.
+        // The prefix is compared with the raw path. A character that clients must or may encode
+        // would never match, or in one spelling only.
         let is_literal = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&b);
         let is_segment =
             |segment: &str| !matches!(segment, "" | "." | "..") && segment.bytes().all(is_literal);
@@ -464,7 +464,7 @@ impl Text for KeyPrefix {
 
     fn check(text: &str) -> Result<Self, Unfit> {
         let Some(path) = text.strip_suffix('/') else {
-            // Dot segments of a key could lead to another name that begins so.
+            // Otherwise dot segments of a key could lead to another name with this beginning.
             return Err(Unfit::Value("does not end in /".into()));
         };
         let is_segment = |segment: &str| !matches!(segment, "" | "." | "..");
@@ -492,8 +492,8 @@ impl Text for BucketName {
                                     at both ends and no two dots in a row, not an IP address";
 
     fn check(name: &str) -> Result<Self, Unfit> {
-        // "General purpose bucket naming rules", Amazon S3 User Guide, less
-        // the reserved prefixes and suffixes, which AWS itself refuses.
+        // "General purpose bucket naming rules", Amazon S3 User Guide, without the reserved prefixes
+        // and suffixes, which AWS itself refuses.
         let valid = (3..=63).contains(&name.len())
             && name.chars().all(|c| is_plain(c) || c == '-' || c == '.')
             && name.starts_with(is_plain)
@@ -528,7 +528,7 @@ impl Text for Region {
         "write a region such as us-east-1: a-z, 0-9 and -, at most 63 characters";
 
     fn check(region: &str) -> Result<Self, Unfit> {
-        // It becomes a label of a host name, and a part of every signature.
+        // It is a label of a host name, and part of every signature.
         let valid = region.len() <= 63
             && region.chars().all(|c| is_plain(c) || c == '-')
             && region.starts_with(is_plain)
@@ -557,7 +557,7 @@ impl Text for Service {
         "write http://HOST[:PORT] or https://HOST[:PORT], or leave the key out for AWS";
 
     fn check(url: &str) -> Result<Self, Unfit> {
-        // It may hold a password.
+        // The message does not repeat the URL, which may contain a password.
         S3Endpoint::parse(url).map(Service).map_err(Unfit::Alone)
     }
 
@@ -682,7 +682,7 @@ fn is_sts_text(text: &str, others: &[u8]) -> bool {
         .all(|b| b.is_ascii_alphanumeric() || others.contains(&b))
 }
 
-/// The longest pattern, in bytes: as long as a key may be.
+/// The longest pattern, in bytes: the length of the longest key.
 const MAX_PATTERN: usize = 1024;
 
 // === impl Pattern ===
@@ -697,14 +697,14 @@ impl Pattern {
 impl Text for Pattern {
     const EXPECTED: &'static str = "write a pattern of at most 1024 bytes: * for any characters, \
                                     slashes too, ? for one, [a-z] and {jpg,png} for choices, and \
-                                    a backslash before one of these that is meant itself";
+                                    a backslash before a literal one of these";
 
     fn check(text: &str) -> Result<Self, Unfit> {
         if text.is_empty() || text.len() > MAX_PATTERN {
             return Err(Unfit::Value("is not a pattern".into()));
         }
         let glob = GlobBuilder::new(text).backslash_escape(true).build();
-        // A pattern may turn out too large when it is compiled.
+        // A pattern may be too large to be compiled.
         let compiled = glob.and_then(|glob| {
             let mut set = GlobSetBuilder::new();
             set.add(glob.clone()).build().map(|_| glob)
@@ -715,7 +715,7 @@ impl Text for Pattern {
     }
 
     fn stand_in() -> Self {
-        // The empty pattern is one.
+        // The empty pattern is valid.
         Pattern(Glob::new("").unwrap_or_else(|_| unreachable!("a pattern without characters")))
     }
 }
@@ -726,8 +726,8 @@ impl Serialize for Pattern {
     }
 }
 
-/// A text that no message, `Debug` output or printed configuration holds, and that is
-/// overwritten in memory when it is dropped.
+/// A text that no message, `Debug` output or printed configuration contains, and that is overwritten
+/// in memory when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
@@ -745,7 +745,7 @@ impl Text for Secret {
                                     all keys of the bucket for unsigned requests";
 
     fn check(text: &str) -> Result<Self, Unfit> {
-        // It goes into a header, where a stray newline ends the header.
+        // A line end would end the header field.
         if !text.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(Unfit::Alone(
                 "holds a space, a line end or a character that is not ASCII, perhaps copied along \
@@ -799,14 +799,14 @@ struct PeriodVisitor;
 // === impl Period ===
 
 impl Period {
-    /// The longest duration that may be written.
+    /// The longest duration.
     pub(super) const LONGEST: Duration = Duration::from_secs(365 * 86400);
 
     pub(super) const fn from_secs(secs: u64) -> Period {
         Period(Duration::from_secs(secs))
     }
 
-    /// `None` for zero, which switches many things off.
+    /// The duration; `None` if it is zero, which often means off.
     pub fn non_zero(self) -> Option<Duration> {
         (!self.0.is_zero()).then_some(self.0)
     }
@@ -857,7 +857,7 @@ impl Visitor<'_> for PeriodVisitor {
         if digits.is_empty() {
             return Err(unfit("is not a duration"));
         }
-        // All digits, so a failure to parse means too many of them.
+        // Only digits: a failure to parse means that there are too many.
         digits
             .parse::<u64>()
             .ok()
@@ -967,7 +967,7 @@ macro_rules! decimals {
                     }
 
                     fn visit_f64<E: de::Error>(self, number: f64) -> Result<$name, E> {
-                        // Neither an infinity nor NaN is within the range.
+                        // Infinities and NaN are out of range.
                         if !($min..=$max).contains(&number) {
                             return Err(unfit("is out of range"));
                         }
@@ -1023,7 +1023,7 @@ impl Gigabytes {
     }
 }
 
-/// Conversions of what is in megabytes.
+/// Conversions between megabytes and bytes.
 macro_rules! megabytes {
     ($($name:ident)*) => {$(
         impl $name {

@@ -1,14 +1,14 @@
-//! Variables of the environment in values: `${NAME}`, and `$${` for a literal `${`.
+//! Environment variables in values: `${NAME}`, and `$${` for a literal `${`.
 
 use zeroize::Zeroizing;
 
 use super::reader::Problem;
 
-/// The variables of the environment.
+/// A lookup of environment variables.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The text with its variables filled in. What is filled in is not looked at again, so
-/// that a secret may hold any character.
+/// The text with its variables replaced. A replacement is not examined again, so a secret may contain
+/// any character.
 pub(super) fn fill(written: &str, env: Env) -> Result<Zeroizing<String>, Problem> {
     let mut filled = Zeroizing::new(String::with_capacity(written.len()));
     let mut rest = written;
@@ -24,10 +24,10 @@ pub(super) fn fill(written: &str, env: Env) -> Result<Zeroizing<String>, Problem
         let (name, after) = variable[2..]
             .split_once('}')
             .filter(|(name, _)| is_variable_name(name))
-            // The text after it may be a part of a secret.
+            // The message does not show the text after it, which may be part of a secret.
             .ok_or_else(|| {
                 Problem::new(
-                    "has a ${ without a variable name and a }",
+                    "has a ${ without a variable name and a closing }",
                     "write ${NAME} with letters, digits and _, or $${ for a literal ${",
                 )
             })?;
@@ -44,7 +44,7 @@ pub(super) fn fill(written: &str, env: Env) -> Result<Zeroizing<String>, Problem
     Ok(filled)
 }
 
-/// The text of which [`fill`] makes `text`, whatever the variables are.
+/// The text from which [`fill`] makes `text`, independent of variables.
 pub(super) fn escape(text: &str) -> String {
     text.replace("${", "$${")
 }

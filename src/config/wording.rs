@@ -1,4 +1,4 @@
-//! Mistakes in words, in which no secret shows.
+//! Mistakes in words, without secrets.
 
 use std::path::Path;
 
@@ -10,13 +10,13 @@ use super::reader::{Finding, Problem, Step};
 use super::values::REDACTED;
 use super::variables::{fill, Env};
 
-/// The most mistakes that are reported at once.
+/// The most mistakes reported at once.
 pub(super) const MAX_FINDINGS: usize = 100;
 
-/// The longest value or key that is shown whole, in characters.
+/// The longest value or key that is shown in full, in characters.
 const MAX_SHOWN: usize = 100;
 
-/// The shortest secret that is looked for within other text. A shorter one would hide
+/// The shortest secret that is searched for within other text. A shorter one could be part of
 /// ordinary words.
 const MIN_CONTAINED: usize = 6;
 
@@ -27,7 +27,7 @@ pub(super) struct Secrets(Vec<Zeroizing<String>>);
 // === impl Secrets ===
 
 impl Secrets {
-    /// The values of all keys that are named like one for secrets, known or not.
+    /// The values of all keys, known or not, whose names are like those of secrets.
     pub fn of(root: &Node, env: Env) -> Secrets {
         let mut secrets = Vec::new();
         root.walk(&mut Vec::new(), &mut |path, _, value| {
@@ -46,7 +46,7 @@ impl Secrets {
         Secrets(secrets)
     }
 
-    /// Put mistakes into words: one at least, and so many that they can be read.
+    /// Puts mistakes into words, at most [`MAX_FINDINGS`].
     pub fn word_all(&self, file: &Path, mut findings: Vec<Finding>) -> ConfigError {
         findings.sort_by_key(|finding| finding.place);
         if findings.len() > MAX_FINDINGS {
@@ -61,7 +61,7 @@ impl Secrets {
         ConfigError::new(mistakes.collect())
     }
 
-    /// Put a mistake into words.
+    /// Puts a mistake into words.
     pub fn word(&self, file: &Path, finding: Finding) -> Mistake {
         let path: Vec<_> = finding.path.iter().map(|step| self.shown(step)).collect();
         let key = Some(key(&path)).filter(|key| !key.is_empty());
@@ -76,7 +76,7 @@ impl Secrets {
         Mistake::new(file, finding.place, key.as_deref(), &what)
     }
 
-    /// A step of a path as it may be shown.
+    /// A step of a path, without secrets.
     fn shown(&self, step: &Step) -> Step {
         let Step::Name(name) = step else {
             return step.clone();
@@ -90,7 +90,7 @@ impl Secrets {
         })
     }
 
-    /// True if the text is a secret, or holds one, or looks like one.
+    /// True if the text is a secret, contains one, or looks like one.
     fn hides(&self, text: &str) -> bool {
         looks_secret(text)
             || self.0.iter().any(|secret| {
@@ -120,7 +120,7 @@ fn is_secret_key(name: &str) -> bool {
         .any(|word| name.contains(word))
 }
 
-/// True if a text looks like a key of AWS, in whatever place it stands.
+/// True if a text looks like a key of AWS.
 fn looks_secret(text: &str) -> bool {
     let has = |is: fn(&char) -> bool| text.chars().any(|c| is(&c));
     text.len() >= 20

@@ -10,19 +10,19 @@ use serde_json::Value;
 
 use super::TokenError;
 
-/// The most keys of a set.
+/// The most keys in a set.
 const MAX_KEYS: usize = 64;
 
 /// The shortest secret, in bytes (RFC 7518 §3.2).
 const MIN_SECRET: usize = 32;
 
-/// The shortest modulus of RSA, in bytes (RFC 7518 §3.3).
+/// The shortest RSA modulus, in bytes (RFC 7518 §3.3).
 const MIN_MODULUS: usize = 2048 / 8;
 
-/// The beginning of a block of PEM (RFC 7468).
+/// The beginning of a PEM block (RFC 7468).
 const PEM: &str = "-----BEGIN ";
 
-/// One key or a set, never without any.
+/// One key or several.
 #[derive(Clone)]
 pub struct Keys(Vec<Key>);
 
@@ -37,16 +37,16 @@ pub(super) struct Key {
 // === impl Keys ===
 
 impl Keys {
-    /// The secret of HS256. Line ends at the end of the text are no part of it.
+    /// The secret of HS256. Line ends at the end of the text are not part of it.
     ///
     /// # Errors
-    /// The problem, in words that follow the name of a file.
+    /// The problem, in words that follow the name of a file: "is not JSON".
     pub fn from_secret(text: &[u8]) -> Result<Keys, &'static str> {
         let is_line_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
         let end = text.iter().rposition(|byte| !is_line_end(byte));
         let secret = end.map_or(&[][..], |end| &text[..=end]);
         let start = secret.trim_ascii_start();
-        // Anybody may know a public key, and would sign with it.
+        // Public keys are known, so anyone could sign with one.
         if start.starts_with(PEM.as_bytes()) || start.starts_with(b"{") {
             return Err("holds a PEM file or a key set, not a secret");
         }
@@ -66,10 +66,10 @@ impl Keys {
     /// # Errors
     /// As [`from_secret`](Self::from_secret).
     pub fn from_public_pem(text: &[u8]) -> Result<Keys, &'static str> {
-        let text = std::str::from_utf8(text).map_err(|_| "is no PEM file")?;
+        let text = std::str::from_utf8(text).map_err(|_| "is not a PEM file")?;
         let mut blocks = text.matches(PEM);
         if blocks.next().is_none() {
-            return Err("is no PEM file");
+            return Err("is not a PEM file");
         }
         if blocks.next().is_some() {
             return Err("holds more than one key; use a key set for several");
@@ -105,7 +105,7 @@ impl Keys {
     pub fn from_jwks(text: &[u8]) -> Result<Keys, &'static str> {
         let set: Value = serde_json::from_slice(text).map_err(|_| "is not JSON")?;
         let Some(Value::Array(keys)) = set.get("keys") else {
-            return Err("is no key set: it has no list \"keys\"");
+            return Err("is not a key set: it has no list \"keys\"");
         };
         if keys.len() > MAX_KEYS {
             return Err("holds more than 64 keys");
@@ -125,7 +125,7 @@ impl Keys {
             return Err(TokenError::Malformed);
         }
         let named: Vec<_> = match &header.kid {
-            // A key without a name may be any.
+            // A key without `kid` matches every `kid`.
             Some(id) => fitting
                 .filter(|key| key.id.as_ref().is_none_or(|of| of == id))
                 .collect(),
@@ -153,7 +153,7 @@ impl fmt::Debug for Keys {
 // === impl Key ===
 
 impl Key {
-    /// A key of a set; `None`: it has another purpose, or is not understood.
+    /// A key of a set; `None`: it has another purpose, or an unknown form.
     fn from_jwk(value: &Value) -> Option<Key> {
         let jwk: Jwk = serde_json::from_value(value.clone()).ok()?;
         let (algorithm, name) = match &jwk.algorithm {
@@ -189,7 +189,7 @@ impl Key {
 fn is_usable(algorithm: Algorithm, key: &DecodingKey) -> bool {
     match (algorithm, key.kind()) {
         (Algorithm::RS256, DecodingKeyKind::RsaModulusExponent { n, .. }) => n.len() >= MIN_MODULUS,
-        // A modulus with its exponent and their frame.
+        // DER of a modulus and an exponent.
         (Algorithm::RS256, DecodingKeyKind::SecretOrDer(der)) => der.len() > MIN_MODULUS,
         (Algorithm::HS256, DecodingKeyKind::SecretOrDer(secret)) => secret.len() >= MIN_SECRET,
         // An uncompressed point (SEC 1, §2.3.3).

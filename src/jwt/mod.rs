@@ -1,11 +1,11 @@
 //! JSON Web Tokens of clients (RFC 7519).
 //!
-//! - this module: the rules, and what a token that follows them allows
+//! - this module: the rules, and the rights that a valid token gives
 //! - [`keys`]: the keys that sign tokens, read from files
-//! - `provider`: the cryptography for jsonwebtoken, by ring, which TLS uses too
+//! - `provider`: the cryptography of jsonwebtoken, by ring
 //!
-//! A key is for one algorithm, which it brings along. A token does not choose: `none` is no
-//! algorithm here, and a public key checks no HMAC.
+//! The key determines the algorithm, not the token: `none` is not an algorithm here, and a public
+//! key verifies no HMAC.
 
 pub mod keys;
 mod provider;
@@ -29,26 +29,25 @@ pub use keys::Keys;
 /// The longest token, in bytes.
 pub const MAX_TOKEN: usize = 8 * 1024;
 
-/// The time by which an issuer's clock may differ from this one, in seconds.
+/// The allowed difference between an issuer's clock and this one, in seconds.
 pub const LEEWAY: u64 = 60;
 
-/// Verified tokens that are remembered.
+/// The number of verified tokens that are remembered.
 const REMEMBERED: usize = 1024;
 
 /// The rules for tokens.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// The issuers of which one must be `iss`; none: it does not matter.
+    /// The accepted values of `iss`; none: any.
     pub issuers: Vec<String>,
-    /// The audiences of which one must be in `aud`. None: a token for an audience is refused
-    /// (RFC 7519 §4.1.3).
+    /// The accepted values of `aud`; none: tokens with `aud` are refused (RFC 7519 §4.1.3).
     pub audiences: Vec<String>,
-    /// The claim that has the prefixes of the keys that the client may read: a string, or a
-    /// list of them. `None`: all keys.
+    /// The claim with the prefixes of the keys that the client may read, a string or a list of
+    /// strings. `None`: all keys.
     pub prefix_claim: Option<String>,
 }
 
-/// Verifies tokens.
+/// A verifier of tokens.
 pub struct Verifier {
     keys: Keys,
     rules: Rules,
@@ -61,37 +60,37 @@ pub struct Verifier {
 pub struct Grant {
     /// The keys that the client may read.
     pub prefixes: KeyPrefixes,
-    /// The end of the token's life with all leeway, in seconds after 1970.
+    /// The expiry of the token with the leeway, in seconds since 1970.
     expires: u64,
 }
 
 /// The reason that a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenError {
-    /// It is longer than [`MAX_TOKEN`].
+    /// The token is longer than [`MAX_TOKEN`].
     TooLong,
-    /// It is no token, or of an algorithm for which there is no key.
+    /// The token is malformed, or no key has its algorithm.
     Malformed,
-    /// No key has its `kid`, or it has none and several keys fit.
+    /// No key has its `kid`, or it has none and several keys match.
     UnknownKey,
-    /// The signature is not that of a key.
+    /// No key verifies the signature.
     Signature,
-    /// Its `exp` is over.
+    /// `exp` has passed.
     Expired,
-    /// Its `nbf` is to come.
+    /// `nbf` has not come yet.
     NotYet,
-    /// Its issuer is not one of the rules'.
+    /// The rules do not accept the issuer.
     Issuer,
-    /// Its audience is not one of the rules'.
+    /// The rules do not accept the audience.
     Audience,
-    /// A claim is missing that must be there, or has no value of its kind.
+    /// A required claim is missing, or a claim is malformed.
     Claim,
 }
 
 // === impl Verifier ===
 
 impl Verifier {
-    /// A verifier of tokens that one of these keys signed.
+    /// A verifier of tokens that are signed with one of these keys.
     pub fn new(keys: Keys, rules: Rules) -> Verifier {
         provider::install();
         Verifier {
@@ -130,7 +129,7 @@ impl Verifier {
         let expires = expires.ok_or(TokenError::Claim)?;
         Ok(Grant {
             prefixes: self.prefixes(&claims)?,
-            // The cast saturates, and has been checked to be a number of seconds.
+            // The cast saturates; `decode` has checked that it is a number of seconds.
             expires: (expires.round() as u64).saturating_add(LEEWAY),
         })
     }
@@ -185,7 +184,7 @@ impl fmt::Debug for Verifier {
 // === impl TokenError ===
 
 impl TokenError {
-    /// The reason in words for `error_description` (RFC 6750 §3).
+    /// The reason in words, for `error_description` (RFC 6750 §3).
     pub fn description(self) -> &'static str {
         match self {
             TokenError::TooLong => "The token is too long",

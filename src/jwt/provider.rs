@@ -1,7 +1,7 @@
-//! The cryptography for jsonwebtoken, by ring.
+//! The cryptography of jsonwebtoken, by ring.
 //!
-//! jsonwebtoken brings providers for aws-lc-rs and for the crates of RustCrypto. ring is part
-//! of this program already, because TLS uses it.
+//! jsonwebtoken has providers for aws-lc-rs and for the crates of RustCrypto. This program
+//! contains ring already.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
@@ -16,11 +16,11 @@ use ring::signature::{
 static PROVIDER: CryptoProvider = CryptoProvider {
     signer_factory: |_, _| Err(ErrorKind::UnsupportedAlgorithm.into()),
     verifier_factory: |algorithm, key| Ok(Box::new(RingVerifier::new(*algorithm, key)?)),
-    // Only for JWKs that are made from keys.
+    // Needed only to make JWKs of keys.
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Let jsonwebtoken use ring, unless the process has another provider already.
+/// Makes ring the provider of jsonwebtoken, unless the process has one already.
 pub(super) fn install() {
     let _ = PROVIDER.install_default();
 }

@@ -1,4 +1,4 @@
-//! Changes that requests may make at S3.
+//! The changes that requests make at S3.
 
 use http::{HeaderMap, HeaderName, Method};
 
@@ -13,11 +13,11 @@ const CONTENT_HASH: HeaderName = HeaderName::from_static("x-amz-content-sha256")
 pub enum Change {
     /// None.
     Nothing,
-    /// The one that the request is for.
+    /// The object that the request names.
     Object,
-    /// Those that the body of the request names.
+    /// The objects that the body of the request names.
     Listed,
-    /// Any.
+    /// Any object of the bucket.
     Bucket,
 }
 
@@ -36,21 +36,20 @@ impl Change {
             | CreateMultipartUpload
             | AbortMultipartUpload
             | SelectObjectContent => Change::Nothing,
-            // The source is another object, written in one of several ways.
+            // The source is another object, which can be written in several ways.
             RenameObject => Change::Bucket,
             _ if headers.contains_key(RENAME_SOURCE) => Change::Bucket,
             DeleteObjects if is_streaming(headers) => Change::Bucket,
             DeleteObjects => Change::Listed,
             CreateBucket | DeleteBucket | PostObject => Change::Bucket,
             _ if request.target.key().is_some() => Change::Object,
-            // Of the bucket's configuration, which is no part of objects.
+            // Changes of the bucket's configuration do not change objects.
             Other => Change::Bucket,
             _ => Change::Nothing,
         }
     }
 
-    /// True for an operation after which other clients may be permitted, or refused, what
-    /// they were not before.
+    /// True if the operation can change what other clients are permitted to do.
     pub fn changes_permissions(request: &S3Request, method: &Method) -> bool {
         use Operation::*;
         let reads = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
@@ -68,13 +67,13 @@ impl Change {
                 | PostObject
                 | RestoreObject
                 | SelectObjectContent => false,
-                // Policies can depend on all the rest: tags, retention, the bucket's settings.
+                // Policies can depend on everything else: tags, retention, settings of the bucket.
                 _ => true,
             }
     }
 }
 
-/// True if the body comes in signed pieces.
+/// True if the body is sent in signed chunks.
 fn is_streaming(headers: &HeaderMap) -> bool {
     let hash = headers.get(CONTENT_HASH);
     headers.contains_key(CONTENT_ENCODING)
@@ -84,7 +83,7 @@ fn is_streaming(headers: &HeaderMap) -> bool {
 /// The most objects of one document ("DeleteObjects", Amazon S3 API Reference).
 const MAX_OBJECTS: usize = 1000;
 
-/// The most bytes of keys and versions that are kept of one document.
+/// The most bytes of keys and versions kept of one document.
 const MAX_KEYS_BYTES: usize = 64 * 1024;
 
 /// The longest tag, or text between two tags.
@@ -99,9 +98,8 @@ pub struct DeletedObject {
     pub version_id: Option<String>,
 }
 
-/// Reads the keys of a DeleteObjects document while it passes. It does not judge the document,
-/// which S3 does; where there is doubt about a key, the list is not
-/// [complete](Self::complete).
+/// A reader of the keys of a DeleteObjects document that passes. S3 judges the document; if a key
+/// is in doubt, the list is not [complete](Self::complete).
 ///
 /// Source: "DeleteObjects", Amazon S3 API Reference.
 #[derive(Debug, Default)]
@@ -111,7 +109,7 @@ pub struct DeletedKeys {
     /// The number of objects before the open `Object` element.
     object: Option<usize>,
     version_id: Option<String>,
-    /// The text since the last tag, or the tag that has begun.
+    /// The text since the last tag, or the beginning of a tag.
     piece: Vec<u8>,
     in_tag: bool,
     reads: Option<Field>,
@@ -130,7 +128,7 @@ enum Field {
 // === impl DeletedKeys ===
 
 impl DeletedKeys {
-    /// Read the next piece.
+    /// Reads the next piece.
     pub fn read(&mut self, bytes: &[u8]) {
         for byte in bytes {
             if self.is_unclear {
@@ -152,7 +150,7 @@ impl DeletedKeys {
         }
     }
 
-    /// The objects of the document; `None`: it may name others.
+    /// The objects that the document names; `None`: there may be others.
     pub fn complete(&self) -> Option<&[DeletedObject]> {
         let is_clear = self.has_ended && !self.is_unclear && !self.in_tag;
         is_clear.then_some(&self.objects)
@@ -183,7 +181,7 @@ impl DeletedKeys {
     fn tag(&mut self, tag: &[u8]) {
         let declaration = tag.strip_prefix(b"?");
         if let Some(declaration) = declaration {
-            // Another encoding than UTF-8 would have to be named.
+            // An encoding other than UTF-8 must be named.
             let text = declaration.to_ascii_lowercase();
             let names = |name: &[u8]| text.windows(name.len()).any(|part| part == name);
             self.is_unclear |= self.depth > 0 || (names(b"encoding") && !names(b"utf-8"));
@@ -199,7 +197,7 @@ impl DeletedKeys {
         };
         let end = tag.iter().position(u8::is_ascii_whitespace);
         let name = &tag[..end.unwrap_or(tag.len())];
-        // Comments, CDATA, entities of its own, and names with a prefix.
+        // Comments, CDATA, entity declarations and names with a prefix are not plain.
         let is_plain = !name.is_empty() && name.iter().all(u8::is_ascii_alphanumeric);
         let is_known = is_plain && !may_go_on(tag) && !self.has_ended;
         if !is_known || (self.reads.is_some() && !closes) {
@@ -219,7 +217,7 @@ impl DeletedKeys {
         }
     }
 
-    /// Note the beginning or the end of an element. Returns false if its meaning is in doubt.
+    /// Notes the beginning or the end of an element. Returns false if its meaning is in doubt.
     fn element(&mut self, closes: bool, name: &[u8]) -> bool {
         let field = match name {
             b"Key" => Some(Field::Key),
@@ -262,7 +260,7 @@ fn may_go_on(tag: &[u8]) -> bool {
     let number = |quote: u8| tag.iter().filter(|byte| **byte == quote).count();
     match (number(b'"'), number(b'\'')) {
         (quotes, 0) | (0, quotes) => quotes % 2 == 1,
-        // One kind of quotes may stand within the other.
+        // Quotes of one kind may enclose those of the other.
         _ => true,
     }
 }

@@ -8,7 +8,7 @@ use http::StatusCode;
 /// Source: "Error responses", Amazon S3 API Reference.
 macro_rules! codes {
     ($($(#[$doc:meta])* $code:ident $status:literal $message:literal,)*) => {
-        /// An error code of S3. Clients decide by it.
+        /// An error code of S3, by which clients decide.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Code {
             $($(#[$doc])* $code,)*
@@ -38,35 +38,35 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The client may not do this.
+    /// The client lacks the permission.
     AccessDenied 403 "Access Denied",
     /// The proxy itself fails.
     InternalError 500 "We encountered an internal error. Please try again.",
-    /// A parameter has a value that it cannot have.
+    /// A parameter has an invalid value.
     InvalidArgument 400 "Invalid Argument",
     /// The object has no such part.
     InvalidPartNumber 416 "The requested partnumber is not satisfiable",
     /// The object has no byte of the range.
     InvalidRange 416 "The requested range is not satisfiable",
-    /// The request contradicts itself, or is not allowed as it is.
+    /// The request contradicts itself, or is not allowed in this form.
     InvalidRequest 400 "Invalid Request",
     /// The path names no object.
     InvalidURI 400 "The specified URI couldn't be parsed.",
-    /// The key is longer than a key can be.
+    /// The key is too long.
     KeyTooLongError 400 "Your key is too long",
-    /// The object or bucket cannot be asked by this method.
+    /// The object or bucket does not support the method.
     MethodNotAllowed 405 "The specified method is not allowed against this resource.",
-    /// No bucket is served under this name.
+    /// There is no such bucket.
     NoSuchBucket 404 "The specified bucket does not exist.",
     /// There is no such object.
     NoSuchKey 404 "The specified key does not exist.",
     /// The object has no such version.
     NoSuchVersion 404 "The specified version does not exist.",
-    /// This proxy does not do what S3 would.
+    /// The proxy does not implement this operation of S3.
     NotImplemented 501 "A header or query that you provided requests functionality that is not implemented.",
     /// A condition of the client does not hold.
     PreconditionFailed 412 "At least one of the preconditions you specified did not hold",
-    /// The origin does not answer, or not with HTTP.
+    /// The origin does not respond, or not with HTTP.
     ServiceUnavailable 503 "Service is unable to handle request.",
     /// There are too many requests.
     SlowDown 503 "Please reduce your request rate.",
@@ -79,7 +79,7 @@ pub struct S3Error {
     pub code: &'static str,
     /// The HTTP status.
     pub status: StatusCode,
-    /// One sentence. It must name nothing that the client does not know.
+    /// One sentence, with nothing that the client does not know.
     pub message: Cow<'static, str>,
 }
 
@@ -106,7 +106,7 @@ impl From<Code> for S3Error {
 }
 
 impl S3Error {
-    /// An error with a message of its own.
+    /// An error with its own message.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> S3Error {
         S3Error {
             message: message.into(),
@@ -114,7 +114,7 @@ impl S3Error {
         }
     }
 
-    /// The error that a status about an object stands for.
+    /// The error that a status of an object means.
     pub fn of_status(status: StatusCode) -> S3Error {
         let code = match status {
             StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => Code::AccessDenied,

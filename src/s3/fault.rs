@@ -11,7 +11,7 @@ pub struct Fault<'a>(Cow<'a, str>);
 // === impl Fault ===
 
 impl<'a> Fault<'a> {
-    /// Reads the beginning of a document. `None`: it is no error document.
+    /// Reads the beginning of a document; `None`: it is not an error document.
     pub fn read(document: &'a [u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(document);
         let mut rest = text.trim_start_matches('\u{feff}').trim_start();
@@ -34,7 +34,7 @@ impl<'a> Fault<'a> {
         self.element("Region")
     }
 
-    /// The text of an element: a plain name, because it comes from outside.
+    /// The text of an element, if it is a plain name: the origin is not trusted.
     fn element(&self, name: &str) -> Option<&str> {
         let (_, after) = self.0.split_once(&format!("<{name}>"))?;
         let (text, _) = after.split_once('<')?;

@@ -1,11 +1,12 @@
-//! Object keys: from the raw path of a request to the path of an S3 request.
+//! Object keys, decoded from the path of a client's request and encoded for that of an S3
+//! request.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
 use super::error::{Code, S3Error};
 
-/// The longest key S3 stores, in bytes of UTF-8.
+/// The longest key that S3 stores, in bytes of UTF-8.
 ///
 /// Source: "Naming Amazon S3 objects", Amazon S3 User Guide.
 pub const MAX_KEY_BYTES: usize = 1024;
@@ -13,14 +14,14 @@ pub const MAX_KEY_BYTES: usize = 1024;
 /// The name of an object within its bucket: decoded UTF-8, never empty, at most
 /// [`MAX_KEY_BYTES`] long.
 ///
-/// Everything else is S3's to judge: doubled and trailing slashes, control characters
-/// and the segments `.` and `..` are part of a name there. A name whose segments lead to
-/// the bucket itself or out of it is invalid: a server that resolves them would answer
-/// with a list of objects, or with an object of another bucket.
+/// S3 judges everything else: doubled and trailing slashes, control characters and the segments
+/// `.` and `..` are part of a name there. A name whose segments lead to the bucket itself or out
+/// of it is invalid: a server that resolves them would respond with a list of objects, or with an
+/// object of another bucket.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectKey(String);
 
-/// Why the path of a request names no object that may be asked for.
+/// The reason that a path names no object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyError {
@@ -40,13 +41,13 @@ pub enum KeyError {
 // === impl ObjectKey ===
 
 impl ObjectKey {
-    /// Reads the key from what follows the bucket's prefix (and its slash) in
-    /// the raw, still encoded path of a request; the query is not part of it.
+    /// Reads the key from the encoded path of a request after the bucket's prefix and its slash,
+    /// without the query.
     ///
-    /// `+` stands for itself: only HTML forms write a space that way.
+    /// `+` is a plus sign: only HTML forms write a space that way.
     ///
     /// # Errors
-    /// See [`KeyError`]; every one of them is the client's mistake.
+    /// [`KeyError`], a mistake of the client.
     pub fn from_request_path(path_after_prefix: &str) -> Result<ObjectKey, KeyError> {
         if path_after_prefix.is_empty() {
             return Err(KeyError::Empty);
@@ -97,18 +98,17 @@ impl ObjectKey {
         &self.0
     }
 
-    /// The key as a request path carries it: every byte but `A-Z a-z 0-9 - _ .
-    /// ~ /` as `%` and two upper-case hexadecimal digits.
+    /// The key as it is written in a request path: every byte except `A-Z a-z 0-9 - _ . ~ /` as
+    /// `%` and two upper-case hexadecimal digits.
     ///
-    /// This is the one form for which the request sent and the canonical
-    /// request of the signature agree. Source: "Signature Calculations for the
+    /// Only in this form do the request and the canonical request of its signature agree. Source: "Signature Calculations for the
     /// Authorization Header", Amazon S3 API Reference, `UriEncode()`.
     pub fn encoded(&self) -> Cow<'_, str> {
         encode(&self.0)
     }
 }
 
-/// True if a segment of the key begins with a dot: a cheap test that few keys pass.
+/// True if a segment of the key begins with a dot. The test is cheap, and few keys pass it.
 fn may_have_dot_segments(key: &str) -> bool {
     let key = key.as_bytes();
     key.first() == Some(&b'.') || key.windows(2).any(|pair| pair == b"/.")
@@ -120,7 +120,8 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// A key or the beginning of one as a request path carries it, see [`ObjectKey::encoded`].
+/// A key, or the beginning of one, as it is written in a request path, see
+/// [`ObjectKey::encoded`].
 pub(super) fn encode(key: &str) -> Cow<'_, str> {
     if key.bytes().all(stands_for_itself) {
         return Cow::Borrowed(key);
@@ -130,7 +131,7 @@ pub(super) fn encode(key: &str) -> Cow<'_, str> {
     Cow::Owned(encoded)
 }
 
-/// A value as a query carries it: like a key, but for slashes.
+/// A value as it is written in a query: like a key, but with slashes encoded.
 pub fn encode_value(value: &str) -> String {
     let mut encoded = String::with_capacity(value.len());
     encode_to(&mut encoded, value, |byte| {
@@ -150,9 +151,9 @@ fn encode_to(encoded: &mut String, text: &str, stays: impl Fn(u8) -> bool) {
     }
 }
 
-/// True if a key could be taken for the bucket itself, which might be listed, or for
-/// something outside it: by a server that resolves the dot segments of a path (RFC 3986
-/// §5.2.4), or by a file system, where doubled slashes are one.
+/// True if a key could be read as the bucket itself, which might be listed, or as something
+/// outside it: by a server that resolves dot segments (RFC 3986 §5.2.4), or by a file system,
+/// which merges doubled slashes.
 fn leaves_bucket(key: &str) -> bool {
     let mut depth = 0;
     let mut has_dots = false;

@@ -1,4 +1,4 @@
-//! Lists of objects: the request to the origin, and its document as a client may see it.
+//! Lists of objects: the request to the origin, and the response as a client may see it.
 //!
 //! Sources: ListObjects and ListObjectsV2, Amazon S3 API Reference.
 
@@ -12,11 +12,11 @@ use super::key::encode_value;
 use super::origin::Origin;
 use super::request::{Operation, S3Request};
 
-/// The longest piece of a document that is kept, in bytes: a tag, or the text of an element
+/// The longest piece of a document that is buffered, in bytes: a tag, or the text of an element
 /// that is rewritten. A key takes at most a tenth of it.
 const MAX_KEPT: usize = 64 * 1024;
 
-/// The deepest element of a document; an owner's name is at 4.
+/// The deepest nesting of elements; an owner's name is at depth 4.
 const MAX_DEPTH: usize = 16;
 
 /// U+FEFF in UTF-8.
@@ -25,16 +25,17 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Elements below the root whose text begins with the prefix of a key, or is empty.
 const KEYS: [&str; 4] = ["Marker", "NextMarker", "Prefix", "StartAfter"];
 
-/// Rewrites the document of a list while it comes: keys lose the prefix that clients leave
-/// out, and the bucket has the name that they know. All else stays as it is, byte for byte.
+/// A rewriter of the document of a list, as it arrives. Keys lose the prefix that clients leave
+/// out, and the bucket gets the name that clients know. Everything else stays as it is, byte for
+/// byte.
 #[derive(Debug)]
 pub struct ListRewriter {
     /// The name of the bucket, escaped.
     name: String,
     key_prefix: String,
-    /// Keys may be percent-encoded, because the client asked for that.
+    /// True if keys may be percent-encoded, as the client requested.
     is_encoded: bool,
-    /// The part of a tag that has come.
+    /// The part of a tag that has arrived.
     kept: Vec<u8>,
     /// The names of the open elements.
     open: Vec<Vec<u8>>,
@@ -43,14 +44,14 @@ pub struct ListRewriter {
     has_root: bool,
 }
 
-/// The origin's document cannot be passed on.
+/// The reason that the origin's document cannot be passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListError {
-    /// It is not well-formed, or has something that S3 does not write.
+    /// It is not well-formed, or contains something that S3 does not write.
     Malformed,
     /// It ends too early.
     Incomplete,
-    /// A key does not begin with the prefix that was asked for.
+    /// A key does not begin with the requested prefix.
     OutsidePrefix,
 }
 
@@ -70,7 +71,7 @@ pub fn target(origin: &Origin, request: &S3Request) -> Result<String, S3Error> {
         value.map(str::to_owned)
     };
     let prefix = request.parameter("prefix").unwrap_or_default();
-    // An origin that resolves dot segments would list something else.
+    // An origin that resolves dot segments would list other objects.
     if prefix
         .split('/')
         .any(|segment| matches!(segment, "." | ".."))
@@ -119,7 +120,7 @@ pub fn target(origin: &Origin, request: &S3Request) -> Result<String, S3Error> {
 // === impl ListRewriter ===
 
 impl ListRewriter {
-    /// A rewriter for the answer to `request`.
+    /// A rewriter for the response to `request`.
     pub fn new(origin: &Origin, request: &S3Request) -> ListRewriter {
         let name = origin.public_name().unwrap_or(origin.bucket());
         ListRewriter {
@@ -133,7 +134,7 @@ impl ListRewriter {
         }
     }
 
-    /// Rewrite a further piece of the document. Returns what can be sent of it.
+    /// Rewrites a further piece of the document. Returns what can be sent.
     ///
     /// # Errors
     /// [`ListError`]
@@ -141,7 +142,7 @@ impl ListRewriter {
         let mut document = std::mem::take(&mut self.kept);
         document.extend_from_slice(piece);
         let mut sent = Vec::with_capacity(document.len());
-        // Up to the last end of a tag: what follows may be half of something.
+        // Only up to the last end of a tag: the rest may be incomplete.
         let complete = document.iter().rposition(|byte| *byte == b'>');
         let consumed = match complete {
             Some(end) => self.rewrite(&document[..=end], &mut sent)?,
@@ -155,10 +156,10 @@ impl ListRewriter {
         Ok(sent)
     }
 
-    /// Check that the document has come to its end. Returns the last of it.
+    /// Checks that the document is complete. Returns its rest.
     ///
     /// # Errors
-    /// It has not.
+    /// It is incomplete.
     pub fn finish(&mut self) -> Result<Vec<u8>, ListError> {
         let is_blank = self.kept.iter().all(u8::is_ascii_whitespace);
         match self.has_root && self.open.is_empty() && is_blank {
@@ -167,7 +168,7 @@ impl ListRewriter {
         }
     }
 
-    /// Returns how many bytes have been rewritten: whole tags, and the text before them.
+    /// Rewrites whole tags and the text before them. Returns their length.
     fn rewrite(&mut self, document: &[u8], sent: &mut Vec<u8>) -> Result<usize, ListError> {
         // The reader's positions do not count a byte order mark at the beginning of its input. A
         // document may begin with one, and so may a piece that begins within a key.
@@ -187,7 +188,7 @@ impl ListRewriter {
             let event = match reader.read_event() {
                 Ok(Event::Eof) => return Ok(start),
                 Ok(event) => event,
-                // It may be half of something that has a `>` in it.
+                // It may be the beginning of something that contains a `>`.
                 Err(_) => return Ok(start),
             };
             let end = usize::try_from(reader.buffer_position());
@@ -223,7 +224,7 @@ impl ListRewriter {
                 self.open.pop();
                 sent.extend_from_slice(raw);
             }
-            // Such an element is empty, and stays so.
+            // An empty element stays empty.
             Event::Empty(_) | Event::Text(_) | Event::GeneralRef(_) => match &mut self.text {
                 Some(_) if matches!(event, Event::Empty(_)) => return Err(ListError::Malformed),
                 Some(text) if text.len() + raw.len() <= MAX_KEPT => text.extend_from_slice(raw),
@@ -231,7 +232,7 @@ impl ListRewriter {
                 None => sent.extend_from_slice(raw),
             },
             Event::Decl(_) if !self.has_root => sent.extend_from_slice(raw),
-            // Nothing that S3 writes, and a key could hide there.
+            // S3 does not write this, and a key could hide in it.
             _ => return Err(ListError::Malformed),
         }
         Ok(())
@@ -262,8 +263,8 @@ impl ListRewriter {
     }
 }
 
-/// The rest of a text after a prefix, as it is written. Characters of the prefix may be
-/// written as references, and percent-encoded.
+/// The rest of a text after a prefix, as it is written. Characters of the prefix may be written as
+/// references or percent-encoded.
 fn strip_prefix<'t>(text: &'t [u8], prefix: &str, is_encoded: bool) -> Option<&'t [u8]> {
     let mut rest = text;
     let mut prefix = prefix.as_bytes();
@@ -275,8 +276,7 @@ fn strip_prefix<'t>(text: &'t [u8], prefix: &str, is_encoded: bool) -> Option<&'
     Some(rest)
 }
 
-/// The first character of a text, or byte of one: its length as it is written, and what it
-/// stands for.
+/// The first character of a text, or byte of it: its length as written, and its meaning.
 fn character(text: &[u8], is_encoded: bool) -> Option<(usize, Vec<u8>)> {
     match text {
         [b'&', ..] => {

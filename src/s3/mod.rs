@@ -1,5 +1,10 @@
-//! The S3 side of the proxy: what a request means, object keys, where a bucket lives, its
-//! credentials, and the signatures of requests, those to an origin and those of clients.
+//! The S3 side of the proxy.
+//!
+//! - [`request`], [`key`], [`list`], [`change`]: the meaning of requests
+//! - [`router`], [`origin`], [`prefixes`]: buckets and their addresses
+//! - [`credentials`], [`sign`]: requests to an origin
+//! - [`verify`], [`proof`]: signatures of clients
+//! - [`error`], [`fault`]: error documents, sent and received
 
 pub mod change;
 pub mod credentials;

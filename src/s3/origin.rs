@@ -9,7 +9,7 @@ use crate::s3::credentials::OriginCredentials;
 use crate::s3::key::{encode, ObjectKey};
 use crate::s3::sign::Signer;
 
-/// The address of an S3 service: what `http://host:port` says, no more.
+/// The address of an S3 service: scheme, host and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct S3Endpoint {
     tls: bool,
@@ -17,29 +17,30 @@ pub struct S3Endpoint {
     port: u16,
 }
 
-/// A bucket to serve, and how its service is asked.
+/// A bucket to serve, and the way to its service.
 #[derive(Clone, Debug)]
 pub struct Bucket {
-    /// The paths that are answered from this bucket: starts with a slash and, but
-    /// for `/` itself, does not end in one.
+    /// The prefix of the paths that belong to this bucket. It begins with a slash and, except
+    /// for `/` itself, does not end with one.
     pub path_prefix: Option<String>,
-    /// The host names whose paths are answered from this bucket, in lower case.
+    /// The host names whose paths belong to this bucket, in lower case.
     pub hosts: Vec<String>,
-    /// The name of the bucket; empty with `passthrough`: all buckets of the service.
+    /// The name of the bucket. With `passthrough`, an empty name stands for all buckets of the
+    /// service.
     pub name: String,
     /// The beginning of all keys that are served, which clients leave out: empty, or ending
     /// in a slash.
     pub key_prefix: String,
-    /// Tells identities apart with which the service is asked, such as the access key;
-    /// `None`: requests are unsigned.
+    /// The identity that requests to the service have, such as the access key. `None`: requests
+    /// are unsigned.
     pub principal: Option<String>,
     /// The region of the bucket.
     pub region: String,
     /// An S3 service other than AWS.
     pub endpoint: Option<S3Endpoint>,
-    /// The credentials that sign the requests; without them, requests go out unsigned.
+    /// The credentials that sign requests; `None`: requests are unsigned.
     pub credentials: Option<OriginCredentials>,
-    /// Requests go out as clients signed them.
+    /// True if requests are relayed as clients signed them.
     pub passthrough: bool,
     /// Connections to the service.
     pub connection: ConnectionOptions,
@@ -48,37 +49,35 @@ pub struct Bucket {
 /// Options of connections to an S3 service, with their timeouts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionOptions {
-    /// The longest time for a connection, on whichever address of the host, with its TLS
-    /// handshake.
+    /// The longest time to connect, over all addresses of the host, TLS handshake included.
     pub connect_timeout: Duration,
-    /// The longest time from a request to the first byte of its answer.
+    /// The longest time from a request to the first byte of its response.
     pub first_byte_timeout: Option<Duration>,
-    /// The longest time without any byte, once an answer has begun.
+    /// The longest time without a further byte of a response.
     pub read_timeout: Option<Duration>,
-    /// The most repetitions of a request that may succeed then.
+    /// The most retries of a request.
     pub retries: u8,
-    /// A PEM file with the authorities that sign the service's certificate; `None`: those
-    /// that the system trusts.
+    /// A PEM file with the authorities trusted for the service; `None`: the system's.
     pub ca_file: Option<PathBuf>,
-    /// The check of the service's certificate.
+    /// The verification of the service's certificate.
     pub verify: Verify,
-    /// The name that the certificate bears; `None`: that of the endpoint.
+    /// The name expected in the certificate; `None`: the host of the endpoint.
     pub tls_name: Option<String>,
 }
 
-/// The check of a certificate.
+/// The verification of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verify {
-    /// A known authority has signed it, and it bears the name of the service.
+    /// The authority and the name.
     Full,
-    /// A known authority has signed it.
+    /// The authority only.
     Authority,
-    /// Nothing: whoever is on the way can read and change everything.
+    /// Nothing: anyone on the network path can read and change everything.
     Nothing,
 }
 
-/// A bucket as the proxy reaches it: the address to connect to, the Host
-/// header and the path of a request.
+/// A bucket as the proxy reaches it: the address to connect to, and `Host` and path of its
+/// requests.
 #[derive(Debug)]
 pub struct Origin {
     prefix: Option<String>,
@@ -91,9 +90,9 @@ pub struct Origin {
     host_header: String,
     /// The path of the bucket: `/bucket` in path style, nothing in virtual-hosted style.
     base_path: String,
-    /// The part of a path before the encoded key of a client.
+    /// The path before the encoded key of a client.
     object_base: String,
-    /// The service, whatever the style of requests is.
+    /// The host of the service, independent of the style of requests.
     service: String,
     signer: Option<Signer>,
     passthrough: bool,
@@ -108,8 +107,7 @@ impl S3Endpoint {
     /// brackets (RFC 3986, section 3.2.2).
     ///
     /// # Errors
-    /// What is wrong, in words that never repeat the text: it may hold a
-    /// password.
+    /// A description of the mistake that does not repeat the text, which may contain a password.
     pub fn parse(url: &str) -> Result<S3Endpoint, &'static str> {
         let (scheme, rest) = url
             .split_once("://")
@@ -132,7 +130,7 @@ impl S3Endpoint {
                     .split_once(']')
                     .ok_or("has an IPv6 address without its closing bracket")?;
                 host.parse::<Ipv6Addr>()
-                    .map_err(|_| "has brackets around what is not an IPv6 address")?;
+                    .map_err(|_| "has brackets around something other than an IPv6 address")?;
                 let port = match after {
                     "" => None,
                     _ => Some(
@@ -178,7 +176,7 @@ impl S3Endpoint {
         }
     }
 
-    /// Whether the service is reached over TLS.
+    /// True if the service is reached over TLS.
     pub fn tls(&self) -> bool {
         self.tls
     }
@@ -193,8 +191,8 @@ impl S3Endpoint {
         self.port
     }
 
-    /// The Host header: the port only where it is not the scheme's own
-    /// (RFC 9110, section 7.2), as S3 services expect it under the signature.
+    /// The `Host` field, with the port unless it is the scheme's own (RFC 9110 §7.2), as S3
+    /// services expect it in the signature.
     fn host_header(&self) -> String {
         let host = if self.host.contains(':') {
             format!("[{}]", self.host)
@@ -225,13 +223,13 @@ fn default_port(tls: bool) -> u16 {
 }
 
 fn is_host_name(host: &str) -> bool {
-    // What ends in a number is an IPv4 address or a mistake, never a name
-    // (WHATWG URL, "ends in a number").
+    // A host that ends in a number is an IPv4 address or a mistake (WHATWG URL, "ends in a
+    // number").
     let last = host.rsplit('.').next().unwrap_or_default();
     if !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()) {
         return host.parse::<Ipv4Addr>().is_ok();
     }
-    // Underscores are no part of a DNS host name, but of Compose services.
+    // DNS host names have no underscores, but names of Compose services do.
     host.len() <= 253
         && host.split('.').all(|label| {
             (1..=63).contains(&label.len())
@@ -345,7 +343,7 @@ impl Origin {
         &self.key_prefix
     }
 
-    /// Tells identities apart with which the service is asked; `None`: unsigned.
+    /// The identity that requests to the service have; `None`: they are unsigned.
     pub fn principal(&self) -> Option<&str> {
         self.principal.as_deref()
     }
@@ -355,12 +353,12 @@ impl Origin {
         &self.service
     }
 
-    /// True if requests go out as clients signed them, and S3 decides on each.
+    /// True if requests are relayed as clients signed them, and S3 decides on each.
     pub fn is_passthrough(&self) -> bool {
         self.passthrough
     }
 
-    /// True for all buckets of the service.
+    /// True if this is all buckets of the service.
     pub fn is_service(&self) -> bool {
         self.passthrough && self.bucket.is_empty()
     }
@@ -370,7 +368,7 @@ impl Origin {
         &self.bucket
     }
 
-    /// The value of the Host header, with the port where one belongs there.
+    /// The value of the `Host` field, with the port if it is not the scheme's own.
     pub fn host_header(&self) -> &str {
         &self.host_header
     }
@@ -380,13 +378,13 @@ impl Origin {
         self.endpoint.host()
     }
 
-    /// The name or address that the certificate must bear.
+    /// The name or address expected in the certificate.
     pub fn tls_name(&self) -> &str {
         let name = self.connection.tls_name.as_deref();
         name.unwrap_or_else(|| self.connect_host())
     }
 
-    /// The proof that the answers come from the service.
+    /// A description of the way in which the service is authenticated, to be compared.
     pub(in crate::s3) fn trust(&self) -> String {
         let ConnectionOptions {
             ca_file, verify, ..
@@ -407,7 +405,7 @@ impl Origin {
         self.endpoint.port()
     }
 
-    /// Whether the connection uses TLS.
+    /// True if the connection uses TLS.
     pub fn tls(&self) -> bool {
         self.endpoint.tls()
     }
@@ -428,7 +426,7 @@ impl Origin {
         [&self.object_base, &*key.encoded()].concat()
     }
 
-    /// What signs the requests, or `None` where they go out unsigned.
+    /// The signer of requests; `None`: requests are unsigned.
     pub fn signer(&self) -> Option<&Signer> {
         self.signer.as_ref()
     }

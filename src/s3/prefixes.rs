@@ -10,7 +10,7 @@ impl KeyPrefixes {
     /// The whole bucket.
     pub const ALL: KeyPrefixes = KeyPrefixes(None);
 
-    /// The keys that begin with one of these prefixes; without any, there are none.
+    /// The keys that begin with one of these prefixes; without prefixes, none.
     pub fn only(prefixes: impl IntoIterator<Item = String>) -> KeyPrefixes {
         KeyPrefixes(Some(prefixes.into_iter().collect()))
     }
@@ -23,7 +23,7 @@ impl KeyPrefixes {
         }
     }
 
-    /// True for the whole bucket.
+    /// True if this is the whole bucket.
     pub fn is_all(&self) -> bool {
         self.0.is_none()
     }

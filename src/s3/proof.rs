@@ -1,4 +1,5 @@
-//! The signature of a request, before S3 checks it.
+//! Properties of a request's signature that need no secret: the signed fields, and the identity of
+//! the request for a later comparison.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,12 +12,12 @@ use super::verify::time_of;
 
 const AMZ_DATE: HeaderName = HeaderName::from_static("x-amz-date");
 
-/// The time for which S3 takes a signed request, if nothing else is said ("Authenticating
+/// The time for which S3 accepts a signed request without a stated expiry ("Authenticating
 /// Requests", Amazon S3 API Reference).
 const SIGNATURE_LIFE: Duration = Duration::from_secs(15 * 60);
 
-/// The fields that a client may change, or leave out, without being another one: conditions
-/// and ranges, which are judged by themselves.
+/// The fields that may differ between requests with the same proof: conditions and ranges, which
+/// are judged separately.
 const WITHOUT_MEANING: [&str; 8] = [
     "range",
     "if-match",
@@ -28,21 +29,21 @@ const WITHOUT_MEANING: [&str; 8] = [
     "cache-control",
 ];
 
-/// The fields of a request that are part of its signature: they cannot be changed on the way.
+/// The fields of a request that its signature covers, which must not be changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signed {
-    /// None, because there is no signature, or one without fields.
+    /// No field, because there is no signature, or one without fields.
     Nothing,
-    /// These.
+    /// The fields with these names.
     Fields(Vec<String>),
-    /// Perhaps all of them.
+    /// Possibly all fields.
     Anything,
 }
 
 // === impl Signed ===
 
 impl Signed {
-    /// Read the names of the signed fields.
+    /// Reads the names of the signed fields.
     pub fn of(query: Option<&[u8]>, headers: &HeaderMap) -> Signed {
         let mut authorizations = headers.get_all(AUTHORIZATION).iter();
         let query = query.unwrap_or_default();
@@ -66,7 +67,7 @@ impl Signed {
         }
     }
 
-    /// True if a field of this name may be signed.
+    /// True if a field with this name may be signed.
     pub fn contains(&self, name: &HeaderName) -> bool {
         match self {
             Signed::Nothing => false,
@@ -76,24 +77,23 @@ impl Signed {
     }
 }
 
-/// All of a request by which S3 may decide, in a form that can be compared.
+/// Everything in a request that S3 may base its decision on, in a form that can be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proof {
-    /// Equal for requests that S3 cannot tell apart, but for their time and address.
+    /// Equal for requests that S3 can tell apart only by their time and address.
     pub digest: [u8; 32],
-    /// The time from which S3 refuses the request; `None`: it has no signature.
+    /// The time from which on S3 refuses the request; `None`: it has no signature.
     pub until: Option<SystemTime>,
 }
 
 impl Proof {
-    /// The proof of a request `about` hosts and an object; `None`: how long it does cannot be
-    /// told.
+    /// The proof of a request `about` hosts and an object; `None`: its expiry cannot be
+    /// determined.
     ///
-    /// A stranger who knows the name of a client's key, but no secret, cannot make a request
-    /// with the same proof: the signature is part of it, and so is all that the signature is
-    /// about. Everything else is as well, because policies may depend on any field, such as
-    /// `Referer` or `User-Agent`; without a signature over them, conditions and ranges are
-    /// left out.
+    /// A stranger who knows a client's access key but no secret cannot make a request with the same
+    /// proof: the signature is part of it, and so is everything that it covers. All other fields
+    /// are part of it too, because policies may depend on any of them, such as `Referer` or
+    /// `User-Agent`. Only unsigned conditions and ranges are left out.
     pub fn of(
         method: &str,
         target: &[u8],
@@ -109,11 +109,11 @@ impl Proof {
             .filter(|(name, _)| signed.contains(name) || !WITHOUT_MEANING.contains(&name.as_str()))
             .filter(|(name, _)| **name != HOST)
             .collect();
-        // Stable: values of one name stay in their order.
+        // A stable sort keeps the order of values with one name.
         fields.sort_by_key(|(name, _)| name.as_str());
         let mut digest = Sha256::new();
         let mut add = |part: &[u8]| {
-            // Lengths keep parts from running into each other.
+            // Lengths separate the parts.
             digest.update((part.len() as u64).to_le_bytes());
             digest.update(part);
         };
@@ -133,10 +133,10 @@ impl Proof {
     }
 }
 
-/// The time from which S3 refuses a request.
+/// The time from which on S3 refuses a request.
 ///
 /// # Errors
-/// It cannot be told.
+/// It cannot be determined.
 fn until(query: &[u8], headers: &HeaderMap) -> Result<Option<SystemTime>, ()> {
     let seconds = |name| {
         let text = parameter(query, name).ok_or(())?;
@@ -183,7 +183,7 @@ fn parameters(query: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// The value of a parameter; `None`: it is not there, or more than once.
+/// The value of a parameter; `None`: it is missing, or given more than once.
 fn parameter(query: &[u8], name: &str) -> Option<String> {
     let mut values =
         parameters(query).filter(|(other, _)| *decoded_value(other) == *name.as_bytes());

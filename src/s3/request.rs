@@ -1,4 +1,4 @@
-//! S3 requests: what is asked for, of what, and with which parameters.
+//! S3 requests: operation, target and parameters.
 //!
 //! Source: the operations of the Amazon S3 API Reference.
 
@@ -10,7 +10,7 @@ use http::Method;
 use super::error::{Code, S3Error};
 use super::key::{KeyError, ObjectKey};
 
-/// The subject of a request.
+/// The target of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// All buckets.
@@ -21,21 +21,21 @@ pub enum Target {
     Object(ObjectKey),
 }
 
-/// A request as S3 understands it, without its bucket, which routing finds.
+/// A request as S3 reads it, without its bucket, which routing determines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct S3Request {
-    /// Its subject.
+    /// The target.
     pub target: Target,
-    /// Its operation.
+    /// The operation.
     pub operation: Operation,
-    /// All that makes it more than the operation on the target; most requests have none.
+    /// Everything that modifies the operation; most requests have nothing.
     parameters: Option<Box<Parameters>>,
 }
 
 /// Parameters of the query and fields of the header that change what S3 does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Parameters {
-    /// Those of the query that S3 knows, decoded.
+    /// Query parameters that S3 knows, decoded.
     query: Vec<(&'static str, String)>,
     part_number: Option<u16>,
     overrides: Vec<(HeaderName, HeaderValue)>,
@@ -43,7 +43,7 @@ struct Parameters {
     wants_checksums: bool,
 }
 
-/// Parameters of a query that name a sub-resource: they decide on the operation.
+/// Query parameters that name a sub-resource, and so determine the operation.
 const SUB_RESOURCES: [&str; 42] = [
     "abac",
     "accelerate",
@@ -84,13 +84,13 @@ const SUB_RESOURCES: [&str; 42] = [
     "versioning",
     "versions",
     "website",
-    // Of MinIO: events of a bucket, and an object through a function.
+    // MinIO's: events of a bucket, and an object through a function.
     "events",
     "lambdaArn",
     "replication-metrics",
 ];
 
-/// Parameters that operations have. S3 compares names byte by byte.
+/// Query parameters of operations. S3 compares names byte by byte.
 const PARAMETERS: [&str; 25] = [
     "continuation-token",
     "delimiter",
@@ -119,11 +119,11 @@ const PARAMETERS: [&str; 25] = [
     "versionId",
 ];
 
-/// The beginning of the parameters that set a field of the response.
+/// The prefix of parameters that set a response field.
 const OVERRIDE: &str = "response-";
 
-/// The request fields of an object that is encrypted with a key of the client, of a bucket
-/// whose requesters pay, and of one that must have a certain owner. S3 decides by them.
+/// Request fields by which S3 decides: keys of an object that the client encrypts, the consent to
+/// pay of a requester, and the expected owner of a bucket.
 const PASSED: [&str; 5] = [
     "x-amz-expected-bucket-owner",
     "x-amz-request-payer",
@@ -135,10 +135,10 @@ const PASSED: [&str; 5] = [
 const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
 const COPY_SOURCE: HeaderName = HeaderName::from_static("x-amz-copy-source");
 
-/// Field names of S3 begin so.
+/// The prefix of S3's field names.
 const AMZ: &str = "x-amz-";
 
-/// The fields that accompany a signature. They do not change what a request asks for.
+/// Fields that accompany a signature. They do not modify the operation.
 const SIGNING: [&str; 4] = [
     "x-amz-content-sha256",
     "x-amz-date",
@@ -162,7 +162,7 @@ macro_rules! operations {
         pub enum Operation {
             $($operation,)*
             $($other,)*
-            /// A method and a sub-resource that S3 does not have together.
+            /// A combination of method and sub-resource that S3 does not have.
             Other,
         }
 
@@ -305,8 +305,8 @@ enum Kind {
 // === impl Target ===
 
 impl Target {
-    /// Read what follows the prefix of a bucket and its slash in a raw path: nothing, or
-    /// the key of an object.
+    /// Reads the raw path after the prefix of a bucket and its slash: nothing, or the key of an
+    /// object.
     ///
     /// # Errors
     /// [`KeyError`]
@@ -317,7 +317,7 @@ impl Target {
         }
     }
 
-    /// The key of the object, if it is one.
+    /// The key, if the target is an object.
     pub fn key(&self) -> Option<&ObjectKey> {
         match self {
             Target::Object(key) => Some(key),
@@ -337,14 +337,14 @@ impl Target {
 // === impl S3Request ===
 
 impl S3Request {
-    /// Read a request. `query` is raw; `None`: there is none.
+    /// Reads a request with its raw `query`, if it has one.
     ///
-    /// Parameters and fields that no operation knows are ignored, as S3 does, such as
-    /// `x-id` or the signature of a presigned URL.
+    /// Parameters and fields that no operation knows, such as `x-id` or the signature of a presigned
+    /// URL, are ignored, as by S3.
     ///
     /// # Errors
-    /// The method is none of S3's, a parameter that S3 knows is malformed or given twice, or
-    /// two of them exclude each other.
+    /// S3 does not have the method, a known parameter is malformed or given twice, or two of them
+    /// exclude each other.
     pub fn read(
         method: &Method,
         target: Target,
@@ -385,36 +385,36 @@ impl S3Request {
         self.parameter("versionId")
     }
 
-    /// The part of the object, of a multipart upload.
+    /// The part number of an object from a multipart upload.
     pub fn part_number(&self) -> Option<u16> {
         self.parameters.as_ref()?.part_number
     }
 
-    /// Fields of the response that the client sets, by `response-content-type` and so on.
-    /// S3 allows them for authenticated requests only.
+    /// Response fields that the client sets by `response-content-type` and the like. S3 allows them
+    /// for authenticated requests only.
     pub fn overrides(&self) -> &[(HeaderName, HeaderValue)] {
         self.parameters.as_ref().map_or(&[], |all| &all.overrides)
     }
 
-    /// Fields by which S3 decides on this very request: it has to see them, and its answer
-    /// is for nobody else.
+    /// Fields by which S3 decides on this request. S3 must see them, and its response is for this
+    /// client only.
     pub fn passed_fields(&self) -> &[(HeaderName, HeaderValue)] {
         self.parameters.as_ref().map_or(&[], |all| &all.passed)
     }
 
-    /// True if the checksum of the object is part of the answer.
+    /// True if the response includes the checksum of the object.
     pub fn wants_checksums(&self) -> bool {
         self.parameters
             .as_ref()
             .is_some_and(|all| all.wants_checksums)
     }
 
-    /// True if the answer is not the stored object or a range of it.
+    /// True if the response is neither the stored object nor a range of it.
     pub fn passes_the_cache(&self) -> bool {
         self.part_number().is_some() || !self.passed_fields().is_empty()
     }
 
-    /// True if nothing of the answer but the object depends on the request's parameters.
+    /// True if only the choice of the object depends on the request's parameters.
     pub fn is_plain(&self) -> bool {
         self.overrides().is_empty() && !self.wants_checksums() && !self.passes_the_cache()
     }
@@ -425,7 +425,7 @@ impl S3Request {
     }
 }
 
-// Few requests of a busy cache come here.
+// Few requests of a busy cache get here.
 #[cold]
 fn read_parameters(
     method: &Method,
@@ -510,7 +510,7 @@ fn operation(
         ListBucketMetricsConfigurations if has("id") => GetBucketMetricsConfiguration,
         PutObject if headers.contains_key(COPY_SOURCE) => CopyObject,
         UploadPart if headers.contains_key(COPY_SOURCE) => UploadPartCopy,
-        // Of other operations: S3 would do something else.
+        // It belongs to another operation: S3 would do something else.
         GetObject | HeadObject if has("select-type") || has("list-type") => Other,
         operation => operation,
     })
@@ -524,7 +524,7 @@ impl Parameters {
         Some(value)
     }
 
-    /// Read what GetObject and HeadObject know.
+    /// Reads the parameters of GetObject and HeadObject.
     fn read_object(&mut self, headers: &HeaderMap) -> Result<(), S3Error> {
         if self.get("versionId") == Some("") {
             let why = "Version id cannot be the empty string";
@@ -590,7 +590,7 @@ fn invalid(why: String) -> S3Error {
 #[derive(PartialEq, Eq)]
 enum Plus {
     IsPlus,
-    /// As in HTML forms.
+    /// Decoding as in HTML forms.
     IsSpace,
 }
 

@@ -1,4 +1,4 @@
-//! Which bucket a request is for.
+//! The bucket and the object that a request is for.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use crate::s3::origin::Origin;
 /// The longest name of a host, in bytes (RFC 1035 §2.3.4), with a final dot.
 const MAX_HOST: usize = 254;
 
-/// Marks what S3 decides on for each client.
+/// The mark of entries for which S3 decides on each client.
 const PASSTHROUGH: &str = "passthrough";
 
 /// The buckets of a proxy, by path prefix and by host name.
@@ -21,7 +21,7 @@ pub struct Router {
     hosts: HashMap<Vec<u8>, usize>,
 }
 
-/// A bucket as a proxy serves it.
+/// A bucket, as configured.
 #[derive(Debug)]
 pub struct Site {
     origin: Origin,
@@ -34,7 +34,7 @@ pub struct Site {
 pub enum RouteError {
     /// No bucket has a prefix of this path.
     NotFound,
-    /// A bucket was found, but what follows its prefix is no object key.
+    /// The path after the bucket's prefix is not an object key.
     BadKey(KeyError),
     /// The query names no version.
     BadQuery,
@@ -43,8 +43,8 @@ pub enum RouteError {
 // === impl Router ===
 
 impl Router {
-    /// A router over origins whose prefixes do not overlap and whose hosts differ, which the
-    /// configuration makes sure of; of two that match, the first answers.
+    /// A router over origins. The configuration guarantees that prefixes do not overlap and hosts
+    /// differ; if two match nevertheless, the first one is chosen.
     pub fn new(origins: Vec<Origin>) -> Router {
         let prefixes: Vec<_> = origins
             .iter()
@@ -71,13 +71,12 @@ impl Router {
     }
 
     /// The bucket that a request is for, and the rest of the path: nothing, or an encoded key.
-    /// `None`: it is for no bucket.
+    /// `None`: there is no such bucket.
     ///
-    /// `host` is that of the request, as the client wrote it. A name in `hosts` of a bucket
-    /// counts, whatever the path is. `raw_path` is the path as the client sent it, still
-    /// encoded and without its query. The prefix is compared segment by segment, with
-    /// unreserved characters in either spelling: `/assets` matches `/%61ssets/x`, but not
-    /// `/assets2/x`.
+    /// `host` and `raw_path` are as the client sent them, the path encoded and without its query. A
+    /// name in `hosts` of a bucket takes precedence over any path. Prefixes are compared by
+    /// segments, with unreserved characters in either spelling: `/assets` matches `/%61ssets/x`, but
+    /// not `/assets2/x`.
     pub fn route<'p>(
         &self,
         host: Option<&[u8]>,
@@ -93,7 +92,7 @@ impl Router {
             .find_map(|site| Some((site, strip_prefix(site.prefix()?, raw_path)?)))
     }
 
-    /// The bucket and the key of the object at a path; `//HOST/KEY` is that at a host.
+    /// The bucket and the key of the object at a path; `//HOST/KEY` is the object at a host.
     ///
     /// # Errors
     /// [`RouteError`]
@@ -105,8 +104,8 @@ impl Router {
         Ok((site, key))
     }
 
-    /// The host that the path of an operator begins with, if a bucket has it, and the path at
-    /// that host.
+    /// The host at the beginning of an operator's path, if a bucket has it, and the path at that
+    /// host.
     fn split_host<'p>(&self, raw_path: &'p str) -> (Option<&'p [u8]>, &'p str) {
         let host = raw_path.strip_prefix("//").map(|rest| {
             let end = rest.find('/').unwrap_or(rest.len());
@@ -120,7 +119,7 @@ impl Router {
         }
     }
 
-    /// True if the host of a request makes a difference.
+    /// True if the host of a request affects its bucket.
     pub fn has_hosts(&self) -> bool {
         !self.hosts.is_empty()
     }
@@ -130,7 +129,7 @@ impl Router {
         &self.sites
     }
 
-    /// All ways that lead to a bucket of a service.
+    /// All routes to a bucket of a service.
     pub fn same_bucket<'r>(
         &'r self,
         service: &'r str,
@@ -142,8 +141,7 @@ impl Router {
         self.sites.iter().map(|site| &**site).filter(is_same)
     }
 
-    /// The bucket of a host: the name is compared without its port and a final dot, and
-    /// regardless of case.
+    /// The bucket of a host. Names are compared without port, final dot and case.
     fn site_of_host(&self, host: &[u8]) -> Option<&Arc<Site>> {
         let name = match host.iter().position(|byte| *byte == b':') {
             Some(colon) => &host[..colon],
@@ -169,31 +167,30 @@ impl std::ops::Deref for Site {
 }
 
 impl Site {
-    /// Its place among the buckets of the configuration.
+    /// The index among the configured buckets.
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// The beginning of the keys of all its objects in the cache.
+    /// The prefix of the cache keys of its objects.
     ///
-    /// Objects of one bucket are the same for all that ask for them at the same address and
-    /// as the same identity, whatever path or host leads to them. A bucket that is read
-    /// without credentials, or with others, shares no object: what one identity may read,
-    /// the other may not. Neither does one whose service is checked in another way.
+    /// Routes share entries if they read a bucket at the same address, as the same identity, and
+    /// verify its service in the same way. Another identity shares nothing, because it may read
+    /// other objects.
     pub fn cache_prefix(&self) -> &str {
         &self.cache_prefix
     }
 
-    /// The mark of its entries in the cache: the name of the bucket.
+    /// The user tag of its entries in the cache: the name of the bucket.
     pub fn user_tag(&self) -> &str {
         match self.is_passthrough() {
-            // The same whether the bucket or the service is configured.
+            // Independent of whether the bucket or the service is configured.
             true => PASSTHROUGH,
             false => self.bucket(),
         }
     }
 
-    /// The beginning of the keys in the cache of all objects of a bucket.
+    /// The prefix of the cache keys of all objects of a bucket.
     pub fn cache_prefix_of(&self, bucket: &str) -> String {
         match self.is_service() {
             true => format!("{}{bucket}/", self.cache_prefix),
@@ -201,17 +198,16 @@ impl Site {
         }
     }
 
-    /// The key of an object of a bucket in the cache, if the object is among those that are
-    /// served here.
+    /// The cache key of an object of a bucket, if the object is served here.
     pub fn cache_key_of(&self, bucket: &str, key: &str) -> Option<String> {
         let rest = key.strip_prefix(self.key_prefix())?;
         Some([&*self.cache_prefix_of(bucket), &*encode(rest)].concat())
     }
 
-    /// Check that a client's key makes a key with the prefix of the bucket.
+    /// Checks that a client's key with the prefix of the bucket is a valid key.
     ///
     /// # Errors
-    /// It gets too long.
+    /// It is too long.
     pub fn check(&self, key: &ObjectKey) -> Result<(), KeyError> {
         match self.key_prefix().len() + key.as_str().len() > MAX_KEY_BYTES {
             true => Err(KeyError::TooLong),
@@ -220,8 +216,8 @@ impl Site {
     }
 }
 
-/// See [`Site::cache_prefix`]. The host tells buckets of the same name at different
-/// endpoints apart.
+/// See [`Site::cache_prefix`]. The host distinguishes buckets of the same name at different
+/// endpoints.
 fn cache_prefix(origin: &Origin, all: &[Origin]) -> String {
     if origin.is_passthrough() {
         let checked_alike = all
@@ -233,7 +229,7 @@ fn cache_prefix(origin: &Origin, all: &[Origin]) -> String {
             false => format!("{}@", origin.trust()),
         };
         let service = origin.service();
-        // No other prefix begins with a line end: what S3 decides on is shared with nobody.
+        // No other prefix begins with a line end, so these entries are shared with no other mode.
         return match origin.bucket() {
             "" => format!("\n{PASSTHROUGH}@{trust}{service}\n/"),
             bucket => format!("\n{PASSTHROUGH}@{trust}{service}\n/{bucket}/"),
@@ -249,9 +245,9 @@ fn cache_prefix(origin: &Origin, all: &[Origin]) -> String {
         .filter(same_bucket)
         .all(|other| other.principal() == origin.principal());
     let principal = match origin.principal() {
-        // No character of it is part of an access key or a role.
+        // Access keys and roles do not contain it.
         None => "anonymous@".to_owned(),
-        // One that changes its access key has the same objects.
+        // A bucket whose access key is replaced keeps its objects.
         Some(_) if is_alone => String::new(),
         Some(principal) => format!("{principal}@"),
     };
@@ -259,7 +255,7 @@ fn cache_prefix(origin: &Origin, all: &[Origin]) -> String {
         .iter()
         .filter(|other| other.host_header() == origin.host_header())
         .all(|other| other.trust() == origin.trust());
-    // An object that somebody on the way may have made is not for those who check the service.
+    // An object that may be forged is not for routes that verify the service.
     let trust = match checked_alike {
         true => String::new(),
         false => format!("{}@", origin.trust()),
@@ -279,13 +275,13 @@ fn strip_prefix<'p>(prefix: &str, raw_path: &'p str) -> Option<&'p str> {
         .or_else(|| strip_encoded_prefix(raw_path, prefix))?;
     match rest.strip_prefix('/') {
         Some(key) => Some(key),
-        // The prefix itself: the bucket, but no object in it.
+        // The prefix alone is the bucket.
         None if rest.is_empty() && !raw_path.is_empty() => Some(rest),
         None => None,
     }
 }
 
-/// A raw path in which unreserved characters are not percent-encoded (RFC 3986 §2.3).
+/// A raw path with unreserved characters decoded (RFC 3986 §2.3).
 pub fn decode_unreserved(raw_path: &str) -> Cow<'_, str> {
     if !raw_path.contains('%') {
         return Cow::Borrowed(raw_path);
@@ -307,7 +303,7 @@ pub fn decode_unreserved(raw_path: &str) -> Cow<'_, str> {
     Cow::Owned(decoded)
 }
 
-/// The unreserved character that is percent-encoded at the start, and what follows it.
+/// The percent-encoded unreserved character at the start, and the rest.
 fn unreserved_escape(raw_path: &str) -> Option<(char, &str)> {
     let (escape, rest) = raw_path.strip_prefix('%')?.split_at_checked(2)?;
     let octet = u8::from_str_radix(escape, 16).ok()?;
@@ -315,8 +311,8 @@ fn unreserved_escape(raw_path: &str) -> Option<(char, &str)> {
     is_unreserved.then_some((char::from(octet), rest))
 }
 
-/// Like [`str::strip_prefix`], but the raw path may percent-encode unreserved characters
-/// of the prefix, which makes no difference (RFC 3986 §2.3).
+/// [`str::strip_prefix`] for a raw path, which may percent-encode unreserved characters of the
+/// prefix (RFC 3986 §2.3).
 fn strip_encoded_prefix<'a>(raw_path: &'a str, prefix: &str) -> Option<&'a str> {
     let mut rest = raw_path;
     for character in prefix.chars() {

@@ -15,20 +15,20 @@ use aws_smithy_runtime_api::client::identity::Identity;
 use super::credentials::{NoCredentials, OriginCredentials, Refreshed};
 use super::Bucket;
 
-/// Signs requests without a body (GET and HEAD) with a bucket's credentials.
+/// The signer of requests without a body (GET and HEAD), with a bucket's credentials.
 pub struct Signer {
     credentials: Keys,
     region: String,
-    /// The lead of the service's clock on this machine's, in seconds.
+    /// The lead of the service's clock over this machine's, in seconds.
     skew: AtomicI64,
 }
 
-/// The least error of the clock that is corrected, in seconds. S3 accepts 15 minutes
+/// The smallest clock error that is corrected, in seconds. S3 accepts 15 minutes
 /// ("RequestTimeTooSkewed", Amazon S3 API Reference).
 const LEAST_SKEW: i64 = 10 * 60;
 
-/// The largest error of the clock that is corrected, in seconds: a service whose date is
-/// further away is rather wrong itself.
+/// The largest clock error that is corrected, in seconds. With a larger difference, the service's
+/// clock is more likely to be wrong.
 const LARGEST_SKEW: i64 = 24 * 3600;
 
 enum Keys {
@@ -36,15 +36,14 @@ enum Keys {
     Refreshed(Arc<Refreshed>),
 }
 
-/// A request that could not be signed.
+/// The reason that a request cannot be signed.
 #[derive(Debug)]
 pub struct SignError(String);
 
 // === impl Signer ===
 
 impl Signer {
-    /// The signer of a bucket, or `None` when the bucket has no credentials and its
-    /// requests go out unsigned.
+    /// The signer of a bucket; `None`: its requests are unsigned.
     pub fn from_bucket(bucket: &Bucket) -> Option<Signer> {
         let credentials = match bucket.credentials.clone()? {
             OriginCredentials::Keys(keys) => Keys::Fixed(keys.into()),
@@ -57,11 +56,10 @@ impl Signer {
         })
     }
 
-    /// Wait until there are credentials, for a bounded time. Where there are, as there
-    /// always are for fixed keys, nothing is waited for.
+    /// Waits for credentials, for a bounded time. Fixed keys are always there.
     ///
     /// # Errors
-    /// There are none, and why.
+    /// The reason that there are none.
     pub async fn ready(&self) -> Result<(), NoCredentials> {
         match &self.credentials {
             Keys::Fixed(_) => Ok(()),
@@ -69,8 +67,8 @@ impl Signer {
         }
     }
 
-    /// Learn from the date of a service that has refused a signature. Returns how many
-    /// seconds its clock is ahead, if signatures are dated otherwise from now on.
+    /// Adjusts the time of signatures to the date of a service that has refused one. Returns the
+    /// lead of the service's clock in seconds if the adjustment changed.
     pub fn learn_clock(&self, date: SystemTime, now: SystemTime) -> Option<i64> {
         let ahead = match date.duration_since(now) {
             Ok(ahead) => i64::try_from(ahead.as_secs()).ok()?,
@@ -84,7 +82,7 @@ impl Signer {
         is_news.then_some(ahead)
     }
 
-    /// The time as the service has it.
+    /// The time by the service's clock.
     fn service_time(&self, now: SystemTime) -> SystemTime {
         let skew = self.skew.load(Ordering::Relaxed);
         let by = Duration::from_secs(skew.unsigned_abs());
@@ -95,7 +93,7 @@ impl Signer {
         corrected.unwrap_or(now)
     }
 
-    /// The credentials that expire and are looked up in the background.
+    /// The credentials, if they are looked up in the background.
     pub fn refreshed(&self) -> Option<&Arc<Refreshed>> {
         match &self.credentials {
             Keys::Fixed(_) => None,
@@ -103,22 +101,19 @@ impl Signer {
         }
     }
 
-    /// The headers to set on a request so that the origin accepts it:
-    /// `authorization`, `x-amz-date`, `x-amz-content-sha256` and, with a
-    /// session token, `x-amz-security-token`; names in lower case.
+    /// The fields that sign a request: `authorization`, `x-amz-date`, `x-amz-content-sha256` and,
+    /// with a session token, `x-amz-security-token`; names in lower case.
     ///
-    /// `host` is the value of the Host header, `target` the encoded path with
-    /// its query, and `headers` are the other headers to put under the
-    /// signature; a header that something between here and the origin may
-    /// change must not be among them. All must be sent exactly as given.
+    /// `host` is the value of `Host`, `target` the encoded path with its query, and `headers` are
+    /// the other fields to sign. A field that an intermediary may change must not be among them. All
+    /// must be sent exactly as given.
     ///
-    /// Source: "Signature Calculations for the Authorization Header", Amazon
-    /// S3 API Reference; unlike other services, S3 takes the path encoded once
-    /// and not normalised, so that `a//b` and `a/b` stay two objects.
+    /// Source: "Signature Calculations for the Authorization Header", Amazon S3 API Reference. Unlike
+    /// other services, S3 signs the path encoded once and not normalized, so that `a//b` and `a/b`
+    /// are two objects.
     ///
     /// # Errors
-    /// [`SignError`] when the parts do not make an HTTP request, or when there are no
-    /// valid credentials.
+    /// The parts do not form an HTTP request, or there are no valid credentials.
     pub fn sign(
         &self,
         method: &str,
@@ -150,8 +145,8 @@ impl Signer {
             .build()
             .map_err(SignError::from_display)?
             .into();
-        // Given as a header, the host is signed as it is sent; derived from
-        // the URI it would depend on what counts as a default port.
+        // As a field, the host is signed as it is sent. Derived from the URI, it would depend on
+        // the default port.
         let signed = std::iter::once(("host", host)).chain(headers.iter().copied());
         let request = SignableRequest::new(
             method,
@@ -181,7 +176,7 @@ impl fmt::Debug for Signer {
 // === impl SignError ===
 
 impl SignError {
-    // The crates of the SDK keep the cause in `source()`; one line holds all.
+    // The crates of the SDK keep the cause in `source()`; all of it goes into one line.
     fn from_display(error: impl std::error::Error) -> SignError {
         let mut message = error.to_string();
         let mut source = error.source();

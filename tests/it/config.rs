@@ -119,7 +119,7 @@ fn two_listeners_on_one_address_are_named_both() {
     ConfigFile::new(&format!("{good}admin:\n  address: 0.0.0.0:8080\n")).expect_refused(
         "0.0.0.0:8080",
         "admin.address",
-        &["listens where server.address does", "port of its own"],
+        &["conflicts with server.address", "port of its own"],
     );
 }
 

@@ -1,4 +1,4 @@
-//! Credentials from the environment of the process, and those of assumed roles.
+//! Lookup of credentials in the environment of the process, and of those of assumed roles.
 
 use std::error::Error;
 
@@ -15,18 +15,18 @@ use aws_smithy_http_client::{tls, Builder};
 pub struct Lookup {
     /// The region of the Security Token Service.
     pub region: String,
-    /// The keys to start from; `None`: those that the chain finds.
+    /// The keys with which the role is assumed; `None`: the credentials of the chain.
     pub keys: Option<Credentials>,
-    /// The role to assume; `None`: what the chain finds is used itself.
+    /// The role to assume; `None`: the credentials of the chain are used.
     pub role: Option<Role>,
 }
 
-/// A role, and how it is assumed ("AssumeRole", AWS Security Token Service API Reference).
+/// A role, and the parameters with which it is assumed ("AssumeRole", AWS Security Token Service API Reference).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Role {
-    /// The name of the role.
+    /// The ARN of the role.
     pub arn: String,
-    /// The external id that the role's owner expects from those who assume it.
+    /// The external ID that the owner of the role requires.
     pub external_id: Option<String>,
     /// The name of the session in the records of the role's owner.
     pub session_name: String,
@@ -35,13 +35,13 @@ pub struct Role {
 // === impl Lookup ===
 
 impl Lookup {
-    /// Look the credentials up, by the chain of the AWS SDK: environment variables, the
-    /// profile, a web identity, the container (ECS, EKS), the instance (IMDSv2).
+    /// Looks the credentials up by the chain of the AWS SDK: environment variables, the profile, a
+    /// web identity, the container (ECS, EKS), the instance (IMDSv2).
     ///
-    /// All of it is read anew, so that files may change while the process runs.
+    /// Everything is read anew, so files may change while the process runs.
     ///
     /// # Errors
-    /// One line that holds no secret.
+    /// One line without secrets.
     pub(super) async fn credentials(&self) -> Result<Credentials, String> {
         let http = Builder::new()
             .tls_provider(tls::Provider::Rustls(CryptoMode::Ring))

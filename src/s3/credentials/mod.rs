@@ -2,7 +2,7 @@
 //!
 //! - [`Refreshed`]: credentials that are looked up in the background and replaced before
 //!   they expire
-//! - [`Lookup`]: where they are looked up, by the official chain of the AWS SDK
+//! - [`Lookup`]: the credential chain of the AWS SDK, and assumed roles
 
 mod lookup;
 mod refreshed;
@@ -17,7 +17,7 @@ pub use refreshed::{NoCredentials, Refreshed};
 /// The credentials of a bucket.
 #[derive(Clone)]
 pub enum OriginCredentials {
-    /// Keys that stay as they are.
+    /// Keys that do not change.
     Keys(Credentials),
     /// Credentials that expire. Several buckets may share them.
     Refreshed(Arc<Refreshed>),

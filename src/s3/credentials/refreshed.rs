@@ -15,28 +15,27 @@ use super::Lookup;
 /// The longest time that a request waits for credentials.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// The longest time for a lookup, the attempts of the SDK included.
+/// The longest time for a lookup, retries of the SDK included.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Credentials are looked up so long before they expire, or for a quarter of the time that
-/// they are left if that is shorter. EC2 has new ones five minutes ahead.
+/// The lead of a lookup over the expiry of credentials, or a quarter of their remaining time if
+/// that is shorter. EC2 has new credentials five minutes ahead.
 const LONGEST_LEAD: Duration = Duration::from_secs(5 * 60);
 
-/// Credentials without an expiry are looked up again after this time, because the file
-/// that they come from may have changed.
+/// The time after which credentials without an expiry are looked up again, because their file may
+/// have changed.
 const RECHECK: Duration = Duration::from_secs(15 * 60);
 
-/// The time after a failed lookup; it doubles with each further one.
+/// The delay after a failed lookup, doubled after each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
-/// The longest time between lookups that fail, while there are credentials.
+/// The longest delay between failed lookups while there are valid credentials.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
-/// The longest time between lookups that fail, while requests are refused for lack of
-/// credentials.
+/// The longest delay between failed lookups while requests are refused for lack of credentials.
 const LONGEST_RETRY_WITHOUT: Duration = Duration::from_secs(10);
 
-/// The clock is looked at this often: it may be set while the process runs.
+/// The interval between looks at the clock, which may be set while the process runs.
 const STEP: Duration = Duration::from_secs(60);
 
 /// Credentials that are looked up in the background, ahead of their expiry.
@@ -44,7 +43,7 @@ const STEP: Duration = Duration::from_secs(60);
 /// While a lookup fails, the credentials of an earlier one are used until they expire.
 pub struct Refreshed {
     lookup: Lookup,
-    /// For the log: who needs the credentials.
+    /// The owner of the credentials, for the log.
     owner: String,
     state: watch::Sender<State>,
     is_running: AtomicBool,
@@ -56,7 +55,7 @@ pub struct Refreshed {
 struct State {
     held: Option<Held>,
     is_looking: bool,
-    /// The reason why the last lookup failed.
+    /// The reason that the last lookup failed.
     error: Option<Arc<str>>,
 }
 
@@ -66,15 +65,15 @@ struct Held {
     expiry: Option<SystemTime>,
 }
 
-/// A request that cannot be signed, because there are no valid credentials.
+/// The reason that there are no valid credentials.
 #[derive(Debug)]
 pub struct NoCredentials(String);
 
 // === impl Refreshed ===
 
 impl Refreshed {
-    /// Credentials of `lookup`; `owner` is the name for them in the log. Nothing is looked
-    /// up before [`start`](Self::start) or the first request.
+    /// Credentials from `lookup`, named `owner` in the log. The first lookup begins with
+    /// [`start`](Self::start) or with the first request.
     pub fn new(lookup: Lookup, owner: &str) -> Arc<Refreshed> {
         Arc::new(Refreshed {
             lookup,
@@ -91,8 +90,7 @@ impl Refreshed {
         &self.lookup
     }
 
-    /// Look the credentials up from now on, as a task of the current runtime, if no task
-    /// does.
+    /// Starts a task on the current runtime that looks the credentials up, unless there is one.
     pub fn start(self: &Arc<Self>) {
         if self.is_running.swap(true, Ordering::AcqRel) {
             return;
@@ -107,7 +105,7 @@ impl Refreshed {
         });
     }
 
-    /// Wait until there are valid credentials; where there are, not at all.
+    /// Waits for valid credentials, if there are none.
     ///
     /// # Errors
     /// The lookup has failed, or takes too long.
@@ -133,7 +131,7 @@ impl Refreshed {
                 Some(why) => why.to_string(),
                 None => "they have expired".to_owned(),
             },
-            // The sender is part of `self`, so it is the time that is over.
+            // The sender is part of `self`, so only the time can have run out.
             Ok(Err(_)) | Err(_) => format!("the lookup has not ended for {limit:?}"),
         };
         Err(NoCredentials(why))
@@ -146,17 +144,17 @@ impl Refreshed {
         Some(held.identity.clone())
     }
 
-    /// The time when the credentials expire; `None`: there are none, or they do not.
+    /// The expiry of the credentials; `None`: there are none, or they do not expire.
     pub fn expiry(&self) -> Option<SystemTime> {
         self.state.borrow().held.as_ref()?.expiry
     }
 
-    /// Lookups that failed.
+    /// The number of failed lookups.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Requests that were refused for lack of credentials.
+    /// The number of requests refused for lack of credentials.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
@@ -187,7 +185,7 @@ impl Refreshed {
         }
     }
 
-    /// Take credentials over. Returns the time for which they can be left alone.
+    /// Takes credentials over. Returns the time until the next lookup.
     fn take(&self, held: Held, now: SystemTime) -> Duration {
         let pause = refresh_after(held.expiry, now, fastrand::f64());
         self.state.send_modify(|state| {
@@ -211,7 +209,7 @@ impl Refreshed {
         pause
     }
 
-    /// Keep the credentials of an earlier lookup. Returns the time until the next attempt.
+    /// Notes a failed lookup. Returns the time until the next attempt.
     fn note_failure(&self, why: &str, failures: u32, now: SystemTime) -> Duration {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let is_valid = self.state.borrow().is_valid(now);
@@ -236,7 +234,7 @@ impl fmt::Debug for Refreshed {
     }
 }
 
-/// Another task may take over when this one ends, as it does with its runtime.
+/// The end of the task, with its runtime, after which another one may be started.
 struct Running(Arc<Refreshed>);
 
 impl Drop for Running {
@@ -261,7 +259,7 @@ impl Held {
         let is_header = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
         let keys = [credentials.access_key_id(), credentials.secret_access_key()];
         let token = credentials.session_token();
-        // They go into a header, where a line end ends it.
+        // They go into a header field, which a line end would end.
         if !keys.into_iter().chain(token).all(is_header) {
             return Err("those that were found are empty or no text".to_owned());
         }
@@ -290,8 +288,7 @@ impl fmt::Display for NoCredentials {
 
 impl std::error::Error for NoCredentials {}
 
-/// The time after which credentials are looked up again; `random`: 0 to 1, so that not all
-/// processes do it at the same time.
+/// The time until the next lookup. `random`, from 0 to 1, spreads the lookups of several processes.
 fn refresh_after(expiry: Option<SystemTime>, now: SystemTime, random: f64) -> Duration {
     let Some(expiry) = expiry else {
         return RECHECK.mul_f64(1.0 + random / 10.0);
@@ -302,7 +299,7 @@ fn refresh_after(expiry: Option<SystemTime>, now: SystemTime, random: f64) -> Du
         .max(FIRST_RETRY)
 }
 
-/// The time after which a lookup is tried again that has failed so many times.
+/// The delay after a number of failed lookups.
 fn retry_after(failures: u32, is_valid: bool, random: f64) -> Duration {
     let longest = match is_valid {
         true => LONGEST_RETRY,

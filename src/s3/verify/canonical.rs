@@ -1,4 +1,4 @@
-//! The canonical request, which is what a signature signs.
+//! The canonical request: the text that a signature covers.
 //!
 //! Source: "Signature Calculations for the Authorization Header" and "Authenticating
 //! Requests: Using Query Parameters", Amazon S3 API Reference.
@@ -7,11 +7,11 @@ use std::borrow::Cow;
 
 use super::Request;
 
-/// The parameter that no signature can sign.
+/// The parameter that a signature cannot cover: the signature itself.
 pub(super) const SIGNATURE: &[u8] = b"X-Amz-Signature";
 
-/// The form in which a client that does not encode as `UriEncode()` does may have signed the
-/// parts of its target. Either way the target means the same.
+/// The forms of the parts of a target that a client may have signed, if it does not encode them as
+/// `UriEncode()` does. The meaning of the target is the same in all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Spelling {
     pub(super) path: Form,
@@ -21,13 +21,13 @@ pub(super) struct Spelling {
 /// The form in which a part of the target is signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// Decoded, and encoded again by `UriEncode()`: what S3 documents.
+    /// Decoded and encoded again by `UriEncode()`, as S3 documents it.
     Encoded,
     /// As it was sent.
     Sent,
 }
 
-/// A raw query, as its parameters. One without `=` has an empty value.
+/// The parameters of a raw query. A parameter without `=` has an empty value.
 pub(super) fn parameters(query: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     query
         .split(|byte| *byte == b'&')
@@ -46,7 +46,7 @@ pub(super) fn split_once(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
     Some((&text[..at], &text[at + 1..]))
 }
 
-/// Append the canonical request. `headers`: the names that are signed, in their order.
+/// Appends the canonical request. `headers` are the signed names, in order.
 pub(super) fn write(
     to: &mut Vec<u8>,
     request: &Request<'_>,
@@ -110,7 +110,7 @@ fn write_values<'a>(to: &mut Vec<u8>, values: impl Iterator<Item = &'a [u8]>) {
     }
 }
 
-/// Without spaces at both ends, and with one space where there are several.
+/// A value without spaces at its ends, and with single spaces inside.
 fn write_value(to: &mut Vec<u8>, value: &[u8]) {
     let value = value.trim_ascii();
     if !value.windows(2).any(|pair| pair == b"  ") {
@@ -130,13 +130,13 @@ fn write_value(to: &mut Vec<u8>, value: &[u8]) {
 /// The parts of a target, which are encoded differently.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
-    /// Slashes stand for themselves.
+    /// The path, with slashes unencoded.
     Path,
-    /// `+` is a space, as S3 reads it.
+    /// The query, in which `+` is a space, as S3 reads it.
     Query,
 }
 
-/// True if `UriEncode()` writes the part as it is.
+/// True if `UriEncode()` leaves the part unchanged.
 pub(super) fn is_encoded(part: &[u8], kind: Part) -> bool {
     let mut bytes = part.iter();
     while let Some(byte) = bytes.next() {
@@ -167,7 +167,7 @@ fn encoded(part: &[u8], kind: Part) -> Cow<'_, [u8]> {
     encoded.into()
 }
 
-/// Decode a part and encode it again. An incomplete escape stands for itself.
+/// Decodes a part and encodes it again. An incomplete escape is kept as it is.
 fn encode(to: &mut Vec<u8>, part: &[u8], kind: Part) {
     const UPPER: &[u8; 16] = b"0123456789ABCDEF";
     let mut rest = part;
@@ -182,7 +182,7 @@ fn encode(to: &mut Vec<u8>, part: &[u8], kind: Part) {
     }
 }
 
-/// A part without its percent-encoding.
+/// A part, percent-decoded.
 pub(super) fn decoded(part: &[u8], kind: Part) -> Cow<'_, [u8]> {
     if !part.iter().any(|byte| matches!(byte, b'%' | b'+')) {
         return part.into();
@@ -213,7 +213,7 @@ fn stands_for_itself(byte: u8, kind: Part) -> bool {
     UNRESERVED[usize::from(byte)] || (byte == b'/' && kind == Part::Path)
 }
 
-/// The bytes that stand for themselves everywhere (RFC 3986 §2.3).
+/// The bytes that are never encoded (RFC 3986 §2.3).
 const UNRESERVED: [bool; 256] = {
     let mut unreserved = [false; 256];
     let mut byte = 0;
@@ -231,7 +231,7 @@ pub(super) fn escaped(high: u8, low: u8) -> Option<u8> {
     ((high | low) < 16).then_some(high << 4 | low)
 }
 
-/// The values of hexadecimal digits. Other bytes have a value above 15.
+/// The values of hexadecimal digits; above 15 for other bytes.
 const DIGITS: [u8; 256] = {
     let mut values = [u8::MAX; 256];
     let mut value = 0;

@@ -2,13 +2,12 @@
 
 use http::HeaderMap;
 
-/// More fields than this are sorted.
+/// The number of fields from which on they are sorted.
 const FEW: usize = 32;
 
-/// The header fields of a request, in a list. Most requests have few fields, which are found
-/// sooner by comparing names than by hashing them. Many fields are found by binary search:
-/// otherwise, a client that has not been identified yet could have their number squared in
-/// comparisons.
+/// The header fields of a request as a list. Most requests have few fields, for which comparing
+/// names is faster than hashing. Many fields are searched by bisection: otherwise, an unidentified
+/// client could cause a number of comparisons that is the square of theirs.
 #[derive(Debug)]
 pub(super) struct Fields<'a>(Vec<Field<'a>>);
 
@@ -26,14 +25,13 @@ impl<'a> Fields<'a> {
         };
         fields.extend(headers.iter().map(of));
         if fields.len() > FEW {
-            // Stable: values of the same name keep their order.
+            // A stable sort keeps the order of values with one name.
             fields.sort_by_key(|(name, _)| *name);
         }
         Fields(fields)
     }
 
-    /// The fields to compare with a name. If the fields are sorted, these are the fields with
-    /// this name.
+    /// The fields to compare with a name: if sorted, only those with this name.
     fn near(&self, name: &[u8]) -> &[Field<'a>] {
         if self.0.len() <= FEW {
             return &self.0;
@@ -43,7 +41,7 @@ impl<'a> Fields<'a> {
         &fields[..fields.partition_point(|(of, _)| *of == name)]
     }
 
-    /// The values of the fields with this name. The name is in lower case.
+    /// The values of the fields with this name, which must be in lower case.
     pub(super) fn all<'n>(&'n self, name: &'n [u8]) -> impl Iterator<Item = &'a [u8]> + 'n {
         let fields = self.near(name).iter().filter(move |(of, _)| *of == name);
         fields.map(|(_, value)| *value)

@@ -2,15 +2,14 @@
 //! `Authorization` header, or in the query of a presigned URL.
 //!
 //! - this module: the clients, and the comparison
-//! - `signature`: what a request says of its signature, and whether it may hold now
+//! - `signature`: the signature of a request, its scope and its time
 //! - `canonical`: the text that is signed
 //! - `timestamp`: the times in it
-//! - [`refusal`]: the answers to what does not hold
+//! - [`refusal`]: responses to invalid signatures
 //!
-//! The request is taken as it came. aws-sigv4 signs requests that it writes itself: it
-//! adds headers, leaves others out, and needs a URI. Here the client chose the headers
-//! and the spelling, so the text is put together from the request; the tests compare the
-//! result with aws-sigv4's.
+//! aws-sigv4 signs requests that it writes itself: it adds headers, leaves others out, and needs a
+//! URI. Here the client chose headers and spelling, so the text is built from the request as it
+//! arrived. The tests compare the result with aws-sigv4's.
 //!
 //! Source: "Authenticating Requests (AWS Signature Version 4)", Amazon S3 API Reference.
 

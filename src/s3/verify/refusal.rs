@@ -1,18 +1,18 @@
-//! The reasons to refuse a signature, as S3 puts them.
+//! The reasons to refuse a signature, in S3's words.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// A request that is refused because of its signature, or for want of one.
+/// The refusal of a request because of its signature, or for lack of one.
 ///
-/// No part of it repeats what the client sent.
+/// It repeats nothing that the client sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The status of the answer.
+    /// The status of the response.
     pub status: u16,
-    /// The code of the answer ("Error responses", Amazon S3 API Reference).
+    /// The code of the response ("Error responses", Amazon S3 API Reference).
     pub code: &'static str,
-    /// The message of the answer.
+    /// The message of the response.
     pub message: Cow<'static, str>,
     /// The kind of refusal, for a metric.
     pub reason: Reason,
@@ -23,15 +23,15 @@ pub struct Refusal {
 pub enum Reason {
     /// The request has no signature.
     Unsigned,
-    /// The signature cannot be read, or is not one of version 4.
+    /// The signature is malformed, or not of version 4.
     Malformed,
     /// The signature is for another day, region or service.
     Scope,
-    /// The signature is too old, or not valid yet.
+    /// The signature has expired, or is not valid yet.
     Time,
     /// No client has this access key.
     UnknownKey,
-    /// The signature is not the one that the secret key makes of the request.
+    /// The signature is not that of the request with the client's secret key.
     Mismatch,
     /// The signature leaves out a header that must be signed.
     UnsignedHeader,
@@ -80,7 +80,7 @@ impl Refusal {
         Reason::Malformed,
     );
 
-    /// Signature version 2, which S3 itself gave up.
+    /// A signature of version 2, which S3 no longer accepts.
     pub(super) const VERSION_2: Refusal = Refusal::new(
         400,
         "InvalidRequest",
@@ -131,7 +131,7 @@ impl Refusal {
         Reason::Malformed,
     );
 
-    /// The body of a GET or HEAD is empty, which the proxy makes sure of.
+    /// The body of a GET or HEAD is not the hashed one: the proxy guarantees that it is empty.
     pub(super) const OTHER_CONTENT_HASH: Refusal = Refusal::new(
         400,
         "XAmzContentSHA256Mismatch",
@@ -185,7 +185,7 @@ impl Refusal {
         Reason::Token,
     );
 
-    /// A fault of the `Authorization` header.
+    /// A malformed `Authorization` header.
     pub(super) fn header(what: impl fmt::Display, reason: Reason) -> Refusal {
         Refusal {
             message: format!("The authorization header is malformed; {what}").into(),
@@ -193,7 +193,7 @@ impl Refusal {
         }
     }
 
-    /// A fault of the parameters of a presigned URL.
+    /// Malformed parameters of a presigned URL.
     pub(super) fn query(message: impl Into<Cow<'static, str>>, reason: Reason) -> Refusal {
         Refusal {
             message: message.into(),

@@ -10,7 +10,7 @@ use super::refusal::{Reason, Refusal};
 use super::timestamp::Timestamp;
 use super::{Request, ALGORITHM, SERVICE, TERMINATOR};
 
-/// The time by which a client's clock may differ from this one ("Authenticating Requests",
+/// The allowed difference between a client's clock and this one ("Authenticating Requests",
 /// Amazon S3 API Reference).
 const SKEW: Duration = Duration::from_secs(15 * 60);
 
@@ -20,7 +20,7 @@ const LONGEST_LIFE: u64 = 7 * 86400;
 /// The SHA-256 of nothing.
 const EMPTY: &[u8] = b"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 const UNSIGNED_PAYLOAD: &[u8] = b"UNSIGNED-PAYLOAD";
-/// Bodies that are signed in pieces, of which an empty one has none.
+/// The hashes of bodies that are signed in chunks. An empty body has no chunk.
 const STREAMING: [&[u8]; 3] = [
     b"STREAMING-AWS4-HMAC-SHA256-PAYLOAD",
     b"STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER",
@@ -29,21 +29,21 @@ const STREAMING: [&[u8]; 3] = [
 
 const CONTENT_HASH: &[u8] = b"x-amz-content-sha256";
 
-/// The header fields that presigning clients send unsigned, because they are not those who
-/// use the URL: neither changes which object is meant.
+/// The header fields that may be unsigned with a presigned URL, because its user is not the client
+/// that signed it. Neither affects which object is meant.
 const UNSIGNED_IN_PRESIGNED: [&[u8]; 2] = [b"x-amz-checksum-mode", b"x-amz-user-agent"];
 
 const BAD_CREDENTIAL: &str = "the Credential is mal-formed; expecting \
                               \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\".";
 
-/// A signature that may be compared: it is for the region, and for now.
+/// A signature for this region and time, ready for comparison.
 #[derive(Debug)]
 pub(super) struct Signature<'a> {
     pub(super) access_key: Cow<'a, str>,
     /// Names in ascending order, separated by semicolons.
     pub(super) signed_headers: Cow<'a, [u8]>,
     pub(super) time: Timestamp,
-    /// The hash of the body, or what stands for it.
+    /// The hash of the body, or its placeholder.
     pub(super) payload: Cow<'a, [u8]>,
     pub(super) token: Option<Cow<'a, [u8]>>,
     pub(super) bytes: [u8; 32],
@@ -93,12 +93,12 @@ impl<'a> Signature<'a> {
         Ok(signature)
     }
 
-    /// Check which headers are signed.
+    /// Checks that all required headers are signed.
     fn check_headers(&self, request: &Request<'_>, location: Location) -> Result<(), Refusal> {
         let may_be_unsigned =
             |name: &[u8]| location == Location::Query && UNSIGNED_IN_PRESIGNED.contains(&name);
         let must_be_signed = |name: &&[u8]| name.starts_with(b"x-amz-") && !may_be_unsigned(name);
-        // Counted, because a search for each would take the square of their number.
+        // Counting avoids a search for each, which would take the square of their number.
         let mut unsigned = request.fields.names().filter(must_be_signed).count();
         let mut before: &[u8] = b"";
         let mut signs_host = false;
@@ -199,7 +199,7 @@ fn elements_of(authorization: &[u8]) -> Result<&[u8], Refusal> {
     }
 }
 
-/// The value of a header that may stand there once.
+/// The value of a header that may be given once.
 fn single<'a>(request: &Request<'a>, name: &[u8]) -> Result<Option<&'a [u8]>, Refusal> {
     let mut values = request.fields.all(name);
     let value = values.next();
@@ -212,7 +212,7 @@ fn single<'a>(request: &Request<'a>, name: &[u8]) -> Result<Option<&'a [u8]>, Re
 fn signature_bytes(text: &[u8]) -> Result<[u8; 32], Refusal> {
     let text: &[u8; 64] = text.try_into().map_err(|_| Refusal::MISMATCH)?;
     let mut bytes = [0; 32];
-    // S3 compares signatures as text, and its own has digits in lower case.
+    // S3 compares signatures as text, in lower case.
     let mut is_upper = false;
     for (byte, digits) in bytes.iter_mut().zip(text.chunks_exact(2)) {
         is_upper |= digits.iter().any(u8::is_ascii_uppercase);
@@ -224,8 +224,8 @@ fn signature_bytes(text: &[u8]) -> Result<[u8; 32], Refusal> {
     Ok(bytes)
 }
 
-/// A GET or HEAD has no body, so its hash must be that of nothing. Of other methods, only the
-/// form is checked.
+/// Checks the hash of a body. A GET or HEAD has none, so the hash must be that of nothing. For other
+/// methods, only the form is checked.
 fn check_payload(method: &str, hash: &[u8]) -> Result<(), Refusal> {
     if hash == EMPTY || hash == UNSIGNED_PAYLOAD || STREAMING.contains(&hash) {
         return Ok(());
@@ -258,7 +258,7 @@ impl Location {
         date: &Timestamp,
         region: &str,
     ) -> Result<&'a str, Refusal> {
-        // An access key of other services than AWS may have slashes.
+        // Access keys of services other than AWS may contain slashes.
         let mut parts = credential.rsplitn(5, |byte| *byte == b'/');
         let mut part = || parts.next().ok_or_else(|| self.malformed(BAD_CREDENTIAL));
         let (terminator, service, signed_for, day, access_key) =
@@ -314,7 +314,7 @@ impl<'a> Presigned<'a> {
         Ok(presigned)
     }
 
-    /// True if the query is meant to be signed.
+    /// True if the query has parameters of a signature.
     fn is_any(&self) -> bool {
         self.algorithm.is_some()
             || self.credential.is_some()
@@ -412,7 +412,7 @@ fn life(expires: &[u8]) -> Result<Duration, Refusal> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return refuse("X-Amz-Expires should be a number");
     }
-    // All digits, so a failure to parse means too many of them.
+    // Only digits: a failure to parse means that there are too many.
     let secs = std::str::from_utf8(digits)
         .ok()
         .and_then(|digits| digits.parse::<u64>().ok());

@@ -40,8 +40,7 @@ impl Timestamp {
         })
     }
 
-    /// Reads the formats of the headers `Date` and `x-amz-date`: that of ISO 8601, or one of
-    /// RFC 9110 §5.6.7.
+    /// Reads the formats of `Date` and `x-amz-date`: ISO 8601, or those of RFC 9110 §5.6.7.
     pub(super) fn parse_header(text: &[u8]) -> Option<Timestamp> {
         let text = text.trim_ascii();
         Timestamp::parse(text).or_else(|| {
