@@ -53,8 +53,9 @@ mod linux {
     use pingora_cache::{trace::Span, BodyPart, CacheKey, CacheMeta, Storage};
     use pingora_http::ResponseHeader;
     use pingora_sendfile::cache::{
-        format::EntryMeta, layout::Layout, BackendChoice, DiskCache, DiskCacheConfig, EntryId,
-        SendfileCapable, SendfileConfig,
+        internals::{Layout, LocalFolder},
+        BackendChoice, DiskCache, DiskCacheConfig, EntryId, EntryMeta, SendfileCapable,
+        SendfileConfig,
     };
     use rustix::{
         fs::{fadvise, sendfile, syncfs, Advice},
@@ -677,7 +678,9 @@ mod linux {
     /// would take.
     fn write_objects(path: &Path, objects: u64, len: u64) -> Vec<Object> {
         let layout = Layout::new(path);
-        layout.create_folders().expect("create the cache's folders");
+        layout
+            .create_folders(&LocalFolder)
+            .expect("create the cache's folders");
         let body = vec![7; len as usize];
         let (internal, header) = meta(len).serialize().expect("serialize metadata");
         let objects = (0..objects).map(|number| {

@@ -19,8 +19,7 @@ use prometheus::{
 #[cfg(feature = "s3-proxy")]
 use prometheus::{register_int_gauge_vec, IntGaugeVec};
 
-use crate::cache::stats::Counter;
-use crate::cache::{Cause, DiskCache, Eviction};
+use crate::cache::{Cause, Counter, DiskCache, Eviction};
 use crate::http::origin_turns::OriginTurns;
 #[cfg(feature = "s3-proxy")]
 use crate::s3::Refreshed;

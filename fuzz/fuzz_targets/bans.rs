@@ -6,7 +6,7 @@
 mod seeds;
 
 use libfuzzer_sys::fuzz_target;
-use pingora_sendfile::cache::bans::{encode, Banned, List, Records};
+use pingora_sendfile::cache::internals::{encode, Banned, List, Records};
 
 const MAGIC: &[u8; 8] = b"PSFBANS2";
 
@@ -46,7 +46,7 @@ fn check(file: &[u8]) {
             let alone = bans
                 .iter()
                 .any(|ban| voids(ban, generation, &primary, tag, &key));
-            let together = list.void(generation, &primary, || (tag, &key));
+            let together = list.is_banned(generation, &primary, || (tag, &key));
             assert_eq!(together, alone, "generation {generation} of {banned:?}");
         }
     }

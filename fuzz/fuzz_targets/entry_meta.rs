@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 
 use libfuzzer_sys::fuzz_target;
 use pingora_cache::key::CompactCacheKey;
-use pingora_sendfile::cache::format::EntryMeta;
+use pingora_sendfile::cache::EntryMeta;
 
 fuzz_target!(init: seeds::write(&examples()), |data: &[u8]| {
     check(data);

@@ -1,29 +1,42 @@
-//! The disk cache: a [`pingora_cache::Storage`] whose entries are immutable
-//! files, so that a hit can leave by `sendfile(2)`.
+//! The disk cache: a [`pingora_cache::Storage`] whose entries are immutable files, so that a
+//! hit can be sent by `sendfile(2)`.
 //!
-//! By layer:
-//! - `io`: access to files
-//! - `store`: the format of the cache folder, the index, bans
-//! - `state`: what the parts of a cache share
-//! - `read`, `write`: hits and misses
-//! - `jobs`: what happens to entries without a request
-//! - `lifecycle`: who owns the cache folder
-//! - [`disk`]: [`DiskCache`], what Pingora talks to
+//! By layer; a layer imports only from those above it:
+//!
+//! | layer | content |
+//! |---|---|
+//! | `config` | [`DiskCacheConfig`] |
+//! | `io` | [`DiskBackend`] and all access to files |
+//! | `store` | format, names, index and bans of a cache folder |
+//! | `state` | the state that the parts of a cache share |
+//! | `read` | lookups and hits |
+//! | `write` | misses, fills, purges, and room for them |
+//! | `jobs` | recovery, maintenance, removal, scrubbing |
+//! | `sendfile`, `lifecycle` | responses with an open file; the ownership of a cache folder |
+//! | `disk` | [`DiskCache`], the facade |
 //!
 //! Nothing here knows of S3, of a proxy or of a configuration file.
 
-pub mod disk;
-pub mod io;
-pub mod jobs;
+mod config;
+mod disk;
+mod io;
+mod jobs;
+#[cfg(test)]
+mod layers;
 mod lifecycle;
-pub mod read;
-pub mod sendfile;
-pub mod state;
-pub mod store;
-pub mod write;
+mod read;
+mod sendfile;
+mod state;
+mod store;
+#[cfg(test)]
+mod tests;
+mod write;
 
-pub use disk::{AskedAt, BackendChoice, DiskCache, DiskCacheConfig};
-pub use io::backend::{DiskBackend, EntryId, OpenEntry};
+pub use config::{BackendChoice, DiskCacheConfig, SendfileConfig};
+pub use disk::DiskCache;
+pub use io::backend::{DiskBackend, OpenFiles};
+pub use io::files::EntryFiles;
+pub use io::folder::{FileStat, FolderAccess};
 pub use io::tokio_fs::TokioFsBackend;
 #[cfg(all(
     feature = "uring",
@@ -37,10 +50,24 @@ pub use io::tokio_fs::TokioFsBackend;
     )
 ))]
 pub use io::uring::UringBackend;
-pub use read::hit::{self, DiskHit, Filling};
-pub(crate) use read::rest;
-pub use sendfile::{SendfileCapable, SendfileConfig, SendfileResponse};
-pub(crate) use state::fast_header::Prepared;
-pub use state::stats::{self, Cause, Eviction, Stats};
-pub use store::{bans, format, inspect, layout};
-pub use write::miss;
+pub use read::hit::{DiskHit, Filling, FILL_BROKEN};
+pub(crate) use read::remainder::Remainder;
+pub use sendfile::{SendfileCapable, SendfileResponse};
+pub(crate) use state::fast_header::FastHeader;
+pub(crate) use state::fill_extensions::{ForParts, InBackground};
+pub use state::generations::LookupSnapshot;
+pub use state::recovery_progress::RecoveryProgress;
+pub use state::stats::{Cause, Counter, Eviction, Stats};
+pub use store::entry_id::EntryId;
+pub use store::format::EntryMeta;
+pub use store::inspect;
+pub use write::miss::DESERTED;
+pub use write::pending::NO_ROOM;
+
+/// Internals for benches, fuzz targets and tests of this project. Not part of the API.
+#[doc(hidden)]
+pub mod internals {
+    pub use super::io::folder::LocalFolder;
+    pub use super::store::bans::{encode, Banned, List, Records};
+    pub use super::store::layout::Layout;
+}

@@ -27,7 +27,7 @@ const SHARD_CAPACITY: usize = 1024;
 /// it: the next one would wait for the same, and all who wait would be served one after
 /// the other.
 ///
-/// The keys need what [`DiskCache::asked_now`] returns.
+/// The keys need what [`DiskCache::lookup_snapshot`] returns.
 pub struct FillLock {
     lock: CacheLock,
     cache: &'static DiskCache,

@@ -22,7 +22,7 @@ use pingora_cache::CacheKey;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::cache::miss::ForParts;
+use crate::cache::ForParts;
 
 /// The largest object, in bytes, that is fetched for any part of it.
 const SMALL: u64 = 16 << 20;

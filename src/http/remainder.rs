@@ -21,7 +21,7 @@ use pingora_proxy::{PreparedSubrequest, Session};
 use super::rules::etag::EntityTag;
 use super::rules::range::parse_content_range;
 use super::rules::request::strip_to_target;
-use crate::cache::rest::Rest;
+use crate::cache::Remainder;
 
 /// The error of a rest that the origin does not have.
 pub const NO_REST: ErrorType = ErrorType::new("NoRestOfBody");
@@ -125,7 +125,7 @@ impl FetchedRemainder {
 }
 
 #[async_trait]
-impl Rest for FetchedRemainder {
+impl Remainder for FetchedRemainder {
     async fn begin(&mut self, range: Range<u64>) -> Result<()> {
         self.range.get_or_init(|| range);
         if let Some(prepared) = self.prepared.take() {

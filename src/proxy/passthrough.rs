@@ -230,7 +230,7 @@ impl Passthrough {
         changed
             .keys
             .iter()
-            .for_each(|key| cache.invalidate_now(key));
+            .for_each(|key| cache.invalidate_nowait(key));
         if !changed.beginnings.is_empty() {
             tokio::spawn(ban(cache, changed.beginnings));
         }

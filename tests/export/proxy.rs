@@ -99,7 +99,7 @@ impl ProxyHttp for MyProxy {
         let primary = [host, b"\n", request.raw_path()].concat();
         let mut key = CacheKey::new(primary, "my-proxy");
         // If the object is purged after this, the request does not store it.
-        key.extensions.insert(self.cache.asked_now());
+        key.extensions.insert(self.cache.lookup_snapshot());
         Ok(key)
     }
 

@@ -21,8 +21,8 @@ use crate::engine::{self, trace, Object};
 use pingora_cache::{CacheMeta, HttpCache, Storage};
 use pingora_core::ErrorType;
 use pingora_sendfile::cache::{
-    format::EntryMeta, hit::FILL_BROKEN, layout::Layout, BackendChoice, DiskCache, DiskCacheConfig,
-    EntryId, Eviction,
+    internals::Layout, BackendChoice, DiskCache, DiskCacheConfig, EntryId, EntryMeta, Eviction,
+    FILL_BROKEN,
 };
 use tempfile::TempDir;
 use tokio::task::JoinSet;

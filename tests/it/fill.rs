@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::engine::{self, Object};
-use pingora_sendfile::cache::{hit::FILL_BROKEN, DiskCache};
+use pingora_sendfile::cache::{DiskCache, FILL_BROKEN};
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use tempfile::TempDir;
 use test_support::{

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::MetadataExt, path::Path, thread};
 
 use crate::engine::{self, Object};
-use pingora_sendfile::cache::{disk::NO_ROOM, miss::DESERTED, Cause};
+use pingora_sendfile::cache::{Cause, DESERTED, NO_ROOM};
 use tempfile::TempDir;
 use test_support::{eventually, pattern, Bucket, Connection, Gate, Origin, Pattern, Proxy, Reply};
 

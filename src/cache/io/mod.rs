@@ -1,14 +1,20 @@
-//! Access to files.
+//! Access to files: [`DiskBackend`](backend::DiskBackend) and its implementations.
 
-pub mod backend;
+pub(crate) mod backend;
 #[cfg(test)]
 pub(crate) mod backend_suite;
+pub(crate) mod checksum;
+pub(crate) mod disk_io;
+pub(crate) mod files;
+pub(crate) mod folder;
+pub(crate) mod folder_lock;
 pub(crate) mod nowait;
 pub(crate) mod page_cache;
 pub(crate) mod regular;
+pub(crate) mod select;
 #[cfg(target_os = "linux")]
 pub(crate) mod sys;
-pub mod tokio_fs;
+pub(crate) mod tokio_fs;
 #[cfg(all(
     feature = "uring",
     target_os = "linux",
@@ -20,4 +26,4 @@ pub mod tokio_fs;
         target_arch = "powerpc64"
     )
 ))]
-pub mod uring;
+pub(crate) mod uring;

@@ -1,48 +1,101 @@
-//! Opening an entry without waiting: when names and contents are cached anyway,
-//! a way through other threads would take longer than the work.
+//! Opening an entry, and checking the length of a file, without waiting.
+//!
+//! When names and contents are cached anyway, a detour through other threads takes longer
+//! than the work itself.
 
-use crate::cache::store::layout::Layout;
-use crate::cache::{EntryId, OpenEntry};
+use crate::cache::io::backend::OpenFiles;
+use crate::cache::io::files::EntryFiles;
 
-/// Open an entry as [`DiskBackend::open`](crate::cache::DiskBackend::open) does, if
-/// nothing of it has to be read from the disk. `None`: it has to be, or
-/// something is wrong, which the backend will tell.
+/// Open an entry as [`DiskBackend::open`](crate::cache::DiskBackend::open) does, if nothing
+/// has to be read from the disk. `None`: the backend has to open it, or to report what is
+/// wrong.
 #[cfg(target_os = "linux")]
-pub fn open_now(layout: &Layout, id: &EntryId, prefetch: u64) -> Option<OpenEntry> {
-    use crate::cache::state::body_file::read_now;
-    use crate::cache::store::format::{EntryMeta, MAX_META_LEN};
+pub(crate) fn open_nowait(files: &EntryFiles, prefetch: u64) -> Option<OpenFiles> {
+    use crate::cache::io::files::MAX_META_LEN;
+    use crate::cache::io::page_cache::{no_read_ahead, read_nowait};
 
-    let (meta, meta_len) = open_cached(&layout.meta(id))?;
+    let (meta, meta_len) = open_cached(&files.meta())?;
     if meta_len > MAX_META_LEN {
         return None;
     }
-    let meta = EntryMeta::decode(&read_now(&meta, 0, meta_len as usize)?).ok()?;
-    let (body, body_len) = open_cached(&layout.body(id))?;
-    let prefetched = if meta.body_len <= prefetch && body_len == meta.body_len {
-        Some(read_now(&body, 0, body_len as usize)?.into())
+    let meta = read_nowait(&meta, 0, meta_len as usize)?;
+    let (body, body_len) = open_cached(&files.body())?;
+    let prefetched = if body_len <= prefetch {
+        Some(read_nowait(&body, 0, body_len as usize)?.into())
     } else {
         None
     };
-    crate::cache::io::tokio_fs::no_read_ahead(&body);
-    OpenEntry::checked(id, meta, body, body_len, prefetched).ok()
+    no_read_ahead(&body);
+    Some(OpenFiles {
+        meta,
+        body: body.into(),
+        body_len,
+        prefetched,
+    })
 }
 
-/// Elsewhere opening always takes the way through other threads.
+/// Other systems cannot tell whether a file is cached.
 #[cfg(not(target_os = "linux"))]
-pub fn open_now(_layout: &Layout, _id: &EntryId, _prefetch: u64) -> Option<OpenEntry> {
+pub(crate) fn open_nowait(_files: &EntryFiles, _prefetch: u64) -> Option<OpenFiles> {
     None
 }
 
-/// A regular file and its length, if its path is in the kernel's cache
+/// A regular file and its length, if the kernel has cached its path
 /// (openat2(2), RESOLVE_CACHED; Linux 5.12).
 #[cfg(target_os = "linux")]
 fn open_cached(path: &std::path::Path) -> Option<(std::fs::File, u64)> {
     use rustix::fs::{openat2, Mode, OFlags, ResolveFlags, CWD};
 
-    // See regular.rs.
+    // The flags of `regular`.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok()?;
     let file = std::fs::File::from(file);
     let stat = file.metadata().ok()?;
     stat.is_file().then_some((file, stat.len()))
+}
+
+/// True if a file has this length, as far as the kernel knows without asking a server.
+#[cfg(target_os = "linux")]
+pub(crate) fn has_len(file: &std::fs::File, len: u64) -> bool {
+    use rustix::fs::{statx, AtFlags, StatxFlags};
+    use rustix::io::ioctl_fionread;
+    // The bytes after the position of the descriptor, in 32 bits. For a regular file,
+    // the kernel knows them without its file system (`do_vfs_ioctl()` of
+    // `fs/ioctl.c`), in half of the time. The position may have been moved, so this
+    // can only confirm the length. It also confirms a file that has grown by a
+    // multiple of 4 GiB, which does no harm.
+    let left = ioctl_fionread(file).map(|left| left as u32);
+    if left.is_ok_and(|left| u64::from(left) == len) {
+        return true;
+    }
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    statx(file, "", flags, StatxFlags::SIZE).is_ok_and(|stat| stat.stx_size == len)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn has_len(file: &std::fs::File, len: u64) -> bool {
+    file.metadata().is_ok_and(|stat| stat.len() == len)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_is_told_wherever_the_descriptor_stands() {
+        use std::io::{Seek, SeekFrom};
+        let body = tempfile::tempfile().unwrap();
+        for len in [0, 1, 4096, u64::from(u32::MAX), 1 << 32, 5 << 30] {
+            body.set_len(len).unwrap();
+            for position in [0, 1, len] {
+                let mut file = &body;
+                file.seek(SeekFrom::Start(position)).unwrap();
+                assert!(has_len(&body, len), "{len} at {position}");
+                assert!(!has_len(&body, len + 1), "{len} at {position}");
+                if position == 0 {
+                    assert!(!has_len(&body, len.wrapping_sub(1)), "{len} at 0");
+                }
+            }
+        }
+    }
 }

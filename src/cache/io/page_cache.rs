@@ -8,8 +8,8 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
-use crate::cache::io::tokio_fs::{read_ahead, read_exact_at};
-use crate::cache::state::body_file::block_end;
+/// How much of a body is read from the disk at once, in bytes.
+pub(crate) const BLOCK: u64 = 2 << 20;
 
 /// How much is read at once where folios cannot be large, in bytes.
 const PIECE: usize = 64 * 1024;
@@ -54,8 +54,8 @@ mod large_folios {
     use std::os::unix::fs::MetadataExt;
     use std::sync::LazyLock;
 
+    use super::BLOCK;
     use crate::cache::io::sys;
-    use crate::cache::state::body_file::BLOCK;
 
     /// Whether a range, which is within one block, is to be loaded so: the kernel reads
     /// the whole block, and not more.
@@ -153,12 +153,133 @@ mod large_folios {
     }
 }
 
+/// Where the block ends in which a range begins, or the range.
+pub(crate) fn block_end(range: &Range<u64>) -> u64 {
+    range.end.min((range.start / BLOCK + 1) * BLOCK)
+}
+
+#[cfg(unix)]
+pub(crate) fn read_exact_at(file: &File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buf, offset)
+}
+
+/// The kernel shall read what it is asked for, and no more on its own: pages
+/// that are being read look as if they were there, and sending one would wait
+/// for it. The cache reads ahead itself, and knows when it is done.
+#[cfg(target_os = "linux")]
+pub(crate) fn no_read_ahead(file: &File) {
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn no_read_ahead(_file: &File) {}
+
+/// Have the kernel start to read a range.
+#[cfg(target_os = "linux")]
+pub(crate) fn read_ahead(file: &File, offset: u64, len: u64) {
+    let len = std::num::NonZeroU64::new(len);
+    let _ = rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::WillNeed);
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn read_ahead(_file: &File, _offset: u64, _len: u64) {}
+
+/// Read what is in the page cache; `None` if anything of it is not, or if the
+/// file system can not tell. Never waits for the disk (preadv2(2), RWF_NOWAIT).
+#[cfg(target_os = "linux")]
+pub(crate) fn read_nowait(file: &File, offset: u64, len: usize) -> Option<Vec<u8>> {
+    let mut buf = vec![0; len];
+    residency::read_nowait(file, offset, &mut buf).then_some(buf)
+}
+
+/// Elsewhere nobody can tell.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn read_nowait(_file: &File, _offset: u64, _len: usize) -> Option<Vec<u8>> {
+    None
+}
+
+/// True if a range is in the page cache. Pages that are being read count as well. Never
+/// waits for the disk.
+pub(crate) fn is_resident(file: &File, range: &Range<u64>) -> bool {
+    residency::is_cached(file, range)
+}
+
+#[cfg(target_os = "linux")]
+mod residency {
+    use std::fs::File;
+    use std::io::IoSliceMut;
+    use std::ops::Range;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::io::{preadv2, Errno, ReadWriteFlags};
+
+    use crate::cache::io::sys;
+
+    /// Whether the kernel is too old for cachestat(2), or forbids it.
+    static NO_CACHESTAT: AtomicBool = AtomicBool::new(false);
+
+    /// One probe in so many bytes, where cachestat(2) is missing.
+    const PROBE: u64 = 64 * 1024;
+
+    pub fn is_cached(file: &File, range: &Range<u64>) -> bool {
+        if range.is_empty() {
+            return true;
+        }
+        if !NO_CACHESTAT.load(Ordering::Relaxed) {
+            let page = rustix::param::page_size() as u64;
+            let pages = (range.end - 1) / page - range.start / page + 1;
+            match sys::cached_pages(file, range.start, range.end - range.start) {
+                Ok(cached) => return cached >= pages,
+                Err(e) => {
+                    if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
+                        NO_CACHESTAT.store(true, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+        probe(file, range)
+    }
+
+    /// Sampled: a page between two probes may be missing.
+    pub fn probe(file: &File, range: &Range<u64>) -> bool {
+        let mut byte = [0];
+        let mut at = range.start;
+        while at < range.end {
+            if !read_nowait(file, at, &mut byte) {
+                return false;
+            }
+            at += PROBE;
+        }
+        read_nowait(file, range.end - 1, &mut byte)
+    }
+
+    pub fn read_nowait(file: &File, offset: u64, buf: &mut [u8]) -> bool {
+        let mut done = 0;
+        while done < buf.len() {
+            let mut slices = [IoSliceMut::new(&mut buf[done..])];
+            let at = offset + done as u64;
+            match preadv2(file, &mut slices, at, ReadWriteFlags::NOWAIT) {
+                Ok(0) => return false,
+                Ok(read) => done += read,
+                Err(Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod residency {
+    pub fn is_cached(_file: &std::fs::File, _range: &std::ops::Range<u64>) -> bool {
+        false
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::state::body_file::{BodyFile, BLOCK};
     use std::io::Write;
-    use std::sync::Arc;
 
     /// A file on a disk of which nothing is in the page cache, where that can be had.
     fn cold_file(len: u64) -> File {
@@ -167,13 +288,13 @@ mod tests {
         file.sync_all().unwrap();
         #[cfg(target_os = "linux")]
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-        crate::cache::io::tokio_fs::no_read_ahead(&file);
+        no_read_ahead(&file);
         file
     }
 
     /// Checks what a way to load leaves in the page cache, for ranges within blocks.
     #[cfg(target_os = "linux")]
-    fn brings_all_there_is(load: impl Fn(&BodyFile, &Range<u64>)) {
+    fn brings_all_there_is(load: impl Fn(&File, &Range<u64>)) {
         let len = 3 * BLOCK + 12_345;
         for range in [
             0..BLOCK,
@@ -181,20 +302,20 @@ mod tests {
             BLOCK + 4097..2 * BLOCK,
             2 * BLOCK..3 * BLOCK,
         ] {
-            let body = BodyFile::new(Arc::new(cold_file(len)));
-            if body.is_resident(&range) {
+            let body = cold_file(len);
+            if is_resident(&body, &range) {
                 println!("this file system keeps its pages: nothing to tell apart");
                 return;
             }
             load(&body, &range);
-            assert!(body.is_resident(&range), "{range:?}");
+            assert!(is_resident(&body, &range), "{range:?}");
         }
     }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn pages_are_loaded() {
-        brings_all_there_is(|body, range| load_by_pages(body.file(), range).unwrap());
+        brings_all_there_is(|body, range| load_by_pages(body, range).unwrap());
     }
 
     #[cfg(target_os = "linux")]
@@ -205,10 +326,10 @@ mod tests {
             return;
         }
         brings_all_there_is(|body, range| {
-            assert!(large_folios::load(body.file(), range).unwrap());
+            assert!(large_folios::load(body, range).unwrap());
             let next = block_end(&(range.start..u64::MAX));
             assert!(
-                !body.is_resident(&(next..next + 1)),
+                !is_resident(body, &(next..next + 1)),
                 "no more than the block"
             );
         });
@@ -227,10 +348,10 @@ mod tests {
     fn blocks_are_loaded_one_after_another() {
         let len = 3 * BLOCK + 12_345;
         for range in [0..len, BLOCK - 1..BLOCK + 1, len - 1..len, 10..10] {
-            let body = BodyFile::new(Arc::new(cold_file(len)));
-            load(body.file(), range.clone()).unwrap();
+            let body = cold_file(len);
+            load(&body, range.clone()).unwrap();
             // Elsewhere nobody can tell.
-            let is_resident = body.is_resident(&range);
+            let is_resident = is_resident(&body, &range);
             assert!(is_resident || !cfg!(target_os = "linux"), "{range:?}");
         }
     }
@@ -246,5 +367,37 @@ mod tests {
             let e = load(&cold_file(len), range.clone()).unwrap_err();
             assert_eq!(e.kind(), io::ErrorKind::UnexpectedEof, "{range:?}");
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn absent_pages_are_told_from_present_ones() {
+        let len = 4 * BLOCK;
+        let file = cold_file(len);
+        if residency::is_cached(&file, &(0..len)) {
+            println!("this file system keeps its pages: nothing to tell apart");
+            return;
+        }
+        let mut buf = vec![0; BLOCK as usize];
+        read_exact_at(&file, BLOCK, &mut buf).unwrap();
+        let loaded = BLOCK..2 * BLOCK;
+        assert!(residency::is_cached(&file, &loaded));
+        assert!(residency::probe(&file, &loaded));
+        assert_eq!(read_nowait(&file, BLOCK, 10).unwrap(), [7; 10]);
+        for range in [0..BLOCK, BLOCK - 1..2 * BLOCK, BLOCK..2 * BLOCK + 1] {
+            assert!(!residency::is_cached(&file, &range), "{range:?}");
+        }
+        // Asking for a page that is absent has it read, and a fast disk may be
+        // done before the kernel looks again: but not with each of them.
+        assert!(!residency::probe(&file, &(0..BLOCK)));
+        assert!(read_nowait(&file, 2 * BLOCK, 10).is_none_or(|read| read == [7; 10]));
+    }
+
+    #[test]
+    fn blocks_are_aligned() {
+        assert_eq!(block_end(&(0..10)), 10);
+        assert_eq!(block_end(&(0..5 * BLOCK)), BLOCK);
+        assert_eq!(block_end(&(BLOCK + 5..5 * BLOCK)), 2 * BLOCK);
+        assert_eq!(block_end(&(BLOCK - 1..BLOCK)), BLOCK);
     }
 }

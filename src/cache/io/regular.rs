@@ -39,6 +39,7 @@ pub(crate) fn open_with_flags(
 }
 
 /// Read a whole file, as [`open`] opens it.
+#[cfg(test)]
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut data = Vec::new();
     io::Read::read_to_end(&mut open(path)?, &mut data)?;
@@ -75,7 +76,12 @@ pub(crate) fn not_regular(e: io::Error) -> io::Error {
 
 /// The error of what is no regular file.
 pub(crate) fn irregular() -> io::Error {
-    crate::cache::store::format::invalid("is not a regular file")
+    invalid("is not a regular file")
+}
+
+/// The error of a file whose content or type is wrong.
+pub(crate) fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
 #[cfg(test)]

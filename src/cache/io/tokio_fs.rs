@@ -1,47 +1,41 @@
 //! The backend on tokio's blocking thread pool.
 
 use std::fs::{self, File};
-use std::io::{self, IoSlice, Read, Write};
-use std::path::Path;
+use std::io::{self, IoSlice, Write};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-use crate::cache::io::page_cache::load;
+use crate::cache::io::backend::{DiskBackend, OpenFiles};
+use crate::cache::io::files::{EntryFiles, MAX_META_LEN};
+use crate::cache::io::folder::{read_file, remove_if_there, FolderAccess};
+use crate::cache::io::page_cache::{load, no_read_ahead, read_exact_at};
 use crate::cache::io::regular;
-use crate::cache::store::format::{EntryMeta, MAX_META_LEN};
-use crate::cache::store::layout::Layout;
-use crate::cache::{DiskBackend, EntryId, OpenEntry};
 
-/// Files on a local file system, used through tokio's blocking thread pool.
+/// Files on a local file system, accessed by tokio's blocking thread pool.
 #[derive(Debug, Clone)]
 pub struct TokioFsBackend {
-    layout: Layout,
     runtime: Handle,
 }
 
 impl TokioFsBackend {
-    /// Use the entries under the cache folder `path`; work on the blocking
-    /// threads of `runtime`. Blocks, to create the folders that are missing.
-    pub fn new(path: &Path, runtime: Handle) -> io::Result<Self> {
-        let layout = Layout::new(path);
-        layout.create_folders()?;
-        Ok(TokioFsBackend { layout, runtime })
+    /// A backend that uses the blocking threads of `runtime`.
+    pub fn new(runtime: Handle) -> Self {
+        TokioFsBackend { runtime }
     }
 
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Layout) -> io::Result<T> + Send + 'static,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let layout = self.layout.clone();
-        self.runtime
-            .spawn_blocking(move || work(&layout))
-            .await
-            .map_err(io::Error::other)?
+        let done = self.runtime.spawn_blocking(work).await;
+        done.map_err(io::Error::other)?
     }
 }
+
+impl FolderAccess for TokioFsBackend {}
 
 #[async_trait]
 impl DiskBackend for TokioFsBackend {
@@ -53,18 +47,15 @@ impl DiskBackend for TokioFsBackend {
         cfg!(target_os = "linux")
     }
 
-    fn layout(&self) -> &Layout {
-        &self.layout
+    async fn open(&self, files: &EntryFiles, prefetch: u64) -> io::Result<OpenFiles> {
+        let files = files.clone();
+        self.blocking(move || open(&files, prefetch)).await
     }
 
-    async fn open(&self, id: EntryId, prefetch: u64) -> io::Result<OpenEntry> {
-        self.blocking(move |layout| open(layout, &id, prefetch))
-            .await
-    }
-
-    async fn create(&self, id: EntryId, reserve: Option<u64>) -> io::Result<Arc<File>> {
-        self.blocking(move |layout| {
-            let path = layout.body_tmp(&id);
+    async fn create(&self, files: &EntryFiles, reserve: Option<u64>) -> io::Result<Arc<File>> {
+        let files = files.clone();
+        self.blocking(move || {
+            let path = files.body_tmp();
             let open = || {
                 File::options()
                     .read(true)
@@ -73,9 +64,9 @@ impl DiskBackend for TokioFsBackend {
                     .open(&path)
             };
             let file = match open() {
-                // Somebody has emptied the cache folder.
+                // The cache folder was emptied.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    match fs::create_dir(layout.shard(id.hash[0])) {
+                    match fs::create_dir(files.folder()) {
                         // Another fill was faster.
                         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                         made => made?,
@@ -95,13 +86,13 @@ impl DiskBackend for TokioFsBackend {
 
     async fn write(&self, file: &Arc<File>, offset: u64, data: Vec<Bytes>) -> io::Result<()> {
         let file = file.clone();
-        self.blocking(move |_| write_all_at(&file, offset, data))
+        self.blocking(move || write_all_at(&file, offset, data))
             .await
     }
 
     async fn read(&self, file: &Arc<File>, offset: u64, len: usize) -> io::Result<Bytes> {
         let file = file.clone();
-        self.blocking(move |_| {
+        self.blocking(move || {
             let mut buf = vec![0; len];
             read_exact_at(&file, offset, &mut buf)?;
             Ok(buf.into())
@@ -111,96 +102,79 @@ impl DiskBackend for TokioFsBackend {
 
     async fn load(&self, file: &Arc<File>, offset: u64, len: u64) -> io::Result<()> {
         let file = file.clone();
-        self.blocking(move |_| load(&file, offset..offset + len))
+        self.blocking(move || load(&file, offset..offset + len))
             .await
     }
 
-    async fn commit(&self, id: EntryId, file: &Arc<File>, meta: EntryMeta) -> io::Result<()> {
-        let file = file.clone();
-        self.blocking(move |layout| {
-            let committed = file
+    async fn commit(&self, files: &EntryFiles, body: &Arc<File>, meta: Vec<u8>) -> io::Result<()> {
+        let (files, body) = (files.clone(), body.clone());
+        self.blocking(move || {
+            let committed = body
                 .sync_data()
-                .and_then(|()| fs::rename(layout.body_tmp(&id), layout.body(&id)))
-                .and_then(|()| write_meta(layout, &id, &meta));
+                .and_then(|()| fs::rename(files.body_tmp(), files.body()))
+                .and_then(|()| write_meta(&files, &meta));
             if committed.is_err() {
-                let _ = remove_if_there(&layout.body_tmp(&id));
-                let _ = remove_if_there(&layout.body(&id));
+                let _ = remove_if_there(&files.body_tmp());
+                let _ = remove_if_there(&files.body());
             }
             committed
         })
         .await
     }
 
-    async fn discard(&self, id: EntryId) -> io::Result<()> {
-        self.blocking(move |layout| remove_if_there(&layout.body_tmp(&id)))
-            .await
+    async fn discard(&self, files: &EntryFiles) -> io::Result<()> {
+        let body = files.body_tmp();
+        self.blocking(move || remove_if_there(&body)).await
     }
 
-    async fn write_meta(&self, id: EntryId, meta: EntryMeta) -> io::Result<()> {
-        self.blocking(move |layout| write_meta(layout, &id, &meta))
-            .await
+    async fn write_meta(&self, files: &EntryFiles, meta: Vec<u8>) -> io::Result<()> {
+        let files = files.clone();
+        self.blocking(move || write_meta(&files, &meta)).await
     }
 
-    async fn remove(&self, id: EntryId) -> io::Result<()> {
-        self.blocking(move |layout| remove(layout, &id)).await
+    async fn remove(&self, files: &EntryFiles) -> io::Result<()> {
+        let files = files.clone();
+        self.blocking(move || {
+            // Without metadata, what is left is no entry.
+            let meta = remove_if_there(&files.meta());
+            remove_if_there(&files.body())?;
+            meta
+        })
+        .await
     }
 }
 
-fn open(layout: &Layout, id: &EntryId, prefetch: u64) -> io::Result<OpenEntry> {
-    let meta = read_meta(&layout.meta(id))?;
-    let body = regular::open(&layout.body(id))?;
+fn open(files: &EntryFiles, prefetch: u64) -> io::Result<OpenFiles> {
+    let meta = read_file(&files.meta(), MAX_META_LEN)?;
+    let body = regular::open(&files.body())?;
     let body_len = body.metadata()?.len();
-    let prefetched = if meta.body_len <= prefetch && body_len == meta.body_len {
-        let mut buf = vec![0; meta.body_len as usize];
-        // Not from its position, at which it stays: see `BodyFile::has_len()`.
+    let prefetched = if body_len <= prefetch {
+        let mut buf = vec![0; body_len as usize];
+        // At an offset, so that the position of the descriptor stays at 0: see
+        // `BodyFile::has_len()`.
         read_exact_at(&body, 0, &mut buf)?;
         Some(buf.into())
     } else {
         None
     };
     no_read_ahead(&body);
-    OpenEntry::checked(id, meta, body, body_len, prefetched)
+    Ok(OpenFiles {
+        meta,
+        body: Arc::new(body),
+        body_len,
+        prefetched,
+    })
 }
 
-fn write_meta(layout: &Layout, id: &EntryId, meta: &EntryMeta) -> io::Result<()> {
-    let temporary = layout.meta_tmp(id);
+fn write_meta(files: &EntryFiles, meta: &[u8]) -> io::Result<()> {
+    let temporary = files.meta_tmp();
     let written = File::create_new(&temporary)
-        .and_then(|mut file| file.write_all(&meta.encode()))
-        .and_then(|()| fs::rename(&temporary, layout.meta(id)));
+        .and_then(|mut file| file.write_all(meta))
+        .and_then(|()| fs::rename(&temporary, files.meta()));
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
     }
     written
-}
-
-/// Remove an entry, the metadata first: without it, what is left is no entry.
-/// Blocks.
-pub(crate) fn remove(layout: &Layout, id: &EntryId) -> io::Result<()> {
-    let meta = remove_if_there(&layout.meta(id));
-    remove_if_there(&layout.body(id))?;
-    meta
-}
-
-/// Read one metadata file. Blocks.
-pub(crate) fn read_meta(path: &Path) -> io::Result<EntryMeta> {
-    // Most fit, and are then read in one go.
-    let mut data = Vec::with_capacity(4096);
-    regular::open(path)?
-        .take(MAX_META_LEN)
-        .read_to_end(&mut data)?;
-    EntryMeta::decode(&data)
-}
-
-pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
-}
-
-#[cfg(unix)]
-pub(crate) fn read_exact_at(file: &File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, buf, offset)
 }
 
 /// Write all pieces with as few calls as possible: the fewer, the larger are the
@@ -227,7 +201,7 @@ fn write_all_at(file: &File, mut offset: u64, data: Vec<Bytes>) -> io::Result<()
 
 /// Set disk space aside; the file's length stays.
 #[cfg(target_os = "linux")]
-pub(crate) fn reserve_space(file: &File, len: u64) -> io::Result<()> {
+fn reserve_space(file: &File, len: u64) -> io::Result<()> {
     use rustix::fs::{fallocate, FallocateFlags};
     use rustix::io::Errno;
     if len == 0 {
@@ -244,35 +218,14 @@ pub(crate) fn reserve_space(file: &File, len: u64) -> io::Result<()> {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn reserve_space(_file: &File, _len: u64) -> io::Result<()> {
+fn reserve_space(_file: &File, _len: u64) -> io::Result<()> {
     Ok(())
 }
-
-/// The kernel shall read what it is asked for, and no more on its own: pages
-/// that are being read look as if they were there, and sending one would wait
-/// for it. The cache reads ahead itself, and knows when it is done.
-#[cfg(target_os = "linux")]
-pub(crate) fn no_read_ahead(file: &File) {
-    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn no_read_ahead(_file: &File) {}
-
-/// Have the kernel start to read a range.
-#[cfg(target_os = "linux")]
-pub(crate) fn read_ahead(file: &File, offset: u64, len: u64) {
-    let len = std::num::NonZeroU64::new(len);
-    let _ = rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::WillNeed);
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn read_ahead(_file: &File, _offset: u64, _len: u64) {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cache::io::backend_suite::backend_suite;
 
-    backend_suite!(|path| TokioFsBackend::new(path, Handle::current()).unwrap());
+    backend_suite!(TokioFsBackend::new(Handle::current()));
 }

@@ -1,5 +1,6 @@
-//! Work without a request.
+//! Work that no request waits for.
 
-pub mod maintenance;
-pub mod recovery;
-pub mod scrub;
+pub(crate) mod maintenance;
+pub(crate) mod recovery;
+pub(crate) mod removal;
+pub(crate) mod scrub;

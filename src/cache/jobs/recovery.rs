@@ -1,271 +1,219 @@
-//! The entries of an earlier run.
+//! The recovery of the entries of earlier runs.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, Metadata};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use log::{info, warn};
 
-use crate::cache::io::tokio_fs::remove_if_there;
+use crate::cache::state::Core;
+use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::index::{Indexed, Inserted};
-use crate::cache::store::layout::{self, FileKind, Layout, SHARDS, VERSION_FOLDER};
-use crate::cache::{DiskCache, EntryId};
-
-/// How far the index has been loaded.
-#[derive(Debug, Default)]
-pub struct Progress {
-    shards: AtomicUsize,
-    gaps: AtomicBool,
-}
-
-impl Progress {
-    /// From 0 to 1.
-    pub fn ratio(&self) -> f64 {
-        self.shards.load(Ordering::Acquire) as f64 / SHARDS as f64
-    }
-
-    /// Whether there may be entries that could not be looked at.
-    pub fn has_gaps(&self) -> bool {
-        self.gaps.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn restart(&self) {
-        self.shards.store(0, Ordering::Release);
-    }
-
-    /// Whether all entries of earlier runs are known.
-    pub fn is_complete(&self) -> bool {
-        self.shards.load(Ordering::Acquire) >= SHARDS
-    }
-}
+use crate::cache::store::layout::{parse_name, FileKind, VERSION_FOLDER};
+use crate::cache::write::space;
 
 /// Most leftovers whose removal is tried again. The next start finds the others.
 const MAX_FAILED: usize = 4096;
 
-/// What to do with files that make no entry.
+/// Treatment of files that make no entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leftovers {
-    /// Remove those of a lower generation than this: nobody writes to them.
+pub(crate) enum Leftovers {
+    /// Remove those of a lower generation than this: no process writes to them.
     RemoveBelow(u64),
-    /// Leave them: another process may still be writing.
+    /// Keep them: another process may still be writing.
     Keep,
 }
 
-/// Index what is in the cache folder, from names and sizes alone: what is in the
-/// files is checked when they are opened. Blocks; runs on a thread of its own.
-pub(crate) fn load(cache: &DiskCache, leftovers: Leftovers) {
+/// Index the entries in the cache folder, from names and sizes alone. Their content is checked
+/// when they are opened. Blocks; runs on a thread of its own.
+pub(crate) fn recover(core: &Core, leftovers: Leftovers) {
     let start = Instant::now();
-    let progress = cache.load_progress();
-    progress.restart();
-    // Only a successor knows any: what its predecessor has removed meanwhile.
-    let mut known: HashSet<EntryId> = (0..cache.index().parts())
-        .flat_map(|part| cache.index().part(part))
+    core.recovery.restart();
+    // Only a successor has any: entries that its predecessor may have removed meanwhile.
+    let known: HashSet<EntryId> = (0..core.index.parts())
+        .flat_map(|part| core.index.part(part))
         .collect();
-    let mut counted = Counted::default();
+    let mut recovery = Recovery {
+        core,
+        leftovers,
+        known,
+        found: 0,
+        removed: 0,
+        failed: 0,
+    };
     for shard in 0..=u8::MAX {
-        load_shard(cache, shard, leftovers, &mut known, &mut counted);
-        progress.shards.fetch_add(1, Ordering::AcqRel);
+        recovery.recover_shard(shard);
+        core.recovery.add_shard();
     }
-    if !progress.has_gaps() {
-        for id in known {
-            cache.forget(id);
+    if !core.recovery.has_gaps() {
+        for id in recovery.known {
+            core.forget(id);
         }
     }
-    cache.index().sort();
-    cache.keep_limit();
+    core.index.sort();
+    space::enforce_limit(core);
     info!(
         "cache: {} entries found in {:?}, {} leftovers removed",
-        counted.entries,
+        recovery.found,
         start.elapsed(),
-        counted.leftovers
+        recovery.removed
     );
 }
 
-#[derive(Default)]
-struct Counted {
-    entries: usize,
-    leftovers: usize,
-    /// Leftovers that could not be removed.
+struct Recovery<'a> {
+    core: &'a Core,
+    leftovers: Leftovers,
+    /// Entries in the index that were not found on the disk so far.
+    known: HashSet<EntryId>,
+    /// Number of entries found.
+    found: usize,
+    /// Number of leftovers removed.
+    removed: usize,
+    /// Number of leftovers that could not be removed.
     failed: usize,
 }
 
-/// Which of its files an entry has.
+/// The files that an entry has.
 #[derive(Default)]
 struct Files {
     body: bool,
     meta: bool,
 }
 
-fn load_shard(
-    cache: &DiskCache,
-    shard: u8,
-    leftovers: Leftovers,
-    known: &mut HashSet<EntryId>,
-    counted: &mut Counted,
-) {
-    let layout = cache.backend().layout();
-    let folder = layout.shard(shard);
-    let names = match fs::read_dir(&folder) {
-        Ok(names) => names,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return,
-        Err(e) => {
-            cache.load_progress().gaps.store(true, Ordering::Release);
-            warn!("{}: cannot list the cache folder: {e}", folder.display());
-            return;
-        }
-    };
-    let remove = |path: &Path, id: &EntryId, counted: &mut Counted| {
-        let Leftovers::RemoveBelow(generation) = leftovers else {
-            return;
-        };
-        if id.generation < generation {
-            counted.leftovers += 1;
-            if let Err(e) = remove_if_there(path) {
-                counted.failed += 1;
-                if counted.failed <= MAX_FAILED {
-                    cache.remove_leftover(*id, path);
-                } else {
-                    warn!("{}: cannot remove a leftover: {e}", path.display());
-                }
+// === impl Recovery ===
+
+impl Recovery<'_> {
+    fn recover_shard(&mut self, shard: u8) {
+        let folder = self.core.layout.shard(shard);
+        let mut entries: HashMap<EntryId, Files> = HashMap::new();
+        let mut temporary = Vec::new();
+        let listed = self.core.backend().list(&folder, &mut |name| {
+            let parsed = name.to_str().and_then(parse_name);
+            match parsed.filter(|(id, _)| id.hash[0] == shard) {
+                Some((id, FileKind::Body)) => entries.entry(id).or_default().body = true,
+                Some((id, FileKind::Meta)) => entries.entry(id).or_default().meta = true,
+                Some((id, FileKind::Temporary)) => temporary.push((id, name)),
+                None => {}
             }
-        }
-    };
-    let mut entries: HashMap<EntryId, Files> = HashMap::new();
-    for name in names {
-        let name = match name {
-            Ok(name) => name,
+        });
+        match listed {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return,
             Err(e) => {
-                cache.load_progress().gaps.store(true, Ordering::Release);
+                self.core.recovery.add_gap();
                 warn!("{}: cannot list the cache folder: {e}", folder.display());
                 return;
             }
-        };
-        let Some((id, kind)) = name.file_name().to_str().and_then(layout::parse_name) else {
-            continue;
-        };
-        if id.hash[0] != shard {
-            continue;
         }
-        match kind {
-            FileKind::Body => entries.entry(id).or_default().body = true,
-            FileKind::Meta => entries.entry(id).or_default().meta = true,
-            FileKind::Temporary => remove(&name.path(), &id, counted),
+        for (id, name) in temporary {
+            self.remove_leftover(id, &folder.join(name));
         }
-    }
-    for (id, files) in entries {
-        known.remove(&id);
-        match files {
-            Files {
-                body: true,
-                meta: true,
-            } => found(cache, layout, id, leftovers, counted),
-            Files { meta: true, .. } => remove(&layout.meta(&id), &id, counted),
-            Files { .. } => remove(&layout.body(&id), &id, counted),
+        let layout = &self.core.layout;
+        for (id, files) in entries {
+            self.known.remove(&id);
+            match files {
+                Files {
+                    body: true,
+                    meta: true,
+                } => self.add(id),
+                Files { meta: true, .. } => self.remove_leftover(id, &layout.meta(&id)),
+                Files { .. } => self.remove_leftover(id, &layout.body(&id)),
+            }
         }
     }
-}
 
-fn found(
-    cache: &DiskCache,
-    layout: &Layout,
-    id: EntryId,
-    leftovers: Leftovers,
-    counted: &mut Counted,
-) {
-    let stat = || {
-        Ok::<_, io::Error>((
-            fs::symlink_metadata(layout.body(&id))?,
-            fs::symlink_metadata(layout.meta(&id))?,
-        ))
-    };
-    let (body, meta) = match stat() {
-        Ok(stat) => stat,
-        // Removed since the folder was listed.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return,
-        Err(e) => {
-            cache.load_progress().gaps.store(true, Ordering::Release);
-            warn!("cache entry {id} is left out: {e}");
+    fn remove_leftover(&mut self, id: EntryId, path: &Path) {
+        let Leftovers::RemoveBelow(generation) = self.leftovers else {
+            return;
+        };
+        if id.generation >= generation {
             return;
         }
-    };
-    let entry = Indexed {
-        id,
-        weight: body.len().saturating_add(meta.len()),
-        used: cache.clock().past(last_used(&body)),
-    };
-    match cache.index().insert_found(entry) {
-        Inserted::New => counted.entries += 1,
-        Inserted::Known => {}
-        // Two generations of a key: a crash came between a refill and the
-        // removal of what it replaced.
-        Inserted::Replaced(older) => remove_older(cache, older, leftovers, counted),
-        Inserted::Outdated => remove_older(cache, id, leftovers, counted),
+        self.removed += 1;
+        if let Err(e) = self.core.backend().remove_file(path) {
+            self.failed += 1;
+            if self.failed <= MAX_FAILED {
+                self.core.remove_leftover(id, path);
+            } else {
+                warn!("{}: cannot remove a leftover: {e}", path.display());
+            }
+        }
     }
-}
 
-fn remove_older(cache: &DiskCache, id: EntryId, leftovers: Leftovers, counted: &mut Counted) {
-    if leftovers == Leftovers::Keep {
-        return;
-    }
-    counted.leftovers += 1;
-    cache.forget(id);
-    cache.remove_files(id, None);
-}
-
-/// With relatime, the access time lags by a day at most.
-fn last_used(body: &Metadata) -> SystemTime {
-    let times = [body.accessed(), body.modified()];
-    times
-        .into_iter()
-        .flatten()
-        .max()
-        .unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-/// Remove the entries of other versions of the format, from a folder that was a
-/// cache before. Blocks.
-pub(crate) fn remove_other_versions(path: &Path) {
-    let Ok(names) = fs::read_dir(path) else {
-        return;
-    };
-    for name in names.flatten() {
-        let file_name = name.file_name();
-        let Some(text) = file_name.to_str() else {
-            continue;
+    fn add(&mut self, id: EntryId) {
+        let core = self.core;
+        let files = core.files(&id);
+        let stat = |path: &Path| core.backend().stat(path);
+        let stats = stat(&files.body()).and_then(|body| Ok((body, stat(&files.meta())?)));
+        let (body, meta) = match stats {
+            Ok(stats) => stats,
+            // Removed since the folder was listed.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return,
+            Err(e) => {
+                core.recovery.add_gap();
+                warn!("cache entry {id} is left out: {e}");
+                return;
+            }
         };
-        let is_version = text.strip_prefix('v').is_some_and(|number| {
+        let entry = Indexed {
+            id,
+            weight: body.len.saturating_add(meta.len),
+            used: core.clock.past(body.last_used),
+        };
+        match core.index.insert_found(entry) {
+            Inserted::New => self.found += 1,
+            Inserted::Known => {}
+            // Two generations of a key: a crash came between a refill and the removal of the
+            // entry that it replaced.
+            Inserted::Replaced(older) => self.remove_older(older),
+            Inserted::Outdated => self.remove_older(id),
+        }
+    }
+
+    fn remove_older(&mut self, id: EntryId) {
+        if self.leftovers == Leftovers::Keep {
+            return;
+        }
+        self.removed += 1;
+        self.core.forget(id);
+        self.core.remove_files(id, None);
+    }
+}
+
+/// Remove the entries of other versions of the format, from a folder that was a cache before.
+/// Blocks.
+pub(crate) fn remove_other_versions(core: &Core) {
+    let mut names = Vec::new();
+    let listed = core
+        .backend()
+        .list(&core.path, &mut |name| names.extend(name.into_string()));
+    if listed.is_err() {
+        return;
+    }
+    for name in names {
+        let is_version = name.strip_prefix('v').is_some_and(|number| {
             !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
         });
-        if (is_version || text == "entries")
-            && text != VERSION_FOLDER
-            && holds_only_shards(&name.path())
+        let path = core.path.join(&name);
+        if (is_version || name == "entries")
+            && name != VERSION_FOLDER
+            && holds_only_shards(core, &path)
         {
-            info!("{}: of another version, removed", name.path().display());
-            if let Err(e) = fs::remove_dir_all(name.path()) {
-                warn!("{}: cannot remove it: {e}", name.path().display());
+            info!("{}: of another version, removed", path.display());
+            if let Err(e) = core.backend().remove_folder(&path) {
+                warn!("{}: cannot remove it: {e}", path.display());
             }
         }
     }
 }
 
-/// Whether a folder is what every version has made: folders named by a byte.
-fn holds_only_shards(folder: &Path) -> bool {
+/// True if a folder has only folders named by a byte, as every version has made them.
+fn holds_only_shards(core: &Core, folder: &Path) -> bool {
     let is_byte = |name: &str| name.len() == 2 && u8::from_str_radix(name, 16).is_ok();
-    fs::read_dir(folder).is_ok_and(|names| {
-        names
-            .flatten()
-            .all(|name| name.file_name().to_str().is_some_and(is_byte))
-    })
-}
-
-/// The generations of all entries on disk. Blocks.
-pub(crate) fn generations(layout: &Layout) -> impl Iterator<Item = u64> + '_ {
-    (0..=u8::MAX)
-        .filter_map(|shard| fs::read_dir(layout.shard(shard)).ok())
-        .flat_map(|names| names.flatten())
-        .filter_map(|name| layout::parse_name(name.file_name().to_str()?))
-        .map(|(id, _)| id.generation)
+    let mut only_shards = true;
+    let listed = core.backend().list(folder, &mut |name| {
+        only_shards &= name.to_str().is_some_and(is_byte);
+    });
+    listed.is_ok() && only_shards
 }

@@ -1,4 +1,4 @@
-//! An entry being read.
+//! The hit handler of Pingora.
 
 use std::any::Any;
 use std::io;
@@ -17,95 +17,93 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout_at;
 
-use crate::cache::read::rest::{Leave, Rest};
-use crate::cache::state::body_file::{read_now, BodyFile};
-use crate::cache::state::open_entries::{HotBody, HotEntry};
-use crate::cache::state::readers::Reader;
+use crate::cache::io::page_cache::{read_nowait, BLOCK};
+use crate::cache::io::regular::invalid;
+use crate::cache::read::remainder::{Leave, Remainder};
+use crate::cache::state::body_file::BodyFile;
+use crate::cache::state::fast_header::FastHeader;
+use crate::cache::state::fill::{Progress, State};
+use crate::cache::state::open_entries::{ReadyBody, ReadyEntry};
+use crate::cache::state::reader::Reader;
 use crate::cache::state::window::Window;
-use crate::cache::write::fill::{Progress, State};
-use crate::cache::{DiskCache, EntryId, Prepared};
+use crate::cache::state::Core;
+use crate::cache::store::entry_id::EntryId;
 
-/// Longest piece of a body that is handed out as bytes. A slow client holds one
-/// for as long as it reads.
+/// Longest piece of a body that is returned as bytes. A slow client holds one in memory for as
+/// long as it reads.
 const PIECE: u64 = 32 * 1024;
 
-/// And for a client that no file can be sent to: with its header of 5 bytes, its
-/// type and its tag, the TLS record (RFC 8446 §5.2) still fits in 16 KiB. To one of
-/// 16 KiB of content the allocator would give 20.
+/// Longest piece for a client to which no file can be sent. With its header of 5 bytes, its
+/// type and its tag, the TLS record (RFC 8446 §5.2) still fits in 16 KiB; for one of 16 KiB of
+/// content, the allocator would use 20 KiB.
 const RECORD: u64 = 16 * 1024 - 64;
 
-/// Up to so many bytes more are the last piece, not one of their own.
-const REST: u64 = 1024;
+/// Most bytes by which the last piece may be longer, so that they are no piece of their own.
+const TAIL: u64 = 1024;
 
-/// Longest range of a file that is handed out at once: what one `sendfile(2)`
-/// takes, and what is checked to be in the page cache.
+/// Longest range of a file that is returned at once: the range that one `sendfile(2)` sends and
+/// that is checked to be in the page cache.
 const PART: u64 = 2 << 20;
 
-/// The error of a reader whose fill broke off, or is too short.
+/// The error of a reader whose fill broke off or is too short.
 pub const FILL_BROKEN: ErrorType = ErrorType::new("CacheFillBroken");
 
-/// A hit. What it reads was opened at lookup, and stays readable whatever
-/// happens to the entry.
+/// A hit. Its files were opened at lookup and stay readable whatever happens to the entry.
 pub struct DiskHit {
-    cache: &'static DiskCache,
+    core: &'static Core,
     source: Source,
-    /// What is left to be read. For a fill of unknown length the end is
-    /// `u64::MAX`.
+    /// Bytes that remain to be read. For a fill of unknown length, the end is `u64::MAX`.
     remaining: Range<u64>,
     sendfile: bool,
     /// Longest piece that is read into memory.
     piece: u64,
-    /// Whether the disk was waited for.
+    /// True once a read had to wait for the disk.
     waited: bool,
-    /// A read from the disk. Kept here, so that a caller who gives up waiting
-    /// and comes back finds it.
+    /// A read from the disk. Kept here, so that a caller that drops the reading future and makes
+    /// it again continues with it.
     reading: Option<JoinHandle<io::Result<Bytes>>>,
-    /// The way to leave the other readers of a fill.
+    /// The means to leave the other readers of a fill.
     leave: Option<Box<Leave>>,
 }
 
-/// How far a fill has come.
+/// Progress of the fill that a hit follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Filling {
     /// Bytes that can be read.
     pub written: u64,
-    /// How many there will be, if that is known.
+    /// Length of the body, if it is known.
     pub promised: Option<u64>,
-    /// The time since the header had come.
+    /// Time since the arrival of the response header.
     pub age: Duration,
 }
 
 enum Source {
-    Entry(Arc<HotEntry>),
+    Entry(Arc<ReadyEntry>),
     Fill(Reader, watch::Receiver<Progress>),
-    /// The rest of a body after leaving its fill, with the body's length if it is known.
-    Rest(EntryId, Option<u64>, Box<dyn Rest>),
+    /// The remainder of a body after leaving its fill, with the length of the body if it is known.
+    Remainder(EntryId, Option<u64>, Box<dyn Remainder>),
 }
 
 /// The body of an entry that is kept in memory.
 ///
-/// It counts as a reference to the entry, which the hit has just counted. The body's
-/// own count is elsewhere in memory, and mostly in no cache of the processor: to wait
-/// for it takes longer than the allocation that this costs.
-struct KeptBody(Arc<HotEntry>);
+/// It is a reference to the entry, whose count the hit has just changed. The body's own count
+/// is elsewhere in memory and mostly in no cache of the processor: waiting for it takes longer
+/// than the allocation that this costs.
+struct KeptBody(Arc<ReadyEntry>);
 
 impl AsRef<[u8]> for KeptBody {
     fn as_ref(&self) -> &[u8] {
         match &self.0.body {
-            HotBody::Memory(body) => body,
-            HotBody::File(_) => &[],
+            ReadyBody::Memory(body) => body,
+            ReadyBody::File(_) => &[],
         }
     }
 }
 
 impl DiskHit {
-    pub(crate) fn of_entry(
-        cache: &'static DiskCache,
-        entry: Arc<HotEntry>,
-        sendfile: bool,
-    ) -> Self {
+    pub(crate) fn of_entry(core: &'static Core, entry: Arc<ReadyEntry>, sendfile: bool) -> Self {
         DiskHit {
-            cache,
+            core,
             remaining: 0..entry.meta.body_len,
             sendfile,
             piece: PIECE,
@@ -116,10 +114,10 @@ impl DiskHit {
         }
     }
 
-    pub(crate) fn of_fill(cache: &'static DiskCache, reader: Reader, sendfile: bool) -> Self {
+    pub(crate) fn of_fill(core: &'static Core, reader: Reader, sendfile: bool) -> Self {
         let progress = reader.fill().progress();
         DiskHit {
-            cache,
+            core,
             remaining: 0..reader.fill().promised.unwrap_or(u64::MAX),
             sendfile,
             piece: PIECE,
@@ -130,7 +128,7 @@ impl DiskHit {
         }
     }
 
-    /// How far the fill is that this hit follows; `None`: it is complete.
+    /// Progress of the fill that this hit follows; `None`: it is a complete entry.
     pub fn filling(&self) -> Option<Filling> {
         match &self.source {
             Source::Fill(reader, progress) => Some(Filling {
@@ -138,13 +136,13 @@ impl DiskHit {
                 promised: reader.fill().promised,
                 age: reader.fill().begun.elapsed(),
             }),
-            Source::Entry(_) | Source::Rest(..) => None,
+            Source::Entry(_) | Source::Remainder(..) => None,
         }
     }
 
-    /// Get the rest of the body by `rest`, if this follows a fill that has no room on the disk,
-    /// and other readers hold it up, or are held up by it.
-    pub(crate) fn leave_by(&mut self, rest: Box<dyn Rest>) {
+    /// Get the remainder of the body from `rest`, if this follows a fill that has no space on the
+    /// disk and other readers hold it up or are held up by it.
+    pub(crate) fn leave_by(&mut self, rest: Box<dyn Remainder>) {
         if let Source::Fill(reader, _) = &self.source {
             if !reader.leads() {
                 reader.set_can_leave(true);
@@ -153,14 +151,14 @@ impl DiskHit {
         }
     }
 
-    /// Leave, if that is possible, when the fill has not come to the first byte after `time`.
+    /// Leave, if that is possible, if the first byte of the range has not arrived within `time`.
     pub(crate) fn waits_at_most(&mut self, time: Duration) {
         if let Some(leave) = &mut self.leave {
             leave.waits_at_most(time);
         }
     }
 
-    /// How long the body is, if all of it is there.
+    /// Length of the body, if it is complete.
     pub fn complete_len(&self) -> Option<u64> {
         self.entry().map(|entry| entry.meta.body_len)
     }
@@ -170,57 +168,55 @@ impl DiskHit {
         self.entry()?.cache_meta().ok()
     }
 
-    /// What hits of this entry are answered with, if that was [set](Self::prepare).
-    pub(crate) fn prepared(&self) -> Option<&Prepared> {
-        self.entry()?.prepared()
+    /// The prepared header of this entry, if it was [set](Self::set_fast_header).
+    pub(crate) fn fast_header(&self) -> Option<&FastHeader> {
+        self.entry()?.fast_header()
     }
 
-    /// Set it for as long as the entry is in use and its metadata is what it is. What
-    /// was set first stays. Nothing is set for a fill that is followed.
+    /// Set the prepared header for as long as the entry is in use and its metadata does not
+    /// change. The first one stays. Does nothing for a fill.
     ///
-    /// It counts as memory no more than the entry's metadata does, and should not
-    /// take more.
-    pub(crate) fn prepare(&self, prepared: Prepared) {
+    /// The header is not counted as memory; it should take no more than the metadata.
+    pub(crate) fn set_fast_header(&self, header: FastHeader) {
         if let Some(entry) = self.entry() {
-            entry.prepare(prepared);
+            entry.set_fast_header(header);
         }
     }
 
-    /// Remove this entry: it can not be sent. Not what has taken its place since.
+    /// Evict this entry, which cannot be sent. An entry that has replaced it stays.
     pub fn drop_entry(&self, why: &str) {
-        self.cache
-            .drop_damaged(self.id(), &crate::cache::store::format::invalid(why));
+        self.core.drop_damaged(self.id(), &invalid(why));
     }
 
-    /// Have the body read into memory: for a client that no file can be sent to.
+    /// Read the body into memory, for a client to which no file can be sent.
     pub(crate) fn copy_body(&mut self) {
         self.sendfile = false;
         self.piece = RECORD;
     }
 
-    /// Whether the disk was waited for, so that it is later than it was.
+    /// True if a read had to wait for the disk, so that time has passed.
     pub(crate) fn has_waited(&self) -> bool {
         self.waited
     }
 
-    /// Whether anything remains to be read, as far as is known.
+    /// True if bytes remain to be read, as far as is known.
     pub(crate) fn has_more(&self) -> bool {
         !self.remaining.is_empty()
     }
 
-    /// The fill that this follows.
+    /// The fill that this hit follows.
     #[cfg(test)]
-    pub(crate) fn fill(&self) -> Option<&Arc<crate::cache::write::fill::Fill>> {
+    pub(crate) fn fill(&self) -> Option<&Arc<crate::cache::state::fill::Fill>> {
         match &self.source {
             Source::Fill(reader, _) => Some(reader.fill()),
-            Source::Entry(_) | Source::Rest(..) => None,
+            Source::Entry(_) | Source::Remainder(..) => None,
         }
     }
 
-    fn entry(&self) -> Option<&HotEntry> {
+    fn entry(&self) -> Option<&ReadyEntry> {
         match &self.source {
             Source::Entry(entry) => Some(entry),
-            Source::Fill(..) | Source::Rest(..) => None,
+            Source::Fill(..) | Source::Remainder(..) => None,
         }
     }
 
@@ -228,7 +224,7 @@ impl DiskHit {
         match &self.source {
             Source::Entry(entry) => entry.id,
             Source::Fill(reader, _) => reader.fill().id,
-            Source::Rest(id, ..) => *id,
+            Source::Remainder(id, ..) => *id,
         }
     }
 
@@ -236,20 +232,20 @@ impl DiskHit {
         match &self.source {
             Source::Entry(entry) => entry.meta.body_len,
             Source::Fill(reader, _) => reader.fill().promised.unwrap_or(u64::MAX),
-            Source::Rest(_, promised, _) => promised.unwrap_or(u64::MAX),
+            Source::Remainder(_, promised, _) => promised.unwrap_or(u64::MAX),
         }
     }
 
-    /// What can be read now of what remains; waits for a fill that has not come
-    /// that far. Empty at the end.
+    /// The part of the remaining bytes that can be read now. Waits for a fill that has not
+    /// arrived there. Empty at the end.
     async fn available(&mut self) -> Result<Range<u64>> {
         if self.remaining.is_empty() || !matches!(self.source, Source::Fill(..)) {
             return Ok(self.remaining.clone());
         }
         let start = self.remaining.start;
-        // Boxed, because only fills come here, and every hit would have room for it.
+        // Boxed, because only fills need it and the future of every hit would contain it.
         let Some(now) = Box::pin(self.progress()).await? else {
-            // All that remains comes from the origin.
+            // The remainder comes from the origin.
             return Ok(self.remaining.clone());
         };
         let Source::Fill(reader, _) = &self.source else {
@@ -273,7 +269,7 @@ impl DiskHit {
         }
     }
 
-    /// Wait until a fill has come further than this reader. `None`: the reader has left,
+    /// Wait until a fill has more bytes than this reader has read. `None`: the reader has left,
     /// because slower ones hold it up.
     async fn progress(&mut self) -> Result<Option<Progress>> {
         let start = self.remaining.start;
@@ -286,7 +282,7 @@ impl DiskHit {
                 let Source::Fill(reader, progress) = &mut self.source else {
                     return Ok(None);
                 };
-                reader.is_at(start);
+                reader.set_position(start);
                 let more =
                     progress.wait_for(|now| now.written > start || now.state != State::Writing);
                 match &mut self.leave {
@@ -312,8 +308,8 @@ impl DiskHit {
         }
     }
 
-    /// Get the rest from the origin. `false`: the origin does not have it, and this
-    /// reader stays with the others.
+    /// Get the remainder from the origin. `false`: the origin does not have it, and this reader
+    /// stays with the others.
     async fn leave(&mut self) -> Result<bool> {
         let (Source::Fill(reader, _), Some(leave)) = (&self.source, &mut self.leave) else {
             return Ok(false);
@@ -324,7 +320,7 @@ impl DiskHit {
         let fill = reader.fill();
         match (begun, leave) {
             (Ok(()), Some(leave)) => {
-                self.source = Source::Rest(fill.id, fill.promised, leave.into_rest());
+                self.source = Source::Remainder(fill.id, fill.promised, leave.into_remainder());
                 Ok(true)
             }
             (Err(e), _) if is_lost => Err(e),
@@ -338,9 +334,9 @@ impl DiskHit {
         }
     }
 
-    /// The next bytes of those that remain, from the origin.
-    async fn read_rest(&mut self) -> Result<Option<Bytes>> {
-        let Source::Rest(_, _, rest) = &mut self.source else {
+    /// The next bytes of the remainder, from the origin.
+    async fn read_remainder(&mut self) -> Result<Option<Bytes>> {
+        let Source::Remainder(_, _, rest) = &mut self.source else {
             return Ok(None);
         };
         let bytes = rest.next().await?;
@@ -371,7 +367,7 @@ impl DiskHit {
         }
         let id = reader.fill().id;
         let bytes = match Box::pin(self.leave()).await {
-            Ok(true) => self.read_rest().await,
+            Ok(true) => self.read_remainder().await,
             Ok(false) => Ok(None),
             Err(e) => Err(e),
         };
@@ -385,19 +381,18 @@ impl DiskHit {
     fn body(&self) -> Option<&Arc<BodyFile>> {
         match &self.source {
             Source::Entry(entry) => match &entry.body {
-                HotBody::Memory(_) => None,
-                HotBody::File(body) => Some(body),
+                ReadyBody::Memory(_) => None,
+                ReadyBody::File(body) => Some(body),
             },
             Source::Fill(reader, _) => Some(&reader.fill().body),
-            Source::Rest(..) => None,
+            Source::Remainder(..) => None,
         }
     }
 
-    /// The file does not yield what it should: this transfer breaks, and the
-    /// entry goes.
+    /// The error of a file that cannot be read. The entry is evicted.
     fn damaged(&self, e: &io::Error) -> Box<Error> {
         if let Some(entry) = self.entry() {
-            self.cache.drop_damaged(entry.id, e);
+            self.core.drop_damaged(entry.id, e);
         }
         let why = format!("reading cache entry {}: {e}", self.id());
         Error::explain(ErrorType::FileReadError, why).into_in()
@@ -408,23 +403,27 @@ impl DiskHit {
             return Ok(Bytes::new());
         };
         let available = range.end - range.start;
-        let len = if available <= self.piece + REST {
+        let len = if available <= self.piece + TAIL {
             available as usize
         } else {
             self.piece as usize
         };
         if self.reading.is_none() {
-            if let Some(bytes) = read_now(body.file(), range.start, len) {
+            let cached = match self.core.io.has_page_cache() {
+                true => read_nowait(body.file(), range.start, len),
+                false => None,
+            };
+            if let Some(bytes) = cached {
                 self.remaining.start += bytes.len() as u64;
                 return Ok(bytes.into());
             }
         }
         self.waited = true;
-        let cache = self.cache;
+        let core = self.core;
         let reading = self.reading.get_or_insert_with(|| {
-            cache.runtime().spawn(async move {
-                let _permit = cache.load_permit().await;
-                cache.backend().read(body.file(), range.start, len).await
+            core.io.runtime().spawn(async move {
+                let _permit = core.io.read_permit().await;
+                core.backend().read(body.file(), range.start, len).await
             })
         });
         let read = reading.await.unwrap_or_else(|e| Err(io::Error::other(e)));
@@ -444,7 +443,7 @@ impl DiskHit {
         let Source::Entry(entry) = &self.source else {
             return None;
         };
-        let HotBody::Memory(_) = &entry.body else {
+        let ReadyBody::Memory(_) = &entry.body else {
             return None;
         };
         let Range { start, end } = self.remaining;
@@ -458,8 +457,8 @@ impl DiskHit {
         }))
     }
 
-    /// [`read_body`](HandleHit::read_body), without the box that a trait's method
-    /// returns its future in.
+    /// [`read_body`](HandleHit::read_body), without the box in which the trait returns its
+    /// future.
     async fn next_bytes(&mut self) -> Result<Option<Bytes>> {
         if let Some(bytes) = self.next_in_memory() {
             return Ok(bytes);
@@ -469,8 +468,8 @@ impl DiskHit {
             self.remaining.end = self.remaining.start;
             return Ok(None);
         }
-        if matches!(self.source, Source::Rest(..)) {
-            return self.read_rest().await;
+        if matches!(self.source, Source::Remainder(..)) {
+            return self.read_remainder().await;
         }
         if let Some(bytes) = self.read_window(&range).await {
             return bytes.map(Some);
@@ -490,27 +489,24 @@ impl DiskHit {
             self.remaining.end = self.remaining.start;
             return Ok(None);
         }
-        if matches!(self.source, Source::Rest(..)) {
-            return Ok(self.read_rest().await?.map(BodyPart::Bytes));
+        if matches!(self.source, Source::Remainder(..)) {
+            return Ok(self.read_remainder().await?.map(BodyPart::Bytes));
         }
         if let Some(bytes) = self.read_window(&range).await {
             return bytes.map(|bytes| Some(BodyPart::Bytes(bytes)));
         }
         range.end = range.end.min(range.start + PART);
-        if !body.is_resident(&range) {
+        if !body.is_resident(&self.core.io, &range) {
             self.waited = true;
-            self.cache.stats().cold_sends.inc();
+            self.core.stats.cold_sends.inc();
             range.end = body
-                .load(self.cache, &range)
+                .load(&self.core.io, &range)
                 .await
                 .map_err(|e| self.damaged(&e))?;
             // The next block, while this one is sent.
-            let end = self
-                .remaining
-                .end
-                .min(range.end + crate::cache::state::body_file::BLOCK);
+            let end = self.remaining.end.min(range.end + BLOCK);
             if matches!(self.source, Source::Entry(_)) {
-                body.read_ahead(self.cache, &(range.end..end));
+                body.read_ahead(&self.core.io, &(range.end..end));
             }
         }
         self.remaining.start = range.end;
@@ -539,7 +535,7 @@ impl HandleHit for DiskHit {
         _trace: &SpanHandle,
     ) -> Result<()> {
         if let Source::Fill(reader, _) = &self.source {
-            reader.is_satisfied();
+            reader.set_satisfied();
         }
         Ok(())
     }
@@ -559,7 +555,7 @@ impl HandleHit for DiskHit {
             );
         }
         let moves = self.remaining != (start..end);
-        let has_left = matches!(self.source, Source::Rest(..))
+        let has_left = matches!(self.source, Source::Remainder(..))
             || self.leave.as_ref().is_some_and(|leave| leave.has_begun());
         if moves && has_left {
             let why = format!("cache fill {}: the rest is on its way", self.id());
@@ -568,7 +564,7 @@ impl HandleHit for DiskHit {
         self.remaining = start..end;
         self.reading = None;
         if let Source::Fill(reader, _) = &self.source {
-            reader.is_at(start);
+            reader.set_position(start);
         }
         Ok(())
     }

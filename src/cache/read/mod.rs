@@ -1,4 +1,5 @@
-//! Entries being read.
+//! Entries being read: lookups and hits.
 
-pub mod hit;
-pub(crate) mod rest;
+pub(crate) mod hit;
+pub(crate) mod lookup;
+pub(crate) mod remainder;

@@ -1,4 +1,4 @@
-//! When an entry was last used, on a clock that never jumps.
+//! The clock for times of use, which never jumps.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Start now.
+    /// A clock that starts now.
     pub fn start() -> Self {
         Clock {
             started: Instant::now(),
@@ -19,19 +19,19 @@ impl Clock {
         }
     }
 
-    /// Now.
+    /// The current time.
     pub fn now(&self) -> u64 {
         self.base + self.started.elapsed().as_micros() as u64
     }
 
-    /// A time stamp of a file: not later than the start, whatever the wall
-    /// clock was when it was made.
+    /// The time stamp of a file, but not later than the start: the wall clock may have been
+    /// wrong when it was made.
     pub fn past(&self, time: SystemTime) -> u64 {
         unix_micros(time).min(self.base)
     }
 
-    /// Whether something last used then has not been used for `idle`. The time
-    /// when the process did not run does not count: nobody could have asked.
+    /// True if an entry last used at `used` has not been used for `idle`. Time in which the
+    /// process did not run does not count, since no client could ask for it.
     pub fn is_idle(&self, used: u64, idle: Duration) -> bool {
         self.now().saturating_sub(used.max(self.base)) > idle.as_micros() as u64
     }

@@ -1,4 +1,4 @@
-//! What a hit is answered with as long as its entry is fresh.
+//! The prepared header of a hit, as long as its entry is fresh.
 
 use std::time::SystemTime;
 
@@ -6,14 +6,14 @@ use pingora_cache::CacheMeta;
 use pingora_core::protocols::http::prepared_header::PreparedHeader;
 use pingora_http::ResponseHeader;
 
-/// The header of a hit that is sent again.
+/// A prepared header that each hit of an entry sends.
 ///
-/// Its times are those of the entry's metadata. They stand here once more because a
-/// hit then finds them where it finds the header: of the entries of a large cache, few
-/// are in a cache of the processor, and each other place that is read costs a wait for
-/// memory. For the same reason it is a part of the [entry](crate::cache::state::open_entries::HotEntry).
+/// The times are those of the entry's metadata. They are repeated here so that a hit finds
+/// them next to the header: few entries of a large cache are in a cache of the processor, and
+/// each other place that is read costs a wait for memory. For the same reason this is a part
+/// of the [entry](crate::cache::state::open_entries::ReadyEntry).
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub(crate) struct FastHeader {
     pub header: PreparedHeader,
     pub fresh_until: SystemTime,
     pub updated: SystemTime,
@@ -22,11 +22,11 @@ pub(crate) struct Prepared {
     tag: (usize, u32),
 }
 
-impl Prepared {
-    /// `response` before anything was added that depends on the time, of an entry with
-    /// this metadata. `None`: it can not be sent as it is.
+impl FastHeader {
+    /// A header from `response`, to which nothing that depends on the time was added, of an
+    /// entry with this metadata. `None`: it cannot be sent as it is.
     pub fn new(response: ResponseHeader, meta: &CacheMeta) -> Option<Self> {
-        Some(Prepared {
+        Some(FastHeader {
             header: PreparedHeader::new(response)?,
             fresh_until: meta.fresh_until(),
             updated: meta.updated(),
@@ -35,7 +35,7 @@ impl Prepared {
         })
     }
 
-    /// Note the user tag of the entry's key.
+    /// Set the user tag of the entry's key.
     pub fn set_tag(&mut self, tag: &str) {
         self.tag = sum(tag);
     }

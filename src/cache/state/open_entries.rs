@@ -1,4 +1,4 @@
-//! What is kept of entries that are in use: bodies in memory, open files.
+//! The entries in use: small bodies in memory, open files of the others.
 
 use std::sync::{Arc, OnceLock};
 
@@ -9,47 +9,48 @@ use quick_cache::sync::Cache;
 use quick_cache::Weighter;
 
 use crate::cache::state::body_file::BodyFile;
+use crate::cache::state::fast_header::FastHeader;
+use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::format::EntryMeta;
-use crate::cache::{EntryId, Prepared};
 
 /// The body of an entry that is ready to be served.
 #[derive(Debug, Clone)]
-pub enum HotBody {
-    /// The whole of it.
+pub enum ReadyBody {
+    /// The whole body in memory.
     Memory(Bytes),
-    /// Its open file.
+    /// The open file.
     File(Arc<BodyFile>),
 }
 
-/// An entry that was opened and checked.
+/// An entry that was opened and checked, ready to be served.
 #[derive(Debug)]
-pub struct HotEntry {
-    /// Which entry.
+pub struct ReadyEntry {
+    /// The entry.
     pub id: EntryId,
-    /// What its metadata file says.
+    /// Content of the metadata file.
     pub meta: EntryMeta,
-    /// The same as Pingora wants it, made when it is first asked for.
+    /// The metadata in the form of Pingora, made on first use.
     parsed: OnceLock<CacheMeta>,
-    /// See [`DiskHit::prepare`](crate::cache::DiskHit::prepare).
-    prepared: OnceLock<Prepared>,
-    /// Its body.
-    pub body: HotBody,
+    /// Set by the first hit that can prepare it.
+    fast_header: OnceLock<FastHeader>,
+    /// The body.
+    pub body: ReadyBody,
 }
 
-/// About what parsed metadata takes, and a prepared header: two maps of the fields
-/// and their values, of which the encoded form is compressed.
+/// Approximate size of parsed metadata and a prepared header: two maps of the fields and
+/// their values, whose encoded form is compressed.
 fn parsed_len(encoded_len: u64) -> u64 {
     2 * (1024 + 4 * encoded_len)
 }
 
-impl HotEntry {
+impl ReadyEntry {
     /// An entry that was opened.
-    pub fn new(id: EntryId, meta: EntryMeta, body: HotBody) -> Arc<HotEntry> {
-        Arc::new(HotEntry {
+    pub fn new(id: EntryId, meta: EntryMeta, body: ReadyBody) -> Arc<ReadyEntry> {
+        Arc::new(ReadyEntry {
             id,
             meta,
             parsed: OnceLock::new(),
-            prepared: OnceLock::new(),
+            fast_header: OnceLock::new(),
             body,
         })
     }
@@ -60,74 +61,74 @@ impl HotEntry {
             return Ok(parsed);
         }
         let meta = CacheMeta::deserialize(&self.meta.internal, &self.meta.header)?;
-        // Another lookup may have been first.
+        // Another lookup may have been faster.
         Ok(self.parsed.get_or_init(|| meta))
     }
 
-    /// What hits are answered with.
-    pub(crate) fn prepared(&self) -> Option<&Prepared> {
-        self.prepared.get()
+    /// The prepared header that hits send.
+    pub(crate) fn fast_header(&self) -> Option<&FastHeader> {
+        self.fast_header.get()
     }
 
-    /// Set it, unless it is.
-    pub(crate) fn prepare(&self, mut prepared: Prepared) {
-        prepared.set_tag(&self.meta.key.user_tag);
-        let _ = self.prepared.set(prepared);
+    /// Set the prepared header. The first one stays.
+    pub(crate) fn set_fast_header(&self, mut header: FastHeader) {
+        header.set_tag(&self.meta.key.user_tag);
+        let _ = self.fast_header.set(header);
     }
 
-    /// Bytes of memory that it takes.
+    /// Size in memory, in bytes.
     fn memory(&self) -> u64 {
         let body = match &self.body {
-            HotBody::Memory(body) => body.len(),
-            HotBody::File(_) => 0,
+            ReadyBody::Memory(body) => body.len(),
+            ReadyBody::File(_) => 0,
         };
         let meta = self.meta.encoded_len();
-        size_of::<HotEntry>() as u64 + meta + parsed_len(meta) + body as u64
+        size_of::<ReadyEntry>() as u64 + meta + parsed_len(meta) + body as u64
     }
 }
 
-/// Metadata longer than this is not kept with an open file, so that a number of
-/// files is a number of bytes too.
+/// Longest metadata that is kept with an open file, so that the limit on files is a limit on
+/// memory as well.
 const MAX_META_KEPT: u64 = 64 * 1024;
 
 #[derive(Clone)]
 struct ByMemory;
 
-impl Weighter<EntryId, Arc<HotEntry>> for ByMemory {
-    fn weight(&self, _: &EntryId, entry: &Arc<HotEntry>) -> u64 {
+impl Weighter<EntryId, Arc<ReadyEntry>> for ByMemory {
+    fn weight(&self, _: &EntryId, entry: &Arc<ReadyEntry>) -> u64 {
         entry.memory()
     }
 }
 
 /// Two bounded tiers: small bodies in memory, and open files of the others.
-pub struct Hot {
-    memory: Option<Cache<EntryId, Arc<HotEntry>, ByMemory>>,
-    files: Option<Cache<EntryId, Arc<HotEntry>>>,
+pub struct OpenEntries {
+    memory: Option<Cache<EntryId, Arc<ReadyEntry>, ByMemory>>,
+    files: Option<Cache<EntryId, Arc<ReadyEntry>>>,
 }
 
-/// Entries that a tier is laid out for; it grows and shrinks with their size.
+/// Number of entries that a tier is laid out for. It grows and shrinks with their size.
 fn expected(memory_bytes: u64) -> usize {
     (memory_bytes / 8192).clamp(16, 1 << 20) as usize
 }
 
-impl Hot {
-    /// Keep bodies in so many bytes, and so many files open. 0: none.
+impl OpenEntries {
+    /// Keep bodies in at most `memory_bytes`, and at most `max_open_files` files open. 0: none.
     pub fn new(memory_bytes: u64, max_open_files: usize) -> Self {
-        Hot {
+        OpenEntries {
             memory: (memory_bytes > 0)
                 .then(|| Cache::with_weighter(expected(memory_bytes), memory_bytes, ByMemory)),
             files: (max_open_files > 0).then(|| Cache::new(max_open_files)),
         }
     }
 
-    /// Whether there is a tier for small bodies.
+    /// True if there is a tier for small bodies.
     pub fn keeps_bodies(&self) -> bool {
         self.memory.is_some()
     }
 
-    /// An entry, if it is in use. `large`: its body is rather a file than in memory,
-    /// so it is looked for there first.
-    pub fn get(&self, id: &EntryId, large: bool) -> Option<Arc<HotEntry>> {
+    /// An entry, if it is in use. `large`: its body is more likely a file than in memory, so
+    /// that tier is searched first.
+    pub fn get(&self, id: &EntryId, large: bool) -> Option<Arc<ReadyEntry>> {
         let memory = || self.memory.as_ref().and_then(|tier| tier.get(id));
         let files = || self.files.as_ref().and_then(|tier| tier.get(id));
         if large {
@@ -138,17 +139,17 @@ impl Hot {
     }
 
     /// Keep an entry, unless it is kept already.
-    pub fn keep(&self, entry: &Arc<HotEntry>) {
+    pub fn keep(&self, entry: &Arc<ReadyEntry>) {
         if self.get(&entry.id, false).is_none() {
             self.replace(entry.clone());
         }
     }
 
-    /// Keep an entry, also in place of what is kept of it.
-    pub fn replace(&self, entry: Arc<HotEntry>) {
+    /// Keep an entry in place of what is kept of it.
+    pub fn replace(&self, entry: Arc<ReadyEntry>) {
         match (&entry.body, &self.memory, &self.files) {
-            (HotBody::Memory(_), Some(memory), _) => memory.insert(entry.id, entry),
-            (HotBody::File(_), _, Some(files)) if entry.meta.encoded_len() <= MAX_META_KEPT => {
+            (ReadyBody::Memory(_), Some(memory), _) => memory.insert(entry.id, entry),
+            (ReadyBody::File(_), _, Some(files)) if entry.meta.encoded_len() <= MAX_META_KEPT => {
                 files.insert(entry.id, entry);
             }
             _ => self.forget(&entry.id),
@@ -165,7 +166,7 @@ impl Hot {
         }
     }
 
-    /// Close all files that nobody is being sent.
+    /// Close all files that are not being sent.
     pub fn close_files(&self) {
         if let Some(files) = &self.files {
             files.clear();
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
     use pingora_cache::key::CompactCacheKey;
 
-    fn entry(number: u64, body: HotBody) -> Arc<HotEntry> {
+    fn entry(number: u64, body: ReadyBody) -> Arc<ReadyEntry> {
         let mut hash = [0; 16];
         hash[..8].copy_from_slice(&number.to_le_bytes());
         let id = EntryId {
@@ -205,60 +206,64 @@ mod tests {
             internal: vec![0; 20],
             header: vec![0; 100],
         };
-        HotEntry::new(id, meta, body)
+        ReadyEntry::new(id, meta, body)
     }
 
-    fn file() -> HotBody {
+    fn file() -> ReadyBody {
         let file = std::fs::File::open("/dev/null").unwrap();
-        HotBody::File(Arc::new(BodyFile::new(Arc::new(file))))
+        ReadyBody::File(Arc::new(BodyFile::new(Arc::new(file))))
     }
 
     #[test]
     fn memory_is_bounded_by_bytes() {
-        let hot = Hot::new(1_000_000, 10);
+        let entries = OpenEntries::new(1_000_000, 10);
         for number in 0..1000 {
-            hot.keep(&entry(number, HotBody::Memory(vec![0; 10_000].into())));
-            assert!(hot.memory_bytes() <= 1_000_000);
+            entries.keep(&entry(number, ReadyBody::Memory(vec![0; 10_000].into())));
+            assert!(entries.memory_bytes() <= 1_000_000);
         }
-        assert!(hot.memory_bytes() > 500_000);
-        assert_eq!(hot.open_files(), 0);
+        assert!(entries.memory_bytes() > 500_000);
+        assert_eq!(entries.open_files(), 0);
     }
 
     #[test]
     fn open_files_are_bounded_by_number() {
-        let hot = Hot::new(0, 10);
+        let entries = OpenEntries::new(0, 10);
         for number in 0..1000 {
-            hot.keep(&entry(number, file()));
-            assert!(hot.open_files() <= 10);
+            entries.keep(&entry(number, file()));
+            assert!(entries.open_files() <= 10);
         }
-        hot.close_files();
-        assert_eq!(hot.open_files(), 0);
-        hot.keep(&entry(1, HotBody::Memory(Bytes::new())));
+        entries.close_files();
+        assert_eq!(entries.open_files(), 0);
+        entries.keep(&entry(1, ReadyBody::Memory(Bytes::new())));
         assert!(
-            hot.get(&entry(1, file()).id, false).is_none(),
+            entries.get(&entry(1, file()).id, false).is_none(),
             "no memory tier"
         );
     }
 
     #[test]
     fn what_is_kept_can_be_replaced_and_forgotten() {
-        let hot = Hot::new(1_000_000, 10);
-        for body in [HotBody::Memory(Bytes::from_static(b"x")), file()] {
+        let entries = OpenEntries::new(1_000_000, 10);
+        for body in [ReadyBody::Memory(Bytes::from_static(b"x")), file()] {
             let entry = entry(1, body);
-            hot.keep(&entry);
-            let header = |hot: &Hot| hot.get(&entry.id, false).map(|kept| kept.meta.header.len());
-            assert_eq!(header(&hot), Some(100));
+            entries.keep(&entry);
+            let header = |entries: &OpenEntries| {
+                entries
+                    .get(&entry.id, false)
+                    .map(|kept| kept.meta.header.len())
+            };
+            assert_eq!(header(&entries), Some(100));
             let meta = EntryMeta {
                 header: vec![0; 7],
                 ..entry.meta.clone()
             };
-            let newer = HotEntry::new(entry.id, meta, entry.body.clone());
-            hot.keep(&newer);
-            assert_eq!(header(&hot), Some(100), "the first stays");
-            hot.replace(newer);
-            assert_eq!(header(&hot), Some(7));
-            hot.forget(&entry.id);
-            assert_eq!(header(&hot), None);
+            let newer = ReadyEntry::new(entry.id, meta, entry.body.clone());
+            entries.keep(&newer);
+            assert_eq!(header(&entries), Some(100), "the first stays");
+            entries.replace(newer);
+            assert_eq!(header(&entries), Some(7));
+            entries.forget(&entry.id);
+            assert_eq!(header(&entries), None);
         }
     }
 }

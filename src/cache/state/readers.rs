@@ -6,8 +6,6 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::cache::write::fill::Fill;
-
 /// The readers of a fill.
 #[derive(Debug, Default)]
 pub(crate) struct Readers(Mutex<Table>);
@@ -16,32 +14,33 @@ pub(crate) struct Readers(Mutex<Table>);
 struct Table {
     by_number: BTreeMap<u64, Arc<Position>>,
     next: u64,
-    /// A reader got all that it wanted before the end.
+    /// True if a reader got everything it wanted before the end.
     satisfied: bool,
-    /// The reader of the request that writes has joined.
+    /// True if the reader of the request that writes has joined.
     has_led: bool,
-    /// No reader can join any more.
+    /// True if no reader can join any more.
     ended: bool,
-    /// The number of times that slow readers were dropped.
+    /// Number of times that slow readers were dropped.
     #[cfg(test)]
     losses: usize,
 }
 
+/// The position of a reader in the body.
 #[derive(Debug)]
-struct Position {
+pub(crate) struct Position {
     at: AtomicU64,
-    /// It reads for the request that writes.
+    /// True if it reads for the request that writes.
     leads: bool,
-    /// It was too slow.
+    /// True if it was dropped for being too slow.
     lost: AtomicBool,
-    /// It can get the rest elsewhere.
+    /// True if it can get the rest elsewhere.
     can_leave: AtomicBool,
 }
 
-/// The readers that the others do without if they are slow.
+/// The readers that are dropped if they are slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Slow {
-    /// Those who can get the rest elsewhere.
+    /// Those that can get the rest elsewhere.
     CanLeave,
     /// All.
     Any,
@@ -50,20 +49,12 @@ pub(crate) enum Slow {
 /// The state of a fill's readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Audience {
-    /// Some read, or none has joined yet.
+    /// Some are reading, or none has joined yet.
     Present,
     /// All are gone.
     Gone,
-    /// All are gone, and one got all that it wanted: a header, or a part.
+    /// All are gone, and one got everything it wanted: a header, or a part.
     Satisfied,
-}
-
-/// One reader, until this is dropped.
-#[derive(Debug)]
-pub(crate) struct Reader {
-    fill: Arc<Fill>,
-    number: u64,
-    position: Arc<Position>,
 }
 
 // === impl Readers ===
@@ -81,7 +72,7 @@ impl Readers {
         }
     }
 
-    /// Let no reader join any more, if all are gone.
+    /// Let no reader join any more, if all are gone. True if none can join.
     pub(crate) fn end(&self) -> bool {
         let mut table = self.0.lock();
         table.ended |= table.by_number.is_empty();
@@ -110,9 +101,9 @@ impl Readers {
         positions.min().map(|(at, follows)| (at, !follows))
     }
 
-    /// Do without those who are so many bytes behind the fastest, but not without the
-    /// one that leads; `false`: there are none.
-    pub(crate) fn lose(&self, behind: u64, slow: Slow) -> bool {
+    /// Drop the readers that are `behind` bytes behind the fastest, except the one that
+    /// leads. `false`: there are none.
+    pub(crate) fn drop_slow(&self, behind: u64, slow: Slow) -> bool {
         let mut table = self.0.lock();
         let at = |position: &Position| position.at.load(Ordering::Acquire);
         let fastest = table.by_number.values().map(|position| at(position)).max();
@@ -139,20 +130,17 @@ impl Readers {
     pub(crate) fn losses(&self) -> usize {
         self.0.lock().losses
     }
-}
 
-// === impl Reader ===
-
-impl Reader {
-    /// Join the readers of a fill; `None`: it has been given up.
-    pub(crate) fn join(fill: Arc<Fill>, leads: bool) -> Option<Reader> {
+    /// Add a reader; `None`: none can join any more. `leads`: it reads for the request that
+    /// writes.
+    pub(crate) fn join(&self, leads: bool) -> Option<(u64, Arc<Position>)> {
         let position = Arc::new(Position {
             at: AtomicU64::new(0),
             leads,
             lost: AtomicBool::new(false),
             can_leave: AtomicBool::new(false),
         });
-        let mut table = fill.readers().0.lock();
+        let mut table = self.0.lock();
         if table.ended {
             return None;
         }
@@ -160,54 +148,42 @@ impl Reader {
         table.next += 1;
         table.has_led |= leads;
         table.by_number.insert(number, position.clone());
-        drop(table);
-        Some(Reader {
-            fill,
-            number,
-            position,
-        })
+        Some((number, position))
     }
 
-    pub(crate) fn fill(&self) -> &Arc<Fill> {
-        &self.fill
+    /// Remove a reader. True if no reader is left.
+    pub(crate) fn leave(&self, number: u64) -> bool {
+        let mut table = self.0.lock();
+        table.by_number.remove(&number);
+        table.by_number.is_empty()
     }
 
-    /// Note that it has read up to here, or begins here.
-    pub(crate) fn is_at(&self, at: u64) {
-        self.position.at.store(at, Ordering::Release);
-        self.fill.reader_moved();
+    /// Note that a reader needs no more.
+    pub(crate) fn set_satisfied(&self) {
+        self.0.lock().satisfied = true;
+    }
+}
+
+// === impl Position ===
+
+impl Position {
+    /// Note that the reader has read up to here, or begins here.
+    pub(crate) fn set(&self, at: u64) {
+        self.at.store(at, Ordering::Release);
     }
 
+    /// True if the reader was dropped for being too slow.
     pub(crate) fn is_lost(&self) -> bool {
-        self.position.lost.load(Ordering::Acquire)
+        self.lost.load(Ordering::Acquire)
     }
 
     /// True for the reader of the request that writes.
     pub(crate) fn leads(&self) -> bool {
-        self.position.leads
+        self.leads
     }
 
-    /// Note whether it can get the rest elsewhere.
+    /// Note whether the reader can get the rest elsewhere.
     pub(crate) fn set_can_leave(&self, can_leave: bool) {
-        self.position.can_leave.store(can_leave, Ordering::Release);
-    }
-
-    /// Note that it needs no more.
-    pub(crate) fn is_satisfied(&self) {
-        self.fill.readers().0.lock().satisfied = true;
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        let was_last = {
-            let mut table = self.fill.readers().0.lock();
-            table.by_number.remove(&self.number);
-            table.by_number.is_empty()
-        };
-        self.fill.reader_moved();
-        if was_last {
-            self.fill.reader_left();
-        }
+        self.can_leave.store(can_leave, Ordering::Release);
     }
 }

@@ -1,35 +1,35 @@
-//! What the cache counts.
+//! Counters of the cache.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why an entry could not be written, read or kept.
+/// Cause for which an entry could not be written, read or kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// The disk, a quota or the cache itself is full (ENOSPC, EDQUOT, EFBIG).
     NoSpace,
-    /// The device failed (EIO).
+    /// The device reported an error (EIO).
     Io,
     /// The file system is read-only, or permissions are missing.
     ReadOnly,
     /// The process or the system has no file descriptors left.
     Descriptors,
-    /// A file or a folder that should be there is not.
+    /// A file or a folder is missing.
     Missing,
     /// A file is truncated, foreign, or has flipped bits.
     Damaged,
     /// The origin's response broke off, or has another length than announced.
     Origin,
-    /// All its clients left.
+    /// All readers left.
     Deserted,
     /// The most fills allowed were in flight already.
     TooMany,
-    /// Anything else.
+    /// Any other cause.
     Other,
 }
 
 impl Cause {
-    /// All of them, in the order of their numbers.
+    /// All values, in the order of their numbers.
     pub const ALL: [Cause; 10] = [
         Cause::NoSpace,
         Cause::Io,
@@ -43,7 +43,7 @@ impl Cause {
         Cause::Other,
     ];
 
-    /// The value of the metrics' label.
+    /// Value of the label in metrics.
     pub fn label(self) -> &'static str {
         match self {
             Cause::NoSpace => "no_space",
@@ -59,7 +59,7 @@ impl Cause {
         }
     }
 
-    /// What is behind an error of the file system.
+    /// The cause of an error of the file system.
     pub fn of(e: &io::Error) -> Cause {
         match e.kind() {
             io::ErrorKind::StorageFull
@@ -77,23 +77,23 @@ impl Cause {
     }
 }
 
-/// Why an entry left.
+/// Reason of an eviction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Eviction {
-    /// Room was needed.
+    /// Space was needed.
     Size,
-    /// Nobody asked for it for long.
+    /// No request came for a long time.
     Inactive,
     /// It was purged, or banned.
     Purged,
-    /// A newer one took its place.
+    /// A newer entry replaced it.
     Replaced,
-    /// Its files are unusable.
+    /// The files are unusable.
     Damaged,
 }
 
 impl Eviction {
-    /// All of them, in the order of their numbers.
+    /// All values, in the order of their numbers.
     pub const ALL: [Eviction; 5] = [
         Eviction::Size,
         Eviction::Inactive,
@@ -102,7 +102,7 @@ impl Eviction {
         Eviction::Damaged,
     ];
 
-    /// The value of the metrics' label.
+    /// Value of the label in metrics.
     pub fn label(self) -> &'static str {
         match self {
             Eviction::Size => "size",
@@ -114,22 +114,22 @@ impl Eviction {
     }
 }
 
-/// A number that only grows.
+/// A counter that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// One more.
+    /// Add one.
     pub fn inc(&self) {
         self.add(1);
     }
 
-    /// So many more.
+    /// Add `n`.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// How many so far.
+    /// The current value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -141,9 +141,9 @@ pub struct Stats {
     evictions: [Counter; Eviction::ALL.len()],
     fill_errors: [Counter; Cause::ALL.len()],
     read_errors: [Counter; Cause::ALL.len()],
-    /// Entries that were written to the end.
+    /// Fills that were completed.
     pub fills: Counter,
-    /// Lookups that joined a fill instead of waiting for it.
+    /// Lookups that joined a fill.
     pub fill_followers: Counter,
     /// Parts of bodies that had to be read from the disk before they were sent.
     pub cold_sends: Counter,
@@ -159,13 +159,12 @@ pub struct Stats {
     pub scrubbed_damaged: Counter,
     /// Bytes that the scrubber read.
     pub scrubbed_bytes: Counter,
-    /// Misses that were not stored because the object was not asked for often
-    /// enough.
+    /// Misses that were not stored because there were too few requests for the object.
     pub not_admitted: Counter,
 }
 
 impl Stats {
-    /// Entries that left for this reason.
+    /// Entries evicted for this reason.
     pub fn evictions(&self, reason: Eviction) -> &Counter {
         &self.evictions[reason as usize]
     }
@@ -175,8 +174,8 @@ impl Stats {
         &self.fill_errors[cause as usize]
     }
 
-    /// Entries that could not be read, or had their metadata not updated, for
-    /// this cause.
+    /// Entries that could not be read, or whose metadata could not be updated, for this
+    /// cause.
     pub fn read_errors(&self, cause: Cause) -> &Counter {
         &self.read_errors[cause as usize]
     }

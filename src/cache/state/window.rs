@@ -1,4 +1,4 @@
-//! The rest of a body for which the disk has no more room, on its way to its readers.
+//! The rest of a body that is passed to its readers because there is no space to store it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,31 +8,33 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{timeout, Instant};
 
-use crate::cache::read::rest::HELD_PATIENCE;
 use crate::cache::state::readers::{Readers, Slow};
 
-/// Most bytes that wait for the slowest reader.
+/// Most bytes that are kept for the slowest reader.
 const CAPACITY: u64 = 512 * 1024;
 
-/// A reader so far behind the fastest holds it up: with what comes at once, at most
-/// 256 KiB, the window is full then.
+/// Distance at which a reader holds up the fastest one: with the bytes that arrive at once,
+/// at most 256 KiB, the window is full then.
 const BEHIND: u64 = CAPACITY / 2;
 
-/// The total time that readers wait for slower ones that can leave, before those are
-/// dropped.
-const FIRST_PATIENCE: Duration = HELD_PATIENCE;
+/// The total time that readers wait for slower ones that can leave before those are dropped.
+/// A reader that is held up that long leaves itself.
+pub(crate) const FIRST_PATIENCE: Duration = match cfg!(test) {
+    true => Duration::from_millis(100),
+    false => Duration::from_secs(2),
+};
 
-/// The same for all who are slower than the others.
+/// The same for all readers that are slower than the others.
 pub(crate) const PATIENCE: Duration = match cfg!(test) {
     true => Duration::from_millis(200),
     false => Duration::from_secs(10),
 };
 
-/// Bytes that pass until there is all of it again, after it was used up.
+/// Bytes that have to pass until patience that was used up is restored.
 pub(crate) const REFILL: u64 = 64 << 20;
 
-/// The bytes after the end of the file: the readers get it from here, in order, and
-/// the origin waits for the slowest of them.
+/// The bytes after the end of the file. Readers get them from here, in order, and the origin
+/// waits for the slowest reader.
 ///
 /// The window never waits for the request that writes, which reads only when it does not
 /// write. That request checks whether the window [is full](Self::is_full), and then writes
@@ -96,14 +98,14 @@ impl Window {
         slowest.is_some_and(|(at, leads)| leads && self.used(at) >= CAPACITY)
     }
 
-    /// True if the fill waits for the slowest reader.
+    /// True if the origin waits for the slowest reader.
     pub(crate) fn waits(&self, readers: &Readers) -> bool {
         let slowest = readers.slowest();
         slowest.is_some_and(|(at, _)| self.used(at) >= CAPACITY)
     }
 
     /// Append `data` as soon as there is room. `false`: there are no readers. `patience` is
-    /// the rest of [`PATIENCE`].
+    /// the part of [`PATIENCE`] that is left.
     pub(crate) async fn push(
         &self,
         readers: &Readers,
@@ -126,7 +128,7 @@ impl Window {
             }
             // Readers that can leave are dropped first.
             let rest = PATIENCE - FIRST_PATIENCE;
-            if *patience <= rest && readers.lose(BEHIND, Slow::CanLeave) {
+            if *patience <= rest && readers.drop_slow(BEHIND, Slow::CanLeave) {
                 continue;
             }
             let start = Instant::now();
@@ -142,9 +144,9 @@ impl Window {
             if !patience.is_zero() {
                 continue;
             }
-            // All of them: each of them would be waited for in turn.
-            if !readers.lose(BEHIND, Slow::Any) {
-                // Nobody is held up: all are as slow.
+            // All at once: otherwise each would be waited for in turn.
+            if !readers.drop_slow(BEHIND, Slow::Any) {
+                // All are equally slow, so none holds up another.
                 moved.await;
             }
         }
@@ -156,8 +158,8 @@ impl Window {
         true
     }
 
-    /// Bytes that the slowest reader, which is at `at`, has not read. Drops what all have
-    /// read.
+    /// Bytes that the slowest reader, which is at `at`, has not read. Drops those that all
+    /// have read.
     fn used(&self, at: u64) -> u64 {
         let mut queue = self.queue.lock();
         while let Some(first) = queue.pieces.front() {
@@ -169,280 +171,5 @@ impl Window {
             queue.pieces.pop_front();
         }
         queue.end - queue.start
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::LazyLock;
-    use std::time::SystemTime;
-
-    use pingora_cache::storage::MissHandler;
-    use pingora_cache::trace::Span;
-    use pingora_cache::{CacheKey, CacheMeta, HitHandler, Storage};
-    use pingora_http::ResponseHeader;
-
-    use super::*;
-    use crate::cache::read::hit::FILL_BROKEN;
-    use crate::cache::read::rest::Rest;
-    use crate::cache::{DiskCache, DiskCacheConfig, DiskHit};
-
-    const LIMIT: u64 = 1 << 20;
-    const LEN: usize = 8 << 20;
-
-    fn body() -> Bytes {
-        static BODY: LazyLock<Bytes> =
-            LazyLock::new(|| (0..LEN as u32 / 4).flat_map(u32::to_le_bytes).collect());
-        BODY.clone()
-    }
-
-    struct Setting {
-        _dir: tempfile::TempDir,
-        cache: &'static DiskCache,
-        miss: MissHandler,
-    }
-
-    /// A cache that is smaller than an object of unknown length.
-    async fn begin() -> Setting {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), LIMIT)).unwrap();
-        cache.wait_loaded();
-        let header = ResponseHeader::build(200, None).unwrap();
-        let meta = CacheMeta::new(SystemTime::now(), SystemTime::now(), 0, 0, header);
-        let span = Span::inactive().handle();
-        let miss = cache.get_miss_handler(&key(), &meta, &span).await.unwrap();
-        Setting {
-            _dir: dir,
-            cache,
-            miss,
-        }
-    }
-
-    fn key() -> CacheKey {
-        CacheKey::new("key", "tag")
-    }
-
-    async fn follow(cache: &'static DiskCache, tag: Option<&[u8]>) -> HitHandler {
-        let span = Span::inactive().handle();
-        let found = cache.lookup_streaming_write(&key(), tag, &span).await;
-        found.unwrap().unwrap().1
-    }
-
-    async fn write(miss: &mut MissHandler) {
-        for piece in body().chunks(64 << 10) {
-            let piece = Bytes::copy_from_slice(piece);
-            miss.write_body(piece, false).await.unwrap();
-        }
-    }
-
-    async fn read_all(mut hit: HitHandler) -> pingora_core::Result<Vec<u8>> {
-        let mut read = Vec::new();
-        while let Some(bytes) = hit.read_body().await? {
-            read.extend_from_slice(&bytes);
-        }
-        Ok(read)
-    }
-
-    #[tokio::test]
-    async fn all_who_read_get_what_has_no_room() {
-        let Setting {
-            cache, mut miss, ..
-        } = begin().await;
-        let readers = [follow(cache, None).await, follow(cache, None).await];
-        let write = async {
-            write(&mut miss).await;
-            miss.finish().await.unwrap();
-        };
-        let reads = futures::future::join_all(readers.map(read_all));
-        let (_, reads) = tokio::join!(write, reads);
-        for read in reads {
-            assert!(read.unwrap() == body());
-        }
-        cache.settle().await;
-        assert_eq!((cache.entries(), cache.size_bytes()), (0, 0));
-        assert!(cache.was_outgrown(&key()));
-    }
-
-    #[tokio::test]
-    async fn one_who_does_not_read_is_not_waited_for_forever() {
-        let Setting {
-            cache, mut miss, ..
-        } = begin().await;
-        let stalls = follow(cache, None).await;
-        let reads = follow(cache, None).await;
-        let write = async {
-            write(&mut miss).await;
-            miss.finish().await.unwrap();
-        };
-        let (_, reads) = tokio::join!(write, read_all(reads));
-        assert!(reads.unwrap() == body());
-        let e = read_all(stalls).await.unwrap_err();
-        assert_eq!(*e.etype(), FILL_BROKEN, "{e}");
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn what_is_not_stored_takes_no_turn() {
-        let Setting {
-            cache,
-            mut miss,
-            _dir,
-        } = begin().await;
-        // This reader belongs to the request that writes. It does not read, and is not waited for.
-        let tag = miss.streaming_write_tag().unwrap().to_vec();
-        let _leads = follow(cache, Some(&tag)).await;
-        write(&mut miss).await;
-        let free = async {
-            while !cache
-                .turns()
-                .are_free(DiskCacheConfig::new("", 0).max_fills)
-            {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let free = timeout(Duration::from_secs(10), free).await;
-        free.expect("its turns are free before its end");
-        drop(miss);
-    }
-
-    #[tokio::test]
-    async fn those_who_do_not_read_are_waited_for_once_and_not_one_after_the_other() {
-        const STALLED: usize = 12;
-        let Setting {
-            cache,
-            mut miss,
-            _dir,
-        } = begin().await;
-        let mut stalled = Vec::new();
-        let mut offset = 0;
-        let body = body();
-        for number in 0..STALLED {
-            let mut hit = follow(cache, None).await;
-            // Each of them has got a bit further than the one before.
-            while offset < (number + 1) * (64 << 10) {
-                let piece = body.slice(offset..offset + (64 << 10));
-                miss.write_body(piece, false).await.unwrap();
-                offset += 64 << 10;
-            }
-            let mut read = 0;
-            while read < offset {
-                read += hit.read_body().await.unwrap().unwrap().len();
-            }
-            stalled.push(hit);
-        }
-        let reads = follow(cache, None).await;
-        let write = async {
-            miss.write_body(body.slice(offset..), true).await.unwrap();
-            miss.finish().await.unwrap();
-        };
-        let (_, read) = tokio::join!(write, read_all(reads));
-        assert!(read.unwrap() == body);
-        let hit = stalled[0].as_any().downcast_ref::<DiskHit>().unwrap();
-        assert_eq!(hit.fill().unwrap().readers().losses(), 1);
-        for mut hit in stalled {
-            let e = loop {
-                if let Err(e) = hit.read_body().await {
-                    break e;
-                }
-            };
-            assert_eq!(*e.etype(), FILL_BROKEN, "{e}");
-        }
-    }
-
-    /// The rest of the body. It takes a moment until it begins.
-    #[derive(Default)]
-    struct Origin(std::ops::Range<usize>, u32);
-
-    #[async_trait::async_trait]
-    impl Rest for Origin {
-        async fn begin(&mut self, range: std::ops::Range<u64>) -> pingora_core::Result<()> {
-            if self.0.is_empty() {
-                self.0 = range.start as usize..LEN;
-            }
-            assert_eq!(self.0, range.start as usize..LEN, "the same range");
-            self.1 += 1;
-            match self.1 {
-                1 => std::future::pending().await,
-                _ => Ok(()),
-            }
-        }
-
-        async fn next(&mut self) -> pingora_core::Result<Option<Bytes>> {
-            let end = self.0.end.min(self.0.start + (64 << 10));
-            let bytes = body().slice(self.0.start..end);
-            self.0.start = end;
-            Ok((!bytes.is_empty()).then_some(bytes))
-        }
-    }
-
-    fn with_rest(mut hit: HitHandler) -> HitHandler {
-        let disk_hit = hit.as_any_mut().downcast_mut::<DiskHit>().unwrap();
-        disk_hit.leave_by(Box::<Origin>::default());
-        hit
-    }
-
-    #[tokio::test]
-    async fn a_follower_that_the_leader_holds_up_leaves() {
-        let Setting {
-            cache, mut miss, ..
-        } = begin().await;
-        let tag = miss.streaming_write_tag().unwrap().to_vec();
-        let leader = with_rest(follow(cache, Some(&tag)).await);
-        let mut follower = with_rest(follow(cache, None).await);
-        let body = body();
-        let mut written = 0;
-        while !miss.is_full() {
-            let piece = body.slice(written..written + (64 << 10));
-            miss.write_body(piece, false).await.unwrap();
-            written += 64 << 10;
-        }
-        let mut read = Vec::new();
-        loop {
-            // The reading future may be dropped and made again.
-            let next = timeout(Duration::from_millis(20), follower.read_body()).await;
-            match next {
-                Err(_) => {}
-                Ok(next) => match next.unwrap() {
-                    Some(bytes) => read.extend_from_slice(&bytes),
-                    None => break,
-                },
-            }
-        }
-        assert!(read == body);
-        let rest = async {
-            miss.write_body(body.slice(written..), true).await.unwrap();
-            miss.finish().await.unwrap();
-        };
-        let (_, read) = tokio::join!(rest, read_all(leader));
-        assert!(read.unwrap() == body);
-    }
-
-    #[tokio::test]
-    async fn the_request_that_writes_is_told_to_read() {
-        let Setting {
-            cache, mut miss, ..
-        } = begin().await;
-        let tag = miss.streaming_write_tag().unwrap().to_vec();
-        let mut leader = follow(cache, Some(&tag)).await;
-        let body = body();
-        let mut read = Vec::new();
-        let mut most = 0;
-        for piece in body.chunks(64 << 10) {
-            while miss.is_full() {
-                let bytes = leader.read_body().await.unwrap().unwrap();
-                read.extend_from_slice(&bytes);
-            }
-            let piece = Bytes::copy_from_slice(piece);
-            miss.write_body(piece, false).await.unwrap();
-            most = most.max(read.len() as u64);
-        }
-        assert!(most > LIMIT, "it had to read");
-        let rest = async {
-            while let Some(bytes) = leader.read_body().await.unwrap() {
-                read.extend_from_slice(&bytes);
-            }
-        };
-        let (finished, ()) = tokio::join!(miss.finish(), rest);
-        finished.unwrap();
-        assert!(read == body);
     }
 }

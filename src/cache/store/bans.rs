@@ -6,15 +6,15 @@
 //! restart. The format of the file is in docs/on-disk-format.md.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fmt;
+use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::cache::io::regular;
+use crate::cache::io::folder::FolderAccess;
 
 const MAGIC: &[u8; 8] = b"PSFBANS2";
 const KIND_PREFIX: u8 = 1;
@@ -92,8 +92,8 @@ pub struct Records<'a> {
 }
 
 /// The bans in force.
-#[derive(Debug)]
 pub struct Bans {
+    access: &'static dyn FolderAccess,
     path: PathBuf,
     list: RwLock<List>,
     /// Entries of this generation or a later one are not banned.
@@ -113,17 +113,20 @@ struct OnDisk {
 impl Bans {
     /// Read the list of a cache folder, and if `repair` is set, cut a damaged
     /// end off: only who holds the lock may do that. Blocks.
-    pub fn load(folder: &Path, repair: bool) -> io::Result<Bans> {
-        Bans::read(folder.join("bans"), repair)
+    pub fn load(
+        access: &'static dyn FolderAccess,
+        folder: &Path,
+        repair: bool,
+    ) -> io::Result<Bans> {
+        Bans::read(access, folder.join("bans"), repair)
     }
 
-    fn read(path: PathBuf, repair: bool) -> io::Result<Bans> {
-        let mut data = Vec::new();
-        match regular::open(&path) {
-            Ok(file) => drop(file.take(MAX_FILE).read_to_end(&mut data)?),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+    fn read(access: &'static dyn FolderAccess, path: PathBuf, repair: bool) -> io::Result<Bans> {
+        let data = match access.read_file(&path, MAX_FILE) {
+            Ok(data) => data,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(e),
-        }
+        };
         let mut list = List::default();
         let mut count = 0;
         let mut records = Records::of(&data);
@@ -132,6 +135,7 @@ impl Bans {
             count += 1;
         }
         let bans = Bans {
+            access,
             path,
             newest: AtomicU64::new(list.newest()),
             list: RwLock::new(list),
@@ -154,7 +158,7 @@ impl Bans {
     /// Read the list again, to which another process writes, or has till it let
     /// the folder go (`repair`). Blocks.
     pub fn reload(&self, repair: bool) -> io::Result<()> {
-        let fresh = Bans::read(self.path.clone(), repair)?;
+        let fresh = Bans::read(self.access, self.path.clone(), repair)?;
         *self.file.lock() = fresh.file.into_inner();
         let fresh = fresh.list.into_inner();
         // Nothing that was heard of is forgotten: the other process may have
@@ -230,12 +234,7 @@ impl Bans {
         if file.damaged || file.records == 0 || file.records > self.len() + SLACK {
             return self.rewrite(file);
         }
-        let appended =
-            regular::open_with(File::options().append(true), &self.path).and_then(|mut list| {
-                list.write_all(&record)?;
-                list.sync_all()
-            });
-        match appended {
+        match self.access.append(&self.path, &record) {
             Ok(()) => {
                 file.records += 1;
                 Ok(())
@@ -266,14 +265,7 @@ impl Bans {
             }
             list.len()
         };
-        let temporary = self.path.with_extension("tmp");
-        let mut file = regular::create(&temporary)?;
-        file.write_all(&data)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.path)?;
-        if let Some(folder) = self.path.parent() {
-            regular::open_folder(folder)?.sync_all()?;
-        }
+        self.access.replace(&self.path, &data)?;
         *on_disk = OnDisk {
             records: count,
             damaged: false,
@@ -283,7 +275,7 @@ impl Bans {
 
     /// Whether an entry is void. `key` gives the user tag and the key in clear
     /// text, and is only asked if prefixes have to be compared.
-    pub fn void<'a>(
+    pub fn is_banned<'a>(
         &self,
         generation: u64,
         primary: &[u8; 16],
@@ -292,19 +284,28 @@ impl Bans {
         if generation >= self.newest() {
             return false;
         }
-        self.list.read().void(generation, primary, key)
+        self.list.read().is_banned(generation, primary, key)
     }
 
     /// True if an entry that is a variant is void for reasons other than those of
-    /// [`void`](Self::void).
-    pub fn voids_variant(&self, generation: u64) -> bool {
+    /// [`is_banned`](Self::is_banned).
+    pub fn is_banned_variant(&self, generation: u64) -> bool {
         generation < self.newest() && generation < self.list.read().variants
     }
 }
 
+impl fmt::Debug for Bans {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bans")
+            .field("path", &self.path)
+            .field("list", &self.list)
+            .finish_non_exhaustive()
+    }
+}
+
 impl List {
-    /// As [`Bans::void`].
-    pub fn void<'a>(
+    /// As [`Bans::is_banned`].
+    pub fn is_banned<'a>(
         &self,
         generation: u64,
         primary: &[u8; 16],
@@ -591,31 +592,34 @@ fn decode(data: &[u8]) -> Option<(u64, Banned, &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::cache::io::folder::LocalFolder;
 
     fn prefix(text: &str) -> Banned {
         Banned::Prefix("b".into(), text.into())
     }
 
-    fn void(bans: &Bans, generation: u64, key: &str) -> bool {
-        bans.void(generation, &[1; 16], || ("b", key.as_bytes()))
+    fn is_banned(bans: &Bans, generation: u64, key: &str) -> bool {
+        bans.is_banned(generation, &[1; 16], || ("b", key.as_bytes()))
     }
 
     #[test]
     fn a_ban_voids_what_is_older_and_survives_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let bans = Bans::load(dir.path(), true).unwrap();
-        assert!(!void(&bans, 0, "/a/x"));
+        let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
+        assert!(!is_banned(&bans, 0, "/a/x"));
         bans.ban(5, prefix("/a/")).unwrap();
         bans.ban(7, Banned::Exact([1; 16])).unwrap();
-        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
-            assert!(void(&bans, 4, "/a/x"));
-            assert!(void(&bans, 6, "/elsewhere"), "by its hash");
-            assert!(!void(&bans, 7, "/a/x"));
-            assert!(!bans.void(6, &[2; 16], || ("b", b"/a/x")));
-            assert!(bans.void(4, &[2; 16], || ("b", b"/a/x")));
-            assert!(!bans.void(4, &[2; 16], || ("b", b"/b/x")));
-            assert!(!bans.void(4, &[2; 16], || ("other", b"/a/x")));
+        for bans in [bans, Bans::load(&LocalFolder, dir.path(), true).unwrap()] {
+            assert!(is_banned(&bans, 4, "/a/x"));
+            assert!(is_banned(&bans, 6, "/elsewhere"), "by its hash");
+            assert!(!is_banned(&bans, 7, "/a/x"));
+            assert!(!bans.is_banned(6, &[2; 16], || ("b", b"/a/x")));
+            assert!(bans.is_banned(4, &[2; 16], || ("b", b"/a/x")));
+            assert!(!bans.is_banned(4, &[2; 16], || ("b", b"/b/x")));
+            assert!(!bans.is_banned(4, &[2; 16], || ("other", b"/a/x")));
             assert_eq!(bans.len(), 2);
         }
     }
@@ -623,47 +627,51 @@ mod tests {
     #[test]
     fn a_wider_ban_replaces_narrower_ones() {
         let dir = tempfile::tempdir().unwrap();
-        let bans = Bans::load(dir.path(), true).unwrap();
+        let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
         for (generation, text) in [(1, "/a/1"), (2, "/a/2"), (3, "/b"), (4, "/a/")] {
             bans.ban(generation, prefix(text)).unwrap();
         }
         assert_eq!(bans.len(), 2);
-        assert_eq!(Bans::load(dir.path(), true).unwrap().len(), 2);
+        assert_eq!(Bans::load(&LocalFolder, dir.path(), true).unwrap().len(), 2);
     }
 
     #[test]
     fn bans_are_forgotten_when_no_entry_is_that_old() {
         let dir = tempfile::tempdir().unwrap();
-        let bans = Bans::load(dir.path(), true).unwrap();
+        let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
         bans.ban(5, prefix("/a")).unwrap();
         bans.ban(6, Banned::Exact([1; 16])).unwrap();
         bans.ban(9, prefix("/b")).unwrap();
         bans.forget_below(7).unwrap();
-        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+        for bans in [bans, Bans::load(&LocalFolder, dir.path(), true).unwrap()] {
             assert_eq!(bans.len(), 1);
-            assert!(void(&bans, 8, "/b/x"));
-            assert!(!void(&bans, 4, "/a/x"));
+            assert!(is_banned(&bans, 8, "/b/x"));
+            assert!(!is_banned(&bans, 4, "/a/x"));
         }
     }
 
     #[test]
     fn a_list_cut_off_anywhere_keeps_what_came_before() {
         let dir = tempfile::tempdir().unwrap();
-        let bans = Bans::load(dir.path(), true).unwrap();
+        let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
         bans.ban(5, prefix("/first")).unwrap();
         let first = fs::metadata(dir.path().join("bans")).unwrap().len() as usize;
         bans.ban(6, prefix("/second")).unwrap();
         let data = fs::read(dir.path().join("bans")).unwrap();
         for len in 0..=data.len() {
             fs::write(dir.path().join("bans"), &data[..len]).unwrap();
-            let bans = Bans::load(dir.path(), true).unwrap();
-            assert_eq!(void(&bans, 1, "/first"), len >= first, "at {len}");
-            assert_eq!(void(&bans, 1, "/second"), len == data.len(), "at {len}");
+            let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
+            assert_eq!(is_banned(&bans, 1, "/first"), len >= first, "at {len}");
+            assert_eq!(
+                is_banned(&bans, 1, "/second"),
+                len == data.len(),
+                "at {len}"
+            );
             // And it can be added to.
             bans.ban(8, prefix("/third")).unwrap();
-            let bans = Bans::load(dir.path(), true).unwrap();
-            assert!(void(&bans, 1, "/third"), "at {len}");
-            assert_eq!(void(&bans, 1, "/first"), len >= first, "at {len}");
+            let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
+            assert!(is_banned(&bans, 1, "/third"), "at {len}");
+            assert_eq!(is_banned(&bans, 1, "/first"), len >= first, "at {len}");
         }
     }
 
@@ -671,22 +679,22 @@ mod tests {
     fn a_removed_list_is_brought_back_beside_that_of_another_process() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bans");
-        let bans = Bans::load(dir.path(), true).unwrap();
+        let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
         bans.restore().unwrap();
         assert!(!path.exists(), "there is nothing to bring back");
         bans.ban(5, prefix("/own")).unwrap();
         fs::remove_file(&path).unwrap();
         bans.restore().unwrap();
-        assert_eq!(Bans::load(dir.path(), true).unwrap().len(), 1);
+        assert_eq!(Bans::load(&LocalFolder, dir.path(), true).unwrap().len(), 1);
 
         fs::remove_file(&path).unwrap();
-        let other = Bans::load(dir.path(), true).unwrap();
+        let other = Bans::load(&LocalFolder, dir.path(), true).unwrap();
         other.ban(6, prefix("/other")).unwrap();
         other.ban(6, prefix("/third")).unwrap();
         bans.restore().unwrap();
-        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+        for bans in [bans, Bans::load(&LocalFolder, dir.path(), true).unwrap()] {
             for key in ["/own", "/other", "/third"] {
-                assert!(void(&bans, 4, key), "{key}");
+                assert!(is_banned(&bans, 4, key), "{key}");
             }
         }
     }
@@ -697,10 +705,10 @@ mod tests {
         for foreign in [b"#!/bin/sh\n".to_vec(), headless] {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join("bans"), foreign).unwrap();
-            let bans = Bans::load(dir.path(), true).unwrap();
+            let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
             assert!(bans.is_empty());
             bans.ban(8, prefix("/third")).unwrap();
-            assert_eq!(Bans::load(dir.path(), true).unwrap().len(), 1);
+            assert_eq!(Bans::load(&LocalFolder, dir.path(), true).unwrap().len(), 1);
         }
     }
 
@@ -718,7 +726,7 @@ mod tests {
     #[test]
     fn a_narrower_ban_that_is_newer_counts_within_a_wider_one() {
         let dir = tempfile::tempdir().unwrap();
-        let bans = Bans::load(dir.path(), true).unwrap();
+        let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
         for (generation, text) in [
             (3, "/a/"),
             (5, "/a/b/c"),
@@ -728,7 +736,7 @@ mod tests {
         ] {
             bans.ban(generation, prefix(text)).unwrap();
         }
-        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+        for bans in [bans, Bans::load(&LocalFolder, dir.path(), true).unwrap()] {
             for (key, of) in [
                 ("", 2),
                 ("/z", 2),
@@ -742,8 +750,8 @@ mod tests {
                 ("/a/b1", 4),
                 ("/a/c", 3),
             ] {
-                assert!(void(&bans, of - 1, key), "{key}");
-                assert!(!void(&bans, of, key), "{key}");
+                assert!(is_banned(&bans, of - 1, key), "{key}");
+                assert!(!is_banned(&bans, of, key), "{key}");
             }
         }
     }
@@ -782,7 +790,7 @@ mod tests {
                     let newest = model.iter().filter(of).map(|(generation, _)| *generation);
                     let newest = newest.max().unwrap_or(0);
                     for generation in newest.saturating_sub(1)..=newest {
-                        let void = list.void(generation, &[1; 16], || ("b", &key));
+                        let void = list.is_banned(generation, &[1; 16], || ("b", &key));
                         assert_eq!(void, generation < newest, "{key:?} in {model:?}");
                     }
                 }
@@ -795,14 +803,14 @@ mod tests {
     #[test]
     fn bans_that_overtake_each_other_all_count() {
         let dir = tempfile::tempdir().unwrap();
-        let bans = Bans::load(dir.path(), true).unwrap();
+        let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
         for (generation, text) in [(4, "/a/b"), (9, "/a/b/c"), (5, "/a/")] {
             bans.ban(generation, prefix(text)).unwrap();
         }
-        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
+        for bans in [bans, Bans::load(&LocalFolder, dir.path(), true).unwrap()] {
             for (key, of) in [("/a/b/d", 5), ("/a/b", 5), ("/a/b/c/d", 9), ("/a/c", 5)] {
-                assert!(void(&bans, of - 1, key), "{key}");
-                assert!(!void(&bans, of, key), "{key}");
+                assert!(is_banned(&bans, of - 1, key), "{key}");
+                assert!(!is_banned(&bans, of, key), "{key}");
             }
         }
     }
@@ -821,11 +829,11 @@ mod tests {
         let added = list.add_bounded(now + 1, prefix("/dir/0x"));
         assert_eq!(added, prefix("/dir/0"));
         assert!(list.len() <= MAX_PREFIXES);
-        let void = |list: &List, key: &str| list.void(now, &[1; 16], || ("b", key.as_bytes()));
-        assert!(void(&list, "/dir/0x/y") && !void(&list, "/dir/1") && !void(&list, "/z"));
+        let bans = |list: &List, key: &str| list.is_banned(now, &[1; 16], || ("b", key.as_bytes()));
+        assert!(bans(&list, "/dir/0x/y") && !bans(&list, "/dir/1") && !bans(&list, "/z"));
         // The widest takes the place of all.
         assert_eq!(list.add_bounded(now + 2, prefix("/")), prefix("/"));
-        assert!(void(&list, "/z"));
+        assert!(bans(&list, "/z"));
         assert_eq!(list.len(), 1);
     }
 
@@ -838,7 +846,7 @@ mod tests {
         assert!(list.len() <= MAX_NESTED + 1, "{}", list.len());
         for len in 0..1000 {
             let key = "a".repeat(len);
-            assert!(list.void(len as u64, &[1; 16], || ("b", key.as_bytes())));
+            assert!(list.is_banned(len as u64, &[1; 16], || ("b", key.as_bytes())));
         }
     }
 
@@ -864,7 +872,7 @@ mod tests {
     #[test]
     fn keys_that_are_not_there_leave_no_more_than_a_bound() {
         let dir = tempfile::tempdir().unwrap();
-        let bans = Bans::load(dir.path(), true).unwrap();
+        let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
         let hash = |number: u64| {
             let mut hash = [0; 16];
             hash[..8].copy_from_slice(&number.to_le_bytes());
@@ -881,24 +889,27 @@ mod tests {
             file.len()
         );
         // Only variants of the forgotten keys are void.
-        let first = |bans: &Bans| bans.void(0, &hash(0), || ("b", b"/a"));
-        assert!(!first(&bans) && bans.voids_variant(0));
+        let first = |bans: &Bans| bans.is_banned(0, &hash(0), || ("b", b"/a"));
+        assert!(!first(&bans) && bans.is_banned_variant(0));
         let last = 3 * MAX_ABSENT as u64;
-        for bans in [bans, Bans::load(dir.path(), true).unwrap()] {
-            assert!(bans.void(last - 1, &hash(last - 1), || ("b", b"/a")));
-            assert!(bans.voids_variant(MAX_ABSENT as u64));
-            assert!(!bans.voids_variant(last));
+        for bans in [bans, Bans::load(&LocalFolder, dir.path(), true).unwrap()] {
+            assert!(bans.is_banned(last - 1, &hash(last - 1), || ("b", b"/a")));
+            assert!(bans.is_banned_variant(MAX_ABSENT as u64));
+            assert!(!bans.is_banned_variant(last));
         }
     }
 
     #[test]
     fn the_file_does_not_grow_with_repetition() {
         let dir = tempfile::tempdir().unwrap();
-        let bans = Bans::load(dir.path(), true).unwrap();
+        let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
         for generation in 0..2_500 {
             bans.ban(generation, prefix("/same")).unwrap();
         }
         assert!(bans.file.lock().records <= SLACK + 2);
-        assert_eq!(Bans::load(dir.path(), true).unwrap().newest(), 2_499);
+        assert_eq!(
+            Bans::load(&LocalFolder, dir.path(), true).unwrap().newest(),
+            2_499
+        );
     }
 }

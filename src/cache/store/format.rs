@@ -6,25 +6,24 @@ use std::io;
 
 use pingora_cache::key::{CacheHashKey, CompactCacheKey, HashBinary};
 
+use crate::cache::io::regular::invalid;
+use crate::cache::store::entry_id::EntryId;
+
 const MAGIC: &[u8; 8] = b"PSFMETA2";
 
 /// Bytes of all fields that have a fixed length.
 const FIXED_LEN: usize = 8 + 8 + 8 + 8 + 4 + 16 + 1 + 2 + 3 * 4 + 4;
 
-/// Longest metadata file that is read, in bytes. Response headers are limited
-/// far below this by the HTTP parser.
-pub const MAX_META_LEN: u64 = 4 << 20;
-
-/// What the metadata file of an entry says.
+/// Content of the metadata file of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntryMeta {
-    /// The key, to tell a hash collision or a foreign file.
+    /// The key, which reveals a hash collision or a foreign file.
     pub key: CompactCacheKey,
-    /// What the key's hash was made of: what bans and listings go by.
+    /// The key in clear text, from which its hash was made. Bans and listings use it.
     pub primary_key: Vec<u8>,
-    /// The generation that the file name carries too.
+    /// The generation, which is also part of the file name.
     pub generation: u64,
-    /// When the fill began, in seconds since 1970.
+    /// Start of the fill, in seconds since 1970.
     pub stored_at: u64,
     /// Length of the body file, in bytes.
     pub body_len: u64,
@@ -53,17 +52,25 @@ impl EntryMeta {
         self.body_len.saturating_add(self.encoded_len())
     }
 
-    /// The hash that the file name carries.
+    /// The hash in the file name.
     pub fn hash(&self) -> [u8; 16] {
         self.key.combined_bin()
     }
 
+    /// Check that this is the metadata of an entry. Errors are of the kind `InvalidData`.
+    pub(crate) fn check_id(&self, id: &EntryId) -> io::Result<()> {
+        if self.generation != id.generation || self.hash() != id.hash {
+            return Err(invalid("metadata file is that of another entry"));
+        }
+        Ok(())
+    }
+
     fn tag(&self) -> &[u8] {
-        // The tag is a bucket's name: at most 63 bytes.
+        // The tag is the name of a bucket, of at most 63 bytes.
         &self.key.user_tag.as_bytes()[..self.key.user_tag.len().min(u16::MAX as usize)]
     }
 
-    /// The file's content.
+    /// Encode as the content of a file.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.encoded_len() as usize);
         out.extend_from_slice(MAGIC);
@@ -87,7 +94,7 @@ impl EntryMeta {
         out
     }
 
-    /// Read a file's content. Errors are of the kind `InvalidData`.
+    /// Decode the content of a file. Errors are of the kind `InvalidData`.
     pub fn decode(data: &[u8]) -> io::Result<EntryMeta> {
         let (data, checksum) = data
             .split_last_chunk::<4>()
@@ -136,7 +143,7 @@ impl EntryMeta {
     }
 }
 
-/// Takes fields off the front.
+/// The fields that have not been decoded yet.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -149,7 +156,7 @@ impl<'a> Fields<'a> {
         Ok(field)
     }
 
-    /// Bytes after their length, which takes 4 bytes.
+    /// Bytes that follow their length, which takes 4 bytes.
     fn sized(&mut self) -> io::Result<Vec<u8>> {
         let len = u32::from_le_bytes(self.array()?);
         Ok(self.bytes(len as usize)?.to_vec())
@@ -163,10 +170,6 @@ impl<'a> Fields<'a> {
         self.0 = rest;
         Ok(*field)
     }
-}
-
-pub(crate) fn invalid(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use hashbrown::hash_table::{Entry, HashTable};
 use parking_lot::Mutex;
 
-use crate::cache::EntryId;
+use crate::cache::store::entry_id::EntryId;
 
 const SHARDS: usize = 32;
 
@@ -23,7 +23,7 @@ pub struct Indexed {
     pub id: EntryId,
     /// Bytes that it takes on disk.
     pub weight: u64,
-    /// When it was last used, see [`Clock`](crate::cache::state::clock::Clock).
+    /// Time of its last use, in microseconds since 1970.
     pub used: u64,
 }
 
@@ -397,6 +397,7 @@ impl Index {
     }
 
     /// Whether there are none.
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -407,6 +408,7 @@ impl Index {
     }
 
     /// Bytes of memory that the index takes.
+    #[cfg(test)]
     pub fn memory_bytes(&self) -> usize {
         self.shards
             .iter()

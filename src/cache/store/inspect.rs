@@ -6,22 +6,24 @@
 //! evicted while it is looked at is passed over.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read};
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use pingora_cache::CacheMeta;
 
-use crate::cache::io::regular;
-use crate::cache::io::tokio_fs;
+use crate::cache::io::checksum;
+use crate::cache::io::files::MAX_META_LEN;
+use crate::cache::io::folder::{FolderAccess, LocalFolder};
+use crate::cache::io::folder_lock;
 use crate::cache::store::bans::Bans;
+use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::format::EntryMeta;
 use crate::cache::store::layout::{parse_name, FileKind, Layout, SHARDS, VERSION_FOLDER};
-use crate::cache::EntryId;
 
-/// How much of a body is read at once, in bytes.
-const READ_SIZE: usize = 256 * 1024;
+/// Access to the folder. Tools read a folder while another process serves from it.
+const FOLDER: &LocalFolder = &LocalFolder;
 
 /// A cache folder.
 #[derive(Debug)]
@@ -92,8 +94,8 @@ impl CacheFolder {
     /// `NotFound` where no cache of this version has ever been.
     pub fn open(path: &Path) -> io::Result<CacheFolder> {
         let layout = Layout::new(path);
-        match fs::metadata(layout.entries()) {
-            Ok(found) if found.is_dir() => {}
+        match FOLDER.stat(layout.entries()) {
+            Ok(found) if found.is_folder => {}
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(about(layout.entries(), "cannot be read", &e))
             }
@@ -107,8 +109,8 @@ impl CacheFolder {
                 ))
             }
         }
-        let bans =
-            Bans::load(path, false).map_err(|e| about(&path.join("bans"), "cannot be read", &e))?;
+        let bans = Bans::load(FOLDER, path, false)
+            .map_err(|e| about(&path.join("bans"), "cannot be read", &e))?;
         Ok(CacheFolder {
             path: path.to_owned(),
             layout,
@@ -123,33 +125,15 @@ impl CacheFolder {
 
     /// Whether a process serves from the folder.
     pub fn is_in_use(&self) -> io::Result<bool> {
-        let path = self.path.join("lock");
-        let lock = match regular::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            lock => lock.map_err(|e| about(&path, "cannot be opened", &e))?,
-        };
-        // Given back at once, as the file is closed: a process that starts in
-        // between would take the folder for one in use.
-        match lock.try_lock_shared() {
-            Ok(()) => Ok(false),
-            Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(e)) => Err(about(&path, "cannot be locked", &e)),
-        }
+        folder_lock::is_locked(&self.path)
+            .map_err(|e| about(&self.path.join("lock"), "cannot be locked", &e))
     }
 
     /// Keep processes from serving from the folder as long as the lock lives.
     /// `None`: one does already.
     pub fn lock(&self) -> io::Result<Option<File>> {
-        let path = self.path.join("lock");
-        let mut options = File::options();
-        options.write(true).create(true).truncate(false);
-        let lock = regular::open_with(&mut options, &path)
-            .map_err(|e| about(&path, "cannot be opened", &e))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Some(lock)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(e)) => Err(about(&path, "cannot be locked", &e)),
-        }
+        folder_lock::lock(&self.path)
+            .map_err(|e| about(&self.path.join("lock"), "cannot be locked", &e))
     }
 
     /// All that is in the folder. Blocks, once a shard and once an entry.
@@ -170,7 +154,7 @@ impl CacheFolder {
     /// told how many bytes were read since it was last called.
     pub fn verify(&self, entry: Entry, mut progress: impl FnMut(u64)) -> io::Result<Option<Found>> {
         let file = self.layout.body(&entry.id);
-        let checked = regular::open(&file).and_then(|body| checksum(body, &mut progress));
+        let checked = checksum::buffered(&file, &mut progress);
         let reason = match checked {
             Ok((len, _)) if len != entry.meta.body_len => {
                 format!("has {len} bytes instead of {}", entry.meta.body_len)
@@ -203,7 +187,8 @@ impl CacheFolder {
             Found::Entry(entry) => self.remove_all(&entry.id.hash, &entry.generations),
             Found::Damaged(damaged) => self.remove_all(&damaged.id.hash, &damaged.generations),
             Found::Leftover { file, .. } => {
-                tokio_fs::remove_if_there(file).map_err(|e| about(file, "cannot be removed", &e))
+                let removed = FOLDER.remove_file(file);
+                removed.map_err(|e| about(file, "cannot be removed", &e))
             }
         }
     }
@@ -227,12 +212,8 @@ impl CacheFolder {
     pub fn sync(&self, shards: &BTreeSet<u8>) -> io::Result<()> {
         for shard in shards {
             let path = self.layout.shard(*shard);
-            match regular::open_folder(&path).and_then(|folder| folder.sync_all()) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(about(&path, "cannot be synced", &e))
-                }
-                _ => {}
-            }
+            let synced = FOLDER.sync_folder(&path);
+            synced.map_err(|e| about(&path, "cannot be synced", &e))?;
         }
         Ok(())
     }
@@ -244,7 +225,10 @@ impl CacheFolder {
                 hash: *hash,
                 generation: *generation,
             };
-            tokio_fs::remove(&self.layout, &id)
+            // Without metadata, what is left is no entry.
+            let meta = FOLDER.remove_file(&self.layout.meta(&id));
+            let body = FOLDER.remove_file(&self.layout.body(&id));
+            body.and(meta)
                 .map_err(|e| about(&self.layout.meta(&id), "cannot be removed", &e))?;
         }
         Ok(())
@@ -253,19 +237,16 @@ impl CacheFolder {
     /// The files of a shard that are named as the cache's are.
     fn list(&self, shard: u8) -> io::Result<Vec<(EntryId, FileKind, PathBuf)>> {
         let path = self.layout.shard(shard);
-        let list = || -> io::Result<_> {
-            let mut files = Vec::new();
-            for file in fs::read_dir(&path)? {
-                let file = file?;
-                let named = file.file_name().to_str().and_then(parse_name);
-                files.extend(named.map(|(id, kind)| (id, kind, file.path())));
-            }
-            Ok(files)
-        };
-        match list() {
-            // Somebody has emptied the folder.
+        let mut files = Vec::new();
+        let listed = FOLDER.list(&path, &mut |name| {
+            let parsed = name.to_str().and_then(parse_name);
+            files.extend(parsed.map(|(id, kind)| (id, kind, path.join(name))));
+        });
+        match listed {
+            // The folder was emptied.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            listed => listed.map_err(|e| about(&path, "cannot be listed", &e)),
+            Err(e) => Err(about(&path, "cannot be listed", &e)),
+            Ok(()) => Ok(files),
         }
     }
 
@@ -282,7 +263,8 @@ impl CacheFolder {
             })))
         };
         let meta_file = self.layout.meta(&id);
-        let meta = match tokio_fs::read_meta(&meta_file) {
+        let read = FOLDER.read_file(&meta_file, MAX_META_LEN);
+        let meta = match read.and_then(|data| EntryMeta::decode(&data)) {
             Ok(meta) if meta.generation != id.generation || meta.hash() != id.hash => {
                 return damaged(meta_file, "is the metadata of another entry".into(), None)
             }
@@ -294,9 +276,10 @@ impl CacheFolder {
                 }
             }
         };
-        let void = self.bans.void(id.generation, &meta.key.primary, || {
+        let void = self.bans.is_banned(id.generation, &meta.key.primary, || {
             (&*meta.key.user_tag, &meta.primary_key)
-        }) || (meta.key.variance.is_some() && self.bans.voids_variant(id.generation));
+        }) || (meta.key.variance.is_some()
+            && self.bans.is_banned_variant(id.generation));
         if void {
             return Ok(Some(Found::Leftover {
                 file: meta_file,
@@ -312,10 +295,10 @@ impl CacheFolder {
             }
         };
         let body_file = self.layout.body(&id);
-        let reason = match fs::symlink_metadata(&body_file) {
-            Ok(body) if !body.is_file() => "is not a regular file".to_owned(),
-            Ok(body) if body.len() != meta.body_len => {
-                format!("has {} bytes instead of {}", body.len(), meta.body_len)
+        let reason = match FOLDER.stat(&body_file) {
+            Ok(body) if !body.is_file => "is not a regular file".to_owned(),
+            Ok(body) if body.len != meta.body_len => {
+                format!("has {} bytes instead of {}", body.len, meta.body_len)
             }
             Ok(_) => {
                 return Ok(Some(Found::Entry(Entry {
@@ -343,11 +326,11 @@ impl CacheFolder {
             (io::ErrorKind::InvalidData, None) => Ok(Some(format!("is not valid: {e}"))),
             (_, Some(libc::EIO)) => Ok(Some(format!("cannot be read: {e}"))),
             // The metadata is removed first: where it stands, the rest should.
-            (io::ErrorKind::NotFound, _) => {
-                let is_entry = fs::exists(self.layout.meta(id))
-                    .map_err(|e| about(file, "cannot be read", &e))?;
-                Ok(is_entry.then(|| "is missing".to_owned()))
-            }
+            (io::ErrorKind::NotFound, _) => match FOLDER.stat(&self.layout.meta(id)) {
+                Ok(_) => Ok(Some("is missing".to_owned())),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(about(file, "cannot be read", &e)),
+            },
             _ => Err(about(file, "cannot be read", &e)),
         }
     }
@@ -416,9 +399,9 @@ impl Iterator for Walk<'_> {
                 }
             }
             if let Some((_, _, file)) = self.files.next() {
-                match fs::symlink_metadata(&file) {
+                match FOLDER.stat(&file) {
                     Ok(stat) => {
-                        let len = stat.len();
+                        let len = stat.len;
                         return Some(Ok(Found::Leftover { file, len }));
                     }
                     Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
@@ -429,25 +412,6 @@ impl Iterator for Walk<'_> {
             if let Err(e) = self.begin(shard) {
                 return Some(Err(e));
             }
-        }
-    }
-}
-
-/// Length and CRC-32 of a body.
-fn checksum(mut body: File, progress: &mut impl FnMut(u64)) -> io::Result<(u64, u32)> {
-    let mut hasher = crc32fast::Hasher::new();
-    let mut buf = vec![0; READ_SIZE];
-    let mut len = 0;
-    loop {
-        match body.read(&mut buf) {
-            Ok(0) => return Ok((len, hasher.finalize())),
-            Ok(read) => {
-                hasher.update(&buf[..read]);
-                len += read as u64;
-                progress(read as u64);
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
         }
     }
 }
@@ -463,6 +427,7 @@ fn about(path: &Path, what: &str, e: &io::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::{Duration, UNIX_EPOCH};
 
     use pingora_cache::key::CacheHashKey;
@@ -482,7 +447,7 @@ mod tests {
     impl Sample {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            Layout::new(dir.path()).create_folders().unwrap();
+            Layout::new(dir.path()).create_folders(FOLDER).unwrap();
             let folder = CacheFolder::open(dir.path()).unwrap();
             Sample { dir, folder }
         }
@@ -516,6 +481,12 @@ mod tests {
             fs::write(self.layout().body(&id), body).unwrap();
             fs::write(self.layout().meta(&id), meta.encode()).unwrap();
             id
+        }
+
+        /// Removes the files of an entry, as a process that serves does.
+        fn evict(&self, id: &EntryId) {
+            fs::remove_file(self.layout().meta(id)).unwrap();
+            fs::remove_file(self.layout().body(id)).unwrap();
         }
 
         fn walk(&self) -> Vec<Found> {
@@ -594,13 +565,13 @@ mod tests {
     fn files_without_metadata_and_temporary_ones_are_leftovers() {
         let sample = Sample::new();
         let id = sample.store("key", 1, b"body");
-        fs::write(sample.layout().meta_tmp(&id), b"x").unwrap();
+        fs::write(sample.layout().files(&id).meta_tmp(), b"x").unwrap();
         let other = EntryId {
             generation: 2,
             ..id
         };
         fs::write(sample.layout().body(&other), b"body").unwrap();
-        fs::write(sample.layout().body_tmp(&other), b"bo").unwrap();
+        fs::write(sample.layout().files(&other).body_tmp(), b"bo").unwrap();
         fs::write(sample.layout().shard(id.hash[0]).join("foreign"), b"x").unwrap();
         let mut lens = Vec::new();
         for found in &sample.walk()[1..] {
@@ -622,7 +593,7 @@ mod tests {
         sample.store("host\n/a/2", 2, b"body");
         let kept = sample.store("host\n/b/1", 3, b"body");
         let newer = sample.store("host\n/a/3", 5, b"body");
-        Bans::load(sample.dir.path(), true)
+        Bans::load(FOLDER, sample.dir.path(), true)
             .and_then(|bans| bans.ban(4, Banned::Prefix("bucket".into(), b"host\n/a/".into())))
             .unwrap();
         sample.folder = CacheFolder::open(sample.dir.path()).unwrap();
@@ -694,7 +665,7 @@ mod tests {
         let Some(Ok(Found::Entry(entry))) = walk.next() else {
             panic!("no entry");
         };
-        tokio_fs::remove(sample.layout(), &id).unwrap();
+        sample.evict(&id);
         assert!(sample.folder.verify(entry, |_| ()).unwrap().is_none());
 
         // Both in one shard: listed together, looked at one after the other.
@@ -707,7 +678,7 @@ mod tests {
         let mut walk = sample.folder.walk();
         let seen = ids(&[walk.next().unwrap().unwrap()])[0];
         let other = if seen == first { second } else { first };
-        tokio_fs::remove(sample.layout(), &other).unwrap();
+        sample.evict(&other);
         assert!(walk.next().is_none());
     }
 

@@ -1,55 +1,52 @@
-//! Where the files of an entry are.
+//! Names of the files in a cache folder.
 //!
 //! `<path>/v2/<first byte of the hash>/<hash>.<generation>.body` and `….meta`;
-//! see docs/on-disk-format.md for the whole folder.
+//! docs/on-disk-format.md describes the whole folder.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-use crate::cache::EntryId;
+use crate::cache::io::files::{EntryFiles, BODY, BODY_TMP, META, META_TMP};
+use crate::cache::io::folder::FolderAccess;
+use crate::cache::store::entry_id::EntryId;
 
-/// The folder of this version of the format. Entries of another version are in
-/// a folder of another name, and never read.
+/// The folder of this version of the format. Entries of another version are in a folder of
+/// another name and are never read.
 pub const VERSION_FOLDER: &str = "v2";
 
-/// How many folders the entries are spread over.
+/// Number of folders that the entries are spread over.
 pub const SHARDS: usize = 256;
 
-/// What a file name in a shard folder says.
+/// Kind of a file in a shard folder, according to its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// The body of an entry that has, or had, a metadata file.
     Body,
-    /// What makes a body an entry.
+    /// The metadata that makes a body an entry.
     Meta,
-    /// Something that was being written.
+    /// A file that was being written.
     Temporary,
 }
 
-/// The names of the files under one cache folder.
+/// Names of the files in one cache folder.
 #[derive(Debug, Clone)]
 pub struct Layout {
     entries: Arc<Path>,
-    /// Tells temporary metadata files of one entry apart.
-    sequence: Arc<AtomicU64>,
 }
 
 impl Layout {
-    /// The names under the cache folder `path`; creates nothing.
+    /// The names under the cache folder `path`. Nothing is created.
     pub fn new(path: &Path) -> Self {
         Layout {
             entries: path.join(VERSION_FOLDER).into(),
-            sequence: Arc::default(),
         }
     }
 
     /// Create the folders that are missing. Blocks.
-    pub fn create_folders(&self) -> io::Result<()> {
+    pub fn create_folders(&self, access: &dyn FolderAccess) -> io::Result<()> {
         for shard in 0..=u8::MAX {
-            fs::create_dir_all(self.shard(shard))?;
+            access.create_folder(&self.shard(shard))?;
         }
         Ok(())
     }
@@ -64,46 +61,53 @@ impl Layout {
         self.entries.join(format!("{first_byte:02x}"))
     }
 
-    fn file(&self, id: &EntryId, extension: &str) -> PathBuf {
-        self.shard(id.hash[0]).join(format!("{id}.{extension}"))
+    /// The files of an entry.
+    pub fn files(&self, id: &EntryId) -> EntryFiles {
+        EntryFiles::new(&self.shard(id.hash[0]), &id.to_string())
     }
 
-    /// The body of an entry.
+    /// Path of the body of an entry.
     pub fn body(&self, id: &EntryId) -> PathBuf {
-        self.file(id, "body")
+        self.files(id).body()
     }
 
-    /// The metadata of an entry.
+    /// Path of the metadata of an entry.
     pub fn meta(&self, id: &EntryId) -> PathBuf {
-        self.file(id, "meta")
+        self.files(id).meta()
     }
 
-    /// A body that is being written.
-    pub fn body_tmp(&self, id: &EntryId) -> PathBuf {
-        self.file(id, "body.tmp")
+    /// The newest generation of a key on the disk. Lists a folder: blocks.
+    pub(crate) fn newest(&self, access: &dyn FolderAccess, hash: &[u8; 16]) -> Option<EntryId> {
+        let mut newest: Option<EntryId> = None;
+        let listed = access.list(&self.shard(hash[0]), &mut |name| {
+            let parsed = name.to_str().and_then(parse_name);
+            let Some((id, FileKind::Meta)) = parsed.filter(|(id, _)| id.hash == *hash) else {
+                return;
+            };
+            if newest.is_none_or(|newest| newest.generation < id.generation) {
+                newest = Some(id);
+            }
+        });
+        // What was listed before an error is there.
+        let _ = listed;
+        newest
     }
 
-    /// Metadata that is being written; another name with each call.
-    pub fn meta_tmp(&self, id: &EntryId) -> PathBuf {
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        self.file(id, &format!("{sequence:x}.meta.tmp"))
-    }
-
-    /// The body of the newest generation of a key that is on disk. Lists a
-    /// folder: blocks.
-    pub fn newest_body(&self, hash: &[u8; 16]) -> Option<PathBuf> {
-        let newest = fs::read_dir(self.shard(hash[0]))
-            .ok()?
-            .flatten()
-            .filter_map(|entry| parse_name(entry.file_name().to_str()?))
-            .filter(|(id, kind)| id.hash == *hash && *kind == FileKind::Meta)
-            .map(|(id, _)| id)
-            .max_by_key(|id| id.generation)?;
-        Some(self.body(&newest))
+    /// The highest generation on the disk. Blocks.
+    pub(crate) fn highest_generation(&self, access: &dyn FolderAccess) -> Option<u64> {
+        let mut highest = None;
+        for shard in 0..=u8::MAX {
+            // Folders that cannot be listed count as empty, as the recovery passes them over.
+            let _ = access.list(&self.shard(shard), &mut |name| {
+                let parsed = name.to_str().and_then(parse_name);
+                highest = highest.max(parsed.map(|(id, _)| id.generation));
+            });
+        }
+        highest
     }
 }
 
-/// Which entry a file belongs to; `None`: it is not one of ours.
+/// The entry that a file belongs to, from its name; `None`: the cache has no such files.
 pub fn parse_name(name: &str) -> Option<(EntryId, FileKind)> {
     let (hash, rest) = name.split_once('.')?;
     let (generation, extension) = rest.split_once('.')?;
@@ -115,11 +119,11 @@ pub fn parse_name(name: &str) -> Option<(EntryId, FileKind)> {
         generation: u64::from_str_radix(generation, 16).ok()?,
     };
     let kind = match extension {
-        "body" => FileKind::Body,
-        "meta" => FileKind::Meta,
-        "body.tmp" => FileKind::Temporary,
+        BODY => FileKind::Body,
+        META => FileKind::Meta,
+        BODY_TMP => FileKind::Temporary,
         _ => {
-            let sequence = extension.strip_suffix(".meta.tmp")?;
+            let sequence = extension.strip_suffix(META_TMP)?;
             u64::from_str_radix(sequence, 16).ok()?;
             FileKind::Temporary
         }
@@ -138,18 +142,41 @@ mod tests {
             hash: [0xab; 16],
             generation: 7 << 32,
         };
+        let files = layout.files(&id);
         for (path, kind) in [
-            (layout.body(&id), FileKind::Body),
-            (layout.meta(&id), FileKind::Meta),
-            (layout.body_tmp(&id), FileKind::Temporary),
-            (layout.meta_tmp(&id), FileKind::Temporary),
-            (layout.meta_tmp(&id), FileKind::Temporary),
+            (files.body(), FileKind::Body),
+            (files.meta(), FileKind::Meta),
+            (files.body_tmp(), FileKind::Temporary),
+            (files.meta_tmp(), FileKind::Temporary),
+            (files.meta_tmp(), FileKind::Temporary),
         ] {
             let name = path.file_name().unwrap().to_str().unwrap();
             assert_eq!(parse_name(name), Some((id, kind)), "{name}");
             assert!(path.starts_with("/c/v2/ab"));
         }
-        assert_ne!(layout.meta_tmp(&id), layout.meta_tmp(&id));
+    }
+
+    #[test]
+    fn the_newest_generation_is_where_tools_look() {
+        use crate::cache::io::folder::LocalFolder;
+
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let id = |generation| EntryId {
+            hash: [0xab; 16],
+            generation,
+        };
+        assert_eq!(layout.newest(&LocalFolder, &[0xab; 16]), None);
+        layout.create_folders(&LocalFolder).unwrap();
+        for generation in [1, 1 << 32, 2] {
+            std::fs::write(layout.body(&id(generation)), "body").unwrap();
+            std::fs::write(layout.meta(&id(generation)), "meta").unwrap();
+        }
+        std::fs::write(layout.files(&id(7 << 32)).body_tmp(), "bo").unwrap();
+        let newest = layout.newest(&LocalFolder, &[0xab; 16]);
+        assert_eq!(newest, Some(id(1 << 32)));
+        assert_eq!(layout.newest(&LocalFolder, &[0xac; 16]), None);
+        assert_eq!(layout.highest_generation(&LocalFolder), Some(7 << 32));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The cache folder: names, formats, the index, bans.
 
-pub mod bans;
-pub mod format;
-pub mod index;
+pub(crate) mod bans;
+pub(crate) mod entry;
+pub(crate) mod entry_id;
+pub(crate) mod format;
+pub(crate) mod index;
 pub mod inspect;
-pub mod layout;
+pub(crate) mod layout;

@@ -1,4 +1,4 @@
-//! What comes of a body, gathered to be written in blocks.
+//! The pieces of a body that arrive, gathered into the blocks that are written.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,48 +7,55 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{timeout_at, Instant};
 
-use crate::cache::state::permits::Turn;
-use crate::cache::write::fill::Piece;
+use crate::cache::state::fill_permits::Permit;
 
-/// Bytes that are written at once, from a multiple of their number on.
+/// Bytes of a block. Blocks begin at multiples of this.
 ///
-/// The kernel keeps what one write(2) adds to the page cache in as few folios as
-/// its length and its offset allow (`fgf_set_order()` of `<linux/pagemap.h>`), and
-/// they stay as they are for all who read the file: sendfile(2) and cachestat(2)
-/// take longer, the more there are. Written as they come, the pieces of a body
-/// end up in five folios for 64 KiB, since they begin and end anywhere. XFS has
-/// such folios since Linux 6.6, ext4 since 6.16.
+/// The kernel stores the bytes of one write(2) in the page cache in as few folios as length
+/// and offset allow (`fgf_set_order()` of `<linux/pagemap.h>`). The folios stay as they are
+/// for all readers of the file, and sendfile(2) and cachestat(2) take longer the more there
+/// are. Pieces written as they arrive begin and end anywhere, which makes five folios for 64
+/// KiB. XFS has large folios since Linux 6.6, ext4 since 6.16.
 const BLOCK: u64 = 256 * 1024;
 
-/// Most pieces that are written at once, however small they are.
+/// Most pieces of a block, however small they are.
 const MAX_PIECES: usize = 256;
 
-/// How long what has come waits for the rest of its block, and with it who reads
-/// the fill. An origin that sends 13 MB/s is not waited for.
+/// Longest time that bytes, and the readers of the fill, wait for the rest of a block. An
+/// origin that sends 13 MB/s completes a block sooner.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// The same for the first bytes: a client waits for them, and has nothing yet.
+/// The same for the first bytes, for which a client that has nothing yet waits.
 const FIRST_PATIENCE: Duration = Duration::from_millis(2);
 
-/// The receiving end of a fill's pieces.
-pub(crate) struct Gather {
-    pieces: mpsc::Receiver<Piece>,
-    /// Bytes received ahead of their time.
-    received: VecDeque<Piece>,
-    /// What belongs to the next block.
-    rest: Option<Bytes>,
+/// A message to the task that writes a fill. If the sender is dropped before it sends
+/// `Finish`, the origin has broken off.
+pub(crate) enum Piece {
+    /// A piece of the body, and its permit to wait for the disk.
+    Data(Bytes, Option<Permit>),
+    /// The end of the body. The answer comes when everything is written, before the commit.
+    Finish(oneshot::Sender<std::io::Result<u64>>),
 }
 
-/// What is to be written.
+/// The pieces of a body that arrive, gathered into blocks.
+pub(crate) struct Blocks {
+    pieces: mpsc::Receiver<Piece>,
+    /// Messages received ahead of their time.
+    received: VecDeque<Piece>,
+    /// Bytes that belong to the next block.
+    next: Option<Bytes>,
+}
+
+/// Bytes to be written at once.
 #[derive(Debug, Default)]
 pub(crate) struct Block {
     /// The bytes, in order.
     pub data: Vec<Bytes>,
-    /// How many they are.
+    /// Number of bytes.
     pub len: u64,
-    /// The turns of the pieces that came last.
-    pub turns: Vec<Turn>,
-    /// The body ends here; who is told when it is written.
+    /// The permits of the pieces that arrived last.
+    pub permits: Vec<Permit>,
+    /// Set at the end of the body: receives the result when it is written.
     pub finish: Option<oneshot::Sender<std::io::Result<u64>>>,
 }
 
@@ -59,18 +66,18 @@ impl Block {
     }
 }
 
-impl Gather {
+impl Blocks {
     pub fn new(pieces: mpsc::Receiver<Piece>) -> Self {
-        Gather {
+        Blocks {
             pieces,
             received: VecDeque::new(),
-            rest: None,
+            next: None,
         }
     }
 
-    /// Nothing that has come waits for the disk any more: give back its turns.
-    pub fn wait_no_more(&mut self) {
-        // No more than have come by now: their places are taken again at once.
+    /// Return the permits of the bytes that have arrived: they no longer wait for the disk.
+    pub fn return_permits(&mut self) {
+        // Only those that have arrived by now: their places are taken again at once.
         for _ in 0..self.pieces.len() {
             let Ok(piece) = self.pieces.try_recv() else {
                 break;
@@ -89,9 +96,9 @@ impl Gather {
         }
     }
 
-    /// What is to be written at `offset`, of a body whose length may be known;
-    /// `None` when there will not be more, and nobody said that this was all.
-    pub async fn next(&mut self, offset: u64, promised: Option<u64>) -> Option<Block> {
+    /// The block to be written at `offset`, of a body whose length may be known; `None`: the
+    /// sender is gone before the end of the body.
+    pub async fn next_block(&mut self, offset: u64, promised: Option<u64>) -> Option<Block> {
         let room = BLOCK - offset % BLOCK;
         let patience = match offset {
             0 => FIRST_PATIENCE,
@@ -99,12 +106,12 @@ impl Gather {
         };
         let mut block = Block::default();
         let mut deadline = None;
-        let mut next = self.rest.take();
+        let mut next = self.next.take();
         loop {
             if let Some(mut piece) = next {
                 let fits = piece.len().min((room - block.len) as usize);
                 block.push(piece.split_to(fits));
-                self.rest = Some(piece).filter(|rest| !rest.is_empty());
+                self.next = Some(piece).filter(|next| !next.is_empty());
                 let all = promised.is_some_and(|promised| offset + block.len >= promised);
                 if all || block.len == room || block.data.len() == MAX_PIECES {
                     return Some(block);
@@ -120,8 +127,8 @@ impl Gather {
                 }
             };
             next = match received {
-                Some(Piece::Data(piece, turn)) => {
-                    block.turns.extend(turn);
+                Some(Piece::Data(piece, permit)) => {
+                    block.permits.extend(permit);
                     Some(piece)
                 }
                 Some(Piece::Finish(answer)) => {
@@ -137,15 +144,15 @@ impl Gather {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::state::permits::Turns;
+    use crate::cache::state::fill_permits::FillPermits;
 
     /// What is gathered from these pieces, all of which have come.
-    fn gather(pieces: impl IntoIterator<Item = Piece>) -> (mpsc::Sender<Piece>, Gather) {
+    fn gather(pieces: impl IntoIterator<Item = Piece>) -> (mpsc::Sender<Piece>, Blocks) {
         let (sender, receiver) = mpsc::channel(1024);
         for piece in pieces {
             assert!(sender.try_send(piece).is_ok());
         }
-        (sender, Gather::new(receiver))
+        (sender, Blocks::new(receiver))
     }
 
     fn data(len: usize) -> Piece {
@@ -153,19 +160,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_waits_no_more_gives_its_turns_back() {
-        let turns: &'static Turns = Box::leak(Box::new(Turns::new(1)));
+    async fn bytes_that_wait_no_more_return_their_permits() {
+        let permits: &'static FillPermits = Box::leak(Box::new(FillPermits::new(1)));
         let mut pieces = Vec::new();
         for byte in 0..4u8 {
-            let turn = turns.to_queue(1).await;
-            pieces.push(Piece::Data(vec![byte].into(), turn));
+            let permit = permits.queue(1).await;
+            pieces.push(Piece::Data(vec![byte].into(), permit));
         }
         let (sender, mut gather) = gather(pieces);
-        assert!(!turns.are_free(1));
-        gather.wait_no_more();
-        assert!(turns.are_free(1));
+        assert!(!permits.are_free(1));
+        gather.return_permits();
+        assert!(permits.are_free(1));
         assert!(sender.send(data(1)).await.is_ok());
-        let block = gather.next(0, None).await.unwrap();
+        let block = gather.next_block(0, None).await.unwrap();
         assert_eq!(block.data.concat(), [0, 1, 2, 3, 7]);
     }
 
@@ -174,7 +181,7 @@ mod tests {
         const PIECES: usize = 10_000;
         const QUEUE: usize = 4;
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let mut gather = Gather::new(receiver);
+        let mut gather = Blocks::new(receiver);
         assert!(sender.try_send(data(1)).is_ok());
         let sending = std::thread::spawn(move || {
             for _ in 0..PIECES {
@@ -183,7 +190,7 @@ mod tests {
                 }
             }
         });
-        gather.wait_no_more();
+        gather.return_permits();
         assert!(gather.received.len() <= QUEUE, "{}", gather.received.len());
         drop(gather);
         sending.join().expect("the sender ends");
@@ -204,7 +211,7 @@ mod tests {
         let mut written = Vec::new();
         let mut blocks = Vec::new();
         loop {
-            let block = gather.next(written.len() as u64, None).await.unwrap();
+            let block = gather.next_block(written.len() as u64, None).await.unwrap();
             let before = written.len() as u64;
             block.data.iter().for_each(|piece| written.extend(piece));
             assert_eq!(written.len() as u64, before + block.len);
@@ -221,9 +228,9 @@ mod tests {
     async fn a_block_begins_anywhere_and_ends_where_the_next_begins() {
         let (_sender, mut gather) = gather([data(1000), data(1000)]);
 
-        let block = gather.next(BLOCK - 1500, None).await.unwrap();
+        let block = gather.next_block(BLOCK - 1500, None).await.unwrap();
         assert_eq!(block.len, 1500);
-        assert_eq!(gather.rest.unwrap().len(), 500);
+        assert_eq!(gather.next.unwrap().len(), 500);
     }
 
     #[tokio::test(start_paused = true)]
@@ -231,15 +238,15 @@ mod tests {
         let (sender, mut gather) = gather([data(1000), data(1000)]);
         let start = Instant::now();
 
-        assert_eq!(gather.next(0, Some(2000)).await.unwrap().len, 2000);
+        assert_eq!(gather.next_block(0, Some(2000)).await.unwrap().len, 2000);
         let (finish, _answer) = oneshot::channel();
         assert!(sender.try_send(Piece::Finish(finish)).is_ok());
-        let end = gather.next(2000, Some(2000)).await.unwrap();
+        let end = gather.next_block(2000, Some(2000)).await.unwrap();
         assert!(end.len == 0 && end.finish.is_some());
 
         // More than that is told as well.
         assert!(sender.try_send(data(1)).is_ok());
-        assert_eq!(gather.next(2000, Some(2000)).await.unwrap().len, 1);
+        assert_eq!(gather.next_block(2000, Some(2000)).await.unwrap().len, 1);
         assert_eq!(start.elapsed(), Duration::ZERO);
     }
 
@@ -248,7 +255,7 @@ mod tests {
         let (finish, _answer) = oneshot::channel();
         let (_sender, mut gather) = gather([Piece::Finish(finish)]);
 
-        let block = gather.next(0, Some(0)).await.unwrap();
+        let block = gather.next_block(0, Some(0)).await.unwrap();
         assert!(block.data.is_empty() && block.finish.is_some());
     }
 
@@ -267,9 +274,9 @@ mod tests {
         // The timer's ticks are of a millisecond.
         let tick = Duration::from_millis(1);
         let start = Instant::now();
-        assert_eq!(gather.next(0, None).await.unwrap().len, 1000);
+        assert_eq!(gather.next_block(0, None).await.unwrap().len, 1000);
         assert!(start.elapsed() <= FIRST_PATIENCE + tick);
-        assert_eq!(gather.next(1000, None).await.unwrap().len, 2000);
+        assert_eq!(gather.next_block(1000, None).await.unwrap().len, 2000);
         assert!(start.elapsed() <= PATIENCE * 3 / 4 + PATIENCE + 2 * tick);
         drop(gather);
         trickle.await.unwrap();
@@ -279,7 +286,10 @@ mod tests {
     async fn many_small_pieces_are_not_hoarded() {
         let (_sender, mut gather) = gather((0..300).map(|_| data(1)));
 
-        assert_eq!(gather.next(0, None).await.unwrap().len, MAX_PIECES as u64);
+        assert_eq!(
+            gather.next_block(0, None).await.unwrap().len,
+            MAX_PIECES as u64
+        );
     }
 
     #[tokio::test]
@@ -287,7 +297,7 @@ mod tests {
         let (sender, mut gather) = gather([data(1000)]);
         drop(sender);
 
-        assert_eq!(gather.next(0, None).await.unwrap().len, 1000);
-        assert!(gather.next(1000, None).await.is_none());
+        assert_eq!(gather.next_block(0, None).await.unwrap().len, 1000);
+        assert!(gather.next_block(1000, None).await.is_none());
     }
 }

@@ -1,82 +1,36 @@
-//! An entry being written, as Pingora sees it.
+//! The miss handler of Pingora.
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::any::Any;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
-
 use pingora_cache::storage::{HandleMiss, MissFinishType};
 use pingora_cache::CacheEntryId;
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cache::write::fill::{Fill, Piece};
-use crate::cache::DiskCache;
+use crate::cache::state::fill::Fill;
+use crate::cache::state::Core;
+use crate::cache::write::block_writer::Piece;
 
-/// The error of a fill that was given up because its readers were gone.
+/// The error of a fill that was given up because all readers had left.
 pub const DESERTED: ErrorType = ErrorType::new("CacheFillDeserted");
 
-/// An extension of the metadata of a response that is fetched in the background. It will
-/// have no readers, and other limits apply to it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct InBackground;
-
-/// An extension of the metadata of a response that is fetched for requests for its parts.
-/// The fill goes on as long as these last, and beyond that if it is [kept](Self::keep).
-#[derive(Debug, Clone, Default)]
-pub(crate) struct ForParts(Arc<Parts>);
-
-#[derive(Debug, Default)]
-struct Parts {
-    is_over: AtomicBool,
-    kept: OnceLock<Box<dyn Any + Send + Sync>>,
-    fill: OnceLock<Weak<Fill>>,
-}
-
-impl ForParts {
-    /// Have the fill finished, whoever reads it. `guard` lives as long as the fill.
-    pub(crate) fn keep(&self, guard: Box<dyn Any + Send + Sync>) {
-        let _ = self.0.kept.set(guard);
-    }
-
-    /// Note that no request for a part is left.
-    pub(crate) fn end(&self) {
-        self.0.is_over.store(true, Ordering::Release);
-        if let Some(fill) = self.0.fill.get().and_then(Weak::upgrade) {
-            fill.reader_left();
-        }
-    }
-
-    pub(crate) fn set_fill(&self, fill: &Arc<Fill>) {
-        let _ = self.0.fill.set(Arc::downgrade(fill));
-    }
-
-    /// True if the fill goes on, even without readers.
-    pub(crate) fn want_it(&self) -> bool {
-        self.0.kept.get().is_some() || !self.0.is_over.load(Ordering::Acquire)
-    }
-}
-
-/// A miss being stored. Dropped before `finish`, it leaves nothing behind, and
-/// breaks the transfers of those who follow it.
+/// A miss that is being stored. Dropped before `finish`, it leaves no files, and breaks the
+/// transfers of its readers.
 pub struct DiskMiss {
-    cache: &'static DiskCache,
+    core: &'static Core,
     fill: Arc<Fill>,
     pieces: mpsc::Sender<Piece>,
     tag: [u8; 8],
-    /// The fill's task has been told that the body is complete.
+    /// True once the task of the fill knows that the body is complete.
     is_finished: bool,
 }
 
 impl DiskMiss {
-    pub(crate) fn new(
-        cache: &'static DiskCache,
-        fill: Arc<Fill>,
-        pieces: mpsc::Sender<Piece>,
-    ) -> Self {
+    pub(crate) fn new(core: &'static Core, fill: Arc<Fill>, pieces: mpsc::Sender<Piece>) -> Self {
         DiskMiss {
-            cache,
+            core,
             tag: fill.id.generation.to_be_bytes(),
             fill,
             pieces,
@@ -103,7 +57,7 @@ impl Drop for DiskMiss {
     /// that is about to break, even before the fill's task has run.
     fn drop(&mut self) {
         if !self.is_finished && !self.fill.has_received_all() {
-            self.cache.fills().hide(&self.fill);
+            self.core.fills.hide(&self.fill);
         }
     }
 }
@@ -115,23 +69,23 @@ impl HandleMiss for DiskMiss {
             return Ok(());
         }
         self.fill.has_received(data.len());
-        if !self.fill.is_wanted(self.cache) {
+        if !self.fill.is_wanted(&self.core.fills) {
             return Err(self.deserted());
         }
-        // Bytes that are not written do not wait for the disk either.
-        let turn = match self.fill.window() {
-            None => self.cache.turns().to_queue(data.len()).await,
+        // Bytes that are not written do not wait for the disk.
+        let permit = match self.fill.window() {
+            None => self.core.fill_permits.queue(data.len()).await,
             Some(_) => None,
         };
         let place = self.pieces.reserve().await;
         let place = place.map_err(|_| self.given_up())?;
-        let turn = turn.filter(|_| self.fill.window().is_none());
-        place.send(Piece::Data(data, turn));
+        let permit = permit.filter(|_| self.fill.window().is_none());
+        place.send(Piece::Data(data, permit));
         Ok(())
     }
 
-    /// Returns when the body is written; that it survives a crash is seen to
-    /// afterwards, so that no client waits for it.
+    /// Returns when the body is written. It is made durable after that, so that no client waits
+    /// for it.
     async fn finish(mut self: Box<Self>) -> Result<MissFinishType> {
         let (answer, written) = oneshot::channel();
         if self.pieces.send(Piece::Finish(answer)).await.is_err() {

@@ -1,5 +1,11 @@
-//! Entries being written.
+//! Entries being written: misses, fills, and what makes room for them.
 
+pub(crate) mod admission;
 pub(crate) mod block_writer;
-pub mod fill;
-pub mod miss;
+pub(crate) mod commit;
+pub(crate) mod fill;
+pub(crate) mod invalidate;
+pub(crate) mod miss;
+pub(crate) mod pending;
+pub(crate) mod space;
+pub(crate) mod update;

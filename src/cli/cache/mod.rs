@@ -8,8 +8,8 @@ mod verify;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use pingora_sendfile::cache::format::EntryMeta;
 use pingora_sendfile::cache::inspect::{CacheFolder, Damaged};
+use pingora_sendfile::cache::EntryMeta;
 use pingora_sendfile::config::Config;
 use pingora_sendfile::proxy::CacheKeys;
 use time::format_description::well_known::Rfc3339;

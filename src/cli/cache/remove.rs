@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use pingora_cache::key::CacheHashKey;
-use pingora_sendfile::cache::format::EntryMeta;
 use pingora_sendfile::cache::inspect::Found;
+use pingora_sendfile::cache::EntryMeta;
 use pingora_sendfile::s3::RouteError;
 
 use super::Cache;

@@ -11,7 +11,7 @@ use http::HeaderValue;
 use pingora_core::{ErrorType, OrErr, Result};
 use pingora_http::ResponseHeader;
 
-use crate::cache::Prepared;
+use crate::cache::FastHeader;
 use crate::http::rules::cache_status::CacheStatus;
 use crate::http::rules::freshness::{is_from_the_future, ttl};
 
@@ -73,12 +73,12 @@ pub(super) fn age(epoch: SystemTime, now: SystemTime) -> u64 {
 }
 
 /// True if a prepared header may be sent now (RFC 9111 §4.2).
-pub(super) fn is_usable(prepared: &Prepared, now: SystemTime) -> bool {
+pub(super) fn is_usable(prepared: &FastHeader, now: SystemTime) -> bool {
     prepared.fresh_until >= now && !is_from_the_future(prepared.updated, now)
 }
 
 /// The fields that complete a prepared header.
-pub(super) fn prepared_fields(prepared: &Prepared, cache: &str, now: SystemTime) -> HitFields {
+pub(super) fn prepared_fields(prepared: &FastHeader, cache: &str, now: SystemTime) -> HitFields {
     let status = CacheStatus {
         ttl: Some(ttl(prepared.fresh_until, now)),
         ..CacheStatus::hit(cache)

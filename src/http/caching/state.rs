@@ -9,7 +9,7 @@ use pingora_core::{Error, Result};
 use pingora_proxy::Session;
 
 use super::error_types::UNUSABLE_NOT_MODIFIED;
-use crate::cache::miss::ForParts;
+use crate::cache::ForParts;
 use crate::http::head_cache::HeadLookup;
 use crate::http::origin_turns::OriginTurn;
 use crate::http::range_fill::{Download, FillCandidate, FillGuard};

@@ -37,11 +37,11 @@ use slab::Slab;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::cache::io::backend::{DiskBackend, OpenFiles};
+use crate::cache::io::files::{EntryFiles, MAX_META_LEN};
+use crate::cache::io::folder::FolderAccess;
+use crate::cache::io::page_cache::no_read_ahead;
 use crate::cache::io::regular;
-use crate::cache::io::tokio_fs::no_read_ahead;
-use crate::cache::store::format::{EntryMeta, MAX_META_LEN};
-use crate::cache::store::layout::Layout;
-use crate::cache::{DiskBackend, EntryId, OpenEntry};
 
 /// Places in a submission queue.
 const QUEUE: u32 = 256;
@@ -97,7 +97,6 @@ const OPCODES: [u8; 11] = [
 /// Files on a local file system, used through io_uring.
 #[derive(Debug, Clone)]
 pub struct UringBackend {
-    layout: Layout,
     runtime: Handle,
     rings: Arc<Rings>,
 }
@@ -111,20 +110,16 @@ struct Rings {
 }
 
 impl UringBackend {
-    /// Use the entries under the cache folder `path`; operations of several
-    /// steps run on `runtime`. Blocks, to create the folders that are missing.
+    /// A backend whose operations of several steps run on `runtime`.
     ///
-    /// `Unsupported`: the kernel has no io_uring, lacks an operation, or forbids
-    /// it to this process.
-    pub fn new(path: &Path, runtime: Handle) -> io::Result<Self> {
+    /// `Unsupported`: the kernel has no io_uring, lacks an operation, or forbids it to this
+    /// process.
+    pub fn new(runtime: Handle) -> io::Result<Self> {
         let rings = Rings {
             hits: Ring::start("cache-uring-0")?.0,
             fills: Ring::start("cache-uring-1")?.0,
         };
-        let layout = Layout::new(path);
-        layout.create_folders()?;
         Ok(UringBackend {
-            layout,
             runtime,
             rings: Arc::new(rings),
         })
@@ -153,25 +148,25 @@ impl UringBackend {
         }
     }
 
-    async fn read_meta(&self, id: &EntryId) -> io::Result<EntryMeta> {
+    async fn read_meta(&self, path: &Path) -> io::Result<Vec<u8>> {
         let hits = &self.rings.hits;
-        let (file, _) = self.open_to_read(&self.layout.meta(id)).await?;
+        let (file, _) = self.open_to_read(path).await?;
         let mut data = hits.run(Read::up_to(&file, 0, META_PIECE)).await?;
         if data.len() == META_PIECE {
             let rest = MAX_META_LEN as usize - META_PIECE;
             let rest = Read::up_to(&file, META_PIECE as u64, rest);
             data.append(&mut hits.run(rest).await?);
         }
-        EntryMeta::decode(&data)
+        Ok(data)
     }
 
-    async fn create_body(&self, id: &EntryId, reserve: u64) -> io::Result<Arc<File>> {
+    async fn create_body(&self, files: &EntryFiles, reserve: u64) -> io::Result<Arc<File>> {
         let fills = &self.rings.fills;
-        let path = self.layout.body_tmp(id);
+        let path = files.body_tmp();
         let file = match fills.run(create_new(&path)?).await {
             // Somebody has emptied the cache folder.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let shard = make_folder(&self.layout.shard(id.hash[0]))?;
+                let shard = make_folder(files.folder())?;
                 match fills.run(shard).await {
                     // By somebody else, meanwhile.
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -196,13 +191,18 @@ impl UringBackend {
         Ok(file)
     }
 
-    async fn commit_body(&self, id: &EntryId, file: Arc<File>, meta: &EntryMeta) -> io::Result<()> {
+    async fn commit_body(
+        &self,
+        files: &EntryFiles,
+        file: Arc<File>,
+        meta: Vec<u8>,
+    ) -> io::Result<()> {
         let fills = &self.rings.fills;
-        let (temporary, body) = (self.layout.body_tmp(id), self.layout.body(id));
+        let (temporary, body) = (files.body_tmp(), files.body());
         let committed = async {
             fills.run(sync_data(&file)).await?;
             fills.run(rename(&temporary, &body)?).await?;
-            self.replace_meta(id, meta).await
+            self.replace_meta(files, meta).await
         }
         .await;
         if committed.is_err() {
@@ -212,14 +212,13 @@ impl UringBackend {
         committed
     }
 
-    async fn replace_meta(&self, id: &EntryId, meta: &EntryMeta) -> io::Result<()> {
+    async fn replace_meta(&self, files: &EntryFiles, meta: Vec<u8>) -> io::Result<()> {
         let fills = &self.rings.fills;
-        let temporary = self.layout.meta_tmp(id);
+        let temporary = files.meta_tmp();
         let written = async {
             let file = Arc::new(fills.run(create_new(&temporary)?).await?);
-            let data = vec![meta.encode().into()];
-            fills.run(Write::new(&file, 0, data)).await?;
-            fills.run(rename(&temporary, &self.layout.meta(id))?).await
+            fills.run(Write::new(&file, 0, vec![meta.into()])).await?;
+            fills.run(rename(&temporary, &files.meta())?).await
         }
         .await;
         if written.is_err() {
@@ -236,6 +235,8 @@ impl UringBackend {
     }
 }
 
+impl FolderAccess for UringBackend {}
+
 #[async_trait]
 impl DiskBackend for UringBackend {
     fn name(&self) -> &'static str {
@@ -246,26 +247,29 @@ impl DiskBackend for UringBackend {
         true
     }
 
-    fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    async fn open(&self, id: EntryId, prefetch: u64) -> io::Result<OpenEntry> {
-        let body = self.layout.body(&id);
-        let (meta, body) = tokio::join!(self.read_meta(&id), self.open_to_read(&body));
+    async fn open(&self, files: &EntryFiles, prefetch: u64) -> io::Result<OpenFiles> {
+        let (meta, body) = (files.meta(), files.body());
+        let (meta, body) = tokio::join!(self.read_meta(&meta), self.open_to_read(&body));
         let meta = meta?;
         let (body, body_len) = body?;
-        let prefetched = if meta.body_len <= prefetch && body_len == meta.body_len {
-            Some(self.read(&body, 0, meta.body_len as usize).await?)
+        let prefetched = if body_len <= prefetch {
+            Some(self.read(&body, 0, body_len as usize).await?)
         } else {
             None
         };
         no_read_ahead(&body);
-        OpenEntry::checked(&id, meta, body, body_len, prefetched)
+        Ok(OpenFiles {
+            meta,
+            body,
+            body_len,
+            prefetched,
+        })
     }
 
-    async fn create(&self, id: EntryId, reserve: Option<u64>) -> io::Result<Arc<File>> {
-        self.detached(|backend| async move { backend.create_body(&id, reserve.unwrap_or(0)).await })
+    async fn create(&self, files: &EntryFiles, reserve: Option<u64>) -> io::Result<Arc<File>> {
+        let files = files.clone();
+        let reserve = reserve.unwrap_or(0);
+        self.detached(|backend| async move { backend.create_body(&files, reserve).await })
             .await
     }
 
@@ -292,26 +296,28 @@ impl DiskBackend for UringBackend {
         self.rings.hits.run(Load::new(file, offset, len)).await
     }
 
-    async fn commit(&self, id: EntryId, file: &Arc<File>, meta: EntryMeta) -> io::Result<()> {
-        let file = file.clone();
-        self.detached(|backend| async move { backend.commit_body(&id, file, &meta).await })
+    async fn commit(&self, files: &EntryFiles, body: &Arc<File>, meta: Vec<u8>) -> io::Result<()> {
+        let (files, body) = (files.clone(), body.clone());
+        self.detached(|backend| async move { backend.commit_body(&files, body, meta).await })
             .await
     }
 
-    async fn discard(&self, id: EntryId) -> io::Result<()> {
-        self.remove_if_there(&self.layout.body_tmp(&id)).await
+    async fn discard(&self, files: &EntryFiles) -> io::Result<()> {
+        self.remove_if_there(&files.body_tmp()).await
     }
 
-    async fn write_meta(&self, id: EntryId, meta: EntryMeta) -> io::Result<()> {
-        self.detached(|backend| async move { backend.replace_meta(&id, &meta).await })
+    async fn write_meta(&self, files: &EntryFiles, meta: Vec<u8>) -> io::Result<()> {
+        let files = files.clone();
+        self.detached(|backend| async move { backend.replace_meta(&files, meta).await })
             .await
     }
 
-    async fn remove(&self, id: EntryId) -> io::Result<()> {
+    async fn remove(&self, files: &EntryFiles) -> io::Result<()> {
+        let files = files.clone();
         self.detached(|backend| async move {
             // Without metadata, what is left is no entry.
-            let meta = backend.remove_if_there(&backend.layout.meta(&id)).await;
-            backend.remove_if_there(&backend.layout.body(&id)).await?;
+            let meta = backend.remove_if_there(&files.meta()).await;
+            backend.remove_if_there(&files.body()).await?;
             meta
         })
         .await
@@ -915,14 +921,12 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use futures::future::join_all;
-    use pingora_cache::key::CacheHashKey;
-    use pingora_cache::CacheKey;
     use tokio::task::yield_now;
 
     use super::*;
     use crate::cache::io::backend_suite::backend_suite;
 
-    backend_suite!(|path| UringBackend::new(path, Handle::current()).unwrap());
+    backend_suite!(UringBackend::new(Handle::current()).unwrap());
 
     fn ring() -> (RingHandle, JoinHandle<()>) {
         Ring::start("cache-uring-t").unwrap()
@@ -935,23 +939,9 @@ mod tests {
         (Arc::new(read), OwnedFd::from(write).into())
     }
 
-    fn entry(body: &[u8]) -> (EntryId, EntryMeta) {
-        let key = CacheKey::new("host\n/bucket/key", "bucket").to_compact();
-        let id = EntryId {
-            hash: key.combined_bin(),
-            generation: 1,
-        };
-        let meta = EntryMeta {
-            key,
-            primary_key: Vec::new(),
-            generation: 1,
-            stored_at: 0,
-            body_len: body.len() as u64,
-            body_crc32: crc32fast::hash(body),
-            internal: Vec::new(),
-            header: Vec::new(),
-        };
-        (id, meta)
+    /// The files of an entry whose folder does not exist.
+    fn entry(dir: &Path) -> EntryFiles {
+        EntryFiles::new(&dir.join("ab"), "ab.01")
     }
 
     /// Have the kernel refuse a system call to this thread.
@@ -1015,9 +1005,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn thousands_of_reads_at_once_get_what_they_asked_for() {
         let dir = tempfile::tempdir().unwrap();
-        let backend = UringBackend::new(dir.path(), Handle::current()).unwrap();
-        let (id, _) = entry(b"");
-        let file = backend.create(id, None).await.unwrap();
+        let backend = UringBackend::new(Handle::current()).unwrap();
+        let file = backend.create(&entry(dir.path()), None).await.unwrap();
         let body: Vec<u8> = (0..250_000u32).flat_map(u32::to_le_bytes).collect();
         let data = vec![body.clone().into()];
         backend.write(&file, 0, data).await.unwrap();
@@ -1071,27 +1060,26 @@ mod tests {
     #[tokio::test]
     async fn steps_go_on_without_their_future() {
         let dir = tempfile::tempdir().unwrap();
-        let backend = UringBackend::new(dir.path(), Handle::current()).unwrap();
-        let (id, meta) = entry(b"0123456789");
-        let file = backend.create(id, None).await.unwrap();
+        let backend = UringBackend::new(Handle::current()).unwrap();
+        let files = entry(dir.path());
+        let file = backend.create(&files, None).await.unwrap();
         let data = vec![Bytes::from_static(b"0123456789")];
         backend.write(&file, 0, data).await.unwrap();
 
-        let layout = backend.layout().clone();
         // The runtime has one thread: nothing goes on before the future is gone.
-        assert!(futures::poll!(backend.commit(id, &file, meta)).is_pending());
-        while !layout.meta(&id).exists() {
+        assert!(futures::poll!(backend.commit(&files, &file, vec![7])).is_pending());
+        while !files.meta().exists() {
             yield_now().await;
         }
-        assert!(backend.open(id, 10).await.is_ok());
+        assert!(backend.open(&files, 10).await.is_ok());
 
-        assert!(futures::poll!(backend.remove(id)).is_pending());
+        assert!(futures::poll!(backend.remove(&files)).is_pending());
         // The last handle but that of the task.
         drop(backend);
-        while layout.body(&id).exists() {
+        while files.body().exists() {
             yield_now().await;
         }
-        assert!(!layout.meta(&id).exists());
+        assert!(!files.meta().exists());
     }
 
     #[tokio::test]
@@ -1135,12 +1123,11 @@ mod tests {
     #[tokio::test]
     async fn the_rings_end_with_the_last_clone() {
         let dir = tempfile::tempdir().unwrap();
-        let backend = UringBackend::new(dir.path(), Handle::current()).unwrap();
+        let backend = UringBackend::new(Handle::current()).unwrap();
         let rings = [&backend.rings.hits, &backend.rings.fills].map(|ring| Arc::downgrade(&ring.0));
         let clone = backend.clone();
         drop(backend);
-        let (id, _) = entry(b"");
-        clone.create(id, None).await.unwrap();
+        clone.create(&entry(dir.path()), None).await.unwrap();
         drop(clone);
         while rings.iter().any(|ring| ring.strong_count() > 0) {
             yield_now().await;
@@ -1149,17 +1136,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_kernel_that_forbids_io_uring_is_refused_in_one_line() {
-        let dir = tempfile::tempdir().unwrap();
         for system_call in [
             libc::SYS_io_uring_setup,
             libc::SYS_io_uring_register,
             libc::SYS_io_uring_enter,
         ] {
-            let (path, runtime) = (dir.path(), Handle::current());
+            let runtime = Handle::current();
             let refused = thread::scope(|scope| {
                 let new = || {
                     forbid(system_call);
-                    UringBackend::new(path, runtime).unwrap_err()
+                    UringBackend::new(runtime).unwrap_err()
                 };
                 scope.spawn(new).join().unwrap()
             });
@@ -1168,7 +1154,6 @@ mod tests {
             assert!(text.contains("Operation not permitted"), "{text}");
             assert!(text.contains("io_uring_disabled"), "{text}");
             assert!(!text.contains('\n'), "{text}");
-            assert!(!dir.path().join("v2").exists(), "nothing is made");
         }
     }
 

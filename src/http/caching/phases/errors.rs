@@ -8,8 +8,8 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyWarnLogContext, Session};
 
-use crate::cache::disk::NO_ROOM;
-use crate::cache::miss::DESERTED;
+use crate::cache::DESERTED;
+use crate::cache::NO_ROOM;
 use crate::http::caching::error_types::NOT_FILLED;
 use crate::http::caching::shared::HttpCaching;
 use crate::http::caching::state::{CachingCtx, State};

@@ -7,7 +7,7 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use crate::cache::{DiskHit, Prepared};
+use crate::cache::{DiskHit, FastHeader};
 use crate::http::caching::hit_header::{is_usable, prepared_fields};
 use crate::http::caching::shared::HttpCaching;
 use crate::http::caching::state::{CachingCtx, State};
@@ -36,7 +36,7 @@ impl HttpCaching {
                 Err(_) => return Ok(false),
             },
         };
-        let Some(prepared) = hit.prepared() else {
+        let Some(prepared) = hit.fast_header() else {
             return Ok(false);
         };
         let now = match ctx.request.arrived {
@@ -71,7 +71,7 @@ impl HttpCaching {
         let now = ctx.request.arrived?;
         let mut hit = store
             .cache
-            .lookup_prepared(&key(session), |prepared| is_usable(prepared, now))?;
+            .lookup_fast(&key(session), |prepared| is_usable(prepared, now))?;
         if !session.as_downstream().supports_zero_copy() {
             hit.copy_body();
         }
@@ -91,9 +91,9 @@ impl HttpCaching {
         }
         let hit = session.cache.hit_handler().as_any();
         if let Some(hit) = hit.downcast_ref::<DiskHit>() {
-            let prepared = hit.meta().and_then(|meta| Prepared::new(lasting, meta));
+            let prepared = hit.meta().and_then(|meta| FastHeader::new(lasting, meta));
             if let Some(prepared) = prepared {
-                hit.prepare(prepared);
+                hit.set_fast_header(prepared);
             }
         }
     }
@@ -154,5 +154,5 @@ fn classify_send_error(error: Box<Error>) -> Box<Error> {
 /// True if the header of the hit has been prepared.
 pub(in crate::http::caching) fn is_prepared(session: &mut Session) -> bool {
     let hit = session.cache.hit_handler().as_any().downcast_ref();
-    hit.is_some_and(|hit: &DiskHit| hit.prepared().is_some())
+    hit.is_some_and(|hit: &DiskHit| hit.fast_header().is_some())
 }

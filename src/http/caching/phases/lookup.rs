@@ -89,7 +89,7 @@ impl HttpCaching {
 
     pub(in crate::http::caching) fn snapshot(&self, mut key: CacheKey) -> CacheKey {
         if let Some(store) = &self.store {
-            key.extensions.insert(store.cache.asked_now());
+            key.extensions.insert(store.cache.lookup_snapshot());
         }
         key
     }

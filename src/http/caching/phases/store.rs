@@ -10,7 +10,7 @@ use pingora_cache::{CacheMeta, NoCacheReason, RespCacheable};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
-use crate::cache::miss::InBackground;
+use crate::cache::InBackground;
 use crate::http::caching::shared::HttpCaching;
 use crate::http::caching::state::{CachingCtx, Initiator};
 use crate::http::rules::freshness::Times;

@@ -1,8 +1,9 @@
-//! The rest of a body for a reader that leaves the others.
+//! The remainder of a body, for a reader that leaves the others.
 //!
-//! A body without room on the disk passes its readers by a [window](crate::cache::state::window), and
-//! those at different paces would hold each other up. A reader that is not the first one
-//! leaves instead: it gets the rest by a request of its own to the origin.
+//! A body that has no space on the disk passes its readers through a
+//! [window](crate::cache::state::window), where readers of different speed hold each other up.
+//! A reader other than the first one leaves instead: it gets the remainder by a request of its
+//! own to the origin.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -12,17 +13,11 @@ use bytes::Bytes;
 use pingora_core::Result;
 use tokio::time::Instant;
 
-use crate::cache::state::window::REFILL;
+use crate::cache::state::window::{FIRST_PATIENCE, REFILL};
 
-/// The time that a reader is held up by slower ones, in sum, before it leaves.
-pub(crate) const HELD_PATIENCE: Duration = match cfg!(test) {
-    true => Duration::from_millis(100),
-    false => Duration::from_secs(2),
-};
-
-/// A way to get the rest of a body from the origin.
+/// A source of the remainder of a body: the origin.
 #[async_trait]
-pub(crate) trait Rest: Send + Sync {
+pub(crate) trait Remainder: Send + Sync {
     /// Ask for a range, whose end is `u64::MAX` if the length is not known, and wait for the
     /// response. If the future is dropped, the next call goes on with the same range.
     ///
@@ -30,22 +25,22 @@ pub(crate) trait Rest: Send + Sync {
     /// The origin does not answer with this range of the same version.
     async fn begin(&mut self, range: Range<u64>) -> Result<()>;
 
-    /// The next bytes; `None`: these were all.
+    /// The next bytes; `None`: the end of the range.
     ///
     /// # Errors
     /// The origin breaks off.
     async fn next(&mut self) -> Result<Option<Bytes>>;
 }
 
-/// A reader's way to leave.
+/// A reader's means to leave.
 pub(crate) struct Leave {
-    rest: Box<dyn Rest>,
-    /// Time left of [`HELD_PATIENCE`].
+    remainder: Box<dyn Remainder>,
+    /// Time left of [`FIRST_PATIENCE`].
     patience: Duration,
-    /// Since when the reader is held up. Kept here, because who reads may give up and come
-    /// back.
+    /// Start of the time in which the reader is held up. Kept here, because the reading future
+    /// may be dropped and made again.
     held_since: Option<Instant>,
-    /// When the reader leaves if it has got nothing by then.
+    /// Instant at which the reader leaves if it has received nothing.
     first_by: Option<Instant>,
     asked: bool,
 }
@@ -53,10 +48,10 @@ pub(crate) struct Leave {
 // === impl Leave ===
 
 impl Leave {
-    pub(crate) fn new(rest: Box<dyn Rest>) -> Leave {
+    pub(crate) fn new(remainder: Box<dyn Remainder>) -> Leave {
         Leave {
-            rest,
-            patience: HELD_PATIENCE,
+            remainder,
+            patience: FIRST_PATIENCE,
             held_since: None,
             first_by: None,
             asked: false,
@@ -68,12 +63,12 @@ impl Leave {
         self.asked
     }
 
-    /// Leave if nothing can be read after so long.
+    /// Leave if nothing can be read within `time`.
     pub(crate) fn waits_at_most(&mut self, time: Duration) {
         self.first_by = Some(Instant::now() + time);
     }
 
-    /// The instant at which the reader leaves if it still has got nothing.
+    /// Instant at which the reader leaves if it has received nothing.
     pub(crate) fn first_by(&self) -> Option<Instant> {
         self.first_by
     }
@@ -83,7 +78,7 @@ impl Leave {
         *self.held_since.get_or_insert_with(Instant::now) + self.patience
     }
 
-    /// Note that the reader is not held up any more.
+    /// Note that the reader is no longer held up.
     pub(crate) fn is_free(&mut self) {
         self.first_by = None;
         if let Some(since) = self.held_since.take() {
@@ -91,19 +86,19 @@ impl Leave {
         }
     }
 
-    /// Note that the reader has got bytes.
+    /// Note that the reader has received bytes.
     pub(crate) fn has_read(&mut self, bytes: usize) {
-        let again = HELD_PATIENCE.mul_f64(bytes as f64 / REFILL as f64);
-        self.patience = HELD_PATIENCE.min(self.patience + again);
+        let again = FIRST_PATIENCE.mul_f64(bytes as f64 / REFILL as f64);
+        self.patience = FIRST_PATIENCE.min(self.patience + again);
     }
 
-    /// [`Rest::begin`]
+    /// [`Remainder::begin`]
     pub(crate) async fn begin(&mut self, range: Range<u64>) -> Result<()> {
         self.asked = true;
-        self.rest.begin(range).await
+        self.remainder.begin(range).await
     }
 
-    pub(crate) fn into_rest(self) -> Box<dyn Rest> {
-        self.rest
+    pub(crate) fn into_remainder(self) -> Box<dyn Remainder> {
+        self.remainder
     }
 }

@@ -130,6 +130,34 @@ impl FolderLock {
     }
 }
 
+/// True if a process has locked the folder. Creates nothing. Blocks.
+pub(crate) fn is_locked(folder: &Path) -> io::Result<bool> {
+    let lock = match regular::open(&folder.join("lock")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        lock => lock?,
+    };
+    // Released at once, as the file is closed. A process that starts in between would find
+    // the folder in use.
+    match lock.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(e)) => Err(e),
+    }
+}
+
+/// Lock a folder for as long as the file is open. `None`: another process has locked it.
+/// Blocks.
+pub(crate) fn lock(folder: &Path) -> io::Result<Option<File>> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false);
+    let lock = regular::open_with(&mut options, &folder.join("lock"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(e),
+    }
+}
+
 /// Lock the lock file. `None`: another process has locked it.
 fn acquire(folder: &Path, create: bool) -> io::Result<Option<Locked>> {
     let path = folder.join("lock");

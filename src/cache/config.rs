@@ -1,0 +1,116 @@
+//! Configuration of the disk cache, and its only defaults.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The way files are accessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendChoice {
+    /// The faster one according to `benches/disk_cache.rs`: tokio.
+    #[default]
+    Auto,
+    /// [`TokioFsBackend`](crate::cache::TokioFsBackend).
+    Tokio,
+    /// `UringBackend`; tokio where the kernel forbids io_uring.
+    Uring,
+}
+
+/// The bodies that are sent by `sendfile(2)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendfileConfig {
+    /// If false, every body is copied through user space.
+    pub enabled: bool,
+    /// Bodies larger than this are sent by sendfile, in bytes. Smaller ones are kept in
+    /// memory and sent with their header by one write. A copy from the page cache is slower
+    /// than sendfile at any size; see `benches/sendfile_proxy`.
+    pub threshold_bytes: u64,
+}
+
+impl Default for SendfileConfig {
+    fn default() -> Self {
+        SendfileConfig {
+            enabled: cfg!(target_os = "linux"),
+            threshold_bytes: 16 * 1024,
+        }
+    }
+}
+
+impl SendfileConfig {
+    /// True if a stored body of `body_len` bytes is sent by sendfile, whole or in ranges.
+    pub fn applies_to(&self, body_len: u64) -> bool {
+        self.enabled && body_len > self.threshold_bytes
+    }
+}
+
+/// Location, limits and maintenance of a disk cache.
+#[derive(Debug, Clone)]
+pub struct DiskCacheConfig {
+    /// The folder of the cache, which belongs to it alone. It is created if it is missing.
+    pub path: PathBuf,
+    /// Limit for bodies and metadata, in bytes. Beyond it, the least recently used entries
+    /// are evicted.
+    pub max_size_bytes: u64,
+    /// The bodies that are sent by sendfile.
+    pub sendfile: SendfileConfig,
+    /// The way files are accessed.
+    pub backend: BackendChoice,
+    /// Memory for bodies that are not sent by sendfile, in bytes; 0: none.
+    pub memory_bytes: u64,
+    /// Most body files that are kept open; at most a quarter of the process's limit on open
+    /// files.
+    pub max_open_files: usize,
+    /// Time without requests after which an entry is evicted.
+    pub inactive: Option<Duration>,
+    /// Number of the request from which on an object is stored; 1: the first one.
+    pub min_uses: u8,
+    /// Share of a body, from 0 to 1, that must have been fetched for its fill to continue
+    /// without readers. 0: always; 1: never. A fill of unknown length continues only with 0.
+    pub fill_without_readers: f64,
+    /// Most fills in flight.
+    pub max_fills: usize,
+    /// Rate at which the scrubber reads; 0: it does not run.
+    pub scrub_bytes_per_second: u64,
+    /// Whether to share a folder that another process uses: read its entries, and take over
+    /// when it releases the lock. If false, such a folder is an error.
+    pub successor: bool,
+}
+
+impl DiskCacheConfig {
+    /// The defaults.
+    pub fn new(path: impl Into<PathBuf>, max_size_bytes: u64) -> Self {
+        DiskCacheConfig {
+            path: path.into(),
+            max_size_bytes,
+            sendfile: SendfileConfig::default(),
+            backend: BackendChoice::default(),
+            memory_bytes: 256_000_000,
+            max_open_files: 1024,
+            inactive: None,
+            min_uses: 1,
+            fill_without_readers: 0.5,
+            max_fills: 128,
+            scrub_bytes_per_second: 8_000_000,
+            successor: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threshold_is_exclusive_and_the_switch_wins() {
+        let config = SendfileConfig {
+            enabled: true,
+            threshold_bytes: 100,
+        };
+        assert!(!config.applies_to(100));
+        assert!(config.applies_to(101));
+        let off = SendfileConfig {
+            enabled: false,
+            ..config
+        };
+        assert!(!off.applies_to(u64::MAX));
+    }
+}

@@ -1,3 +1,0 @@
-//! The ownership of a cache folder.
-
-pub(crate) mod lock;

@@ -1,0 +1,262 @@
+//! Lookups: from a key to an entry that is ready to be served, or to a fill.
+
+use std::sync::Arc;
+
+use pingora_cache::key::{CacheHashKey, HashBinary};
+use pingora_cache::{CacheKey, CacheMeta};
+use pingora_core::Result;
+
+use crate::cache::io::nowait::open_nowait;
+use crate::cache::io::regular::invalid;
+use crate::cache::read::hit::DiskHit;
+use crate::cache::state::body_file::BodyFile;
+use crate::cache::state::fast_header::FastHeader;
+use crate::cache::state::fill::Fill;
+use crate::cache::state::generations::LookupSnapshot;
+use crate::cache::state::open_entries::{ReadyBody, ReadyEntry};
+use crate::cache::state::reader::Reader;
+use crate::cache::state::stats::Eviction;
+use crate::cache::state::{is_for, Core};
+use crate::cache::store::entry::OpenEntry;
+use crate::cache::store::index::Indexed;
+
+/// Longest body that is read together with its metadata, in bytes, where none is sent by
+/// sendfile.
+const PREFETCH: u64 = 64 * 1024;
+
+/// Bytes of a body that are read when an entry is opened, if they have to come from the disk.
+const FIRST_READ: u64 = 16 * 1024;
+
+/// The entry or the fill of a key.
+pub(crate) async fn lookup(
+    core: &'static Core,
+    key: &CacheKey,
+) -> Result<Option<(CacheMeta, DiskHit)>> {
+    let fill = newest_fill(core, &key.combined_bin(), key);
+    if let Some(reader) = fill.and_then(|fill| Reader::join(fill, false)) {
+        core.stats.fill_followers.inc();
+        return follow(core, reader).map(Some);
+    }
+    let Some((meta, entry)) = find(core, key).await else {
+        return Ok(None);
+    };
+    let sendfile = core.sends_file(Some(entry.meta.body_len));
+    Ok(Some((meta, DiskHit::of_entry(core, entry, sendfile))))
+}
+
+/// The fill of a generation, for the request that writes it.
+pub(crate) fn lookup_own_fill(
+    core: &'static Core,
+    generation: u64,
+) -> Result<Option<(CacheMeta, DiskHit)>> {
+    let fill = core.fills.by_generation(generation);
+    let reader = fill.and_then(|fill| Reader::join(fill, true));
+    reader.map(|reader| follow(core, reader)).transpose()
+}
+
+/// The hit that [`lookup`] would return, if it is an entry in use whose prepared header
+/// satisfies `is_usable`. Waits for nothing and copies nothing. Not for keys of variants.
+pub(crate) fn lookup_fast(
+    core: &'static Core,
+    key: &CacheKey,
+    is_usable: impl FnOnce(&FastHeader) -> bool,
+) -> Option<DiskHit> {
+    let primary = key.primary_bin();
+    if key.variance_bin().is_some() || newest_fill(core, &primary, key).is_some() {
+        return None;
+    }
+    let indexed = current(core, key, &primary)?;
+    let entry = in_use(core, &indexed)?;
+    let header = entry.fast_header()?;
+    let usable = is_usable(header)
+        && header.has_tag(&key.user_tag)
+        && matches_index(&entry, key, &primary)
+        && is_sound(core, &entry);
+    usable.then(|| {
+        let sendfile = core.sends_file(Some(entry.meta.body_len));
+        DiskHit::of_entry(core, entry, sendfile)
+    })
+}
+
+/// True if there is an entry of a key, or a fill with readers, that a lookup could not find
+/// when the key's request was made.
+pub(crate) fn is_new(core: &Core, key: &CacheKey) -> bool {
+    let findable = key
+        .extensions
+        .get()
+        .map_or(0, |snapshot: &LookupSnapshot| snapshot.findable());
+    let hash = key.combined_bin();
+    let fill = core.fills.get(&hash);
+    let fill = fill
+        .filter(|fill| is_for(&fill.primary_key, &fill.key, key))
+        .filter(|fill| !fill.readers().has_ended())
+        .map(|fill| fill.id);
+    let entry = core.index.get(&hash).map(|entry| entry.id);
+    let newest = fill.into_iter().chain(entry).map(|id| id.generation);
+    newest.max().is_some_and(|generation| generation > findable)
+}
+
+/// The entry of a key, with its metadata.
+pub(crate) async fn find(
+    core: &'static Core,
+    key: &CacheKey,
+) -> Option<(CacheMeta, Arc<ReadyEntry>)> {
+    let primary = key.primary_bin();
+    let indexed = current(core, key, &primary)?;
+    let entry = open_entry(core, indexed).await?;
+    let meta = if !matches_index(&entry, key, &primary) {
+        Err("it is for another key".to_owned())
+    } else if !is_for(&entry.meta.primary_key, &entry.meta.key, key) {
+        Err(format!(
+            "it is for another key than {:?} of {:?}; only the first argument of CacheKey::new() is hashed",
+            String::from_utf8_lossy(key.primary_key()),
+            key.user_tag
+        ))
+    } else {
+        entry.cache_meta().cloned().map_err(|e| e.to_string())
+    };
+    match meta {
+        Ok(meta) => Some((meta, entry)),
+        Err(why) => {
+            core.drop_damaged(indexed.id, &invalid(&why));
+            None
+        }
+    }
+}
+
+/// An entry, from memory or opened. A damaged one is dropped and is no entry.
+pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<Arc<ReadyEntry>> {
+    let id = indexed.id;
+    if let Some(entry) = in_use(core, &indexed) {
+        return is_sound(core, &entry).then_some(entry);
+    }
+    core.stats.opens.inc();
+    let prefetch = prefetch(core);
+    // Before the open(2): a removal in between finds it.
+    let space = core.open_bodies.open(id);
+    let files = core.files(&id);
+    let cached = match core.io.has_page_cache() {
+        // A cached file that is no entry is reported by the backend.
+        true => open_nowait(&files, prefetch).and_then(|open| OpenEntry::checked(&id, open).ok()),
+        false => None,
+    };
+    let opened = match cached {
+        Some(opened) => Ok(opened),
+        None => {
+            let opened = core.backend().open(&files, prefetch).await;
+            opened.and_then(|open| OpenEntry::checked(&id, open))
+        }
+    };
+    let OpenEntry {
+        meta,
+        body,
+        prefetched,
+    } = match opened {
+        Ok(opened) => opened,
+        Err(e) => {
+            core.drop_damaged(id, &e);
+            return None;
+        }
+    };
+    let body = match prefetched {
+        Some(body) if core.open_entries.keeps_bodies() || meta.body_len == 0 => {
+            ReadyBody::Memory(body)
+        }
+        _ => {
+            let body = Arc::new(BodyFile::in_space(body, space));
+            // A disk that fails is noticed while the origin can still answer instead.
+            let start = 0..meta.body_len.min(FIRST_READ);
+            if !body.is_resident(&core.io, &start) {
+                if let Err(e) = body.load(&core.io, &start).await {
+                    core.drop_damaged(id, &e);
+                    return None;
+                }
+            }
+            ReadyBody::File(body)
+        }
+    };
+    let entry = ReadyEntry::new(id, meta, body);
+    core.open_entries.keep(&entry);
+    // If it was evicted while it was opened, nothing else forgets it.
+    if !core.index.contains(&id) {
+        core.open_entries.forget(&id);
+    }
+    Some(entry)
+}
+
+fn in_use(core: &Core, entry: &Indexed) -> Option<Arc<ReadyEntry>> {
+    // Metadata is rarely that long.
+    let large = entry.weight > 2 * prefetch(core);
+    core.open_entries.get(&entry.id, large)
+}
+
+/// True if a kept entry can be served, which is counted. One whose file was changed by
+/// somebody is dropped: at this point, that costs the client nothing.
+fn is_sound(core: &Core, entry: &ReadyEntry) -> bool {
+    match &entry.body {
+        ReadyBody::Memory(_) => core.stats.memory_hits.inc(),
+        ReadyBody::File(body) => {
+            if !body.has_len(entry.meta.body_len) {
+                let why = "body file does not have the recorded length";
+                core.drop_damaged(entry.id, &invalid(why));
+                return false;
+            }
+            core.stats.descriptor_hits.inc();
+        }
+    }
+    true
+}
+
+/// Longest body that is read with its metadata: such bodies are copied to the client anyway.
+fn prefetch(core: &Core) -> u64 {
+    if core.io.supports_sendfile() && core.sendfile.enabled {
+        PREFETCH.min(core.sendfile.threshold_bytes)
+    } else {
+        PREFETCH
+    }
+}
+
+/// The current entry of a key, which is used now. `primary`: the hash of the key without its
+/// variance.
+fn current(core: &Core, key: &CacheKey, primary: &HashBinary) -> Option<Indexed> {
+    let hash = match key.variance_bin() {
+        None => *primary,
+        Some(_) => key.combined_bin(),
+    };
+    let indexed = core.index.touch(&hash, core.clock.now())?;
+    let generation = indexed.id.generation;
+    let is_banned = core
+        .bans
+        .is_banned(generation, primary, || (&key.user_tag, key.primary_key()))
+        || (hash != *primary && core.bans.is_banned_variant(generation));
+    if is_banned {
+        core.evict(indexed.id, Eviction::Purged);
+        return None;
+    }
+    Some(indexed)
+}
+
+/// The fill that readers of a key follow. A fill that was overtaken by a newer one, which is
+/// an entry already, has no readers.
+fn newest_fill(core: &Core, hash: &HashBinary, key: &CacheKey) -> Option<Arc<Fill>> {
+    let fill = core.fills.get(hash)?;
+    if !is_for(&fill.primary_key, &fill.key, key) {
+        return None;
+    }
+    let entry = core.index.get(hash);
+    entry
+        .is_none_or(|entry| entry.id.generation < fill.id.generation)
+        .then_some(fill)
+}
+
+fn follow(core: &'static Core, reader: Reader) -> Result<(CacheMeta, DiskHit)> {
+    let (internal, header) = reader.fill().meta();
+    let meta = CacheMeta::deserialize(&internal, &header)?;
+    let sendfile = core.sends_file(reader.fill().promised);
+    Ok((meta, DiskHit::of_fill(core, reader, sendfile)))
+}
+
+/// True if an entry is the one that the index has. `primary`: see [`current`].
+fn matches_index(entry: &ReadyEntry, key: &CacheKey, primary: &HashBinary) -> bool {
+    entry.meta.key.primary == *primary && entry.meta.key.variance_bin() == key.variance_bin()
+}

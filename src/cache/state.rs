@@ -1,0 +1,323 @@
+//! The state that the parts of a cache share.
+
+pub(crate) mod body_file;
+pub(crate) mod clock;
+pub(crate) mod fast_header;
+pub(crate) mod fill;
+pub(crate) mod fill_extensions;
+pub(crate) mod fill_permits;
+pub(crate) mod generations;
+pub(crate) mod miss_counts;
+pub(crate) mod open_bodies;
+pub(crate) mod open_entries;
+pub(crate) mod quota;
+pub(crate) mod reader;
+pub(crate) mod readers;
+pub(crate) mod recent_invalidations;
+pub(crate) mod recovery_progress;
+pub(crate) mod refusals;
+pub(crate) mod removals;
+pub(crate) mod stats;
+pub(crate) mod window;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+
+use log::warn;
+use pingora_cache::key::{CacheHashKey, CompactCacheKey};
+use pingora_cache::CacheKey;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cache::config::{DiskCacheConfig, SendfileConfig};
+use crate::cache::io::backend::DiskBackend;
+use crate::cache::io::disk_io::DiskIo;
+use crate::cache::io::files::EntryFiles;
+use crate::cache::state::clock::Clock;
+use crate::cache::state::fill::{Fill, Fills};
+use crate::cache::state::fill_permits::FillPermits;
+use crate::cache::state::generations::Generations;
+use crate::cache::state::miss_counts::MissCounts;
+use crate::cache::state::open_bodies::OpenBodies;
+use crate::cache::state::open_entries::OpenEntries;
+use crate::cache::state::quota::{Quota, Reservation};
+use crate::cache::state::recent_invalidations::RecentInvalidations;
+use crate::cache::state::recovery_progress::RecoveryProgress;
+use crate::cache::state::refusals::{Refused, TooLarge};
+use crate::cache::state::removals::{Removal, Removals, Which};
+use crate::cache::state::stats::{Cause, Eviction, Stats};
+use crate::cache::store::bans::Bans;
+use crate::cache::store::entry_id::EntryId;
+use crate::cache::store::index::Index;
+use crate::cache::store::layout::Layout;
+
+/// The error of operations that write while another process has the lock.
+pub(crate) const NOT_WRITABLE: &str = "another process writes to the cache folder";
+
+/// The state of a cache, which all of its parts share.
+pub(crate) struct Core {
+    pub path: PathBuf,
+    pub io: DiskIo,
+    pub layout: Layout,
+    pub sendfile: SendfileConfig,
+    pub max_size_bytes: u64,
+    pub index: Index,
+    pub fills: Fills,
+    pub fill_permits: FillPermits,
+    pub open_entries: OpenEntries,
+    pub open_bodies: OpenBodies,
+    pub quota: Arc<Quota>,
+    pub removals: Removals,
+    pub bans: Bans,
+    pub recent_invalidations: RecentInvalidations,
+    pub generations: Generations,
+    pub recovery: RecoveryProgress,
+    pub miss_counts: MissCounts,
+    pub too_large: TooLarge,
+    pub refused: Refused,
+    pub clock: Clock,
+    pub stats: Stats,
+    /// True while this process holds the lock.
+    writable: AtomicBool,
+    /// Bytes of entries that this run has written.
+    bytes_written: AtomicU64,
+    /// Number of purges and bans that were requested.
+    purges: AtomicU64,
+    /// Requests to create missing folders.
+    repairs: mpsc::Sender<Repair>,
+}
+
+/// A request to create the folder of an entry, in a cache folder that was emptied.
+#[derive(Debug)]
+pub(crate) struct Repair {
+    pub id: EntryId,
+    pub done: oneshot::Sender<io::Result<()>>,
+}
+
+/// The parts of a new [`Core`] that depend on the cache folder.
+pub(crate) struct Opened {
+    pub io: DiskIo,
+    pub layout: Layout,
+    pub bans: Bans,
+    /// First generation of this run.
+    pub first_generation: u64,
+    /// Bytes of the entries of earlier runs, if they are known.
+    pub size: Option<u64>,
+    /// True if this process holds the lock.
+    pub writable: bool,
+}
+
+/// Ends of the queues of a new [`Core`], for the tasks that work them off.
+pub(crate) struct Queues {
+    pub removals: mpsc::UnboundedReceiver<Removal>,
+    pub repairs: mpsc::Receiver<Repair>,
+}
+
+/// Most requests for missing folders that wait.
+const MAX_REPAIRS: usize = 16;
+
+impl Core {
+    pub(crate) fn new(config: &DiskCacheConfig, opened: Opened) -> (Core, Queues) {
+        let (removals, removal_queue) = Removals::new();
+        let (repairs, repair_queue) = mpsc::channel(MAX_REPAIRS);
+        let core = Core {
+            path: config.path.clone(),
+            io: opened.io,
+            layout: opened.layout,
+            sendfile: config.sendfile,
+            max_size_bytes: config.max_size_bytes,
+            index: Index::default(),
+            fills: Fills::new(config.fill_without_readers, config.max_size_bytes),
+            fill_permits: FillPermits::new(config.max_fills),
+            open_entries: OpenEntries::new(
+                config.memory_bytes,
+                config.max_open_files.min(open_files_limit() / 4),
+            ),
+            open_bodies: OpenBodies::default(),
+            quota: Quota::new(config.max_size_bytes),
+            removals,
+            bans: opened.bans,
+            recent_invalidations: RecentInvalidations::default(),
+            generations: Generations::new(opened.first_generation),
+            recovery: RecoveryProgress::new(opened.size),
+            miss_counts: MissCounts::default(),
+            too_large: TooLarge::default(),
+            refused: Refused::default(),
+            clock: Clock::start(),
+            stats: Stats::default(),
+            writable: AtomicBool::new(opened.writable),
+            bytes_written: AtomicU64::new(0),
+            purges: AtomicU64::new(0),
+            repairs,
+        };
+        let queues = Queues {
+            removals: removal_queue,
+            repairs: repair_queue,
+        };
+        (core, queues)
+    }
+
+    pub(crate) fn backend(&self) -> &'static dyn DiskBackend {
+        self.io.backend()
+    }
+
+    /// The files of an entry.
+    pub(crate) fn files(&self, id: &EntryId) -> EntryFiles {
+        self.layout.files(id)
+    }
+
+    /// True if this process may write to the folder.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Acquire)
+    }
+
+    /// Note whether this process may write to the folder. Returns whether it could before.
+    pub(crate) fn set_writable(&self, writable: bool) -> bool {
+        self.writable.swap(writable, Ordering::AcqRel)
+    }
+
+    /// Number of purges and bans that were requested so far.
+    pub(crate) fn purges(&self) -> u64 {
+        self.purges.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn count_purge(&self) {
+        self.purges.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn count_written(&self, bytes: u64) {
+        self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn reset_written(&self) {
+        self.bytes_written.store(0, Ordering::Release);
+    }
+
+    /// Bytes of all entries during the recovery; `None`: unknown, because the last run was not
+    /// closed.
+    pub(crate) fn bytes_in_recovery(&self) -> Option<u64> {
+        let written = self.bytes_written.load(Ordering::Relaxed);
+        Some(self.recovery.size()?.saturating_add(written))
+    }
+
+    /// Bytes that the entries take and that the fills in flight take or will take.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.index.bytes() + self.fills.bytes()
+    }
+
+    /// True if a body is sent by sendfile; `None`: a body of unknown length.
+    pub(crate) fn sends_file(&self, body_len: Option<u64>) -> bool {
+        self.io.supports_sendfile()
+            && match body_len {
+                Some(len) => self.sendfile.applies_to(len),
+                None => self.sendfile.enabled,
+            }
+    }
+
+    /// True if something may be stored for a key, or may be stored soon.
+    pub(crate) fn may_have(&self, key: &CacheKey) -> bool {
+        let hash = key.combined_bin();
+        // In this order: a fill becomes an entry before it ceases to be a fill.
+        !self.recovery.is_complete()
+            || self.fills.get(&hash).is_some()
+            || self.index.get(&hash).is_some()
+    }
+
+    /// Evict an entry. Its readers may continue.
+    pub(crate) fn evict(&self, id: EntryId, reason: Eviction) {
+        if let Some(reservation) = self.quota.evict(&self.index, &id) {
+            self.stats.evictions(reason).inc();
+            self.open_entries.forget(&id);
+            self.remove_files(id, Some(reservation));
+        }
+    }
+
+    /// Have the files of an entry removed that is not in the index, and its reservation
+    /// released after that.
+    pub(crate) fn remove_files(&self, id: EntryId, reservation: Option<Reservation>) {
+        if self.is_writable() {
+            self.removals.add(id, reservation, Which::Entry);
+        }
+    }
+
+    /// Have a leftover of an earlier run removed whose first removal failed.
+    pub(crate) fn remove_leftover(&self, id: EntryId, path: &Path) {
+        self.removals.add(id, None, Which::Leftover(path.into()));
+    }
+
+    /// Have all files of a fill removed that was given up, and its reservation released after
+    /// that.
+    pub(crate) fn remove_fill(&self, id: EntryId, reservation: Option<Reservation>) {
+        self.removals.add(id, reservation, Which::Fill);
+    }
+
+    /// Note that files are removed. Their reservation is released once they are closed.
+    pub(crate) fn files_removed(&self, id: EntryId, reservation: Option<Reservation>) {
+        if let Some(reservation) = reservation {
+            self.open_bodies.hold(&id, reservation);
+        }
+    }
+
+    /// Forget an entry whose files are gone.
+    pub(crate) fn forget(&self, id: EntryId) {
+        self.index.remove(&id);
+        self.open_entries.forget(&id);
+    }
+
+    /// Evict an entry whose files are unusable.
+    pub(crate) fn drop_damaged(&self, id: EntryId, why: &io::Error) {
+        if !self.index.contains(&id) {
+            return;
+        }
+        let cause = Cause::of(why);
+        self.stats.read_errors(cause).inc();
+        if cause == Cause::Descriptors {
+            // The entry itself may be sound.
+            self.open_entries.close_files();
+            warn!(
+                "cache entry {id}: {why}; raise the limit on open files (LimitNOFILE, ulimit -n)"
+            );
+            return;
+        }
+        warn!("cache entry {id} is dropped: {why}");
+        self.evict(id, Eviction::Damaged);
+    }
+
+    /// True if a ban applies to a fill.
+    pub(crate) fn is_banned_fill(&self, fill: &Fill) -> bool {
+        let generation = fill.id.generation;
+        self.bans.is_banned(generation, &fill.key.primary, || {
+            (&fill.key.user_tag, &fill.primary_key)
+        }) || (fill.key.variance.is_some() && self.bans.is_banned_variant(generation))
+    }
+
+    /// Create the folder of an entry, in a cache folder that was emptied.
+    pub(crate) async fn repair_folder(&self, id: EntryId) -> io::Result<()> {
+        let (done, repaired) = oneshot::channel();
+        let sent = self.repairs.send(Repair { id, done }).await;
+        sent.map_err(io::Error::other)?;
+        repaired.await.map_err(io::Error::other)?
+    }
+}
+
+/// True if an entry, or a fill, was stored for a key. The keys are compared in clear text,
+/// because [`CacheKey::new`] hashes its first argument only: even a proxy that distinguishes
+/// objects by the second argument never gets one for another.
+pub(crate) fn is_for(primary_key: &[u8], stored: &CompactCacheKey, key: &CacheKey) -> bool {
+    primary_key == key.primary_key() && *stored.user_tag == *key.user_tag
+}
+
+/// Most files that this process may have open.
+#[cfg(target_os = "linux")]
+fn open_files_limit() -> usize {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .map_or(usize::MAX, |limit| limit as usize)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_files_limit() -> usize {
+    // The least that common systems allow.
+    256
+}

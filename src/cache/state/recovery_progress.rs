@@ -1,0 +1,112 @@
+//! Progress of the recovery of the entries of earlier runs.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::cache::store::layout::SHARDS;
+
+/// Progress of the recovery, during which the index is incomplete.
+#[derive(Debug)]
+pub struct RecoveryProgress {
+    shards: AtomicUsize,
+    gaps: AtomicBool,
+    /// True once the first recovery has ended.
+    ended: Mutex<bool>,
+    signal: Condvar,
+    start: Mutex<Start>,
+}
+
+/// Start of the recovery.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    since: Instant,
+    /// Bytes of the entries, if the last run could note them.
+    size: Option<u64>,
+}
+
+impl RecoveryProgress {
+    /// A recovery that starts now, of entries that take `size` bytes, if that is known.
+    pub(crate) fn new(size: Option<u64>) -> Self {
+        RecoveryProgress {
+            shards: AtomicUsize::default(),
+            gaps: AtomicBool::default(),
+            ended: Mutex::default(),
+            signal: Condvar::new(),
+            start: Mutex::new(Start {
+                since: Instant::now(),
+                size,
+            }),
+        }
+    }
+
+    /// Progress from 0 to 1.
+    pub fn ratio(&self) -> f64 {
+        self.shards.load(Ordering::Acquire) as f64 / SHARDS as f64
+    }
+
+    /// True if there may be entries that could not be examined.
+    pub fn has_gaps(&self) -> bool {
+        self.gaps.load(Ordering::Acquire)
+    }
+
+    /// True if all entries of earlier runs are known.
+    pub fn is_complete(&self) -> bool {
+        self.shards.load(Ordering::Acquire) >= SHARDS
+    }
+
+    /// Note that files could not be examined.
+    pub(crate) fn add_gap(&self) {
+        self.gaps.store(true, Ordering::Release);
+    }
+
+    /// Note that a shard is recovered.
+    pub(crate) fn add_shard(&self) {
+        self.shards.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Begin with the first shard.
+    pub(crate) fn restart(&self) {
+        self.shards.store(0, Ordering::Release);
+    }
+
+    /// Note that a recovery starts now, of entries that take `size` bytes, if that is known.
+    pub(crate) fn start(&self, size: Option<u64>) {
+        *self.start.lock() = Start {
+            since: Instant::now(),
+            size,
+        };
+    }
+
+    /// Bytes of the entries of earlier runs; `None`: unknown, because the last run was not
+    /// closed.
+    pub(crate) fn size(&self) -> Option<u64> {
+        self.start.lock().size
+    }
+
+    /// Time since the recovery started.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.start.lock().since.elapsed()
+    }
+
+    /// Note that the first recovery has ended.
+    pub(crate) fn end(&self) {
+        *self.ended.lock() = true;
+        self.signal.notify_all();
+    }
+
+    /// Wait for the end of the first recovery. Blocks.
+    pub(crate) fn wait(&self) {
+        let mut ended = self.ended.lock();
+        while !*ended {
+            self.signal.wait(&mut ended);
+        }
+    }
+
+    /// Pretend that the recovery started earlier.
+    #[cfg(test)]
+    pub(crate) fn backdate(&self, by: Duration) {
+        self.start.lock().since -= by;
+    }
+}

@@ -1,0 +1,6 @@
+//! Tests of the engine as a whole, from inside.
+
+mod disk;
+mod open_bodies;
+mod removal;
+mod window;

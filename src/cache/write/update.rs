@@ -1,0 +1,77 @@
+//! New metadata for an entry or a fill, after a revalidation.
+
+use log::warn;
+use pingora_cache::key::CacheHashKey;
+use pingora_cache::{CacheKey, CacheMeta};
+use pingora_core::Result;
+
+use crate::cache::read::lookup;
+use crate::cache::state::open_entries::ReadyEntry;
+use crate::cache::state::stats::Cause;
+use crate::cache::state::Core;
+use crate::cache::store::entry_id::EntryId;
+use crate::cache::store::format::EntryMeta;
+
+/// Replace the metadata stored for a key. `false`: there is none of this response.
+pub(crate) async fn update_meta(
+    core: &'static Core,
+    key: &CacheKey,
+    meta: &CacheMeta,
+) -> Result<bool> {
+    let hash = key.combined_bin();
+    let serialized = meta.serialize()?;
+    // A revalidation keeps the time at which its response was made. Another response may have
+    // been stored for the key meanwhile, with another body.
+    let created = meta.created();
+    if core.fills.set_meta(&hash, created, &serialized) {
+        return Ok(true);
+    }
+    let (internal, header) = serialized;
+    if !core.is_writable() {
+        return Ok(false);
+    }
+    let Some(indexed) = core.index.get(&hash) else {
+        return Ok(false);
+    };
+    let Some(entry) = lookup::open_entry(core, indexed).await else {
+        return Ok(false);
+    };
+    if entry.cache_meta()?.created() != created {
+        return Ok(false);
+    }
+    let new = EntryMeta {
+        internal,
+        header,
+        ..entry.meta.clone()
+    };
+    // Continues when the request is dropped.
+    let store = store_meta(core, indexed.id, new);
+    let stored = core.io.runtime().spawn(store).await;
+    Ok(stored.unwrap_or(false))
+}
+
+/// Replace the metadata of an entry. True if the entry is still current.
+async fn store_meta(core: &'static Core, id: EntryId, meta: EntryMeta) -> bool {
+    let weight = meta.weight();
+    let files = core.files(&id);
+    if let Err(e) = core.backend().write_meta(&files, meta.encode()).await {
+        core.stats.read_errors(Cause::of(&e)).inc();
+        warn!("cache entry {id}: cannot update its metadata: {e}");
+        return false;
+    }
+    if !core.index.contains(&id) {
+        // Purged or replaced meanwhile: remove the file just written.
+        core.remove_files(id, None);
+        return false;
+    }
+    core.index.set_weight(&id, weight);
+    if let Some(kept) = core.open_entries.get(&id, false) {
+        let entry = ReadyEntry::new(id, meta, kept.body.clone());
+        core.open_entries.replace(entry);
+        // If it was evicted meanwhile, nothing else forgets it.
+        if !core.index.contains(&id) {
+            core.open_entries.forget(&id);
+        }
+    }
+    true
+}
