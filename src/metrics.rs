@@ -1,5 +1,24 @@
-//! What the proxy counts, and where Prometheus reads it.
+//! Prometheus metrics.
+//!
+//! Nothing is registered anywhere by itself. A host registers the collectors where it likes:
+//! [`CacheCollector`] for each of its caches, [`ProcessCollector`] if it uses the S3 proxy or
+//! the log. [`MetricsApp`] serves both.
+//!
+//! ```
+//! use prometheus::Registry;
+//! use pingora_sendfile::metrics::ProcessCollector;
+//!
+//! # fn main() -> prometheus::Result<()> {
+//! let registry = Registry::new_custom(Some("edge".into()), None)?;
+//! registry.register(Box::new(ProcessCollector))?;
+//! // A collector that is registered already is an error, and changes nothing.
+//! assert!(registry.register(Box::new(ProcessCollector)).is_err());
+//! assert!(registry.gather().iter().any(|family| family.name() == "edge_cache_hits_total"));
+//! # Ok(())
+//! # }
+//! ```
 
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 #[cfg(feature = "s3-proxy")]
@@ -12,28 +31,29 @@ use parking_lot::Mutex;
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::listeners::ConnectionLimit;
 use pingora_core::protocols::http::ServerSession;
-use prometheus::{
-    register_gauge, register_int_counter, register_int_counter_vec, register_int_gauge, Encoder,
-    Gauge, IntCounter, IntCounterVec, IntGauge, TextEncoder,
-};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 #[cfg(feature = "s3-proxy")]
-use prometheus::{register_int_gauge_vec, IntGaugeVec};
+use prometheus::IntGaugeVec;
+use prometheus::{
+    Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
 
 use crate::cache::{Cause, Counter, DiskCache, Eviction};
 use crate::http::origin_turns::OriginTurns;
 #[cfg(feature = "s3-proxy")]
 use crate::s3::Refreshed;
 
-/// The longest wait for a client that takes no bytes of its answer.
+/// The longest wait for a client that takes no bytes of its response.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The counters and gauges.
+/// The counters and gauges of the whole process.
 pub struct Metrics {
     /// Responses of which at least a part went by sendfile.
     pub sendfile: IntCounter,
     /// Body bytes that sendfile moved, not what was merely eligible.
     pub sendfile_bytes: IntCounter,
-    /// Responses from the cache without asking the origin.
+    /// Responses from the cache without a request to the origin.
     pub hits: IntCounter,
     /// Responses that needed the origin.
     pub misses: IntCounter,
@@ -43,28 +63,26 @@ pub struct Metrics {
     pub origin_retries: IntCounter,
     /// Requests to the origin that were not repeated because too many had been.
     pub origin_retries_refused: IntCounter,
-    /// Response body bytes that clients got.
+    /// Response body bytes sent to clients.
     pub body_bytes: IntCounter,
-    /// Stale responses, by the reason.
+    /// Stale responses, by reason.
     pub stale: IntCounterVec,
-    /// Responses that broke off or failed, by who is to blame.
+    /// Responses that broke off or failed, by the side at fault.
     pub errors: IntCounterVec,
-    /// Requests that were refused because of who asks, by reason.
+    /// Requests refused because of the client's identity, by reason.
     pub auth_refused: IntCounterVec,
     /// Log lines that were suppressed.
     pub log_lines_suppressed: IntCounter,
     /// Client connections: open ones, and those closed or refused at the limit.
     connections: ConnectionMetrics,
-    /// Requests that hold a turn, wait for one, or were refused one.
+    /// Requests that hold a turn at the origin, wait for one, or were refused one.
     miss_turns: MissMetrics,
-    /// The credentials that are looked up.
+    /// Credentials that are looked up.
     #[cfg(feature = "s3-proxy")]
     credentials: CredentialsMetrics,
-    /// What the disk cache counts itself, as of the last exposition.
-    cache: Mutex<CacheMetrics>,
 }
 
-/// Copies of what the credentials of buckets count.
+/// Copies of the counters of the buckets' credentials.
 #[cfg(feature = "s3-proxy")]
 struct CredentialsMetrics {
     watched: Mutex<Vec<(String, Weak<Refreshed>)>>,
@@ -81,7 +99,7 @@ struct ConnectionMetrics {
     idle_closed: IntCounter,
 }
 
-/// Copies of what the turns of requests to the origin count.
+/// Copies of the counters of [`OriginTurns`].
 struct MissMetrics {
     turns: Mutex<Weak<OriginTurns>>,
     in_flight: IntGauge,
@@ -89,8 +107,35 @@ struct MissMetrics {
     refused: IntCounter,
 }
 
-/// Copies of what the disk cache knows.
-struct CacheMetrics {
+/// The metrics of the process.
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+/// A collector of [`METRICS`].
+///
+/// A process has these metrics once, whatever the number of its caches and servers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProcessCollector;
+
+/// A collector of the metrics of one [`DiskCache`].
+///
+/// A registry takes the caches of a process apart by a label `cache`:
+///
+/// ```no_run
+/// use pingora_sendfile::cache::{DiskCache, DiskCacheConfig};
+/// use pingora_sendfile::metrics::CacheCollector;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// for name in ["images", "video"] {
+///     let folder = format!("/var/cache/{name}");
+///     let cache = DiskCache::open(DiskCacheConfig::new(folder, 1 << 40))?;
+///     prometheus::register(Box::new(CacheCollector::named(cache, name)))?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct CacheCollector {
+    cache: &'static DiskCache,
+    collecting: Mutex<()>,
     entries: IntGauge,
     size_bytes: IntGauge,
     fills_in_flight: IntGauge,
@@ -113,9 +158,110 @@ struct CacheMetrics {
     not_admitted: IntCounter,
 }
 
+/// Makes metrics with the same labels.
+#[derive(Default)]
+struct Maker {
+    labels: HashMap<String, String>,
+}
+
+// === impl Maker ===
+
+/// All names are in this file, so that no registration but a host's own can fail.
+const VALID: &str = "metric names are valid";
+const UNIQUE: &str = "metric names are unique";
+
+impl Maker {
+    fn opts(&self, name: &str, help: &str) -> Opts {
+        Opts::new(name, help).const_labels(self.labels.clone())
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        IntCounter::with_opts(self.opts(name, help)).expect(VALID)
+    }
+
+    fn counters(&self, name: &str, help: &str, label: &str) -> IntCounterVec {
+        IntCounterVec::new(self.opts(name, help), &[label]).expect(VALID)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        IntGauge::with_opts(self.opts(name, help)).expect(VALID)
+    }
+
+    fn ratio(&self, name: &str, help: &str) -> Gauge {
+        Gauge::with_opts(self.opts(name, help)).expect(VALID)
+    }
+
+    #[cfg(feature = "s3-proxy")]
+    fn gauges(&self, name: &str, help: &str, label: &str) -> IntGaugeVec {
+        IntGaugeVec::new(self.opts(name, help), &[label]).expect(VALID)
+    }
+}
+
 // === impl Metrics ===
 
 impl Metrics {
+    fn new() -> Self {
+        let make = Maker::default();
+        let metrics = Metrics {
+            sendfile: make.counter(
+                "cache_sendfile_total",
+                "Responses of which at least a part of the body went by sendfile",
+            ),
+            sendfile_bytes: make.counter(
+                "cache_sendfile_bytes_total",
+                "Body bytes that sendfile moved",
+            ),
+            hits: make.counter(
+                "cache_hits_total",
+                "Responses from the cache without asking the origin",
+            ),
+            misses: make.counter("cache_misses_total", "Responses that needed the origin"),
+            origin_requests: make.counter(
+                "origin_requests_total",
+                "Requests sent to the origin, retries included",
+            ),
+            origin_retries: make.counter(
+                "origin_retries_total",
+                "Requests to the origin that were repeated because it failed",
+            ),
+            origin_retries_refused: make.counter(
+                "origin_retries_refused_total",
+                "Requests to the origin not repeated because too many of them had been",
+            ),
+            body_bytes: make.counter(
+                "response_body_bytes_total",
+                "Response body bytes sent to clients",
+            ),
+            stale: make.counters(
+                "cache_stale_total",
+                "Stale responses, by the reason",
+                "reason",
+            ),
+            errors: make.counters(
+                "response_errors_total",
+                "Responses that broke off or failed, by the side at fault",
+                "source",
+            ),
+            auth_refused: make.counters(
+                "auth_refused_total",
+                "Requests refused because of who asks, by reason",
+                "reason",
+            ),
+            log_lines_suppressed: make.counter(
+                "log_lines_suppressed_total",
+                "Log lines suppressed because their call site wrote too many",
+            ),
+            connections: ConnectionMetrics::new(&make),
+            miss_turns: MissMetrics::new(&make),
+            #[cfg(feature = "s3-proxy")]
+            credentials: CredentialsMetrics::new(&make),
+        };
+        for source in ["downstream", "upstream", "internal", "unset"] {
+            metrics.errors.with_label_values(&[source]);
+        }
+        metrics
+    }
+
     /// Report the connections that `limit` counts, in place of any earlier limit.
     pub fn watch_connections(&self, limit: &Arc<ConnectionLimit>) {
         *self.connections.limit.lock() = Arc::downgrade(limit);
@@ -133,31 +279,90 @@ impl Metrics {
         let all = all.map(|(bucket, credentials)| (bucket, Arc::downgrade(&credentials)));
         *self.credentials.watched.lock() = all.collect();
     }
+
+    fn update(&self) {
+        self.connections.update();
+        self.miss_turns.update();
+        #[cfg(feature = "s3-proxy")]
+        self.credentials.update();
+    }
+
+    fn all(&self) -> Vec<&dyn Collector> {
+        #[allow(unused_mut)]
+        let mut all: Vec<&dyn Collector> = vec![
+            &self.sendfile,
+            &self.sendfile_bytes,
+            &self.hits,
+            &self.misses,
+            &self.origin_requests,
+            &self.origin_retries,
+            &self.origin_retries_refused,
+            &self.body_bytes,
+            &self.stale,
+            &self.errors,
+            &self.auth_refused,
+            &self.log_lines_suppressed,
+            &self.connections.open,
+            &self.connections.refused,
+            &self.connections.idle_closed,
+            &self.miss_turns.in_flight,
+            &self.miss_turns.waiting,
+            &self.miss_turns.refused,
+        ];
+        #[cfg(feature = "s3-proxy")]
+        all.extend([
+            &self.credentials.expiry as &dyn Collector,
+            &self.credentials.failures,
+            &self.credentials.refused,
+        ]);
+        all
+    }
+}
+
+// === impl ProcessCollector ===
+
+impl Collector for ProcessCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        descriptions(METRICS.all())
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        METRICS.update();
+        families(METRICS.all())
+    }
+}
+
+fn descriptions(all: Vec<&dyn Collector>) -> Vec<&Desc> {
+    all.into_iter().flat_map(Collector::desc).collect()
+}
+
+fn families(all: Vec<&dyn Collector>) -> Vec<MetricFamily> {
+    all.into_iter().flat_map(Collector::collect).collect()
 }
 
 // === impl CredentialsMetrics ===
 
 #[cfg(feature = "s3-proxy")]
 impl CredentialsMetrics {
-    fn register() -> prometheus::Result<Self> {
-        Ok(CredentialsMetrics {
+    fn new(make: &Maker) -> Self {
+        CredentialsMetrics {
             watched: Mutex::default(),
-            expiry: register_int_gauge_vec!(
+            expiry: make.gauges(
                 "origin_credentials_expiry_timestamp_seconds",
                 "Time when the credentials of a bucket expire; 0 if there are none, or they do not",
-                &["bucket"]
-            )?,
-            failures: register_int_counter_vec!(
+                "bucket",
+            ),
+            failures: make.counters(
                 "origin_credentials_failures_total",
                 "Failed lookups of the credentials of a bucket",
-                &["bucket"]
-            )?,
-            refused: register_int_counter_vec!(
+                "bucket",
+            ),
+            refused: make.counters(
                 "origin_credentials_refused_total",
                 "Requests to the origin refused for lack of valid credentials",
-                &["bucket"]
-            )?,
-        })
+                "bucket",
+            ),
+        }
     }
 
     fn update(&self) {
@@ -186,19 +391,19 @@ impl CredentialsMetrics {
 // === impl ConnectionMetrics ===
 
 impl ConnectionMetrics {
-    fn register() -> prometheus::Result<Self> {
-        Ok(ConnectionMetrics {
+    fn new(make: &Maker) -> Self {
+        ConnectionMetrics {
             limit: Mutex::default(),
-            open: register_int_gauge!("connections_open", "Open client connections")?,
-            refused: register_int_counter!(
+            open: make.gauge("connections_open", "Open client connections"),
+            refused: make.counter(
                 "connections_refused_total",
-                "Client connections closed at once because too many were open and none was idle"
-            )?,
-            idle_closed: register_int_counter!(
+                "Client connections closed at once because too many were open and none was idle",
+            ),
+            idle_closed: make.counter(
                 "connections_idle_closed_total",
-                "Idle client connections closed to make room for new ones"
-            )?,
-        })
+                "Idle client connections closed to make room for new ones",
+            ),
+        }
     }
 
     /// Add what the limit has counted since the last update.
@@ -220,22 +425,22 @@ impl ConnectionMetrics {
 // === impl MissMetrics ===
 
 impl MissMetrics {
-    fn register() -> prometheus::Result<Self> {
-        Ok(MissMetrics {
+    fn new(make: &Maker) -> Self {
+        MissMetrics {
             turns: Mutex::default(),
-            in_flight: register_int_gauge!(
+            in_flight: make.gauge(
                 "cache_misses_in_flight",
-                "Requests that wait for the origin, or pass its response on without storing it"
-            )?,
-            waiting: register_int_gauge!(
+                "Requests that wait for the origin, or pass its response on without storing it",
+            ),
+            waiting: make.gauge(
                 "cache_misses_waiting",
-                "Requests that wait for their turn to ask the origin"
-            )?,
-            refused: register_int_counter!(
+                "Requests that wait for their turn to ask the origin",
+            ),
+            refused: make.counter(
                 "cache_misses_refused_total",
-                "Requests that had no turn to ask the origin in time"
-            )?,
-        })
+                "Requests that had no turn to ask the origin in time",
+            ),
+        }
     }
 
     fn update(&self) {
@@ -251,97 +456,109 @@ impl MissMetrics {
     }
 }
 
-// === impl CacheMetrics ===
+// === impl CacheCollector ===
 
-impl CacheMetrics {
-    fn register() -> prometheus::Result<Self> {
-        Ok(CacheMetrics {
-            entries: register_int_gauge!("cache_entries", "Entries in the disk cache")?,
-            size_bytes: register_int_gauge!(
-                "cache_size_bytes",
-                "Bytes that the disk cache takes: bodies, metadata, and fills in flight"
-            )?,
-            fills_in_flight: register_int_gauge!(
-                "cache_fills_in_flight",
-                "Entries that are being written"
-            )?,
-            memory_bytes: register_int_gauge!(
-                "cache_memory_bytes",
-                "Memory that bodies of small entries take"
-            )?,
-            open_files: register_int_gauge!(
-                "cache_open_files",
-                "Files of entries in use that are kept open"
-            )?,
-            bans: register_int_gauge!(
-                "cache_bans",
-                "Purges in force whose entries have not all been removed yet"
-            )?,
-            writable: register_int_gauge!(
-                "cache_writable",
-                "1 if this process writes to the cache folder, 0 while its predecessor does"
-            )?,
-            load_progress: register_gauge!(
-                "cache_load_progress_ratio",
-                "How far the entries of earlier runs are known, from 0 to 1"
-            )?,
-            evictions: register_int_counter_vec!(
-                "cache_evictions_total",
-                "Entries that left the disk cache, by reason",
-                &["reason"]
-            )?,
-            fill_errors: register_int_counter_vec!(
-                "cache_fill_errors_total",
-                "Responses that should have been stored and were not, by cause",
-                &["cause"]
-            )?,
-            read_errors: register_int_counter_vec!(
-                "cache_read_errors_total",
-                "Entries that could not be read, or have their metadata updated, by cause",
-                &["cause"]
-            )?,
-            scrubbed: register_int_counter_vec!(
-                "cache_scrubbed_total",
-                "Entries whose checksum was compared in the background, by result",
-                &["result"]
-            )?,
-            scrubbed_bytes: register_int_counter!(
-                "cache_scrubbed_bytes_total",
-                "Bytes read in the background to find damage"
-            )?,
-            fills: register_int_counter!("cache_fills_total", "Entries that were written")?,
-            fill_followers: register_int_counter!(
-                "cache_fill_followers_total",
-                "Lookups, also of the first client, that found an entry being written"
-            )?,
-            cold_sends: register_int_counter!(
-                "cache_cold_sends_total",
-                "Parts of bodies that had to be read from the disk before they were sent"
-            )?,
-            memory_hits: register_int_counter!(
-                "cache_memory_hits_total",
-                "Lookups that found the body in memory"
-            )?,
-            descriptor_hits: register_int_counter!(
-                "cache_descriptor_hits_total",
-                "Lookups that found the body's file open"
-            )?,
-            opens: register_int_counter!(
-                "cache_opens_total",
-                "Lookups that had to open an entry's files"
-            )?,
-            not_admitted: register_int_counter!(
-                "cache_not_admitted_total",
-                "Misses not stored because the object was not asked for often enough"
-            )?,
-        })
+impl CacheCollector {
+    /// The metrics of the only cache of a process, without a label.
+    pub fn new(cache: &'static DiskCache) -> Self {
+        CacheCollector::with(cache, &Maker::default())
     }
 
-    /// Take over what the cache has counted since.
-    fn update(&self, cache: &DiskCache) {
+    /// The metrics of one of several caches, all of which have a name: that is the label
+    /// `cache`.
+    pub fn named(cache: &'static DiskCache, name: &str) -> Self {
+        let labels = HashMap::from([("cache".to_owned(), name.to_owned())]);
+        CacheCollector::with(cache, &Maker { labels })
+    }
+
+    fn with(cache: &'static DiskCache, make: &Maker) -> Self {
+        CacheCollector {
+            cache,
+            collecting: Mutex::default(),
+            entries: make.gauge("cache_entries", "Entries in the disk cache"),
+            size_bytes: make.gauge(
+                "cache_size_bytes",
+                "Bytes that the disk cache takes: bodies, metadata, and fills in flight",
+            ),
+            fills_in_flight: make.gauge("cache_fills_in_flight", "Entries that are being written"),
+            memory_bytes: make.gauge(
+                "cache_memory_bytes",
+                "Memory that bodies of small entries take",
+            ),
+            open_files: make.gauge(
+                "cache_open_files",
+                "Files of entries in use that are kept open",
+            ),
+            bans: make.gauge(
+                "cache_bans",
+                "Purges in force whose entries have not all been removed yet",
+            ),
+            writable: make.gauge(
+                "cache_writable",
+                "1 if this process writes to the cache folder, 0 while its predecessor does",
+            ),
+            load_progress: make.ratio(
+                "cache_load_progress_ratio",
+                "How far the entries of earlier runs are known, from 0 to 1",
+            ),
+            evictions: make.counters(
+                "cache_evictions_total",
+                "Entries that left the disk cache, by reason",
+                "reason",
+            ),
+            fill_errors: make.counters(
+                "cache_fill_errors_total",
+                "Responses that should have been stored and were not, by cause",
+                "cause",
+            ),
+            read_errors: make.counters(
+                "cache_read_errors_total",
+                "Entries that could not be read, or have their metadata updated, by cause",
+                "cause",
+            ),
+            scrubbed: make.counters(
+                "cache_scrubbed_total",
+                "Entries whose checksum was compared in the background, by result",
+                "result",
+            ),
+            scrubbed_bytes: make.counter(
+                "cache_scrubbed_bytes_total",
+                "Bytes read in the background to find damage",
+            ),
+            fills: make.counter("cache_fills_total", "Entries that were written"),
+            fill_followers: make.counter(
+                "cache_fill_followers_total",
+                "Lookups, also of the first client, that found an entry being written",
+            ),
+            cold_sends: make.counter(
+                "cache_cold_sends_total",
+                "Parts of bodies that had to be read from the disk before they were sent",
+            ),
+            memory_hits: make.counter(
+                "cache_memory_hits_total",
+                "Lookups that found the body in memory",
+            ),
+            descriptor_hits: make.counter(
+                "cache_descriptor_hits_total",
+                "Lookups that found the body's file open",
+            ),
+            opens: make.counter(
+                "cache_opens_total",
+                "Lookups that had to open an entry's files",
+            ),
+            not_admitted: make.counter(
+                "cache_not_admitted_total",
+                "Misses not stored because the object was not asked for often enough",
+            ),
+        }
+    }
+
+    /// Copies what the cache has counted since.
+    fn update(&self) {
         fn catch_up(metric: &IntCounter, counter: &Counter) {
             metric.inc_by(counter.get().saturating_sub(metric.get()));
         }
+        let cache = self.cache;
         let stats = cache.stats();
         self.entries.set(cache.entries() as i64);
         self.size_bytes.set(cache.size_bytes() as i64);
@@ -380,107 +597,71 @@ impl CacheMetrics {
             catch_up(metric, counter);
         }
     }
+    fn all(&self) -> Vec<&dyn Collector> {
+        vec![
+            &self.entries,
+            &self.size_bytes,
+            &self.fills_in_flight,
+            &self.memory_bytes,
+            &self.open_files,
+            &self.bans,
+            &self.writable,
+            &self.load_progress,
+            &self.evictions,
+            &self.fill_errors,
+            &self.read_errors,
+            &self.scrubbed,
+            &self.scrubbed_bytes,
+            &self.fills,
+            &self.fill_followers,
+            &self.cold_sends,
+            &self.memory_hits,
+            &self.descriptor_hits,
+            &self.opens,
+            &self.not_admitted,
+        ]
+    }
 }
 
-/// The metrics of this process.
-pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
-    // Only a name registered twice can fail, and all names are here.
-    const UNIQUE: &str = "metric names are unique";
-    let metrics = Metrics {
-        sendfile: register_int_counter!(
-            "cache_sendfile_total",
-            "Responses of which at least a part of the body went by sendfile"
-        )
-        .expect(UNIQUE),
-        sendfile_bytes: register_int_counter!(
-            "cache_sendfile_bytes_total",
-            "Body bytes that sendfile moved"
-        )
-        .expect(UNIQUE),
-        hits: register_int_counter!(
-            "cache_hits_total",
-            "Responses from the cache without asking the origin"
-        )
-        .expect(UNIQUE),
-        misses: register_int_counter!("cache_misses_total", "Responses that needed the origin")
-            .expect(UNIQUE),
-        origin_requests: register_int_counter!(
-            "origin_requests_total",
-            "Requests sent to the origin, retries included"
-        )
-        .expect(UNIQUE),
-        origin_retries: register_int_counter!(
-            "origin_retries_total",
-            "Requests to the origin that were repeated because it failed"
-        )
-        .expect(UNIQUE),
-        origin_retries_refused: register_int_counter!(
-            "origin_retries_refused_total",
-            "Requests to the origin not repeated because too many of them had been"
-        )
-        .expect(UNIQUE),
-        body_bytes: register_int_counter!(
-            "response_body_bytes_total",
-            "Response body bytes sent to clients"
-        )
-        .expect(UNIQUE),
-        stale: register_int_counter_vec!(
-            "cache_stale_total",
-            "Stale responses, by the reason",
-            &["reason"]
-        )
-        .expect(UNIQUE),
-        errors: register_int_counter_vec!(
-            "response_errors_total",
-            "Responses that broke off or failed, by the side at fault",
-            &["source"]
-        )
-        .expect(UNIQUE),
-        auth_refused: register_int_counter_vec!(
-            "auth_refused_total",
-            "Requests refused because of who asks, by reason",
-            &["reason"]
-        )
-        .expect(UNIQUE),
-        log_lines_suppressed: register_int_counter!(
-            "log_lines_suppressed_total",
-            "Log lines suppressed because their call site wrote too many"
-        )
-        .expect(UNIQUE),
-        connections: ConnectionMetrics::register().expect(UNIQUE),
-        miss_turns: MissMetrics::register().expect(UNIQUE),
-        #[cfg(feature = "s3-proxy")]
-        credentials: CredentialsMetrics::register().expect(UNIQUE),
-        cache: Mutex::new(CacheMetrics::register().expect(UNIQUE)),
-    };
-    for source in ["downstream", "upstream", "internal", "unset"] {
-        metrics.errors.with_label_values(&[source]);
+impl Collector for CacheCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        descriptions(self.all())
     }
-    metrics
-});
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        // Two at once would both add what was counted since.
+        let _collecting = self.collecting.lock();
+        self.update();
+        families(self.all())
+    }
+}
 
 /// Serves `/metrics` and `/health`.
 pub struct MetricsApp {
-    cache: Option<&'static DiskCache>,
+    registry: Registry,
 }
 
 impl MetricsApp {
-    /// Report on this cache, if there is one.
+    /// Serves the metrics of the process, and those of `cache` if there is one.
     pub fn new(cache: Option<&'static DiskCache>) -> Self {
-        LazyLock::force(&METRICS);
-        MetricsApp { cache }
+        let registry = Registry::new();
+        let mut collectors: Vec<Box<dyn Collector>> = vec![Box::new(ProcessCollector)];
+        collectors.extend(cache.map(|cache| Box::new(CacheCollector::new(cache)) as Box<_>));
+        for collector in collectors {
+            // Only a name that is there twice is refused.
+            registry.register(collector).expect(UNIQUE);
+        }
+        MetricsApp { registry }
+    }
+
+    /// Serves the metrics of a registry.
+    pub fn with_registry(registry: Registry) -> Self {
+        MetricsApp { registry }
     }
 
     fn exposition(&self) -> Vec<u8> {
-        METRICS.connections.update();
-        METRICS.miss_turns.update();
-        #[cfg(feature = "s3-proxy")]
-        METRICS.credentials.update();
-        if let Some(cache) = self.cache {
-            METRICS.cache.lock().update(cache);
-        }
         let mut text = Vec::new();
-        if let Err(e) = TextEncoder::new().encode(&prometheus::gather(), &mut text) {
+        if let Err(e) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             log::warn!("cannot encode the metrics: {e}");
         }
         text
@@ -520,5 +701,91 @@ impl ServeHttp for MetricsApp {
             .headers_mut()
             .insert(http::header::CONTENT_LENGTH, len.into());
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::DiskCacheConfig;
+
+    fn cache(folder: &tempfile::TempDir) -> &'static DiskCache {
+        DiskCache::open(DiskCacheConfig::new(folder.path(), 1 << 20)).unwrap()
+    }
+
+    fn samples(registry: &Registry, name: &str) -> Vec<Vec<(String, String)>> {
+        let families = registry.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        let metrics = family.map_or(&[][..], |family| family.get_metric());
+        let labels = metrics.iter().map(|metric| {
+            let labels = metric.get_label().iter();
+            labels
+                .map(|label| (label.name().to_owned(), label.value().to_owned()))
+                .collect()
+        });
+        labels.collect()
+    }
+
+    #[tokio::test]
+    async fn caches_of_a_process_are_told_apart_by_their_name() {
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let registry = Registry::new();
+        for (folder, name) in folders.iter().zip(["images", "video"]) {
+            let collector = CacheCollector::named(cache(folder), name);
+            registry.register(Box::new(collector)).unwrap();
+        }
+        let label = |name: &str| vec![("cache".to_owned(), name.to_owned())];
+        assert_eq!(
+            samples(&registry, "cache_entries"),
+            [label("images"), label("video")]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_second_registration_is_refused_and_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(&folder);
+        let registry = Registry::new();
+        registry.register(Box::new(ProcessCollector)).unwrap();
+        let first = CacheCollector::new(cache);
+        registry.register(Box::new(first)).unwrap();
+        let before = registry.gather().len();
+        registry.register(Box::new(ProcessCollector)).unwrap_err();
+        let second = CacheCollector::new(cache);
+        registry.register(Box::new(second)).unwrap_err();
+        assert_eq!(registry.gather().len(), before);
+        // Nor does another registry mind, or a server of its own.
+        let other = Registry::new();
+        other.register(Box::new(ProcessCollector)).unwrap();
+        MetricsApp::new(Some(cache));
+        assert_eq!(samples(&other, "cache_hits_total").len(), 1);
+        // Nothing is registered where the host has not asked for it.
+        assert!(prometheus::gather().is_empty());
+    }
+
+    #[tokio::test]
+    async fn counts_of_the_cache_are_collected_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(&folder);
+        let collector = CacheCollector::new(cache);
+        for total in 1..=2 {
+            cache.stats().opens.add(1);
+            for _ in 0..2 {
+                collector.collect();
+                assert_eq!(collector.opens.get(), total);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_serves_its_own_metrics_too() {
+        let registry = Registry::new();
+        let own = IntCounter::new("own_total", "A metric of the host").unwrap();
+        registry.register(Box::new(own)).unwrap();
+        registry.register(Box::new(ProcessCollector)).unwrap();
+        let text = MetricsApp::with_registry(registry).exposition();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("\nown_total 0\n"), "{text}");
+        assert!(text.contains("\ncache_hits_total "), "{text}");
     }
 }
