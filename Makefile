@@ -1,9 +1,12 @@
-.PHONY: help prerequisites vendor vendor-refresh vendor-check build run test upstream-test lint doc bench soak fuzz
+# `make -j` builds no faster: cargo uses all cores itself.
+.NOTPARALLEL:
+
+.PHONY: help prerequisites install-prerequisites vendor vendor-refresh vendor-check build run test upstream-test lint doc bench soak fuzz
 
 help:
-	@echo 'make run            build, and try the proxy on sample files'
+	@echo 'make run            try the proxy on sample files; builds a binary that is not optimized'
 	@echo 'make test           all tests; those against MinIO need Docker'
-	@echo 'make build          target/release/s3-proxy and target/release/examples/http_cache'
+	@echo 'make build          target/release/s3-proxy and target/release/examples/http_cache, optimized'
 	@echo 'make bench          the benchmarks; BENCH=--quick shortens them to a smoke run'
 	@echo 'make soak           the proxy under load, faults and attacks, for SOAK_MINUTES (30)'
 	@echo 'make fuzz           parsers of cache files, requests, S3 documents and YAML, for FUZZ_SECONDS (600) each'
@@ -15,6 +18,10 @@ help:
 
 prerequisites:
 	@vendor/prerequisites.sh
+
+# Only for what a newcomer runs first. It says what it installs.
+install-prerequisites:
+	@vendor/prerequisites.sh install
 
 vendor: prerequisites
 	@vendor/pingora.sh sync
@@ -31,10 +38,14 @@ FEATURES ?= full
 build: vendor
 	cargo build --locked --release --features $(FEATURES) --bin s3-proxy --example http_cache
 
-run: build
-	target/release/s3-proxy demo
+# Optimized for the time until the first hit: few features, and code that is not optimized.
+run: install-prerequisites vendor
+	@echo 'Building s3-proxy with all that it depends on, not optimized. The first time, this' >&2
+	@echo 'takes some minutes: about 3 on two cores.' >&2
+	cargo build --locked --profile try --features demo --bin s3-proxy
+	target/try/s3-proxy demo
 
-test: vendor-check upstream-test
+test: install-prerequisites vendor-check upstream-test
 	cargo test --locked --workspace --features $(FEATURES)
 
 upstream-test: vendor
