@@ -2,18 +2,8 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
-    net::{SocketAddr, TcpStream},
     path::Path,
-    process::{Child, Command, Output, Stdio},
-    sync::mpsc::{self, Receiver},
-    thread,
-};
-
-use tempfile::TempDir;
-use test_support::{
-    eventually, get, pattern, request, scripted::example, Gate, Origin, Reply, Request, Response,
-    PATIENCE,
+    process::{Command, Output},
 };
 
 const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
@@ -23,23 +13,22 @@ fn a_project_builds_with_the_lines_that_the_command_prints() {
     // Kept from run to run: the export is idempotent, and cargo builds only once.
     let project = Path::new(env!("CARGO_TARGET_TMPDIR")).join("export");
     fs::create_dir_all(project.join("src")).expect("make the project");
+    fs::write(
+        project.join("Cargo.toml"),
+        format!("{PACKAGE}[workspace]\n"),
+    )
+    .expect("write Cargo.toml");
+    let sample = include_str!("../examples/embedded.rs");
+    fs::write(project.join("src/main.rs"), sample).expect("write main.rs");
 
     let lines = stdout(&export(&project, &[]));
-    let manifest = format!(
-        "[package]\nname = \"my-proxy\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\n\
-         {lines}\n\
-         [dependencies.async-trait]\nversion = \"0.1\"\n\n\
-         [dependencies.pingora-http]\nversion = \"=0.9.1\"\n\n\
-         [workspace]\n"
-    );
-    fs::write(project.join("Cargo.toml"), manifest).expect("write Cargo.toml");
-    fs::write(project.join("src/main.rs"), include_str!("export/proxy.rs")).expect("write main.rs");
-    // The versions that were fetched to build this test; nothing else is needed.
-    fs::copy(
-        Path::new(CHECKOUT).join("Cargo.lock"),
-        project.join("Cargo.lock"),
+    assert!(!lines.contains("\"/"), "an absolute path:\n{lines}");
+    fs::write(
+        project.join("Cargo.toml"),
+        format!("{PACKAGE}{lines}\n[workspace]\n"),
     )
-    .expect("copy Cargo.lock");
+    .expect("write Cargo.toml");
+    copy_lock(&project);
 
     // What both projects depend on is built once, in the folder that is there.
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
@@ -56,180 +45,181 @@ fn a_project_builds_with_the_lines_that_the_command_prints() {
         "cargo has not looked at the project:\n{lock}"
     );
     assert!(
-        !stderr(&check).contains("was not used"),
+        !stderr(&check).contains(UNUSED),
         "a patch was not used:\n{}",
         stderr(&check)
     );
 }
 
-/// More bytes than are read ahead, and than one call of sendfile(2) moves.
-const LEN: u64 = 3_000_000;
+/// The start of a project's Cargo.toml.
+const PACKAGE: &str = "[package]\nname = \"my-proxy\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\n";
+
+/// The words of cargo's warning about a patch.
+const UNUSED: &str = "was not used";
 
 #[test]
-fn the_sample_stores_each_object_under_its_own_key() {
-    let origin = Origin::start(|request| fresh(request).answering(request));
-    let sample = Sample::start(&origin);
-    for (path, seed) in [("/a.bin", 1), ("/b.bin", 2), ("/a.bin?1", 3)] {
-        let whole = pattern(seed, LEN as usize);
-        expect_body(&get(sample.addr, path), &whole);
-        sample.expect_log(path, "Miss, 0 bytes by sendfile");
-        for _ in 0..2 {
-            expect_body(&get(sample.addr, path), &whole);
-            sample.expect_log(path, "Hit, 3000000 bytes by sendfile");
-        }
-        let part = request(sample.addr, "GET", path, &[("Range", "bytes=7-2000006")]);
-        assert_eq!(part.status, 206);
+fn the_lines_name_one_tls_backend() {
+    let project = tempfile::tempdir().expect("make a folder");
+    for backend in ["rustls", "openssl", "boringssl", "s2n"] {
+        let lines = stdout(&export(project.path(), &["--tls", backend]));
+        let with_it: Vec<_> = lines
+            .lines()
+            .filter(|line| line.contains("features"))
+            .collect();
         assert_eq!(
-            part.header("content-range"),
-            Some("bytes 7-2000006/3000000")
+            with_it,
+            [
+                format!("pingora-core = {{ version = \"=0.9.1\", features = [\"{backend}\"] }}"),
+                format!("pingora-proxy = {{ version = \"=0.9.1\", features = [\"{backend}\"] }}"),
+            ]
         );
-        assert!(part.complete && part.body == whole[7..2_000_007], "{path}");
-        sample.expect_log(path, "Hit, 2000000 bytes by sendfile");
-    }
-    // No object has taken another one's place.
-    expect_body(&get(sample.addr, "/a.bin"), &pattern(1, LEN as usize));
-    sample.expect_log("/a.bin", "Hit, 3000000 bytes by sendfile");
-    // The same path of another host is another object.
-    expect_body(
-        &request(sample.addr, "GET", "/a.bin", &[("Host", "other.example")]),
-        &pattern(4, LEN as usize),
-    );
-    assert_eq!(origin.requests().len(), 4, "all else was stored");
-}
-
-#[test]
-fn the_sample_asks_once_for_six_clients() {
-    let gate = Gate::new();
-    let origin = Origin::start({
-        let gate = gate.clone();
-        move |request| fresh(request).hold_at(0, &gate)
-    });
-    let sample = Sample::start(&origin);
-    let whole = pattern(1, LEN as usize);
-    thread::scope(|scope| {
-        let clients = [(); 6].map(|()| scope.spawn(|| get(sample.addr, "/a.bin")));
-        gate.wait_for_arrivals(1);
-        gate.open();
-        for client in clients {
-            expect_body(&client.join().expect("a client"), &whole);
+        for name in ["pingora-core", "pingora-proxy"] {
+            let manifest = project.path().join("vendor/pingora").join(name);
+            let manifest =
+                fs::read_to_string(manifest.join("Cargo.toml")).expect("read Cargo.toml");
+            assert!(manifest.contains(&format!("\n{backend} = [")), "{name}");
         }
-    });
-    assert_eq!(origin.requests().len(), 1);
+    }
+    let lines = stdout(&export(project.path(), &["--tls", "none"]));
+    assert!(!lines.contains("features"), "{lines}");
+    assert!(lines.contains("\npingora-core = \"=0.9.1\"\n"), "{lines}");
+    for unknown in [&["--tls", "gnutls"][..], &["--tls"]] {
+        let refused = export(project.path(), unknown);
+        assert_eq!(refused.status.code(), Some(2), "{unknown:?}");
+    }
 }
 
 #[test]
-fn the_sample_stores_nothing_that_is_not_for_all() {
-    let origin = Origin::start(|request| match request.path() {
-        "/vary" => Reply::bytes("varies")
-            .header("Cache-Control", "max-age=3600")
-            .header("Vary", "Accept-Language"),
-        "/cookie" => Reply::bytes("one's own")
-            .header("Cache-Control", "max-age=3600")
-            .header("Set-Cookie", "a=b"),
-        "/silent" => Reply::bytes("fresh for no time"),
-        "/private" => Reply::bytes("private").header("Cache-Control", "private, max-age=3600"),
-        _ => fresh(request),
-    });
-    let sample = Sample::start(&origin);
-    for path in ["/vary", "/cookie", "/silent", "/private"] {
-        for _ in 0..2 {
-            assert_eq!(get(sample.addr, path).status, 200);
-        }
-        assert_eq!(origin.requests_for(path), 2, "{path}");
-    }
-    // Methods other than GET and HEAD are not even looked up.
-    for _ in 0..2 {
-        assert_eq!(request(sample.addr, "DELETE", "/a.bin", &[]).status, 200);
-    }
-    assert_eq!(origin.requests_for("/a.bin"), 2);
-}
+fn an_older_lock_gets_the_commands_that_update_it() {
+    let project = tempfile::tempdir().expect("make a folder");
+    let project = project.path();
+    fs::create_dir(project.join("src")).expect("make a folder");
+    fs::write(project.join("src/lib.rs"), "").expect("write lib.rs");
+    // As a project is that has had Pingora for some time.
+    let manifest = format!("{PACKAGE}[dependencies]\npingora-core = \"0.9\"\n");
+    fs::write(project.join("Cargo.toml"), &manifest).expect("write Cargo.toml");
+    copy_lock(project);
+    let lines = stdout(&export(project, &[]));
+    assert!(!lines.contains("cargo update"), "{lines}");
 
-#[test]
-fn the_sample_serves_its_file_without_copying_it() {
-    let origin = Origin::start(fresh);
-    let sample = Sample::start(&origin);
-    expect_body(&get(sample.addr, "/file"), &pattern(9, LEN as usize));
-    sample.expect_log("/file", "Disabled(NeverEnabled), 3000000 bytes by sendfile");
-    assert!(origin.requests().is_empty());
-}
-
-/// An object that may be stored, with bytes of its own for each target and host.
-fn fresh(request: &Request) -> Reply {
-    let seed = match (request.header("host"), &*request.target) {
-        (Some("other.example"), _) => 4,
-        (_, "/b.bin") => 2,
-        (_, "/a.bin?1") => 3,
-        _ => 1,
+    let lock = fs::read_to_string(project.join("Cargo.lock")).expect("read Cargo.lock");
+    let published = fs::read_to_string(Path::new(CHECKOUT).join("vendor/pins/Cargo.lock"))
+        .expect("read the pins");
+    let checksum = |name: &str| {
+        let package = format!("name = \"{name}\"\n");
+        let (_, package) = published.split_once(&package).expect("a pinned crate");
+        let line = package.lines().find(|line| line.starts_with("checksum"));
+        line.expect("a checksum").to_owned()
     };
-    Reply::pattern(seed, LEN)
-        .header("Cache-Control", "max-age=3600")
-        .header("ETag", "\"1\"")
+    // What stands in for the older release: cargo has no need to look at it.
+    let older = lock.replace(
+        "name = \"pingora-core\"\nversion = \"0.9.1\"\n",
+        &format!(
+            "name = \"pingora-core\"\nversion = \"0.9.0\"\n\
+             source = \"registry+https://github.com/rust-lang/crates.io-index\"\n{}\n",
+            checksum("pingora-core")
+        ),
+    );
+    assert_ne!(older, lock);
+    fs::write(project.join("Cargo.lock"), older).expect("write Cargo.lock");
+
+    let lines = stdout(&export(project, &[]));
+    let commands: Vec<_> = lines
+        .lines()
+        .filter_map(|line| line.strip_prefix("#   cargo "))
+        .collect();
+    assert_eq!(commands, ["update pingora-core --precise 0.9.1"]);
+
+    let (_, patches) = lines.split_once("[patch.crates-io]").expect("the patches");
+    fs::write(
+        project.join("Cargo.toml"),
+        format!("{manifest}\n[patch.crates-io]{patches}"),
+    )
+    .expect("write Cargo.toml");
+    let update = Command::new(env!("CARGO"))
+        .args(commands[0].split(' '))
+        .arg("--offline")
+        .current_dir(project)
+        .output()
+        .expect("run cargo");
+    assert!(update.status.success(), "{}", stderr(&update));
+    let lock = fs::read_to_string(project.join("Cargo.lock")).expect("read Cargo.lock");
+    assert!(
+        lock.contains("name = \"pingora-core\"\nversion = \"0.9.1\"\ndependencies"),
+        "the patched crate, which has no source, is not locked:\n{lock}"
+    );
 }
 
-fn expect_body(response: &Response, body: &[u8]) {
-    assert_eq!(response.status, 200);
-    assert!(response.complete);
-    assert!(response.body == body, "{} bytes", response.body.len());
-}
-
-/// `export/proxy.rs`, which this package builds as an example.
-struct Sample {
-    addr: SocketAddr,
-    process: Child,
-    log: Receiver<String>,
-    _dir: TempDir,
-}
-
-// === impl Sample ===
-
-impl Sample {
-    /// Runs it in a folder of its own, which has `file`.
-    fn start(origin: &Origin) -> Self {
-        let dir = tempfile::tempdir().expect("make a folder");
-        fs::write(dir.path().join("file"), pattern(9, LEN as usize)).expect("write the file");
-        let mut process = Command::new(example("my_proxy"))
-            .args(["127.0.0.1:0", &origin.addr().to_string()])
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("run the sample");
-        let stdout = BufReader::new(process.stdout.take().expect("stdout is piped"));
-        let (lines, log) = mpsc::channel();
-        thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                // The pipe is drained even when nobody listens any more.
-                let _ = lines.send(line);
-            }
-        });
-        let mut sample = Self {
-            addr: SocketAddr::from(([127, 0, 0, 1], 0)),
-            process,
-            log,
-            _dir: dir,
-        };
-        let line = sample.log.recv_timeout(PATIENCE).expect("a line");
-        let addr = line.strip_prefix("listening on ").expect("an address");
-        sample.addr = addr.parse().expect("an address");
-        // It says so before it listens.
-        eventually("the sample accepts connections", || {
-            TcpStream::connect(sample.addr).is_ok()
-        });
-        sample
+#[test]
+fn a_checkout_within_a_workspace_is_excluded_from_it() {
+    let root = tempfile::tempdir().expect("make a folder");
+    let root = root.path().canonicalize().expect("the folder's name");
+    let checkout = root.join("third_party/pingora-sendfile");
+    fs::create_dir_all(checkout.join("vendor")).expect("make folders");
+    // All that the command and cargo read of a checkout.
+    for name in [
+        "Cargo.toml",
+        "benches",
+        "examples",
+        "patches",
+        "src",
+        "tests",
+        "vendor/pingora.sh",
+        "vendor/pins",
+    ] {
+        let copied = Command::new("cp")
+            .arg("-r")
+            .args([Path::new(CHECKOUT).join(name), checkout.join(name)])
+            .status()
+            .expect("run cp");
+        assert!(copied.success(), "{name}");
     }
+    let package = root.join("apps/proxy");
+    fs::create_dir_all(package.join("src")).expect("make folders");
+    fs::write(package.join("src/lib.rs"), "").expect("write lib.rs");
+    fs::write(package.join("Cargo.toml"), PACKAGE).expect("write Cargo.toml");
+    let members = "[workspace]\nresolver = \"2\"\nmembers = [\"apps/*\"]\n";
+    fs::write(root.join("Cargo.toml"), members).expect("write Cargo.toml");
+    copy_lock(&root);
 
-    /// Checks that the next request that it logs is for `path`, with the outcome `what`.
-    fn expect_log(&self, path: &str, what: &str) {
-        let line = self.log.recv_timeout(PATIENCE).expect("a line");
-        assert_eq!(line, format!("{path} {what}"));
-    }
-}
+    let output = Command::new(checkout.join("vendor/pingora.sh"))
+        .args(["export", "../../third_party/patched"])
+        .current_dir(&package)
+        .output()
+        .expect("run vendor/pingora.sh");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let lines = stdout(&output);
+    let (dependencies, shared) = lines
+        .split_once("# In Cargo.toml of the workspace, ../../Cargo.toml:\n")
+        .unwrap_or_else(|| panic!("two manifests are told apart:\n{lines}"));
+    let (patches, exclude) = shared
+        .split_once("[workspace]\n")
+        .unwrap_or_else(|| panic!("the checkout is excluded:\n{lines}"));
 
-impl Drop for Sample {
-    fn drop(&mut self) {
-        // Both fail only if it has ended.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+    let metadata = |workspace: String| {
+        fs::write(
+            package.join("Cargo.toml"),
+            format!("{PACKAGE}{dependencies}"),
+        )
+        .expect("write Cargo.toml");
+        fs::write(root.join("Cargo.toml"), workspace).expect("write Cargo.toml");
+        Command::new(env!("CARGO"))
+            .args(["tree", "--offline", "--depth", "1"])
+            .current_dir(&package)
+            .output()
+            .expect("run cargo")
+    };
+    let refused = metadata(format!("{members}\n{patches}"));
+    assert!(
+        stderr(&refused).contains("multiple workspace roots"),
+        "{}",
+        stderr(&refused)
+    );
+    let tree = metadata(format!("{members}{exclude}\n{patches}"));
+    assert!(tree.status.success(), "{}", stderr(&tree));
+    assert!(!stderr(&tree).contains(UNUSED), "{}", stderr(&tree));
+    for name in ["pingora-core", "pingora-proxy", "pingora-sendfile"] {
+        assert!(stdout(&tree).contains(name), "{}", stdout(&tree));
     }
 }
 
@@ -317,6 +307,12 @@ fn export(project: &Path, arguments: &[&str]) -> Output {
         .expect("run vendor/pingora.sh");
     eprintln!("{}", stderr(&output));
     output
+}
+
+/// Has the versions that were fetched to build this test; nothing else is needed.
+fn copy_lock(project: &Path) {
+    let lock = Path::new(CHECKOUT).join("Cargo.lock");
+    fs::copy(lock, project.join("Cargo.lock")).expect("copy Cargo.lock");
 }
 
 fn stdout(output: &Output) -> String {

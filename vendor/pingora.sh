@@ -6,10 +6,11 @@
 #                       when the tree is already that of the pins and the series
 #   pingora.sh refresh  write the commits of vendor/pingora back to patches/
 #   pingora.sh check    exit 1 and say what differs unless tree = pins + series
-#   pingora.sh export [DIR]
-#                       the same crates for another project: writes them to DIR
-#                       (default: vendor/pingora below the current folder), and
-#                       prints the lines for that project's Cargo.toml
+#   pingora.sh export [--tls BACKEND] [DIR]
+#                       the same crates for the package in the current folder:
+#                       writes them to DIR (default: vendor/pingora below the
+#                       current folder), and prints the lines for Cargo.toml.
+#                       BACKEND: rustls (default), openssl, boringssl, s2n, none
 #
 # Cargo fetches and verifies the crates (vendor/pins/Cargo.toml and Cargo.lock
 # pin them); they are verified here once more, against the same checksums,
@@ -233,32 +234,77 @@ export_to() { # DIR
         mv "$work/new" "$dir"
         echo "$dir: Pingora $(pin pingora-core | cut -d' ' -f1) with $(series | wc -l) patches" >&2
     fi
-    manifest_lines "$dir"
 }
 
-# A path as it stands in the Cargo.toml of the current folder.
-manifest_path() {
-    realpath --relative-base=. "$1"
+# The workspace of the package in the current folder: [patch] and [workspace] are read
+# only there. The current folder, if there is no package yet.
+workspace_root() {
+    local manifest
+    if manifest=$(cargo locate-project --workspace --message-format plain 2>/dev/null); then
+        dirname "$manifest"
+    else
+        pwd -P
+    fi
 }
 
-manifest_lines() { # DIR
-    local name
-    printf '[dependencies]\n'
-    for name in $crates; do
-        printf '%s = "=%s"\n' "$name" "$(pin "$name" | cut -d' ' -f1)"
+# The version of a crate in a lock file.
+locked() { # CRATE LOCK
+    sed -n "/^name = \"$1\"\$/{n;s/^version = \"\(.*\)\"\$/\1/p}" "$2" | head -n 1
+}
+
+manifest_lines() { # DIR TLS
+    local dir=$1 tls=$2 here root checkout name version old=''
+    here=$(pwd -P)
+    root=$(workspace_root)
+    checkout=$(realpath "$vendor/..")
+    [ "$root" = "$here" ] || printf '# In Cargo.toml of the package:\n'
+    printf '[dependencies]\nasync-trait = "0.1"\n'
+    printf '# One TLS backend for all: rustls, openssl, boringssl, s2n, or none.\n'
+    for name in $crates pingora-http; do
+        read -r version _ < <(pin "$name")
+        case $name:$tls in
+        pingora-core:none | pingora-proxy:none) printf '%s = "=%s"\n' "$name" "$version" ;;
+        pingora-core:* | pingora-proxy:*)
+            printf '%s = { version = "=%s", features = ["%s"] }\n' "$name" "$version" "$tls"
+            ;;
+        *) printf '%s = "=%s"\n' "$name" "$version" ;;
+        esac
+        if [ -f "$root/Cargo.lock" ]; then
+            case $(locked "$name" "$root/Cargo.lock") in
+            '' | "$version") ;;
+            *) old="$old$name " ;;
+            esac
+        fi
     done
-    printf '# The disk cache. Without it, leave this line out.\n'
-    printf 'pingora-sendfile = { path = "%s", default-features = false }\n' \
-        "$(manifest_path "$vendor/..")"
-    printf '\n[patch.crates-io]\n'
+    printf '# The disk cache and the rules of HTTP caching. To send files, leave this line out.\n'
+    printf 'pingora-sendfile = { path = "%s" }\n' "$(realpath --relative-to=. "$checkout")"
+    printf '\n'
+    if [ "$root" != "$here" ]; then
+        printf '# In Cargo.toml of the workspace, %s:\n' \
+            "$(realpath --relative-to=. "$root/Cargo.toml")"
+    fi
+    printf '[patch.crates-io]\n'
     for name in $crates; do
-        printf '%s = { path = "%s" }\n' "$name" "$(manifest_path "$1/$name")"
+        printf '%s = { path = "%s" }\n' "$name" "$(realpath --relative-to="$root" "$dir/$name")"
     done
+    case $checkout/ in
+    "$root"/*)
+        printf '\n# Otherwise Cargo takes the checkout for a member of this workspace.\n'
+        printf '[workspace]\nexclude = ["%s"]\n' "$(realpath --relative-to="$root" "$checkout")"
+        ;;
+    esac
+    if [ -n "$old" ]; then
+        printf '\n# Cargo.lock has another version of Pingora, for which Cargo ignores the patches\n'
+        printf '# ("was not used in the crate graph"). Run this once:\n'
+        for name in $old; do
+            printf '#   cargo update %s --precise %s\n' "$name" "$version"
+        done
+    fi
 }
 
 usage() {
     echo "usage: vendor/pingora.sh sync|refresh|check" >&2
-    echo "       vendor/pingora.sh export [DIR]" >&2
+    echo "       vendor/pingora.sh export [--tls rustls|openssl|boringssl|s2n|none] [DIR]" >&2
     exit 2
 }
 
@@ -270,10 +316,22 @@ sync | refresh | check)
     "$1"
     ;;
 export)
-    [ $# -le 2 ] || usage
+    shift
+    tls=rustls
+    if [ "${1-}" = --tls ]; then
+        tls=${2-}
+        shift "$((2 < $# ? 2 : $#))"
+    fi
+    case $tls in
+    rustls | openssl | boringssl | s2n | none) ;;
+    *) usage ;;
+    esac
+    [ $# -le 1 ] || usage
     exec 9> "$vendor/.pingora-lock"
     flock 9
-    export_to "$(realpath --canonicalize-missing "${2-vendor/pingora}")"
+    dir=$(realpath --canonicalize-missing "${1-vendor/pingora}")
+    export_to "$dir"
+    manifest_lines "$dir" "$tls"
     ;;
 *)
     usage

@@ -12,6 +12,7 @@ mod disk_faults;
 #[cfg(target_os = "linux")]
 mod durability;
 mod engine;
+mod examples;
 mod fill;
 mod heads;
 mod hit;

@@ -1,18 +1,16 @@
-//! A proxy of your own: it serves one file by itself, and caches on disk what the origin
-//! permits to be stored.
+//! A proxy of your own that caches on disk what its origin permits to be stored.
 //!
 //! ```text
-//! my-proxy LISTEN ORIGIN
+//! embedded LISTEN ORIGIN
 //! ```
 //!
-//! Its Cargo.toml has the lines that `vendor/pingora.sh export` prints, `async-trait` and
-//! `pingora-http`.
+//! Its Cargo.toml has the lines that `vendor/pingora.sh export` prints.
 //!
 //! It uses [`DiskCache`] directly, with Pingora's own rules of HTTP caching.
 //! `pingora_sendfile::http::HttpCaching`, which `examples/http_cache.rs` shows, covers more
 //! of RFC 9111 and leaves less to get right.
 
-use std::{env, fs::File, net::SocketAddr, sync::Arc, time::Duration};
+use std::{env, net::SocketAddr, time::Duration};
 
 use async_trait::async_trait;
 use pingora_cache::{
@@ -39,8 +37,6 @@ struct MyProxy {
     origin: SocketAddr,
     cache: &'static DiskCache,
     lock: &'static FillLock,
-    file: Arc<File>,
-    len: u64,
 }
 
 #[async_trait]
@@ -58,17 +54,7 @@ impl ProxyHttp for MyProxy {
         // has its response before the fill is finished may send another request.
         session.set_proxy_tasks_enabled(true);
         session.set_pipelining_enabled(true);
-        if session.req_header().uri.path() != "/file" {
-            return Ok(false);
-        }
-        let mut header = ResponseHeader::build(200, None)?;
-        header.insert_header("Content-Length", self.len)?;
-        session
-            .write_response_header(Box::new(header), false)
-            .await?;
-        session.write_file_body(&self.file, 0, self.len).await?;
-        session.write_response_body(None, true).await?;
-        Ok(true)
+        Ok(false)
     }
 
     fn request_cache_filter(&self, session: &mut Session, _: &mut ()) -> Result<()> {
@@ -97,7 +83,7 @@ impl ProxyHttp for MyProxy {
         // belongs there. Neither part can contain the separator. The second argument is a
         // tag, for `DiskCache::ban_prefix`.
         let primary = [host, b"\n", request.raw_path()].concat();
-        let mut key = CacheKey::new(primary, "my-proxy");
+        let mut key = CacheKey::new(primary, "embedded");
         // If the object is purged after this, the request does not store it.
         key.extensions.insert(self.cache.lookup_snapshot());
         Ok(key)
@@ -146,17 +132,14 @@ fn main() {
         address.expect("an address such as 127.0.0.1:8080")
     });
     let (Some(listen), Some(origin)) = (addresses.next(), addresses.next()) else {
-        panic!("usage: my-proxy LISTEN ORIGIN");
+        panic!("usage: embedded LISTEN ORIGIN");
     };
-    let file = File::open("file").expect("open the file");
     let cache = DiskCache::open(DiskCacheConfig::new("cache", 1 << 30)).expect("open the cache");
     let proxy = MyProxy {
         origin,
         cache,
         // The time that a request waits for another one that fetches the same object.
         lock: Box::leak(Box::new(FillLock::new(cache, Duration::from_secs(10)))),
-        len: file.metadata().expect("the file's length").len(),
-        file: Arc::new(file),
     };
     let mut server = Server::new(None).expect("a server");
     server.bootstrap();
