@@ -397,8 +397,8 @@ pub struct Cache {
     /// unless the origin states a shorter one. A purge ends it, and so does a response that names
     /// another version of the object. `0`: off.
     pub head_ttl: Period,
-    /// Number of requests for an object from which on it is stored; `1`: the first request stores
-    /// it. The former name `admission` is accepted too.
+    /// Number of requests for an object that it takes to store it; `1`: the first request stores it.
+    /// The former name `admission` is accepted too.
     pub min_uses: Whole<u8, 1, 255>,
     /// Share of a response that must have arrived for its fill to continue after the last client has
     /// left. `0`: always, `1`: never. A fill of unknown length continues only with `0`.
@@ -530,7 +530,7 @@ pub struct Disk {
 #[derive(Deserialize, Serialize)]
 #[serde(remote = "BackendChoice", rename = "backend", rename_all = "lowercase")]
 enum Backend {
-    /// The faster one: `tokio`.
+    /// The one that is faster in most cases, `tokio`.
     Auto,
     /// A pool of threads.
     Tokio,

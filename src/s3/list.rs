@@ -301,9 +301,9 @@ fn character(text: &[u8], is_encoded: bool) -> Option<(usize, Vec<u8>)> {
 impl fmt::Display for ListError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            ListError::Malformed => "the list is not one that S3 writes",
+            ListError::Malformed => "the list has a form that S3 does not write",
             ListError::Incomplete => "the list ends too early",
-            ListError::OutsidePrefix => "the list has keys that were not asked for",
+            ListError::OutsidePrefix => "the list has keys outside the requested prefix",
         })
     }
 }

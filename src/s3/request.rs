@@ -537,7 +537,7 @@ impl Parameters {
         }
         for (name, value) in &self.query {
             if let Some(field) = name.strip_prefix(OVERRIDE) {
-                let invalid = || invalid(format!("{name} is no value of a field"));
+                let invalid = || invalid(format!("{name} is not a valid field value"));
                 let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| invalid())?;
                 self.overrides.push((HeaderName::from_static(field), value));
             }

@@ -132,7 +132,7 @@ impl Refreshed {
                 None => "they have expired".to_owned(),
             },
             // The sender is part of `self`, so only the time can have run out.
-            Ok(Err(_)) | Err(_) => format!("the lookup has not ended for {limit:?}"),
+            Ok(Err(_)) | Err(_) => format!("the lookup takes longer than {limit:?}"),
         };
         Err(NoCredentials(why))
     }
@@ -168,7 +168,7 @@ impl Refreshed {
             self.state.send_modify(|state| state.is_looking = true);
             let found = tokio::time::timeout(LOOKUP_TIMEOUT, lookup()).await;
             let found = found.unwrap_or_else(|_| {
-                Err(format!("the lookup has not ended for {LOOKUP_TIMEOUT:?}"))
+                Err(format!("the lookup takes longer than {LOOKUP_TIMEOUT:?}"))
             });
             let now = SystemTime::now();
             let pause = match found.and_then(|found| Held::new(found, now)) {
@@ -193,11 +193,11 @@ impl Refreshed {
             if is_first || state.error.is_some() {
                 match held.expiry {
                     Some(expiry) => log::info!(
-                        "{}: there are credentials, which expire at {}",
+                        "{}: credentials found, valid until {}",
                         self.owner,
                         httpdate::fmt_http_date(expiry)
                     ),
-                    None => log::info!("{}: there are credentials", self.owner),
+                    None => log::info!("{}: credentials found", self.owner),
                 }
             }
             *state = State {
@@ -214,7 +214,7 @@ impl Refreshed {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let is_valid = self.state.borrow().is_valid(now);
         let kept = match is_valid {
-            true => "those of an earlier lookup are used until they expire",
+            true => "the earlier ones are used until they expire",
             false => "requests to the origin are refused",
         };
         log::warn!("{}: no credentials: {why}; {kept}", self.owner);
@@ -442,7 +442,7 @@ mod tests {
         refreshed.state.send_modify(|state| state.is_looking = true);
         let error = refreshed.wait_for(Duration::from_millis(10)).await;
         let error = error.expect_err("there are none").to_string();
-        assert!(error.contains("has not ended for 10ms"), "{error}");
+        assert!(error.contains("takes longer than 10ms"), "{error}");
     }
 
     #[tokio::test]
