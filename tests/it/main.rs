@@ -9,6 +9,7 @@ mod conditions;
 mod config;
 mod connections;
 mod disk_faults;
+mod docs;
 #[cfg(target_os = "linux")]
 mod durability;
 mod engine;
