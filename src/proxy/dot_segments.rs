@@ -24,7 +24,7 @@ const CAPACITY: usize = 16 * 1024;
 const TTL: Duration = Duration::from_secs(60);
 
 /// Remembers which keys with dot segments the origin has.
-pub(super) struct Dots(Cache<HashBinary, Known>);
+pub(super) struct DotSegments(Cache<HashBinary, Known>);
 
 #[derive(Clone, Copy)]
 struct Known {
@@ -32,11 +32,11 @@ struct Known {
     until: Instant,
 }
 
-// === impl Dots ===
+// === impl DotSegments ===
 
-impl Dots {
-    pub(super) fn new() -> Dots {
-        Dots(Cache::new(CAPACITY))
+impl DotSegments {
+    pub(super) fn new() -> DotSegments {
+        DotSegments(Cache::new(CAPACITY))
     }
 
     /// True if the origin has no object of the key of this request, which has dot segments.

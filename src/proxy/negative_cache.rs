@@ -18,7 +18,7 @@ const CAPACITY: usize = 16 * 1024;
 ///
 /// It is kept in memory; on disk, any client could fill the cache with names of missing
 /// objects. A purge of any object makes it forget everything.
-pub(super) struct Absent {
+pub(super) struct NegativeCache {
     cache: Option<&'static DiskCache>,
     keys: Cache<HashBinary, Answer>,
 }
@@ -31,18 +31,18 @@ struct Answer {
     purges: u64,
 }
 
-// === impl Absent ===
+// === impl NegativeCache ===
 
-impl Absent {
+impl NegativeCache {
     pub(super) fn new(cache: Option<&'static DiskCache>) -> Self {
-        Absent {
+        NegativeCache {
             cache,
             keys: Cache::new(CAPACITY),
         }
     }
 
     /// The value to pass to [`insert`](Self::insert); taken before the origin is asked.
-    pub(super) fn asked_now(&self) -> u64 {
+    pub(super) fn purges(&self) -> u64 {
         self.cache.map_or(0, DiskCache::purges)
     }
 
@@ -64,7 +64,7 @@ impl Absent {
         }
         let answer = self.keys.get(&key.combined_bin())?;
         let left = answer.until.checked_duration_since(Instant::now())?;
-        (answer.purges == self.asked_now()).then_some((answer.status, left))
+        (answer.purges == self.purges()).then_some((answer.status, left))
     }
 }
 
@@ -79,13 +79,13 @@ mod tests {
         CacheKey::new(of, "bucket")
     }
 
-    fn status(absent: &Absent, of: &str) -> Option<u16> {
+    fn status(absent: &NegativeCache, of: &str) -> Option<u16> {
         absent.get(&key(of)).map(|(status, _)| status.as_u16())
     }
 
     #[test]
     fn it_is_forgotten_in_time() {
-        let absent = Absent::new(None);
+        let absent = NegativeCache::new(None);
         let short = Duration::from_nanos(1);
         absent.insert(&key("a"), StatusCode::NOT_FOUND, short, 0);
         absent.insert(&key("b"), StatusCode::GONE, LONG, 0);
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn strangers_do_not_make_it_grow() {
-        let absent = Absent::new(None);
+        let absent = NegativeCache::new(None);
         for number in 0..3 * CAPACITY {
             absent.insert(&key(&number.to_string()), StatusCode::NOT_FOUND, LONG, 0);
         }
@@ -108,8 +108,8 @@ mod tests {
     async fn a_purge_voids_it() {
         let dir = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), 1 << 20)).unwrap();
-        let absent = Absent::new(Some(cache));
-        let asked_at = absent.asked_now();
+        let absent = NegativeCache::new(Some(cache));
+        let asked_at = absent.purges();
         absent.insert(&key("a"), StatusCode::NOT_FOUND, LONG, asked_at);
         assert_eq!(status(&absent, "a"), Some(404));
         cache.purge_key(&key("a")).await.unwrap();
@@ -117,7 +117,7 @@ mod tests {
         // Asked before, answered after.
         absent.insert(&key("a"), StatusCode::NOT_FOUND, LONG, asked_at);
         assert_eq!(status(&absent, "a"), None);
-        let asked_at = absent.asked_now();
+        let asked_at = absent.purges();
         absent.insert(&key("a"), StatusCode::NOT_FOUND, LONG, asked_at);
         assert_eq!(status(&absent, "a"), Some(404));
         cache.ban_prefix("bucket", b"").await.unwrap();

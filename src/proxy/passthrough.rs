@@ -24,11 +24,14 @@ use sha2::{Digest, Sha256};
 use super::buckets::LIST;
 use super::cache_key::{key_of, requested_query};
 use super::route::Route;
-use super::s3_proxy::CHECKSUM_MODE;
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::RelayedRequest;
 use crate::s3::{Change, DeletedKeys, Operation, Proof, Router, S3Request, Signed};
+
+/// Asks S3 for the checksum fields of an object ("Checking object integrity", Amazon S3 User
+/// Guide).
+pub(super) const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
 
 /// The most permissions that are remembered, 100 bytes each. Those that are used less often
 /// leave first.
@@ -100,7 +103,7 @@ struct Permission {
 type Version = [u8; 32];
 
 /// A request that S3 decides on.
-pub(super) struct Passed {
+pub(super) struct Relayed {
     change: Change,
     changes_permissions: bool,
     deleted: DeletedKeys,
@@ -132,7 +135,7 @@ impl Passthrough {
     }
 
     /// Read what a request means for the cache.
-    pub(super) fn read(&self, request: &RequestHeader, route: &Route) -> (RelayedRequest, Passed) {
+    pub(super) fn read(&self, request: &RequestHeader, route: &Route) -> (RelayedRequest, Relayed) {
         let mut own = own_request(request, &route.request);
         own.fills = own.is_cached && route.site.signer().is_some() && is_canonical(request);
         own.host = route.doubtful_name().map(Box::from);
@@ -150,7 +153,7 @@ impl Passthrough {
                 &request.headers,
             )
         });
-        let passed = Passed {
+        let relayed = Relayed {
             change: Change::of(&route.request, &request.method, &request.headers),
             changes_permissions: Change::changes_permissions(&route.request, &request.method),
             deleted: DeletedKeys::default(),
@@ -159,7 +162,7 @@ impl Passthrough {
             proof: proof.flatten(),
             generation: self.generation.load(Ordering::Acquire),
         };
-        (own, passed)
+        (own, relayed)
     }
 
     fn ttl(&self, route: &Route) -> Duration {
@@ -168,8 +171,8 @@ impl Passthrough {
     }
 
     /// True if S3 has given a version of the object to the client, and that is remembered.
-    pub(super) fn permits(&self, passed: &Passed, stored: &HeaderMap) -> bool {
-        let Some(proof) = &passed.proof else {
+    pub(super) fn permits(&self, relayed: &Relayed, stored: &HeaderMap) -> bool {
+        let Some(proof) = &relayed.proof else {
             return false;
         };
         let Some(known) = self.permissions.get(&proof.digest) else {
@@ -182,8 +185,8 @@ impl Passthrough {
 
     /// Remember that S3 has given, or confirmed, a version of an object to a client, or that it
     /// has not.
-    pub(super) fn remember(&self, route: &Route, passed: &Passed, given: Option<&HeaderMap>) {
-        let Some(proof) = &passed.proof else { return };
+    pub(super) fn remember(&self, route: &Route, relayed: &Relayed, given: Option<&HeaderMap>) {
+        let Some(proof) = &relayed.proof else { return };
         let Some(given) = given.filter(|given| given.contains_key(ETAG)) else {
             self.permissions.remove(&proof.digest);
             return;
@@ -194,21 +197,21 @@ impl Passthrough {
         let permission = Permission {
             until: proof.until.map_or(until, |end| end.min(until)),
             version: version(given),
-            generation: passed.generation,
+            generation: relayed.generation,
         };
         self.permissions.insert(proof.digest, permission);
     }
 
     /// Void what a request may have changed: to be called when S3 has answered and the client
     /// has not been answered, or when the answer is lost.
-    pub(super) async fn void(&self, router: &Router, route: &Route, passed: &Passed) {
-        if !passed.may_have_changed() {
+    pub(super) async fn invalidate(&self, router: &Router, route: &Route, relayed: &Relayed) {
+        if !relayed.may_have_changed() {
             return;
         }
-        self.void_permissions(passed);
+        self.invalidate_permissions(relayed);
         let Some(cache) = self.cache else { return };
         cache.forget_answers();
-        let changed = self.changed(router, route, passed);
+        let changed = self.changed(router, route, relayed);
         for key in changed.keys {
             if let Err(e) = cache.invalidate(&key).await {
                 warn!("{key:?} was changed, but is still stored: {e}");
@@ -217,16 +220,16 @@ impl Passthrough {
         ban(cache, changed.beginnings).await;
     }
 
-    /// Like [`void`](Self::void), at the end of an answer: S3 may begin it before it makes the
+    /// Like [`invalidate`](Self::invalidate), at the end of an answer: S3 may begin it before it makes the
     /// change.
-    pub(super) fn void_at_end(&self, router: &Router, route: &Route, passed: &Passed) {
-        if !passed.may_have_changed() {
+    pub(super) fn invalidate_at_end(&self, router: &Router, route: &Route, relayed: &Relayed) {
+        if !relayed.may_have_changed() {
             return;
         }
-        self.void_permissions(passed);
+        self.invalidate_permissions(relayed);
         let Some(cache) = self.cache else { return };
         cache.forget_answers();
-        let changed = self.changed(router, route, passed);
+        let changed = self.changed(router, route, relayed);
         changed
             .keys
             .iter()
@@ -237,17 +240,17 @@ impl Passthrough {
     }
 
     /// Everything that a request may have changed, in each way that S3 may interpret it.
-    fn changed(&self, router: &Router, route: &Route, passed: &Passed) -> Changed {
+    fn changed(&self, router: &Router, route: &Route, relayed: &Relayed) -> Changed {
         let mut changed = Changed::default();
-        match objects(route, passed) {
+        match objects(route, relayed) {
             Some(objects) => {
                 self.add_objects(router, route, route.bucket(), &objects, &mut changed)
             }
             None => add_bucket(router, route, route.bucket(), &mut changed),
         }
         let operation = route.request.operation;
-        let makes_object = passed.change == Change::Object && operation != Operation::Other;
-        if passed.change != Change::Nothing {
+        let makes_object = relayed.change == Change::Object && operation != Operation::Other;
+        if relayed.change != Change::Nothing {
             for (bucket, key) in route.other_readings(router) {
                 match key {
                     Some(key) => {
@@ -303,16 +306,16 @@ impl Passthrough {
         }
     }
 
-    fn void_permissions(&self, passed: &Passed) {
-        if passed.changes_permissions {
+    fn invalidate_permissions(&self, relayed: &Relayed) {
+        if relayed.changes_permissions {
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
     }
 }
 
-// === impl Passed ===
+// === impl Relayed ===
 
-impl Passed {
+impl Relayed {
     /// Look at the next piece of the request's body, or at its end.
     pub(super) fn note_body(&mut self, body: Option<&Bytes>, is_end: bool) {
         if let (Change::Listed, Some(body)) = (self.change, body) {
@@ -350,9 +353,9 @@ impl Passed {
 
 /// The part of the cache in a request for an object.
 fn own_request(request: &RequestHeader, s3: &S3Request) -> RelayedRequest {
-    let relayed = RelayedRequest::default();
+    let passed_through = RelayedRequest::default();
     if !s3.reads_object() || s3.passes_the_cache() || !is_known(request) {
-        return relayed;
+        return passed_through;
     }
     let signed = Signed::of(requested_query(request), &request.headers);
     let has = |name: &HeaderName| request.headers.contains_key(name);
@@ -363,7 +366,7 @@ fn own_request(request: &RequestHeader, s3: &S3Request) -> RelayedRequest {
         || has(&IF_RANGE)
         || (has(&RANGE) && request.method == Method::HEAD)
     {
-        return relayed;
+        return passed_through;
     }
     let kept = [IF_MATCH, IF_UNMODIFIED_SINCE, RANGE];
     RelayedRequest {
@@ -427,15 +430,15 @@ struct Changed {
 }
 
 /// The keys and versions of objects that a request may have changed; `None`: any of the bucket.
-fn objects<'p>(route: &'p Route, passed: &'p Passed) -> Option<Vec<(&'p str, Option<&'p str>)>> {
-    match passed.change {
+fn objects<'p>(route: &'p Route, relayed: &'p Relayed) -> Option<Vec<(&'p str, Option<&'p str>)>> {
+    match relayed.change {
         Change::Nothing => Some(Vec::new()),
         Change::Object => {
             let key = route.request.target.key()?.as_str();
             Some(vec![(key, route.request.version_id())])
         }
         Change::Listed => {
-            let objects = passed.deleted.complete()?.iter();
+            let objects = relayed.deleted.complete()?.iter();
             let objects = objects.map(|object| (&*object.key, object.version_id.as_deref()));
             Some(objects.collect())
         }

@@ -1,0 +1,297 @@
+//! Routing and authorisation, before anything is looked up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header;
+use http::Method;
+use pingora_core::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::ctx::{routed, RequestCtx, Subject};
+use super::{S3ProxyHttp, FORWARDED};
+use crate::http::sends_body;
+use crate::proxy::auth::{Admitted, Refused};
+use crate::proxy::buckets::{self, ListRules, Listing};
+use crate::proxy::errors;
+use crate::proxy::http1::answer_what_was_asked;
+use crate::proxy::route::{Found, Route};
+use crate::s3::{Code, ObjectKey, Operation, S3Error, S3Request, Site, Target};
+
+/// The decision on a request, before anything is looked up for it.
+pub(super) enum Decision {
+    /// The request is served.
+    Proceed,
+    /// The request is answered with an error.
+    Refuse(Box<Refused>),
+}
+
+/// Outcome of [`S3ProxyHttp::admit`] for a request.
+pub(super) enum Admission {
+    /// The request is for an object, and goes on to the cache.
+    Serve,
+    /// The request has no route, or is malformed.
+    Error(S3Error),
+    /// The client is not permitted to make the request.
+    Refuse(Box<Refused>),
+    /// The request is a GET or HEAD that may have a body, which it must not have.
+    MayHaveBody(Found),
+    /// The request is for all buckets.
+    Service(S3Request),
+    /// S3 decides on the request.
+    Pass(Route),
+    /// The request is for something other than an object.
+    Other(Route),
+}
+
+impl S3ProxyHttp {
+    /// The part of the decision that does not wait.
+    pub(super) fn admit(&self, session: &mut Session, ctx: &mut RequestCtx) -> Admission {
+        answer_what_was_asked(session);
+        session.set_write_timeout(self.write_timeout);
+        session.set_min_send_rate(self.min_send_rate);
+        self.limit_keepalive(session);
+        let found = match Found::of(self.keys.router(), session.req_header()) {
+            Ok(found) => found,
+            Err(error) => return Admission::Error(error),
+        };
+        let is_read = matches!(session.req_header().method, Method::GET | Method::HEAD);
+        if is_read && !session.is_body_empty() {
+            return Admission::MayHaveBody(found);
+        }
+        self.admit_found(session, found, ctx)
+    }
+
+    /// The rest of [`admit`](Self::admit), for a request with a route and without a forbidden
+    /// body.
+    fn admit_found(&self, session: &Session, found: Found, ctx: &mut RequestCtx) -> Admission {
+        let route = match found {
+            Found::Site(route) => route,
+            Found::Service(request) => return Admission::Service(request),
+        };
+        if route.site.is_passthrough() {
+            return Admission::Pass(route);
+        }
+        match self.authorise(session, &route.request, &route.site, ctx) {
+            Decision::Proceed => {}
+            Decision::Refuse(refused) => return Admission::Refuse(refused),
+        }
+        if !route.request.reads_object() {
+            return Admission::Other(route);
+        }
+        if !route.request.is_plain() || ctx.admitted.by_cookie {
+            ctx.caching.forbid_fast_hit();
+        }
+        if route.request.passes_the_cache() {
+            ctx.caching
+                .bypass_cache(route.request.part_number().is_some());
+        }
+        ctx.route = Some(route);
+        Admission::Serve
+    }
+
+    /// Answer a request that [`admit`](Self::admit) does not serve. `None`: the request goes on to
+    /// the cache.
+    pub(super) async fn admit_rare(
+        &self,
+        session: &mut Session,
+        mut admission: Admission,
+        ctx: &mut RequestCtx,
+    ) -> Result<Option<bool>> {
+        if let Admission::MayHaveBody(found) = admission {
+            if sends_body(session).await {
+                session.set_keepalive(None);
+                let why = "a GET or HEAD has no body";
+                let error = S3Error::new(Code::InvalidRequest, why);
+                return refuse(session, error, ctx.admitted).await.map(Some);
+            }
+            admission = self.admit_found(session, found, ctx);
+        }
+        let answered = match admission {
+            Admission::Serve | Admission::MayHaveBody(_) => return Ok(None),
+            Admission::Error(error) => refuse(session, error, ctx.admitted).await,
+            Admission::Refuse(refused) => refuse_client(session, &refused).await,
+            Admission::Service(request) => self.answer_service(session, &request, ctx).await,
+            Admission::Pass(route) => self.relay(session, route, ctx).await,
+            Admission::Other(route) => self.answer_other(session, route, ctx).await,
+        };
+        answered.map(Some)
+    }
+
+    /// Decide if a client may do what it asks for. The decision comes before the lookup, so it
+    /// applies to hits too. The proxy's own subrequests have the target and the fields of a
+    /// client's request that was admitted.
+    fn authorise(
+        &self,
+        session: &Session,
+        request: &S3Request,
+        site: &Arc<Site>,
+        ctx: &mut RequestCtx,
+    ) -> Decision {
+        if session.subrequest_ctx.is_some() {
+            return Decision::Proceed;
+        }
+        match self
+            .auth
+            .decide(site.index(), session.req_header(), request)
+        {
+            Ok(admitted) => ctx.admitted = admitted,
+            Err(refused) => return Decision::Refuse(refused),
+        }
+        if !request.overrides().is_empty() && !ctx.admitted.is_authenticated {
+            let why =
+                "Request specific response headers cannot be used for anonymous GET requests.";
+            let error = S3Error::new(Code::InvalidRequest, why);
+            return Decision::Refuse(Box::new(error.into()));
+        }
+        Decision::Proceed
+    }
+
+    /// The key of the object without its dot segments, if it has some and the origin may not have
+    /// the key with them.
+    pub(super) fn without_dots(&self, ctx: &RequestCtx) -> Result<Option<ObjectKey>> {
+        let route = routed(&ctx.route)?;
+        let resolved = route.key()?.without_dot_segments();
+        // A signed key is the key as S3 reads it, so its dot segments stay.
+        Ok(resolved.filter(|_| self.auth.is_open(route.site.index())))
+    }
+
+    /// Route a request to its resolved key if the origin does not have the key with dot segments.
+    pub(super) async fn resolve_to(
+        &self,
+        session: &mut Session,
+        resolved: ObjectKey,
+        ctx: &mut RequestCtx,
+    ) -> Result<Decision> {
+        let key = routed(&ctx.route)?.cache_key()?;
+        if !self.dot_segments.is_absent(session, &key).await {
+            return Ok(Decision::Proceed);
+        }
+        let Some(mut route) = ctx.route.take() else {
+            return Ok(Decision::Proceed);
+        };
+        route.request.target = Target::Object(resolved);
+        // A client that may read the first object need not be permitted to read this one.
+        let decision = self.authorise(session, &route.request, &route.site, ctx);
+        ctx.route = Some(route);
+        Ok(decision)
+    }
+
+    /// Answer a request that is for all buckets.
+    async fn answer_service(
+        &self,
+        session: &mut Session,
+        request: &S3Request,
+        ctx: &mut RequestCtx,
+    ) -> Result<bool> {
+        if request.operation != Operation::ListBuckets {
+            return refuse(session, buckets::not_implemented(request), ctx.admitted).await;
+        }
+        // The buckets that the client may list.
+        let mut refused = None;
+        let mut admitted = Admitted::default();
+        let mut sites = Vec::new();
+        for site in self.keys.router().sites() {
+            if !self
+                .lists
+                .get(site.index())
+                .is_some_and(|rules| rules.is_open)
+            {
+                continue;
+            }
+            match self.authorise(session, request, site, ctx) {
+                Decision::Proceed => {
+                    admitted.by_cookie |= ctx.admitted.by_cookie;
+                    sites.push(&**site);
+                }
+                Decision::Refuse(error) => refused = Some(error),
+            }
+        }
+        match refused {
+            Some(refused) if sites.is_empty() => return refuse_client(session, &refused).await,
+            None if sites.is_empty() => {
+                return refuse(session, Code::AccessDenied.into(), ctx.admitted).await;
+            }
+            _ => {}
+        }
+        let document = buckets::list_of(sites.into_iter());
+        errors::respond_document(session, document, admitted).await?;
+        Ok(true)
+    }
+
+    /// Answer a request for a bucket, or begin to serve a list.
+    async fn answer_other(
+        &self,
+        session: &mut Session,
+        route: Route,
+        ctx: &mut RequestCtx,
+    ) -> Result<bool> {
+        const CLOSED: ListRules = ListRules {
+            is_open: false,
+            ttl: Duration::ZERO,
+        };
+        let rules = self.lists.get(route.site.index()).unwrap_or(&CLOSED);
+        let listing = match Listing::of(&route, rules) {
+            Ok(Some(listing)) => listing,
+            Ok(None) => {
+                buckets::answer(session, &route, ctx.admitted).await?;
+                return Ok(true);
+            }
+            Err(error) => return refuse(session, error, ctx.admitted).await,
+        };
+        // Ranges and conditions do not apply to a list.
+        for name in FORWARDED {
+            session.req_header_mut().remove_header(&name);
+        }
+        ctx.caching.forbid_fast_hit();
+        if listing.ttl.is_zero() {
+            ctx.caching.bypass_cache(false);
+        }
+        ctx.subject = Subject::List(Box::new(listing));
+        ctx.route = Some(route);
+        self.caching.request_filter(session, &mut ctx.caching).await
+    }
+
+    /// Begin to relay a request as the client made it.
+    async fn relay(
+        &self,
+        session: &mut Session,
+        route: Route,
+        ctx: &mut RequestCtx,
+    ) -> Result<bool> {
+        let (relay, mut relayed) = self.passthrough.read(session.req_header(), &route);
+        if session.is_body_empty() {
+            relayed.note_sent();
+        }
+        ctx.caching.relay(relay);
+        ctx.subject = Subject::Relayed(Box::new(relayed));
+        ctx.route = Some(route);
+        self.caching.request_filter(session, &mut ctx.caching).await
+    }
+
+    /// Limit the wait for the next request. Pingora waits forever, which it expresses by zero.
+    fn limit_keepalive(&self, session: &mut Session) {
+        if self.keepalive_timeout.is_some() && session.get_keepalive() == Some(0) {
+            session.set_keepalive(self.keepalive_timeout);
+        }
+    }
+}
+
+/// Answer with an error. Always `true`, the result of `request_filter`.
+async fn refuse(session: &mut Session, error: S3Error, admitted: Admitted) -> Result<bool> {
+    errors::respond(session, &error, admitted).await?;
+    Ok(true)
+}
+
+/// Answer a client that may not do what it asks for. Always `true`, the result of
+/// `request_filter`.
+pub(super) async fn refuse_client(session: &mut Session, refused: &Refused) -> Result<bool> {
+    let mut header = ResponseHeader::build(refused.error.status, Some(5))?;
+    if let Some(challenge) = &refused.challenge {
+        header.insert_header(header::WWW_AUTHENTICATE, challenge)?;
+    }
+    // Boxed, because few requests come here.
+    Box::pin(errors::respond_with(session, header, &refused.error)).await?;
+    Ok(true)
+}

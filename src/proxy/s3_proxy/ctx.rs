@@ -1,0 +1,94 @@
+//! The state of one request.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pingora_core::{Error, ErrorType, Result};
+
+use crate::http::CachingCtx;
+use crate::proxy::auth::Admitted;
+use crate::proxy::buckets::Listing;
+use crate::proxy::passthrough::Relayed;
+use crate::proxy::resolve::Attempts;
+use crate::proxy::route::Route;
+use crate::proxy::rules::Rule;
+
+/// The context of a request.
+#[derive(Default)]
+pub struct RequestCtx {
+    pub(super) caching: CachingCtx,
+    pub(super) route: Option<Route>,
+    pub(super) admitted: Admitted,
+    pub(super) subject: Subject,
+    /// The rule for the object. Not set for a fast hit.
+    pub(super) rule: Option<Arc<Rule>>,
+    pub(super) attempts: Attempts,
+    /// The number of times the request to the origin was repeated.
+    pub(super) retries: u8,
+    /// The next request to the origin waits for a pause.
+    pub(super) pauses: bool,
+    /// The origin has begun to answer the latest request.
+    pub(super) has_answer: bool,
+    /// The clock was corrected for this request.
+    pub(super) clock_corrected: bool,
+    /// The body of the answer may be an error document.
+    pub(super) may_be_fault: bool,
+    pub(super) body: Body,
+    /// The number of purges when the origin was asked.
+    pub(super) purges: u64,
+    /// The negative cache has answered.
+    pub(super) is_negative_hit: bool,
+}
+
+/// The thing a request is about.
+#[derive(Default)]
+pub(super) enum Subject {
+    /// An object, or a bucket as such.
+    #[default]
+    Object,
+    /// A list of objects.
+    List(Box<Listing>),
+    /// Anything in a bucket with `auth: passthrough`. S3 decides on the request.
+    Relayed(Box<Relayed>),
+}
+
+/// The body of the origin's answer, as clients get it.
+#[derive(Default)]
+pub(super) enum Body {
+    #[default]
+    Kept,
+    /// The document of the proxy's own error takes its place. Taken when it is sent.
+    Replaced(Option<Bytes>),
+}
+
+// === impl RequestCtx ===
+
+impl RequestCtx {
+    /// The list that the client asks for.
+    pub(super) fn listing(&self) -> Option<&Listing> {
+        match &self.subject {
+            Subject::List(listing) => Some(listing),
+            _ => None,
+        }
+    }
+
+    /// The request, if S3 decides on it.
+    pub(super) fn relayed(&self) -> Option<&Relayed> {
+        match &self.subject {
+            Subject::Relayed(relayed) => Some(relayed),
+            _ => None,
+        }
+    }
+
+    /// The name of the bucket, for a log.
+    pub(super) fn bucket(&self) -> &str {
+        self.route.as_ref().map_or("?", |route| route.site.bucket())
+    }
+}
+
+/// The route of a request. Every request that reaches the cache or the origin has one.
+pub(super) fn routed(route: &Option<Route>) -> Result<&Route> {
+    route
+        .as_ref()
+        .ok_or_else(|| Error::explain(ErrorType::InternalError, "the request has no route"))
+}

@@ -1,0 +1,78 @@
+//! The end of a request: metrics, and its name in the log.
+
+use http::{header, HeaderValue};
+use pingora_core::{Error, ErrorSource};
+use pingora_proxy::Session;
+
+use super::ctx::RequestCtx;
+use super::S3ProxyHttp;
+use crate::http::ServedStale;
+use crate::metrics::METRICS;
+use crate::proxy::cache_key::requested_path;
+use crate::proxy::memory;
+
+impl S3ProxyHttp {
+    /// Count the request.
+    pub(super) fn finish(
+        &self,
+        session: &mut Session,
+        error: Option<&Error>,
+        ctx: &mut RequestCtx,
+    ) {
+        let zero_copy = session.as_downstream().body_bytes_zero_copy();
+        if zero_copy > 0 {
+            METRICS.sendfile.inc();
+            METRICS.sendfile_bytes.inc_by(zero_copy as u64);
+        }
+        // The bytes of a subrequest count when the client's request sends them.
+        if !ctx.caching.is_background() {
+            METRICS.body_bytes.inc_by(session.body_bytes_sent() as u64);
+        }
+        if ctx.route.is_some() && !ctx.caching.is_background() {
+            if ctx.caching.asked_origin() {
+                METRICS.misses.inc();
+            } else if ctx.is_negative_hit || ctx.caching.is_hit(session) {
+                METRICS.hits.inc();
+            }
+        }
+        let stale = ctx.caching.served_stale(session);
+        if let Some(why) = stale.filter(|_| !ctx.caching.is_background()) {
+            let reason = match why {
+                ServedStale::Error => "error",
+                ServedStale::Revalidating => "revalidating",
+                ServedStale::Accepted => "accepted",
+            };
+            METRICS.stale.with_label_values(&[reason]).inc();
+        }
+        self.caching.logging(session, error, &ctx.caching);
+        if session.as_downstream().is_http2() || ctx.caching.asked_origin() {
+            memory::request_ended();
+        }
+        let Some(error) = error else { return };
+        let source = match error.esource() {
+            // The reader of a subrequest has all that it needs.
+            ErrorSource::Downstream if ctx.caching.is_background() => return,
+            ErrorSource::Downstream => "downstream",
+            ErrorSource::Upstream => "upstream",
+            ErrorSource::Internal => "internal",
+            ErrorSource::Unset => "unset",
+        };
+        METRICS.errors.with_label_values(&[source]).inc();
+    }
+}
+
+/// The name of a request in the log. It has no query: the URL may be presigned, or have a token.
+pub(super) fn summary(session: &Session) -> String {
+    let request = session.req_header();
+    let authority = request
+        .uri
+        .authority()
+        .map(|authority| authority.as_str().as_bytes());
+    let host = request.headers.get(header::HOST).map(HeaderValue::as_bytes);
+    let host = String::from_utf8_lossy(host.or(authority).unwrap_or_default());
+    format!(
+        "{} {}, Host: {host}",
+        request.method,
+        requested_path(request)
+    )
+}
