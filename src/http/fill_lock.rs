@@ -1,4 +1,4 @@
-//! One request to the origin for a key, however many clients ask at once.
+//! The lock that makes concurrent requests for a key one request to the origin.
 
 use std::time::Duration;
 
@@ -10,35 +10,33 @@ use crate::cache::DiskCache;
 
 const SHARDS: usize = 16;
 
-/// How many keys each shard remembers.
+/// The number of keys that each shard remembers.
 const SHARD_CAPACITY: usize = 1024;
 
-/// Pingora's cache lock, which forgets a key when its fill begins: from then on
-/// there is something to follow.
+/// Pingora's cache lock, which releases a key when its fill begins: from then on, requests follow
+/// the fill.
 ///
-/// A request that looked up before that, and comes here after, would find neither
-/// the fill nor the lock, and ask the origin once more. It is told to look up
-/// again.
+/// A request that looked up before that moment and arrives here after it would find neither the
+/// fill nor the lock, and would ask the origin once more. The lock makes it look up again.
 ///
-/// Nobody waits for the answer to a request of which the last answer could not be
-/// stored: it will hardly be for all.
+/// Requests do not wait for a key whose last response was not stored, because the next response is
+/// unlikely to be for all of them.
 ///
-/// Nobody waits either for a fill that was refused, since there is no room or no turn for
-/// it: the next one would wait for the same, and all who wait would be served one after
-/// the other.
+/// They do not wait either for a fill that was refused for lack of room or of a turn. The next fill
+/// would wait for the same, and all waiting requests would be served one after the other.
 ///
-/// The keys need what [`DiskCache::lookup_snapshot`] returns.
+/// Every key must have the extension that [`DiskCache::lookup_snapshot`] returns.
 pub struct FillLock {
     lock: CacheLock,
     cache: &'static DiskCache,
     not_stored: Predictor<SHARDS>,
-    /// Locks that are over at once, with nothing to be found.
+    /// Locks that are released at once, although nothing was stored.
     given_up: CacheLock,
 }
 
 impl FillLock {
-    /// A lock for the fills of `cache`. Requests wait for `age` for another one that fills
-    /// the same key; then one of them asks the origin too.
+    /// A lock for the fills of `cache`. Requests wait for another one that fills the same key. Each
+    /// time `age` has passed, one of them asks the origin too.
     pub fn new(cache: &'static DiskCache, age: Duration) -> Self {
         FillLock {
             lock: CacheLock::new(age),
@@ -48,12 +46,12 @@ impl FillLock {
         }
     }
 
-    /// Whether the last answer for a key could not be stored.
+    /// True if the last response for a key was not stored.
     pub(super) fn gave_up(&self, key: &CacheKey) -> bool {
         !self.not_stored.cacheable_prediction(key)
     }
 
-    /// The lock of somebody who has just found out that nothing is stored.
+    /// A lock that is released at once, for a request that has found that nothing is stored.
     fn give_up(&self, key: &CacheKey) -> Locked {
         match self.given_up.lock(key, false) {
             Locked::Write(permit) => {
@@ -61,7 +59,7 @@ impl FillLock {
                 self.given_up.release(key, permit, LockStatus::GiveUp);
                 over
             }
-            // Another request is at the same point.
+            // Another request does the same.
             over => over,
         }
     }
@@ -70,7 +68,7 @@ impl FillLock {
 impl CacheKeyLock for FillLock {
     fn lock(&self, key: &CacheKey, stale_writer: bool) -> Locked {
         match self.lock.lock(key, stale_writer) {
-            // What is stale was found, and is still there.
+            // A stale response was found, and is still there.
             Locked::Write(permit) if !stale_writer && self.cache.is_new(key) => {
                 let over_at_once = self.lock.lock(key, stale_writer);
                 self.lock.release(key, permit, LockStatus::Done);
@@ -83,7 +81,7 @@ impl CacheKeyLock for FillLock {
 
     fn release(&self, key: &CacheKey, permit: WritePermit, reason: LockStatus) {
         match reason {
-            // Not marked: it can be stored once there is room.
+            // The key is not marked, because the response can be stored once there is room.
             LockStatus::TransientError if self.cache.was_refused(key) => {
                 return self.lock.release(key, permit, LockStatus::GiveUp);
             }
@@ -108,7 +106,7 @@ mod tests {
     use pingora_http::ResponseHeader;
     use std::time::SystemTime;
 
-    /// Whether who asks now may ask the origin; `false`: it looks up again.
+    /// True if this request may ask the origin; false if it has to look up again.
     fn may_ask(lock: &FillLock, key: &CacheKey, stale: bool) -> bool {
         match lock.lock(key, stale) {
             Locked::Write(permit) => {

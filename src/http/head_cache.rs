@@ -1,9 +1,8 @@
-//! Answers to HEAD, which are kept by themselves.
+//! Answers to HEAD.
 //!
 //! They are kept in memory and apart from stored responses, so that none of them can answer a GET
-//! or take the place of a body. A stored response answers HEAD before they do. What the origin
-//! says later about an object, by another validator or by its absence, voids them, and so does
-//! each purge.
+//! or replace a body. A stored response takes precedence over them. An answer is dropped when the
+//! origin sends another validator for its object or no longer has it, and on any purge.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,22 +16,22 @@ use quick_cache::Weighter;
 
 use super::rules::freshness::ttl;
 
-/// Bytes of all kept headers. Those of objects that are asked for less often leave first.
+/// The size of all kept headers, in bytes. The least requested ones are evicted first.
 const CAPACITY: u64 = 16 << 20;
 
-/// Bytes of an entry besides its fields.
+/// The size of an entry without its fields, in bytes.
 const OVERHEAD: usize = 512;
 
-/// Bytes of a field besides its name and value.
+/// The size of a field without its name and value, in bytes.
 const FIELD_OVERHEAD: usize = 64;
 
-/// A larger header is not kept.
+/// The largest header that is kept, in bytes.
 const MAX_WEIGHT: usize = 16 << 10;
 
-/// The number of entries that is expected.
+/// The expected number of entries.
 const EXPECTED: usize = 8192;
 
-/// Answers to HEAD.
+/// The answers of the origin to HEAD.
 pub(super) struct HeadCache {
     ttl: Duration,
     answers: Cache<HashBinary, Head, ByWeight>,
@@ -49,10 +48,10 @@ struct Head {
 #[derive(Clone)]
 struct ByWeight;
 
-/// A HEAD that the origin is asked.
+/// A HEAD that goes to the origin.
 pub(super) struct HeadLookup {
     pub key: HashBinary,
-    /// The number of purges when it was asked.
+    /// The number of purges at the time of the request.
     pub purges: u64,
 }
 
@@ -65,7 +64,7 @@ impl Weighter<HashBinary, Head> for ByWeight {
 // === impl HeadCache ===
 
 impl HeadCache {
-    /// Keep answers for `ttl`; zero: not at all.
+    /// Keep answers for `ttl`; zero to keep none.
     pub(super) fn new(ttl: Duration) -> HeadCache {
         HeadCache {
             ttl,
@@ -77,7 +76,7 @@ impl HeadCache {
         !self.ttl.is_zero()
     }
 
-    /// Keep the answer to a HEAD, with what decides on its freshness.
+    /// Keep the answer to a HEAD, with its freshness.
     pub(super) fn insert(&self, asked: &HeadLookup, meta: CacheMeta) {
         let fresh = ttl(meta.fresh_until(), SystemTime::now());
         let fresh = Duration::from_secs(u64::try_from(fresh).unwrap_or(0));
@@ -94,14 +93,14 @@ impl HeadCache {
         self.answers.insert(asked.key, head);
     }
 
-    /// The answer that is kept for an object. `purges`: their number by now.
+    /// The kept answer for an object. `purges`: the current number of purges.
     pub(super) fn get(&self, key: &HashBinary, purges: u64) -> Option<CacheMeta> {
         let head = self.answers.get(key)?;
         let is_usable = head.purges == purges && Instant::now() < head.until;
         is_usable.then_some(head.meta)
     }
 
-    /// Forget the answer for an object that the origin describes otherwise by now.
+    /// Drop the answer for an object if the origin now describes the object differently.
     pub(super) fn observe(&self, key: &HashBinary, response: &ResponseHeader) {
         if self.answers.is_empty() {
             return;

@@ -1,12 +1,13 @@
-//! HTTP caching (RFC 9111) for any proxy on Pingora, and what it needs of HTTP
-//! semantics (RFC 9110).
+//! HTTP caching (RFC 9111) for any proxy on Pingora, with the HTTP semantics (RFC 9110) that it
+//! needs.
 //!
-//! - [`caching`]: what a proxy calls in each of Pingora's phases
-//! - [`rules`]: parsers and decisions
-//! - [`range_fill`]: fetching whole objects because parts were asked for
-//! - `head_cache`: answers to HEAD, which are kept by themselves
-//! - [`origin_turns`]: the limit of requests to the origin
-//! - [`remainder`]: the rest of a response that is fetched by itself
+//! - [`caching`]: the callbacks of Pingora, and the state of a request
+//! - [`rules`]: parsers and decisions that know no session
+//! - [`range_fill`]: fetching whole objects after requests for parts
+//! - [`remainder`]: fetching the remainder of a response for a client that leaves a fill
+//! - `head_cache`: answers to HEAD
+//! - `fill_lock`, [`origin_turns`], `too_large`, `variants`: limits on requests and on stored
+//!   responses
 //!
 //! Nothing here knows of S3 or of a configuration file.
 

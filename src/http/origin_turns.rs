@@ -1,9 +1,9 @@
-//! The limit of requests that wait for the origin's answer, or pass it on.
+//! The limit of requests that wait for the origin or pass its response on.
 //!
-//! Such a request holds up to 0.3 MB, for bytes of the origin that the client has not taken
-//! yet. Requests beyond the limit have not asked the origin, and hold no more than an idle
-//! connection. A response of known length that is being stored is limited elsewhere, and
-//! gives its turn back; one of unknown length may outgrow the cache, and pass.
+//! Such a request holds up to 0.3 MB of the response that the client has not taken yet. A request
+//! beyond the limit has not asked the origin, and holds no more than an idle connection. A response
+//! of known length that is being stored has another limit, and gives its turn back. One of unknown
+//! length keeps its turn: it may outgrow the cache and pass.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// Turns to ask the origin, which are given in the order of the requests.
+/// Turns to ask the origin, given in the order of the requests.
 #[derive(Debug)]
 pub struct OriginTurns {
     limit: usize,
@@ -25,13 +25,13 @@ pub struct OriginTurns {
 /// A turn that lasts until this is dropped.
 pub(super) type OriginTurn = OwnedSemaphorePermit;
 
-/// A request that waits, until this is dropped.
+/// A waiting request. It is counted until this is dropped.
 struct Waiting<'a>(&'a AtomicUsize);
 
 // === impl OriginTurns ===
 
 impl OriginTurns {
-    /// At most `limit` turns at a time. Requests wait for `patience`.
+    /// At most `limit` turns at a time. A request waits for `patience`.
     pub(super) fn new(limit: usize, patience: Duration) -> OriginTurns {
         let limit = limit.min(Semaphore::MAX_PERMITS);
         OriginTurns {
@@ -43,7 +43,7 @@ impl OriginTurns {
         }
     }
 
-    /// Wait for a turn, or, if `at_once`, take one that is free. `None`: there was none.
+    /// Wait for a turn. `at_once`: take a free one or none. `None` if there was none.
     pub(super) async fn take(&self, at_once: bool) -> Option<OriginTurn> {
         let turn = match self.free.clone().try_acquire_owned() {
             Ok(turn) => Some(turn),
@@ -60,7 +60,7 @@ impl OriginTurns {
         turn
     }
 
-    /// True if most turns are taken.
+    /// True if more than half of the turns are taken.
     pub(super) fn are_scarce(&self) -> bool {
         self.taken() > self.limit.div_ceil(2)
     }
@@ -75,7 +75,7 @@ impl OriginTurns {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// The number of requests so far that had no turn in time.
+    /// The number of requests so far that got no turn in time.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }

@@ -1,15 +1,15 @@
-//! Objects that are fetched as a whole because clients ask for parts.
+//! Range fills: whole objects that are fetched because clients ask for parts.
 //!
-//! A long part from the first byte on is mostly the beginning of a download in parts. The whole is
-//! asked for in its place, and this part and those of other requests follow the fill, which lasts
-//! as long as there are such requests: a `Download`. All other parts come from the origin, and
-//! may have the whole fetched afterwards.
+//! A long part from the first byte on is usually the beginning of a download in parts. The whole is
+//! requested in its place; this part and those of other requests follow the fill, for as long as
+//! there are such requests: a `Download`. All other parts come from the origin, and may start a
+//! fill afterwards.
 //!
-//! A part may be a byte of ten gigabytes, so a fill is paid for. Each byte of an
-//! object that was delivered in parts pays for one byte of its fill. The rest is charged to the budget
-//! of the client whose request begins the fill, and a fill that costs more than is left of the
-//! budget is not begun. Per minute, the origin thus sends at most twice what the clients
-//! receive, plus the budget of each client.
+//! A part may be one byte of ten gigabytes, so a fill is paid for. Each byte of an object that is
+//! delivered in parts pays for one byte of its fill. The remainder is charged to the budget of the
+//! client whose request starts the fill. A fill that costs more than is left of the budget does not
+//! start. Per minute, the origin thus sends at most twice as much as the clients receive, plus the
+//! budget of each client.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -24,44 +24,44 @@ use tokio::time::timeout;
 
 use crate::cache::ForParts;
 
-/// The largest object, in bytes, that is fetched for any part of it.
+/// The largest object, in bytes, that is fetched after any part of it.
 const SMALL: u64 = 16 << 20;
 
-/// One in this many bytes of a larger object has to be delivered before it is fetched.
+/// The share of a larger object that has to be delivered before the object is fetched: one in this
+/// many bytes.
 const SHARE: u64 = 16;
 
-/// Delivered bytes that suffice for an object of any size.
+/// The delivered bytes that suffice for an object of any size.
 const ENOUGH: u64 = 64 << 20;
 
-/// The most objects that are remembered because parts of them were delivered.
+/// The most objects whose delivered parts are counted.
 const MAX_OBJECTS: usize = 4096;
 
-/// The most clients that are remembered because they have spent some of their budget.
-/// Beyond that, other clients have no budget.
+/// The most clients whose spending is counted. Further clients have no budget.
 const MAX_CLIENTS: usize = 4096;
 
-/// The time in which a spent budget is restored.
+/// The time after which a spent budget is fully restored.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// A shorter part is no beginning of a download, and does not wait for one either. Transfer
-/// managers of S3 ask for 5 MiB at least, and mostly for 8.
+/// The shortest part that may belong to a download. S3 transfer managers ask for at least 5 MiB,
+/// and usually for 8.
 pub(super) const DOWNLOAD_PART: u64 = 1 << 20;
 
-/// Limits for fetching whole objects of which clients have asked for parts.
+/// Limits of range fills.
 #[derive(Debug, Clone, Copy)]
 pub struct RangeFillLimits {
-    /// The most objects in flight; 0: none, which switches them off.
+    /// The most objects in flight; 0 turns range fills off.
     pub in_flight: usize,
-    /// The longest body that is fetched, in bytes.
+    /// The largest object that is fetched, in bytes.
     pub max_bytes: u64,
-    /// The total size of the objects in flight, in bytes. A larger object is fetched alone,
-    /// once clients have received as many bytes of it as it has.
+    /// The total size of the objects in flight, in bytes. A larger object is fetched alone, once
+    /// clients have received as many bytes of it as it has.
     pub bytes_in_flight: u64,
-    /// Bytes that may be fetched in a minute for one client address, beyond those of the
-    /// object that clients have received; `None`: no limit.
+    /// The bytes that may be fetched in a minute for one client address, beyond those that clients
+    /// have received; `None` for no limit.
     pub client_bytes_per_minute: Option<u64>,
-    /// The longest time that a part waits for a fill that has not come to it, before it is
-    /// fetched by itself; zero: only the beginning of a fill is waited for.
+    /// The longest time a part waits for a fill that has not reached it, before the part is fetched
+    /// by itself; zero to wait only for the beginning of a fill.
     pub max_wait: Duration,
 }
 
@@ -77,7 +77,7 @@ impl Default for RangeFillLimits {
     }
 }
 
-/// Fills for parts, in flight and to come.
+/// The range fills of a cache, in flight and pending.
 #[derive(Debug, Default, Clone)]
 pub struct RangeFills(Arc<Mutex<Table>>);
 
@@ -85,7 +85,7 @@ pub struct RangeFills(Arc<Mutex<Table>>);
 struct Table {
     /// The size of each object that is being fetched.
     in_flight: HashMap<HashBinary, u64>,
-    /// Bytes delivered of each object that is not fetched yet.
+    /// The delivered bytes of each object that is not being fetched.
     delivered: HashMap<HashBinary, u64>,
     clients: HashMap<Option<IpAddr>, Spent>,
     downloads: HashMap<HashBinary, Weak<Download>>,
@@ -98,49 +98,49 @@ struct Spent {
     at: Instant,
 }
 
-/// A part of an object, delivered to a client.
+/// A part that a client has received.
 #[derive(Debug, Clone, Copy)]
 pub struct Part {
     /// The object.
     pub key: HashBinary,
-    /// Bytes of the part that were sent to the client.
+    /// The bytes of the part that the client has received.
     pub delivered: u64,
-    /// Bytes of the whole object.
+    /// The length of the whole object.
     pub whole_len: u64,
-    /// The client that asked.
+    /// The address of the client.
     pub client: Option<IpAddr>,
     /// The part begins a download.
     pub begins: bool,
 }
 
-/// An object that would be stored as a whole, and of which the origin sends a part.
+/// An object that would be stored as a whole, while the origin sends a part of it.
 pub(super) struct FillCandidate {
     pub key: CacheKey,
     pub whole_len: u64,
 }
 
-/// A download in parts: what its requests have in common. It is over when the last of them drops
-/// it, and so is its fill, unless that was paid for by then.
+/// The shared state of a download in parts. The download ends when the last of its requests drops
+/// it. Its fill ends then too, unless it has been paid for.
 #[derive(Debug)]
 pub(super) struct Download {
     fills: RangeFills,
     key: HashBinary,
-    /// The fill's end of it.
+    /// The marker in the entry that is being filled.
     pub for_parts: ForParts,
-    /// True when the fill has begun, or will not begin.
+    /// True once the fill has begun, or cannot begin.
     has_begun: watch::Sender<bool>,
     whole_len: OnceLock<u64>,
 }
 
-/// A request's share in a download.
+/// The role of a request in a download.
 pub(super) enum Share {
-    /// The request has to ask for the whole.
+    /// The request has to start the fill.
     Begins(Arc<Download>),
-    /// Another request does so, or has done so.
+    /// Another request has started the fill, or is about to.
     Follows(Arc<Download>),
 }
 
-/// A fill in flight; it is over when this is dropped.
+/// A fill in flight. It ends when this is dropped.
 #[derive(Debug)]
 pub struct FillGuard {
     fills: RangeFills,
@@ -150,8 +150,8 @@ pub struct FillGuard {
 // === impl RangeFills ===
 
 impl RangeFills {
-    /// Begin to fetch the whole after a part from the origin was delivered, unless it is being
-    /// fetched, is not worth it yet, or is beyond the limits.
+    /// Start a fill after a part was delivered, unless there is one already, it is not worth it
+    /// yet, or it is beyond the limits.
     pub fn begin(&self, part: &Part, limits: &RangeFillLimits, now: Instant) -> Option<FillGuard> {
         if part.delivered == 0 {
             return None;
@@ -209,12 +209,12 @@ impl RangeFills {
 // === impl Download ===
 
 impl Download {
-    /// Note that the fill has begun, or will not begin.
+    /// Note that the fill has begun, or cannot begin.
     pub(super) fn set_begun(&self) {
         self.has_begun.send_replace(true);
     }
 
-    /// Wait until the fill has begun, or will not begin, but not longer than `patience`.
+    /// Wait until the fill has begun or cannot begin, but no longer than `patience`.
     pub(super) async fn begun(&self, patience: Duration) {
         let mut has_begun = self.has_begun.subscribe();
         // The sender lives as long as this.
@@ -226,7 +226,7 @@ impl Download {
         let _ = self.whole_len.set(whole_len);
     }
 
-    /// Have the whole fetched to its end, if the part that was delivered pays for it.
+    /// Keep the fill until its end, if the delivered part pays for it.
     pub(super) fn delivered(
         &self,
         bytes: u64,
@@ -254,7 +254,7 @@ impl Drop for Download {
     fn drop(&mut self) {
         self.for_parts.end();
         let mut table = self.fills.0.lock();
-        // Another one may have begun.
+        // Another download of the object may have begun.
         let is_over = |download: &Weak<Download>| download.strong_count() == 0;
         if table.downloads.get(&self.key).is_some_and(is_over) {
             table.downloads.remove(&self.key);
@@ -263,7 +263,7 @@ impl Drop for Download {
 }
 
 impl Table {
-    /// Count the bytes of a part. Returns those delivered of the object so far.
+    /// Count the bytes of a part. Returns the delivered bytes of the object.
     fn count(&mut self, part: &Part) -> u64 {
         if self.delivered.len() >= MAX_OBJECTS && !self.delivered.contains_key(&part.key) {
             self.forget_half();
@@ -273,8 +273,8 @@ impl Table {
         *delivered
     }
 
-    /// Forget the objects of which the fewest bytes were delivered, so that a client cannot
-    /// displace the others by a byte of each of many objects.
+    /// Forget the objects with the fewest delivered bytes, so that a client cannot displace the
+    /// others by asking for a byte of each of many objects.
     fn forget_half(&mut self) {
         let mut bytes: Vec<_> = self.delivered.values().copied().collect();
         let middle = bytes.len() / 2;
@@ -283,8 +283,8 @@ impl Table {
         self.delivered.retain(|_, delivered| *delivered > median);
     }
 
-    /// True if an object of this size may be in flight too. One larger than all that may be
-    /// in flight has to be paid for in full, and is fetched alone.
+    /// True if another object of this size may be in flight. An object beyond the limit has to be
+    /// paid for in full, and is fetched alone.
     fn has_room(&self, whole_len: u64, delivered: u64, limits: &RangeFillLimits) -> bool {
         if self.in_flight.is_empty() && delivered >= whole_len {
             return limits.in_flight > 0;
@@ -294,7 +294,7 @@ impl Table {
             && whole_len <= limits.bytes_in_flight.saturating_sub(bytes)
     }
 
-    /// Charge a client. `false`: its budget has less left.
+    /// Charge a client. `false` if its budget is too small.
     fn spend(
         &mut self,
         client: Option<IpAddr>,
@@ -335,7 +335,7 @@ impl Spent {
     }
 }
 
-/// The network of an address: a client may have all addresses of an IPv6 /64.
+/// The network of an address. A client may have all addresses of an IPv6 /64.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & (u128::MAX << 64)).into(),

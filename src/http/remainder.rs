@@ -1,8 +1,8 @@
-//! The rest of a response, fetched by a request of the proxy's own.
+//! The remainder of a response, fetched by a subrequest.
 //!
-//! A follower of a fill without room on the disk may have to leave it.
-//! It has received the beginning of a version, so the rest has to be of that version:
-//! `If-Match` asks for it, and the `ETag` of the response, which has to be strong, confirms it.
+//! A client that follows a fill may have to leave it when the disk has no room. It has received the
+//! beginning of one version, so the remainder must be of the same version: `If-Match` asks for it,
+//! and the `ETag` of the response, which has to be strong, confirms it.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -23,32 +23,32 @@ use super::rules::range::parse_content_range;
 use super::rules::request::strip_to_target;
 use crate::cache::Remainder;
 
-/// The error of a rest that the origin does not have.
-pub const NO_REST: ErrorType = ErrorType::new("NoRestOfBody");
+/// The error of a remainder that the origin does not send.
+pub const NO_REMAINDER: ErrorType = ErrorType::new("NoRemainder");
 
-/// A request for the rest of a response: the context of a subrequest.
+/// The context of a subrequest for the remainder of a response.
 pub(super) struct RemainderRequest {
     range: Arc<OnceLock<Range<u64>>>,
     etag: HeaderValue,
 }
 
-/// The rest of a response.
+/// The remainder of a response.
 pub(super) struct FetchedRemainder {
-    /// Set when it is asked for.
+    /// Set when the remainder is requested.
     range: Arc<OnceLock<Range<u64>>>,
     etag: HeaderValue,
     /// The length of the whole, if it is known.
     whole_len: Option<u64>,
     prepared: Option<PreparedSubrequest>,
     handle: SubrequestHandle,
-    /// Bytes to come.
+    /// Bytes that have not been received yet.
     left: u64,
 }
 
 // === impl RemainderRequest ===
 
 impl RemainderRequest {
-    /// Turn the client's request into one for the rest of its response.
+    /// Turn the client's request into one for the remainder of its response.
     pub(super) fn prepare(&self, request: &mut RequestHeader) -> Result<()> {
         strip_to_target(request, Method::GET);
         let range = self.range.get().cloned().unwrap_or(0..u64::MAX);
@@ -64,9 +64,9 @@ impl RemainderRequest {
 // === impl FetchedRemainder ===
 
 impl FetchedRemainder {
-    /// A way to get the rest of a response to `session`, of which `stored` is the header. Nothing
-    /// is asked for yet. `None`: the origin does not offer it, or could not confirm that it is
-    /// of this version.
+    /// Prepare to fetch the remainder of a response to `session` with the header `stored`. Nothing
+    /// is requested yet. `None` if the origin does not serve ranges, or could not confirm the
+    /// version.
     pub(super) fn new(
         session: &Session,
         stored: &HeaderMap,
@@ -93,13 +93,16 @@ impl FetchedRemainder {
 
     async fn next_task(&mut self) -> Result<HttpTask> {
         let task = self.handle.rx.recv().await;
-        task.ok_or_else(|| no_rest("the request for the rest broke off"))
+        task.ok_or_else(|| no_remainder("the request for the remainder ended early"))
     }
 
-    /// The length of the part, if it is the one that was asked for.
+    /// The length of the part.
+    ///
+    /// # Errors
+    /// It is not the requested part, or not of the same version.
     fn check(&self, response: &ResponseHeader) -> Result<u64> {
         if response.status != StatusCode::PARTIAL_CONTENT {
-            return Err(no_rest("the origin does not answer with a part"));
+            return Err(no_remainder("the origin did not send a part"));
         }
         let tag = |value: &HeaderValue| EntityTag::parse(value.as_bytes()).is_some();
         let is_same = response
@@ -108,17 +111,19 @@ impl FetchedRemainder {
             .filter(|etag| tag(etag))
             .is_some_and(|etag| etag == self.etag);
         if !is_same {
-            return Err(no_rest("the origin has another version"));
+            return Err(no_remainder("the origin has another version"));
         }
         let part = response.headers.get(CONTENT_RANGE);
         let part = part.and_then(|part| parse_content_range(part.as_bytes()));
         let part = part.and_then(|part| Some((part.range?, part.complete_length?)));
         let (Some((part, whole_len)), Some(asked)) = (part, self.range.get()) else {
-            return Err(no_rest("the origin does not say which part it sends"));
+            return Err(no_remainder(
+                "the origin did not state the range of its part",
+            ));
         };
         let end = asked.end.min(whole_len);
         if part != (asked.start..end) || self.whole_len.is_some_and(|len| len != whole_len) {
-            return Err(no_rest("the origin sends another part"));
+            return Err(no_remainder("the origin sent another part"));
         }
         Ok(part.end - part.start)
     }
@@ -139,7 +144,11 @@ impl Remainder for FetchedRemainder {
                     return Ok(());
                 }
                 HttpTask::Failed(e) => return Err(e),
-                _ => return Err(no_rest("the response for the rest has no header")),
+                _ => {
+                    return Err(no_remainder(
+                        "the response with the remainder has no header",
+                    ))
+                }
             }
         }
     }
@@ -149,24 +158,24 @@ impl Remainder for FetchedRemainder {
             match self.next_task().await? {
                 HttpTask::Body(Some(bytes), _) if !bytes.is_empty() => {
                     let left = self.left.checked_sub(bytes.len() as u64);
-                    self.left = left.ok_or_else(|| no_rest("the rest is too long"))?;
+                    self.left = left.ok_or_else(|| no_remainder("the remainder is too long"))?;
                     return Ok(Some(bytes));
                 }
                 HttpTask::Body(_, false) => {}
                 HttpTask::Failed(e) => return Err(e),
-                _ => return Err(no_rest("the rest is too short")),
+                _ => return Err(no_remainder("the remainder is too short")),
             }
         }
         Ok(None)
     }
 }
 
-fn no_rest(why: &'static str) -> Box<Error> {
-    Error::explain(NO_REST, why).into_up()
+fn no_remainder(why: &'static str) -> Box<Error> {
+    Error::explain(NO_REMAINDER, why).into_up()
 }
 
-/// True if the rest of a response with this header can be fetched by itself: the origin offers
-/// that, and can confirm that it is of the same version.
+/// True if the remainder of a response with this header can be fetched: the origin serves ranges,
+/// and can confirm the version.
 pub(super) fn offers_remainder(stored: &HeaderMap) -> bool {
     let tag = stored
         .get(ETAG)

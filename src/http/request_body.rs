@@ -1,4 +1,4 @@
-//! Requests that only their end shows to have no body.
+//! Request bodies. Sometimes only the end of a request shows that it has none.
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use http::Method;
 use pingora_core::Result;
 use pingora_proxy::Session;
 
-/// Longest wait for the end of a request that has no body.
+/// The longest wait for the end of a request without a body.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// True if a GET or HEAD has a body. Sometimes only the end of the request tells: over
-/// HTTP/2, Node.js sends an empty DATA frame with END_STREAM. Bytes received of a body can
-/// still be read afterwards. Requests with other methods are not waited for.
+/// True if a GET or HEAD has a body. Sometimes only the end of the request tells: over HTTP/2,
+/// Node.js sends an empty DATA frame with END_STREAM. Received bytes of a body can still be read
+/// afterwards. For other methods, this does not wait.
 pub(super) async fn has_body(session: &mut Session) -> bool {
     if session.is_body_empty() {
         return false;
@@ -24,8 +24,8 @@ pub(super) async fn has_body(session: &mut Session) -> bool {
     Box::pin(within_time(session.as_downstream_mut().wait_for_body())).await
 }
 
-/// Like [`has_body`], for a request of any method whose body is not passed on: the first
-/// piece of the body is dropped. A chunked body that is empty counts as none.
+/// Like [`has_body`], for any method, if the body is not forwarded: its first piece is dropped. An
+/// empty chunked body counts as none.
 #[cfg(feature = "s3-proxy")]
 pub(crate) async fn sends_body(session: &mut Session) -> bool {
     if session.is_body_empty() {

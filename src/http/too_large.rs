@@ -1,4 +1,4 @@
-//! Which objects turned out larger than the whole cache.
+//! Objects that are larger than the whole cache.
 
 use pingora_cache::predictor::{CacheablePredictor, Predictor};
 use pingora_cache::{CacheKey, NoCacheReason};
@@ -7,19 +7,19 @@ use crate::cache::DiskCache;
 
 const SHARDS: usize = 16;
 
-/// How many keys each shard remembers.
+/// The number of keys that each shard remembers.
 const SHARD_CAPACITY: usize = 1024;
 
-/// Remembers the objects that were too large to be stored, so that storing them is not
-/// tried again. The cache itself notes those of unknown length. Objects that could not be
-/// stored for other reasons are tried each time.
+/// Remembers the objects that were too large, so that the cache does not try to store them again.
+/// The disk cache itself notes those of unknown length. Objects that were not stored for other
+/// reasons are tried each time.
 pub struct TooLarge {
     predictor: Predictor<SHARDS>,
     cache: &'static DiskCache,
 }
 
 impl TooLarge {
-    /// Objects that were too large for this cache.
+    /// A memory of the objects that are too large for `cache`.
     pub fn new(cache: &'static DiskCache) -> Self {
         TooLarge {
             predictor: Predictor::new(SHARD_CAPACITY, None),

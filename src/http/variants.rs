@@ -6,12 +6,12 @@ use parking_lot::Mutex;
 use pingora_cache::key::HashBinary;
 use quick_cache::sync::Cache;
 
-/// The most keys whose variants are counted; those in use stay.
+/// The most keys whose variants are counted. The least used ones are evicted first.
 const KEYS: usize = 4096;
 
-/// The stored variants of each key, oldest first. The origin decides on `Vary`, but
-/// clients choose the values of the fields that it names: without a limit, any client
-/// could have a response fetched and stored once for every value of a field.
+/// The stored variants of each key, oldest first. The origin decides on `Vary`, but clients choose
+/// the values of the fields that it names. Without a limit, any client could have a response
+/// fetched and stored once for every value of a field.
 pub(super) struct Variants {
     limit: usize,
     keys: Cache<HashBinary, Arc<Mutex<Vec<HashBinary>>>>,
@@ -28,8 +28,7 @@ impl Variants {
         }
     }
 
-    /// Note that a variant of a key is about to be stored. Returns the one that has to
-    /// leave for it.
+    /// Note that a variant of a key is about to be stored. Returns the variant to evict for it.
     pub(super) fn admit(&self, key: HashBinary, variant: HashBinary) -> Option<HashBinary> {
         let stored = self
             .keys

@@ -1,4 +1,4 @@
-//! Removes objects from the cache on request, on a listener of its own.
+//! Purges objects from the cache, on a separate listener.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -18,26 +18,26 @@ use crate::config::Config;
 use crate::logging;
 use crate::s3::RouteError;
 
-/// The longest wait for a client that takes no bytes of its answer.
+/// The longest wait for a client that does not read its answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serves `PURGE`.
 ///
-/// `PURGE /path` removes the object at that path, as clients name it;
-/// `PURGE /path*` voids all objects whose path begins so. An object whose name
-/// ends in an asterisk is `PURGE /path%2A`. `PURGE /path?versionId=VERSION` removes a version,
-/// and `//HOST/key` is the path of an object at a host.
+/// `PURGE /path` removes the object at that path, as clients name it. `PURGE /path*` removes all
+/// objects whose path begins with `/path`. An object whose name ends in an asterisk is `PURGE
+/// /path%2A`. `PURGE /path?versionId=VERSION` removes a version, and `//HOST/key` is the path of an
+/// object at a host.
 ///
-/// There is no authentication: anyone who reaches the listener may empty the cache. Pages
-/// in an operator's browser may not: a request is refused if it has an `Origin`, or names
-/// a host that is neither an IP address nor `localhost`.
+/// There is no authentication: anyone who reaches the listener may empty the cache. Pages in an
+/// operator's browser may not: a request is refused if it has an `Origin`, or if its host is
+/// neither an IP address nor `localhost`.
 pub struct AdminApp {
     keys: CacheKeys,
     cache: Option<&'static DiskCache>,
 }
 
 impl AdminApp {
-    /// Purge the objects of the buckets of `config` from this cache, if there is
+    /// An application that purges objects of the buckets of `config` from this cache, if there is
     /// one.
     pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Self {
         AdminApp {

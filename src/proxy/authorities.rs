@@ -1,4 +1,4 @@
-//! The authorities that sign the certificates of origins, from the files of `ca_file`.
+//! The certificate authorities of origins, from the files of `ca_file`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -21,15 +21,16 @@ pub(super) struct Authorities(HashMap<PathBuf, Loaded>);
 
 struct Loaded {
     authorities: Arc<CaType>,
-    /// A connection that was checked against one file is not used for another.
+    /// The group of connections that were checked against this file. A connection is reused only
+    /// within its group.
     group: u64,
 }
 
 // === impl Authorities ===
 
 impl Authorities {
-    /// The authorities of these buckets' origins. Nothing is signed by those of a file that cannot
-    /// be read.
+    /// The authorities of these buckets' origins. For a file that cannot be read, there are none,
+    /// and no certificate is accepted.
     pub(super) fn load(sites: &[Arc<Site>]) -> Self {
         let mut all = HashMap::new();
         let files = sites
@@ -48,7 +49,7 @@ impl Authorities {
         Authorities(all)
     }
 
-    /// Have the certificate of a peer checked as `options` say.
+    /// Let Pingora check the certificate of a peer as `options` say.
     pub(super) fn apply(&self, options: &ConnectionOptions, peer: &mut HttpPeer) {
         peer.options.verify_cert = options.verify != Verify::Nothing;
         peer.options.verify_hostname = options.verify == Verify::Full;

@@ -1,8 +1,8 @@
-//! Answers about buckets.
+//! Answers about buckets, and lists of objects.
 //!
-//! A client needs HeadBucket and GetBucketLocation before it asks for objects: to see that a
-//! bucket is there, and in which region requests are signed. The configuration says both, and
-//! a client that may read objects knows both anyway, so they need no `list: true`.
+//! Clients send HeadBucket and GetBucketLocation before they ask for objects, to check that a
+//! bucket exists and in which region to sign. The configuration answers both, and a client that may
+//! read objects knows the answers anyway, so these operations do not need `list: true`.
 
 use std::time::Duration;
 
@@ -33,12 +33,12 @@ const NO_LOCATION: &str = "us-east-1";
 /// The creation date of every bucket. Clients require one, and the configuration has none.
 const CREATED: &str = "1970-01-01T00:00:00.000Z";
 
-/// The lists that a bucket gives.
+/// The rules of a bucket for lists.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ListRules {
-    /// Clients may list it.
+    /// Clients may list the bucket.
     pub(super) is_open: bool,
-    /// The time for which a list answers others; zero: not at all.
+    /// The time for which a stored list answers other requests; zero to store none.
     pub(super) ttl: Duration,
 }
 
@@ -65,10 +65,10 @@ impl ListRules {
 // === impl Listing ===
 
 impl Listing {
-    /// The list that a request asks for; `None`: it asks for something else.
+    /// The list that a request asks for. `None` if it asks for something else.
     ///
     /// # Errors
-    /// The bucket is not one to list, or a parameter is invalid.
+    /// The bucket may not be listed, or a parameter is invalid.
     pub(super) fn of(route: &Route, rules: &ListRules) -> Result<Option<Listing>, S3Error> {
         let request = &route.request;
         let lists = [Operation::ListObjects, Operation::ListObjectsV2];
@@ -98,7 +98,7 @@ impl Listing {
     }
 }
 
-/// Answer a request that is neither for an object as it is nor for a list.
+/// Answer a request that is neither for an object nor for a list.
 pub(super) async fn answer(session: &mut Session, route: &Route, admitted: Admitted) -> Result<()> {
     let region = route.site.region();
     match route.request.operation {
@@ -140,7 +140,7 @@ pub(super) fn list_of<'s>(sites: impl Iterator<Item = &'s Site>) -> String {
     )
 }
 
-/// The name by which a client asks for a bucket whose endpoint is this proxy.
+/// The name of a bucket for a client whose endpoint is this proxy.
 fn name_at_root(site: &Site) -> Option<&str> {
     match site.prefix() {
         Some(prefix) => prefix

@@ -1,4 +1,4 @@
-//! Which entries of the cache a path stands for, and the way back.
+//! The cache keys of paths, and the paths of cache keys.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -15,20 +15,19 @@ use crate::s3::{
     OriginCredentials, Refreshed, Role, RouteError, Router, S3Request, Site, Target, Verify,
 };
 
-/// Ends a key of which only the beginning is given: a character that stands for
-/// itself in a path and that a broken `%` escape does not turn into a whole one.
+/// Completes a key of which only the beginning is given. The character stands for itself in a path,
+/// and does not complete a broken `%` escape.
 const ANY_END: char = 'x';
 
-/// The cache keys of the buckets that a configuration names.
+/// The cache keys of the configured buckets.
 ///
-/// A key is made in one way only, whether a request is looked up, an object is
-/// purged or a file in the cache folder is to be named.
+/// Lookups, purges and the names of files in the cache folder all take their keys from here.
 #[derive(Debug)]
 pub struct CacheKeys {
     router: Router,
 }
 
-/// How the keys of some objects of one bucket begin.
+/// The beginning of the keys of some objects of one bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyPrefix {
     /// The user tag of the keys, see [`Site::user_tag`].
@@ -51,7 +50,7 @@ impl CacheKeys {
         }
     }
 
-    /// The buckets, and what is asked of them.
+    /// The router, which knows the buckets.
     pub fn router(&self) -> &Router {
         &self.router
     }
@@ -73,12 +72,11 @@ impl CacheKeys {
         Ok(cache_key(site, key, request.version_id()))
     }
 
-    /// How the keys of all objects begin whose path begins with `path`. That is
-    /// more than one bucket's where `path` ends within their `path_prefix`, and all buckets
-    /// for `/`.
+    /// The beginnings of the keys of all objects whose path begins with `path`. There are several
+    /// if `path` ends within the `path_prefix` of several buckets; `/` is all buckets.
     ///
-    /// The last segment of `path` need not be a whole one, so that `/assets/.`
-    /// finds `/assets/.hidden`; but an escape such as `%C3%A9` must be whole.
+    /// The last segment of `path` may be incomplete: `/assets/.` finds `/assets/.hidden`. An escape
+    /// such as `%C3%A9` must be complete.
     ///
     /// # Errors
     /// As [`Router::object`].
@@ -112,15 +110,15 @@ impl CacheKeys {
         Ok(vec![KeyPrefix::of(site, beginning)])
     }
 
-    /// The path of the object that has this key, or `//HOST/KEY` of a bucket that only hosts
-    /// lead to; `None` where no configured bucket holds it.
+    /// The path of the object with this key, or `//HOST/KEY` in a bucket that only hosts lead to.
+    /// `None` if no configured bucket holds it.
     pub fn path_of(&self, user_tag: &str, primary: &[u8]) -> Option<String> {
         let holders = self.router.sites().iter().filter_map(|site| {
             let rest = primary.strip_prefix(site.cache_prefix().as_bytes())?;
             let is_same = site.user_tag() == user_tag;
             is_same.then_some((site, std::str::from_utf8(rest).ok()?))
         });
-        // The most specific one.
+        // The most specific bucket counts.
         let (site, encoded) = holders.min_by_key(|(_, rest)| rest.len())?;
         Some(match (site.prefix(), site.hosts()) {
             (None, [host, ..]) => format!("//{host}/{encoded}"),
@@ -227,15 +225,14 @@ impl KeyPrefix {
         }
     }
 
-    /// Whether a key is one of those meant.
+    /// True for a key with this beginning.
     pub fn matches(&self, user_tag: &str, primary: &[u8]) -> bool {
         self.user_tag == user_tag && primary.starts_with(&self.primary)
     }
 }
 
-/// The path that a request asks for, still encoded, without its query. In the absolute
-/// form, which every server has to accept (RFC 9112 §3.2.2), the path follows the
-/// authority.
+/// The path of a request, still encoded, without its query. In the absolute form, which every
+/// server has to accept (RFC 9112 §3.2.2), the path follows the authority.
 pub(super) fn requested_path(request: &RequestHeader) -> Cow<'_, str> {
     fn path(target: &str) -> &str {
         let target = after_authority(target);
@@ -253,7 +250,7 @@ pub(super) fn requested_path(request: &RequestHeader) -> Cow<'_, str> {
     }
 }
 
-/// The query of a request, raw; `None`: it has none.
+/// The query of a request, not decoded. `None` if it has none.
 pub(super) fn requested_query(request: &RequestHeader) -> Option<&[u8]> {
     let target = request.raw_path();
     let query = target.iter().position(|byte| *byte == b'?')?;
@@ -284,7 +281,7 @@ pub(super) fn cache_key(site: &Site, key: &ObjectKey, version_id: Option<&str>) 
     key_of(site, primary, version_id)
 }
 
-/// The key of an object in the cache, from the part that all its versions have in common.
+/// The key of an object in the cache, from the part that all its versions share.
 pub(super) fn key_of(site: &Site, mut primary: String, version_id: Option<&str>) -> CacheKey {
     if let Some(version_id) = version_id {
         // No encoded key has a question mark.

@@ -6,16 +6,16 @@ use log::{info, warn};
 use pingora_core::listeners::ConnectionLimit;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 
-/// The most client connections if nothing is configured.
+/// The most client connections, unless configured.
 const MAX_CONNECTIONS: usize = 65_536;
 
-/// The most connections to origins that are kept; Pingora's default.
+/// The most idle connections to origins; Pingora's default.
 const MAX_IDLE_ORIGIN_CONNECTIONS: usize = 128;
 
-/// The most connections of each of the listeners that clients do not reach.
+/// The most connections of each listener for operators.
 const MAX_OPERATOR_CONNECTIONS: usize = 32;
 
-/// Raise the soft limit of open files to the hard one. Returns the limit afterwards.
+/// Raise the soft limit of open files to the hard one. Returns the new limit.
 ///
 /// Call it before the cache is opened, which keeps a share of the limit open.
 pub fn raise_limit() -> usize {
@@ -35,7 +35,7 @@ pub fn raise_limit() -> usize {
                 );
                 open_files = limit.maximum;
             }
-            // macOS allows fewer than its hard limit says.
+            // macOS allows fewer open files than its hard limit.
             Err(e) => warn!(
                 "limit of open files stays at {}: it cannot be raised to {}: {e}",
                 shown(limit.current),
@@ -52,9 +52,9 @@ fn shown(limit: Option<u64>) -> String {
     limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string())
 }
 
-/// The limit of client connections: a quarter of the open files, because each may need a
-/// connection to an origin and files of the cache. `configured` sets another number, up to
-/// three quarters of the open files.
+/// The limit of client connections. It is a quarter of the open files, because each connection may
+/// need one to an origin, and files of the cache. `configured` sets another number, up to three
+/// quarters of the open files.
 pub fn clients(open_files: usize, configured: Option<usize>) -> Arc<ConnectionLimit> {
     let allowed = open_files / 4 * 3;
     let max = match configured {
@@ -75,8 +75,8 @@ fn default_clients(open_files: usize) -> usize {
     (open_files / 4).clamp(1, MAX_CONNECTIONS)
 }
 
-/// The most client connections if nothing is configured, for a process that raises its
-/// limit of open files to the hard one.
+/// The most client connections, unless configured, for a process that raises its limit of open
+/// files to the hard one.
 pub fn default_connections() -> usize {
     let limit = getrlimit(Resource::Nofile).maximum;
     let open_files = limit.map_or(usize::MAX, |limit| {
@@ -85,7 +85,7 @@ pub fn default_connections() -> usize {
     default_clients(open_files)
 }
 
-/// The number of connections to origins that are kept for another request.
+/// The number of idle connections to origins that are kept.
 pub fn idle_origin_connections(open_files: usize) -> usize {
     (open_files / 16).clamp(1, MAX_IDLE_ORIGIN_CONNECTIONS)
 }

@@ -1,9 +1,9 @@
 //! Keys with dot segments that the origin does not have.
 //!
-//! To S3, `.` and `..` are parts of a key like any other, but apt writes `./` into the paths
-//! of a flat repository, and other servers resolve dot segments (RFC 3986 §5.2.4). So the
-//! origin is asked whether it has the key as it stands. If not, the request is one for the
-//! resolved key, and is answered from the same entry as all others for it.
+//! To S3, `.` and `..` are ordinary parts of a key. But apt writes `./` into the paths of a flat
+//! repository, and other servers resolve dot segments (RFC 3986 §5.2.4). The proxy therefore asks
+//! the origin if it has the key as it stands. If not, the request is for the resolved key, and
+//! shares the cache entry of that key.
 
 use std::time::{Duration, Instant};
 
@@ -17,13 +17,13 @@ use quick_cache::sync::Cache;
 
 use crate::http::Probe;
 
-/// The most keys that are remembered. Keys that are asked for less often leave first.
+/// The most keys that are remembered. The least requested ones are evicted first.
 const CAPACITY: usize = 16 * 1024;
 
 /// The time for which the origin's answer is remembered.
 const TTL: Duration = Duration::from_secs(60);
 
-/// Remembers which keys with dot segments the origin has.
+/// Remembers if the origin has a key with dot segments.
 pub(super) struct DotSegments(Cache<HashBinary, Known>);
 
 #[derive(Clone, Copy)]
@@ -39,8 +39,8 @@ impl DotSegments {
         DotSegments(Cache::new(CAPACITY))
     }
 
-    /// True if the origin has no object of the key of this request, which has dot segments.
-    /// The proxy's own requests use the answer remembered for the client's request.
+    /// True if the origin has no object with the key of this request, which has dot segments.
+    /// Subrequests use the remembered answer to the client's request.
     pub(super) async fn is_absent(&self, session: &Session, key: &CacheKey) -> bool {
         let subrequest = session.subrequest_ctx.as_ref();
         if subrequest.is_some_and(|of| of.user_ctx().is_some_and(|of| of.is::<Probe>())) {
@@ -67,7 +67,7 @@ impl DotSegments {
     }
 }
 
-/// Ask the origin by HEAD for the requested key, and return the status. `None`: it does not
+/// Ask the origin by HEAD for the requested key, and return the status. `None` if there is no
 /// answer.
 async fn ask(session: &Session) -> Option<StatusCode> {
     let spawner = session.subrequest_spawner.as_ref()?;
@@ -84,8 +84,8 @@ async fn ask(session: &Session) -> Option<StatusCode> {
     None
 }
 
-/// MinIO refuses keys with dot segments with 400. S3 answers 403 for a missing object if the
-/// client may not list the bucket.
+/// True if a status means that there is no object. MinIO refuses keys with dot segments with 400.
+/// S3 answers 403 for a missing object if the client may not list the bucket.
 fn means_absent(status: StatusCode) -> bool {
     matches!(
         status,

@@ -1,4 +1,4 @@
-//! What clients read when something is refused.
+//! Error documents, and other answers of the proxy itself.
 
 use std::time::Duration;
 
@@ -27,12 +27,12 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 const XML: &str = "application/xml";
 
-/// The field that names a request to those who look for it in a log.
+/// The field that names a request in the logs.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 
-/// The fields of an origin's error that clients see. All others describe the bucket, or
-/// S3's own document, which clients do not get. `Content-Range` is that of a 416, and has
-/// the length of the object.
+/// The fields of an origin's error that clients receive. All others describe the bucket or S3's own
+/// document, which clients do not receive. `Content-Range` is kept for a 416; it has the length of
+/// the object.
 const KEPT: [HeaderName; 9] = [
     AGE,
     CACHE_CONTROL,
@@ -45,10 +45,10 @@ const KEPT: [HeaderName; 9] = [
     REQUEST_ID,
 ];
 
-/// The document of an error, with `header` describing it and nothing else.
+/// The document of an error. `header` is made to describe it, and nothing else.
 ///
-/// S3's own error documents name the bucket, the access key and, after a failed
-/// signature, what was signed. None of that is for the proxy's clients.
+/// S3's own error documents name the bucket, the access key and, after a failed signature, the
+/// signed text. Clients of the proxy must not see them.
 pub(super) fn document(
     request: &RequestHeader,
     header: &mut ResponseHeader,
@@ -56,7 +56,7 @@ pub(super) fn document(
 ) -> Result<Bytes> {
     let request_id = header.headers.get(&REQUEST_ID);
     let request_id = match request_id.and_then(|id| id.to_str().ok()) {
-        // By which the operator of the origin finds the request.
+        // The operator of the origin finds the request by this name.
         Some(id) => id.to_owned(),
         None => {
             let id = request_id::next();
@@ -77,8 +77,7 @@ pub(super) fn of_cache(request: &RequestHeader, header: &mut ResponseHeader) -> 
     document(request, header, &S3Error::of_status(header.status))
 }
 
-/// Make `header`, that of an origin's error, describe the document of that error and nothing
-/// else. Returns the document.
+/// Replace an origin's error. `header` is made to describe the returned document, and nothing else.
 pub(super) fn replace(
     request: &RequestHeader,
     header: &mut ResponseHeader,
@@ -91,8 +90,7 @@ pub(super) fn replace(
     document(request, header, error)
 }
 
-/// Make `header`, that of an origin's document, one of a document that is sent on piece by
-/// piece, and of nothing else.
+/// Make `header` describe a document that is rewritten piece by piece, and nothing else.
 pub(super) fn rewrite(header: &mut ResponseHeader) -> Result<()> {
     keep(header, &KEPT);
     for name in [AGE, CONTENT_LENGTH, CONTENT_RANGE] {
@@ -129,7 +127,7 @@ fn describe(header: &mut ResponseHeader, media_type: &str, body: &Bytes) -> Resu
     header.insert_header(CONTENT_LENGTH, body.len())
 }
 
-/// A response of plain text, for the listeners that are not the clients'.
+/// A response of plain text, for the listeners of operators.
 pub(super) fn text(status: StatusCode, text: impl Into<Vec<u8>>) -> Response<Vec<u8>> {
     let body = text.into();
     let len = body.len();
@@ -141,7 +139,7 @@ pub(super) fn text(status: StatusCode, text: impl Into<Vec<u8>>) -> Response<Vec
     response
 }
 
-/// Answer a request with an error of the proxy's own.
+/// Answer a request with an error.
 pub(super) async fn respond(
     session: &mut Session,
     error: &S3Error,
@@ -153,7 +151,7 @@ pub(super) async fn respond(
     Box::pin(respond_with(session, header, error)).await
 }
 
-/// Answer with an error, and fields that `header` has already.
+/// Answer with an error. `header` may have further fields.
 pub(super) async fn respond_with(
     session: &mut Session,
     mut header: ResponseHeader,
@@ -163,7 +161,7 @@ pub(super) async fn respond_with(
     send(session, header, body).await
 }
 
-/// Answer with a remembered status of the origin, which may be used for `left`.
+/// Answer with a remembered status of the origin, which is valid for `left`.
 pub(super) async fn respond_remembered(
     session: &mut Session,
     error: &S3Error,
@@ -194,9 +192,9 @@ pub(super) async fn send(session: &mut Session, header: ResponseHeader, body: By
     Ok(())
 }
 
-/// Read some of an unwanted request body. If the session is dropped before the client has
-/// ended the stream, the stream is reset (RFC 9113 §8.1), and a client that receives the
-/// reset together with the response takes the response for broken off.
+/// Read a part of an unwanted request body. If the session ended before the request, the stream
+/// would be reset (RFC 9113 §8.1), and a client that receives the reset together with the response
+/// could take the response for truncated.
 async fn discard_body(session: &mut Session) {
     let downstream = session.as_downstream_mut();
     if downstream.is_body_done() {

@@ -6,16 +6,16 @@ use pingora_core::apps::HttpServerOptions;
 use pingora_core::protocols::http::v1::server::LingeringClose;
 use pingora_core::protocols::http::ServerSession;
 
-/// The longest request target, in bytes: nginx's limit, and more than an S3 key of 1,024
-/// bytes takes when all are percent-encoded.
+/// The longest request target, in bytes. It is nginx's limit, and longer than a fully
+/// percent-encoded S3 key of 1,024 bytes.
 const MAX_TARGET_BYTES: usize = 8 * 1024;
 
-/// Limits of a request head.
+/// Limits of a request header.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
-    /// The longest time for the whole head; zero: no limit. Default: 30 s.
+    /// The time limit for the whole header; zero for no limit. Default: 30 s.
     pub timeout: Duration,
-    /// The largest head, in bytes. Default: 64 KiB.
+    /// The largest header, in bytes. Default: 64 KiB.
     pub max_bytes: usize,
 }
 
@@ -30,10 +30,10 @@ impl Default for HeadLimits {
 
 /// Options for an HTTP/1.1 server that strangers can reach.
 ///
-/// Request heads are held to `limits`, and their targets may have neither spaces nor control
-/// characters. Their only transfer coding is `chunked`. The authority of an absolute target
-/// counts, whatever `Host` says (RFC 9112 §3.2.2). Clients that are refused while they
-/// upload get to read the answer.
+/// Request headers are subject to `limits`, and request targets may have neither spaces nor control
+/// characters. The only transfer coding is `chunked`. The authority of an absolute target takes
+/// precedence over `Host` (RFC 9112 §3.2.2). Clients that are refused during an upload can read the
+/// answer.
 pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
     let mut options = HttpServerOptions::default();
     let head = &mut options.request_head_limits;
@@ -47,8 +47,8 @@ pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
     options
 }
 
-/// Serve clients that pipeline their requests, and those that then shut down their
-/// sending half (RFC 9112 §9.3.2 and §9.6). For `request_filter`.
+/// Serve clients that pipeline their requests, and those that then close their sending half (RFC
+/// 9112 §9.3.2 and §9.6). For `request_filter`.
 pub fn answer_what_was_asked(session: &mut ServerSession) {
     session.set_abort_on_close(false);
     session.set_pipelining_enabled(true);

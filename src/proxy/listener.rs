@@ -1,4 +1,4 @@
-//! Addresses to listen on.
+//! Listening addresses.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use pingora_core::listeners::TcpSocketOptions;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Why a server could not be set up; one line that names the remedy.
+/// The reason a server was not set up: one line that names the remedy.
 #[derive(Debug)]
 pub struct StartError(pub(super) String);
 
@@ -26,20 +26,19 @@ impl From<io::Error> for StartError {
     }
 }
 
-/// An address to listen on, known before anybody listens.
+/// An address to listen on, checked before the server listens.
 #[derive(Debug)]
 pub struct Listener {
     address: SocketAddr,
-    /// Keeps a port that the kernel chose from being given to somebody else.
+    /// Keeps a port that the kernel chose from being given to another process.
     reservation: Option<Socket>,
 }
 
 impl Listener {
-    /// Check that `address` is free, and let the kernel choose its port if that
-    /// is 0.
+    /// Check that `address` is free, and let the kernel choose the port if it is 0.
     ///
     /// # Errors
-    /// It is not; `key` names the setting to change.
+    /// The address is not free. `key` names the setting to change.
     pub fn reserve(address: SocketAddr, key: &str) -> Result<Listener, StartError> {
         let bind = || {
             let socket = Socket::new(
@@ -48,8 +47,8 @@ impl Listener {
                 Some(Protocol::TCP),
             )?;
             if address.port() == 0 {
-                // Pingora binds the same port again while this socket holds it.
-                // It never listens, so it takes no connection away.
+                // Pingora binds the same port again while this socket holds it. This socket never
+                // listens, so it takes no connections.
                 socket.set_reuse_port(true)?;
             } else {
                 socket.set_reuse_address(true)?;
@@ -69,10 +68,10 @@ impl Listener {
         })
     }
 
-    /// An address where another process listens until it hands over its socket.
+    /// An address at which another process listens until it hands over its socket.
     ///
     /// # Errors
-    /// Its port is 0; `key` names the setting to change.
+    /// The port is 0. `key` names the setting to change.
     pub fn inherit(address: SocketAddr, key: &str) -> Result<Listener, StartError> {
         if address.port() == 0 {
             return Err(StartError(format!(
@@ -95,7 +94,7 @@ impl Listener {
         wait_for(self.address);
     }
 
-    /// How Pingora has to open it.
+    /// The options with which Pingora opens the address.
     pub fn options(&self) -> TcpSocketOptions {
         let mut options = TcpSocketOptions::default();
         options.so_reuseport = self.reservation.is_some().then_some(true);
@@ -103,7 +102,7 @@ impl Listener {
     }
 }
 
-/// Pingora does not tell when it listens; a connection does.
+/// Wait until an address accepts a connection, because Pingora does not report that it listens.
 pub(super) fn wait_for(mut address: SocketAddr) {
     if address.ip().is_unspecified() {
         address.set_ip(match address {

@@ -1,8 +1,8 @@
-//! Returning free memory to the system.
+//! Return of free memory to the system.
 //!
-//! The allocator keeps the memory that a thread has freed for that thread, and the memory
-//! that others have freed for it until the thread looks. After many requests at once, that
-//! is most of what they took. Each worker thread has to give up its own memory.
+//! The allocator keeps the memory that a thread has freed for that thread, and the memory that
+//! other threads have freed for it until the thread collects it. After many concurrent requests,
+//! this is most of their memory. Each worker thread has to release its own memory.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,17 +12,17 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::yield_now;
 
-/// Makes the allocator give up the calling thread's free memory: all of it if the argument
-/// is true, otherwise what has been free for some time.
+/// Makes the allocator release the calling thread's free memory: all of it if the argument is true,
+/// otherwise the part that has been free for some time.
 pub type Release = fn(bool);
 
 /// The time from the end of a request to the release.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// The most times that a task yields so that other worker threads get their turn.
+/// The most times a task yields so that other worker threads get their turn.
 const TURNS: usize = 1000;
 
-/// The most rounds without a request in which some thread did not get its turn.
+/// The most rounds without a request in which some thread got no turn.
 const TRIES: usize = 5;
 
 static RELEASE: OnceLock<Release> = OnceLock::new();
@@ -34,13 +34,13 @@ thread_local! {
     static LAST_ROUND: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Set the function that is called while requests end, and once more when no more do.
+/// Set the function that is called while requests end, and once more when they have ended.
 pub fn release_by(release: Release) {
-    // The first one stays, because there is only one allocator.
+    // The first function stays, because there is only one allocator.
     let _ = RELEASE.set(release);
 }
 
-/// Note, on a worker thread, that a request that took much memory has ended.
+/// Note, on a worker thread, the end of a request that took much memory.
 pub(super) fn request_ended() {
     REQUESTS_ENDED.fetch_add(1, Ordering::Relaxed);
     watch();
@@ -71,15 +71,15 @@ fn watch() {
             }
         }
         IS_WATCHED.store(false, Ordering::Release);
-        // A request that ended meanwhile started no watch of its own.
+        // A request that ended meanwhile has started no watch.
         if REQUESTS_ENDED.load(Ordering::Relaxed) != ended {
             watch();
         }
     });
 }
 
-/// Call `work` on each worker thread of this runtime that takes a task in time. False: not
-/// all of them did.
+/// Call `work` on each worker thread of this runtime that takes a task in time. False if some did
+/// not.
 async fn on_each_worker(work: impl Fn() + Copy + Send + 'static) -> bool {
     let workers = Handle::current().metrics().num_workers();
     let round = ROUND.fetch_add(1, Ordering::Relaxed) + 1;
@@ -96,14 +96,14 @@ async fn on_each_worker(work: impl Fn() + Copy + Send + 'static) -> bool {
                     if done.load(Ordering::Relaxed) >= workers {
                         break;
                     }
-                    // An idle worker takes one of the tasks over.
+                    // An idle worker takes one of the tasks.
                     yield_now().await;
                 }
             })
         })
         .collect();
     for task in tasks {
-        // A task that panicked needs no waiting.
+        // A task that has panicked needs no wait.
         let _ = task.await;
     }
     done.load(Ordering::Relaxed) >= workers

@@ -1,4 +1,4 @@
-//! Objects that the origin lacks.
+//! Objects that the origin does not have.
 
 use std::time::{Duration, Instant};
 
@@ -9,15 +9,14 @@ use quick_cache::sync::Cache;
 
 use crate::cache::DiskCache;
 
-/// The most keys that are remembered, 64 bytes each. Keys that are asked for less often
-/// leave first.
+/// The most keys that are remembered, 64 bytes each. The least requested ones are evicted first.
 const CAPACITY: usize = 16 * 1024;
 
-/// Remembers for a short time which objects the origin lacks, so that clients who ask
-/// for one again and again do not reach the origin each time.
+/// Remembers for a short time that the origin does not have an object, so that repeated requests
+/// for it do not reach the origin each time.
 ///
-/// It is kept in memory; on disk, any client could fill the cache with names of missing
-/// objects. A purge of any object makes it forget everything.
+/// It is kept in memory; on disk, any client could fill the cache with names of missing objects. A
+/// purge of any object clears it.
 pub(super) struct NegativeCache {
     cache: Option<&'static DiskCache>,
     keys: Cache<HashBinary, Answer>,
@@ -41,23 +40,23 @@ impl NegativeCache {
         }
     }
 
-    /// The value to pass to [`insert`](Self::insert); taken before the origin is asked.
+    /// The number of purges, for [`insert`](Self::insert). Take it before the origin is asked.
     pub(super) fn purges(&self) -> u64 {
         self.cache.map_or(0, DiskCache::purges)
     }
 
-    /// Remember for `ttl` the origin's answer to a request, which says that there is no object.
-    /// A purge since the request was made voids the answer.
-    pub(super) fn insert(&self, key: &CacheKey, status: StatusCode, ttl: Duration, asked_at: u64) {
+    /// Remember for `ttl` that there is no object. A purge since the request was made, when there
+    /// were `purges`, invalidates the answer.
+    pub(super) fn insert(&self, key: &CacheKey, status: StatusCode, ttl: Duration, purges: u64) {
         let answer = Answer {
             status,
             until: Instant::now() + ttl,
-            purges: asked_at,
+            purges,
         };
         self.keys.insert(key.combined_bin(), answer);
     }
 
-    /// The origin's last answer, and how long it may still be used.
+    /// The origin's last answer, and the time for which it is still valid.
     pub(super) fn get(&self, key: &CacheKey) -> Option<(StatusCode, Duration)> {
         if self.keys.is_empty() {
             return None;

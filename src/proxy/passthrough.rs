@@ -1,9 +1,9 @@
-//! Buckets with `auth: passthrough`: S3 decides on each request, which goes there as the client
+//! Buckets with `auth: passthrough`. S3 decides on each request, which reaches it as the client
 //! signed it.
 //!
-//! - what is stored is given to a client when S3 confirms it in the answer to this client's own
-//!   request, or has done so within `auth_ttl`
-//! - what a request changes is voided before the client has its answer
+//! - A client gets a stored response when S3 confirms it in the answer to this client's own
+//!   request, or has done so within `auth_ttl`.
+//! - Entries that a request changes are invalidated before the client is answered.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -33,11 +33,10 @@ use crate::s3::{Change, DeletedKeys, Operation, Proof, Router, S3Request, Signed
 /// Guide).
 pub(super) const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
 
-/// The most permissions that are remembered, 100 bytes each. Those that are used less often
-/// leave first.
+/// The most permissions that are remembered, 100 bytes each. The least used ones are evicted first.
 const PERMISSIONS: usize = 16 * 1024;
 
-/// The fields `X-…` that change nothing in the answer to a GET or HEAD.
+/// The fields `X-…` that do not change the answer to a GET or HEAD.
 const KNOWN_FIELDS: [&str; 13] = [
     "x-amz-api-version",
     "x-amz-checksum-mode",
@@ -54,7 +53,7 @@ const KNOWN_FIELDS: [&str; 13] = [
     "x-request-id",
 ];
 
-/// The parameters that are known to GetObject and HeadObject.
+/// The known parameters of GetObject and HeadObject.
 const KNOWN_PARAMETERS: [&str; 21] = [
     "AWSAccessKeyId",
     "Expires",
@@ -79,7 +78,7 @@ const KNOWN_PARAMETERS: [&str; 21] = [
     "x-id",
 ];
 
-/// The state that such buckets share.
+/// The state that all buckets with `auth: passthrough` share.
 pub(super) struct Passthrough {
     cache: Option<&'static DiskCache>,
     /// `auth_ttl`, by the bucket's place in the configuration.
@@ -91,7 +90,7 @@ pub(super) struct Passthrough {
     generation: AtomicU64,
 }
 
-/// S3 has given this version of an object to a client.
+/// A permission: S3 has given this version of an object to a client.
 #[derive(Clone, Copy)]
 struct Permission {
     until: SystemTime,
@@ -107,12 +106,12 @@ pub(super) struct Relayed {
     change: Change,
     changes_permissions: bool,
     deleted: DeletedKeys,
-    /// All of the request is on its way to S3.
+    /// The whole request has been sent to S3.
     is_sent: bool,
     /// The status of S3's answer.
     status: Option<StatusCode>,
     proof: Option<Proof>,
-    /// See [`Passthrough::generation`], when S3 was asked.
+    /// The value of [`Passthrough::generation`] when S3 was asked.
     generation: u64,
 }
 
@@ -134,14 +133,14 @@ impl Passthrough {
         }
     }
 
-    /// Read what a request means for the cache.
+    /// Read the meaning of a request for the cache.
     pub(super) fn read(&self, request: &RequestHeader, route: &Route) -> (RelayedRequest, Relayed) {
-        let mut own = own_request(request, &route.request);
-        own.fills = own.is_cached && route.site.signer().is_some() && is_canonical(request);
-        own.host = route.doubtful_name().map(Box::from);
+        let mut relay = relayed_request(request, &route.request);
+        relay.fills = relay.is_cached && route.site.signer().is_some() && is_canonical(request);
+        relay.host = route.doubtful_name().map(Box::from);
         let ttl = self.ttl(route);
-        let proof = (own.is_cached && !ttl.is_zero()).then(|| {
-            // Routing goes by both names, and what is permitted is one object.
+        let proof = (relay.is_cached && !ttl.is_zero()).then(|| {
+            // Routing uses both names, and a permission is for one object.
             let host = request.headers.get(HOST).map(|host| host.as_bytes());
             let authority = request.uri.authority();
             let authority = authority.map(|authority| authority.as_str().as_bytes());
@@ -162,7 +161,7 @@ impl Passthrough {
             proof: proof.flatten(),
             generation: self.generation.load(Ordering::Acquire),
         };
-        (own, relayed)
+        (relay, relayed)
     }
 
     fn ttl(&self, route: &Route) -> Duration {
@@ -170,7 +169,7 @@ impl Passthrough {
         ttl.copied().unwrap_or_default()
     }
 
-    /// True if S3 has given a version of the object to the client, and that is remembered.
+    /// True if the client may have the stored version, by a remembered permission.
     pub(super) fn permits(&self, relayed: &Relayed, stored: &HeaderMap) -> bool {
         let Some(proof) = &relayed.proof else {
             return false;
@@ -183,8 +182,8 @@ impl Passthrough {
             && known.generation == self.generation.load(Ordering::Acquire)
     }
 
-    /// Remember that S3 has given, or confirmed, a version of an object to a client, or that it
-    /// has not.
+    /// Remember that S3 has given a version of an object to a client or confirmed it, or that it
+    /// has refused.
     pub(super) fn remember(&self, route: &Route, relayed: &Relayed, given: Option<&HeaderMap>) {
         let Some(proof) = &relayed.proof else { return };
         let Some(given) = given.filter(|given| given.contains_key(ETAG)) else {
@@ -202,8 +201,8 @@ impl Passthrough {
         self.permissions.insert(proof.digest, permission);
     }
 
-    /// Void what a request may have changed: to be called when S3 has answered and the client
-    /// has not been answered, or when the answer is lost.
+    /// Invalidate what a request may have changed. Call it between the answer of S3 and that to the
+    /// client, and when the answer is lost.
     pub(super) async fn invalidate(&self, router: &Router, route: &Route, relayed: &Relayed) {
         if !relayed.may_have_changed() {
             return;
@@ -214,14 +213,14 @@ impl Passthrough {
         let changed = self.changed(router, route, relayed);
         for key in changed.keys {
             if let Err(e) = cache.invalidate(&key).await {
-                warn!("{key:?} was changed, but is still stored: {e}");
+                warn!("{key:?} has changed, but its stored response was not invalidated: {e}");
             }
         }
         ban(cache, changed.beginnings).await;
     }
 
-    /// Like [`invalidate`](Self::invalidate), at the end of an answer: S3 may begin it before it makes the
-    /// change.
+    /// Like [`invalidate`](Self::invalidate), at the end of an answer: S3 may begin to answer
+    /// before it makes the change.
     pub(super) fn invalidate_at_end(&self, router: &Router, route: &Route, relayed: &Relayed) {
         if !relayed.may_have_changed() {
             return;
@@ -239,7 +238,7 @@ impl Passthrough {
         }
     }
 
-    /// Everything that a request may have changed, in each way that S3 may interpret it.
+    /// The entries that a request may have changed, in each way that S3 may interpret it.
     fn changed(&self, router: &Router, route: &Route, relayed: &Relayed) -> Changed {
         let mut changed = Changed::default();
         match objects(route, relayed) {
@@ -257,7 +256,8 @@ impl Passthrough {
                         let objects = [(key.as_str(), route.request.version_id())];
                         self.add_objects(router, route, &bucket, &objects, &mut changed);
                     }
-                    // Read so, the request creates or deletes a bucket, which has no objects.
+                    // In this interpretation, the request creates or deletes a bucket, which has no
+                    // objects.
                     None if makes_object => {}
                     None => add_bucket(router, route, &bucket, &mut changed),
                 }
@@ -291,7 +291,7 @@ impl Passthrough {
                 if version.is_some() {
                     changed.keys.push(key_of(site, primary.clone(), version));
                 }
-                // The current version may have this one, too.
+                // The current version may be this one.
                 changed
                     .keys
                     .push(key_of(site, primary.clone(), Some("null")));
@@ -316,7 +316,7 @@ impl Passthrough {
 // === impl Relayed ===
 
 impl Relayed {
-    /// Look at the next piece of the request's body, or at its end.
+    /// Note the next piece of the request's body, or its end.
     pub(super) fn note_body(&mut self, body: Option<&Bytes>, is_end: bool) {
         if let (Change::Listed, Some(body)) = (self.change, body) {
             self.deleted.read(body);
@@ -334,39 +334,40 @@ impl Relayed {
         self.status = Some(status);
     }
 
-    /// True if S3 may have changed something: it said so, or failed, or its answer is lost.
+    /// True if S3 may have changed something: it confirmed the change, it failed, or its answer is
+    /// lost.
     fn may_have_changed(&self) -> bool {
         if self.change == Change::Nothing && !self.changes_permissions {
             return false;
         }
         match self.status {
             Some(status) => {
-                // After 501, S3 has changed nothing. It answers so even without a signature.
+                // S3 changes nothing after 501, which it answers even without a signature.
                 status.is_success()
                     || (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED)
             }
-            // Without the end of the request, S3 does nothing.
+            // S3 does nothing before the end of the request.
             None => self.is_sent,
         }
     }
 }
 
-/// The part of the cache in a request for an object.
-fn own_request(request: &RequestHeader, s3: &S3Request) -> RelayedRequest {
-    let passed_through = RelayedRequest::default();
+/// The role of the cache in a request for an object.
+fn relayed_request(request: &RequestHeader, s3: &S3Request) -> RelayedRequest {
+    let uncached = RelayedRequest::default();
     if !s3.reads_object() || s3.passes_the_cache() || !is_known(request) {
-        return passed_through;
+        return uncached;
     }
     let signed = Signed::of(requested_query(request), &request.headers);
     let has = |name: &HeaderName| request.headers.contains_key(name);
     let is_signed = |name: &HeaderName| has(name) && signed.contains(name);
-    // The cache has to replace the first two, and to cut the range that others are about.
+    // The cache has to replace the first two fields, and to cut the range that the others concern.
     if is_signed(&IF_NONE_MATCH)
         || is_signed(&IF_MODIFIED_SINCE)
         || has(&IF_RANGE)
         || (has(&RANGE) && request.method == Method::HEAD)
     {
-        return passed_through;
+        return uncached;
     }
     let kept = [IF_MATCH, IF_UNMODIFIED_SINCE, RANGE];
     RelayedRequest {
@@ -379,8 +380,7 @@ fn own_request(request: &RequestHeader, s3: &S3Request) -> RelayedRequest {
     }
 }
 
-/// True if a path is written as `UriEncode()` writes it, so that S3 and the signer of the proxy
-/// sign the same.
+/// True if a path is encoded as by `UriEncode()`, so that S3 and the proxy sign the same.
 fn is_canonical(request: &RequestHeader) -> bool {
     let target = request.raw_path();
     let path = target.split(|byte| *byte == b'?').next();
@@ -389,8 +389,8 @@ fn is_canonical(request: &RequestHeader) -> bool {
         .all(|byte| byte.is_ascii_alphanumeric() || b"-_.~/%".contains(byte))
 }
 
-/// True if all that a request says is known: nothing in it makes S3 answer with something else
-/// than the object.
+/// True if the proxy knows all fields and parameters of a request: none of them makes S3 answer
+/// with something other than the object.
 fn is_known(request: &RequestHeader) -> bool {
     let mut fields = request.headers.keys();
     let is_known_field = |name: &HeaderName| {
@@ -429,7 +429,8 @@ struct Changed {
     beginnings: Vec<Beginning>,
 }
 
-/// The keys and versions of objects that a request may have changed; `None`: any of the bucket.
+/// The keys and versions of the objects that a request may have changed. `None` for all objects of
+/// the bucket.
 fn objects<'p>(route: &'p Route, relayed: &'p Relayed) -> Option<Vec<(&'p str, Option<&'p str>)>> {
     match relayed.change {
         Change::Nothing => Some(Vec::new()),
@@ -446,14 +447,14 @@ fn objects<'p>(route: &'p Route, relayed: &'p Relayed) -> Option<Vec<(&'p str, O
     }
 }
 
-/// The user tag of entries in the cache, and the beginning of their keys.
+/// The user tag of cache entries, and the beginning of their keys.
 type Beginning = (String, String);
 
-/// Void the entries whose keys have one of these beginnings.
+/// Ban the entries whose keys have one of these beginnings.
 async fn ban(cache: &'static DiskCache, beginnings: Vec<Beginning>) {
     for (tag, prefix) in beginnings {
         if let Err(e) = cache.ban_prefix(&tag, prefix.as_bytes()).await {
-            warn!("{prefix:?} was changed, but is still stored: {e}");
+            warn!("{prefix:?} has changed, but its stored responses were not invalidated: {e}");
         }
     }
 }

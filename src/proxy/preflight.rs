@@ -43,12 +43,11 @@ impl fmt::Display for Unfit {
 
 impl std::error::Error for Unfit {}
 
-/// Check that what `config` names can be used: the certificate and the key, as the
-/// listener will load them, the folders of the cache and of the upgrade socket, and the
-/// authorities of origins.
+/// Check that the files of `config` can be used: the certificate and the key, as the listener will
+/// load them, the folders of the cache and of the upgrade socket, and the authorities of origins.
 ///
-/// Returns all that cannot be used. A certificate that has expired, or is not valid
-/// yet, is only logged, because a client may accept it.
+/// Returns everything that cannot be used. A certificate that has expired, or is not valid yet, is
+/// only logged, because a client may accept it.
 pub fn check(config: &Config) -> Vec<Unfit> {
     let tls = config.server.tls.as_ref().map(check_tls);
     let folder = config.cache.disk.folder();
@@ -140,7 +139,7 @@ fn check_folder(key: &str, path: &Path) -> Result<(), Unfit> {
                 );
                 return Err(unfit(what));
             }
-            // An ancestor further up tells why.
+            // The error of an ancestor further up is more specific.
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
             Err(e) => {
                 let what = format!(

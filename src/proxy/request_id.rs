@@ -1,11 +1,11 @@
-//! Names of requests, by which clients and operators speak of one.
+//! Request ids, by which clients and operators refer to a request.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::OnceLock;
 
-/// A name that no other request of any process is likely to have: 16 upper-case hexadecimal
-/// digits, as S3's are.
+/// A request id that is unlikely to be repeated in any process: 16 upper-case hexadecimal digits,
+/// as in S3.
 pub(super) fn next() -> String {
     static KEYS: OnceLock<RandomState> = OnceLock::new();
     static COUNT: AtomicU64 = AtomicU64::new(0);

@@ -1,8 +1,9 @@
-//! Addresses of origins, looked up now and then and tried one after the other.
+//! Addresses of origins. Names are looked up repeatedly, and addresses are tried one after the
+//! other.
 //!
-//! The system looks names up, so that `/etc/hosts`, nsswitch.conf(5), search domains and
-//! the caches of the machine count as they do for every other program. The system tells
-//! nothing of how long an answer holds. Ten seconds are about the time that S3 gives.
+//! The system looks names up, so `/etc/hosts`, nsswitch.conf(5), search domains and the caches of
+//! the machine apply as they do to every other program. The system does not report how long an
+//! answer is valid; S3 states about ten seconds.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -28,7 +29,7 @@ const FAILED_ADDRESS_TTL: Duration = Duration::from_secs(60);
 /// The most addresses of a name that are used; the rest are ignored.
 const MAX_ADDRESSES: usize = 16;
 
-/// The time for an address while there is another one to try.
+/// The time limit for an address while there is another one to try.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The addresses of the hosts of a configuration.
@@ -49,7 +50,7 @@ struct Host {
 #[derive(Default)]
 struct Known {
     addresses: Vec<SocketAddr>,
-    /// The time from which the addresses, or `error`, are too old.
+    /// The time after which the addresses, or `error`, are too old.
     stale_at: Option<Instant>,
     error: Option<(io::ErrorKind, String)>,
     failed: Vec<(SocketAddr, Instant)>,
@@ -67,14 +68,14 @@ pub struct Attempts {
 pub struct Candidate {
     /// The address.
     pub address: SocketAddr,
-    /// The time that connecting to it may take.
+    /// The time limit for connecting.
     pub timeout: Duration,
 }
 
 // === impl Resolver ===
 
 impl Resolver {
-    /// The address that a request should try next. All addresses together may take `limit`.
+    /// The address that a request should try next. The limit for all addresses together is `limit`.
     /// Names are looked up off the worker threads, one at a time for each host.
     ///
     /// # Errors
@@ -103,7 +104,7 @@ impl Resolver {
         candidate.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
     }
 
-    /// Note that a request could not connect to `address`. True: it can try another one.
+    /// Note that a request could not connect to `address`. True if there is another one to try.
     pub fn failed(
         &self,
         host: &str,
@@ -137,13 +138,12 @@ impl Resolver {
 // === impl Attempts ===
 
 impl Attempts {
-    /// Note that a request has a connection. Should it need another one, all addresses are
-    /// to be tried again.
+    /// Note that a request has connected. For another connection, it tries all addresses again.
     pub fn succeeded(&mut self) {
         *self = Attempts::default();
     }
 
-    /// The time that is left of `limit`.
+    /// The remainder of `limit`.
     fn left(&self, limit: Duration, now: Instant) -> Duration {
         let begun = self.begun.unwrap_or(now);
         limit.saturating_sub(now.duration_since(begun))
@@ -161,8 +161,8 @@ impl Host {
         }
     }
 
-    /// Look the name up if it is time. Meanwhile, requests use the known addresses; if
-    /// there are none, they wait for the lookup.
+    /// Look the name up if it is time. Requests use the known addresses meanwhile. Without any,
+    /// they wait for the lookup.
     async fn refresh<F>(self: &Arc<Self>, lookup: impl FnOnce() -> F) -> io::Result<()>
     where
         F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
@@ -208,7 +208,7 @@ impl Host {
 // === impl Known ===
 
 impl Known {
-    /// The outcome of the last lookup; `None`: it is too old.
+    /// The outcome of the last lookup. `None` if it is too old.
     fn outcome(&self, now: Instant) -> Option<io::Result<()>> {
         if self.stale_at.is_none_or(|at| at <= now) {
             return None;
@@ -219,8 +219,8 @@ impl Known {
         })
     }
 
-    /// Take an answer over. A failed lookup keeps the addresses of an earlier one, and its
-    /// error is returned as `Some`.
+    /// Adopt the answer of a lookup. A failed lookup keeps the earlier addresses; its error is
+    /// returned as `Some`.
     fn take(
         &mut self,
         answer: io::Result<Vec<SocketAddr>>,
@@ -262,7 +262,7 @@ impl Known {
             .filter(|address| !attempts.failed.contains(address))
     }
 
-    /// The next address, in the order of the answer. Those that failed come last, with the
+    /// The next address, in the order of the answer. Addresses that have failed come last, the
     /// latest failure at the end.
     fn next(&mut self, limit: Duration, attempts: &Attempts, now: Instant) -> Option<Candidate> {
         self.failed

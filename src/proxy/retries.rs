@@ -1,4 +1,4 @@
-//! Requests to the origin that are repeated, and how many of them may be.
+//! Repetitions of requests to the origin, and their budget.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -7,23 +7,23 @@ use http::header::{HeaderMap, RETRY_AFTER};
 use http::StatusCode;
 use pingora_core::{Error, ErrorSource, ErrorType};
 
-/// The pause before the first repetition; it doubles with each further one.
+/// The pause before the first repetition. It doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// The longest `Retry-After` that is waited for.
+/// The longest `Retry-After` that the proxy waits for, in seconds.
 const LONGEST_RETRY_AFTER: u64 = 1;
 
 /// The price of a repetition, in answers.
 const COST: u32 = 10;
 
-/// Repetitions that may be made before any answer has come.
+/// The initial budget: repetitions before any answer.
 const CAPACITY: u32 = 20 * COST;
 
-/// The budget for repetitions of requests to one origin: answers of the origin pay for
-/// it, so that one that does not work is not asked twice as often.
+/// The budget for repetitions of requests to one origin. Its answers pay for them, so an origin
+/// that does not work is not asked twice as often.
 pub(super) struct Budget(AtomicU32);
 
 // === impl Budget ===
@@ -40,7 +40,7 @@ impl Budget {
         }
     }
 
-    /// Take what a repetition costs. False: there is not enough.
+    /// Pay for a repetition. False if the budget is too small.
     pub(super) fn spend(&self) -> bool {
         self.change(|left| left.checked_sub(COST))
     }
@@ -51,9 +51,8 @@ impl Budget {
     }
 }
 
-/// True if the same request may get another answer: S3 asks for that after these ("Error
-/// responses", Amazon S3 API Reference). A server that wants a longer pause is not asked
-/// again.
+/// True if the same request may get another answer. S3 asks for repetitions after these ("Error
+/// responses", Amazon S3 API Reference). A server that asks for a longer pause is not asked again.
 pub(super) fn may_pass(status: StatusCode, fields: &HeaderMap) -> bool {
     let pause = fields.get(RETRY_AFTER).map(|pause| {
         let secs = pause.to_str().ok().and_then(|pause| pause.parse().ok());
@@ -63,8 +62,8 @@ pub(super) fn may_pass(status: StatusCode, fields: &HeaderMap) -> bool {
         && pause.is_none_or(|secs| secs <= LONGEST_RETRY_AFTER)
 }
 
-/// True if a connection has failed in a way that another one may not. One that took too
-/// long is not repeated: the client has waited long enough.
+/// True if another attempt to connect may succeed. A timeout is not repeated, because the client
+/// has waited long enough.
 pub(super) fn may_connect(error: &Error) -> bool {
     matches!(
         error.etype(),
@@ -72,7 +71,7 @@ pub(super) fn may_connect(error: &Error) -> bool {
     )
 }
 
-/// True if a connection has broken, in contrast to answering wrongly or too late.
+/// True if a connection has broken. A wrong or late answer is no such error.
 pub(super) fn has_broken(error: &Error) -> bool {
     *error.esource() == ErrorSource::Upstream
         && matches!(
@@ -81,7 +80,7 @@ pub(super) fn has_broken(error: &Error) -> bool {
         )
 }
 
-/// The pause before a repetition, the first of which is 1; `random`: 0 to 1.
+/// The pause before a repetition, the first of which is 1. `random`: 0 to 1.
 pub(super) fn pause(number: u8, random: f64) -> Duration {
     let doubled = FIRST_PAUSE.saturating_mul(1 << u32::from(number.saturating_sub(1)).min(16));
     doubled.min(LONGEST_PAUSE).mul_f64(0.5 + random / 2.0)

@@ -16,10 +16,10 @@ use crate::s3::{decode_unreserved, Code, ObjectKey, Router, S3Error, S3Request, 
 /// The longest name of a bucket ("General purpose bucket naming rules", Amazon S3 User Guide).
 const MAX_BUCKET_BYTES: usize = 63;
 
-/// A request, and the bucket that it is for.
+/// A request, and its bucket.
 pub(super) struct Route {
     pub(super) site: Arc<Site>,
-    /// The bucket, if the site is all of them.
+    /// The bucket, if the site is a whole service.
     bucket: Option<Box<str>>,
     /// The [doubtful name](Route::doubtful_name), and the whole path without its first slash.
     doubtful: Option<Box<(Vec<u8>, String)>>,
@@ -37,10 +37,10 @@ pub(super) enum Found {
 // === impl Route ===
 
 impl Found {
-    /// Read a request, and find the bucket that it is for.
+    /// Read a request, and find its bucket.
     ///
     /// # Errors
-    /// There is none, or the request is not one of S3.
+    /// There is no such bucket, or the request is not one of S3.
     pub(super) fn of(router: &Router, request: &RequestHeader) -> Result<Found, S3Error> {
         let path = requested_path(request);
         let read = |target| {
@@ -115,7 +115,7 @@ impl Route {
         Ok(key_of(&self.site, primary, version_id))
     }
 
-    /// The name of the bucket; empty for a request that is for none.
+    /// The name of the bucket. Empty for a request without one.
     pub(super) fn bucket(&self) -> &str {
         self.bucket.as_deref().unwrap_or(self.site.bucket())
     }
@@ -179,8 +179,8 @@ impl Route {
     }
 }
 
-/// The bucket of a request to a whole service, and what it is about there: the first segment of
-/// the path, or the name in front of that of the service, is the bucket.
+/// The bucket of a request to a whole service, and the target in it. The bucket is the first
+/// segment of the path, or the name in front of that of the service.
 fn in_service(
     site: &Site,
     host: Option<&[u8]>,
@@ -217,7 +217,7 @@ fn virtual_bucket(host: &str, service: &str) -> Option<String> {
     let bucket = before(&service).or_else(|| {
         let labels = aws_labels(&host)?;
         let is_service = |label: &str| label == "s3" || label.starts_with("s3-");
-        // The last one: a bucket may be called s3 as well.
+        // The last match counts, because a bucket may be called s3 as well.
         let (at, _) = labels.match_indices('.').rfind(|(at, _)| {
             let label = labels[at + 1..].split('.').next();
             label.is_some_and(is_service)
@@ -269,17 +269,17 @@ fn without_port(host: &str) -> Option<&str> {
     (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)).then_some(name)
 }
 
-/// The labels of a name in front of AWS's domain; `None` for names of other domains.
+/// The labels of a name in front of AWS's domain. `None` for names of other domains.
 fn aws_labels(name: &str) -> Option<&str> {
     [".amazonaws.com", ".amazonaws.com.cn"]
         .into_iter()
         .find_map(|domain| name.strip_suffix(domain))
 }
 
-/// The host of a request, as the client wrote it.
+/// The host of a request, as the client sent it.
 ///
 /// # Errors
-/// There are several.
+/// The request has several.
 fn host(request: &RequestHeader) -> Result<Option<&[u8]>, S3Error> {
     if request.version == Version::HTTP_2 {
         if let Some(authority) = request.uri.authority() {

@@ -1,4 +1,4 @@
-//! `cache.rules`: what is stored of which objects, and how long it is used.
+//! `cache.rules`: the objects that are stored, and for how long.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use http::StatusCode;
 use crate::config;
 use crate::http::StoringRules;
 
-/// All rules, and what applies to the objects of none.
+/// All rules, and the one for all other objects.
 pub(super) struct Rules {
     default: Arc<Rule>,
     rules: Vec<Matcher>,
@@ -27,7 +27,7 @@ struct Matcher {
 #[derive(Debug)]
 pub(super) struct Rule {
     pub storing: Arc<StoringRules>,
-    /// The time for which the origin's answer is remembered that there is no object.
+    /// The time for which an answer that there is no object is remembered.
     pub negative_ttl: Duration,
     /// A 403 counts as such an answer.
     pub negative_forbidden: bool,
@@ -78,9 +78,9 @@ impl Rules {
         }
     }
 
-    /// The rule for an object: the first one that names its bucket and its key.
+    /// The rule for an object: the first one that matches its bucket and its key.
     pub(super) fn of(&self, bucket: &str, key: &str) -> &Arc<Rule> {
-        // A key is no path: dots and slashes are characters like others.
+        // A key is no path: dots and slashes are ordinary characters.
         let matches = |glob: &GlobMatcher, text: &str| glob.is_match(OsStr::new(text));
         let first = self
             .rules
@@ -93,7 +93,7 @@ impl Rules {
 // === impl Rule ===
 
 impl Rule {
-    /// True if an answer with this status says that there is no object, and is remembered.
+    /// True if an answer with this status means that there is no object, and is remembered.
     pub(super) fn remembers(&self, status: StatusCode) -> bool {
         !self.negative_ttl.is_zero()
             && match status {

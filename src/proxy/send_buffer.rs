@@ -1,24 +1,24 @@
-//! Unsent bytes of responses that clients hold in the kernel, all together.
+//! The limit of unsent bytes of responses in the kernel, for all connections together.
 
 use std::fs;
 
 use pingora_core::listeners::NotsentLimit;
 
-/// The most that one connection has, in bytes: about as much as the kernel itself lets a send
-/// buffer grow to (the last figure of `net.ipv4.tcp_wmem`, tcp(7)).
+/// The most for one connection, in bytes: about the size to which the kernel itself lets a send
+/// buffer grow (the last figure of `net.ipv4.tcp_wmem`, tcp(7)).
 const MOST: u32 = 2 << 20;
 
-/// The least that one connection has, in bytes: fewer would cost a fast client wakeups.
+/// The least for one connection, in bytes. Fewer would cost a fast client wakeups.
 const LEAST: u32 = 64 << 10;
 
-/// The most that all connections have together, besides the least for each, in bytes.
+/// The most for all connections together, beyond the least for each, in bytes.
 const TOTAL: u64 = 256 << 20;
 
-/// All connections together may have one in this many bytes of the pressure mark, the second
-/// figure of `net.ipv4.tcp_mem`, from which on the kernel saves on TCP buffers.
+/// The share of all connections in the pressure mark: one in this many bytes. From this mark, the
+/// second figure of `net.ipv4.tcp_mem`, the kernel saves on TCP buffers.
 const PART_OF_TCP_MEMORY: u64 = 4;
 
-/// The limit for `server.send_buffer`; `None`: the kernel's own.
+/// The limit for `server.send_buffer`. `None` for the kernel's own.
 pub(super) fn limit(send_buffer: Option<u32>) -> Option<NotsentLimit> {
     match send_buffer {
         Some(0) => None,
@@ -35,7 +35,7 @@ fn total(pressure: Option<u64>) -> u64 {
     pressure.map_or(TOTAL, |bytes| TOTAL.min(bytes / PART_OF_TCP_MEMORY))
 }
 
-/// The pressure mark in bytes; `tcp_mem` gives it in pages.
+/// The pressure mark in bytes. `tcp_mem` has it in pages.
 fn pressure_bytes(figures: &str) -> Option<u64> {
     let pages: u64 = figures.split_whitespace().nth(1)?.parse().ok()?;
     pages.checked_mul(rustix::param::page_size() as u64)

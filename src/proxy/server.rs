@@ -26,27 +26,27 @@ use crate::config::Config;
 use crate::metrics::{MetricsApp, METRICS};
 use crate::s3::Refreshed;
 
-/// How long the runtimes, and then entries that are being committed, may take to
-/// finish once nothing is served any more.
+/// The time limit for the runtimes, and then for entries that are being committed, once nothing is
+/// served any more.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How far TLS encrypts ahead of a client: one record (RFC 8446 §5.1).
+/// The bytes that TLS encrypts ahead of a client: one record (RFC 8446 §5.1).
 const TLS_WRITE_BUFFER: usize = 16 * 1024;
 
-/// The most bytes of responses that the streams of an HTTP/2 connection buffer together.
-/// Large bodies are written 16 KiB at a time.
+/// The most bytes of responses that the streams of an HTTP/2 connection buffer together. Large
+/// bodies are written 16 KiB at a time.
 const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 
-/// The longest time that a client may take to acknowledge the close of an HTTP/2
-/// connection, and to read what is left.
+/// The time limit for a client to acknowledge the close of an HTTP/2 connection, and to read the
+/// remainder.
 const HTTP2_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the listening sockets come from.
+/// The source of the listening sockets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Listeners {
-    /// They are opened.
+    /// The server opens them.
     Own,
-    /// A process that serves until then hands them over.
+    /// The running process hands them over.
     Inherited,
 }
 
@@ -66,12 +66,12 @@ impl ProxyServer {
         ProxyServer::set_up(config, Listeners::Own)
     }
 
-    /// As [`new`](Self::new), but take over the listeners of a process that
-    /// serves now, and share its cache until it has ended.
+    /// Like [`new`](Self::new), but take over the listeners of a running process, and share its
+    /// cache until it has ended.
     ///
-    /// Waits some seconds at `server.upgrade_sock` for that process, which hands
-    /// them over when it gets SIGQUIT, and ends once this one serves. If it does
-    /// not, **this process ends** with exit code 1: Pingora knows no other way.
+    /// Waits some seconds at `server.upgrade_sock` for that process, which hands them over on
+    /// SIGQUIT, and ends once this process serves. If it does not, **this process ends** with exit
+    /// code 1: Pingora offers no other way.
     pub fn successor(config: &Config) -> Result<ProxyServer, StartError> {
         ProxyServer::set_up(config, Listeners::Inherited)
     }
@@ -103,8 +103,8 @@ impl ProxyServer {
             .unwrap_or(Path::new("server.upgrade_sock"));
         let conf = ServerConf {
             threads: *config.server.threads,
-            // A single thread has nobody to steal from: its connections take turns
-            // without a queue that others can reach.
+            // A single thread has no other to steal from. Its connections take turns without a
+            // queue that other threads can reach.
             work_stealing: *config.server.threads > 1,
             grace_period_seconds: Some(config.server.grace_period.as_secs()),
             graceful_shutdown_timeout_seconds: Some(FINISH_TIMEOUT.as_secs()),
@@ -165,7 +165,8 @@ impl ProxyServer {
                     .handshake_timeout(files.handshake_limit()),
             );
         }
-        // The last one: who can connect to it can connect to the other, see `run`.
+        // This listener is added last, because a successful connection to it implies the other one;
+        // see `run`.
         service.add_listener(listener_config(&http, &unsent));
         server.add_service(service);
         if let Some(listener) = &metrics {
@@ -197,7 +198,7 @@ impl ProxyServer {
                 upgrade_sock.display()
             );
         }
-        // At last: the other process ends once it has handed over its sockets.
+        // This comes last, because the other process ends once it has handed over its sockets.
         server.bootstrap();
         Ok(ProxyServer {
             server,
@@ -224,13 +225,13 @@ impl ProxyServer {
         self.admin.as_ref().map(|listener| listener.address())
     }
 
-    /// Serve until a signal ends it. `announce` is called once connections are
-    /// accepted, on a thread of its own.
+    /// Serve until a signal ends the process. `announce` is called on a separate thread once
+    /// connections are accepted.
     pub fn run(self, announce: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
         let mut lines = vec![format!("s3-proxy: serving http://{}", self.http.address())];
         let mut addresses = vec![self.http.address()];
         if let Some(https) = &self.https {
-            // It listens before the other one of its service. To connect to it would
+            // This listener is ready before the other one of its service. A connection to it would
             // leave a failed handshake in the log.
             lines.push(format!("s3-proxy: serving https://{}", https.address()));
         }
@@ -250,7 +251,7 @@ impl ProxyServer {
             .name("announce".into())
             .spawn(move || {
                 addresses.into_iter().for_each(wait_for);
-                // Nobody may be reading; that is no reason to stop serving.
+                // A closed standard output is no reason to stop serving.
                 let _ = writeln!(io::stdout(), "{}", lines.join("\n"));
                 announce();
             })?;
@@ -270,14 +271,13 @@ struct Credentials(Vec<Arc<Refreshed>>);
 impl BackgroundService for Credentials {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         self.0.iter().for_each(Refreshed::start);
-        // An error says that nobody can signal a shutdown any more.
+        // An error means that no shutdown can be signalled any more.
         let _ = shutdown.changed().await;
     }
 }
 
-/// Where clients connect. They are read from without Pingora's buffer of 64 KiB a
-/// connection: few requests are longer than the 4 KiB that are read at once where
-/// they are parsed.
+/// The configuration of a listener for clients. Connections are read without Pingora's buffer of 64
+/// KiB each: few requests are longer than the 4 KiB that the parser reads at once.
 fn listener_config(listener: &Listener, unsent: &Option<Arc<NotsentLimit>>) -> ListenerConfig {
     let mut options = listener.options();
     options.tcp_notsent_limit = unsent.clone();
@@ -286,9 +286,8 @@ fn listener_config(listener: &Listener, unsent: &Option<Arc<NotsentLimit>>) -> L
         .l4_buffer(L4BufferSettings::default().read(0))
 }
 
-/// Limit what the client of an HTTP/2 connection may take of the server.
-/// `server.write_timeout` cuts a stream whose client takes nothing, so no PING is needed to
-/// find out whether the client is still there.
+/// Limit the resources of an HTTP/2 connection. `server.write_timeout` cuts a stream whose client
+/// reads nothing, so no PING is needed to find out if the client is still there.
 fn limit_http2(options: &mut HttpServerOptions, config: &Config) {
     options.h2_request_header_timeout = config.server.request_head_timeout.non_zero();
     options.h2_idle_timeout = config.server.keepalive_timeout.non_zero();

@@ -5,15 +5,14 @@ use std::io;
 use log::warn;
 use tokio::signal::unix::{signal, Signal, SignalKind};
 
-/// From now on, outlive signals that would end the process but have no meaning for it.
+/// Ignore signals that would end the process but have no meaning for it.
 ///
-/// SIGHUP is logged, because it asks other servers to read their configuration again.
-/// SIGUSR1 and SIGUSR2 come from log rotation and upgrades meant for other servers. After
-/// SIGXFSZ, the write that was too long fails by itself (setrlimit(2), `RLIMIT_FSIZE`). The
-/// Rust runtime ignores SIGPIPE.
+/// SIGHUP is logged, because it makes other servers read their configuration again. SIGUSR1 and
+/// SIGUSR2 come from log rotation and upgrades of other servers. After SIGXFSZ, the write that is
+/// too long fails (setrlimit(2), `RLIMIT_FSIZE`). The Rust runtime ignores SIGPIPE.
 ///
 /// # Errors
-/// The kernel or the process's limits allow no handler or no thread.
+/// The kernel or the limits of the process allow no handler or no thread.
 pub fn outlive() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

@@ -1,4 +1,4 @@
-//! What all requests to a cache share: its options, the store and the limits.
+//! The state that all requests to a cache share: its options, the store and the limits.
 
 use std::sync::Arc;
 use std::time::Duration;

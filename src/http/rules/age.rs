@@ -1,13 +1,13 @@
-//! How old a response was when it was sent to us.
+//! The `Age` field.
 
 use http::header::{HeaderMap, AGE};
 
 use super::cache_control::delta_seconds;
 use super::fields::list;
 
-/// The Age of a response, in seconds, at most 2^31 (RFC 9111 §5.1 and §1.2.2).
+/// The age that a response states, in seconds, at most 2^31 (RFC 9111 §5.1 and §1.2.2).
 ///
-/// Of several values the first decides. None if there is none or it is invalid.
+/// Of several values, the first one decides. None if there is none, or if it is invalid.
 pub fn age_value(headers: &HeaderMap) -> Option<u32> {
     delta_seconds(list(headers, &AGE).next()?).ok()
 }

@@ -1,5 +1,4 @@
-//! Cache directives: of Cache-Control, and of the fields that target one kind of
-//! cache.
+//! Cache directives: those of Cache-Control, and of fields that target one kind of cache.
 
 use std::borrow::Cow;
 
@@ -8,80 +7,76 @@ use sfv::{BareItem, Dictionary, Item, ListEntry, Parser};
 
 use super::fields::{is_tchar, members, trim_ows};
 
-/// What delta-seconds too large to represent are taken for (RFC 9111 §1.2.2).
+/// The value of delta-seconds that are too large to represent (RFC 9111 §1.2.2).
 const MAX_SECONDS: u32 = 1 << 31;
 
 /// Seconds of a directive that is present, at most 2^31 (delta-seconds, RFC 9111
 /// §1.2.2).
 pub type Seconds = Result<u32, InvalidSeconds>;
 
-/// A directive is present, and its argument is no number of seconds.
+/// The error of a directive whose argument is not a number of seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InvalidSeconds;
 
-/// What part of a response `no-cache` or `private` applies to (RFC 9111 §5.2.2.4
-/// and §5.2.2.7).
+/// The part of a response to which `no-cache` or `private` applies (RFC 9111 §5.2.2.4 and
+/// §5.2.2.7).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Scope {
     /// The directive is absent.
     #[default]
     Nothing,
-    /// The fields it names, at least one; a field may be there twice.
+    /// The fields that the directive names. There is at least one; a field may be repeated.
     Fields(Vec<HeaderName>),
-    /// The whole response: it names no fields, or what it names cannot be read.
+    /// The whole response: the directive names no fields, or names that cannot be parsed.
     Everything,
 }
 
 /// Directives of a response (RFC 9111 §5.2.2, RFC 5861, RFC 8246).
 ///
-/// A directive that takes no argument and has one is malformed. It counts where it
-/// restricts the cache (`no-store`, `must-revalidate`, `proxy-revalidate`,
-/// `no-transform`), and does not where it permits something (`public`, `immutable`,
-/// `must-understand`, which cancels `no-store`).
+/// A directive that takes no argument and has one is malformed. It counts if it restricts the cache
+/// (`no-store`, `must-revalidate`, `proxy-revalidate`, `no-transform`). It is ignored if it permits
+/// something (`public`, `immutable`, and `must-understand`, which cancels `no-store`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResponseDirectives {
-    /// Seconds that the response is fresh (RFC 9111 §5.2.2.1).
+    /// Seconds for which the response is fresh (RFC 9111 §5.2.2.1).
     pub max_age: Option<Seconds>,
-    /// The same for shared caches, which it tells to ignore `max-age` and Expires
-    /// (RFC 9111 §5.2.2.10).
+    /// The same for shared caches. It overrides `max-age` and Expires (RFC 9111 §5.2.2.10).
     pub s_maxage: Option<Seconds>,
     /// The response is not stored (RFC 9111 §5.2.2.5).
     pub no_store: bool,
-    /// What is not used again without validation (RFC 9111 §5.2.2.4).
+    /// The part that is not reused without validation (RFC 9111 §5.2.2.4).
     pub no_cache: Scope,
-    /// What a shared cache does not store (RFC 9111 §5.2.2.7).
+    /// The part that a shared cache does not store (RFC 9111 §5.2.2.7).
     pub private: Scope,
-    /// A shared cache may store the response where it otherwise must not (RFC 9111
-    /// §5.2.2.9).
+    /// A shared cache may store the response even if it otherwise must not (RFC 9111 §5.2.2.9).
     pub public: bool,
-    /// Never used stale (RFC 9111 §5.2.2.2).
+    /// The response is never used stale (RFC 9111 §5.2.2.2).
     pub must_revalidate: bool,
-    /// Never used stale by a shared cache (RFC 9111 §5.2.2.8).
+    /// The response is never used stale by a shared cache (RFC 9111 §5.2.2.8).
     pub proxy_revalidate: bool,
-    /// Stored, despite `no-store`, by a cache that knows the status and what it asks
-    /// of caches (RFC 9111 §5.2.2.3).
+    /// The response is stored in spite of `no-store` by a cache that implements the caching rules
+    /// of its status (RFC 9111 §5.2.2.3).
     pub must_understand: bool,
-    /// The content is left as it is (RFC 9111 §5.2.2.6).
+    /// The content must not be transformed (RFC 9111 §5.2.2.6).
     pub no_transform: bool,
-    /// Does not change while it is fresh (RFC 8246 §2).
+    /// The response does not change while it is fresh (RFC 8246 §2).
     pub immutable: bool,
-    /// Seconds for which it may be used stale while it is validated (RFC 5861 §3).
+    /// Seconds for which the response may be used stale while it is validated (RFC 5861 §3).
     pub stale_while_revalidate: Option<Seconds>,
-    /// Seconds for which it may be used stale if the origin fails (RFC 5861 §4).
+    /// Seconds for which the response may be used stale if the origin fails (RFC 5861 §4).
     pub stale_if_error: Option<Seconds>,
 }
 
 /// Directives of a request (RFC 9111 §5.2.1, RFC 5861).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequestDirectives {
-    /// No stored response without validation (RFC 9111 §5.2.1.4).
+    /// The client accepts no stored response without validation (RFC 9111 §5.2.1.4).
     pub no_cache: bool,
     /// Neither the request nor its response is stored (RFC 9111 §5.2.1.5).
     pub no_store: bool,
-    /// A stored response or 504 (RFC 9111 §5.2.1.7).
+    /// The client accepts a stored response or 504 (RFC 9111 §5.2.1.7).
     pub only_if_cached: bool,
-    /// Seconds that a response may be old (RFC 9111 §5.2.1.1); 0 if the argument is
-    /// invalid.
+    /// The greatest acceptable age in seconds (RFC 9111 §5.2.1.1); 0 if the argument is invalid.
     pub max_age: Option<u32>,
     /// Seconds for which a response must stay fresh (RFC 9111 §5.2.1.3).
     pub min_fresh: Option<u32>,
@@ -96,13 +91,12 @@ pub struct RequestDirectives {
 // === impl ResponseDirectives ===
 
 impl ResponseDirectives {
-    /// Reads all lines of Cache-Control; without any, no directive is present.
+    /// Read all lines of Cache-Control. Without any, no directive is present.
     ///
-    /// Names are read in any case, arguments as token or as quoted string (RFC 9111
-    /// §5.2). White space around `=` makes the argument invalid. Of several
-    /// `max-age` and the like, the first decides (§4.2.1), even if it is invalid.
-    /// A quoted string that does not end takes the rest of its line, and makes its
-    /// directive's argument invalid.
+    /// Names are matched in any case; arguments are tokens or quoted strings (RFC 9111 §5.2). White
+    /// space around `=` makes the argument invalid. If `max-age` or a similar directive is
+    /// repeated, the first one decides, even if it is invalid (§4.2.1). A quoted string without an
+    /// end takes the remainder of its line, and makes the argument invalid.
     pub fn from_cache_control(headers: &HeaderMap) -> Self {
         let mut directives = Self::default();
         for (name, argument) in lines(headers, &CACHE_CONTROL) {
@@ -114,14 +108,13 @@ impl ResponseDirectives {
         directives
     }
 
-    /// Reads a field of RFC 9213, such as CDN-Cache-Control: a dictionary of
-    /// structured fields, whose parameters are ignored. None if the field is absent,
-    /// empty, or no such dictionary: it then counts as absent (§2.1).
+    /// Read a field of RFC 9213, such as CDN-Cache-Control: a dictionary of structured fields,
+    /// whose parameters are ignored. None if the field is absent, empty, or no such dictionary; it
+    /// then counts as absent (§2.1).
     ///
-    /// Seconds that are no integer count as absent (§2.1), negative ones are
-    /// invalid. Other directives are read as in Cache-Control, where `?0` is absent
-    /// and `?1` is no argument. Of a directive that is repeated, the last counts
-    /// (RFC 9651 §4.2.2).
+    /// Seconds that are no integer count as absent (§2.1), negative ones as invalid. Other
+    /// directives are read as in Cache-Control; `?0` means absent, and `?1` means present without
+    /// an argument. If a directive is repeated, the last one counts (RFC 9651 §4.2.2).
     pub fn from_targeted(headers: &HeaderMap, name: &HeaderName) -> Option<Self> {
         let lines: Vec<_> = headers
             .get_all(name)
@@ -157,7 +150,7 @@ impl ResponseDirectives {
         Some(directives)
     }
 
-    /// Where the seconds of a directive go, if it has any.
+    /// The field for the seconds of a directive, if it has any.
     fn seconds(&mut self, name: &[u8]) -> Option<&mut Option<Seconds>> {
         match name {
             b"max-age" => Some(&mut self.max_age),
@@ -187,12 +180,12 @@ impl ResponseDirectives {
 // === impl RequestDirectives ===
 
 impl RequestDirectives {
-    /// Reads all lines of Cache-Control or, without any, of Pragma, whose `no-cache`
-    /// means the same (RFC 9111 §5.4).
+    /// Read all lines of Cache-Control or, if there are none, of Pragma, whose `no-cache` means the
+    /// same (RFC 9111 §5.4).
     ///
-    /// The syntax is that of [`ResponseDirectives::from_cache_control`]. An invalid
-    /// `max-age` is 0, other invalid seconds are ignored. `only-if-cached` counts
-    /// only without an argument, `no-cache` and `no-store` with one, too.
+    /// The syntax is that of [`ResponseDirectives::from_cache_control`]. An invalid `max-age` is 0;
+    /// other invalid seconds are ignored. `only-if-cached` counts only without an argument;
+    /// `no-cache` and `no-store` also count with one.
     pub fn from_headers(headers: &HeaderMap) -> Self {
         let mut directives = Self::default();
         if !headers.contains_key(CACHE_CONTROL) {
@@ -242,12 +235,12 @@ impl Scope {
     }
 }
 
-/// Of a directive that is repeated, the first decides (RFC 9111 §4.2.1).
+/// Note the seconds of a directive. If it is repeated, the first one decides (RFC 9111 §4.2.1).
 fn first(decided: &mut Option<Seconds>, seconds: Seconds) {
     decided.get_or_insert(seconds);
 }
 
-/// Reads seconds; more than 2^31 are 2^31 (RFC 9111 §1.2.2).
+/// Read seconds. More than 2^31 are 2^31 (RFC 9111 §1.2.2).
 pub(super) fn delta_seconds(digits: &[u8]) -> Seconds {
     if digits.is_empty() {
         return Err(InvalidSeconds);
@@ -270,11 +263,10 @@ fn from_integer(seconds: i64) -> Seconds {
     }
 }
 
-/// Longer than the name of any directive that is known.
+/// Longer than the name of any known directive.
 const LONGEST_NAME: usize = 32;
 
-/// Calls `read` with a directive's name in lower case, unless it is too long to be
-/// known.
+/// Call `read` with the name of a directive in lower case, unless it is too long to be known.
 fn with_lowercase(name: &[u8], read: impl FnOnce(&[u8])) {
     let mut lowercase = [0; LONGEST_NAME];
     if let Some(lowercase) = lowercase.get_mut(..name.len()) {
@@ -287,7 +279,7 @@ fn with_lowercase(name: &[u8], read: impl FnOnce(&[u8])) {
 /// A directive's argument (RFC 9111 §5.2).
 enum Argument<'a> {
     Absent,
-    /// A token, or what a quoted string quotes.
+    /// A token, or the content of a quoted string.
     Value(Cow<'a, [u8]>),
     Invalid,
 }
@@ -308,7 +300,7 @@ impl<'a> Argument<'a> {
         }
     }
 
-    /// The fields of a list that names at least one, and nothing else.
+    /// The fields of a list that has at least one name, and nothing else.
     fn field_names(&self) -> Option<Vec<HeaderName>> {
         let Self::Value(value) = self else {
             return None;
@@ -323,8 +315,8 @@ impl<'a> Argument<'a> {
 
 /// The directives of all lines of a field.
 ///
-/// Each line is read by itself: what a quoted string that does not end hides is on
-/// its own line.
+/// Each line is parsed separately: a quoted string without an end hides only the remainder of its
+/// line.
 fn lines<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = Directive<'a>> {
     headers
         .get_all(name)
@@ -334,7 +326,7 @@ fn lines<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
 
 type Directive<'a> = (&'a [u8], Argument<'a>);
 
-/// What is left to read of a line.
+/// The remainder of a line.
 struct Directives<'a>(&'a [u8]);
 
 impl<'a> Iterator for Directives<'a> {
@@ -354,7 +346,7 @@ impl<'a> Iterator for Directives<'a> {
 }
 
 impl<'a> Directives<'a> {
-    /// Reads up to the end of the directive, its comma included.
+    /// Read up to the end of the directive, including its comma.
     fn argument(&mut self) -> Argument<'a> {
         let spaced = self.skip_ows();
         if self.0.first() != Some(&b'=') {
@@ -365,7 +357,7 @@ impl<'a> Directives<'a> {
         }
         self.0 = &self.0[1..];
         let spaced = self.skip_ows() || spaced;
-        // Elsewhere a quote opens nothing: a stray one shall not hide a `no-store`.
+        // A quote elsewhere opens no string. Otherwise a stray one could hide a `no-store`.
         let value = if self.0.first() == Some(&b'"') {
             self.0 = &self.0[1..];
             let quoted = self.quoted_string();
@@ -381,7 +373,7 @@ impl<'a> Directives<'a> {
         }
     }
 
-    /// Reads what follows an opening quote; None if no closing one does (RFC 9110
+    /// Read a quoted string behind its opening quote. None if it has no closing one (RFC 9110
     /// §5.6.4).
     fn quoted_string(&mut self) -> Option<Cow<'a, [u8]>> {
         let mut value = Cow::Borrowed(&[][..]);
@@ -408,7 +400,7 @@ impl<'a> Directives<'a> {
         }
     }
 
-    /// Reads past the next comma, and returns what comes before it.
+    /// Read past the next comma, and return the text before it.
     fn take_member(&mut self) -> &'a [u8] {
         let member = self.take_until(|byte| byte == b',');
         self.0 = self.0.get(1..).unwrap_or_default();
@@ -422,7 +414,7 @@ impl<'a> Directives<'a> {
         head
     }
 
-    /// Whether there was white space.
+    /// Skip white space. True if there was any.
     fn skip_ows(&mut self) -> bool {
         !self
             .take_until(|byte| byte != b' ' && byte != b'\t')

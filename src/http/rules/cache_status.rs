@@ -6,22 +6,22 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use pingora_core::{ErrorType, OrErr, Result};
 
-/// Why a request went to the origin (RFC 9211 §2.2).
+/// The reason a request is forwarded to the origin (RFC 9211 §2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forwarded {
-    /// The cache is not used for such a request.
+    /// The cache does not handle such requests.
     Bypass,
-    /// Nor for its method.
+    /// The cache does not handle the method.
     Method,
-    /// Nothing is stored for its URI.
+    /// No response is stored for the URI.
     UriMiss,
-    /// What is stored was selected by other request fields.
+    /// The stored response has other request fields.
     VaryMiss,
-    /// The client wants it.
+    /// The client asks for it.
     Request,
-    /// What is stored is stale.
+    /// The stored response is stale.
     Stale,
-    /// What is being stored is not there yet.
+    /// The requested part has not been stored yet.
     Partial,
 }
 
@@ -39,27 +39,27 @@ impl Forwarded {
     }
 }
 
-/// What this cache has to say about a response.
+/// The handling of a request, as this cache reports it.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheStatus<'a> {
     /// The cache's name: a token.
     pub cache: &'a str,
-    /// `None`: it is a hit.
+    /// `None` for a hit.
     pub forwarded: Option<Forwarded>,
-    /// The origin's status, where it is not that of the response.
+    /// The origin's status, if it differs from that of the response.
     pub origin_status: Option<StatusCode>,
-    /// Whether the response is being stored.
+    /// The response is being stored.
     pub stored: bool,
-    /// Whether another request's answer was waited for.
+    /// The request has waited for the response to another one.
     pub collapsed: bool,
-    /// Seconds of freshness left; negative: since when it is stale.
+    /// Seconds of freshness left; negative for a stale response.
     pub ttl: Option<i64>,
     /// A detail: a token.
     pub detail: Option<&'static str>,
 }
 
 impl<'a> CacheStatus<'a> {
-    /// A hit, of which no more is said.
+    /// A hit without parameters.
     pub fn hit(cache: &'a str) -> CacheStatus<'a> {
         CacheStatus {
             cache,
@@ -77,15 +77,15 @@ impl<'a> CacheStatus<'a> {
     /// # Errors
     /// The cache's name is no token.
     pub fn to_value(self) -> Result<HeaderValue> {
-        // Longer than most.
+        // Longer than most values.
         let mut value = String::with_capacity(64);
         self.push_to(&mut value);
         HeaderValue::from_maybe_shared(Bytes::from(value))
             .or_err(ErrorType::InternalError, "the name of the cache")
     }
 
-    /// Append the field's value. It is one if the cache's name is a token; who sends it
-    /// checks that.
+    /// Append the field's value. It is valid if the cache's name is a token, which the caller
+    /// checks.
     pub fn push_to(&self, value: &mut String) {
         value.push_str(self.cache);
         match self.forwarded {

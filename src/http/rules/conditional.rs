@@ -12,29 +12,28 @@ use super::date::parse_http_date;
 use super::etag::{entity_tags, EntityTag};
 use super::fields::trim_ows;
 
-/// What a request's preconditions ask for.
+/// The outcome of a request's preconditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precondition {
-    /// The response that the request would get without them.
+    /// The request is served as if it had none.
     Proceed,
-    /// 304: the client has the content already.
+    /// The client has the current content: 304.
     NotModified,
-    /// 412.
+    /// A precondition is false: 412.
     Failed,
 }
 
-/// Evaluates a request's preconditions against a response, in the order of RFC 9110
-/// §13.2.2, If-Range excepted: see [`if_range_applies`]. `now` serves to read dates.
+/// Evaluate the preconditions of a request against a response, in the order of RFC 9110 §13.2.2,
+/// except for If-Range; see [`if_range_applies`]. `now` is used to read dates.
 ///
-/// They are ignored where the response is not 2xx, and where the method selects no
-/// representation (§13.2.1). Where there is no Last-Modified, If-Modified-Since is
-/// compared with Date (RFC 9111 §4.3.2).
+/// Preconditions are ignored if the response is not 2xx, and if the method selects no
+/// representation (§13.2.1). Without a Last-Modified, If-Modified-Since is compared with Date (RFC
+/// 9111 §4.3.2).
 ///
-/// An entity tag that is not valid, such as one without quotes, equals only a
-/// stored one of the same bytes.
+/// An invalid entity tag, such as one without quotes, equals only a stored one with the same bytes.
 ///
-/// If-Match and If-Unmodified-Since are about what the origin has now. A stored response
-/// stands for that as long as it may be served (RFC 9111 §4).
+/// If-Match and If-Unmodified-Since concern the origin's current version. A stored response
+/// represents it for as long as it may be served (RFC 9111 §4).
 pub fn evaluate(
     method: &Method,
     request: &HeaderMap,
@@ -79,12 +78,11 @@ pub fn evaluate(
     }
 }
 
-/// Whether the request's Range may be honoured, as far as its If-Range is concerned
-/// (RFC 9110 §13.1.5): there is none, or it names exactly this representation.
-/// `now` serves to read dates.
+/// True if the Range of a request may be honoured as far as If-Range is concerned (RFC 9110
+/// §13.1.5): there is none, or it names exactly this representation. `now` is used to read dates.
 ///
-/// An entity tag is compared strongly. A date must equal Last-Modified, and that
-/// must be a strong validator: Date is at least a second later (§8.8.2.2).
+/// Entity tags are compared strongly. A date must equal Last-Modified, which must be a strong
+/// validator: Date is at least a second later (§8.8.2.2).
 pub fn if_range_applies(request: &HeaderMap, response: &HeaderMap, now: SystemTime) -> bool {
     if !request.contains_key(IF_RANGE) {
         return true;
@@ -154,7 +152,7 @@ pub fn validators_match(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
     }
 }
 
-/// Whether If-Match or If-None-Match lists the response's entity tag, or is `*`.
+/// True if If-Match or If-None-Match lists the entity tag of the response, or is `*`.
 fn matches(
     request: &HeaderMap,
     name: &HeaderName,
@@ -178,7 +176,7 @@ fn matches(
     })
 }
 
-/// The value of a field that must not be repeated; None if it is.
+/// The value of a field that must not be repeated. None if it is repeated or absent.
 fn only(headers: &HeaderMap, name: HeaderName) -> Option<&[u8]> {
     let mut lines = headers.get_all(name).into_iter();
     match (lines.next(), lines.next()) {

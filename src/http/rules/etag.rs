@@ -10,8 +10,8 @@ pub struct EntityTag<'a> {
 }
 
 impl<'a> EntityTag<'a> {
-    /// Reads an entity tag that nothing surrounds; None if it is not quoted, or
-    /// quotes what it must not.
+    /// Read an entity tag without anything around it. None if it is not quoted, or has a character
+    /// that it must not have.
     pub fn parse(value: &'a [u8]) -> Option<Self> {
         let (weak, quoted) = match value.strip_prefix(b"W/") {
             Some(quoted) => (true, quoted),
@@ -24,27 +24,26 @@ impl<'a> EntityTag<'a> {
             .then_some(Self { weak, opaque })
     }
 
-    /// Strong comparison (RFC 9110 §8.8.3.2): equal, and none is weak.
+    /// Strong comparison (RFC 9110 §8.8.3.2): equal, and neither is weak.
     pub fn strong_eq(&self, other: &EntityTag) -> bool {
         !self.weak && !other.weak && self.opaque == other.opaque
     }
 
-    /// Whether it is a strong validator.
+    /// True for a strong validator.
     pub fn is_strong(&self) -> bool {
         !self.weak
     }
 
-    /// Weak comparison (RFC 9110 §8.8.3.2): equal, whether weak or not.
+    /// Weak comparison (RFC 9110 §8.8.3.2): equal, weak or not.
     pub fn weak_eq(&self, other: &EntityTag) -> bool {
         self.opaque == other.opaque
     }
 }
 
-/// The members of If-Match or If-None-Match, valid entity tags or not, without empty
-/// ones.
+/// The members of If-Match or If-None-Match, including invalid entity tags, without empty ones.
 ///
-/// An entity tag is no quoted string: commas within belong to it, and a backslash
-/// escapes nothing (RFC 9110 §8.8.3).
+/// An entity tag is no quoted string: it may contain commas, and a backslash escapes nothing (RFC
+/// 9110 §8.8.3).
 pub(super) fn entity_tags(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = line;
     std::iter::from_fn(move || {

@@ -1,4 +1,4 @@
-//! Field values that are lists, and fields that end at this hop.
+//! Lists in field values, and fields that end at this hop.
 
 use http::header::{
     HeaderMap, HeaderName, CONNECTION, CONTENT_LENGTH, HOST, PROXY_AUTHENTICATE,
@@ -9,12 +9,10 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
 
-/// The fields of a client's request that a proxy sends on to the origin, apart from
-/// conditions and ranges.
+/// The fields of a client's request that reach the origin, apart from conditions and ranges.
 ///
-/// A field that does not reach the origin cannot change the response. It therefore
-/// neither selects a variant (RFC 9111 §4.1) nor keeps a response from being stored
-/// (§3.5).
+/// A field that does not reach the origin cannot change the response. It therefore neither selects
+/// a variant (RFC 9111 §4.1) nor keeps a response from being stored (§3.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RequestFields {
     /// Every field.
@@ -39,23 +37,23 @@ impl RequestFields {
     }
 }
 
-/// True for the fields that are about a connection, whatever `Connection` says.
+/// True for a field that concerns the connection, whether or not `Connection` names it.
 pub(in crate::http) fn is_connection_field(name: &HeaderName) -> bool {
     [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, UPGRADE].contains(name)
 }
 
-/// The names of the fields in `headers` that concern this connection only: they are
-/// neither forwarded nor stored (RFC 9110 §7.6.1, RFC 9111 §3.1).
+/// The names of the fields that concern this connection only. They are neither forwarded nor stored
+/// (RFC 9110 §7.6.1, RFC 9111 §3.1).
 ///
-/// These are Connection, the fields it names, and those that end here even if it
-/// does not name them: Keep-Alive, Proxy-Connection, TE and Upgrade.
+/// These are Connection, the fields that it names, and those that end here in any case: Keep-Alive,
+/// Proxy-Connection, TE and Upgrade.
 ///
-/// Never Content-Length, Transfer-Encoding or Host: where a message ends and where
-/// it goes is up to the proxy, and a peer that could have them removed could make
-/// two hops disagree about it. Any other field that is named is listed, Cache-Control
-/// and Vary too, so decide on storing before removing.
+/// Content-Length, Transfer-Encoding and Host are never among them: the framing and the destination
+/// of a message are up to the proxy. A peer that could have these fields removed could make two
+/// hops disagree about them. Any other named field is listed, including Cache-Control and Vary;
+/// decide on storing before removing them.
 pub fn connection_fields(headers: &HeaderMap) -> Vec<HeaderName> {
-    // One pass over the few fields of most messages hashes none of their names.
+    // One pass over the few fields of most messages needs no hash of their names.
     let mut names: Vec<HeaderName> = headers
         .keys()
         .filter(|name| is_connection_field(name))
@@ -78,15 +76,15 @@ pub fn connection_fields(headers: &HeaderMap) -> Vec<HeaderName> {
     names
 }
 
-/// The length that a message states. None if it states none, or not as a number.
+/// The length that a message states. None if it states none, or a value that is no number.
 pub fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// The names of the fields in `headers` that are not stored (RFC 9111 §3.1): those
-/// of [`connection_fields`], and those between a proxy and its client.
+/// The names of the fields that are not stored (RFC 9111 §3.1): those of [`connection_fields`], and
+/// those between a proxy and its client.
 ///
-/// What `private` and `no-cache` name is not among them: see
+/// The fields that `private` and `no-cache` name are not included; see
 /// [`ResponseDirectives`](super::cache_control::ResponseDirectives).
 pub fn not_stored(headers: &HeaderMap) -> Vec<HeaderName> {
     let mut names = connection_fields(headers);
@@ -102,8 +100,8 @@ pub fn not_stored(headers: &HeaderMap) -> Vec<HeaderName> {
     names
 }
 
-/// The members of a list-based field over all its lines, without empty ones
-/// (RFC 9110 §5.3 and §5.6.1.2).
+/// The members of a list-based field over all its lines, without empty ones (RFC 9110 §5.3 and
+/// §5.6.1.2).
 pub(super) fn list<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
@@ -115,9 +113,9 @@ pub(super) fn list<'a>(
         .filter(|member| !member.is_empty())
 }
 
-/// What commas outside quoted strings separate, without white space around it
-/// (RFC 9110 §5.6.1); empty members too. A quoted string that does not end takes
-/// all that follows.
+/// The members of a line, separated by commas outside of quoted strings, without white space around
+/// them (RFC 9110 §5.6.1). Empty members are included. A quoted string without an end takes the
+/// remainder of the line.
 pub(super) fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(line);
     std::iter::from_fn(move || {
@@ -127,7 +125,7 @@ pub(super) fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Splits at the first `separator` that is not inside a quoted string.
+/// Split at the first `separator` outside of quoted strings.
 pub(super) fn split_outside_quotes(text: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {
     let mut quoted = false;
     let mut escaped = false;
@@ -149,7 +147,7 @@ pub(super) fn split_outside_quotes(text: &[u8], separator: u8) -> (&[u8], Option
     }
 }
 
-/// Without the optional white space around it (RFC 9110 §5.6.3).
+/// Remove optional white space at both ends (RFC 9110 §5.6.3).
 pub(super) fn trim_ows(mut text: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] = text {
         text = rest;
@@ -160,7 +158,7 @@ pub(super) fn trim_ows(mut text: &[u8]) -> &[u8] {
     text
 }
 
-/// Whether a byte may be part of a token (RFC 9110 §5.6.2).
+/// True for a byte that may be part of a token (RFC 9110 §5.6.2).
 pub(super) fn is_tchar(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

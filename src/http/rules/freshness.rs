@@ -1,4 +1,4 @@
-//! How old a response is, and how long it may be used (RFC 9111 §4.2).
+//! The age of a response, and the time for which it is fresh (RFC 9111 §4.2).
 
 use std::time::{Duration, SystemTime};
 
@@ -9,18 +9,18 @@ use super::age::age_value;
 use super::cache_control::ResponseDirectives;
 use super::date::parse_http_date;
 
-/// How far the clock may step back before stored responses are doubted.
+/// The longest step back of the clock after which stored responses are still trusted.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// The part of the time since the last modification for which a response is
-/// taken to be fresh where the origin says nothing (RFC 9111 §4.2.2).
+/// The part of the time since the last modification for which a response counts as fresh if the
+/// origin states nothing (RFC 9111 §4.2.2).
 const HEURISTIC_PART: u32 = 10;
 
-/// The longest freshness that is guessed; also the age beyond which HTTP/1.1
-/// caches used to warn about it (RFC 7234 §5.5.4).
+/// The longest heuristic freshness. HTTP/1.1 caches used to warn about an older response (RFC 7234
+/// §5.5.4).
 const HEURISTIC_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// When a response was asked for and when its header had come.
+/// The times of a request and of the header of its response.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
     /// RFC 9111's `request_time`.
@@ -29,28 +29,27 @@ pub struct Times {
     pub received: SystemTime,
 }
 
-/// How long a response is fresh, and who says so.
+/// The freshness lifetime of a response, and its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lifetime {
-    /// The origin says it. What it says in a way that nobody understands is zero.
+    /// The origin states it. An invalid value counts as zero.
     Explicit(Duration),
-    /// It follows from the last modification, or from the cache's own default.
+    /// It is derived from the last modification or from the cache's own default.
     Guessed(Duration),
-    /// Nothing is known.
+    /// The response has none.
     Unknown,
 }
 
-/// Whether a response was stored or validated in what is now the future.
+/// True if a response was stored or validated in what is now the future.
 ///
-/// The clock was wrong then, or is now; either way the time for which the
-/// response is fresh (RFC 9111 §4.2) was counted from a wrong start, and could
-/// last for years. Its age is unknown, so it has to be validated. That sets
-/// when it was updated; when it was created stays as it is.
+/// The clock was wrong then, or is now. In both cases the response could count as fresh for years
+/// (RFC 9111 §4.2). Its age is unknown, so it has to be validated. The validation sets the time of
+/// the update, but not that of the creation.
 pub fn is_from_the_future(updated: SystemTime, now: SystemTime) -> bool {
     updated > now + CLOCK_TOLERANCE
 }
 
-/// Seconds for which a response is fresh; negative: since when it is stale.
+/// Seconds of freshness left; negative for a stale response.
 pub fn ttl(fresh_until: SystemTime, now: SystemTime) -> i64 {
     let (later, earlier, sign) = match fresh_until >= now {
         true => (fresh_until, now, 1),
@@ -60,11 +59,10 @@ pub fn ttl(fresh_until: SystemTime, now: SystemTime) -> i64 {
     sign * i64::try_from(secs).unwrap_or(i64::MAX)
 }
 
-/// `corrected_initial_age` (RFC 9111 §4.2.3), in whole seconds: how old the
-/// response was when it came.
+/// `corrected_initial_age` (RFC 9111 §4.2.3) in whole seconds: the age of the response when it was
+/// received.
 ///
-/// A `Date` ahead of the local clock counts as now, one that cannot be read as
-/// none at all.
+/// A `Date` ahead of the local clock counts as now, an invalid one as absent.
 pub fn initial_age(response: &HeaderMap, times: Times) -> Duration {
     let seconds = |from: SystemTime, to: SystemTime| {
         let since_epoch = |time: SystemTime| {
@@ -125,8 +123,8 @@ pub fn lifetime(
     Lifetime::Guessed((unchanged / HEURISTIC_PART).min(HEURISTIC_LIMIT))
 }
 
-/// Whether a response with this status may be stored although nothing says for
-/// how long (RFC 9110 §15.1). A 206 may be, but not by this cache.
+/// True if a response with this status may be stored although nothing states its freshness (RFC
+/// 9110 §15.1). A 206 may be, but not by this cache.
 pub fn is_heuristically_cacheable(status: StatusCode) -> bool {
     matches!(
         status.as_u16(),
@@ -134,12 +132,12 @@ pub fn is_heuristically_cacheable(status: StatusCode) -> bool {
     )
 }
 
-/// Of several dates the first counts.
+/// The `Date` of a response. If it is repeated, the first one counts.
 fn date(response: &HeaderMap, received: SystemTime) -> Option<SystemTime> {
     parse_http_date(response.get(DATE)?.as_bytes(), received)
 }
 
-/// The lifetime that `Expires` states: zero if it cannot be read (RFC 9111 §5.3).
+/// The lifetime that `Expires` states. An invalid value is zero (RFC 9111 §5.3).
 fn expires(response: &HeaderMap, received: SystemTime) -> Option<Duration> {
     let expires = response.get(EXPIRES)?;
     let Some(expires) = parse_http_date(expires.as_bytes(), received) else {

@@ -9,36 +9,36 @@ use super::fields::{members, trim_ows};
 /// The media type of a body with several parts (RFC 9110 §14.6).
 const MULTIPART: &[u8] = b"multipart/byteranges";
 
-/// What a Range asks of a representation whose length is known.
+/// The meaning of a Range for a representation of known length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ranges {
-    /// The whole representation: another unit, invalid, or too many ranges.
+    /// The whole representation is served: the unit is another one, the Range is invalid, or it has
+    /// too many ranges.
     Ignored,
-    /// None of the ranges exists: 416.
+    /// None of the ranges lies within the representation: 416.
     Unsatisfiable,
-    /// One or more ranges, in the order of the request, end exclusive. None is
-    /// empty, and none overlaps or touches another.
+    /// One or more ranges in the order of the request, end exclusive. None is empty; none overlaps
+    /// or touches another.
     Satisfiable(Vec<Range<u64>>),
 }
 
-/// What a response says of the part it is (RFC 9110 §14.4). At least one is known.
+/// A Content-Range (RFC 9110 §14.4). At least one of its values is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContentRange {
-    /// The bytes that are enclosed, end exclusive; None if the range that was asked
-    /// for is unsatisfiable.
+    /// The enclosed bytes, end exclusive. None if the requested range is unsatisfiable.
     pub range: Option<Range<u64>>,
-    /// Bytes of the whole representation, if the sender knows.
+    /// The length of the whole representation, if the sender knows it.
     pub complete_length: Option<u64>,
 }
 
-/// Reads a Range for a representation of `len` bytes (RFC 9110 §14.1.2 and §14.2).
+/// Read a Range for a representation of `len` bytes (RFC 9110 §14.1.2 and §14.2).
 ///
-/// Unsatisfiable ranges beside satisfiable ones are dropped. Ranges that overlap or
-/// touch become one (§15.3.7.2), in the place of the first of them. More than
-/// `max_ranges` of them, counted before that, are ignored: §14.2 permits it, and
-/// §17.15 says why. Positions too large to represent are beyond any end.
+/// Unsatisfiable ranges beside satisfiable ones are dropped. Ranges that overlap or touch become
+/// one (§15.3.7.2), in the place of the first. A Range of more than `max_ranges`, counted before
+/// that, is ignored: §14.2 permits it, for the reasons in §17.15. Positions that are too large to
+/// represent are beyond any end.
 ///
-/// An empty representation has no range, so even `bytes=-1` of it is unsatisfiable.
+/// An empty representation has no range, so even `bytes=-1` is unsatisfiable for it.
 pub fn parse_range(value: &[u8], len: u64, max_ranges: usize) -> Ranges {
     let Some(set) = byte_range_set(value) else {
         return Ranges::Ignored;
@@ -63,10 +63,10 @@ pub fn parse_range(value: &[u8], len: u64, max_ranges: usize) -> Ranges {
     }
 }
 
-/// The first and last position, inclusive, of a Range that asks for exactly one
-/// range by its positions: what is known of it before the length is. The last is
-/// None where it asks for everything from the first on. None for a suffix, for
-/// several ranges, and for what [`parse_range`] ignores.
+/// The first and last position, inclusive, of a Range with exactly one range that states its first
+/// position: the part of its meaning that does not depend on the length. The last position is None
+/// for a range without an end. None for a suffix, for several ranges, and for a Range that
+/// [`parse_range`] ignores.
 pub fn single_range(value: &[u8]) -> Option<(u64, Option<u64>)> {
     let mut specs = specs(byte_range_set(value)?);
     match (specs.next()??, specs.next()) {
@@ -75,8 +75,8 @@ pub fn single_range(value: &[u8]) -> Option<(u64, Option<u64>)> {
     }
 }
 
-/// Reads a Content-Range in bytes (RFC 9110 §14.4). None for another unit and for
-/// what is invalid, such as an end beyond the complete length.
+/// Read a Content-Range in bytes (RFC 9110 §14.4). None for another unit, and for an invalid value
+/// such as an end beyond the complete length.
 pub fn parse_content_range(value: &[u8]) -> Option<ContentRange> {
     let (unit, rest) = split_once(trim_ows(value), b' ')?;
     if !unit.eq_ignore_ascii_case(b"bytes") {
@@ -111,8 +111,8 @@ pub fn is_bytes(value: &[u8]) -> bool {
     byte_range_set(value).is_some()
 }
 
-/// True if a 206 says which bytes it has, and has as many as it says (RFC 9110
-/// §15.3.7). The parts of a multipart body are not checked.
+/// True if a 206 states its range, and has the length of that range (RFC 9110 §15.3.7). The parts
+/// of a multipart body are not checked.
 pub fn is_consistent_part(response: &HeaderMap) -> bool {
     let is_multipart = response.get(CONTENT_TYPE).is_some_and(|of| {
         let of = of.as_bytes();
@@ -131,8 +131,8 @@ pub fn is_consistent_part(response: &HeaderMap) -> bool {
     lengths.all(|len| exact(trim_ows(len.as_bytes())) == Some(range.end - range.start))
 }
 
-/// True if a 206 has what a Range asks for, or the beginning of it, which a server may send
-/// (RFC 9110 §15.3.7). Only single ranges are checked.
+/// True if a 206 has the requested range, or the beginning of it, which a server may send (RFC 9110
+/// §15.3.7). Only single ranges are checked.
 pub fn is_part_of(response: &HeaderMap, asked: &[u8]) -> bool {
     let mut specs = byte_range_set(asked).into_iter().flat_map(specs);
     let (Some(Some(spec)), None) = (specs.next(), specs.next()) else {
@@ -177,7 +177,7 @@ impl Spec {
         Some(Self::From { first, last })
     }
 
-    /// None if it is unsatisfiable.
+    /// The bytes of this range in a representation of `len` bytes. None if it is unsatisfiable.
     fn within(self, len: u64) -> Option<Range<u64>> {
         let range = match self {
             Self::From { first, last } => {
@@ -189,20 +189,20 @@ impl Spec {
     }
 }
 
-/// What follows `bytes=`.
+/// The range set behind `bytes=`.
 fn byte_range_set(value: &[u8]) -> Option<&[u8]> {
     let (unit, set) = split_once(trim_ows(value), b'=')?;
     unit.eq_ignore_ascii_case(b"bytes").then_some(set)
 }
 
-/// Each range-spec, None if it is invalid.
+/// The range-specs of a set. None for an invalid one.
 fn specs(set: &[u8]) -> impl Iterator<Item = Option<Spec>> + '_ {
     members(set)
         .filter(|spec| !spec.is_empty())
         .map(Spec::parse)
 }
 
-/// Adds a range to ranges of which none touches another.
+/// Add a range to ranges of which none touches another.
 fn coalesce(ranges: &mut Vec<Range<u64>>, mut range: Range<u64>) {
     let touches = |a: &Range<u64>, b: &Range<u64>| a.start <= b.end && b.start <= a.end;
     let Some(at) = ranges.iter().position(|other| touches(other, &range)) else {
@@ -232,7 +232,7 @@ fn exact(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// [`u64::MAX`] for what is larger.
+/// Read a number. One that is too large is [`u64::MAX`].
 fn saturating(digits: &[u8]) -> Option<u64> {
     number(digits, |number, digit| {
         Some(number.saturating_mul(10).saturating_add(digit))

@@ -1,4 +1,4 @@
-//! Whether a response is stored, and what of it (RFC 9111 §3).
+//! The decision to store a response, and the part of it that is stored (RFC 9111 §3).
 
 use std::time::{Duration, SystemTime};
 
@@ -13,22 +13,21 @@ use super::fields::{not_stored, RequestFields};
 use super::freshness::{initial_age, is_heuristically_cacheable, lifetime, Lifetime, Times};
 use super::vary::{variance, Variance};
 
-/// What the owner of a cache decides about storing.
+/// Rules of the owner of a cache for storing responses.
 #[derive(Debug, Clone)]
 pub struct StoringRules {
-    /// Freshness of a 200 for which the origin gives none. Without it, a tenth of
-    /// the time since its last modification is taken.
+    /// The freshness of a 200 for which the origin states none. If it is not set, a tenth of the
+    /// time since the last modification is used.
     pub default_ttl: Option<Duration>,
-    /// Fields that replace `Cache-Control` and `Expires` for this cache, the first
-    /// that is there (RFC 9213 §2.2).
+    /// Fields that replace `Cache-Control` and `Expires` for this cache. The first one that a
+    /// response has counts (RFC 9213 §2.2).
     pub targeted: Vec<HeaderName>,
-    /// True if anything is stored at all.
+    /// False to store nothing.
     pub store: bool,
-    /// `Cache-Control`, `Expires` and the [`targeted`](Self::targeted) fields of responses have
-    /// no meaning.
+    /// Ignore `Cache-Control`, `Expires` and the [`targeted`](Self::targeted) fields of responses.
     pub ignore_origin: bool,
-    /// The time for which a response that does not say so may be used after it has become
-    /// stale, if the origin fails; in whole seconds. `must-revalidate` and the like forbid it.
+    /// The time for which a stale response may be used if the origin fails, unless the response
+    /// states one; in whole seconds. `must-revalidate` and similar directives forbid it.
     pub stale_if_error: Duration,
     /// The same while it is being revalidated.
     pub stale_while_revalidate: Duration,
@@ -47,30 +46,30 @@ impl Default for StoringRules {
     }
 }
 
-/// What is stored of a response.
+/// The stored part of a response, and the remainder.
 #[derive(Debug)]
 pub struct ToStore {
-    /// The stored header, and how long it is fresh.
+    /// The stored header and its freshness.
     pub meta: CacheMeta,
     /// Fields that belong to this response and not to the stored one.
     pub withheld: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// The answer to a request, of which it is to be decided whether it is stored.
+/// A response and its request, for the decision to store it.
 #[derive(Debug)]
 pub struct Answer<'a> {
     pub request: &'a RequestHeader,
-    /// The fields of the request that the origin has seen.
+    /// The fields of the request that reach the origin.
     pub reaching: RequestFields,
     pub response: &'a ResponseHeader,
     pub times: Times,
 }
 
 impl StoringRules {
-    /// The directives for this cache, and whether they are meant for it alone.
+    /// The directives for this cache. True if they come from a field for this cache alone.
     pub fn directives(&self, response: &ResponseHeader) -> (ResponseDirectives, bool) {
         if self.ignore_origin {
-            // Neither does Expires count.
+            // A targeted field overrides Expires too.
             return (ResponseDirectives::default(), true);
         }
         let targeted = self
@@ -86,11 +85,10 @@ impl StoringRules {
         }
     }
 
-    /// Decide on the answer to a GET without a range (RFC 9111 §3). `None`: it is
-    /// not stored.
+    /// Decide on the response to a GET without a range (RFC 9111 §3). `None`: it is not stored.
     ///
-    /// A response that could never be used again is not stored either: it would
-    /// only make requests wait for each other.
+    /// A response that could never be reused is not stored either, because requests would wait for
+    /// each other in vain.
     pub fn to_store(&self, answer: &Answer) -> Result<Option<ToStore>> {
         let Answer {
             response, times, ..
@@ -109,8 +107,8 @@ impl StoringRules {
         );
         let explicit = matches!(lifetime, Lifetime::Explicit(_));
         if !explicit && response.headers.contains_key(SET_COOKIE) {
-            // RFC 9111 §7.3 leaves it to the origin to forbid it; one that says
-            // nothing at all has hardly thought about it.
+            // RFC 9111 §7.3 leaves it to the origin to forbid this. An origin that states no
+            // freshness has hardly considered it.
             return Ok(None);
         }
         let must_validate = matches!(directives.no_cache, Scope::Everything);
@@ -140,7 +138,7 @@ impl StoringRules {
         let (header, withheld) = stored_header(response, &directives, times.received)?;
         let epoch = times.received.checked_sub(age).unwrap_or(times.received);
         let fresh_until = if fresh.is_zero() {
-            // Stale from the first moment on.
+            // The response is stale from the first moment.
             epoch.checked_sub(Duration::from_secs(1)).unwrap_or(epoch)
         } else {
             epoch.checked_add(fresh).unwrap_or(epoch)
@@ -156,8 +154,7 @@ impl StoringRules {
         Ok(Some(ToStore { meta, withheld }))
     }
 
-    /// Whether a stored response may be used stale if a client asks for that
-    /// (RFC 9111 §4.2.4).
+    /// True if a stored response may be used stale for a client that asks for it (RFC 9111 §4.2.4).
     pub fn may_be_stale(&self, stored: &ResponseHeader) -> bool {
         let (directives, _) = self.directives(stored);
         !forbids_stale(&directives)
@@ -172,8 +169,8 @@ fn may_store(answer: &Answer, directives: &ResponseDirectives) -> bool {
         ..
     } = *answer;
     let status = response.status;
-    // Partial responses are not combined here, so they are not stored (§3.3). A
-    // 304 says nothing by itself.
+    // Partial responses are not combined here, so they are not stored (§3.3). A 304 is no response
+    // of its own.
     if status.is_informational()
         || matches!(
             status,
@@ -182,7 +179,7 @@ fn may_store(answer: &Answer, directives: &ResponseDirectives) -> bool {
     {
         return false;
     }
-    // §5.2.2.3: who understands the status need not heed no-store.
+    // §5.2.2.3: a cache that understands the status ignores no-store.
     let understood = directives.must_understand && is_understood(status);
     if directives.must_understand && !understood {
         return false;
@@ -200,11 +197,11 @@ fn may_store(answer: &Answer, directives: &ResponseDirectives) -> bool {
     {
         return false;
     }
-    // §4.1: matches no request, or cannot be told.
+    // §4.1: the response matches no request, or its Vary cannot be parsed.
     variance(&response.headers, &request.headers, reaching) != Variance::Never
 }
 
-/// Final statuses that RFC 9110 defines, and what they mean for a cache.
+/// True for final statuses whose caching rules are implemented: those of RFC 9110.
 fn is_understood(status: StatusCode) -> bool {
     matches!(
         status.as_u16(),
@@ -212,7 +209,7 @@ fn is_understood(status: StatusCode) -> bool {
     )
 }
 
-/// §4.2.4: `must-revalidate`, what implies it, and `no-cache`.
+/// True for `must-revalidate`, the directives that imply it, and `no-cache` (§4.2.4).
 fn forbids_stale(directives: &ResponseDirectives) -> bool {
     directives.must_revalidate
         || directives.proxy_revalidate
@@ -220,8 +217,8 @@ fn forbids_stale(directives: &ResponseDirectives) -> bool {
         || !matches!(directives.no_cache, Scope::Nothing)
 }
 
-/// For how long, in seconds, a response may be used stale while it is being
-/// revalidated, and if that fails (RFC 5861). `defaults`: where it does not say.
+/// The seconds for which a response may be used stale while it is being revalidated, and if that
+/// fails (RFC 5861). `defaults` apply unless the response states them.
 fn stale_windows(directives: &ResponseDirectives, defaults: [Duration; 2]) -> [u32; 2] {
     if forbids_stale(directives) {
         return [0, 0];
@@ -238,8 +235,8 @@ fn stale_windows(directives: &ResponseDirectives, defaults: [Duration; 2]) -> [u
 
 type Withheld = Vec<(HeaderName, HeaderValue)>;
 
-/// The header without what must not be stored (RFC 9111 §3.1), and what of that
-/// its first reader gets all the same.
+/// The header without the fields that must not be stored (RFC 9111 §3.1), and those of them that
+/// its first reader gets.
 fn stored_header(
     response: &ResponseHeader,
     directives: &ResponseDirectives,
@@ -255,7 +252,7 @@ fn stored_header(
         withheld.extend(values.map(|value| (name.clone(), value)));
         header.remove_header(name);
     };
-    // It is computed anew for each reader.
+    // Age is computed for each reader.
     withhold(&mut header, &AGE);
     for scope in [&directives.private, &directives.no_cache] {
         if let Scope::Fields(names) = scope {
@@ -271,7 +268,7 @@ fn stored_header(
     Ok((header, withheld))
 }
 
-/// Whether a stored response has to be validated each time it is used.
+/// True if a stored response has to be validated each time it is used.
 pub fn is_always_stale(meta: &CacheMeta) -> bool {
     meta.fresh_sec() == 0
 }

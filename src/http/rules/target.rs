@@ -1,22 +1,20 @@
-//! Target URIs, and those that a response names (RFC 9110 §7.1, RFC 9111 §4.4).
+//! Target URIs: that of a request, and those that a response names (RFC 9110 §7.1, RFC 9111 §4.4).
 
 use http::header::{CONTENT_LOCATION, HOST, LOCATION};
 use http::{Method, StatusCode};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-/// A target URI as a cache key: authority and path with query. The scheme is the
-/// listener's.
+/// A target URI as a cache key: authority, and path with query. The listener decides the scheme.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Host and port in lower case, without the scheme's own port.
     pub authority: String,
-    /// As the client wrote it; `/` if it wrote none.
+    /// As the client sent it; `/` if it sent none.
     pub path_and_query: String,
 }
 
 impl Target {
-    /// The target of a request (RFC 9110 §7.1): that of the absolute form, or
-    /// `Host` and the path.
+    /// The target of a request (RFC 9110 §7.1): the absolute form, or `Host` and the path.
     pub fn of(request: &RequestHeader) -> Target {
         let raw = String::from_utf8_lossy(request.raw_path());
         if let Some((authority, path_and_query)) = split_absolute(&raw) {
@@ -55,8 +53,8 @@ impl Target {
         }
     }
 
-    /// A reference in a response to this target, if it is of the same origin
-    /// (RFC 3986 §5.2).
+    /// The target of a reference in a response to this target, if it has the same origin (RFC 3986
+    /// §5.2).
     fn resolve(&self, reference: &str) -> Option<Target> {
         let reference = reference.trim();
         if let Some((authority, path_and_query)) = split_absolute(reference) {
@@ -93,7 +91,7 @@ impl Target {
     }
 }
 
-/// Authority and the rest of an absolute `http` or `https` URI.
+/// The authority of an absolute `http` or `https` URI, and the remainder.
 fn split_absolute(uri: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = uri.split_once("://")?;
     let is_http = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
@@ -110,7 +108,7 @@ fn has_scheme(reference: &str) -> bool {
     reference[..end].contains(':')
 }
 
-/// RFC 3986 §5.2.4
+/// The path without its dot segments (RFC 3986 §5.2.4).
 fn without_dots(path: &str) -> String {
     let mut segments = Vec::new();
     let mut rest = path.split('/').skip(1).peekable();
@@ -131,8 +129,7 @@ fn without_dots(path: &str) -> String {
     format!("/{}", segments.join("/"))
 }
 
-/// Whether a method is defined not to change anything (RFC 9110 §9.2.1). One that
-/// nobody knows may.
+/// True if a method is defined as safe (RFC 9110 §9.2.1). An unknown method may change something.
 pub fn is_safe(method: &Method) -> bool {
     matches!(
         *method,
@@ -140,8 +137,8 @@ pub fn is_safe(method: &Method) -> bool {
     )
 }
 
-/// Whose stored responses are void after this answer: the target's own, and those
-/// of the same origin that it names (RFC 9111 §4.4).
+/// The targets whose stored responses are invalid after this response: that of the request, and
+/// those of the same origin that the response names (RFC 9111 §4.4).
 pub fn invalidated(request: &RequestHeader, response: &ResponseHeader) -> Vec<Target> {
     let status = response.status;
     if is_safe(&request.method) || !is_success(status) {
@@ -158,7 +155,7 @@ pub fn invalidated(request: &RequestHeader, response: &ResponseHeader) -> Vec<Ta
     targets
 }
 
-/// "Non-error" in RFC 9111 §4.4.
+/// True for a "non-error" status (RFC 9111 §4.4).
 fn is_success(status: StatusCode) -> bool {
     status.is_success() || status.is_redirection()
 }

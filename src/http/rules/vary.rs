@@ -1,4 +1,4 @@
-//! Which requests a response may be used for, by the fields that its Vary names.
+//! The requests that a response may answer, by the fields that its Vary names.
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
@@ -12,36 +12,34 @@ use pingora_cache::VarianceBuilder;
 
 use super::fields::{list, members, split_outside_quotes, trim_ows, RequestFields};
 
-/// What a response's Vary makes of a request.
+/// The variant of a response that a request selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variance {
-    /// The response is for any request.
+    /// The response answers any request.
     None,
-    /// The response is for no other request (`*`), or what its Vary says cannot be
-    /// read.
+    /// The response answers no other request (`*`), or its Vary cannot be parsed.
     Never,
-    /// The response is for requests of the same key.
+    /// The response answers requests with the same key.
     Key(HashBinary),
 }
 
-/// Reads a response's Vary, and the fields it names in a request (RFC 9110 §12.5.5).
+/// Read a response's Vary, and the fields of a request that it names (RFC 9110 §12.5.5).
 ///
-/// Requests that differ only in a way without meaning get the same key (RFC 9111
-/// §4.1): lines of a field are combined, and white space is removed around them and
-/// around the commas of a list. Content negotiation (Accept, Accept-Charset,
-/// Accept-Encoding, Accept-Language) matches in any order and, where it has none, in
-/// any case. Of Accept-Encoding only the order of preference of known codings counts:
-/// a key that depended on the coding of the response could not be found by what another
-/// response says. So a response in another coding may be for a client that cannot read it,
-/// see [`is_readable`]. An absent field and an empty one differ.
+/// Requests whose differences have no meaning get the same key (RFC 9111 §4.1): the lines of a
+/// field are combined, and white space around them and around the commas of a list is removed.
+/// Fields of content negotiation (Accept, Accept-Charset, Accept-Encoding, Accept-Language) match
+/// in any order and, if they are case-insensitive, in any case. Of Accept-Encoding, only the order
+/// of preference of known codings counts. A key that depended on the coding of the response could
+/// not be computed from another response, so a client may select a response with a coding that it
+/// cannot read; see [`is_readable`]. An absent field and an empty one differ.
 ///
-/// Fields that do not reach the origin (`reaching`) are ignored, because the origin cannot
-/// tell such requests apart.
+/// Fields that do not reach the origin (`reaching`) are ignored, because the origin cannot tell
+/// such requests apart.
 pub fn variance(response: &HeaderMap, request: &HeaderMap, reaching: RequestFields) -> Variance {
     let mut named = HashSet::new();
     let mut builder = VarianceBuilder::new();
     for name in list(response, &VARY) {
-        // `*` is a token, and would pass for a name.
+        // `*` is a token, and would parse as a name.
         let name = match HeaderName::from_bytes(name) {
             Ok(name) if name != "*" => name,
             _ => return Variance::Never,
@@ -59,9 +57,8 @@ pub fn variance(response: &HeaderMap, request: &HeaderMap, reaching: RequestFiel
     builder.finalize().map_or(Variance::None, Variance::Key)
 }
 
-/// False if a response was chosen by its Accept-Encoding, which `request` has another of,
-/// and has a coding that this does not accept. The codings that [`variance`] knows are left
-/// to it.
+/// False if a response was selected by an Accept-Encoding that differs from that of `request`, and
+/// has a coding that `request` does not accept. [`variance`] decides on the codings that it knows.
 pub fn is_readable(response: &HeaderMap, request: &HeaderMap, reaching: RequestFields) -> bool {
     if !response.contains_key(CONTENT_ENCODING) || !reaching.contains(&ACCEPT_ENCODING) {
         return true;
@@ -73,7 +70,7 @@ pub fn is_readable(response: &HeaderMap, request: &HeaderMap, reaching: RequestF
         list(response, &VARY)
             .any(|name| name.eq_ignore_ascii_case(ACCEPT_ENCODING.as_str().as_bytes()))
     };
-    // Without the field, any coding is acceptable.
+    // Without Accept-Encoding, any coding is acceptable.
     if others.peek().is_none() || !is_chosen() || !request.contains_key(ACCEPT_ENCODING) {
         return true;
     }
@@ -91,23 +88,22 @@ pub fn is_readable(response: &HeaderMap, request: &HeaderMap, reaching: RequestF
     others.all(|coding| weight_of(coding).or_else(|| weight_of(b"*")).unwrap_or(0) > 0)
 }
 
-/// How the value of a field may be written differently and mean the same.
+/// The differences in a field value that have no meaning.
 enum Syntax {
-    /// Not a list, as far as white space and commas are concerned.
+    /// White space and commas have meaning.
     Verbatim,
-    /// As `Verbatim`, in any case.
+    /// Like `Verbatim`, in any case.
     CaseInsensitive,
-    /// Cookies, whose lines are separated like cookies on one line (RFC 9113 §8.2.3).
+    /// Cookies. Separate lines are equivalent to cookies on one line (RFC 9113 §8.2.3).
     Cookies,
     List,
     CaseInsensitiveList,
-    /// A list whose order has no meaning, of values and their parameters.
+    /// A list of values with parameters, in any order.
     Preferences,
 }
 
 impl Syntax {
-    /// Fields that are not known are taken for lists, and their values for case
-    /// sensitive.
+    /// The syntax of a field. Unknown fields count as lists of case-sensitive values.
     fn of(name: &HeaderName) -> Self {
         const VERBATIM: [HeaderName; 21] = [
             header::ACCESS_CONTROL_REQUEST_METHOD,
@@ -157,7 +153,8 @@ impl Syntax {
     }
 }
 
-/// Empty if the request has no such field, otherwise `=` and the value.
+/// The normalised value of a field: empty if the request has no such field, otherwise `=` and the
+/// value.
 fn normalized(request: &HeaderMap, name: &HeaderName) -> Vec<u8> {
     let lines = request.get_all(name);
     let mut lines = lines
@@ -188,7 +185,7 @@ fn normalized(request: &HeaderMap, name: &HeaderName) -> Vec<u8> {
                 .map(preference)
                 .collect();
             if [ACCEPT, ACCEPT_LANGUAGE].contains(name) {
-                // Some origins prefer what is named first (RFC 9110 §12.5.4).
+                // Some origins prefer the value that is named first (RFC 9110 §12.5.4).
                 preferences.sort_by_key(|preference| Reverse(weight(preference)));
             } else {
                 preferences.sort_unstable();
@@ -199,9 +196,9 @@ fn normalized(request: &HeaderMap, name: &HeaderName) -> Vec<u8> {
     [b"=", &value[..]].concat()
 }
 
-/// The known coding with this name. Known are the codings that origins use. Other codings
-/// of the registry need more than their name, or are not used at all (RFC 9110 §18.6,
-/// "HTTP Content Coding Registry").
+/// The known coding with this name. Known are the codings that origins use. Other registered
+/// codings need more than their name, or are not in use (RFC 9110 §18.6, "HTTP Content Coding
+/// Registry").
 fn known(coding: &[u8]) -> Option<&'static [u8]> {
     const KNOWN: [&[u8]; 9] = [
         b"*",
@@ -225,11 +222,11 @@ fn known(coding: &[u8]) -> Option<&'static [u8]> {
         .find(|known| known.eq_ignore_ascii_case(coding))
 }
 
-/// The choice that a request's Accept-Encoding leaves an origin (RFC 9110 §12.5.3): the
-/// known codings in order of preference, and whether the response must be encoded. A
-/// client that accepts other codings accepts one of these too, or none.
+/// The choice that a request's Accept-Encoding leaves to the origin (RFC 9110 §12.5.3): the known
+/// codings in order of preference, and a note if the response must be encoded. A client that
+/// accepts other codings is assumed to accept one of these too, or none.
 ///
-/// Empty if the request has no such field; otherwise `=` followed by the choice.
+/// Empty if the request has no such field, otherwise `=` and the choice.
 fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
     if !request.contains_key(ACCEPT_ENCODING) {
         return Vec::new();
@@ -244,7 +241,7 @@ fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
         };
         match weight(&preference) {
             0 => refused.push(coding),
-            // The first one counts if a coding is repeated.
+            // If a coding is repeated, the first one counts.
             _ if accepted.iter().any(|(_, other)| *other == coding) => {}
             weight => accepted.push((Reverse(weight), coding)),
         }
@@ -266,7 +263,7 @@ fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
     let accepts = |coding: &[u8]| accepted.iter().any(|(_, other)| *other == coding);
     let accepts_identity = accepts(b"identity");
     if accepts(b"*") {
-        // All but these.
+        // All codings but these are accepted.
         let mut but: Vec<_> = refused.iter().filter(|coding| !accepts(coding)).collect();
         but.retain(|coding| ![&b"*"[..], b"identity"].contains(coding));
         but.sort_unstable();
@@ -282,8 +279,8 @@ fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
     value
 }
 
-/// A value and its parameters: names in lower case, no white space, and a weight of
-/// 1, which is the default (RFC 9110 §12.4.2), left out at the end.
+/// A value with its parameters. Names are in lower case and white space is removed; so is a
+/// trailing weight of 1, the default (RFC 9110 §12.4.2).
 fn preference(member: &[u8]) -> Vec<u8> {
     let mut rest = Some(member);
     let mut parts = Vec::new();
@@ -301,7 +298,7 @@ fn preference(member: &[u8]) -> Vec<u8> {
     parts.join(&b";"[..])
 }
 
-/// In thousandths (RFC 9110 §12.4.2).
+/// The weight of a preference in thousandths (RFC 9110 §12.4.2).
 fn weight(preference: &[u8]) -> u32 {
     let weight = preference
         .rsplit(|byte| *byte == b';')

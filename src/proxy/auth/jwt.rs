@@ -1,5 +1,5 @@
-//! Clients with a JSON Web Token, in the ways of RFC 6750: in the header `Authorization`, in
-//! a parameter of the query, or, for browsers, in a cookie.
+//! Clients with a JSON Web Token, in the ways of RFC 6750: in the `Authorization` field, in a
+//! parameter of the query, or, for browsers, in a cookie.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ use crate::s3::{Code, S3Error};
 
 /// The clients of a bucket with `auth: jwt`.
 pub(super) struct Jwt {
-    /// `None`: there are no keys, and nobody is let in.
+    /// `None` if there are no keys. No client is admitted then.
     verifier: Option<Verifier>,
     cookie: Option<String>,
     query: Option<String>,
 }
 
-/// A token, and the place where it is.
+/// A token, and its place in the request.
 struct Found<'a> {
     token: &'a [u8],
     in_cookie: bool,
@@ -55,7 +55,7 @@ impl Jwt {
         }
     }
 
-    /// The rights that the token of a request gives, and if it came in a cookie.
+    /// The rights that the token of a request grants. True if it came in a cookie.
     pub(super) fn verify(
         &self,
         header: &RequestHeader,
@@ -99,15 +99,14 @@ impl Jwt {
     }
 }
 
-/// The token of `Authorization: Bearer TOKEN`. The scheme is compared regardless of case (RFC
-/// 9110 §11.1).
+/// The token of `Authorization: Bearer TOKEN`. The case of the scheme is ignored (RFC 9110 §11.1).
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(7)?;
     let is_bearer = scheme.eq_ignore_ascii_case(b"Bearer ");
     is_bearer.then(|| token.trim_ascii())
 }
 
-/// The parameter of a query, which is no percent-encoding: a token needs none.
+/// A parameter of a query, without percent-decoding: a token needs none.
 fn parameter<'a>(query: &'a [u8], name: &str) -> Result<Option<&'a [u8]>, Box<Refused>> {
     let mut values = query
         .split(|byte| *byte == b'&')
@@ -118,8 +117,8 @@ fn parameter<'a>(query: &'a [u8], name: &str) -> Result<Option<&'a [u8]>, Box<Re
     }
 }
 
-/// The first cookie of a name, as browsers send the one of the most specific path first (RFC
-/// 6265 §5.4).
+/// The first cookie with a name. Browsers send the one with the most specific path first (RFC 6265
+/// §5.4).
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
     let fields = headers.get_all(COOKIE).iter();
     let mut pairs = fields.flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
@@ -160,7 +159,7 @@ fn unauthorised(reason: &'static str, challenge: &str) -> Box<Refused> {
     refused
 }
 
-/// RFC 6750 §2: one request has one token.
+/// The refusal of a request with several tokens (RFC 6750 §2).
 fn two_tokens() -> Box<Refused> {
     let why = "The request has more than one token.";
     let mut refused = refused("malformed", S3Error::new(Code::InvalidRequest, why));

@@ -1,7 +1,7 @@
-//! Authorisation: decided by the bucket's mode, before anything is looked up.
+//! Authorisation by the mode of the bucket, before anything is looked up.
 //!
-//! - this module: the decision, and what a client may then ask for
-//! - `sigv4`: clients that sign as for S3
+//! - this module: the decision, and the rights of a client
+//! - `sigv4`: clients that sign their requests as for S3
 //! - `jwt`: clients with a token
 
 mod jwt;
@@ -23,24 +23,24 @@ pub(super) struct Auth {
     modes: Box<[Mode]>,
 }
 
-/// The way in which a bucket's clients show who they are.
+/// The way in which clients of a bucket prove their identity.
 enum Mode {
-    /// Everybody may read.
+    /// Anyone may read.
     Open,
     Sigv4(Box<sigv4::Sigv4>),
     Jwt(Box<jwt::Jwt>),
 }
 
-/// A client that is let in.
+/// An admitted client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Admitted {
-    /// The client has shown who it is.
+    /// The client has proved its identity.
     pub(super) is_authenticated: bool,
-    /// It was let in by a cookie, which a cache behind the proxy does not look at.
+    /// A cookie has admitted the client. A cache between client and proxy does not look at cookies.
     pub(super) by_cookie: bool,
 }
 
-/// A request that is refused.
+/// A refused request.
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) error: S3Error,
@@ -51,7 +51,7 @@ pub(super) struct Refused {
 // === impl Admitted ===
 
 impl Admitted {
-    /// Tell caches in front of the proxy if a cookie decides who gets the answer.
+    /// Tell caches between client and proxy if a cookie decides who gets the response.
     pub(super) fn describe(self, header: &mut ResponseHeader) -> pingora_core::Result<()> {
         if self.by_cookie {
             header.append_header(VARY, "Cookie")?;
@@ -78,7 +78,7 @@ impl Auth {
     pub(super) fn new(config: &Config) -> Auth {
         let modes = config.buckets.iter().map(|bucket| match bucket.auth {
             config::Auth::None => Mode::Open,
-            // S3 decides, and nobody is to be asked here.
+            // S3 decides on these requests, so none is decided on here.
             config::Auth::Passthrough => Mode::Jwt(Box::new(jwt::Jwt::nobody())),
             config::Auth::Sigv4 => Mode::Sigv4(Box::new(sigv4::Sigv4::new(bucket))),
             config::Auth::Jwt => match &bucket.jwt {
@@ -106,7 +106,7 @@ impl Auth {
         }
     }
 
-    /// True if a bucket is open to read.
+    /// True if anyone may read a bucket.
     pub(super) fn is_open(&self, bucket: usize) -> bool {
         matches!(self.modes.get(bucket), Some(Mode::Open))
     }
@@ -142,7 +142,7 @@ impl Mode {
     }
 }
 
-/// Check that what is asked for begins with an allowed prefix.
+/// Check that the requested key or list begins with an allowed prefix.
 fn may_ask(prefixes: &KeyPrefixes, request: &S3Request) -> Result<(), Box<Refused>> {
     if prefixes.is_all() {
         return Ok(());
@@ -157,7 +157,7 @@ fn may_ask(prefixes: &KeyPrefixes, request: &S3Request) -> Result<(), Box<Refuse
             resolved && prefixes.allow(key.as_str())
         }
         Target::Bucket => match request.operation {
-            // They say what the configuration says, and nothing of keys.
+            // Both answer from the configuration, and say nothing about keys.
             Operation::HeadBucket | Operation::GetBucketLocation => true,
             Operation::ListObjects | Operation::ListObjectsV2 => {
                 prefixes.allow(request.parameter("prefix").unwrap_or_default())
@@ -172,13 +172,13 @@ fn may_ask(prefixes: &KeyPrefixes, request: &S3Request) -> Result<(), Box<Refuse
     }
 }
 
-/// Count a refusal. `reason`: one of a few names.
+/// Count a refusal. `reason` is one of a few names.
 fn refused(reason: &'static str, error: S3Error) -> Box<Refused> {
     METRICS.auth_refused.with_label_values(&[reason]).inc();
     Box::new(error.into())
 }
 
-/// The path of a request, raw, and the host that it names beside `Host`.
+/// The path of a request, not decoded, and the host that it names beside `Host`.
 fn raw_parts(header: &RequestHeader) -> (Cow<'_, [u8]>, Option<&[u8]>) {
     let path = match super::cache_key::requested_path(header) {
         Cow::Borrowed(path) => Cow::Borrowed(path.as_bytes()),

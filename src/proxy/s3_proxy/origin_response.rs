@@ -184,7 +184,7 @@ impl S3ProxyHttp {
                 "bucket {bucket}: the origin {does} {status}; check the bucket's region and endpoint"
             ),
         }
-        let why = "the bucket is elsewhere";
+        let why = "the bucket is in another region or at another endpoint";
         Error::explain(ErrorType::InvalidHTTPHeader, why).into_up()
     }
 
@@ -254,7 +254,7 @@ impl S3ProxyHttp {
 fn prepare_list(listing: &Listing, response: &mut ResponseHeader) -> Result<()> {
     if response.status != StatusCode::OK || response.headers.contains_key(header::CONTENT_ENCODING)
     {
-        let why = "the origin's list is none";
+        let why = "the origin did not send a list";
         return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
     }
     errors::rewrite(response)?;
@@ -302,7 +302,7 @@ fn adopt_clock(response: &ResponseHeader, ctx: &RequestCtx) -> bool {
     let learnt = signer.and_then(|(signer, date)| signer.learn_clock(date, SystemTime::now()));
     if let Some(ahead) = learnt {
         warn!(
-            "bucket {}: the clock of the origin is {ahead} seconds ahead of this machine's; signatures are dated as there, but set the clock",
+            "bucket {}: the clock of the origin is {ahead} seconds ahead of this machine's; signatures use its time; set the clock of this machine",
             route.site.bucket()
         );
     }

@@ -1,11 +1,11 @@
-//! The parts that depend on the TLS library that Pingora is built with.
+//! The parts that depend on the TLS library of Pingora.
 //!
 //! Each backend has the same items:
-//! - `AVAILABLE`: whether TLS works at all
-//! - `Authority`: a certificate of an authority, and `authority`, which makes one from DER
-//! - `authorities`: the set of them, as a peer takes it
-//! - `check_pair`: a certificate chain and its key, as the listener will load them
-//! - `limit_write_buffer`: how far a listener encrypts ahead of its clients
+//! - `AVAILABLE`: true if TLS works at all
+//! - `Authority`: the certificate of an authority; `authority` makes one from DER
+//! - `authorities`: a set of them, as a peer takes it
+//! - `check_pair`: check a certificate chain and its key as the listener will load them
+//! - `limit_write_buffer`: limit the bytes that a listener encrypts ahead of its clients
 
 #[cfg(all(
     feature = "s2n",
@@ -35,13 +35,13 @@ pub(super) use rustls::*;
 #[cfg(not(any(feature = "rustls", feature = "openssl", feature = "boringssl")))]
 pub(super) use unavailable::*;
 
-/// A certificate and a key that cannot be used: the problem, and the remedy.
+/// The problem with a certificate or a key, and the remedy.
 pub(super) type Unusable = (String, &'static str);
 
-/// The remedy if the files hold something else.
+/// The remedy for files with other content.
 #[cfg(any(feature = "rustls", feature = "openssl", feature = "boringssl"))]
 const WRITE_PATHS: &str = "write the paths of PEM files, the certificate first";
 
-/// The remedy if they do not belong together.
+/// The remedy for a certificate and a key that do not belong together.
 #[cfg(any(feature = "rustls", feature = "openssl", feature = "boringssl"))]
 const WRITE_A_PAIR: &str = "write a certificate and its own private key";

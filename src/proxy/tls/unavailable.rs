@@ -1,4 +1,4 @@
-//! No TLS: the configuration may not ask for it.
+//! No TLS. The configuration may not ask for it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::Unusable;
 
 pub(in crate::proxy) const AVAILABLE: bool = false;
 
-/// There is none.
+/// The certificate of an authority, of which there is none.
 pub(in crate::proxy) enum Authority {}
 
 /// # Errors
