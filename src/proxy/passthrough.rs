@@ -216,7 +216,7 @@ impl Passthrough {
                 warn!("{key:?} has changed, but its stored response was not invalidated: {e}");
             }
         }
-        ban(cache, changed.beginnings).await;
+        ban(cache, changed.prefixes).await;
     }
 
     /// Like [`invalidate`](Self::invalidate), at the end of an answer: S3 may begin to answer
@@ -233,8 +233,8 @@ impl Passthrough {
             .keys
             .iter()
             .for_each(|key| cache.invalidate_nowait(key));
-        if !changed.beginnings.is_empty() {
-            tokio::spawn(ban(cache, changed.beginnings));
+        if !changed.prefixes.is_empty() {
+            tokio::spawn(ban(cache, changed.prefixes));
         }
     }
 
@@ -265,8 +265,8 @@ impl Passthrough {
         }
         changed.keys.sort_unstable_by_key(CacheKey::combined_bin);
         changed.keys.dedup_by_key(|key| key.combined_bin());
-        changed.beginnings.sort_unstable();
-        changed.beginnings.dedup();
+        changed.prefixes.sort_unstable();
+        changed.prefixes.dedup();
         changed
     }
 
@@ -299,9 +299,7 @@ impl Passthrough {
             }
             if self.store_lists.get(site.index()) == Some(&true) {
                 let prefix = [site.cache_prefix(), LIST].concat();
-                changed
-                    .beginnings
-                    .push((site.user_tag().to_owned(), prefix));
+                changed.prefixes.push((site.user_tag().to_owned(), prefix));
             }
         }
     }
@@ -426,7 +424,7 @@ fn version(headers: &HeaderMap) -> Version {
 #[derive(Default)]
 struct Changed {
     keys: Vec<CacheKey>,
-    beginnings: Vec<Beginning>,
+    prefixes: Vec<TaggedPrefix>,
 }
 
 /// The keys and versions of the objects that a request may have changed. `None` for all objects of
@@ -448,11 +446,11 @@ fn objects<'p>(route: &'p Route, relayed: &'p Relayed) -> Option<Vec<(&'p str, O
 }
 
 /// The user tag of cache entries, and the beginning of their keys.
-type Beginning = (String, String);
+type TaggedPrefix = (String, String);
 
-/// Ban the entries whose keys have one of these beginnings.
-async fn ban(cache: &'static DiskCache, beginnings: Vec<Beginning>) {
-    for (tag, prefix) in beginnings {
+/// Ban the entries whose keys have one of these prefixes.
+async fn ban(cache: &'static DiskCache, prefixes: Vec<TaggedPrefix>) {
+    for (tag, prefix) in prefixes {
         if let Err(e) = cache.ban_prefix(&tag, prefix.as_bytes()).await {
             warn!("{prefix:?} has changed, but its stored responses were not invalidated: {e}");
         }
@@ -466,5 +464,5 @@ fn add_bucket(router: &Router, route: &Route, bucket: &str, changed: &mut Change
     }
     let sites = router.same_bucket(route.site.service(), bucket);
     let prefixes = sites.map(|site| (site.user_tag().to_owned(), site.cache_prefix_of(bucket)));
-    changed.beginnings.extend(prefixes);
+    changed.prefixes.extend(prefixes);
 }

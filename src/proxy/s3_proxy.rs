@@ -6,7 +6,7 @@
 //! - [`HttpCaching`]: all that concerns the cache
 //! - `origin_request`, `origin_response`: the exchange with S3
 //! - `response`, `log`: what the client and the metrics see
-//! - `ctx`: the state of a request
+//! - `ctx`: the state of a request; `shared`: that of all requests
 
 mod admission;
 mod ctx;
@@ -14,13 +14,12 @@ mod log;
 mod origin_request;
 mod origin_response;
 mod response;
+mod shared;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{self, HeaderName};
 use pingora_cache::key::HashBinary;
 use pingora_cache::{
     CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable,
@@ -34,121 +33,10 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Sess
 use self::admission::{refuse_client, Admission, Decision};
 pub use self::ctx::RequestCtx;
 use self::ctx::{routed, Subject};
-use self::origin_request::refreshed;
 use self::origin_response::origin_error;
-use super::auth::Auth;
-use super::authorities::Authorities;
-use super::buckets::ListRules;
-use super::cache_key::{cache_key, CacheKeys};
-use super::dot_segments::DotSegments;
+pub use self::shared::S3ProxyHttp;
+use super::cache_key::cache_key;
 use super::errors;
-use super::negative_cache::NegativeCache;
-use super::passthrough::Passthrough;
-use super::resolve::Resolver;
-use super::retries::Budget;
-use super::rules::Rules;
-use crate::cache::DiskCache;
-use crate::config::Config;
-use crate::http::rules::fields::RequestFields;
-use crate::http::{CachingOptions, HttpCaching, RangeFillLimits};
-use crate::metrics::METRICS;
-use crate::s3::Refreshed;
-
-/// The request fields that the origin sees: ranges and conditions of the client or of the
-/// cache. No other field affects the origin's answer.
-const FORWARDED: [HeaderName; 6] = [
-    header::RANGE,
-    header::IF_RANGE,
-    header::IF_MATCH,
-    header::IF_NONE_MATCH,
-    header::IF_MODIFIED_SINCE,
-    header::IF_UNMODIFIED_SINCE,
-];
-
-/// The proxy, with S3 behind it and the disk cache in between.
-pub struct S3ProxyHttp {
-    keys: CacheKeys,
-    auth: Auth,
-    caching: HttpCaching,
-    negative_cache: NegativeCache,
-    rules: Rules,
-    /// The longest wait for the origin if a stale response can be served instead.
-    stale_timeout: Option<Duration>,
-    dot_segments: DotSegments,
-    /// By the bucket's place in the configuration.
-    lists: Vec<ListRules>,
-    passthrough: Passthrough,
-    resolver: Resolver,
-    authorities: Authorities,
-    /// By the bucket's place in the configuration.
-    budgets: Vec<Budget>,
-    write_timeout: Option<Duration>,
-    min_send_rate: Option<usize>,
-    /// In seconds.
-    keepalive_timeout: Option<u64>,
-}
-
-// === impl S3ProxyHttp ===
-
-impl S3ProxyHttp {
-    /// A proxy for the buckets of `config`, which caches in `cache`.
-    pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Self {
-        let options = CachingOptions {
-            // The proxy makes its own requests, with only the fields of FORWARDED.
-            request_fields: RequestFields::Only(&[]),
-            // Otherwise any client could force requests to S3.
-            request_directives: false,
-            judges_preconditions: true,
-            range_fill: RangeFillLimits {
-                in_flight: *config.cache.range_fill.max_in_flight,
-                max_bytes: config.cache.range_fill.max_size_bytes(),
-                bytes_in_flight: config
-                    .cache
-                    .range_fill
-                    .max_in_flight_bytes(config.cache.disk.max_size_bytes()),
-                client_bytes_per_minute: config.cache.range_fill.client_bytes_per_minute(),
-                max_wait: *config.cache.range_fill.max_wait,
-            },
-            lock_age: *config.cache.lock_age,
-            max_misses: *config.cache.max_misses,
-            miss_timeout: *config.cache.miss_timeout,
-            head_ttl: *config.cache.head_ttl,
-            error_body: Some(errors::of_cache),
-            ..CachingOptions::default()
-        };
-        let min_send_rate = *config.server.min_send_rate;
-        let caching = HttpCaching::new(cache, options);
-        METRICS.watch_misses(caching.origin_turns());
-        let rules = Rules::new(&config.cache);
-        let keys = CacheKeys::new(config);
-        METRICS.watch_credentials(refreshed(&keys));
-        let authorities = Authorities::load(keys.router().sites());
-        let budgets = keys.router().sites().iter().map(|_| Budget::new());
-        S3ProxyHttp {
-            budgets: budgets.collect(),
-            authorities,
-            keys,
-            auth: Auth::new(config),
-            caching,
-            negative_cache: NegativeCache::new(cache),
-            rules,
-            stale_timeout: config.cache.stale_timeout.non_zero(),
-            dot_segments: DotSegments::new(),
-            lists: config.buckets.iter().map(ListRules::of).collect(),
-            passthrough: Passthrough::new(config, cache),
-            resolver: Resolver::default(),
-            write_timeout: config.server.write_timeout.non_zero(),
-            min_send_rate: (min_send_rate > 0).then_some(min_send_rate),
-            keepalive_timeout: config.server.keepalive_secs(),
-        }
-    }
-
-    /// The credentials that have to be looked up. Unless the caller starts the lookups, the first
-    /// requests for an origin do, and wait.
-    pub fn credentials(&self) -> Vec<Arc<Refreshed>> {
-        refreshed(&self.keys).map(|(_, found)| found).collect()
-    }
-}
 
 #[async_trait]
 impl ProxyHttp for S3ProxyHttp {

@@ -17,10 +17,12 @@ use pingora_core::server::{RunArgs, Server, ShutdownWatch};
 use pingora_core::services::background::{background_service, BackgroundService};
 use pingora_core::services::listening::Service;
 
+use super::admin::AdminApp;
 use super::descriptors;
 use super::http1::{server_options, HeadLimits};
 use super::listener::{wait_for, Listener, StartError};
-use super::{send_buffer, tls, AdminApp, S3ProxyHttp};
+use super::s3_proxy::S3ProxyHttp;
+use super::{send_buffer, tls};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
 use crate::config::Config;
 use crate::metrics::{MetricsApp, METRICS};

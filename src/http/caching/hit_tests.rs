@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::cache::{DiskCache, DiskCacheConfig};
+use crate::http::rules::fields::RequestFields;
 
 const PLAIN: &str = "/plain";
 const VARIED: &str = "/varied";
@@ -184,10 +185,16 @@ struct Running {
 }
 
 impl Running {
-    fn start(cache: &'static DiskCache, origin: SocketAddr, may_hit_fast: bool) -> Running {
+    fn start(
+        cache: &'static DiskCache,
+        origin: SocketAddr,
+        may_hit_fast: bool,
+        request_fields: RequestFields,
+    ) -> Running {
         let in_phases = Arc::default();
         let options = CachingOptions {
             judges_preconditions: true,
+            request_fields,
             ..CachingOptions::default()
         };
         let app = Proxy {
@@ -277,8 +284,8 @@ async fn fast_and_slow_hits_are_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(DiskCacheConfig::new(folder.path(), 1 << 20)).unwrap();
     let origin = start_origin();
-    let slow = Running::start(cache, origin, false);
-    let fast = Running::start(cache, origin, true);
+    let slow = Running::start(cache, origin, false, RequestFields::All);
+    let fast = Running::start(cache, origin, true, RequestFields::All);
     let compare = move || {
         for path in [PLAIN, VARIED, STALE] {
             slow.ask(&format!(
@@ -312,4 +319,23 @@ async fn fast_and_slow_hits_are_the_same_bytes() {
         }
     };
     tokio::task::spawn_blocking(compare).await.unwrap();
+}
+
+/// MinIO sends `Vary` with every object.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_does_not_reach_the_origin_keeps_no_hit_from_the_fast_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = DiskCache::open(DiskCacheConfig::new(folder.path(), 1 << 20)).unwrap();
+    let proxy = Running::start(cache, start_origin(), true, RequestFields::Only(&[]));
+    let ask = move || {
+        let ask = |language: &str| {
+            proxy.ask(&format!(
+                "GET {VARIED} HTTP/1.1\r\nHost: a\r\nAccept-Language: {language}\r\n\r\n"
+            ))
+        };
+        ask("de");
+        assert!((0..1000).any(|_| !ask("de").1));
+        assert!(!ask("en").1);
+    };
+    tokio::task::spawn_blocking(ask).await.unwrap();
 }

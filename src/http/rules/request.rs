@@ -44,7 +44,7 @@ pub enum RequestKind {
 pub struct FieldKinds {
     /// The request has a field of [`CONDITIONS`].
     pub condition: bool,
-    /// The request has `Cache-Control` or `Pragma`.
+    /// The request has `Cache-Control` or `Pragma`, and they are heeded.
     pub directive: bool,
     /// The request has a field about the connection, which ends at this hop.
     pub connection: bool,
@@ -81,13 +81,14 @@ impl RequestKind {
 
 impl FieldKinds {
     /// The kinds of a request's fields, found in one pass. Most requests have few fields, and
-    /// comparing their names is cheaper than hashing them.
-    pub fn of(request: &RequestHeader) -> FieldKinds {
+    /// comparing their names is cheaper than hashing them. `heeds_directives`: look for
+    /// directives too.
+    pub fn of(request: &RequestHeader, heeds_directives: bool) -> FieldKinds {
         let mut has = FieldKinds::default();
         for name in request.headers.keys() {
             has.condition |= CONDITIONS.contains(name);
             has.connection |= is_connection_field(name);
-            has.directive |= [CACHE_CONTROL, PRAGMA].contains(name);
+            has.directive |= heeds_directives && [CACHE_CONTROL, PRAGMA].contains(name);
         }
         has
     }

@@ -10,7 +10,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::ctx::{routed, RequestCtx, Subject};
-use super::{S3ProxyHttp, FORWARDED};
+use super::shared::{S3ProxyHttp, FORWARDED};
 use crate::http::sends_body;
 use crate::proxy::auth::{Admitted, Refused};
 use crate::proxy::buckets::{self, ListRules, Listing};

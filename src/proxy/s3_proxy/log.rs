@@ -5,7 +5,7 @@ use pingora_core::{Error, ErrorSource};
 use pingora_proxy::Session;
 
 use super::ctx::RequestCtx;
-use super::S3ProxyHttp;
+use super::shared::S3ProxyHttp;
 use crate::http::ServedStale;
 use crate::metrics::METRICS;
 use crate::proxy::cache_key::requested_path;

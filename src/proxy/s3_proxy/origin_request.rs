@@ -1,6 +1,5 @@
 //! The request to the origin: its peer, its signature, and its repetitions.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::header::{self, HeaderName};
@@ -11,14 +10,14 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
 use super::ctx::{routed, RequestCtx};
-use super::{S3ProxyHttp, FORWARDED};
+use super::shared::{S3ProxyHttp, FORWARDED};
 use crate::metrics::METRICS;
-use crate::proxy::cache_key::{requested_path, CacheKeys};
+use crate::proxy::cache_key::requested_path;
 use crate::proxy::passthrough::CHECKSUM_MODE;
 use crate::proxy::resolve::Attempts;
 use crate::proxy::retries::{self, Budget};
 use crate::proxy::route::Route;
-use crate::s3::{Refreshed, Site};
+use crate::s3::Site;
 
 /// The time after which idle connections to the origin are closed. S3 closes them after 20 s.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -242,14 +241,6 @@ impl S3ProxyHttp {
         ctx.purges = self.negative_cache.purges();
         Ok(())
     }
-}
-
-/// The buckets whose credentials are looked up, with these credentials.
-pub(super) fn refreshed(keys: &CacheKeys) -> impl Iterator<Item = (String, Arc<Refreshed>)> + '_ {
-    keys.router().sites().iter().filter_map(|origin| {
-        let refreshed = origin.signer()?.refreshed()?;
-        Some((origin.bucket().to_owned(), refreshed.clone()))
-    })
 }
 
 /// Sign a relayed request with the proxy's own credentials for the bucket, in place of the client's

@@ -10,7 +10,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::ctx::{routed, Body, RequestCtx, Subject};
-use super::S3ProxyHttp;
+use super::shared::S3ProxyHttp;
 use crate::proxy::buckets::Listing;
 use crate::proxy::errors;
 use crate::proxy::retries;

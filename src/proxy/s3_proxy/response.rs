@@ -7,7 +7,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::ctx::{RequestCtx, Subject};
-use super::S3ProxyHttp;
+use super::shared::S3ProxyHttp;
 use crate::proxy::passthrough::CHECKSUM_MODE;
 use crate::s3::S3Request;
 

@@ -20,6 +20,7 @@ compile_error!(
     not(feature = "rustls")
 ))]
 mod openssl;
+mod problem;
 #[cfg(feature = "rustls")]
 mod rustls;
 #[cfg(not(any(feature = "rustls", feature = "openssl", feature = "boringssl")))]
@@ -34,14 +35,3 @@ pub(super) use openssl::*;
 pub(super) use rustls::*;
 #[cfg(not(any(feature = "rustls", feature = "openssl", feature = "boringssl")))]
 pub(super) use unavailable::*;
-
-/// The problem with a certificate or a key, and the remedy.
-pub(super) type Unusable = (String, &'static str);
-
-/// The remedy for files with other content.
-#[cfg(any(feature = "rustls", feature = "openssl", feature = "boringssl"))]
-const WRITE_PATHS: &str = "write the paths of PEM files, the certificate first";
-
-/// The remedy for a certificate and a key that do not belong together.
-#[cfg(any(feature = "rustls", feature = "openssl", feature = "boringssl"))]
-const WRITE_A_PAIR: &str = "write a certificate and its own private key";

@@ -9,7 +9,7 @@ use pingora_core::protocols::tls::CaType;
 use pingora_core::tls::pkey::PKey;
 use pingora_core::tls::x509::X509;
 
-use super::{Unusable, WRITE_A_PAIR, WRITE_PATHS};
+use super::problem::{Unusable, WRITE_A_PAIR, WRITE_PATHS};
 
 pub(in crate::proxy) const AVAILABLE: bool = true;
 

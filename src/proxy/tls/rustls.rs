@@ -11,7 +11,7 @@ use pingora_core::tls::{
 };
 use pingora_core::utils::tls::{parse_x509, WrappedX509};
 
-use super::{Unusable, WRITE_A_PAIR, WRITE_PATHS};
+use super::problem::{Unusable, WRITE_A_PAIR, WRITE_PATHS};
 
 pub(in crate::proxy) const AVAILABLE: bool = true;
 

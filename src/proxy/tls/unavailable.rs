@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::protocols::tls::CaType;
 
-use super::Unusable;
+use super::problem::Unusable;
 
 pub(in crate::proxy) const AVAILABLE: bool = false;
 

@@ -87,17 +87,18 @@ impl HttpCaching {
     /// Determine the kind of the request.
     fn classify(&self, session: &mut Session, ctx: &mut CachingCtx, has_body: bool) {
         if self.uses_cache(ctx) {
-            let mut has = FieldKinds::of(session.req_header());
+            let heeds_directives = self.options.request_directives;
+            let mut has = FieldKinds::of(session.req_header(), heeds_directives);
             if has.connection && matches!(session.req_header().method, Method::GET | Method::HEAD) {
                 end_at_this_hop(session.req_header_mut(), ctx.request.upgrades);
-                has = FieldKinds::of(session.req_header());
+                has = FieldKinds::of(session.req_header(), heeds_directives);
             }
             ctx.request.kind = RequestKind::of(session.req_header(), has_body, has.condition);
             ctx.narrow_relayed(session.req_header());
             if ctx.request.fast_path == FastPath::Undecided
                 && ctx.request.kind == RequestKind::Whole
                 && !has.condition
-                && !(has.directive && self.options.request_directives)
+                && !has.directive
                 && session.subrequest_ctx.is_none()
                 && !session.as_downstream().is_http2()
             {
