@@ -43,6 +43,22 @@ impl SendfileConfig {
 }
 
 /// Location, limits and maintenance of a disk cache.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pingora_sendfile::cache::{DiskCacheConfig, SendfileConfig};
+///
+/// let config = DiskCacheConfig {
+///     inactive: Some(Duration::from_secs(7 * 86_400)),
+///     sendfile: SendfileConfig {
+///         threshold_bytes: 64 * 1024,
+///         ..SendfileConfig::default()
+///     },
+///     ..DiskCacheConfig::new("/var/cache/my-proxy", 100 << 30)
+/// };
+/// assert!(!config.sendfile.applies_to(64 * 1024));
+/// ```
 #[derive(Debug, Clone)]
 pub struct DiskCacheConfig {
     /// The folder of the cache, which belongs to it alone. It is created if it is missing.

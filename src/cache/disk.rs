@@ -41,7 +41,7 @@ use crate::cache::write::{invalidate, pending, update};
 ///
 /// [`HttpCaching`](crate::http::HttpCaching) uses it as a shared HTTP cache must. A proxy that
 /// passes it to [`HttpCache::enable`](pingora_cache::HttpCache::enable) itself also needs the
-/// following, as in `tests/export/proxy.rs`:
+/// following, as in `examples/embedded.rs`:
 ///
 /// - a [`CacheKey`] whose first argument distinguishes all objects: `CacheKey::new` hashes
 ///   nothing else. An entry found for another key, or another `user_tag`, is a miss, and is
@@ -62,6 +62,20 @@ impl DiskCache {
     /// runs are recovered by a thread of their own, and served as soon as they are found.
     ///
     /// The cache is leaked, because Pingora requires storages that live as long as the process.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// use pingora_sendfile::cache::{DiskCache, DiskCacheConfig};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let folder = folder.path();
+    /// let cache = DiskCache::open(DiskCacheConfig::new(folder, 1 << 30))?;
+    /// assert_eq!(cache.entries(), 0);
+    /// cache.close(Duration::from_secs(5));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn open(config: DiskCacheConfig) -> io::Result<&'static DiskCache> {
         let choice = config.backend;
         DiskCache::open_with(config, |runtime| select::backend(choice, runtime))

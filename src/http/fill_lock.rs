@@ -37,6 +37,18 @@ pub struct FillLock {
 impl FillLock {
     /// A lock for the fills of `cache`. Requests wait for another one that fills the same key. Each
     /// time `age` has passed, one of them asks the origin too.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use pingora_sendfile::cache::DiskCache;
+    /// use pingora_sendfile::http::FillLock;
+    ///
+    /// fn lock(cache: &'static DiskCache) -> &'static FillLock {
+    ///     // Pingora requires locks that live as long as the process.
+    ///     Box::leak(Box::new(FillLock::new(cache, Duration::from_secs(10))))
+    /// }
+    /// ```
     pub fn new(cache: &'static DiskCache, age: Duration) -> Self {
         FillLock {
             lock: CacheLock::new(age),

@@ -53,6 +53,21 @@ enum Listeners {
 }
 
 /// A server that is set up and not yet running.
+///
+/// ```no_run
+/// use std::path::Path;
+///
+/// use pingora_sendfile::config::Config;
+/// use pingora_sendfile::proxy::server::ProxyServer;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = Config::load(Path::new("config.yaml"))?;
+/// let server = ProxyServer::new(&config)?;
+/// let address = server.address();
+/// server.run(move || println!("serving http://{address}"))?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct ProxyServer {
     server: Server,
     cache: Option<&'static DiskCache>,

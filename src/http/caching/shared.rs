@@ -88,6 +88,30 @@ impl Default for CachingOptions {
 
 /// HTTP caching for a [`ProxyHttp`](pingora_proxy::ProxyHttp), with a
 /// [`DiskCache`].
+///
+/// Each method belongs to the callback of the same name, as `examples/http_cache.rs` shows.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use pingora_sendfile::cache::{DiskCache, DiskCacheConfig};
+/// use pingora_sendfile::http::{CachingOptions, HttpCaching, StoringRules};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let cache = DiskCache::open(DiskCacheConfig::new("/var/cache/my-proxy", 100 << 30))?;
+/// let storing = StoringRules {
+///     default_ttl: Some(Duration::from_secs(60)),
+///     ..StoringRules::default()
+/// };
+/// let options = CachingOptions {
+///     storing,
+///     ..CachingOptions::default()
+/// };
+/// let caching = HttpCaching::new(Some(cache), options);
+/// # let _ = caching;
+/// # Ok(())
+/// # }
+/// ```
 pub struct HttpCaching {
     pub(super) store: Option<Store>,
     pub(super) options: CachingOptions,

@@ -35,6 +35,29 @@ pub(super) const FORWARDED: [HeaderName; 6] = [
 ];
 
 /// The proxy, with S3 behind it and the disk cache in between.
+///
+/// [`ProxyServer`](crate::proxy::server::ProxyServer) runs it. A server of your own takes it as any
+/// other Pingora application:
+///
+/// ```no_run
+/// use std::path::Path;
+///
+/// use pingora_core::server::{RunArgs, Server};
+/// use pingora_sendfile::config::Config;
+/// use pingora_sendfile::proxy::S3ProxyHttp;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = Config::load(Path::new("config.yaml"))?;
+/// let mut server = Server::new(None)?;
+/// server.bootstrap();
+/// let proxy = S3ProxyHttp::new(&config, None);
+/// let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
+/// service.add_tcp("127.0.0.1:8080");
+/// server.add_service(service);
+/// server.run(RunArgs::default());
+/// # Ok(())
+/// # }
+/// ```
 pub struct S3ProxyHttp {
     pub(super) keys: CacheKeys,
     pub(super) auth: Auth,
