@@ -652,7 +652,7 @@ fn mistakes(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// That the mistakes of a text are these, in this order: how each line begins.
+/// Asserts that the mistakes of a text begin with these lines, in order.
 fn assert_mistakes(text: &str, starts: &[&str]) {
     let lines = mistakes(text);
     let all = lines.len() == starts.len()
@@ -759,14 +759,14 @@ fn a_former_name_of_a_key_is_accepted_but_not_beside_its_name() {
 
 #[test]
 fn words_and_numbers_are_those_of_yaml_1_2() {
-    // `no` is no `false`: the region keeps its name.
+    // `no` is not `false`: the region keeps its name.
     let norway = good(&prefixes(&["/"]).replace("region: r", "region: no"));
     assert_eq!(&*norway.buckets[0].region, "no");
     assert_mistakes(
         &disk("    enabled: no"),
         &[":10:14: cache.disk.enabled: is a string, not true or false; "],
     );
-    // Octal numbers have a prefix; what begins with a zero is text.
+    // Octal numbers have a prefix; digits after a zero are text.
     assert_eq!(*good(&server("  threads: 0o10")).server.threads, 8);
     assert_eq!(*good(&server("  threads: 0x10")).server.threads, 16);
     assert_mistakes(
@@ -801,7 +801,7 @@ fn aliases_stand_for_values_but_not_for_many() {
         "{lines:?}"
     );
 
-    // Each alias nests what it stands for deeper.
+    // Each alias adds a level of nesting.
     let mut chain = "a0: &a0 1\n".to_owned();
     for depth in 1..2000 {
         let (open, close) = ("[".repeat(28), "]".repeat(28));
@@ -823,7 +823,7 @@ fn aliases_stand_for_values_but_not_for_many() {
         lines[0].starts_with(":1:4: is not valid YAML: "),
         "{lines:?}"
     );
-    // Merge keys are of YAML 1.1.
+    // Merge keys belong to YAML 1.1.
     let merged = server("  tls: &tls {address: '127.0.0.1:1', certificate: Cargo.toml, key: Cargo.toml}\n  <<: *tls");
     assert_mistakes(&merged, &[":4:3: server.<<: is not a known key; "]);
 }
@@ -883,7 +883,7 @@ fn one_document_is_read_with_or_without_its_marks() {
 
 #[test]
 fn a_list_or_section_in_brackets_may_go_on_anywhere() {
-    // So libyaml has it.
+    // libyaml accepts it.
     for text in [
         "server: {\n  address: '127.0.0.1:0',\n  threads: 3\n}\n",
         "server: {address: '127.0.0.1:0', threads:\n3}\n",
@@ -915,7 +915,7 @@ fn files_that_are_no_text_or_too_large_are_refused() {
     };
     let said = load(b"server:\n  address: gr\xfc\xdfe\n");
     assert!(said.starts_with(":2:14: is not UTF-8 here; "), "{said}");
-    // UTF-16, as an editor may save it.
+    // UTF-16, as some editors save it.
     let said = load(b"\xff\xfes\0e\0r\0v\0e\0r\0:\0");
     assert!(said.starts_with(":1:1: is not UTF-8 here; "), "{said}");
     let said = load(&vec![b'#'; (1 << 20) + 1]);
@@ -960,7 +960,7 @@ fn the_largest_files_are_read_in_seconds() {
     ] {
         assert!(parse(&text[..text.len().min(1 << 20)]).is_err());
     }
-    // Hours, if anything of it took time that grows with the square of the size.
+    // It would take hours if any step took quadratic time.
     let took = started.elapsed();
     assert!(took < Duration::from_secs(300), "{took:?}");
 }
@@ -969,7 +969,7 @@ fn the_largest_files_are_read_in_seconds() {
 fn a_secret_in_a_wrong_place_is_not_repeated() {
     let aws = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
     for text in [
-        // In the place of something else, or beside it.
+        // In place of another value, or beside it.
         bucket("    secret_key: hunter2hunter2\n    access_key: k\n    endpoint: hunter2hunter2"),
         bucket("    secret_key: hunter2hunter2\n    access_key: k\n    hunter2hunter2: 1"),
         bucket("    secret_key: ${SECRET}\n    access_key: k\n    endpoint: ${SECRET}"),
@@ -1113,7 +1113,7 @@ fn a_mistake_that_shows_later_has_its_place_too() {
     for (key, place) in [
         ("server.upgrade_sock", ":1:48"),
         ("cache.disk.path", ":3:22"),
-        // Left out: the section in which it would be.
+        // A key that is left out has the position of its section.
         ("cache.disk.backend", ":3:9"),
         ("server.tls.key", ":1:1"),
         ("buckets[0].region", ":2:50"),

@@ -1,4 +1,4 @@
-//! Tokens that are accepted, and all the others.
+//! Tokens that are accepted, and tokens that are refused.
 
 use test_support::TokenKey;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const SECRET: &[u8; 40] = b"a secret that is long enough for HS256..";
 
-/// The seconds after 1970, from now on.
+/// The time in seconds since 1970, relative to now.
 fn after(secs: i64) -> i64 {
     now() as i64 + secs
 }
@@ -49,7 +49,7 @@ fn tokens_of_each_algorithm_are_accepted() {
         let pem = Keys::from_public_pem(key.public_pem().as_bytes()).unwrap();
         for keys in [pem, set(&[key.jwk("a")]).unwrap()] {
             let verifier = verifier(keys);
-            // From the signature, and from memory.
+            // By its signature, and from memory.
             for _ in 0..2 {
                 let grant = verifier.verify(token.as_bytes());
                 assert_eq!(
@@ -113,7 +113,7 @@ fn no_algorithm_but_that_of_the_key_is_accepted() {
         let pem = key.public_pem();
         let keys = Keys::from_public_pem(pem.as_bytes()).unwrap();
         let verifier = verifier(keys);
-        // Whoever knows the public key signs with it, in each form that it has.
+        // Anyone can sign with the known public key, in each of its forms.
         let der = pem
             .lines()
             .filter(|line| !line.starts_with("--"))
@@ -125,7 +125,7 @@ fn no_algorithm_but_that_of_the_key_is_accepted() {
             let token = TokenKey::hs256(secret).token_with(&header, &claims(""));
             refused(&verifier, &token, TokenError::Signature);
         }
-        // Nor is its own key taken from a token.
+        // The key in a token is not used either.
         let other = TokenKey::es256();
         let header = format!("{{\"alg\":\"ES256\",\"jwk\":{}}}", other.jwk("a"));
         assert!(verifier
@@ -305,7 +305,7 @@ fn a_token_names_its_key() {
         (one.token_of("two", &claims), Err(TokenError::Signature)),
         (one.token_of("three", &claims), Err(TokenError::UnknownKey)),
         (one.token_of("four", &claims), Err(TokenError::UnknownKey)),
-        // Several keys would fit, or one.
+        // Several keys match, or one.
         (one.token(&claims), Err(TokenError::UnknownKey)),
         (three.token(&claims), Ok(())),
     ] {
@@ -366,7 +366,7 @@ fn files_without_a_usable_key_are_refused() {
     assert!(Keys::from_secret(b"").is_err());
     assert!(Keys::from_secret(&[b'\n'; 40]).is_err());
     assert!(Keys::from_secret(b"{\"keys\": [       ]                     }").is_err());
-    // A line end is no part of a secret.
+    // A line end is not part of a secret.
     let with_end = Keys::from_secret(&[SECRET, &b"\r\n"[..]].concat()).unwrap();
     let token = TokenKey::hs256(SECRET).token(&claims(""));
     assert!(verifier(with_end).verify(token.as_bytes()).is_ok());

@@ -41,7 +41,7 @@ pub use refusal::{Reason, Refusal};
 use signature::Signature;
 use timestamp::Timestamp;
 
-/// A time as signed requests state it, in `x-amz-date` or `Date`.
+/// The time in a signed request, from `x-amz-date` or `Date`.
 pub fn time_of(text: &[u8]) -> Option<SystemTime> {
     Timestamp::parse_header(text).map(|timestamp| timestamp.time())
 }
@@ -50,22 +50,22 @@ const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const SERVICE: &str = "s3";
 const TERMINATOR: &str = "aws4_request";
 
-/// The days of which derived keys are kept for a client: a presigned URL may be of any of
-/// the last eight, or of tomorrow.
+/// The number of days whose derived keys are kept for a client: a presigned URL may be of one of the
+/// last eight days, or of tomorrow.
 const DAYS: usize = 9;
 
-/// The room for a canonical request that needs no more.
+/// The initial capacity for a canonical request, enough for most.
 const USUAL_LEN: usize = 1024;
 
-/// A request as it came. If it is a GET or HEAD, it has no body.
+/// A request as it arrived. A GET or HEAD has no body.
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming<'a> {
     pub method: &'a str,
-    /// The path, raw.
+    /// The raw path.
     pub path: &'a [u8],
-    /// The query, raw and without `?`; `None`: there is none.
+    /// The raw query without `?`, if there is one.
     pub query: Option<&'a [u8]>,
-    /// The host that the request names if it has no `Host`: the `:authority` of HTTP/2.
+    /// The host of a request without `Host`: the `:authority` of HTTP/2.
     pub host: Option<&'a [u8]>,
     pub headers: &'a HeaderMap,
 }
@@ -92,14 +92,14 @@ pub struct Client {
 pub struct Verifier {
     region: String,
     clients: HashMap<String, Client>,
-    /// The client in place of one that is not known, so that the work is the same.
+    /// The stand-in for an unknown client, so that a refusal takes the same time.
     nobody: Client,
 }
 
 // === impl Client ===
 
 impl Client {
-    /// A client with these keys, which may read these objects.
+    /// A client with these keys and rights.
     pub fn new(credentials: Credentials, prefixes: KeyPrefixes) -> Client {
         Client {
             credentials,
@@ -108,7 +108,7 @@ impl Client {
         }
     }
 
-    /// The name of the client.
+    /// The access key, which names the client.
     pub fn access_key(&self) -> &str {
         self.credentials.access_key_id()
     }
@@ -118,8 +118,7 @@ impl Client {
         &self.prefixes
     }
 
-    /// The derived key of a day. It is kept, because it takes as long to derive as all the
-    /// rest does.
+    /// The derived key of a day. It is kept, because deriving it takes as long as everything else.
     fn key(&self, time: &Timestamp, region: &str) -> Hmac<Sha256> {
         let day = time.day();
         let kept = |keys: &[([u8; 8], Hmac<Sha256>)]| {
@@ -132,7 +131,7 @@ impl Client {
         let secret = self.credentials.secret_access_key();
         let derived = generate_signing_key(secret, time.time(), region, SERVICE);
         let key = Hmac::new_from_slice(derived.as_ref()).unwrap_or_else(|_| {
-            // HMAC takes keys of any length.
+            // HMAC accepts keys of any length.
             unreachable!("a derived key has a length that HMAC refuses")
         });
         let mut keys = self.keys.write();
@@ -159,8 +158,8 @@ impl fmt::Debug for Client {
 // === impl Verifier ===
 
 impl Verifier {
-    /// A verifier of requests that are signed for `region`. Of clients with the same access
-    /// key, the last one counts.
+    /// A verifier of requests that are signed for `region`. Of clients with the same access key, the
+    /// last one is used.
     pub fn new(region: &str, clients: impl IntoIterator<Item = Client>) -> Verifier {
         let clients = clients
             .into_iter()
@@ -176,7 +175,7 @@ impl Verifier {
     /// The client that signed a request.
     ///
     /// # Errors
-    /// [`Refusal`], as S3 would answer.
+    /// [`Refusal`], with S3's code and message.
     pub fn verify(&self, request: &Incoming<'_>, now: SystemTime) -> Result<&Client, Refusal> {
         let request = Request::of(request)?;
         let signature = Signature::read(&request, &self.region, now)?;
@@ -187,17 +186,17 @@ impl Verifier {
         if !matches {
             return Err(Refusal::MISMATCH);
         }
-        // Told only to those who know the secret key.
+        // Only clients that know the secret key get this reason.
         match (client.credentials.session_token(), &signature.token) {
             (None, _) => Ok(client),
             (Some(token), Some(sent)) if bool::from(token.as_bytes().ct_eq(sent)) => Ok(client),
             (Some(_), Some(_)) => Err(Refusal::BAD_TOKEN),
-            // As S3 answers: the key is not known without its token.
+            // As at S3, the key is unknown without its token.
             (Some(_), None) => Err(Refusal::UNKNOWN_KEY),
         }
     }
 
-    /// Compare the signature with those of this client, in constant time each.
+    /// Compares the signature with the possible ones of this client, in constant time each.
     fn matches(&self, client: &Client, request: &Request<'_>, signature: &Signature) -> bool {
         let key = client.key(&signature.time, &self.region);
         let mut text = Vec::with_capacity(USUAL_LEN);
@@ -262,7 +261,7 @@ fn hex_digits(hash: &[u8]) -> [u8; 64] {
 // === impl Spelling ===
 
 impl Spelling {
-    /// The spellings to try: one, if the target is written as `UriEncode()` does.
+    /// The spellings to try: only one, if the target is written as by `UriEncode()`.
     fn of(request: &Request<'_>) -> impl Iterator<Item = Spelling> {
         let query_is_encoded = request.query.is_none_or(|query| {
             canonical::parameters(query).all(|(name, value)| {
@@ -270,7 +269,7 @@ impl Spelling {
             })
         });
         let forms = |is_encoded: bool| match is_encoded {
-            // Both are the same.
+            // Both spellings are equal.
             true => &[Form::Sent][..],
             false => &[Form::Encoded, Form::Sent],
         };

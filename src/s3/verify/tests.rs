@@ -1,4 +1,4 @@
-//! Signatures as AWS publishes them, as aws-sigv4 makes them, and as nobody should.
+//! Signatures of AWS's published examples, of aws-sigv4, and invalid ones.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -64,7 +64,7 @@ impl Request {
             .append(HeaderName::from_bytes(name.as_bytes()).expect(name), value);
     }
 
-    /// With the header in place of those of this name.
+    /// The request with this header in place of those of its name.
     fn replaced(&self, name: &'static str, value: &str) -> Request {
         let mut request = self.clone();
         request.headers.remove(name);
@@ -85,7 +85,7 @@ impl Request {
         String::from_utf8(self.query.clone().unwrap_or_default()).expect("UTF-8")
     }
 
-    /// With the query in which `from` is `to`.
+    /// The request with `from` replaced by `to` in its query.
     fn query_with(&self, from: &str, to: &str) -> Request {
         let query = self.query();
         assert!(query.contains(from), "{from} in {query}");
@@ -102,7 +102,7 @@ impl Request {
         self.replaced("authorization", &authorization.replace(from, to))
     }
 
-    /// Signed by aws-sigv4, with all headers.
+    /// The request, signed by aws-sigv4 with all headers.
     fn signed(&self, by: &Signer) -> Request {
         let path = String::from_utf8(self.path.clone()).expect("UTF-8");
         let target = match &self.query {
@@ -215,7 +215,7 @@ struct Signer {
     service: &'static str,
     /// After [`UNIX_EPOCH`].
     time: Duration,
-    /// Presigned, for so long.
+    /// Presigned, with this lifetime.
     expires: Option<Duration>,
     payload: Option<&'static str>,
 }
@@ -403,7 +403,7 @@ fn the_host_is_what_the_request_names() {
 
 #[test]
 fn a_target_may_be_signed_as_it_is_sent_or_as_it_is_encoded() {
-    // aws-sigv4 takes the path as it is, and decodes and encodes the query.
+    // aws-sigv4 leaves the path as it is, and decodes and encodes the query.
     let encoded = Request::get("/a%2Bb%27%C3%A9?prefix=a%20b").signed(&HEADER);
     for (path, query) in [
         ("/a+b'%c3%a9", "prefix=a+b"),
@@ -430,7 +430,7 @@ fn a_target_may_be_signed_as_it_is_sent_or_as_it_is_encoded() {
         };
         sent.is_refused("SignatureDoesNotMatch", other);
     }
-    // As botocore signs a query: as it is sent, in order.
+    // botocore signs the query as it is sent, in order.
     let request = Request::get("/k?prefix=a/b&a=%c3%a9").signed(&HEADER);
     let signature = sign_text(
         &request,
@@ -495,11 +495,11 @@ fn the_tampered_is_refused() {
             .clone()
             .with("range", "bytes=0-1")
             .is_refused(MISMATCH, "two ranges");
-        // An empty parameter means nothing.
+        // An empty parameter has no meaning.
         signed
             .query_with("versionId=1", "&versionId=1&")
             .is_accepted();
-        // Fields that are not signed, and need not be.
+        // Fields that need not be signed.
         signed.clone().with("user-agent", "x").is_accepted();
     }
     let wrong = |signer: Signer| Signer {
@@ -532,7 +532,7 @@ fn each_element_of_a_presigned_url_counts() {
         twice.is_refused("AuthorizationQueryParametersError", name);
         let lower = signed.query_with(name, &name.to_lowercase());
         lower.is_refused("AuthorizationQueryParametersError", name);
-        // Each character, one after another.
+        // Each character in turn.
         for at in 0..value.len() {
             let mut changed = value.as_bytes().to_vec();
             changed[at] = match changed[at] {
@@ -769,7 +769,7 @@ fn amazons_headers_are_signed() {
             signed.clone().with(name, "x").is_accepted();
         }
     }
-    // Those who presign leave them to those who ask.
+    // Clients that presign leave them to the users of the URL.
     let checksum = Request::get("/key")
         .signed(&PRESIGNED)
         .with("x-amz-checksum-mode", "ENABLED");
