@@ -5,6 +5,8 @@ pub(crate) mod backend;
 pub(crate) mod backend_suite;
 pub(crate) mod checksum;
 pub(crate) mod disk_io;
+#[cfg(test)]
+pub(crate) mod faulty;
 pub(crate) mod files;
 pub(crate) mod folder;
 pub(crate) mod folder_lock;

@@ -1,6 +1,7 @@
 //! Tests of the engine as a whole, from inside.
 
 mod disk;
+mod faults;
 mod open_bodies;
 mod removal;
 mod window;
