@@ -14,8 +14,8 @@
 //!
 //! ## A file, without a cache
 //!
-//! The body goes from the page cache to the socket by `sendfile(2)`, over kernel TLS too. Where
-//! that is not possible, such as over HTTP/2, the same call copies it, at most 64 KiB at a time.
+//! The body goes from the page cache to the socket by `sendfile(2)`. Where that is not possible,
+//! such as over TLS or HTTP/2, the same call copies it, at most 64 KiB at a time.
 //! `examples/static_files.rs` is a whole server.
 //!
 //! ```no_run
