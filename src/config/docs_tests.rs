@@ -15,6 +15,7 @@ use super::*;
 
 const EXAMPLE: &str = include_str!("../../config.yaml.example");
 const DOCUMENT: &str = include_str!("../../docs/configuration.md");
+const README: &str = include_str!("../../README.md");
 const MODEL: &str = include_str!("mod.rs");
 
 /// The line of [`DOCUMENT`] after which all is generated.
@@ -583,5 +584,14 @@ fn required_keys_are_those_that_have_no_default() {
         let key = section.keys.iter().find(|key| key.name == name);
         let row = Row::new(section, key.expect("a key"));
         assert!(row.default.contains("required"), "{path}: {}", row.default);
+    }
+}
+
+#[test]
+fn configurations_in_documents_are_valid() {
+    for document in [README, DOCUMENT] {
+        let (_, example) = document.split_once("```yaml\n").expect("an example");
+        let (example, _) = example.split_once("```").expect("its end");
+        printed(example);
     }
 }
