@@ -79,7 +79,7 @@ fn sealed(data: &[u8]) -> Vec<u8> {
 }
 
 /// Where the checksum of the record at `at` begins, if the file has it all:
-/// FORMAT.md, section Bans.
+/// docs/on-disk-format.md, section Bans.
 fn end_of_record(file: &[u8], at: usize) -> Option<usize> {
     let rest = file.get(at..)?;
     let tag_len = u16::from_le_bytes(*rest.get(9..)?.first_chunk()?) as usize;
