@@ -4,8 +4,10 @@
 
 #![no_main]
 
+mod decoded;
 mod seeds;
 
+use decoded::decoded;
 use http::{HeaderMap, Method};
 use libfuzzer_sys::fuzz_target;
 use pingora_sendfile::s3::{
@@ -102,33 +104,16 @@ fn check_key(came: &str, sent: &str, key_prefix: &str, is_encoded: bool) {
         None => key,
     };
     assert!(is_encoded, "{key} is outside");
-    let (key, sent) = (decoded(&key), decoded(&sent));
+    let (key, sent) = (
+        decoded(key.as_bytes(), b' '),
+        decoded(sent.as_bytes(), b' '),
+    );
     let key_prefix = key_prefix.as_bytes();
     assert_eq!(
         key.strip_prefix(key_prefix),
         Some(&*sent),
         "{key:?} is outside"
     );
-}
-
-/// A key decoded like a value of an HTML form.
-fn decoded(text: &str) -> Vec<u8> {
-    let text = text.as_bytes();
-    let digit = |at: usize| char::from(*text.get(at)?).to_digit(16);
-    let mut decoded = Vec::new();
-    let mut at = 0;
-    while at < text.len() {
-        match (text[at], digit(at + 1), digit(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push(u8::try_from(high * 16 + low).expect("two digits"));
-                at += 2;
-            }
-            (b'+', ..) => decoded.push(b' '),
-            (byte, ..) => decoded.push(byte),
-        }
-        at += 1;
-    }
-    decoded
 }
 
 /// The elements in the order in which they end. `None` if the document is not well-formed.

@@ -4,8 +4,10 @@
 
 #![no_main]
 
+mod decoded;
 mod seeds;
 
+use decoded::decoded;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use libfuzzer_sys::fuzz_target;
 use pingora_sendfile::s3::{
@@ -180,26 +182,6 @@ fn stays_below(encoded: &str) -> bool {
         }
     }
     true
-}
-
-/// Text decoded like a value of an HTML form, as S3 decodes queries. `plus`: the byte that `+`
-/// stands for.
-fn decoded(text: &[u8], plus: u8) -> Vec<u8> {
-    let digit = |at: usize| char::from(*text.get(at)?).to_digit(16);
-    let mut decoded = Vec::new();
-    let mut at = 0;
-    while at < text.len() {
-        match (text[at], digit(at + 1), digit(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push(u8::try_from(high * 16 + low).expect("two digits"));
-                at += 2;
-            }
-            (b'+', ..) => decoded.push(plus),
-            (byte, ..) => decoded.push(byte),
-        }
-        at += 1;
-    }
-    decoded
 }
 
 fn check_parameters(request: &S3Request, query: &[u8]) {

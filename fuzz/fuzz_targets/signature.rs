@@ -8,6 +8,7 @@
 
 #![no_main]
 
+mod decoded;
 mod seeds;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,6 +20,7 @@ use aws_sigv4::http_request::{
 };
 use aws_sigv4::sign::v4;
 use aws_smithy_runtime_api::client::identity::Identity;
+use decoded::decoded;
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
@@ -173,7 +175,7 @@ fn compare_with_sdk(request: &Request) {
         return;
     };
     // aws-sigv4 takes parameters as text only.
-    let is_text = String::from_utf8(decoded(&request.query, true)).is_ok();
+    let is_text = String::from_utf8(decoded(&request.query, b' ')).is_ok();
     if !is_documented || !is_text || !path.starts_with('/') || path.starts_with("//") {
         return;
     }
@@ -349,7 +351,7 @@ impl Request {
 
     fn parameters(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let parameters = self.raw_parameters();
-        let decoded = |text: &[u8]| decoded(text, true);
+        let decoded = |text: &[u8]| decoded(text, b' ');
         parameters
             .map(|(name, value)| (decoded(name), decoded(value)))
             .collect()
@@ -448,7 +450,7 @@ impl Request {
     /// The canonical request, with the target in the documented form or as it is sent.
     fn canonical(&self, stated: &Stated, is_documented: bool) -> Vec<u8> {
         let encode = |text: &[u8], is_query| match is_documented {
-            true => encoded(&decoded(text, is_query), is_query),
+            true => encoded(&decoded(text, plus_of(is_query)), is_query),
             false => text.to_vec(),
         };
         let mut parameters: Vec<_> = self
@@ -512,22 +514,12 @@ impl Request {
     }
 }
 
-fn decoded(text: &[u8], is_query: bool) -> Vec<u8> {
-    let digit = |at: usize| char::from(*text.get(at)?).to_digit(16);
-    let mut decoded = Vec::new();
-    let mut at = 0;
-    while at < text.len() {
-        match (text[at], digit(at + 1), digit(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push(u8::try_from(high * 16 + low).expect("two digits"));
-                at += 2;
-            }
-            (b'+', ..) if is_query => decoded.push(b' '),
-            (byte, ..) => decoded.push(byte),
-        }
-        at += 1;
+/// The byte that `+` stands for.
+fn plus_of(is_query: bool) -> u8 {
+    match is_query {
+        true => b' ',
+        false => b'+',
     }
-    decoded
 }
 
 fn encoded(text: &[u8], is_query: bool) -> Vec<u8> {
