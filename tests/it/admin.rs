@@ -7,6 +7,7 @@ use std::sync::{
     Arc,
 };
 
+use crate::builder;
 use test_support::{
     encode_key, eventually, request, Bucket, Origin, Proxy, ProxyBuilder, Reply, Response,
 };
@@ -253,7 +254,7 @@ fn origin() -> Origin {
 }
 
 fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    builder()
         .bucket(Bucket::at(origin, "/assets", "bucket"))
         .admin()
 }

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use crate::builder;
 use aws_sdk_s3::{
     config::{BehaviorVersion, Credentials, Region},
     presigning::PresigningConfig,
@@ -23,7 +24,7 @@ use aws_sigv4::{
 use aws_smithy_runtime_api::client::identity::Identity;
 use test_support::{
     encode_key, eventually, https_client, pattern, request, Bucket, HttpVersion, Origin, Proxy,
-    ProxyBuilder, Reply, Response, TokenKey,
+    Reply, Response, TokenKey,
 };
 
 const LEN: usize = 100_000;
@@ -202,10 +203,6 @@ fn objects() -> Origin {
             .header("etag", "\"1\"")
             .answering(asked)
     })
-}
-
-fn builder() -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
 }
 
 fn bucket(origin: &Origin) -> Bucket {

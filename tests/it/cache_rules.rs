@@ -4,11 +4,8 @@
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::Arc;
 
-use test_support::{eventually, Bucket, Gate, Origin, Proxy, ProxyBuilder, Reply, Response};
-
-fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
-}
+use crate::proxy;
+use test_support::{eventually, Bucket, Gate, Origin, Proxy, Reply, Response};
 
 fn object() -> Reply {
     Reply::bytes("hello").header("etag", "\"1\"")

@@ -8,6 +8,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use crate::{builder, S3_PROXY};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use test_support::{eventually, Bucket, Origin, Proxy, ProxyBuilder, Reply};
@@ -214,7 +215,7 @@ fn ls_ends_quietly_when_nobody_reads_on() {
     ask(&proxy, "/assets/a");
     proxy.stop_gracefully();
 
-    let mut child = Command::new(env!("CARGO_BIN_EXE_s3-proxy"))
+    let mut child = Command::new(S3_PROXY)
         .args(["cache", "ls", "--config"])
         .arg(proxy.config())
         .stdout(Stdio::piped())
@@ -401,7 +402,7 @@ fn origin() -> Origin {
 }
 
 fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    builder()
         .bucket(Bucket::at(origin, "/assets", "bucket"))
         .bucket(Bucket::at(origin, "/models", "models"))
         .grace_period("0s")
@@ -491,7 +492,7 @@ impl ConfigFile {
     }
 
     fn s3_proxy(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_s3-proxy"))
+        Command::new(S3_PROXY)
             .args(arguments)
             .arg("--config")
             .arg(self.path())

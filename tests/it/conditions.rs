@@ -3,9 +3,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::proxy;
 use test_support::{
-    eventually, pattern, request, scripted::date::from_now, Bucket, Connection, Gate, Origin,
-    Proxy, ProxyBuilder, Reply, Response,
+    date::from_now, eventually, pattern, request, Connection, Gate, Origin, Proxy, Reply, Response,
 };
 
 const LEN: u64 = 1_000_000;
@@ -14,10 +14,6 @@ const NEW: &str = "\"new\"";
 const OLD_DATE: &str = "Sat, 21 Nov 2026 00:00:00 GMT";
 const NEW_DATE: &str = "Wed, 25 Nov 2026 00:00:00 GMT";
 const OBJECT: &str = "/assets/object";
-
-fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
-}
 
 /// The new version of the object.
 fn new() -> Reply {

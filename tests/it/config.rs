@@ -6,6 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
+use crate::S3_PROXY;
 use tempfile::TempDir;
 use test_support::SelfSigned;
 
@@ -36,7 +37,7 @@ fn a_good_configuration_checks_out_and_nothing_is_started() {
 #[test]
 fn the_example_is_a_good_configuration() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/config.yaml.example");
-    let output = Command::new(env!("CARGO_BIN_EXE_s3-proxy"))
+    let output = Command::new(S3_PROXY)
         .args(["check", "--config", example])
         .env("AWS_ACCESS_KEY_ID", "an-access-key")
         .env("AWS_SECRET_ACCESS_KEY", "a-secret-key")
@@ -196,7 +197,7 @@ fn a_folder_that_can_not_be_used_is_named() {
 #[test]
 fn an_upgrade_without_a_place_for_its_socket_is_refused() {
     let file = ConfigFile::new(&GOOD.replace("  disk:\n    path: cache", "  default_ttl: 1h"));
-    let output = Command::new(env!("CARGO_BIN_EXE_s3-proxy"))
+    let output = Command::new(S3_PROXY)
         .args(["run", "--upgrade", "--config"])
         .arg(file.path())
         .env_remove("RUNTIME_DIRECTORY")
@@ -248,7 +249,7 @@ fn the_effective_configuration_is_printed_without_secrets() {
                 session_token: a-token\ncache:";
     let file = ConfigFile::new(&GOOD.replace("cache:", keys));
     let print = |file: &ConfigFile| {
-        let output = Command::new(env!("CARGO_BIN_EXE_s3-proxy"))
+        let output = Command::new(S3_PROXY)
             .args(["check", "--print", "--config"])
             .arg(file.path())
             .current_dir(file.dir.path())
@@ -317,7 +318,7 @@ impl ConfigFile {
     }
 
     fn s3_proxy(&self, command: &str) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_s3-proxy"))
+        Command::new(S3_PROXY)
             .arg(command)
             .arg("--config")
             .arg(self.path())

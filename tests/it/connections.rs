@@ -8,10 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::builder;
 use socket2::{Domain, Socket, Type};
 use test_support::{
-    eventually, https_client, scripted::raise_descriptor_limit, Bucket, Connection, Gate,
-    HttpVersion, Origin, Pattern, Proxy, ProxyBuilder, Reply, PATIENCE,
+    eventually, https_client, raise_descriptor_limit, Bucket, Connection, Gate, HttpVersion,
+    Origin, Pattern, Proxy, ProxyBuilder, Reply, PATIENCE,
 };
 
 const LEN: u64 = 10_000;
@@ -260,7 +261,7 @@ fn origin() -> Origin {
 }
 
 fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    builder()
         .bucket(Bucket::at(origin, "/assets", "bucket"))
         .bucket(Bucket::at(origin, "/large", "large"))
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::S3_PROXY;
 use tempfile::TempDir;
 use test_support::{
     eventually, Connection, FaultyDisk, Op, Origin, Pattern, Proxy, Reply, BACKEND,
@@ -532,7 +533,7 @@ fn start(folder: &Path, origin: &Origin, disk: &str) -> Proxy {
 
 fn start_with_memory(folder: &Path, origin: &Origin, disk: &str, memory_mb: u32) -> Proxy {
     let (folder, origin) = (folder.display().to_string(), origin.url());
-    Proxy::start_with(env!("CARGO_BIN_EXE_s3-proxy"), |_| {
+    Proxy::start_with(S3_PROXY, |_| {
         format!(
             "server: {{address: '127.0.0.1:0', threads: 1, grace_period: 0}}\n\
              buckets: [{{path_prefix: /assets, bucket: bucket, region: us-east-1, endpoint: '{origin}'}}]\n\

@@ -27,9 +27,10 @@ use pingora_sendfile::cache::{
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
+use crate::proxy;
 use test_support::{
-    eventually, eventually_ok, pattern, skip, try_get, Bucket, Origin, Pattern, Proxy,
-    ProxyBuilder, Reply, Request, Response, PATIENCE,
+    eventually, eventually_ok, pattern, skip, try_get, Origin, Pattern, Proxy, Reply, Request,
+    Response, PATIENCE,
 };
 
 // --- killed at a system call ---
@@ -242,10 +243,6 @@ fn expect_sound(proxy: &Proxy, at: &str) {
             ))
         }
     });
-}
-
-fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
 }
 
 fn strace_works() -> Result<(), String> {

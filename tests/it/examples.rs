@@ -13,7 +13,7 @@ use std::{
 
 use tempfile::TempDir;
 use test_support::{
-    eventually, get, pattern, request, scripted::example, Gate, Origin, Reply, Request, Response,
+    eventually, get, pattern, request, example, Gate, Origin, Reply, Request, Response,
     PATIENCE,
 };
 

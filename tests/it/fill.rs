@@ -11,12 +11,13 @@ use std::{
 };
 
 use crate::engine::{self, Object};
+use crate::proxy;
 use pingora_sendfile::cache::{DiskCache, FILL_BROKEN};
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use tempfile::TempDir;
 use test_support::{
-    eventually, https_client, pattern, skip, Bucket, Connection, Gate, HttpVersion, Incoming,
-    Origin, Pattern, Proxy, ProxyBuilder, Reply,
+    eventually, https_client, pattern, skip, Connection, Gate, HttpVersion, Incoming, Origin,
+    Pattern, Proxy, Reply,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -191,7 +192,7 @@ fn a_thousand_clients_at_once_make_one_origin_request() {
                 let mut connection = Connection::open(addr);
                 connection.send("GET", OBJECT, &[]).expect("send");
                 all_have_asked.wait();
-                let response = connection.receive("GET", OBJECT);
+                let response = connection.incoming("GET", OBJECT);
                 assert_eq!(response.status, 200);
                 let received = response.check(Pattern::new(1), 0);
                 assert!(received.complete);
@@ -1014,10 +1015,6 @@ fn object() -> Reply {
 fn held_origin(gate: &Gate, framed: Framing) -> Origin {
     let gate = gate.clone();
     Origin::start(move |_| framed(object().hold_at(HALF, &gate)))
-}
-
-fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
 }
 
 /// Reads what is there before the origin goes on.

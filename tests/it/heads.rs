@@ -3,16 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use test_support::{
-    eventually, pattern, request, Bucket, Origin, Proxy, ProxyBuilder, Reply, Response,
-};
+use crate::proxy;
+use test_support::{eventually, pattern, request, Origin, Proxy, Reply, Response};
 
 const LEN: usize = 100_000;
 const OBJECT: &str = "/assets/object";
-
-fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
-}
 
 fn version(number: u64) -> Reply {
     Reply::pattern(number, LEN as u64).header("etag", format!("\"{number}\""))

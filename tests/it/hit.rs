@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::{builder, proxy};
 use pingora_sendfile::demo::S3Server;
 use tempfile::TempDir;
 use test_support::{
@@ -35,7 +36,7 @@ fn a_request_with_a_body_is_refused() {
     client
         .send_raw(b"GET /assets/x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
         .expect("send");
-    assert_eq!(client.receive("GET", "/assets/x").status, 400);
+    assert_eq!(client.incoming("GET", "/assets/x").status, 400);
     assert!(origin.requests().is_empty());
 }
 
@@ -536,7 +537,7 @@ fn a_request_sent_before_the_last_response_has_ended_is_answered() {
     for seed in [1, 2] {
         let path = format!("/assets/{seed}");
         let received = connection
-            .receive("GET", &path)
+            .incoming("GET", &path)
             .check(Pattern::new(seed), 0);
         assert!(received.complete);
         assert_eq!(received.len, LEN);
@@ -563,7 +564,7 @@ fn concurrent_misses_for_a_key_make_one_origin_request() {
                 let mut connection = Connection::open(addr);
                 connection.send("GET", "/assets/object", &[]).expect("send");
                 all_have_asked.wait();
-                let response = connection.receive("GET", "/assets/object");
+                let response = connection.incoming("GET", "/assets/object");
                 assert_eq!(response.status, 200);
                 let received = response.check(Pattern::new(1), 0);
                 assert!(received.complete);
@@ -647,10 +648,6 @@ fn pattern_origin(seed: u64, len: u64) -> Origin {
     })
 }
 
-fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
-}
-
 /// Asks twice, the second time out of the cache.
 fn filled(proxy: &Proxy, path: &str) -> Response {
     assert_eq!(proxy.get(path).header("x-cache"), Some("MISS"));
@@ -713,7 +710,7 @@ impl S3 {
     }
 
     fn proxy(&self, secret_key: &str) -> ProxyBuilder {
-        Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(
+        builder().bucket(
             Bucket::new("/assets", BUCKET)
                 .endpoint(format!("http://{}", self.server.addr()))
                 .credentials(ACCESS_KEY, secret_key),

@@ -5,11 +5,8 @@ use std::{
     net::{SocketAddr, TcpStream},
 };
 
-use test_support::{
-    eventually, request,
-    scripted::{Answer, Site},
-    Bucket, Connection, Origin, Proxy, ProxyBuilder, Reply,
-};
+use crate::builder;
+use test_support::{eventually, request, Bucket, Connection, Origin, ProxyBuilder, Reply, Site};
 
 const SUPPRESSED: &str = "log_lines_suppressed_total";
 
@@ -97,7 +94,7 @@ fn what_an_operator_does_is_logged_each_time() {
 fn the_example_has_the_same_limit() {
     const REQUESTS: usize = 500;
     let site = Site::start(&[]);
-    let page = site.page_with(Answer::hang_up());
+    let page = site.page_with(Reply::hang_up());
     for _ in 0..REQUESTS {
         assert_eq!(page.get().status, 502);
     }
@@ -115,8 +112,7 @@ fn unreachable() -> String {
 }
 
 fn proxy(endpoint: &str) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
-        .bucket(Bucket::new("/assets", "bucket").endpoint(endpoint))
+    builder().bucket(Bucket::new("/assets", "bucket").endpoint(endpoint))
 }
 
 /// Speaks HTTP to a TLS listener.

@@ -33,3 +33,18 @@ mod signals;
 mod strace;
 mod transfer;
 mod upgrade;
+
+use test_support::{Bucket, Origin, Proxy, ProxyBuilder};
+
+/// The program under test.
+const S3_PROXY: &str = env!("CARGO_BIN_EXE_s3-proxy");
+
+/// A proxy to be configured.
+fn builder() -> ProxyBuilder {
+    Proxy::builder(S3_PROXY)
+}
+
+/// A proxy with one open bucket, at `/assets`.
+fn proxy(origin: &Origin) -> ProxyBuilder {
+    builder().bucket(Bucket::at(origin, "/assets", "bucket"))
+}

@@ -12,10 +12,10 @@ use std::{
     time::Duration,
 };
 
+use crate::builder;
 use test_support::{
-    eventually, pattern,
-    scripted::{Answer, Client, Got, ScriptedOrigin, Seen},
-    Bucket, Gate, Proxy, ProxyBuilder,
+    eventually, pattern, Bucket, Connection, Gate, Origin, Proxy, ProxyBuilder, Reply, Request,
+    Response,
 };
 use time::OffsetDateTime;
 
@@ -46,14 +46,14 @@ fn now() -> String {
 
 /// An S3 with a bucket that alice may read and write, and bob may not.
 struct S3 {
-    origin: ScriptedOrigin,
+    origin: Origin,
     objects: Arc<Mutex<HashMap<String, Vec<u8>>>>,
 }
 
 impl S3 {
     fn start() -> S3 {
         let s3 = S3 {
-            origin: ScriptedOrigin::start(),
+            origin: Origin::scripted(),
             objects: Arc::default(),
         };
         for path in [
@@ -90,16 +90,35 @@ impl S3 {
     }
 
     fn proxy(&self) -> ProxyBuilder {
-        Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(self.bucket())
+        builder().bucket(self.bucket())
+    }
+
+    /// A proxy that serves both buckets, and keeps what it stores.
+    fn start_with_open_bucket(&self) -> Proxy {
+        let proxy = self.proxy().bucket(self.open_bucket());
+        proxy.default_ttl("365d").start()
+    }
+
+    /// The same proxy once it has stored `old`, the object at [`KEY`].
+    fn start_with_stored_object(&self) -> Proxy {
+        self.holds(KEY, b"old".to_vec());
+        let proxy = self.start_with_open_bucket();
+        expect_stored(&proxy);
+        proxy
     }
 
     fn count(&self, path: &str) -> usize {
         self.origin.seen(path).len()
     }
 
-    fn last(&self, path: &str) -> Seen {
+    fn last(&self, path: &str) -> Request {
         self.origin.seen(path).pop().expect("a request")
     }
+}
+
+/// Waits until the object at [`KEY`] is a hit in the open bucket.
+fn expect_stored(proxy: &Proxy) {
+    eventually("it is stored", || open(proxy, "/key").x_cache() == "HIT");
 }
 
 fn etag(body: &[u8]) -> String {
@@ -108,7 +127,7 @@ fn etag(body: &[u8]) -> String {
     format!("\"{:x}\"", hasher.finish())
 }
 
-fn is_permitted(asked: &Seen) -> bool {
+fn is_permitted(asked: &Request) -> bool {
     let authorization = asked.header("authorization").unwrap_or_default();
     // The open bucket is read by the proxy itself, unsigned.
     let is_own = asked
@@ -122,28 +141,29 @@ fn is_permitted(asked: &Seen) -> bool {
         || asked.target.contains("X-Amz-Signature=good")
 }
 
-fn error(status: u16, code: &str) -> Answer {
+fn error(status: u16, code: &str) -> Reply {
     let document = format!("<Error><Code>{code}</Code></Error>");
-    Answer::status(status)
-        .field("Content-Type", "application/xml")
+    Reply::ok()
+        .with_status(status)
+        .header("Content-Type", "application/xml")
         .body(document)
 }
 
-fn answer(asked: &Seen, objects: &Mutex<HashMap<String, Vec<u8>>>) -> Answer {
+fn answer(asked: &Request, objects: &Mutex<HashMap<String, Vec<u8>>>) -> Reply {
     if !is_permitted(asked) {
         return error(403, "AccessDenied");
     }
     let path = asked.path().to_owned();
     let mut objects = objects.lock().unwrap();
     match &*asked.method {
-        "PUT" if asked.target.contains("partNumber") => Answer::ok().field("ETag", "\"part\""),
+        "PUT" if asked.target.contains("partNumber") => Reply::ok().header("ETag", "\"part\""),
         "PUT" => {
             let body = match asked.header("x-amz-copy-source") {
                 Some(source) => objects.get(source).cloned().unwrap_or_default(),
                 None => asked.body.clone(),
             };
             objects.insert(path, body);
-            Answer::ok().body("")
+            Reply::ok().body("")
         }
         "POST" if asked.target.contains("?delete") => {
             let document = String::from_utf8_lossy(&asked.body).into_owned();
@@ -151,34 +171,34 @@ fn answer(asked: &Seen, objects: &Mutex<HashMap<String, Vec<u8>>>) -> Answer {
                 let key = path.rsplit('/').next().unwrap_or_default();
                 !document.contains(&format!("<Key>{key}</Key>"))
             });
-            Answer::ok().body("<DeleteResult/>")
+            Reply::ok().body("<DeleteResult/>")
         }
         "POST" => {
             objects.insert(path, pattern(9, LEN));
-            Answer::ok().body("<CompleteMultipartUploadResult/>")
+            Reply::ok().body("<CompleteMultipartUploadResult/>")
         }
         "DELETE" => {
             objects.remove(&path);
-            Answer::status(204)
+            Reply::ok().with_status(204)
         }
         _ => read(asked, objects.get(&path)),
     }
 }
 
 /// GetObject and HeadObject.
-fn read(asked: &Seen, object: Option<&Vec<u8>>) -> Answer {
+fn read(asked: &Request, object: Option<&Vec<u8>>) -> Reply {
     let Some(body) = object else {
         return error(404, "NoSuchKey");
     };
     let tag = etag(body);
-    let described = |answer: Answer| {
+    let described = |answer: Reply| {
         let answer = answer
-            .field("ETag", &tag)
-            .field("Last-Modified", "Sat, 28 Nov 2026 10:00:00 GMT")
-            .field("Vary", "Origin, Accept-Encoding")
-            .field("x-amz-request-id", "1");
+            .header("ETag", &tag)
+            .header("Last-Modified", "Sat, 28 Nov 2026 10:00:00 GMT")
+            .header("Vary", "Origin, Accept-Encoding")
+            .header("x-amz-request-id", "1");
         match asked.header("x-amz-checksum-mode") {
-            Some(_) => answer.field("x-amz-checksum-crc32", "abc="),
+            Some(_) => answer.header("x-amz-checksum-crc32", "abc="),
             None => answer,
         }
     };
@@ -186,7 +206,7 @@ fn read(asked: &Seen, object: Option<&Vec<u8>>) -> Answer {
         return error(412, "PreconditionFailed");
     }
     if asked.header("if-none-match") == Some(&tag) {
-        return described(Answer::status(304));
+        return described(Reply::ok().with_status(304));
     }
     let range = asked.header("range").and_then(|range| {
         let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
@@ -195,24 +215,30 @@ fn read(asked: &Seen, object: Option<&Vec<u8>>) -> Answer {
         Some((first, last))
     });
     match range {
-        Some((first, last)) => described(Answer::status(206))
-            .field(
+        Some((first, last)) => described(Reply::ok().with_status(206))
+            .header(
                 "Content-Range",
                 format!("bytes {first}-{last}/{}", body.len()),
             )
             .body(&body[first..=last]),
         None => {
-            let answer = described(Answer::ok()).body(body.clone());
+            let answer = described(Reply::ok()).body(body.clone());
             match asked.target.contains("response-content-type") {
-                true => answer.field("Content-Type", "text/evil"),
-                false => answer.field("Content-Type", "text/plain"),
+                true => answer.header("Content-Type", "text/evil"),
+                false => answer.header("Content-Type", "text/plain"),
             }
         }
     }
 }
 
 /// A request of a client that signs host and date.
-fn ask(proxy: &Proxy, client: &str, method: &str, target: &str, fields: &[(&str, &str)]) -> Got {
+fn ask(
+    proxy: &Proxy,
+    client: &str,
+    method: &str,
+    target: &str,
+    fields: &[(&str, &str)],
+) -> Response {
     ask_with(proxy, client, method, target, fields, b"")
 }
 
@@ -223,7 +249,7 @@ fn ask_with(
     target: &str,
     fields: &[(&str, &str)],
     body: &[u8],
-) -> Got {
+) -> Response {
     let authorization = signed(client, "");
     let date = now();
     let mut all = vec![("Authorization", &*authorization), ("X-Amz-Date", &*date)];
@@ -232,17 +258,23 @@ fn ask_with(
 }
 
 /// Alice reads the object.
-fn read_at(addr: SocketAddr) -> Got {
+fn read_at(addr: SocketAddr) -> Response {
     let authorization = signed("alice", "");
     let date = now();
     let fields = [("Authorization", &*authorization), ("X-Amz-Date", &*date)];
-    let mut connection = Client::open(addr);
+    let mut connection = Connection::open(addr);
     connection.ask("GET", KEY, &fields, b"");
     connection.receive("GET")
 }
 
-fn plainly(proxy: &Proxy, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Got {
-    let mut connection = Client::open(proxy.addr());
+fn plainly(
+    proxy: &Proxy,
+    method: &str,
+    target: &str,
+    fields: &[(&str, &str)],
+    body: &[u8],
+) -> Response {
+    let mut connection = Connection::open(proxy.addr());
     connection.ask(method, target, fields, body);
     connection.receive(method)
 }
@@ -253,7 +285,7 @@ fn stored(proxy: &Proxy, entries: u64) {
     });
 }
 
-fn open(proxy: &Proxy, target: &str) -> Got {
+fn open(proxy: &Proxy, target: &str) -> Response {
     plainly(proxy, "GET", target, &[("Host", "open.example")], b"")
 }
 
@@ -421,13 +453,13 @@ fn what_s3_says_under_one_name_opens_nothing_under_another() {
         // The answer is for the object `bucket/key` in Mallory's own bucket. S3 lets the owner of
         // a bucket give an object any ETag.
         let answer = match asked.header("if-none-match") == Some(&tag) {
-            true => Answer::status(304),
-            false => Answer::ok().body(pattern(2, LEN)),
+            true => Reply::ok().with_status(304),
+            false => Reply::ok().body(pattern(2, LEN)),
         };
         answer
-            .field("ETag", &tag)
-            .field("Last-Modified", "Sat, 28 Nov 2026 10:00:00 GMT")
-            .field("Vary", "Origin, Accept-Encoding")
+            .header("ETag", &tag)
+            .header("Last-Modified", "Sat, 28 Nov 2026 10:00:00 GMT")
+            .header("Vary", "Origin, Accept-Encoding")
     });
     for (first, hosts) in [
         ("alice", ["127.0.0.1:9000", OTHER]),
@@ -437,7 +469,7 @@ fn what_s3_says_under_one_name_opens_nothing_under_another() {
         ("mallory", ["[::1]", "MALLORY.s3.example."]),
     ] {
         for auth_ttl in ["0", "1h"] {
-            let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+            let proxy = builder()
                 .bucket(s3.bucket().set("auth_ttl", auth_ttl))
                 .start();
             let ask = |client: &str, host: &str| {
@@ -477,7 +509,7 @@ fn what_s3_says_under_one_name_opens_nothing_under_another() {
 fn keys_of_the_proxy_ask_under_the_name_of_the_client() {
     let s3 = S3::start();
     s3.holds(KEY, pattern(1, LEN));
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(s3.bucket().credentials("reader", "secret"))
         .start();
     let part = |host: &str| {
@@ -509,17 +541,13 @@ fn nothing_is_given_while_s3_cannot_be_asked() {
     ask(&proxy, "alice", "GET", KEY, &[]);
     stored(&proxy, 1);
     for answer in [
-        Answer::status(500).body("<Error/>"),
-        Answer::status(503).body("<Error/>"),
-        Answer::hang_up(),
+        Reply::ok().with_status(500).body("<Error/>"),
+        Reply::ok().with_status(503).body("<Error/>"),
+        Reply::hang_up(),
     ] {
         let answer = Mutex::new(Some(answer));
         s3.origin.script(KEY, move |_, _| {
-            answer
-                .lock()
-                .unwrap()
-                .take()
-                .unwrap_or_else(Answer::hang_up)
+            answer.lock().unwrap().take().unwrap_or_else(Reply::hang_up)
         });
         let failed = ask(&proxy, "alice", "GET", KEY, &[]);
         assert!((500..505).contains(&failed.status), "{}", failed.status);
@@ -541,10 +569,11 @@ fn a_304_about_another_version_gives_nothing_of_the_stored_one() {
             Some(_) => (304, Vec::new()),
             None => (200, pattern(1, LEN)),
         };
-        Answer::status(status)
-            .field("ETag", etag(&pattern(1, LEN)))
-            .field("Last-Modified", "Sat, 28 Nov 2026 11:00:00 GMT")
-            .field("Content-Type", "text/new")
+        Reply::ok()
+            .with_status(status)
+            .header("ETag", etag(&pattern(1, LEN)))
+            .header("Last-Modified", "Sat, 28 Nov 2026 11:00:00 GMT")
+            .header("Content-Type", "text/new")
             .body(body)
     });
     let new = ask(&proxy, "alice", "GET", KEY, &[]);
@@ -554,8 +583,9 @@ fn a_304_about_another_version_gives_nothing_of_the_stored_one() {
     );
     assert!(new.body == pattern(1, LEN));
     // One that does not know what it says.
-    s3.origin
-        .script(KEY, |_, _| Answer::status(304).field("ETag", "\"x\""));
+    s3.origin.script(KEY, |_, _| {
+        Reply::ok().with_status(304).header("ETag", "\"x\"")
+    });
     assert_eq!(ask(&proxy, "alice", "GET", KEY, &[]).status, 502);
 }
 
@@ -661,7 +691,7 @@ fn ranges_and_conditions_give_what_s3_would_have_given() {
 fn keys_of_the_proxy_fetch_the_whole_of_what_s3_gave_a_part_of() {
     let s3 = S3::start();
     s3.holds(KEY, pattern(1, LEN));
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(s3.bucket().credentials("reader", "secret"))
         .start();
     let date = now();
@@ -727,11 +757,11 @@ fn one_who_waits_for_anothers_fill_is_confirmed_before_it_gets_a_byte() {
             }
             let body = pattern(1, LEN);
             match asked.header("if-none-match") {
-                Some(_) => Answer::status(304).field("ETag", etag(&body)),
-                None => Answer::ok()
-                    .field("ETag", etag(&body))
+                Some(_) => Reply::ok().with_status(304).header("ETag", etag(&body)),
+                None => Reply::ok()
+                    .header("ETag", etag(&body))
                     .body(body)
-                    .hold_body(LEN / 2, &gate),
+                    .hold_at(LEN as u64 / 2, &gate),
             }
         }
     });
@@ -818,9 +848,9 @@ fn checksums_are_given_to_those_who_ask_for_them() {
 fn a_site_that_may_read_is_told_so_and_another_is_not() {
     let s3 = S3::start();
     s3.origin.script(KEY, |asked, _| {
-        let answer = Answer::ok().field("ETag", "\"1\"").field("Vary", "Origin");
+        let answer = Reply::ok().header("ETag", "\"1\"").header("Vary", "Origin");
         match asked.header("origin") {
-            Some(site) => answer.field("Access-Control-Allow-Origin", site),
+            Some(site) => answer.header("Access-Control-Allow-Origin", site),
             None => answer,
         }
     });
@@ -838,11 +868,7 @@ fn a_site_that_may_read_is_told_so_and_another_is_not() {
 #[test]
 fn what_a_client_changes_is_void_before_it_has_its_answer() {
     let s3 = S3::start();
-    let proxy = s3
-        .proxy()
-        .bucket(s3.open_bucket())
-        .default_ttl("365d")
-        .start();
+    let proxy = s3.start_with_open_bucket();
     let list = "<Delete><Object><Key>key</Key></Object></Delete>";
     let other = ("X-Amz-Copy-Source", "/bucket/other");
     for (method, target, fields, body, expected) in [
@@ -896,7 +922,7 @@ fn what_a_client_changes_voids_the_lists_of_the_bucket() {
     let objects = s3.objects.clone();
     s3.origin.script("/bucket/", move |asked, _| {
         if asked.method != "GET" {
-            return crate::passthrough::answer(asked, &objects);
+            return self::answer(asked, &objects);
         }
         let mut keys: Vec<_> = objects.lock().unwrap().keys().cloned().collect();
         keys.sort();
@@ -904,7 +930,7 @@ fn what_a_client_changes_voids_the_lists_of_the_bucket() {
             let key = path.trim_start_matches("/bucket/");
             format!("<Contents><Key>{key}</Key></Contents>")
         });
-        Answer::ok().body(format!("<L>{}</L>", keys.collect::<String>()))
+        Reply::ok().body(format!("<L>{}</L>", keys.collect::<String>()))
     });
     let open_bucket = s3.open_bucket().set("list", "true").set("list_ttl", "1d");
     let proxy = s3.proxy().bucket(open_bucket).start();
@@ -945,11 +971,7 @@ fn what_a_client_changes_voids_the_lists_of_the_bucket() {
 fn a_version_that_a_client_deletes_is_void() {
     let s3 = S3::start();
     s3.holds(KEY, pattern(1, LEN));
-    let proxy = s3
-        .proxy()
-        .bucket(s3.open_bucket())
-        .default_ttl("365d")
-        .start();
+    let proxy = s3.start_with_open_bucket();
     let version = "/key?versionId=v1";
     for (number, list) in [
         "<Object><Key>other</Key><VersionId>v1</VersionId></Object>",
@@ -978,31 +1000,26 @@ fn a_version_that_a_client_deletes_is_void() {
 #[test]
 fn a_change_whose_answer_is_lost_or_an_error_may_have_happened() {
     let s3 = S3::start();
-    let proxy = s3
-        .proxy()
-        .bucket(s3.open_bucket())
-        .default_ttl("365d")
-        .start();
+    let proxy = s3.start_with_open_bucket();
     for (answer, status) in [(Some(500), 500), (None, 502)] {
         s3.holds(KEY, b"old".to_vec());
         ask_with(&proxy, "alice", "PUT", KEY, &[], b"old");
-        eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+        expect_stored(&proxy);
         let objects = s3.objects.clone();
         s3.origin.script(KEY, move |asked, _| {
-            let answered = crate::passthrough::answer(asked, &objects);
+            let answered = self::answer(asked, &objects);
             match answer {
                 _ if asked.method != "PUT" => answered,
-                Some(status) => Answer::status(status),
-                None => Answer::hang_up(),
+                Some(status) => Reply::ok().with_status(status),
+                None => Reply::hang_up(),
             }
         });
         let failed = ask_with(&proxy, "alice", "PUT", KEY, &[], b"new");
         assert_eq!(failed.status, status);
         assert_eq!(open(&proxy, "/key").text(), "new");
         let objects = s3.objects.clone();
-        s3.origin.script(KEY, move |asked, _| {
-            crate::passthrough::answer(asked, &objects)
-        });
+        s3.origin
+            .script(KEY, move |asked, _| self::answer(asked, &objects));
     }
 }
 
@@ -1022,23 +1039,23 @@ fn what_a_request_changes_is_void_in_each_way_in_which_s3_may_take_it() {
     let read_other = |proxy: &Proxy| plainly(proxy, "GET", KEY, &[("Host", "other.example")], b"");
 
     // The proxy takes the name for that of a bucket, and S3 does not.
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(at("/", ""))
         .bucket(s3.open_bucket())
         .default_ttl("365d")
         .start();
     let host = [("Host", "cache.127.0.0.1")];
     s3.holds(KEY, b"old".to_vec());
-    eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+    expect_stored(&proxy);
     ask_with(&proxy, "alice", "PUT", KEY, &host, b"new");
     assert_eq!(open(&proxy, "/key").text(), "new");
-    eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+    expect_stored(&proxy);
     let list = b"<Delete><Object><Key>key</Key></Object></Delete>";
     ask_with(&proxy, "alice", "POST", "/bucket?delete", &host, list);
     assert_eq!(open(&proxy, "/key").status, 404);
 
     // S3 takes the name for that of a bucket, and the proxy does not.
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(at("/bucket", "bucket"))
         .bucket(other)
         .default_ttl("365d")
@@ -1052,7 +1069,7 @@ fn what_a_request_changes_is_void_in_each_way_in_which_s3_may_take_it() {
         assert_eq!(asked.header("host"), Some("Other.s3.example"));
         let mut objects = objects.lock().unwrap();
         objects.insert("/other/bucket/key".to_owned(), asked.body.clone());
-        Answer::ok().body("")
+        Reply::ok().body("")
     });
     eventually("it is stored", || read_other(&proxy).x_cache() == "HIT");
     let host = [("Host", "Other.s3.example")];
@@ -1063,13 +1080,7 @@ fn what_a_request_changes_is_void_in_each_way_in_which_s3_may_take_it() {
 #[test]
 fn what_s3_has_not_implemented_changes_nothing() {
     let s3 = S3::start();
-    s3.holds(KEY, b"old".to_vec());
-    let proxy = s3
-        .proxy()
-        .bucket(s3.open_bucket())
-        .default_ttl("365d")
-        .start();
-    eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+    let proxy = s3.start_with_stored_object();
     ask(&proxy, "alice", "GET", KEY, &[]);
     stored(&proxy, 2);
     for path in [KEY, "/bucket", "/bucket/"] {
@@ -1107,7 +1118,7 @@ fn a_fill_that_began_before_a_change_is_not_stored_after_it() {
     s3.origin.script(KEY, {
         let (gate, objects) = (gate.clone(), s3.objects.clone());
         move |asked, _| match asked.method == "GET" && asked.header("if-none-match").is_none() {
-            true => answer(asked, &objects).hold_body(LEN / 2, &gate),
+            true => answer(asked, &objects).hold_at(LEN as u64 / 2, &gate),
             false => answer(asked, &objects),
         }
     });
@@ -1131,23 +1142,19 @@ fn a_multipart_upload_is_void_again_at_the_end_of_a_slow_answer() {
     let s3 = S3::start();
     s3.holds(KEY, b"old".to_vec());
     let gate = Gate::new();
-    let proxy = s3
-        .proxy()
-        .bucket(s3.open_bucket())
-        .default_ttl("365d")
-        .start();
+    let proxy = s3.start_with_open_bucket();
     s3.origin.script(KEY, {
         let (gate, objects) = (gate.clone(), s3.objects.clone());
         move |asked, _| match &*asked.method {
             // S3 sends white space while it works.
-            "POST" => Answer::ok()
+            "POST" => Reply::ok()
                 .chunked()
                 .body("     <Result/>")
-                .hold_body(5, &gate),
+                .hold_at(5, &gate),
             _ => answer(asked, &objects),
         }
     });
-    let mut client = Client::open(proxy.addr());
+    let mut client = Connection::open(proxy.addr());
     let authorization = signed("alice", "");
     client.ask(
         "POST",
@@ -1208,14 +1215,14 @@ fn uploads_are_relayed_as_they_are() {
 fn a_client_that_waits_for_100_gets_it_from_s3() {
     let s3 = S3::start();
     let proxy = s3.proxy().start();
-    let mut client = Client::open(proxy.addr());
+    let mut client = Connection::open(proxy.addr());
     let authorization = signed("alice", "");
     let head = format!(
         "PUT {KEY} HTTP/1.1\r\nHost: a\r\nAuthorization: {authorization}\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
     );
-    client.send(head);
+    client.send_bytes(head);
     assert_eq!(client.receive_interim().status, 100);
-    client.send("hello");
+    client.send_bytes("hello");
     assert_eq!(client.receive("PUT").status, 200);
     assert_eq!(s3.last(KEY).body, b"hello");
     assert_eq!(read_at(proxy.addr()).text(), "hello");
@@ -1226,7 +1233,7 @@ fn requests_behind_an_upload_are_answered_in_order() {
     let s3 = S3::start();
     s3.holds(KEY, b"old".to_vec());
     let proxy = s3.proxy().start();
-    let mut client = Client::open(proxy.addr());
+    let mut client = Connection::open(proxy.addr());
     let authorization = signed("alice", "");
     let fields = [("Authorization", &*authorization)];
     let mut both = String::new();
@@ -1240,7 +1247,7 @@ fn requests_behind_an_upload_are_answered_in_order() {
         )
         .unwrap();
     }
-    client.send(both);
+    client.send_bytes(both);
     assert_eq!(client.receive("PUT").status, 200);
     assert_eq!(client.receive("GET").text(), "new");
     assert_eq!(client.receive("DELETE").status, 204);
@@ -1250,16 +1257,10 @@ fn requests_behind_an_upload_are_answered_in_order() {
 #[test]
 fn an_upload_that_breaks_off_changes_nothing() {
     let s3 = S3::start();
-    s3.holds(KEY, b"old".to_vec());
-    let proxy = s3
-        .proxy()
-        .bucket(s3.open_bucket())
-        .default_ttl("365d")
-        .start();
-    eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
-    let mut client = Client::open(proxy.addr());
+    let proxy = s3.start_with_stored_object();
+    let mut client = Connection::open(proxy.addr());
     let authorization = signed("alice", "");
-    client.send(format!(
+    client.send_bytes(format!(
         "PUT {KEY} HTTP/1.1\r\nHost: a\r\nAuthorization: {authorization}\r\nContent-Length: 1000000\r\n\r\nbegin"
     ));
     drop(client);
@@ -1280,7 +1281,7 @@ fn a_route_without_a_bucket_is_the_whole_service() {
     let service = Bucket::new("/", "")
         .endpoint(format!("http://{}", s3.origin.addr()))
         .set("auth", "passthrough");
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(service)
         .bucket(s3.open_bucket())
         .default_ttl("365d")
@@ -1288,7 +1289,7 @@ fn a_route_without_a_bucket_is_the_whole_service() {
         .start();
     let is_stored = || ask(&proxy, "alice", "GET", KEY, &[]).x_cache() == "REVALIDATED";
     eventually("it is stored", is_stored);
-    eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+    expect_stored(&proxy);
     assert_eq!(ask(&proxy, "bob", "GET", KEY, &[]).status, 403);
 
     // Another spelling of the bucket, and its name in front of the host.
@@ -1298,11 +1299,11 @@ fn a_route_without_a_bucket_is_the_whole_service() {
     ] {
         s3.origin.script(target, |asked, _| {
             assert_eq!(asked.method, "PUT");
-            Answer::ok().body("")
+            Reply::ok().body("")
         });
         ask_with(&proxy, "alice", "PUT", target, fields, b"new");
         assert_ne!(open(&proxy, "/key").x_cache(), "HIT", "{target}");
-        eventually("it is stored", || open(&proxy, "/key").x_cache() == "HIT");
+        expect_stored(&proxy);
         assert_eq!(
             ask(&proxy, "alice", "GET", KEY, &[]).x_cache(),
             "MISS",
@@ -1326,12 +1327,12 @@ fn a_route_without_a_bucket_is_the_whole_service() {
 
     // An operator names objects as clients do.
     eventually("it is stored", is_stored);
-    let mut admin = Client::open(proxy.admin_addr());
+    let mut admin = Connection::open(proxy.admin_addr());
     admin.ask("PURGE", KEY, &[("Host", "localhost")], b"");
     assert_eq!(admin.receive("PURGE").status, 200);
     assert!(!is_stored());
     eventually("it is stored", is_stored);
-    let mut admin = Client::open(proxy.admin_addr());
+    let mut admin = Connection::open(proxy.admin_addr());
     admin.ask("PURGE", "/bucket/*", &[("Host", "localhost")], b"");
     assert_eq!(admin.receive("PURGE").status, 200);
     assert!(!is_stored());
@@ -1366,9 +1367,7 @@ fn a_long_upload_takes_no_memory() {
     let bucket = Bucket::new("/bucket", "bucket")
         .endpoint(format!("http://{addr}"))
         .set("auth", "passthrough");
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
-        .bucket(bucket)
-        .start();
+    let proxy = builder().bucket(bucket).start();
     proxy.reset_peak_rss();
     let before = proxy.rss_bytes();
     let mut stream = TcpStream::connect(proxy.addr()).unwrap();
@@ -1416,9 +1415,7 @@ fn an_early_answer_reaches_a_client_that_still_sends() {
     let bucket = Bucket::new("/bucket", "bucket")
         .endpoint(format!("http://{addr}"))
         .set("auth", "passthrough");
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
-        .bucket(bucket)
-        .start();
+    let proxy = builder().bucket(bucket).start();
     let mut stream = TcpStream::connect(proxy.addr()).unwrap();
     write!(
         stream,
@@ -1446,9 +1443,7 @@ fn a_permission_is_remembered_for_the_same_request_only() {
     let s3 = S3::start();
     s3.holds(KEY, pattern(1, LEN));
     let bucket = s3.bucket().set("auth_ttl", "1h");
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
-        .bucket(bucket)
-        .start();
+    let proxy = builder().bucket(bucket).start();
     let url = format!(
         "{KEY}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=alice&X-Amz-Date={}&X-Amz-Expires=600&X-Amz-SignedHeaders=host&X-Amz-Signature=good",
         now()
@@ -1512,9 +1507,7 @@ fn a_permission_ends_with_the_url_with_the_time_and_with_the_version() {
     let s3 = S3::start();
     s3.holds(KEY, pattern(1, LEN));
     let bucket = s3.bucket().set("auth_ttl", "1h");
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
-        .bucket(bucket)
-        .start();
+    let proxy = builder().bucket(bucket).start();
     let url = |date: &str, life: u32| {
         format!("{KEY}?X-Amz-Date={date}&X-Amz-Expires={life}&X-Amz-SignedHeaders=host&X-Amz-Signature=good")
     };
@@ -1542,9 +1535,7 @@ fn a_permission_ends_with_the_url_with_the_time_and_with_the_version() {
     assert_ne!(get(&long).x_cache(), "HIT");
 
     let bucket = s3.bucket().set("auth_ttl", "1s");
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
-        .bucket(bucket)
-        .start();
+    let proxy = builder().bucket(bucket).start();
     let get = |target: &str| plainly(&proxy, "GET", target, &[], b"");
     get(&long);
     stored(&proxy, 1);

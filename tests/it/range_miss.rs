@@ -10,9 +10,8 @@ use std::{
     thread,
 };
 
-use test_support::{
-    eventually, Bucket, Connection, Gate, Origin, Pattern, Proxy, ProxyBuilder, Reply, Request,
-};
+use crate::proxy;
+use test_support::{eventually, Connection, Gate, Origin, Pattern, Proxy, Reply, Request};
 
 const MIB: u64 = 1024 * 1024;
 const LEN: u64 = 16 * MIB;
@@ -25,10 +24,6 @@ fn origin_of(len: u64) -> Origin {
 
 fn reply(len: u64) -> Reply {
     Reply::pattern(1, len).header("etag", "\"1\"")
-}
-
-fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
 }
 
 /// Read a part, whoever sends it.
@@ -288,7 +283,7 @@ fn parts_that_come_while_the_first_one_waits_for_the_origin_follow_the_same_fill
         eventually("all have come", || proxy.metric("connections_open") == 5);
         gate.open();
         for (mut client, first) in others {
-            let part = client.receive("GET", OBJECT);
+            let part = client.incoming("GET", OBJECT);
             assert_eq!(part.status, 206);
             let received = part.check(Pattern::new(1), first);
             assert_eq!((received.len, received.complete), (8 * MIB, true));
@@ -355,7 +350,7 @@ fn a_part_that_waited_in_vain_is_of_the_version_of_the_fill() {
     assert_eq!(origin.requests()[1].header("if-match"), Some("\"1\""));
     // The rest is that of the fill.
     gate.open();
-    let part = ahead.receive("GET", OBJECT);
+    let part = ahead.incoming("GET", OBJECT);
     assert_eq!(part.headers.get("etag"), Some("\"1\""));
     let received = part.check(Pattern::new(1), 48 * MIB);
     assert_eq!((received.len, received.complete), (2 * MIB, true));

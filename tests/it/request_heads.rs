@@ -6,19 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use test_support::{scripted::Client, Bucket, Origin, Proxy, ProxyBuilder, Reply, PATIENCE};
-
-const PROXY: &str = env!("CARGO_BIN_EXE_s3-proxy");
+use crate::proxy;
+use test_support::{Connection, Origin, Proxy, Reply, PATIENCE};
 
 fn origin() -> Origin {
     Origin::start(|request| match request.path() {
         "/bucket/object" => Reply::bytes("the object"),
         _ => Reply::status(404),
     })
-}
-
-fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(PROXY).bucket(Bucket::at(origin, "/assets", "bucket"))
 }
 
 fn listeners(proxy: &Proxy) -> [(&'static str, SocketAddr); 3] {
@@ -30,7 +25,7 @@ fn listeners(proxy: &Proxy) -> [(&'static str, SocketAddr); 3] {
 }
 
 /// The status, and true if the connection is closed afterwards.
-fn answer(mut client: Client) -> (u16, bool) {
+fn answer(mut client: Connection) -> (u16, bool) {
     let got = client.receive("GET");
     (got.status, client.is_closed())
 }
@@ -68,10 +63,10 @@ fn a_connection_that_sends_nothing_is_closed_on_every_listener() {
     let origin = origin();
     let proxy = proxy(&origin).admin().request_head_timeout("500ms").start();
     for (listener, addr) in listeners(&proxy) {
-        assert!(Client::open(addr).is_closed(), "{listener}");
+        assert!(Connection::open(addr).is_closed(), "{listener}");
     }
     // An idle connection has the time of `keepalive_timeout`.
-    let mut client = Client::open(proxy.addr());
+    let mut client = Connection::open(proxy.addr());
     for _ in 0..2 {
         client.ask("GET", "/assets/object", &[], b"");
         assert_eq!(client.receive("GET").status, 200);
@@ -84,17 +79,17 @@ fn a_head_over_the_limit_is_431_on_every_listener() {
     let origin = origin();
     let proxy = proxy(&origin).admin().start();
     for (listener, addr) in listeners(&proxy) {
-        let mut client = Client::open(addr);
+        let mut client = Connection::open(addr);
         // The head has no end.
         let field = format!("X-Filler: {}\r\n", "a".repeat(1000));
-        client.send(format!(
+        client.send_bytes(format!(
             "GET /health HTTP/1.1\r\nHost: a\r\n{}",
             field.repeat(70)
         ));
         assert_eq!(answer(client), (431, true), "{listener}");
     }
     // A head within the limit is served.
-    let mut client = Client::open(proxy.addr());
+    let mut client = Connection::open(proxy.addr());
     let filler = "a".repeat(60_000);
     client.ask("GET", "/assets/object", &[("X-Filler", &filler)], b"");
     assert_eq!(client.receive("GET").text(), "the object");
@@ -112,7 +107,7 @@ fn the_limit_is_configurable() {
     let origin = origin();
     let proxy = proxy(&origin).max_request_head_bytes(2000).start();
     for (size, status) in [(1500, 200), (2500, 431)] {
-        let mut client = Client::open(proxy.addr());
+        let mut client = Connection::open(proxy.addr());
         let filler = "a".repeat(size);
         client.ask("GET", "/assets/object", &[("X-Filler", &filler)], b"");
         assert_eq!(client.receive("GET").status, status, "{size}");
@@ -123,9 +118,9 @@ fn the_limit_is_configurable() {
 fn too_many_fields_are_431() {
     let origin = origin();
     let proxy = proxy(&origin).start();
-    let mut client = Client::open(proxy.addr());
+    let mut client = Connection::open(proxy.addr());
     let fields = "A: a\r\n".repeat(300);
-    client.send(format!(
+    client.send_bytes(format!(
         "GET /assets/object HTTP/1.1\r\nHost: a\r\n{fields}\r\n"
     ));
     assert_eq!(answer(client), (431, true));
@@ -141,7 +136,7 @@ fn a_target_over_the_limit_is_414() {
     // This target does not even end within the limit of the head.
     let endless = format!("/assets/{}", "a".repeat(70_000));
     for (target, status) in [(&longest, 404), (&long, 414), (&endless, 414)] {
-        let mut client = Client::open(proxy.addr());
+        let mut client = Connection::open(proxy.addr());
         client.ask("GET", target, &[], b"");
         let got = client.receive("GET");
         assert_eq!(got.status, status, "{} bytes", target.len());
@@ -170,8 +165,8 @@ fn a_request_line_that_others_would_split_otherwise_is_400() {
         "GET HTTP/1.1",
         " GET /assets/object HTTP/1.1",
     ] {
-        let mut client = Client::open(proxy.addr());
-        client.send(format!("{line}\r\nHost: a\r\n\r\n"));
+        let mut client = Connection::open(proxy.addr());
+        client.send_bytes(format!("{line}\r\nHost: a\r\n\r\n"));
         assert_eq!(answer(client), (400, true), "{line:?}");
     }
     assert_eq!(origin.requests().len(), 0);
@@ -193,8 +188,8 @@ fn a_key_may_have_marks_that_a_uri_has_not() {
         ("\\", "%5C"),
         ("[]", "%5B%5D"),
     ] {
-        let mut client = Client::open(proxy.addr());
-        client.send(format!("GET /assets/a{mark}b HTTP/1.1\r\nHost: a\r\n\r\n"));
+        let mut client = Connection::open(proxy.addr());
+        client.send_bytes(format!("GET /assets/a{mark}b HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert_eq!(client.receive("GET").status, 404, "{mark}");
         let asked = origin.requests();
         let asked = asked.last().expect("a request");
@@ -208,9 +203,9 @@ fn requests_before_the_end_of_sending_are_all_answered() {
     let proxy = proxy(&origin).start();
     // A miss, a request refused without the origin, a hit, and an error of the origin.
     for _ in 0..2 {
-        let mut client = Client::open(proxy.addr());
+        let mut client = Connection::open(proxy.addr());
         let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
-        client.send(
+        client.send_bytes(
             [
                 request("/assets/object"),
                 request("/elsewhere"),

@@ -11,10 +11,9 @@ use std::{
     thread,
 };
 
+use crate::{proxy, S3_PROXY};
 use tempfile::TempDir;
-use test_support::{
-    eventually, pattern, Bucket, Connection, Gate, Origin, Pattern, Proxy, ProxyBuilder, Reply,
-};
+use test_support::{eventually, pattern, Connection, Gate, Origin, Pattern, Proxy, Reply};
 
 const LEN: u64 = 300_000;
 
@@ -125,7 +124,7 @@ fn refused(folder: &Path) -> String {
         folder.display()
     );
     fs::write(&config, yaml).expect("write a configuration");
-    let second = Command::new(env!("CARGO_BIN_EXE_s3-proxy"))
+    let second = Command::new(S3_PROXY)
         .args([
             OsStr::new("run"),
             OsStr::new("--config"),
@@ -475,10 +474,6 @@ fn numbered_origin(len: u64) -> Origin {
             .and_then(|n| n.parse().ok());
         Reply::pattern(seed.expect("a number"), len)
     })
-}
-
-fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
 }
 
 /// Gets an object, checks every byte, and returns X-Cache.

@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, thread};
 
+use crate::builder;
 use crate::engine::{self, Object};
 use pingora_sendfile::cache::{Cause, DESERTED, NO_ROOM};
 use tempfile::TempDir;
@@ -202,7 +203,7 @@ fn seed_of(path: &str) -> u64 {
 }
 
 fn proxy(origin: &Origin) -> Proxy {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    builder()
         .bucket(Bucket::at(origin, "/assets", "bucket"))
         .max_size_gb(LIMIT as f64 / 1e9)
         .start()

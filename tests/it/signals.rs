@@ -2,6 +2,7 @@
 
 use std::net::TcpStream;
 
+use crate::builder;
 use rustix::process::Signal;
 use test_support::{
     eventually, Bucket, Connection, Gate, Origin, Pattern, Proxy, ProxyBuilder, Reply,
@@ -9,7 +10,7 @@ use test_support::{
 
 /// A proxy whose grace period outlasts each test.
 fn patient(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    builder()
         .bucket(Bucket::at(origin, "/assets", "bucket"))
         .grace_period("1h")
 }
@@ -95,7 +96,7 @@ fn another_signal_gives_up_what_a_stop_waits_for() {
 fn a_signal_without_a_meaning_ends_neither_the_proxy_nor_a_transfer() {
     const LEN: u64 = 8 << 20;
     let origin = Origin::start(|_| Reply::pattern(1, LEN));
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(Bucket::at(&origin, "/assets", "bucket"))
         .start();
     let mut slow = Connection::with_receive_buffer(proxy.addr(), 4096);

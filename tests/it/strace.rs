@@ -8,8 +8,9 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use crate::builder;
 use tempfile::TempDir;
-use test_support::{eventually, Bucket, Connection, Origin, Pattern, Proxy, Reply};
+use test_support::{eventually, Bucket, Connection, Origin, Pattern, Reply};
 
 const LEN: u64 = 10 * 1024 * 1024;
 
@@ -61,7 +62,7 @@ fn nor_one_that_is_stale_and_revalidated_meanwhile() {
 /// The second request, or a range of it, is answered with this `X-Cache`, by
 /// sendfile.
 fn expect_sendfile(origin: &Origin, x_cache: &str, range: Option<(u64, u64)>) {
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(Bucket::at(origin, "/assets", "bucket"))
         .start();
     proxy.get("/assets/object");

@@ -14,11 +14,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::proxy;
 use http::Version;
 use socket2::{Domain, Socket, Type};
 use test_support::{
-    eventually, https_client, pattern, Bucket, Connection, HttpVersion, Origin, Pattern, Proxy,
-    ProxyBuilder, Reply, PATIENCE,
+    eventually, https_client, pattern, Connection, HttpVersion, Origin, Pattern, Proxy, Reply,
+    PATIENCE,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -119,7 +120,7 @@ fn a_connection_without_requests_is_closed() {
     assert!(connection.get("/assets/object").complete);
     let asked = Instant::now();
     connection.send_raw(b"GET /assets/object HT").unwrap();
-    assert_eq!(connection.receive("GET", "a part").finish().status, 408);
+    assert_eq!(connection.incoming("GET", "a part").finish().status, 408);
     connection.expect_closed();
     let waited = asked.elapsed();
     assert!((1..20).contains(&waited.as_secs()), "{waited:?}");
@@ -337,10 +338,6 @@ fn over_tls_the_same_bytes_are_copied() {
     assert_eq!(proxy.metric("cache_sendfile_total"), 0);
     assert_eq!(proxy.metric("cache_sendfile_bytes_total"), 0);
     assert_eq!(origin.requests().len(), 1);
-}
-
-fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
 }
 
 /// `/assets/object` is in the cache, whole.

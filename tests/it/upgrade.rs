@@ -10,6 +10,7 @@ use std::{
     thread,
 };
 
+use crate::{builder, S3_PROXY};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use test_support::{
@@ -176,7 +177,7 @@ fn nothing_is_handed_to_another_user() {
             origin.url()
         )
     };
-    let binary = env!("CARGO_BIN_EXE_s3-proxy");
+    let binary = S3_PROXY;
     let proxy = Proxy::start_with(binary, |_| yaml("127.0.0.1:0"));
 
     let config = everybodys.path().join("proxy.yaml");
@@ -201,7 +202,7 @@ fn nothing_is_handed_to_another_user() {
 #[test]
 fn the_socket_is_in_the_cache_by_default() {
     let origin = origin();
-    let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let mut proxy = builder()
         .bucket(Bucket::at(&origin, "/assets", "bucket"))
         .grace_period("1s")
         .start();
@@ -243,7 +244,7 @@ fn proxy(origin: &Origin) -> ProxyBuilder {
 }
 
 fn proxy_with_grace_period(origin: &Origin, grace_period: &str) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    builder()
         .bucket(Bucket::at(origin, "/assets", "bucket"))
         .grace_period(grace_period)
         .admin()

@@ -20,6 +20,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use tempfile::TempDir;
 use test_support::{eventually, pattern, skip, Bucket, Proxy};
 
+use crate::builder;
 use crate::minio::server::{Server, ACCESS_KEY, SECRET_KEY};
 use programs::{AwsCli, Mc, Python, Rclone, S5cmd};
 use relay::Relay;
@@ -260,9 +261,7 @@ impl Mode {
 impl<'a> Story<'a> {
     fn begin(tool: &'a dyn Tool, mode: Mode, minio: &'a Server) -> Self {
         let relay = Relay::to(&minio.endpoint);
-        let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
-            .bucket(mode.bucket(relay.url()))
-            .start();
+        let proxy = builder().bucket(mode.bucket(relay.url())).start();
         let folder = TempDir::with_prefix("clients-").expect("make a folder");
         let home = folder.path().join("home");
         fs::create_dir(&home).expect("make a home");

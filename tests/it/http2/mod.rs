@@ -7,10 +7,10 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::builder;
 use client::*;
 use test_support::{
-    eventually, https_client, pattern, Bucket, HttpVersion, Origin, Proxy, ProxyBuilder, Reply,
-    PATIENCE,
+    eventually, https_client, pattern, Bucket, HttpVersion, Origin, ProxyBuilder, Reply, PATIENCE,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -19,7 +19,7 @@ const MAX_WINDOW: u32 = (1 << 31) - 1;
 const STREAMS: u32 = 100;
 
 fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    builder()
         .bucket(Bucket::at(origin, "/assets", "bucket"))
         .tls()
 }

@@ -1,17 +1,14 @@
 //! What clients and origins must not be able to do to each other through the cache.
 
-use test_support::{
-    scripted::{Answer, Client, Rules, Site, Use},
-    Gate,
-};
+use test_support::{Connection, Gate, Reply, Rules, Site, Use};
 
 fn site() -> &'static Site {
     Site::shared()
 }
 
-fn raw(head: &str) -> Client {
+fn raw(head: &str) -> Connection {
     let mut client = site().client();
-    client.send(format!("{head}\r\nConnection: close\r\n\r\n"));
+    client.send_bytes(format!("{head}\r\nConnection: close\r\n\r\n"));
     client
 }
 
@@ -19,7 +16,7 @@ fn raw(head: &str) -> Client {
 #[test]
 fn a_host_or_target_that_is_none_is_refused() {
     let mut rules = Rules::new();
-    let page = site().page_with(Answer::fresh());
+    let page = site().page_with(Reply::fresh());
     let path = page.path();
     for host in [
         "site.example/static",
@@ -54,7 +51,7 @@ fn a_host_or_target_that_is_none_is_refused() {
 #[test]
 fn the_origin_is_told_the_authority_of_an_absolute_target() {
     let page = site().page();
-    page.serves(|seen, _| Answer::fresh().body(seen.header("host").unwrap_or("none").to_owned()));
+    page.serves(|seen, _| Reply::fresh().body(seen.header("host").unwrap_or("none").to_owned()));
     let absolute = format!("GET http://site.example{} HTTP/1.0", page.path());
     assert_eq!(raw(&absolute).receive("GET").text(), "site.example");
     assert_eq!(page.get().text(), "site.example");
@@ -65,7 +62,7 @@ fn the_origin_is_told_the_authority_of_an_absolute_target() {
 fn what_varies_by_something_unreadable_is_for_nobody_else() {
     let mut rules = Rules::new();
     for vary in ["\"Cookie\"", "Accept Encoding", "Cookie; x", "Cookie, (b)"] {
-        let page = site().page_with(Answer::fresh().field("Vary", vary));
+        let page = site().page_with(Reply::fresh().header("Vary", vary));
         page.get_with(&[("Cookie", "alice")]);
         let used = page.get_again(&[("Cookie", "bob")]).1;
         rules.expect("RFC 9111 4.1", vary, Use::Fetched, used);
@@ -79,8 +76,8 @@ fn a_field_that_connection_names_selects_no_variant() {
     let page = site().page();
     page.serves(|seen, _| {
         let language = seen.header("accept-language").unwrap_or("none").to_owned();
-        Answer::fresh()
-            .field("Vary", "Accept-Language")
+        Reply::fresh()
+            .header("Vary", "Accept-Language")
             .body(language)
     });
     let named = [("Accept-Language", "de"), ("Connection", "Accept-Language")];
@@ -94,9 +91,9 @@ fn an_answer_that_was_asked_for_before_a_change_is_not_kept() {
     let gate = Gate::new();
     let page = site().page();
     page.answers([
-        Answer::fresh().body("old").hold(&gate),
-        Answer::ok().body("changed"),
-        Answer::fresh().body("new"),
+        Reply::fresh().body("old").hold(&gate),
+        Reply::ok().body("changed"),
+        Reply::fresh().body("new"),
     ]);
     let mut early = page.ask("GET", &[], b"");
     gate.wait_for_arrivals(1);
@@ -113,13 +110,13 @@ fn a_304_that_never_fits_validates_nothing() {
     let mut rules = Rules::new();
     for control in ["no-cache", "max-age=0, must-revalidate", "s-maxage=0"] {
         let page = site().page_with(
-            Answer::ok()
-                .field("Cache-Control", control)
-                .field("ETag", "\"a\""),
+            Reply::ok()
+                .header("Cache-Control", control)
+                .header("ETag", "\"a\""),
         );
         page.get();
-        let other = || Answer::status(304).field("ETag", "\"zz\"");
-        page.answers([other(), other(), Answer::fresh().body("new")]);
+        let other = || Reply::ok().with_status(304).header("ETag", "\"zz\"");
+        page.answers([other(), other(), Reply::fresh().body("new")]);
         let got = page.get();
         rules.holds(
             "RFC 9111 4.3.4",
@@ -141,15 +138,16 @@ fn a_304_that_never_fits_validates_nothing() {
 #[test]
 fn a_cookie_of_a_validation_is_for_its_client() {
     let page = site().page_with(
-        Answer::ok()
-            .field("Cache-Control", "max-age=0")
-            .field("ETag", "\"a\""),
+        Reply::ok()
+            .header("Cache-Control", "max-age=0")
+            .header("ETag", "\"a\""),
     );
     page.get();
-    page.answers([Answer::status(304)
-        .field("ETag", "\"a\"")
-        .field("Cache-Control", "max-age=3600")
-        .field("Set-Cookie", "sid=alice")]);
+    page.answers([Reply::ok()
+        .with_status(304)
+        .header("ETag", "\"a\"")
+        .header("Cache-Control", "max-age=3600")
+        .header("Set-Cookie", "sid=alice")]);
     assert_eq!(page.get().header("set-cookie"), Some("sid=alice"));
     let (bob, used) = page.get_again(&[]);
     assert_eq!((used, bob.header("set-cookie")), (Use::Reused, None));
@@ -159,9 +157,9 @@ fn a_cookie_of_a_validation_is_for_its_client() {
 #[test]
 fn a_head_with_credentials_voids_nothing() {
     let page = site().page_with(
-        Answer::ok()
-            .field("Cache-Control", "max-age=3600")
-            .field("ETag", "\"a\""),
+        Reply::ok()
+            .header("Cache-Control", "max-age=3600")
+            .header("ETag", "\"a\""),
     );
     page.get();
     let fields = [
@@ -177,10 +175,10 @@ fn a_head_with_credentials_voids_nothing() {
 fn a_crowd_is_served_stale_when_the_origin_fails() {
     let gate = Gate::new();
     let page =
-        site().page_with(Answer::ok().field("Cache-Control", "max-age=0, stale-if-error=1000"));
+        site().page_with(Reply::ok().header("Cache-Control", "max-age=0, stale-if-error=1000"));
     page.get();
     let hold = gate.clone();
-    page.serves(move |_, _| Answer::status(503).hold(&hold));
+    page.serves(move |_, _| Reply::ok().with_status(503).hold(&hold));
     let mut clients: Vec<_> = (0..40).map(|_| page.ask("GET", &[], b"")).collect();
     gate.wait_for_arrivals(1);
     gate.open();
@@ -192,7 +190,7 @@ fn a_crowd_is_served_stale_when_the_origin_fails() {
 /// RFC 9110 §7.8
 #[test]
 fn an_upgrade_that_is_not_made_does_not_pass_the_cache_by() {
-    let page = site().page_with(Answer::fresh());
+    let page = site().page_with(Reply::fresh());
     page.get();
     let fields = [("Upgrade", "h2c"), ("Connection", "Upgrade")];
     assert_eq!(page.get_again(&fields).1, Use::Reused);

@@ -5,10 +5,7 @@ use std::{
     thread::{self, ScopedJoinHandle},
 };
 
-use test_support::{
-    scripted::{raise_descriptor_limit, Answer, Got, Page, Rules, Site},
-    Gate,
-};
+use test_support::{raise_descriptor_limit, Gate, Page, Reply, Response, Rules, Site};
 
 /// Small, so that a thousand threads are no burden.
 const STACK: usize = 128 * 1024;
@@ -20,10 +17,10 @@ fn site() -> &'static Site {
 }
 
 /// This many GETs at once.
-fn crowd(page: &Page, count: usize, meanwhile: impl FnOnce()) -> Vec<Got> {
+fn crowd(page: &Page, count: usize, meanwhile: impl FnOnce()) -> Vec<Response> {
     let barrier = Barrier::new(count + 1);
     thread::scope(|scope| {
-        let clients: Vec<ScopedJoinHandle<Got>> = (0..count)
+        let clients: Vec<ScopedJoinHandle<Response>> = (0..count)
             .map(|_| {
                 thread::Builder::new()
                     .stack_size(STACK)
@@ -48,7 +45,7 @@ fn crowd(page: &Page, count: usize, meanwhile: impl FnOnce()) -> Vec<Got> {
 #[test]
 fn a_thousand_clients_make_one_request() {
     let gate = Gate::new();
-    let page = site().page_with(Answer::fresh().hold(&gate));
+    let page = site().page_with(Reply::fresh().hold(&gate));
     let all = crowd(&page, 1000, || {
         gate.wait_for_arrivals(1);
         gate.open();
@@ -69,7 +66,7 @@ fn a_thousand_clients_make_one_request() {
 fn those_who_come_during_the_body_follow_it() {
     let gate = Gate::new();
     let body: Vec<u8> = (0..500_000).map(|i| (i / 3) as u8).collect();
-    let page = site().page_with(Answer::fresh().body(body.clone()).hold_body(100_000, &gate));
+    let page = site().page_with(Reply::fresh().body(body.clone()).hold_at(100_000, &gate));
     let mut first = page.ask("GET", &[], b"");
     first.receive_head().expect("a head");
     gate.wait_for_arrivals(1);
@@ -85,11 +82,12 @@ fn those_who_come_during_the_body_follow_it() {
 #[test]
 fn a_crowd_on_a_stale_response_makes_one_request() {
     let gate = Gate::new();
-    let page = site().page_with(Answer::stale());
+    let page = site().page_with(Reply::stale());
     page.get();
-    page.answers([Answer::status(304)
-        .field("ETag", "\"v1\"")
-        .field("Cache-Control", "max-age=3600")
+    page.answers([Reply::ok()
+        .with_status(304)
+        .header("ETag", "\"v1\"")
+        .header("Cache-Control", "max-age=3600")
         .hold(&gate)]);
     let all = crowd(&page, 100, || {
         gate.wait_for_arrivals(1);
@@ -108,7 +106,7 @@ fn answers_that_cannot_be_shared_do_not_serialise() {
         // The origin answers the first, and then the others only together.
         let (first, together) = (Gate::new(), Gate::new());
         let page = site().page();
-        let answer = Answer::ok().field("Cache-Control", value);
+        let answer = Reply::ok().header("Cache-Control", value);
         page.answers([answer.clone().hold(&first), answer.hold(&together)]);
         let all = crowd(&page, 100, || {
             first.wait_for_arrivals(1);
@@ -117,7 +115,7 @@ fn answers_that_cannot_be_shared_do_not_serialise() {
             together.open();
         });
         rules.expect("issue 5", value, 100, page.count());
-        let mut serials: Vec<_> = all.iter().map(Got::serial).collect();
+        let mut serials: Vec<_> = all.iter().map(Response::serial).collect();
         serials.sort();
         serials.dedup();
         rules.expect("RFC 9111 3", value, 100, serials.len());
@@ -132,7 +130,7 @@ fn an_answer_that_varies_is_shared_by_those_whom_it_fits() {
     let hold = gate.clone();
     page.serves(move |seen, _| {
         let one = seen.header("x-one").unwrap_or_default().to_owned();
-        Answer::fresh().field("Vary", "X-One").body(one).hold(&hold)
+        Reply::fresh().header("Vary", "X-One").body(one).hold(&hold)
     });
     let ask = |one: &str| page.ask("GET", &[("X-One", one)], b"");
     let mut clients: Vec<_> = (0..40)
@@ -158,9 +156,9 @@ fn an_origin_that_fails_the_first_does_not_fail_all() {
     let gate = Gate::new();
     let page = site().page();
     page.answers([
-        Answer::hang_up().hold(&gate),
+        Reply::hang_up().hold(&gate),
         // Asked again for the first one, perhaps.
-        Answer::fresh(),
+        Reply::fresh(),
     ]);
     let all = crowd(&page, 50, || {
         gate.wait_for_arrivals(1);
@@ -173,7 +171,7 @@ fn an_origin_that_fails_the_first_does_not_fail_all() {
 #[test]
 fn a_client_that_leaves_does_not_fail_those_who_wait() {
     let gate = Gate::new();
-    let page = site().page_with(Answer::fresh().hold(&gate));
+    let page = site().page_with(Reply::fresh().hold(&gate));
     let leaving = page.ask("GET", &[], b"");
     gate.wait_for_arrivals(1);
     let mut waiting: Vec<_> = (0..20).map(|_| page.ask("GET", &[], b"")).collect();
@@ -189,10 +187,10 @@ fn a_client_that_leaves_does_not_fail_those_who_wait() {
 #[test]
 fn other_keys_do_not_wait() {
     let gate = Gate::new();
-    let hanging = site().page_with(Answer::fresh().hold(&gate));
+    let hanging = site().page_with(Reply::fresh().hold(&gate));
     let mut client = hanging.ask("GET", &[], b"");
     gate.wait_for_arrivals(1);
-    assert_eq!(site().page_with(Answer::fresh()).get().status, 200);
+    assert_eq!(site().page_with(Reply::fresh()).get().status, 200);
     gate.open();
     assert_eq!(client.receive("GET").status, 200);
 }

@@ -4,7 +4,7 @@
 use std::{io::Read, sync::OnceLock};
 
 use flate2::read::GzDecoder;
-use test_support::scripted::{Answer, Got, Page, Site};
+use test_support::{Page, Reply, Response, Site};
 
 const GZIP: [(&str, &str); 1] = [("Accept-Encoding", "gzip")];
 
@@ -18,13 +18,13 @@ fn text() -> String {
 }
 
 /// An answer that would be compressed.
-fn answer() -> Answer {
-    Answer::fresh()
-        .field("Content-Type", "text/plain")
+fn answer() -> Reply {
+    Reply::fresh()
+        .header("Content-Type", "text/plain")
         .body(text())
 }
 
-fn expect_gzip(got: &Got) {
+fn expect_gzip(got: &Response) {
     assert_eq!(got.status, 200);
     assert_eq!(got.header("content-encoding"), Some("gzip"));
     let mut plain = String::new();
@@ -34,7 +34,7 @@ fn expect_gzip(got: &Got) {
     assert!(got.complete && plain == text(), "{} bytes", plain.len());
 }
 
-fn expect_plain(got: &Got) {
+fn expect_plain(got: &Response) {
     assert_eq!(got.status, 200);
     assert_eq!(got.header("content-encoding"), None, "{}", got.headers);
     assert_eq!(
@@ -45,7 +45,7 @@ fn expect_plain(got: &Got) {
 }
 
 /// A miss, a hit, and a hit whose header was prepared.
-fn each_way(page: &Page, fields: &[(&str, &str)], expect: impl Fn(&Got)) {
+fn each_way(page: &Page, fields: &[(&str, &str)], expect: impl Fn(&Response)) {
     for _ in 0..3 {
         expect(&page.get_with(fields));
     }
@@ -56,8 +56,8 @@ fn each_way(page: &Page, fields: &[(&str, &str)], expect: impl Fn(&Got)) {
 fn the_header_is_that_of_the_compressed_body() {
     let page = site().page_with(
         answer()
-            .field("Accept-Ranges", "bytes")
-            .field("Content-MD5", "bm90IHRoaXMgb25l"),
+            .header("Accept-Ranges", "bytes")
+            .header("Content-MD5", "bm90IHRoaXMgb25l"),
     );
     each_way(&page, &GZIP, |got| {
         expect_gzip(got);
@@ -115,7 +115,7 @@ fn a_part_from_the_origin_is_left_alone() {
         Some("bytes=100-20099") => answer()
             .with_status(206)
             .set("Cache-Control", "no-store")
-            .field("Content-Range", format!("bytes 100-20099/{len}"))
+            .header("Content-Range", format!("bytes 100-20099/{len}"))
             .body(&text().as_bytes()[100..20_100]),
         _ => answer(),
     });
@@ -148,7 +148,7 @@ fn what_the_client_does_not_accept_is_not_compressed() {
 
 #[test]
 fn nor_what_must_not_be_transformed() {
-    let page = site().page_with(answer().field("Cache-Control", "no-transform"));
+    let page = site().page_with(answer().header("Cache-Control", "no-transform"));
     each_way(&page, &GZIP, |got| {
         expect_plain(got);
         assert_eq!(got.header("etag"), Some("\"v1\""));
@@ -157,7 +157,7 @@ fn nor_what_must_not_be_transformed() {
 
 #[test]
 fn nor_what_is_encoded_already() {
-    let page = site().page_with(answer().field("Content-Encoding", "br"));
+    let page = site().page_with(answer().header("Content-Encoding", "br"));
     each_way(&page, &GZIP, |got| {
         assert_eq!(got.header("content-encoding"), Some("br"));
         assert_eq!(got.header("etag"), Some("\"v1\""));
@@ -170,7 +170,7 @@ fn a_client_of_http_1_0_gets_the_body_as_it_is() {
     let page = site().page_with(answer());
     for _ in 0..3 {
         let mut client = site().client();
-        client.send(format!(
+        client.send_bytes(format!(
             "GET {} HTTP/1.0\r\nHost: site.example\r\nAccept-Encoding: gzip\r\n\r\n",
             page.path()
         ));
@@ -184,9 +184,10 @@ fn a_client_of_http_1_0_gets_the_body_as_it_is() {
 fn what_has_no_body_is_announced_without_one() {
     for caching in ["no-store", "max-age=3600"] {
         let page = site().page_with(
-            Answer::status(204)
-                .field("Content-Type", "text/plain")
-                .field("Cache-Control", caching),
+            Reply::ok()
+                .with_status(204)
+                .header("Content-Type", "text/plain")
+                .header("Cache-Control", caching),
         );
         for _ in 0..3 {
             let got = page.get_with(&GZIP);

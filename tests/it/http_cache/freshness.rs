@@ -7,12 +7,8 @@
 use std::{thread, time::Duration};
 
 use test_support::{
-    eventually,
-    scripted::{
-        date::{self, Date},
-        Answer, Page, Rules, Site, Use,
-    },
-    Gate,
+    date::{self, Date},
+    eventually, Gate, Page, Reply, Rules, Site, Use,
 };
 
 const HOUR: i64 = 3600;
@@ -35,7 +31,7 @@ type Fields<'a> = &'a [(&'a str, &'a str)];
 
 /// Asks twice for a page that always answers so, and says whether the second
 /// request found what must be.
-fn rule(rules: &mut Rules, section: &str, what: &str, answer: Answer, expected: Then) {
+fn rule(rules: &mut Rules, section: &str, what: &str, answer: Reply, expected: Then) {
     let page = Site::shared().page_with(answer);
     page.get();
     let (_, used) = page.get_again(&[]);
@@ -56,7 +52,7 @@ fn rule(rules: &mut Rules, section: &str, what: &str, answer: Answer, expected: 
 fn rules_of_fields(section: &str, rows: &[(Fields, Then)]) {
     let mut rules = Rules::new();
     for (fields, expected) in rows {
-        let answer = Answer::ok().field("ETag", "\"v1\"").fields(fields);
+        let answer = Reply::ok().header("ETag", "\"v1\"").headers(fields);
         rule(
             &mut rules,
             section,
@@ -222,7 +218,7 @@ fn a_received_age_is_read_as_section_5_1_says() {
 #[test]
 fn the_time_that_the_origin_took_counts() {
     let held = Gate::new();
-    let page = Site::shared().page_with(Answer::fresh().field("Age", 10).hold(&held));
+    let page = Site::shared().page_with(Reply::fresh().header("Age", 10).hold(&held));
     let mut client = page.ask("GET", &[], b"");
     held.wait_for_arrivals(1);
     // The delay is what this is about.
@@ -466,9 +462,10 @@ fn heuristic_freshness_is_for_the_statuses_that_allow_it() {
     let old = date::from_now(-100 * DAY);
     let mut rules = Rules::new();
     let mut expect = |status, expected| {
-        let answer = Answer::status(status)
-            .field("Last-Modified", &old)
-            .field("ETag", "\"v1\"");
+        let answer = Reply::ok()
+            .with_status(status)
+            .header("Last-Modified", &old)
+            .header("ETag", "\"v1\"");
         let what = format!("{status}, changed 100 days ago");
         rule(&mut rules, "RFC 9110 15.1", &what, answer, expected);
     };
@@ -487,7 +484,7 @@ fn heuristic_freshness_is_for_the_statuses_that_allow_it() {
 #[test]
 fn heuristic_freshness_has_a_bound() {
     let page = Site::shared()
-        .page_with(Answer::ok().field("Last-Modified", "Thu, 01 Jan 1970 00:00:10 GMT"));
+        .page_with(Reply::ok().header("Last-Modified", "Thu, 01 Jan 1970 00:00:10 GMT"));
     page.get();
     let hit = page.get();
     assert_eq!(page.count(), 1, "RFC 9111 4.2.2");
@@ -503,7 +500,9 @@ fn any_final_status_can_be_stored_when_it_says_so() {
         200, 203, 204, 299, 300, 301, 302, 303, 307, 308, 400, 403, 404, 405, 410, 414, 451, 499,
         500, 501, 503, 599, 999,
     ] {
-        let answer = Answer::status(status).field("Cache-Control", "max-age=3600");
+        let answer = Reply::ok()
+            .with_status(status)
+            .header("Cache-Control", "max-age=3600");
         let what = format!("{status} with max-age");
         rule(&mut rules, "RFC 9111 3", &what, answer, Fresh);
     }
@@ -514,9 +513,10 @@ fn any_final_status_can_be_stored_when_it_says_so() {
 fn a_status_that_must_be_understood() {
     let mut rules = Rules::new();
     let mut expect = |status, value: &str, expected| {
-        let answer = Answer::status(status)
-            .field("Cache-Control", value)
-            .field("ETag", "\"v1\"");
+        let answer = Reply::ok()
+            .with_status(status)
+            .header("Cache-Control", value)
+            .header("ETag", "\"v1\"");
         let what = format!("{status} {value}");
         rule(&mut rules, "RFC 9111 5.2.2.3", &what, answer, expected);
     };
@@ -563,9 +563,10 @@ fn no_cache_of_a_stored_response_asks_the_origin_first() {
     let page = Site::shared().page();
     page.serves(|seen, _| {
         let status = if seen.names("\"v1\"") { 304 } else { 200 };
-        Answer::status(status)
-            .field("Cache-Control", "no-cache")
-            .field("ETag", "\"v1\"")
+        Reply::ok()
+            .with_status(status)
+            .header("Cache-Control", "no-cache")
+            .header("ETag", "\"v1\"")
     });
     page.get();
 
@@ -595,10 +596,10 @@ fn fields_that_no_cache_or_private_name_are_not_reused() {
         ),
     ] {
         let page = Site::shared().page_with(
-            Answer::ok()
-                .field("Cache-Control", value)
-                .field("X-Named", "secret")
-                .field("X-Other", "open"),
+            Reply::ok()
+                .header("Cache-Control", value)
+                .header("X-Named", "secret")
+                .header("X-Other", "open"),
         );
         let first = page.get();
         rules.expect(section, value, Some("secret"), first.header("x-named"));
@@ -629,9 +630,9 @@ fn a_response_to_authorization_is_stored_only_where_it_says_so() {
         ("max-age=3600, private, public", false),
     ] {
         let page = Site::shared().page_with(
-            Answer::ok()
-                .field("Cache-Control", value)
-                .field("ETag", "\"v1\""),
+            Reply::ok()
+                .header("Cache-Control", value)
+                .header("ETag", "\"v1\""),
         );
         page.get_with(&alice);
         let (_, without) = page.get_again(&[]);
@@ -639,7 +640,7 @@ fn a_response_to_authorization_is_stored_only_where_it_says_so() {
         rules.expect("RFC 9111 3.5", value, expected, without);
     }
     // What was stored for everybody is for her too.
-    let page = Site::shared().page_with(Answer::fresh());
+    let page = Site::shared().page_with(Reply::fresh());
     page.get();
     let (_, hers) = page.get_again(&alice);
     rules.expect("RFC 9111 3.5", "stored without", Use::Reused, hers);
@@ -648,16 +649,16 @@ fn a_response_to_authorization_is_stored_only_where_it_says_so() {
 
 #[test]
 fn set_cookie_does_not_inhibit_caching() {
-    let page = Site::shared().page_with(Answer::fresh().field("Set-Cookie", "a=b; Path=/"));
+    let page = Site::shared().page_with(Reply::fresh().header("Set-Cookie", "a=b; Path=/"));
     page.get();
     let (hit, used) = page.get_again(&[]);
     assert_eq!(used, Use::Reused, "RFC 9111 7.3");
     assert_eq!(hit.header("set-cookie"), Some("a=b; Path=/"));
 
     let page = Site::shared().page_with(
-        Answer::ok()
-            .field("Cache-Control", "max-age=3600, no-cache=\"Set-Cookie\"")
-            .field("Set-Cookie", "a=b"),
+        Reply::ok()
+            .header("Cache-Control", "max-age=3600, no-cache=\"Set-Cookie\"")
+            .header("Set-Cookie", "a=b"),
     );
     page.get();
     let (second, used) = page.get_again(&[]);
@@ -736,13 +737,13 @@ fn a_field_for_cdns_goes_before_cache_control() {
 
 /// A page with these fields that has an answer older than they allow, and then
 /// what the test adds.
-fn stale_page(fields: &str, then: Answer) -> Page<'static> {
+fn stale_page(fields: &str, then: Reply) -> Page<'static> {
     let page = Site::shared().page();
     page.answers([
-        Answer::ok()
-            .field("Cache-Control", fields)
-            .field("Age", 60)
-            .field("ETag", "\"v1\""),
+        Reply::ok()
+            .header("Cache-Control", fields)
+            .header("Age", 60)
+            .header("ETag", "\"v1\""),
         then,
     ]);
     assert_eq!(page.get().serial(), Some(1));
@@ -754,7 +755,7 @@ fn stale_while_revalidate_answers_at_once_and_asks_behind() {
     let held = Gate::new();
     let page = stale_page(
         "max-age=1, stale-while-revalidate=3600",
-        Answer::fresh().field("X-New", "yes").hold(&held),
+        Reply::fresh().header("X-New", "yes").hold(&held),
     );
 
     // The origin answers nobody before the gate is open.
@@ -778,9 +779,10 @@ fn stale_while_revalidate_answers_at_once_and_asks_behind() {
 fn a_revalidation_behind_that_says_304_makes_it_fresh() {
     let page = stale_page(
         "max-age=1, stale-while-revalidate=3600",
-        Answer::status(304)
-            .field("ETag", "\"v1\"")
-            .field("Cache-Control", "max-age=3600, stale-while-revalidate=3600"),
+        Reply::ok()
+            .with_status(304)
+            .header("ETag", "\"v1\"")
+            .header("Cache-Control", "max-age=3600, stale-while-revalidate=3600"),
     );
     assert_eq!(page.get().serial(), Some(1));
     eventually("it is fresh again", || {
@@ -816,7 +818,7 @@ fn stale_responses_are_not_used_where_that_is_forbidden_or_over() {
             "max-age=1, stale-while-revalidate=3600, no-cache",
         ),
     ] {
-        let page = stale_page(fields, Answer::fresh());
+        let page = stale_page(fields, Reply::fresh());
         rules.expect(section, fields, Some(2), page.get().serial());
     }
     rules.check();
@@ -827,7 +829,7 @@ fn stale_if_error_covers_an_origin_that_fails() {
     let mut rules = Rules::new();
     let allowed = "max-age=1, stale-if-error=3600";
     for status in [500, 502, 503, 504] {
-        let page = stale_page(allowed, Answer::status(status));
+        let page = stale_page(allowed, Reply::ok().with_status(status));
         let got = page.get();
         let what = format!("{status} while allowed");
         rules.expect(
@@ -838,7 +840,7 @@ fn stale_if_error_covers_an_origin_that_fails() {
         );
         rules.expect("RFC 5861 4", &what, 2, page.count());
     }
-    let page = stale_page(allowed, Answer::hang_up());
+    let page = stale_page(allowed, Reply::hang_up());
     let got = page.get();
     rules.expect(
         "RFC 5861 4",
@@ -848,7 +850,7 @@ fn stale_if_error_covers_an_origin_that_fails() {
     );
     // What is no failure of the origin is passed on.
     for status in [404, 410, 403, 501] {
-        let page = stale_page(allowed, Answer::status(status));
+        let page = stale_page(allowed, Reply::ok().with_status(status));
         let what = format!("{status} is an answer");
         rules.expect("RFC 5861 4", &what, status, page.get().status);
     }
@@ -868,7 +870,7 @@ fn stale_if_error_covers_an_origin_that_fails() {
             "max-age=1, stale-if-error=3600, no-cache",
         ),
     ] {
-        let page = stale_page(fields, Answer::status(503));
+        let page = stale_page(fields, Reply::ok().with_status(503));
         rules.expect(section, fields, 503, page.get().status);
     }
     rules.check();
@@ -883,7 +885,7 @@ fn an_origin_that_is_gone_makes_must_revalidate_an_error() {
         "s-maxage=1",
         "max-age=3600, no-cache",
     ] {
-        let page = stale_page(fields, Answer::hang_up());
+        let page = stale_page(fields, Reply::hang_up());
         let status = page.get().status;
         rules.holds(
             "RFC 9111 4.2.4 and 5.2.2.2",
@@ -901,29 +903,37 @@ fn a_default_lifetime_is_for_responses_that_say_nothing() {
     let mut rules = Rules::new();
     let past = date::from_now(-HOUR);
     for (answer, what, expected) in [
-        (Answer::ok(), "200 that says nothing", Use::Reused),
+        (Reply::ok(), "200 that says nothing", Use::Reused),
         (
-            Answer::ok().field("Age", 120),
+            Reply::ok().header("Age", 120),
             "200 that is older already",
             Use::Fetched,
         ),
         (
-            Answer::ok().field("Cache-Control", "max-age=0"),
+            Reply::ok().header("Cache-Control", "max-age=0"),
             "200 with max-age=0",
             Use::Fetched,
         ),
         (
-            Answer::ok().field("Expires", &past),
+            Reply::ok().header("Expires", &past),
             "200 that has expired",
             Use::Fetched,
         ),
         (
-            Answer::ok().field("Cache-Control", "no-store"),
+            Reply::ok().header("Cache-Control", "no-store"),
             "200 with no-store",
             Use::Fetched,
         ),
-        (Answer::status(503), "503 that says nothing", Use::Fetched),
-        (Answer::status(302), "302 that says nothing", Use::Fetched),
+        (
+            Reply::ok().with_status(503),
+            "503 that says nothing",
+            Use::Fetched,
+        ),
+        (
+            Reply::ok().with_status(302),
+            "302 that says nothing",
+            Use::Fetched,
+        ),
     ] {
         let page = site.page_with(answer);
         page.get();

@@ -7,10 +7,7 @@ use std::{
     sync::OnceLock,
 };
 
-use test_support::{
-    scripted::{Answer, Site},
-    PATIENCE,
-};
+use test_support::{Reply, Site, PATIENCE};
 
 const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
@@ -28,7 +25,7 @@ fn site() -> &'static Site {
 
 #[test]
 fn a_get_without_a_body_is_a_hit_however_it_ends() {
-    let page = site().page_with(Answer::fresh().body(BODY));
+    let page = site().page_with(Reply::fresh().body(BODY));
     assert_eq!(page.get().text(), BODY, "over HTTP/1.1");
     let header_only: &[&[u8]] = &[];
     let ends: [(&str, &[&[u8]]); 4] = [
@@ -45,7 +42,7 @@ fn a_get_without_a_body_is_a_hit_however_it_ends() {
 
 #[test]
 fn a_get_with_an_empty_data_frame_is_stored() {
-    let page = site().page_with(Answer::fresh().body(BODY));
+    let page = site().page_with(Reply::fresh().body(BODY));
     for _ in 0..2 {
         assert_eq!(get(page.path(), &[b""]), BODY);
     }
@@ -55,7 +52,7 @@ fn a_get_with_an_empty_data_frame_is_stored() {
 #[test]
 fn a_get_with_a_body_is_passed_on_with_it() {
     let page = site().page();
-    page.serves(|seen, _| Answer::fresh().body(seen.body.clone()));
+    page.serves(|seen, _| Reply::fresh().body(seen.body.clone()));
     for (data, body) in [
         (&[&b"one"[..]][..], "one"),
         (&[b"", b"two"], "two"),

@@ -1,9 +1,9 @@
 //! What an unsafe method does to stored responses (RFC 9111 section 4.4).
 
-use test_support::scripted::{Answer, Page, Rules, Site, Use};
+use test_support::{Page, Reply, Rules, Site, Use};
 
 fn stored() -> Page<'static> {
-    let page = Site::shared().page_with(Answer::fresh());
+    let page = Site::shared().page_with(Reply::fresh());
     page.get();
     assert_eq!(page.get_again(&[]).1, Use::Reused);
     page
@@ -11,8 +11,8 @@ fn stored() -> Page<'static> {
 
 /// Whether the page, after a request by this method that is answered so, is
 /// still used without asking.
-fn survives(page: &Page, method: &str, answer: Answer) -> bool {
-    page.answers([answer, Answer::fresh()]);
+fn survives(page: &Page, method: &str, answer: Reply) -> bool {
+    page.answers([answer, Reply::fresh()]);
     page.request(method, &[], b"body");
     page.get_again(&[]).1 == Use::Reused
 }
@@ -23,11 +23,11 @@ fn the_target_of_an_unsafe_method_is_invalid() {
     for method in [
         "POST", "PUT", "DELETE", "PATCH", "MKCOL", "LOCK", "PURGE", "FOO", "get",
     ] {
-        let survived = survives(&stored(), method, Answer::ok());
+        let survived = survives(&stored(), method, Reply::ok());
         rules.expect("RFC 9111 4.4", method, false, survived);
     }
     for status in [200, 201, 202, 204, 205, 299, 301, 302, 303, 307, 308] {
-        let survived = survives(&stored(), "POST", Answer::status(status));
+        let survived = survives(&stored(), "POST", Reply::ok().with_status(status));
         rules.expect("RFC 9111 4.4", &status.to_string(), false, survived);
     }
     rules.check();
@@ -39,7 +39,7 @@ fn an_error_invalidates_nothing() {
     for status in [
         400, 401, 403, 404, 405, 409, 412, 422, 499, 500, 501, 503, 599,
     ] {
-        let survived = survives(&stored(), "PUT", Answer::status(status));
+        let survived = survives(&stored(), "PUT", Reply::ok().with_status(status));
         rules.expect("RFC 9111 4.4", &status.to_string(), true, survived);
     }
     rules.check();
@@ -50,7 +50,7 @@ fn safe_methods_invalidate_nothing() {
     let mut rules = Rules::new();
     for method in ["OPTIONS", "HEAD", "TRACE"] {
         let page = stored();
-        page.answers([Answer::fresh()]);
+        page.answers([Reply::fresh()]);
         page.request(method, &[], b"");
         let used = page.get_again(&[]).1;
         rules.expect("RFC 9111 4.4", method, Use::Reused, used);
@@ -73,7 +73,7 @@ fn the_answer_may_name_others_of_the_same_origin() {
             let named = stored();
             let value = form.replace("{path}", named.path());
             let target = Site::shared().page();
-            target.answers([Answer::status(201).field(name, &value)]);
+            target.answers([Reply::ok().with_status(201).header(name, &value)]);
             target.request("POST", &[], b"body");
             let used = named.get_again(&[]).1;
             rules.holds(
@@ -100,7 +100,7 @@ fn the_answer_may_not_name_others_of_another_origin() {
             let named = stored();
             let value = form.replace("{path}", named.path());
             let target = Site::shared().page();
-            target.answers([Answer::status(201).field(name, &value)]);
+            target.answers([Reply::ok().with_status(201).header(name, &value)]);
             target.request("POST", &[], b"body");
             let used = named.get_again(&[]).1;
             rules.expect(
@@ -119,7 +119,7 @@ fn an_error_does_not_invalidate_what_it_names() {
     for name in ["Location", "Content-Location"] {
         let named = stored();
         let target = Site::shared().page();
-        target.answers([Answer::status(500).field(name, named.path())]);
+        target.answers([Reply::ok().with_status(500).header(name, named.path())]);
         target.request("POST", &[], b"body");
         assert_eq!(named.get_again(&[]).1, Use::Reused, "RFC 9111 4.4: {name}");
     }
@@ -129,7 +129,7 @@ fn an_error_does_not_invalidate_what_it_names() {
 fn a_safe_method_does_not_invalidate_what_its_answer_names() {
     let named = stored();
     let target = Site::shared().page();
-    target.answers([Answer::fresh().field("Content-Location", named.path())]);
+    target.answers([Reply::fresh().header("Content-Location", named.path())]);
     target.get();
     assert_eq!(named.get_again(&[]).1, Use::Reused, "RFC 9111 4.4");
 }
@@ -137,7 +137,7 @@ fn a_safe_method_does_not_invalidate_what_its_answer_names() {
 #[test]
 fn a_query_is_part_of_the_target() {
     let page = stored();
-    page.answers([Answer::ok(), Answer::fresh()]);
+    page.answers([Reply::ok(), Reply::fresh()]);
     let mut client = Site::shared().client();
     let other = format!("{}?other", page.path());
     client.ask("POST", &other, &[], b"x");
@@ -149,7 +149,7 @@ fn a_query_is_part_of_the_target() {
 fn what_an_unsafe_method_gets_is_not_stored() {
     let mut rules = Rules::new();
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "FOO"] {
-        let page = Site::shared().page_with(Answer::fresh());
+        let page = Site::shared().page_with(Reply::fresh());
         for asked in 1..3 {
             page.request(method, &[], b"x");
             rules.expect("RFC 9111 3", method, asked, page.count());

@@ -7,11 +7,7 @@ use std::{
     time::Duration,
 };
 
-use test_support::{
-    eventually,
-    scripted::{Answer, Page, Rules, Site},
-    Gate, PATIENCE,
-};
+use test_support::{eventually, Gate, Page, Reply, Rules, Site, PATIENCE};
 
 fn site() -> &'static Site {
     Site::shared()
@@ -19,7 +15,7 @@ fn site() -> &'static Site {
 
 /// A page whose answers are not stored.
 fn page() -> Page<'static> {
-    site().page_with(Answer::ok().field("Cache-Control", "no-store"))
+    site().page_with(Reply::ok().header("Cache-Control", "no-store"))
 }
 
 /// RFC 9112 §7.1.1 and §11.2
@@ -27,7 +23,7 @@ fn page() -> Page<'static> {
 fn a_request_cannot_be_hidden_in_a_chunk() {
     let page = page();
     let hidden = format!("{}-hidden", page.path());
-    site().origin().script(&hidden, |_, _| Answer::fresh());
+    site().origin().script(&hidden, |_, _| Reply::fresh());
     let smuggled = format!("GET {hidden} HTTP/1.1\r\nHost: site.example\r\n\r\n");
     let request = |body: &str| {
         format!(
@@ -53,7 +49,7 @@ fn a_request_cannot_be_hidden_in_a_chunk() {
         format!("10000000000000002\r\nxx\r\n0\r\n\r\n{smuggled}"),
     ] {
         let mut client = site().client();
-        client.send(request(&body));
+        client.send_bytes(request(&body));
         assert_eq!(client.receive("POST").status, 400, "{body:?}");
         assert!(client.is_closed(), "{body:?}");
     }
@@ -66,7 +62,7 @@ fn a_request_cannot_be_hidden_in_a_chunk() {
 fn malformed_chunks_of_the_origin_are_not_passed_on() {
     let mut rules = Rules::new();
     for body in ["3;a\nabc\r\n0\r\n\r\n", ";a\r\n\r\n", "3\r\nabc\n0\r\n\r\n"] {
-        let page = site().page_with(Answer::raw(format!(
+        let page = site().page_with(Reply::raw(format!(
             "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n{body}"
         )));
         for _ in 0..2 {
@@ -76,7 +72,7 @@ fn malformed_chunks_of_the_origin_are_not_passed_on() {
             rules.expect("RFC 9112 7.1", body, false, whole);
         }
         // Nothing of it is kept.
-        page.answers([Answer::fresh().body("good")]);
+        page.answers([Reply::fresh().body("good")]);
         eventually("the fill has failed", || page.get().text() == "good");
     }
     rules.check();
@@ -86,9 +82,9 @@ fn malformed_chunks_of_the_origin_are_not_passed_on() {
 #[test]
 fn a_client_that_has_sent_all_is_answered_when_the_origin_takes_its_time() {
     let mut rules = Rules::new();
-    let no_store = || Answer::ok().field("Cache-Control", "no-store");
+    let no_store = || Reply::ok().header("Cache-Control", "no-store");
     for (what, method, body, answer, stored) in [
-        ("miss", "GET", &b""[..], Answer::fresh(), None),
+        ("miss", "GET", &b""[..], Reply::fresh(), None),
         ("pass", "GET", b"", no_store(), None),
         ("upload", "POST", &[b'a'; 300_000], no_store(), None),
         ("HEAD", "HEAD", b"", no_store(), None),
@@ -96,16 +92,10 @@ fn a_client_that_has_sent_all_is_answered_when_the_origin_takes_its_time() {
             "validation",
             "GET",
             b"",
-            Answer::status(304).field("ETag", "\"v1\""),
-            Some(Answer::stale()),
+            Reply::ok().with_status(304).header("ETag", "\"v1\""),
+            Some(Reply::stale()),
         ),
-        (
-            "unknown length",
-            "GET",
-            b"",
-            Answer::fresh().chunked(),
-            None,
-        ),
+        ("unknown length", "GET", b"", Reply::fresh().chunked(), None),
     ] {
         let gate = Gate::new();
         let page = site().page();
@@ -134,8 +124,8 @@ fn a_client_that_has_sent_all_is_answered_when_the_origin_takes_its_time() {
 fn requests_that_come_one_behind_the_other_are_answered_in_order() {
     for way in ["at once", "one after the other"] {
         let gate = Gate::new();
-        let first = site().page_with(Answer::fresh().body("first").hold(&gate));
-        let second = site().page_with(Answer::fresh().body("second"));
+        let first = site().page_with(Reply::fresh().body("first").hold(&gate));
+        let second = site().page_with(Reply::fresh().body("second"));
         let mut client = site().client();
         client.ask("GET", first.path(), &[], b"");
         if way != "at once" {
@@ -163,7 +153,7 @@ fn the_length_of_an_answer_is_said_once() {
         "Content-Length: 3\r\ncontent-length: 3,3\r\n",
     ] {
         for (control, requests) in [("max-age=60", 1), ("no-store", 2)] {
-            let page = site().page_with(Answer::raw(format!(
+            let page = site().page_with(Reply::raw(format!(
                 "HTTP/1.1 200 OK\r\nCache-Control: {control}\r\n{fields}\r\nabc"
             )));
             for _ in 0..2 {
@@ -181,7 +171,7 @@ fn the_length_of_an_answer_is_said_once() {
         "Content-Length: 3,\r\n",
         "Content-Length: +3\r\n",
     ] {
-        let page = site().page_with(Answer::raw(format!(
+        let page = site().page_with(Reply::raw(format!(
             "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n{fields}\r\nabcd"
         )));
         rules.expect("RFC 9112 6.3", fields, 502, page.get().status);
@@ -198,7 +188,7 @@ fn an_answer_without_a_body_may_say_a_length() {
         "Content-Length: 0",
         "Transfer-Encoding: chunked",
     ] {
-        let page = site().page_with(Answer::raw(format!(
+        let page = site().page_with(Reply::raw(format!(
             "HTTP/1.1 204 No Content\r\nCache-Control: max-age=60\r\n{fields}\r\n\r\n"
         )));
         for _ in 0..2 {
@@ -212,12 +202,12 @@ fn an_answer_without_a_body_may_say_a_length() {
         rules.expect("RFC 9111 3", fields, 1, page.count());
     }
     // A 304 gives the length of the response that it stands for.
-    let not_modified = Answer::raw(
+    let not_modified = Reply::raw(
         "HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\nETag: \"v1\"\r\n\
          Content-Length: 5\r\n\r\n",
     );
     let asked = [("If-None-Match", "\"v1\"")];
-    let page = site().page_with(Answer::stale().body("12345"));
+    let page = site().page_with(Reply::stale().body("12345"));
     page.get();
     page.answers([not_modified]);
     let text = page.get().text();
@@ -232,7 +222,7 @@ fn an_answer_without_a_body_may_say_a_length() {
 fn an_answer_may_have_as_many_fields_as_its_limit_says() {
     let many = |count: usize| {
         let fields = (0..count).map(|n| format!("X-{n}: {n}\r\n"));
-        Answer::raw(format!(
+        Reply::raw(format!(
             "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 3\r\n{}\r\nabc",
             fields.collect::<String>()
         ))
@@ -265,7 +255,7 @@ fn interim_answers_of_the_origin_have_an_end() {
     let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
     let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
     for (count, status) in [(100, 200), (100_000, 502)] {
-        let page = site().page_with(Answer::raw([&hints.repeat(count), ok].concat()));
+        let page = site().page_with(Reply::raw([&hints.repeat(count), ok].concat()));
         let got = page.get();
         assert_eq!(got.status, status, "{count}");
         assert!(got.interim.len() <= 128, "{count}: {}", got.interim.len());
@@ -278,7 +268,7 @@ fn a_coding_that_nobody_undoes_is_refused() {
     let page = page();
     let ask = |codings: &str| {
         let mut client = site().client();
-        client.send(format!(
+        client.send_bytes(format!(
             "POST {} HTTP/1.1\r\nHost: site.example\r\n{codings}\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
             page.path()
         ));
@@ -316,7 +306,7 @@ fn a_coding_that_nobody_undoes_is_refused() {
 fn an_answer_in_an_unknown_coding_is_neither_passed_on_nor_stored() {
     let chunks = "3\r\nabc\r\n0\r\n\r\n";
     let answer = |codings: &str| {
-        Answer::raw(format!(
+        Reply::raw(format!(
             "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n{codings}\r\n\r\n{chunks}"
         ))
     };
@@ -330,7 +320,7 @@ fn an_answer_in_an_unknown_coding_is_neither_passed_on_nor_stored() {
     ] {
         let page = site().page_with(answer(codings));
         assert_eq!(page.get().status, 502, "{codings}");
-        page.answers([Answer::fresh().body("good")]);
+        page.answers([Reply::fresh().body("good")]);
         assert_eq!(page.get().text(), "good", "{codings}");
     }
     for codings in [
@@ -347,10 +337,10 @@ fn an_answer_in_an_unknown_coding_is_neither_passed_on_nor_stored() {
 /// RFC 9112 §3.2.2
 #[test]
 fn the_authority_of_an_absolute_target_counts_whatever_host_says() {
-    let page = site().page_with(Answer::fresh());
+    let page = site().page_with(Reply::fresh());
     let ask = |authority: &str, host: &str| {
         let mut client = site().client();
-        client.send(format!(
+        client.send_bytes(format!(
             "GET http://{authority}{} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n",
             page.path()
         ));

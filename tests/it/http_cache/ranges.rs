@@ -4,11 +4,7 @@
 
 use std::thread;
 
-use test_support::{
-    eventually,
-    scripted::{Answer, Got, Page, Rules, Seen, Site, Use},
-    Gate,
-};
+use test_support::{eventually, Gate, Page, Reply, Request, Response, Rules, Site, Use};
 
 const LEN: usize = 1_000_000;
 
@@ -17,7 +13,7 @@ fn content(len: usize) -> Vec<u8> {
 }
 
 /// An origin that answers single ranges `bytes=A-B` and whole requests.
-fn ranged(seen: &Seen, body: &[u8], answer: Answer) -> Answer {
+fn ranged(seen: &Request, body: &[u8], answer: Reply) -> Reply {
     let Some(range) = seen.header("range") else {
         return answer.body(body);
     };
@@ -28,13 +24,14 @@ fn ranged(seen: &Seen, body: &[u8], answer: Answer) -> Answer {
     let first: usize = first.parse().expect("first");
     let last = last.parse().unwrap_or(usize::MAX).min(body.len() - 1);
     if first > last {
-        return Answer::status(416)
-            .field("Content-Range", format!("bytes */{}", body.len()))
+        return Reply::ok()
+            .with_status(416)
+            .header("Content-Range", format!("bytes */{}", body.len()))
             .body("");
     }
     answer
         .with_status(206)
-        .field(
+        .header(
             "Content-Range",
             format!("bytes {first}-{last}/{}", body.len()),
         )
@@ -46,7 +43,7 @@ fn held(gate: &Gate) -> Page<'static> {
     let page = Site::shared().page();
     let (body, gate) = (content(LEN), gate.clone());
     page.serves(move |seen, _| {
-        let answer = ranged(seen, &body, Answer::fresh());
+        let answer = ranged(seen, &body, Reply::fresh());
         match seen.header("range") {
             Some(_) => answer,
             None => answer.hold(&gate),
@@ -60,7 +57,7 @@ fn whole_requests(page: &Page) -> usize {
     seen.iter().filter(|s| s.header("range").is_none()).count()
 }
 
-fn expect_part(got: &Got, first: usize, last: usize) {
+fn expect_part(got: &Response, first: usize, last: usize) {
     assert_eq!(got.status, 206);
     let expected = format!("bytes {first}-{last}/{LEN}");
     assert_eq!(got.header("content-range"), Some(&*expected));
@@ -69,7 +66,7 @@ fn expect_part(got: &Got, first: usize, last: usize) {
 
 #[test]
 fn a_head_on_a_miss_is_a_head_at_the_origin() {
-    let page = Site::shared().page_with(Answer::fresh().body(content(LEN)));
+    let page = Site::shared().page_with(Reply::fresh().body(content(LEN)));
     let head = page.head();
     assert_eq!((head.status, head.body.len()), (200, 0));
     assert_eq!(head.header("content-length"), Some("1000000"));
@@ -126,7 +123,7 @@ fn a_fill_behind_is_started_once() {
 fn parallel_ranges_cost_the_origin_at_most_twice_the_object() {
     let page = Site::shared().page();
     let body = content(LEN);
-    page.serves(move |seen, _| ranged(seen, &body, Answer::fresh()));
+    page.serves(move |seen, _| ranged(seen, &body, Reply::fresh()));
     thread::scope(|scope| {
         for at in 0..10 {
             let page = &page;
@@ -158,7 +155,7 @@ fn a_range_inside_what_is_being_filled_follows_the_fill() {
     let gate = Gate::new();
     let page = Site::shared().page();
     let (body, hold) = (content(LEN), gate.clone());
-    page.serves(move |seen, _| ranged(seen, &body, Answer::fresh()).hold_body(400_000, &hold));
+    page.serves(move |seen, _| ranged(seen, &body, Reply::fresh()).hold_at(400_000, &hold));
     let mut filling = page.ask("GET", &[], b"");
     filling.receive_head().expect("a head");
     gate.wait_for_arrivals(1);
@@ -173,7 +170,7 @@ fn a_range_inside_what_is_being_filled_follows_the_fill() {
 fn an_origin_without_ranges_is_asked_once() {
     let page = Site::shared().page();
     let body = content(LEN);
-    page.serves(move |_, _| Answer::fresh().body(body.clone()));
+    page.serves(move |_, _| Reply::fresh().body(body.clone()));
     let got = page.get_with(&[("Range", "bytes=10-19")]);
     let expected = match got.status {
         206 => content(LEN)[10..20].to_vec(),
@@ -193,7 +190,7 @@ fn what_cannot_be_stored_is_not_filled() {
     for value in ["no-store", "private", "no-store, max-age=3600"] {
         let page = Site::shared().page();
         let body = content(1000);
-        page.serves(move |seen, _| ranged(seen, &body, Answer::ok().field("Cache-Control", value)));
+        page.serves(move |seen, _| ranged(seen, &body, Reply::ok().header("Cache-Control", value)));
         for asked in 1..4 {
             let got = page.get_with(&[("Range", "bytes=0-9")]);
             rules.expect("issue 5", value, 206, got.status);
@@ -208,7 +205,7 @@ fn what_cannot_be_stored_is_not_filled() {
 fn an_unsatisfiable_range_on_a_miss() {
     let page = Site::shared().page();
     let body = content(1000);
-    page.serves(move |seen, _| ranged(seen, &body, Answer::fresh()));
+    page.serves(move |seen, _| ranged(seen, &body, Reply::fresh()));
     let got = page.get_with(&[("Range", "bytes=2000-")]);
     assert_eq!(got.status, 416, "RFC 9110 15.5.17");
     assert_eq!(got.header("content-range"), Some("bytes */1000"));
@@ -218,7 +215,7 @@ fn an_unsatisfiable_range_on_a_miss() {
 
 #[test]
 fn an_invalid_range_on_a_miss_is_no_range() {
-    let page = Site::shared().page_with(Answer::fresh().body("0123456789"));
+    let page = Site::shared().page_with(Reply::fresh().body("0123456789"));
     let got = page.get_with(&[("Range", "bytes=5-3")]);
     assert_eq!((got.status, &*got.text()), (200, "0123456789"));
     assert_eq!(page.get_again(&[]).1, Use::Reused);
@@ -227,7 +224,7 @@ fn an_invalid_range_on_a_miss_is_no_range() {
 #[test]
 fn several_ranges_on_a_miss_are_answered() {
     let page = Site::shared().page();
-    page.serves(|_, _| Answer::fresh().body("0123456789"));
+    page.serves(|_, _| Reply::fresh().body("0123456789"));
     let got = page.get_with(&[("Range", "bytes=0-1,8-9")]);
     assert!(
         matches!(got.status, 200 | 206) && got.complete,
@@ -243,10 +240,10 @@ fn if_range_on_a_miss_is_decided_on_what_the_origin_has() {
     for (condition, expected) in [("\"v1\"", 206), ("\"v0\"", 200), ("W/\"v1\"", 200)] {
         let page = Site::shared().page();
         page.serves(|seen, _| {
-            let whole = Answer::fresh().body("0123456789");
-            let part = Answer::fresh()
+            let whole = Reply::fresh().body("0123456789");
+            let part = Reply::fresh()
                 .with_status(206)
-                .field("Content-Range", "bytes 0-3/10")
+                .header("Content-Range", "bytes 0-3/10")
                 .body("0123");
             match (seen.header("range"), seen.header("if-range")) {
                 (Some(_), None | Some("\"v1\"")) => part,
@@ -266,11 +263,11 @@ fn a_part_of_a_new_version_does_not_mix_with_the_old_one() {
     // The origin changes between the part and the whole.
     let page = Site::shared().page();
     page.serves(|seen, _| match seen.header("range") {
-        Some(_) => Answer::fresh()
+        Some(_) => Reply::fresh()
             .with_status(206)
-            .field("Content-Range", "bytes 0-3/10")
+            .header("Content-Range", "bytes 0-3/10")
             .body("0123"),
-        None => Answer::fresh().set("ETag", "\"v2\"").body("abcdefghijkl"),
+        None => Reply::fresh().set("ETag", "\"v2\"").body("abcdefghijkl"),
     });
     let part = page.get_with(&[("Range", "bytes=0-3")]);
     assert_eq!((part.status, &*part.text()), (206, "0123"));
@@ -284,7 +281,7 @@ fn a_part_of_a_new_version_does_not_mix_with_the_old_one() {
 
 #[test]
 fn a_head_does_not_start_a_fill() {
-    let page = Site::shared().page_with(Answer::fresh().body("0123456789"));
+    let page = Site::shared().page_with(Reply::fresh().body("0123456789"));
     page.request("HEAD", &[("Range", "bytes=0-3")], b"");
     page.head();
     let methods: Vec<_> = page.seen().iter().map(|seen| seen.method.clone()).collect();

@@ -2,11 +2,8 @@
 //! ranges (RFC 9111 sections 5.2.1 and 4.3.2; RFC 9110 sections 13 and 14).
 
 use test_support::{
-    eventually,
-    scripted::{
-        date::{self, Date},
-        Answer, Got, Page, Rules, Site, Use,
-    },
+    date::{self, Date},
+    eventually, Page, Reply, Response, Rules, Site, Use,
 };
 
 const HOUR: i64 = 3600;
@@ -16,7 +13,7 @@ const DIGITS: &[u8] = b"0123456789";
 type Fields<'a> = &'a [(&'a str, &'a str)];
 
 /// A page that has been asked for once.
-fn stored(answer: Answer) -> Page<'static> {
+fn stored(answer: Reply) -> Page<'static> {
     let page = Site::shared().page_with(answer);
     page.get();
     page
@@ -25,18 +22,18 @@ fn stored(answer: Answer) -> Page<'static> {
 #[test]
 fn a_request_says_which_stored_response_it_wants() {
     let mut rules = Rules::new();
-    let young = Answer::fresh();
+    let young = Reply::fresh();
     // 1,000 seconds old, and fresh for 2,600 more.
-    let middle = Answer::fresh().field("Age", 1000);
+    let middle = Reply::fresh().header("Age", 1000);
     // Expired 59 seconds ago.
-    let stale = Answer::stale();
+    let stale = Reply::stale();
     let with = |value: &str| {
-        Answer::ok()
-            .field("Cache-Control", value)
-            .field("Age", 60)
-            .field("ETag", "\"v1\"")
+        Reply::ok()
+            .header("Cache-Control", value)
+            .header("Age", 60)
+            .header("ETag", "\"v1\"")
     };
-    let rows: &[(&str, &Answer, &str, bool)] = &[
+    let rows: &[(&str, &Reply, &str, bool)] = &[
         ("5.2.1.1", &young, "max-age=100", true),
         ("5.2.1.1", &middle, "max-age=100", false),
         ("5.2.1.1", &middle, "max-age=3600", true),
@@ -84,7 +81,7 @@ fn a_request_says_which_stored_response_it_wants() {
 
 #[test]
 fn no_store_in_a_request_stores_nothing() {
-    let page = Site::shared().page_with(Answer::fresh());
+    let page = Site::shared().page_with(Reply::fresh());
     page.get_with(&[("Cache-Control", "no-store")]);
     assert_eq!(page.get_again(&[]).1, Use::Fetched, "RFC 9111 5.2.1.5");
     assert_eq!(page.get_again(&[]).1, Use::Reused);
@@ -92,8 +89,8 @@ fn no_store_in_a_request_stores_nothing() {
 
 #[test]
 fn no_cache_in_a_request_validates_what_is_stored() {
-    let page = stored(Answer::fresh());
-    page.answers([Answer::status(304).field("ETag", "\"v1\"")]);
+    let page = stored(Reply::fresh());
+    page.answers([Reply::ok().with_status(304).header("ETag", "\"v1\"")]);
     let (got, used) = page.get_again(&[("Cache-Control", "no-cache")]);
     assert_ne!(used, Use::Reused, "RFC 9111 5.2.1.4");
     if used == Use::Validated {
@@ -103,7 +100,7 @@ fn no_cache_in_a_request_validates_what_is_stored() {
 
 #[test]
 fn a_reload_replaces_what_is_stored() {
-    let page = stored(Answer::fresh());
+    let page = stored(Reply::fresh());
     let reloaded = page.get_with(&[("Cache-Control", "no-cache")]);
     assert_eq!(reloaded.serial(), Some(2));
     assert_eq!(page.get().serial(), Some(2));
@@ -112,7 +109,7 @@ fn a_reload_replaces_what_is_stored() {
 
 #[test]
 fn pragma_is_no_cache_where_there_is_no_cache_control() {
-    let page = stored(Answer::fresh());
+    let page = stored(Reply::fresh());
     let (_, alone) = page.get_again(&[("Pragma", "no-cache")]);
     assert_ne!(alone, Use::Reused, "RFC 9111 5.4");
     let (_, beside) = page.get_again(&[("Pragma", "no-cache"), ("Cache-Control", "max-age=3600")]);
@@ -122,21 +119,21 @@ fn pragma_is_no_cache_where_there_is_no_cache_control() {
 #[test]
 fn only_if_cached_never_asks_the_origin() {
     let only = [("Cache-Control", "only-if-cached")];
-    let nothing = Site::shared().page_with(Answer::fresh());
+    let nothing = Site::shared().page_with(Reply::fresh());
     assert_eq!(nothing.get_with(&only).status, 504, "RFC 9111 5.2.1.7");
     assert_eq!(nothing.count(), 0);
 
-    let stale = stored(Answer::stale());
+    let stale = stored(Reply::stale());
     assert_eq!(stale.get_with(&only).status, 504, "RFC 9111 5.2.1.7");
     assert_eq!(stale.count(), 1);
 
-    let fresh = stored(Answer::fresh());
+    let fresh = stored(Reply::fresh());
     assert_eq!(fresh.get_with(&only).status, 200);
     assert_eq!(fresh.count(), 1);
 }
 
 /// 200 or 304 of what is stored: what a condition comes to.
-fn conditions(section: &str, answer: &Answer, rows: &[(Fields, u16)]) {
+fn conditions(section: &str, answer: &Reply, rows: &[(Fields, u16)]) {
     let page = stored(answer.clone());
     let mut rules = Rules::new();
     for (fields, expected) in rows {
@@ -159,7 +156,7 @@ fn if_none_match_compares_weakly() {
     let inm = |value| ("If-None-Match", value);
     conditions(
         "RFC 9110 13.1.2",
-        &Answer::fresh(),
+        &Reply::fresh(),
         &[
             (&[inm("\"v1\"")], 304),
             (&[inm("W/\"v1\"")], 304),
@@ -175,9 +172,9 @@ fn if_none_match_compares_weakly() {
             (&[inm("\"\"")], 200),
         ],
     );
-    let weak = Answer::ok()
-        .field("Cache-Control", "max-age=3600")
-        .field("ETag", "W/\"v1\"");
+    let weak = Reply::ok()
+        .header("Cache-Control", "max-age=3600")
+        .header("ETag", "W/\"v1\"");
     conditions(
         "RFC 9110 13.1.2",
         &weak,
@@ -187,7 +184,7 @@ fn if_none_match_compares_weakly() {
             (&[inm("W/\"v2\"")], 200),
         ],
     );
-    let none = Answer::ok().field("Cache-Control", "max-age=3600");
+    let none = Reply::ok().header("Cache-Control", "max-age=3600");
     conditions(
         "RFC 9110 13.1.2",
         &none,
@@ -198,9 +195,9 @@ fn if_none_match_compares_weakly() {
 #[test]
 fn if_modified_since_compares_dates() {
     let changed = Date::from_now(-10 * DAY);
-    let answer = Answer::ok()
-        .field("Cache-Control", "max-age=3600")
-        .field("Last-Modified", changed.imf());
+    let answer = Reply::ok()
+        .header("Cache-Control", "max-age=3600")
+        .header("Last-Modified", changed.imf());
     fn ims(value: &str) -> (&str, &str) {
         ("If-Modified-Since", value)
     }
@@ -220,9 +217,9 @@ fn if_modified_since_compares_dates() {
     );
     // Without Last-Modified, Date takes its place (RFC 9111, section 4.3.2).
     let dated = Date::from_now(-100);
-    let answer = Answer::ok()
-        .field("Cache-Control", "max-age=3600")
-        .field("Date", dated.imf());
+    let answer = Reply::ok()
+        .header("Cache-Control", "max-age=3600")
+        .header("Date", dated.imf());
     conditions(
         "RFC 9111 4.3.2",
         &answer,
@@ -236,7 +233,7 @@ fn if_modified_since_compares_dates() {
 #[test]
 fn if_none_match_goes_before_if_modified_since() {
     let changed = Date::from_now(-10 * DAY);
-    let answer = Answer::fresh().field("Last-Modified", changed.imf());
+    let answer = Reply::fresh().header("Last-Modified", changed.imf());
     let (same, before) = (changed.imf(), changed.plus(-DAY).imf());
     conditions(
         "RFC 9110 13.2.2",
@@ -257,11 +254,11 @@ fn if_none_match_goes_before_if_modified_since() {
 #[test]
 fn a_304_of_the_cache_has_the_fields_of_section_15_4_5() {
     let page = stored(
-        Answer::fresh()
-            .field("Vary", "X-Unsent")
-            .field("Expires", date::from_now(HOUR))
-            .field("Content-Location", "/elsewhere")
-            .field("Date", date::from_now(-50)),
+        Reply::fresh()
+            .header("Vary", "X-Unsent")
+            .header("Expires", date::from_now(HOUR))
+            .header("Content-Location", "/elsewhere")
+            .header("Date", date::from_now(-50)),
     );
     let whole = page.get();
     let got = page.get_with(&[("If-None-Match", "\"v1\"")]);
@@ -299,8 +296,10 @@ fn if_match_and_if_unmodified_since_on_a_miss_reach_the_origin() {
         let page = Site::shared().page();
         page.serves(
             move |seen, _| match seen.header(field.0.to_lowercase().as_str()) {
-                Some(_) => Answer::status(412).field("Cache-Control", "max-age=3600"),
-                None => Answer::fresh(),
+                Some(_) => Reply::ok()
+                    .with_status(412)
+                    .header("Cache-Control", "max-age=3600"),
+                None => Reply::fresh(),
             },
         );
         let got = page.get_with(&[field]);
@@ -314,7 +313,7 @@ fn if_match_and_if_unmodified_since_on_a_miss_reach_the_origin() {
 
 #[test]
 fn if_match_that_matches_what_is_stored_gets_it() {
-    let page = stored(Answer::fresh());
+    let page = stored(Reply::fresh());
     for value in ["\"v1\"", "\"a\", \"v1\"", "*"] {
         let got = page.get_with(&[("If-Match", value)]);
         assert_eq!(got.status, 200, "RFC 9110 13.1.1: {value}");
@@ -323,8 +322,8 @@ fn if_match_that_matches_what_is_stored_gets_it() {
 
 #[test]
 fn conditions_of_other_methods_are_not_the_caches() {
-    let page = stored(Answer::fresh());
-    page.answers([Answer::ok()]);
+    let page = stored(Reply::fresh());
+    page.answers([Reply::ok()]);
     let got = page.request("POST", &[("If-None-Match", "\"v1\"")], b"x");
     assert_eq!(got.status, 200, "RFC 9110 13.2.1");
     let seen = &page.seen()[1];
@@ -332,7 +331,7 @@ fn conditions_of_other_methods_are_not_the_caches() {
 }
 
 /// The parts of a 206, each with its first and last position.
-fn parts(got: &Got) -> Vec<(usize, usize, Vec<u8>)> {
+fn parts(got: &Response) -> Vec<(usize, usize, Vec<u8>)> {
     let kind = got.header("content-type").unwrap_or_default();
     let range = |value: &str| {
         let range = value.trim().strip_prefix("bytes ").expect("bytes");
@@ -376,7 +375,7 @@ fn parts(got: &Got) -> Vec<(usize, usize, Vec<u8>)> {
 
 #[test]
 fn a_range_of_what_is_stored() {
-    let page = stored(Answer::fresh().body(DIGITS));
+    let page = stored(Reply::fresh().body(DIGITS));
     let mut rules = Rules::new();
     let mut expect = |range: &str, status: u16, body: &str, content_range: Option<&str>| {
         let got = page.get_with(&[("Range", range)]);
@@ -453,7 +452,7 @@ fn a_range_of_what_is_stored() {
 
 #[test]
 fn several_ranges_of_what_is_stored() {
-    let page = stored(Answer::fresh().body(DIGITS).field("Content-Type", "text/x"));
+    let page = stored(Reply::fresh().body(DIGITS).header("Content-Type", "text/x"));
     let mut rules = Rules::new();
     for (ranges, wanted) in [
         ("bytes=0-1,8-9", "01 89"),
@@ -494,7 +493,7 @@ fn several_ranges_of_what_is_stored() {
 
 #[test]
 fn many_small_ranges_are_no_amplifier() {
-    let page = stored(Answer::fresh().body(DIGITS));
+    let page = stored(Reply::fresh().body(DIGITS));
     let ranges = format!("bytes={}", vec!["0-"; 500].join(","));
     let got = page.get_with(&[("Range", &ranges)]);
     assert!(
@@ -508,12 +507,12 @@ fn many_small_ranges_are_no_amplifier() {
 #[test]
 fn a_206_of_the_cache_has_the_fields_of_section_15_3_7() {
     let page = stored(
-        Answer::fresh()
-            .field("Vary", "X-Unsent")
-            .field("Expires", date::from_now(HOUR))
-            .field("Content-Location", "/elsewhere")
-            .field("Content-Type", "text/x")
-            .field("Date", date::from_now(-50))
+        Reply::fresh()
+            .header("Vary", "X-Unsent")
+            .header("Expires", date::from_now(HOUR))
+            .header("Content-Location", "/elsewhere")
+            .header("Content-Type", "text/x")
+            .header("Date", date::from_now(-50))
             .body(DIGITS),
     );
     let whole = page.get();
@@ -542,12 +541,12 @@ fn a_206_of_the_cache_has_the_fields_of_section_15_3_7() {
 
 #[test]
 fn range_is_for_get_and_for_200() {
-    let page = stored(Answer::fresh().body(DIGITS));
+    let page = stored(Reply::fresh().body(DIGITS));
     let head = page.request("HEAD", &[("Range", "bytes=0-3")], b"");
     assert_eq!(head.status, 200, "RFC 9110 14.2");
     assert_eq!(head.header("content-length"), Some("10"));
 
-    let absent = stored(Answer::fresh().with_status(404).body(DIGITS));
+    let absent = stored(Reply::fresh().with_status(404).body(DIGITS));
     let got = absent.get_with(&[("Range", "bytes=0-3")]);
     assert_eq!((got.status, &got.body[..]), (404, DIGITS), "RFC 9110 14.2");
     assert_eq!(absent.count(), 1);
@@ -557,8 +556,8 @@ fn range_is_for_get_and_for_200() {
 fn if_range_compares_strongly() {
     let changed = Date::from_now(-10 * DAY);
     let page = stored(
-        Answer::fresh()
-            .field("Last-Modified", changed.imf())
+        Reply::fresh()
+            .header("Last-Modified", changed.imf())
             .body(DIGITS),
     );
     let mut rules = Rules::new();
@@ -582,9 +581,9 @@ fn if_range_compares_strongly() {
     rules.expect("RFC 9110 13.1.5", "requests to the origin", 1, page.count());
 
     let weak = stored(
-        Answer::ok()
-            .field("Cache-Control", "max-age=3600")
-            .field("ETag", "W/\"v1\"")
+        Reply::ok()
+            .header("Cache-Control", "max-age=3600")
+            .header("ETag", "W/\"v1\"")
             .body(DIGITS),
     );
     let got = weak.get_with(&[("Range", "bytes=0-3"), ("If-Range", "W/\"v1\"")]);
@@ -593,10 +592,10 @@ fn if_range_compares_strongly() {
     // Changed in the second in which it was sent: weak (section 8.8.2.2).
     let now = Date::from_now(0);
     let young = stored(
-        Answer::ok()
-            .field("Cache-Control", "max-age=3600")
-            .field("Date", now.imf())
-            .field("Last-Modified", now.imf())
+        Reply::ok()
+            .header("Cache-Control", "max-age=3600")
+            .header("Date", now.imf())
+            .header("Last-Modified", now.imf())
             .body(DIGITS),
     );
     let got = young.get_with(&[("Range", "bytes=0-3"), ("If-Range", &now.imf())]);
@@ -606,7 +605,7 @@ fn if_range_compares_strongly() {
 
 #[test]
 fn conditions_go_before_ranges() {
-    let page = stored(Answer::fresh().body(DIGITS));
+    let page = stored(Reply::fresh().body(DIGITS));
     let range = ("Range", "bytes=0-3");
     let same = page.get_with(&[range, ("If-None-Match", "\"v1\"")]);
     assert_eq!(same.status, 304, "RFC 9110 13.2.2");
@@ -625,7 +624,7 @@ fn conditions_go_before_ranges() {
 #[test]
 fn a_range_of_a_large_object_comes_from_the_disk() {
     let body: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 / 3) as u8).collect();
-    let page = stored(Answer::fresh().body(body.clone()));
+    let page = stored(Reply::fresh().body(body.clone()));
     for (range, wanted) in [
         ("bytes=1000000-1999999", &body[1_000_000..2_000_000]),
         ("bytes=2999999-", &body[2_999_999..]),
@@ -645,7 +644,7 @@ fn a_range_of_a_large_object_comes_from_the_disk() {
 #[test]
 fn a_range_of_what_came_without_a_length() {
     let body: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 / 3) as u8).collect();
-    let page = stored(Answer::fresh().body(body.clone()).chunked());
+    let page = stored(Reply::fresh().body(body.clone()).chunked());
     // As long as it is not stored to its end, nobody knows how long it is.
     eventually("a range of it", || {
         let got = page.get_with(&[("Range", "bytes=-100000")]);
@@ -658,7 +657,7 @@ fn a_range_of_what_came_without_a_length() {
 
 #[test]
 fn a_chunked_get_without_chunks_is_a_hit() {
-    let page = stored(Answer::fresh().body("what is stored"));
+    let page = stored(Reply::fresh().body("what is stored"));
     for (what, wire) in [
         ("at once", &[&b"0\r\n\r\n"[..]][..]),
         ("in parts", &[b"0\r", b"\n\r\n"]),
@@ -668,7 +667,7 @@ fn a_chunked_get_without_chunks_is_a_hit() {
         for _ in 0..2 {
             client.ask("GET", page.path(), &[("Transfer-Encoding", "chunked")], b"");
             for bytes in wire {
-                client.send(bytes);
+                client.send_bytes(bytes);
             }
             let got = client.receive("GET");
             assert_eq!(

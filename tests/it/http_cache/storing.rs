@@ -1,11 +1,7 @@
 //! What the example's cache stores, what it hands out again, and what it says
 //! about that (RFC 9111 sections 2, 3 and 5.1; RFC 9211).
 
-use test_support::{
-    eventually,
-    scripted::{date::Date, Answer, Rules, Site, Use},
-    Gate,
-};
+use test_support::{date::Date, eventually, Gate, Reply, Rules, Site, Use};
 
 const DIGITS: &[u8] = b"0123456789";
 
@@ -20,13 +16,13 @@ fn what_is_handed_out_is_what_the_origin_sent() {
     let small = DIGITS.to_vec();
     let empty = Vec::new();
     let fresh = || {
-        Answer::fresh()
-            .field("Content-Type", "text/x; charset=\"q\"")
-            .field("X-Repeated", "one")
-            .field("X-Repeated", "two")
-            .field("X-Empty", "")
-            .field("X-Obs", "caf\u{e9} \u{ff}")
-            .field("Last-Modified", "Sun Nov  6 08:49:37 1994")
+        Reply::fresh()
+            .header("Content-Type", "text/x; charset=\"q\"")
+            .header("X-Repeated", "one")
+            .header("X-Repeated", "two")
+            .header("X-Empty", "")
+            .header("X-Obs", "caf\u{e9} \u{ff}")
+            .header("Last-Modified", "Sun Nov  6 08:49:37 1994")
     };
     for (what, body) in [("large", &large), ("small", &small), ("empty", &empty)] {
         for (framing, answer) in [
@@ -87,9 +83,10 @@ fn a_response_without_content_is_stored_too() {
     let mut rules = Rules::new();
     for status in [204, 301, 404] {
         let page = Site::shared().page_with(
-            Answer::status(status)
-                .field("Cache-Control", "max-age=3600")
-                .field("Location", "/there")
+            Reply::ok()
+                .with_status(status)
+                .header("Cache-Control", "max-age=3600")
+                .header("Location", "/there")
                 .body(""),
         );
         for _ in 0..2 {
@@ -114,16 +111,16 @@ fn a_response_without_content_is_stored_too() {
 #[test]
 fn what_is_for_one_connection_is_neither_stored_nor_passed_on() {
     let page = Site::shared().page_with(
-        Answer::fresh()
-            .field("Connection", "X-Named, keep-alive")
-            .field("Connection", "X-Other")
-            .field("X-Named", "named")
-            .field("X-Other", "other")
-            .field("X-Unnamed", "unnamed")
-            .field("Keep-Alive", "timeout=30")
-            .field("Proxy-Connection", "keep-alive")
-            .field("Proxy-Authentication-Info", "x")
-            .field("Upgrade", "h2c"),
+        Reply::fresh()
+            .header("Connection", "X-Named, keep-alive")
+            .header("Connection", "X-Other")
+            .header("X-Named", "named")
+            .header("X-Other", "other")
+            .header("X-Unnamed", "unnamed")
+            .header("Keep-Alive", "timeout=30")
+            .header("Proxy-Connection", "keep-alive")
+            .header("Proxy-Authentication-Info", "x")
+            .header("Upgrade", "h2c"),
     );
     let (first, hit) = (page.get(), page.get());
     let mut rules = Rules::new();
@@ -158,7 +155,7 @@ fn what_is_for_one_connection_is_neither_stored_nor_passed_on() {
 #[test]
 fn date_stays_and_age_grows() {
     let dated = Date::from_now(-100).imf();
-    let page = Site::shared().page_with(Answer::fresh().field("Date", &dated).field("Age", 200));
+    let page = Site::shared().page_with(Reply::fresh().header("Date", &dated).header("Age", 200));
     let (first, hit) = (page.get(), page.get());
     assert_eq!(page.count(), 1);
     assert_eq!(first.header("date"), Some(&*dated), "RFC 9110 6.6.1");
@@ -166,12 +163,12 @@ fn date_stays_and_age_grows() {
     let age = hit.age().expect("RFC 9111 4: an Age");
     assert!((200..230).contains(&age), "RFC 9111 4.2.3: Age: {age}");
 
-    let page = Site::shared().page_with(Answer::fresh().field("Date", &dated));
+    let page = Site::shared().page_with(Reply::fresh().header("Date", &dated));
     page.get();
     let age = page.get().age().expect("RFC 9111 4: an Age");
     assert!((100..130).contains(&age), "RFC 9111 4.2.3: Age: {age}");
 
-    let page = Site::shared().page_with(Answer::fresh());
+    let page = Site::shared().page_with(Reply::fresh());
     page.get();
     let age = page.get().age().expect("RFC 9111 4: an Age");
     assert!(age < 30, "RFC 9111 4.2.3: Age: {age}");
@@ -180,13 +177,13 @@ fn date_stays_and_age_grows() {
 #[test]
 fn an_age_that_came_from_nobody_is_none() {
     // The first response is the origin's own.
-    let page = Site::shared().page_with(Answer::ok().field("Cache-Control", "no-store"));
+    let page = Site::shared().page_with(Reply::ok().header("Cache-Control", "no-store"));
     assert_eq!(page.get().age(), None, "RFC 9111 5.1");
 }
 
 #[test]
 fn a_date_is_added_where_there_is_none() {
-    let page = Site::shared().page_with(Answer::fresh().undated());
+    let page = Site::shared().page_with(Reply::fresh().undated());
     let (first, hit) = (page.get(), page.get());
     assert_eq!(page.count(), 1);
     let date = hit.header("date").expect("RFC 9110 6.6.1: a Date");
@@ -203,31 +200,31 @@ fn a_response_that_breaks_off_is_not_stored() {
     let mut rules = Rules::new();
     let large = pattern(500_000);
     for (what, answer) in [
-        ("length, none", Answer::fresh().body(DIGITS).cut(0)),
-        ("length, some", Answer::fresh().body(DIGITS).cut(4)),
+        ("length, none", Reply::fresh().body(DIGITS).close_at(0)),
+        ("length, some", Reply::fresh().body(DIGITS).close_at(4)),
         (
             "length, large",
-            Answer::fresh().body(large.clone()).cut(300_000),
+            Reply::fresh().body(large.clone()).close_at(300_000),
         ),
         (
             "chunked, some",
-            Answer::fresh().body(DIGITS).chunked().cut(4),
+            Reply::fresh().body(DIGITS).chunked().close_at(4),
         ),
         (
             "chunked, all but the end",
-            Answer::fresh().body(DIGITS).chunked().cut(10),
+            Reply::fresh().body(DIGITS).chunked().close_at(10),
         ),
         (
             "chunked, large",
-            Answer::fresh().body(large).chunked().cut(300_000),
+            Reply::fresh().body(large).chunked().close_at(300_000),
         ),
         (
             "length too large",
-            Answer::fresh().body(DIGITS).claiming_length(11),
+            Reply::fresh().body(DIGITS).claiming_length(11),
         ),
     ] {
         let page = Site::shared().page();
-        page.answers([answer, Answer::fresh().body("whole")]);
+        page.answers([answer, Reply::fresh().body("whole")]);
         let mut client = page.ask("GET", &[], b"");
         // The head may be lost with the rest.
         if let Ok(got) = client.try_receive("GET") {
@@ -257,8 +254,8 @@ fn a_response_that_breaks_off_is_not_stored() {
 fn more_than_the_length_says_is_not_part_of_it() {
     let page = Site::shared().page();
     page.answers([
-        Answer::fresh().body("0123456789junk").claiming_length(10),
-        Answer::fresh().body(DIGITS),
+        Reply::fresh().body("0123456789junk").claiming_length(10),
+        Reply::fresh().body(DIGITS),
     ]);
     for _ in 0..2 {
         assert_eq!(page.get().body, DIGITS, "RFC 9112 6.3");
@@ -269,8 +266,7 @@ fn more_than_the_length_says_is_not_part_of_it() {
 fn a_client_that_leaves_does_not_shorten_what_is_stored() {
     let gate = Gate::new();
     let body = pattern(400_000);
-    let page =
-        Site::shared().page_with(Answer::fresh().body(body.clone()).hold_body(100_000, &gate));
+    let page = Site::shared().page_with(Reply::fresh().body(body.clone()).hold_at(100_000, &gate));
     let mut client = page.ask("GET", &[], b"");
     client.receive_head().expect("a head");
     gate.wait_for_arrivals(1);
@@ -284,12 +280,12 @@ fn a_client_that_leaves_does_not_shorten_what_is_stored() {
 fn a_part_is_not_stored_as_the_whole() {
     let page = Site::shared().page();
     page.serves(|seen, serial| match seen.header("range") {
-        Some(_) => Answer::fresh()
+        Some(_) => Reply::fresh()
             .with_status(206)
-            .field("Content-Range", "bytes 0-3/10")
+            .header("Content-Range", "bytes 0-3/10")
             .body(&DIGITS[..4]),
-        None if serial == 1 => Answer::fresh().body("first"),
-        None => Answer::fresh().body(DIGITS),
+        None if serial == 1 => Reply::fresh().body("first"),
+        None => Reply::fresh().body(DIGITS),
     });
     let part = page.get_with(&[("Range", "bytes=0-3")]);
     assert!(matches!(part.status, 200 | 206), "{}", part.status);
@@ -306,11 +302,11 @@ fn a_part_is_not_stored_as_the_whole() {
 fn a_206_that_nobody_asked_for_is_not_stored() {
     let page = Site::shared().page();
     page.answers([
-        Answer::fresh()
+        Reply::fresh()
             .with_status(206)
-            .field("Content-Range", "bytes 0-3/10")
+            .header("Content-Range", "bytes 0-3/10")
             .body(&DIGITS[..4]),
-        Answer::fresh().body(DIGITS),
+        Reply::fresh().body(DIGITS),
     ]);
     let first = page.get();
     assert!(first.status != 200 || first.body == DIGITS);
@@ -324,7 +320,7 @@ fn a_206_that_nobody_asked_for_is_not_stored() {
 
 #[test]
 fn a_head_is_not_stored_as_a_get() {
-    let page = Site::shared().page_with(Answer::fresh().body(DIGITS));
+    let page = Site::shared().page_with(Reply::fresh().body(DIGITS));
     let head = page.head();
     assert_eq!((head.status, head.body.len()), (200, 0));
     let get = page.get();
@@ -336,7 +332,7 @@ fn the_key_is_the_target_uri() {
     let mut rules = Rules::new();
     let base = Site::shared().page();
     let path = base.path();
-    base.answers([Answer::fresh()]);
+    base.answers([Reply::fresh()]);
     let ask = |target: &str, host: &str| {
         let before = base.count();
         let mut client = Site::shared().client();
@@ -370,7 +366,7 @@ fn the_key_is_the_target_uri() {
 #[test]
 fn cache_status_says_what_happened() {
     let mut rules = Rules::new();
-    let page = Site::shared().page_with(Answer::fresh());
+    let page = Site::shared().page_with(Reply::fresh());
 
     let miss = page.get().cache_status();
     rules.expect("RFC 9211 2.2", "miss", Some("uri-miss"), miss.get("fwd"));
@@ -398,7 +394,7 @@ fn cache_status_says_what_happened() {
     );
     rules.expect("RFC 9211 2.1", "no-cache", false, reload.is_hit());
 
-    let page = Site::shared().page_with(Answer::ok().field("Cache-Control", "no-store"));
+    let page = Site::shared().page_with(Reply::ok().header("Cache-Control", "no-store"));
     let miss = page.get().cache_status();
     rules.expect(
         "RFC 9211 2.2",
@@ -411,7 +407,7 @@ fn cache_status_says_what_happened() {
     let posted = page.request("POST", &[], b"x").cache_status();
     rules.expect("RFC 9211 2.2", "POST", Some("method"), posted.get("fwd"));
 
-    let page = Site::shared().page_with(Answer::fresh().field("Vary", "X-One"));
+    let page = Site::shared().page_with(Reply::fresh().header("Vary", "X-One"));
     page.get_with(&[("X-One", "a")]);
     let other = page.get_with(&[("X-One", "b")]).cache_status();
     rules.expect(
@@ -421,9 +417,9 @@ fn cache_status_says_what_happened() {
         other.get("fwd"),
     );
 
-    let page = Site::shared().page_with(Answer::stale());
+    let page = Site::shared().page_with(Reply::stale());
     page.get();
-    page.answers([Answer::status(304).field("ETag", "\"v1\"")]);
+    page.answers([Reply::ok().with_status(304).header("ETag", "\"v1\"")]);
     let same = page.get().cache_status();
     rules.expect("RFC 9211 2.2", "validated", Some("stale"), same.get("fwd"));
     rules.expect(
@@ -434,7 +430,7 @@ fn cache_status_says_what_happened() {
     );
     rules.expect("RFC 9211 2.1", "validated", false, same.is_hit());
 
-    let page = Site::shared().page_with(Answer::stale());
+    let page = Site::shared().page_with(Reply::stale());
     page.get();
     let old = page.get_with(&[("Cache-Control", "max-stale")]);
     let old = old.cache_status();
@@ -447,7 +443,7 @@ fn cache_status_says_what_happened() {
         ttl,
     );
 
-    let page = Site::shared().page_with(Answer::status(404));
+    let page = Site::shared().page_with(Reply::ok().with_status(404));
     let missing = page.get().cache_status();
     rules.expect("RFC 9211 2.2", "404", Some("uri-miss"), missing.get("fwd"));
     rules.check();
@@ -455,7 +451,7 @@ fn cache_status_says_what_happened() {
 
 #[test]
 fn cache_status_is_added_behind_that_of_caches_before() {
-    let page = Site::shared().page_with(Answer::fresh().field(
+    let page = Site::shared().page_with(Reply::fresh().header(
         "Cache-Status",
         "before.example; fwd=uri-miss; detail=\"a, b; c\"",
     ));
@@ -473,7 +469,7 @@ fn cache_status_is_added_behind_that_of_caches_before() {
 
 #[test]
 fn x_cache_says_hit_or_miss() {
-    let page = Site::shared().page_with(Answer::fresh());
+    let page = Site::shared().page_with(Reply::fresh());
     assert_eq!(page.get().x_cache(), "MISS");
     assert_eq!(page.get().x_cache(), "HIT");
     assert_eq!(page.get_with(&[("Range", "bytes=0-1")]).x_cache(), "HIT");
@@ -486,7 +482,7 @@ fn x_cache_says_hit_or_miss() {
 #[test]
 fn trailers_do_not_disturb() {
     let page = Site::shared().page_with(
-        Answer::fresh()
+        Reply::fresh()
             .body(DIGITS)
             .trailer("X-Trailer", "t")
             .trailer("Cache-Control", "no-store")
@@ -505,9 +501,9 @@ fn trailers_do_not_disturb() {
 fn after_a_response_that_is_not_stored_the_next_one_can_be() {
     let page = Site::shared().page();
     page.answers([
-        Answer::ok().field("Cache-Control", "no-store"),
-        Answer::status(500),
-        Answer::fresh(),
+        Reply::ok().header("Cache-Control", "no-store"),
+        Reply::ok().with_status(500),
+        Reply::fresh(),
     ]);
     assert_eq!(page.get().serial(), Some(1));
     assert_eq!(page.get().status, 500);

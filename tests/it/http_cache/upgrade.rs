@@ -24,11 +24,7 @@ use rustix::{
     process::{kill_process, Pid, Signal},
 };
 use tempfile::TempDir;
-use test_support::{
-    eventually,
-    scripted::{example, Answer, Client, Got, ScriptedOrigin},
-    skip,
-};
+use test_support::{eventually, example, skip, Connection, Origin, Reply, Response};
 
 const PATH: &str = "/object";
 const BODY: &str = "what is stored";
@@ -181,14 +177,14 @@ const ANY_PORT: SocketAddr =
 
 /// An origin, and a folder with the cache that successive processes share.
 struct Place {
-    origin: ScriptedOrigin,
+    origin: Origin,
     dir: TempDir,
 }
 
 impl Place {
     fn new() -> Self {
-        let origin = ScriptedOrigin::start();
-        origin.script(PATH, |_, _| Answer::fresh().body(BODY));
+        let origin = Origin::scripted();
+        origin.script(PATH, |_, _| Reply::fresh().body(BODY));
         let dir = TempDir::with_prefix("http-cache-").expect("make a folder");
         Self { origin, dir }
     }
@@ -305,8 +301,8 @@ fn drain(from: impl Read + Send + 'static, log: &Arc<Mutex<String>>) {
     });
 }
 
-fn get(addr: SocketAddr) -> Got {
-    let mut client = Client::open(addr);
+fn get(addr: SocketAddr) -> Response {
+    let mut client = Connection::open(addr);
     client.ask("GET", PATH, &[("Connection", "close")], b"");
     client.receive("GET")
 }

@@ -1,38 +1,38 @@
 //! How the example's cache validates what it has, and what it does with the
 //! answer (RFC 9111 sections 3.2, 4.3.3, 4.3.4 and 4.3.5).
 
-use test_support::scripted::{
+use test_support::{
     date::{self, Date},
-    Answer, Got, Page, Rules, Seen, Site, Use,
+    Page, Reply, Request, Response, Rules, Site, Use,
 };
 
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
 
 /// A page with a stale response, whose origin answers then as given.
-fn stale(then: impl IntoIterator<Item = Answer>) -> Page<'static> {
-    let page = Site::shared().page_with(Answer::stale().field("X-Old", "old"));
+fn stale(then: impl IntoIterator<Item = Reply>) -> Page<'static> {
+    let page = Site::shared().page_with(Reply::stale().header("X-Old", "old"));
     page.get();
     page.answers(then);
     page
 }
 
-fn not_modified() -> Answer {
-    Answer::status(304).field("ETag", "\"v1\"")
+fn not_modified() -> Reply {
+    Reply::ok().with_status(304).header("ETag", "\"v1\"")
 }
 
 /// An origin that evaluates `If-None-Match` on its only version.
-fn conditional(etag: &'static str, answer: Answer) -> impl Fn(&Seen, usize) -> Answer {
+fn conditional(etag: &'static str, answer: Reply) -> impl Fn(&Request, usize) -> Reply {
     move |seen, _| {
         let status = if seen.names(etag) { 304 } else { 200 };
-        answer.clone().field("ETag", etag).with_status(status)
+        answer.clone().header("ETag", etag).with_status(status)
     }
 }
 
 #[test]
 fn a_stale_response_is_validated_with_all_its_validators() {
     let changed = Date::from_now(-10 * DAY).asctime();
-    let page = Site::shared().page_with(Answer::stale().field("Last-Modified", &changed));
+    let page = Site::shared().page_with(Reply::stale().header("Last-Modified", &changed));
     page.get();
     page.get();
     let seen = &page.seen()[1];
@@ -56,9 +56,9 @@ fn a_stale_response_is_validated_with_all_its_validators() {
 #[test]
 fn without_a_validator_it_is_fetched() {
     let page = Site::shared().page_with(
-        Answer::ok()
-            .field("Cache-Control", "max-age=1")
-            .field("Age", 60),
+        Reply::ok()
+            .header("Cache-Control", "max-age=1")
+            .header("Age", 60),
     );
     page.get();
     let (got, used) = page.get_again(&[]);
@@ -69,14 +69,14 @@ fn without_a_validator_it_is_fetched() {
 fn a_304_makes_it_fresh_and_updates_its_fields() {
     let dated = date::from_now(-5);
     let page = stale([not_modified()
-        .field("Cache-Control", "max-age=3600")
-        .field("Date", &dated)
-        .field("X-Old", "new")
-        .field("X-Added", "added")
-        .field("Content-Length", 999)
-        .field("Connection", "X-Hop")
-        .field("X-Hop", "hop")
-        .field("Keep-Alive", "timeout=5")]);
+        .header("Cache-Control", "max-age=3600")
+        .header("Date", &dated)
+        .header("X-Old", "new")
+        .header("X-Added", "added")
+        .header("Content-Length", 999)
+        .header("Connection", "X-Hop")
+        .header("X-Hop", "hop")
+        .header("Keep-Alive", "timeout=5")]);
 
     let revalidated = page.get();
     let hit = page.get();
@@ -149,11 +149,11 @@ fn a_304_makes_it_fresh_and_updates_its_fields() {
 fn what_a_304_does_not_say_stays() {
     // It came from another cache, an hour and a minute old.
     let page = Site::shared().page_with(
-        Answer::fresh()
-            .field("Age", HOUR + 60)
-            .field("Date", date::from_now(-HOUR - 60))
-            .field("X-Old", "old")
-            .field("Content-Type", "text/x"),
+        Reply::fresh()
+            .header("Age", HOUR + 60)
+            .header("Date", date::from_now(-HOUR - 60))
+            .header("X-Old", "old")
+            .header("Content-Type", "text/x"),
     );
     page.get();
     page.answers([not_modified()]);
@@ -172,12 +172,12 @@ fn what_a_304_does_not_say_stays() {
 
 #[test]
 fn a_field_of_several_lines_is_replaced_as_a_whole() {
-    let page = Site::shared().page_with(Answer::stale().field("X-List", "a").field("X-List", "b"));
+    let page = Site::shared().page_with(Reply::stale().header("X-List", "a").header("X-List", "b"));
     page.get();
     page.answers([not_modified()
-        .field("Cache-Control", "max-age=3600")
-        .field("X-List", "c")
-        .field("X-List", "d")]);
+        .header("Cache-Control", "max-age=3600")
+        .header("X-List", "c")
+        .header("X-List", "d")]);
     page.get();
     assert_eq!(page.get().headers.all("x-list"), ["c", "d"], "RFC 9111 3.2");
     assert_eq!(page.count(), 2);
@@ -186,8 +186,8 @@ fn a_field_of_several_lines_is_replaced_as_a_whole() {
 #[test]
 fn the_age_of_a_304_counts() {
     let page = stale([not_modified()
-        .field("Cache-Control", "max-age=3600")
-        .field("Age", 1000)]);
+        .header("Cache-Control", "max-age=3600")
+        .header("Age", 1000)]);
     page.get();
     let (hit, used) = page.get_again(&[]);
     assert_eq!(used, Use::Reused);
@@ -197,7 +197,7 @@ fn the_age_of_a_304_counts() {
 
 #[test]
 fn a_304_that_does_not_make_it_fresh() {
-    let page = stale([not_modified().field("Cache-Control", "no-cache")]);
+    let page = stale([not_modified().header("Cache-Control", "no-cache")]);
     for count in 2..5 {
         let got = page.get();
         assert_eq!((got.status, got.serial()), (200, Some(1)));
@@ -210,7 +210,7 @@ fn a_weak_validator_is_good_enough() {
     let page = Site::shared().page();
     page.serves(conditional(
         "W/\"v1\"",
-        Answer::ok().field("Cache-Control", "no-cache"),
+        Reply::ok().header("Cache-Control", "no-cache"),
     ));
     page.get();
     let (got, used) = page.get_again(&[]);
@@ -225,15 +225,16 @@ fn a_weak_validator_is_good_enough() {
 fn last_modified_alone_is_good_enough() {
     let changed = date::from_now(-DAY);
     let page = Site::shared().page_with(
-        Answer::ok()
-            .field("Cache-Control", "max-age=1")
-            .field("Age", 60)
-            .field("Last-Modified", &changed),
+        Reply::ok()
+            .header("Cache-Control", "max-age=1")
+            .header("Age", 60)
+            .header("Last-Modified", &changed),
     );
     page.get();
-    page.answers([Answer::status(304)
-        .field("Last-Modified", &changed)
-        .field("Cache-Control", "max-age=3600")]);
+    page.answers([Reply::ok()
+        .with_status(304)
+        .header("Last-Modified", &changed)
+        .header("Cache-Control", "max-age=3600")]);
     let (got, used) = page.get_again(&[]);
     assert_eq!(
         (used, got.status, got.serial()),
@@ -245,14 +246,15 @@ fn last_modified_alone_is_good_enough() {
 
 #[test]
 fn a_304_of_another_version_is_not_used() {
-    let page = Site::shared().page_with(Answer::stale());
+    let page = Site::shared().page_with(Reply::stale());
     page.get();
     page.serves(|seen, _| match seen.is_conditional() {
-        true => Answer::status(304)
-            .field("ETag", "\"v2\"")
-            .field("X-Which", "other")
-            .field("Cache-Control", "max-age=3600"),
-        false => Answer::fresh().set("ETag", "\"v2\""),
+        true => Reply::ok()
+            .with_status(304)
+            .header("ETag", "\"v2\"")
+            .header("X-Which", "other")
+            .header("Cache-Control", "max-age=3600"),
+        false => Reply::fresh().set("ETag", "\"v2\""),
     });
 
     let got = page.get();
@@ -268,7 +270,9 @@ fn a_304_of_another_version_is_not_used() {
 
 #[test]
 fn a_304_without_a_validator_is_about_what_was_asked() {
-    let page = stale([Answer::status(304).field("Cache-Control", "max-age=3600")]);
+    let page = stale([Reply::ok()
+        .with_status(304)
+        .header("Cache-Control", "max-age=3600")]);
     let got = page.get();
     assert_eq!(got.status, 200);
     assert!(got.complete && got.serial().is_some());
@@ -278,10 +282,11 @@ fn a_304_without_a_validator_is_about_what_was_asked() {
 fn a_304_that_nobody_asked_for_is_not_stored() {
     let page = Site::shared().page();
     page.answers([
-        Answer::status(304)
-            .field("ETag", "\"v1\"")
-            .field("Cache-Control", "max-age=3600"),
-        Answer::fresh(),
+        Reply::ok()
+            .with_status(304)
+            .header("ETag", "\"v1\"")
+            .header("Cache-Control", "max-age=3600"),
+        Reply::fresh(),
     ]);
     let first = page.get();
     // Not the client's either: it has nothing that it could be about.
@@ -298,7 +303,7 @@ fn a_304_that_nobody_asked_for_is_not_stored() {
 fn another_answer_replaces_what_is_stored() {
     let mut rules = Rules::new();
     for status in [200, 203, 404, 410, 301] {
-        let page = stale([Answer::fresh().with_status(status).set("ETag", "\"v2\"")]);
+        let page = stale([Reply::fresh().with_status(status).set("ETag", "\"v2\"")]);
         let got = page.get();
         let what = status.to_string();
         rules.expect(
@@ -323,8 +328,8 @@ fn another_answer_replaces_what_is_stored() {
 #[test]
 fn a_5xx_does_not_lose_what_is_stored() {
     let page = stale([
-        Answer::status(503),
-        not_modified().field("Cache-Control", "max-age=60"),
+        Reply::ok().with_status(503),
+        not_modified().header("Cache-Control", "max-age=60"),
     ]);
     let error = page.get();
     // Passed on, or as if the origin had not answered: RFC 9111, section 4.3.3.
@@ -341,12 +346,12 @@ fn a_5xx_does_not_lose_what_is_stored() {
 #[test]
 fn a_clients_own_condition_is_decided_on_what_is_validated() {
     let mut rules = Rules::new();
-    let no_cache = || Answer::ok().field("Cache-Control", "no-cache");
+    let no_cache = || Reply::ok().header("Cache-Control", "no-cache");
     let mut expect = |what: &str, client: &str, origin: &'static str, expected: &[u16]| {
         let page = Site::shared().page();
         page.serves(conditional("\"v1\"", no_cache()));
         page.get();
-        page.serves(conditional(origin, no_cache().field("X-Version", origin)));
+        page.serves(conditional(origin, no_cache().header("X-Version", origin)));
         let got = page.get_with(&[("If-None-Match", client)]);
         rules.holds(
             "RFC 9111 4.3.2",
@@ -386,7 +391,7 @@ fn a_clients_condition_on_a_miss_does_not_lose_the_fill() {
     let page = Site::shared().page();
     page.serves(conditional(
         "\"v1\"",
-        Answer::ok().field("Cache-Control", "max-age=3600"),
+        Reply::ok().header("Cache-Control", "max-age=3600"),
     ));
     let got = page.get_with(&[("If-None-Match", "\"v1\"")]);
     assert_eq!((got.status, got.body.len()), (304, 0), "issue 5");
@@ -397,7 +402,7 @@ fn a_clients_condition_on_a_miss_does_not_lose_the_fill() {
     let page = Site::shared().page();
     page.serves(conditional(
         "\"v1\"",
-        Answer::ok().field("Cache-Control", "max-age=3600"),
+        Reply::ok().header("Cache-Control", "max-age=3600"),
     ));
     let other = page.get_with(&[("If-None-Match", "\"v0\"")]);
     assert_eq!((other.status, other.serial()), (200, Some(1)));
@@ -415,9 +420,10 @@ fn a_clients_date_on_a_miss_does_not_lose_the_fill() {
             Some(since) if since == last_modified => 304,
             _ => 200,
         };
-        Answer::status(status)
-            .field("Cache-Control", "max-age=3600")
-            .field("Last-Modified", &last_modified)
+        Reply::ok()
+            .with_status(status)
+            .header("Cache-Control", "max-age=3600")
+            .header("Last-Modified", &last_modified)
     });
     let got = page.get_with(&[("If-Modified-Since", &changed.imf())]);
     assert_eq!((got.status, got.body.len()), (304, 0), "issue 5");
@@ -427,15 +433,15 @@ fn a_clients_date_on_a_miss_does_not_lose_the_fill() {
 }
 
 /// A page with a fresh response, of which a HEAD then has something to say.
-fn after_head(head: Answer) -> (Page<'static>, Got, Use) {
+fn after_head(head: Reply) -> (Page<'static>, Response, Use) {
     let page = Site::shared().page_with(
-        Answer::fresh()
+        Reply::fresh()
             .body("0123456789")
-            .field("X-Old", "old")
-            .field("Age", 1000),
+            .header("X-Old", "old")
+            .header("Age", 1000),
     );
     page.get();
-    page.answers([head, Answer::fresh().body("second")]);
+    page.answers([head, Reply::fresh().body("second")]);
     let got = page.request("HEAD", &[("Cache-Control", "no-cache")], b"");
     assert!(got.status == 200 && got.body.is_empty());
     assert_eq!(page.seen()[1].method, "HEAD");
@@ -446,10 +452,10 @@ fn after_head(head: Answer) -> (Page<'static>, Got, Use) {
 #[test]
 fn a_head_updates_the_stored_get() {
     let (_, got, used) = after_head(
-        Answer::fresh()
-            .field("Content-Length", 10)
-            .field("X-Old", "new")
-            .field("X-Added", "added"),
+        Reply::fresh()
+            .header("Content-Length", 10)
+            .header("X-Old", "new")
+            .header("X-Added", "added"),
     );
     assert_eq!(used, Use::Reused, "RFC 9111 4.3.5");
     assert_eq!(got.text(), "0123456789");
@@ -463,14 +469,14 @@ fn a_head_of_another_version_makes_the_stored_get_stale() {
     for (what, head) in [
         (
             "another ETag",
-            Answer::ok()
-                .field("Cache-Control", "max-age=3600")
-                .field("ETag", "\"v2\"")
-                .field("Content-Length", 10),
+            Reply::ok()
+                .header("Cache-Control", "max-age=3600")
+                .header("ETag", "\"v2\"")
+                .header("Content-Length", 10),
         ),
         (
             "another length",
-            Answer::fresh().field("Content-Length", 11),
+            Reply::fresh().header("Content-Length", 11),
         ),
     ] {
         let (_, got, used) = after_head(head);
@@ -482,7 +488,7 @@ fn a_head_of_another_version_makes_the_stored_get_stale() {
 
 #[test]
 fn a_head_is_answered_by_a_stored_get() {
-    let page = Site::shared().page_with(Answer::fresh().body("0123456789"));
+    let page = Site::shared().page_with(Reply::fresh().body("0123456789"));
     page.get();
     let head = page.head();
     assert_eq!((head.status, head.body.len(), page.count()), (200, 0, 1));
@@ -493,10 +499,10 @@ fn a_head_is_answered_by_a_stored_get() {
 #[test]
 fn a_range_of_a_stale_response_is_of_what_is_validated() {
     let range = [("Range", "bytes=0-3")];
-    let old = || Answer::stale().body("0123456789");
+    let old = || Reply::stale().body("0123456789");
     let page = Site::shared().page_with(old());
     page.get();
-    page.answers([not_modified().field("Cache-Control", "max-age=3600")]);
+    page.answers([not_modified().header("Cache-Control", "max-age=3600")]);
     let same = page.get_with(&range);
     assert_eq!((same.status, &*same.text()), (206, "0123"));
     assert_eq!(same.header("content-range"), Some("bytes 0-3/10"));
@@ -504,13 +510,13 @@ fn a_range_of_a_stale_response_is_of_what_is_validated() {
     let page = Site::shared().page_with(old());
     page.get();
     page.serves(|seen, _| {
-        let whole = Answer::ok()
-            .field("Cache-Control", "max-age=3600")
-            .field("ETag", "\"v2\"");
+        let whole = Reply::ok()
+            .header("Cache-Control", "max-age=3600")
+            .header("ETag", "\"v2\"");
         match seen.header("range") {
             Some(_) => whole
                 .with_status(206)
-                .field("Content-Range", "bytes 0-3/12")
+                .header("Content-Range", "bytes 0-3/12")
                 .body("abcd"),
             None => whole.body("abcdefghijkl"),
         }

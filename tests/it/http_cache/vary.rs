@@ -1,14 +1,14 @@
 //! Which of several stored responses fits a request (RFC 9111 section 4.1;
 //! RFC 9110 section 12.5.5).
 
-use test_support::scripted::{Answer, Page, Rules, Seen, Site, Use};
+use test_support::{Page, Reply, Request, Rules, Site, Use};
 
 type Fields<'a> = &'a [(&'a str, &'a str)];
 
-fn fresh(vary: &str) -> Answer {
-    Answer::ok()
-        .field("Cache-Control", "max-age=3600")
-        .field("Vary", vary)
+fn fresh(vary: &str) -> Reply {
+    Reply::ok()
+        .header("Cache-Control", "max-age=3600")
+        .header("Vary", vary)
 }
 
 /// Asks with the first fields and then with the second; must the origin be
@@ -93,7 +93,7 @@ fn several_fields_all_have_to_match() {
 
 #[test]
 fn vary_in_several_lines_is_one_list() {
-    let page = Site::shared().page_with(fresh("X-One").field("Vary", "X-Two"));
+    let page = Site::shared().page_with(fresh("X-One").header("Vary", "X-Two"));
     page.get_with(&[("X-One", "a"), ("X-Two", "b")]);
     let (_, other) = page.get_again(&[("X-One", "a"), ("X-Two", "c")]);
     assert_ne!(other, Use::Reused, "RFC 9110 5.3");
@@ -114,7 +114,7 @@ fn vary_on_anything_matches_nothing() {
         );
     }
     // In a line of its own too.
-    let page = Site::shared().page_with(fresh("X-One").field("Vary", "*"));
+    let page = Site::shared().page_with(fresh("X-One").header("Vary", "*"));
     page.get();
     assert_ne!(page.get_again(&[]).1, Use::Reused, "RFC 9111 4.1");
 }
@@ -238,7 +238,7 @@ fn head_finds_the_variant_too() {
     let page = Site::shared().page();
     page.serves(|seen, _| {
         let one = seen.header("x-one").unwrap_or_default().to_owned();
-        fresh("X-One").field("X-Is", &one).body(one.repeat(3))
+        fresh("X-One").header("X-Is", &one).body(one.repeat(3))
     });
     page.get_with(&[("X-One", "a")]);
     page.get_with(&[("X-One", "bb")]);
@@ -251,22 +251,22 @@ fn head_finds_the_variant_too() {
 /// Two stale variants, "va" and "vb", whose origin knows both.
 fn two_stale_variants() -> Page<'static> {
     let page = Site::shared().page();
-    let etag = |seen: &Seen| match seen.header("x-one") {
+    let etag = |seen: &Request| match seen.header("x-one") {
         Some("a") => "\"va\"",
         _ => "\"vb\"",
     };
     page.serves(move |seen, serial| {
-        let answer = Answer::ok()
-            .field("Vary", "X-One")
-            .field("ETag", etag(seen));
+        let answer = Reply::ok()
+            .header("Vary", "X-One")
+            .header("ETag", etag(seen));
         let which = seen.header("x-one").unwrap_or_default().to_owned();
         match seen.names(etag(seen)) {
             true => answer
                 .with_status(304)
-                .field("Cache-Control", "max-age=3600"),
+                .header("Cache-Control", "max-age=3600"),
             false => answer
-                .field("Cache-Control", "max-age=1")
-                .field("Age", 60)
+                .header("Cache-Control", "max-age=1")
+                .header("Age", 60)
                 .body(format!("{which} #{serial}")),
         }
     });
@@ -326,7 +326,7 @@ fn an_unsafe_method_invalidates_all_variants() {
 
 #[test]
 fn vary_is_said_on_hits_and_on_304() {
-    let page = Site::shared().page_with(fresh("X-One, Accept-Encoding").field("ETag", "\"v1\""));
+    let page = Site::shared().page_with(fresh("X-One, Accept-Encoding").header("ETag", "\"v1\""));
     page.get();
     let hit = page.get();
     let same = page.get_with(&[("If-None-Match", "\"v1\"")]);
@@ -377,7 +377,7 @@ fn a_response_in_a_coding_of_its_own_hides_no_other() {
             false => "gzip",
         };
         fresh("Accept-Encoding")
-            .field("Content-Encoding", coding)
+            .header("Content-Encoding", coding)
             .body(coding)
     });
     let ask = |accepted: &str| {

@@ -6,6 +6,7 @@
 
 use std::{collections::HashMap, ops::Deref};
 
+use crate::builder;
 use aws_sdk_s3::{
     operation::get_object::GetObjectError,
     primitives::ByteStream,
@@ -296,7 +297,7 @@ impl Minio {
 
     /// A proxy that relays what clients sign.
     fn relaying_proxy(&self) -> Proxy {
-        Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        builder()
             .bucket(
                 Bucket::new(&format!("/{BUCKET}"), BUCKET)
                     .endpoint(&self.endpoint)
@@ -307,7 +308,7 @@ impl Minio {
 
     /// A proxy that serves the bucket under `/assets`.
     fn proxy(&self, secret_key: &str) -> Proxy {
-        Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        builder()
             .bucket(
                 Bucket::new("/assets", BUCKET)
                     .endpoint(&self.endpoint)

@@ -11,8 +11,9 @@ use std::{
     thread,
 };
 
+use crate::builder;
 use tempfile::TempDir;
-use test_support::{eventually, skip, Bucket, Proxy};
+use test_support::{eventually, skip, Bucket};
 
 /// Runs the remaining arguments with another /etc/hosts, in a mount namespace of its own.
 const WITH_HOSTS: &str = r#"mount --bind "$0" /etc/hosts && exec "$@""#;
@@ -25,7 +26,7 @@ fn an_address_that_refuses_is_no_obstacle() {
         let hosts = dir.path().join("hosts");
         fs::write(&hosts, format!("{dead} two.test\n{alive} two.test\n")).expect("write hosts");
         let hosts = hosts.display().to_string();
-        let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+        let mut proxy = builder()
             .bucket(
                 Bucket::new("/assets", "bucket")
                     .endpoint(format!("http://two.test:{}", origin.port)),
@@ -59,7 +60,7 @@ fn where_all_addresses_refuse_each_is_tried_once() {
     fs::write(&hosts, "::1 two.test\n127.0.0.1 two.test\n").expect("write hosts");
     let hosts = hosts.display().to_string();
     let port = Origin::unused_port();
-    let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let mut proxy = builder()
         .bucket(
             Bucket::new("/assets", "bucket")
                 .endpoint(format!("http://two.test:{port}"))
@@ -88,7 +89,7 @@ fn the_last_of_many_addresses_is_found() {
         .collect();
     let origin = Origin::start("127.0.0.9");
     fs::write(&hosts, origins.concat()).expect("write hosts");
-    let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let mut proxy = builder()
         .bucket(
             Bucket::new("/assets", "bucket").endpoint(format!("http://many.test:{}", origin.port)),
         )
@@ -115,7 +116,7 @@ fn a_name_that_moves_is_followed_and_one_that_is_lost_keeps_its_address() {
     let old = Origin::start("127.0.0.2");
     let new = Origin::start_at("127.0.0.3", old.port);
     fs::write(&hosts, "127.0.0.2 moving.test\n").expect("write hosts");
-    let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let mut proxy = builder()
         .bucket(
             Bucket::new("/assets", "bucket").endpoint(format!("http://moving.test:{}", old.port)),
         )
@@ -145,7 +146,7 @@ fn a_name_that_moves_is_followed_and_one_that_is_lost_keeps_its_address() {
 
 #[test]
 fn a_name_that_is_not_found_is_an_error_of_the_origin() {
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(Bucket::new("/assets", "bucket").endpoint("http://nowhere.invalid:9000"))
         .start();
     assert_eq!(proxy.get("/assets/a").status, 502);

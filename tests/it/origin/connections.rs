@@ -9,9 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::builder;
 use rustls::pki_types::{pem::PemObject, CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
-use test_support::{Bucket, Gate, Origin, Proxy, Reply, SelfSigned};
+use test_support::{Bucket, Gate, Origin, Reply, SelfSigned};
 
 #[test]
 fn a_certificate_is_checked_against_the_authorities_of_the_bucket() {
@@ -26,7 +27,7 @@ fn a_certificate_is_checked_against_the_authorities_of_the_bucket() {
     };
     let file = |file: &Path| format!("'{}'", file.display());
     // Those that must fail come last: none of them may use a connection of the others.
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(bucket("ours").set("ca_file", file(&ours.certificate)))
         .bucket(bucket("any").set("tls_verify", "none"))
         .bucket(
@@ -73,7 +74,7 @@ fn a_certificate_is_checked_against_the_authorities_of_the_bucket() {
 fn a_file_without_authorities_is_refused_at_the_start() {
     let dir = TempDir::new().expect("make a folder");
     let ours = SelfSigned::write_to(dir.path());
-    let mut proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let mut proxy = builder()
         .bucket(
             Bucket::new("/assets", "bucket")
                 .set("ca_file", format!("'{}'", ours.certificate.display())),
@@ -104,7 +105,7 @@ fn an_origin_that_does_not_begin_to_answer_is_given_up() {
             Reply::pattern(1, 300_000).paced(200_000)
         }
     });
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(
             Bucket::at(&origin, "/assets", "bucket")
                 .set("first_byte_timeout", "700ms")
@@ -126,7 +127,7 @@ fn an_origin_that_stops_within_an_answer_is_given_up() {
         let gate = gate.clone();
         move |_| Reply::pattern(1, 300_000).hold_at(100_000, &gate)
     });
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(
             Bucket::at(&origin, "/assets", "bucket")
                 .set("first_byte_timeout", "20s")
@@ -159,7 +160,7 @@ fn an_origin_that_takes_no_connection_is_given_up() {
         .map_while(|_| std::net::TcpStream::connect_timeout(&address, queue).ok())
         .collect();
     assert!(queued.len() < 4, "the queue is never full");
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(
             Bucket::new("/assets", "bucket")
                 .endpoint(format!("http://{address}"))

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use crate::builder;
 use tempfile::TempDir;
 use test_support::{eventually, get, Bucket, Gate, Origin, Proxy, ProxyBuilder, Reply, Request};
 
@@ -40,7 +41,7 @@ fn the_environment_has_credentials() {
 #[test]
 fn a_bucket_without_keys_is_asked_without_a_signature() {
     let s3 = s3();
-    let proxy = isolated(Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")))
+    let proxy = isolated(builder())
         .bucket(Bucket::at(&s3, "/assets", "bucket"))
         .bucket(Bucket::at(&s3, "/others", "others").set("credentials", "none"))
         .env("AWS_ACCESS_KEY_ID", "from-environment")
@@ -194,7 +195,7 @@ fn each_bucket_assumes_the_role_that_its_entry_names() {
     // Nothing is said twice of one role.
     let three = Bucket::at(&s3, "/three", "three")
         .set("assume_role", role("two", ", session_name: of-bucket-two"));
-    let proxy = isolated(Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")))
+    let proxy = isolated(builder())
         .bucket(one)
         .bucket(two)
         .bucket(three)
@@ -397,8 +398,7 @@ fn isolated(builder: ProxyBuilder) -> ProxyBuilder {
 
 /// A proxy whose bucket has the credentials that the chain finds.
 fn proxy(s3: &Origin) -> ProxyBuilder {
-    isolated(Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")))
-        .bucket(Bucket::at(s3, "/assets", "bucket").set("credentials", "chain"))
+    isolated(builder()).bucket(Bucket::at(s3, "/assets", "bucket").set("credentials", "chain"))
 }
 
 /// A proxy with a bucket that is read in a role.
@@ -407,7 +407,7 @@ fn assuming(s3: &Origin, sts: &Sts) -> Proxy {
     let bucket = Bucket::at(s3, "/assets", "bucket")
         .credentials("given-key", SECRET)
         .set("assume_role", role);
-    isolated(Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")))
+    isolated(builder())
         .bucket(bucket)
         .env("AWS_ENDPOINT_URL_STS", &sts.0.url())
         .start()

@@ -11,10 +11,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use test_support::{
-    eventually, head, request, Bucket, Connection, Gate, Origin, Proxy, ProxyBuilder, Reply,
-    Request,
-};
+use crate::{builder, proxy};
+use test_support::{eventually, head, request, Bucket, Connection, Gate, Origin, Reply, Request};
 
 const OBJECT: &str = "/assets/object";
 
@@ -52,9 +50,7 @@ fn an_error_that_lasts_is_passed_on() {
         if let Some(retries) = retries {
             bucket = bucket.set("retries", retries);
         }
-        let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
-            .bucket(bucket)
-            .start();
+        let proxy = builder().bucket(bucket).start();
         let answer = proxy.get(OBJECT);
         assert_eq!(answer.status, 503);
         assert!(!answer.body.is_empty());
@@ -100,7 +96,7 @@ fn an_origin_that_fails_for_long_is_not_asked_more_often() {
 #[test]
 fn a_connection_that_breaks_before_the_answer_is_made_again() {
     let (endpoint, connections) = breaking(2, String::new(), &open_gate());
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(Bucket::new("/assets", "bucket").endpoint(endpoint))
         .start();
     let answer = proxy.get(OBJECT);
@@ -116,7 +112,7 @@ fn an_answer_that_breaks_off_is_not_repeated() {
     let begun = "HTTP/1.1 200 OK\r\nETag: \"old\"\r\nContent-Length: 300000\r\n\r\n".to_owned();
     let gate = Gate::new();
     let (endpoint, connections) = breaking(1, begun + &"o".repeat(BEGUN), &gate);
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(Bucket::new("/assets", "bucket").endpoint(endpoint))
         .start();
     let mut client = Connection::open(proxy.addr());
@@ -143,7 +139,7 @@ fn an_origin_that_starts_again_is_waited_for() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
     let address = listener.local_addr().expect("its address");
     drop(listener);
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(
             Bucket::new("/assets", "bucket")
                 .endpoint(format!("http://{address}"))
@@ -320,10 +316,7 @@ fn the_clock_of_the_origin_is_learnt() {
         reply.header("Date", httpdate(now))
     });
     let bucket = Bucket::at(&origin, "/assets", "bucket").credentials("key", "secret");
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
-        .bucket(bucket)
-        .without_cache()
-        .start();
+    let proxy = builder().bucket(bucket).without_cache().start();
     for requests in [2, 3, 4] {
         let answer = proxy.get(OBJECT);
         assert_eq!(answer.status, 200, "{}", proxy.stderr());
@@ -341,17 +334,11 @@ fn the_clock_of_the_origin_is_learnt() {
 fn a_403_with_the_right_date_is_an_answer() {
     let origin = Origin::start(|_| Reply::status(403).header("Date", httpdate(SystemTime::now())));
     let bucket = Bucket::at(&origin, "/assets", "bucket").credentials("key", "secret");
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
-        .bucket(bucket)
-        .start();
+    let proxy = builder().bucket(bucket).start();
     assert_eq!(proxy.get(OBJECT).status, 403);
     assert_eq!(head(proxy.addr(), OBJECT).status, 403);
     assert_eq!(origin.requests().len(), 2);
     assert!(!proxy.stderr().contains("seconds ahead"));
-}
-
-fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
 }
 
 fn object(etag: &str) -> Reply {

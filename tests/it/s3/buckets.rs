@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
+use crate::builder;
 use test_support::{
-    eventually, request, Bucket, Connection, Origin, Proxy, ProxyBuilder, Reply, Request, Response,
+    eventually, request, Bucket, Connection, Origin, ProxyBuilder, Reply, Request, Response,
 };
 
 /// An origin that lists as many objects of the prefix that it is asked for.
@@ -39,7 +40,7 @@ fn parameter(asked: &Request, name: &str) -> String {
 }
 
 fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    builder()
         .bucket(
             Bucket::at(origin, "/open", "internal")
                 .region("eu-west-1")
@@ -191,7 +192,7 @@ fn what_is_no_list_below_the_prefix_does_not_reach_the_client() {
                 let mut connection = Connection::open(proxy.addr());
                 let head = "GET /team/ HTTP/1.1\r\nHost: proxy\r\n\r\n";
                 connection.send_raw(head.as_bytes()).expect("send");
-                let answer = connection.receive("GET", "/team/").finish();
+                let answer = connection.incoming("GET", "/team/").finish();
                 assert!(answer.status != 200 || !answer.complete, "{document}");
                 assert!(!text(&answer).contains("secret"), "{document}");
             }
@@ -226,7 +227,7 @@ fn a_list_answers_others_for_its_ttl() {
             .set("list", "true")
             .set("list_ttl", "1h")
     };
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(bucket("/one", "a/"))
         .bucket(bucket("/two", "a/"))
         .bucket(bucket("/three", "b/"))
@@ -294,7 +295,7 @@ fn all_buckets_that_may_be_listed_are() {
     assert!(!document.contains("internal"), "{document}");
     assert!(origin.requests().is_empty());
 
-    let closed = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let closed = builder()
         .bucket(Bucket::at(&origin, "/closed", "internal"))
         .start();
     let refused = closed.get("/");

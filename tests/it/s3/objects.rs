@@ -1,6 +1,7 @@
 //! Objects as S3 clients ask for them: versions, parts, checksums, and what the origin has to
 //! decide on each request.
 
+use crate::builder;
 use test_support::{
     eventually, pattern, request, Bucket, Origin, Proxy, ProxyBuilder, Reply, Request, Response,
 };
@@ -9,8 +10,7 @@ const LEN: usize = 100_000;
 const OBJECT: &str = "/assets/object";
 
 fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
-        .bucket(Bucket::at(origin, "/assets", "bucket").credentials("AKIAPROXY", "secret"))
+    builder().bucket(Bucket::at(origin, "/assets", "bucket").credentials("AKIAPROXY", "secret"))
 }
 
 fn stored(proxy: &Proxy, entries: u64) {

@@ -3,17 +3,13 @@
 
 use std::thread;
 
+use crate::{builder, proxy};
 use test_support::{
-    eventually, get, pattern, request, Bucket, Connection, Gate, Origin, Proxy, ProxyBuilder,
-    Reply, Response,
+    eventually, get, pattern, request, Bucket, Connection, Gate, Origin, Proxy, Reply, Response,
 };
 
 const LEN: usize = 100_000;
 const OBJECT: &str = "/assets/object";
-
-fn proxy(origin: &Origin) -> ProxyBuilder {
-    Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy")).bucket(Bucket::at(origin, "/assets", "bucket"))
-}
 
 fn object() -> Reply {
     Reply::pattern(1, LEN as u64).header("etag", "\"1\"")
@@ -213,7 +209,7 @@ fn what_s3_does_beyond_reading_is_not_implemented() {
 #[test]
 fn a_host_name_leads_to_its_bucket() {
     let origin = objects();
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(Bucket::at(&origin, "/assets", "one").set("hosts", "[Assets.Example.com]"))
         .bucket(Bucket::at_host(&origin, "cdn.example.org", "two"))
         .admin()
@@ -244,7 +240,7 @@ fn a_host_name_leads_to_its_bucket() {
     connection
         .send_raw(b"GET /a HTTP/1.1\r\nHost: cdn.example.org\r\nHost: assets.example.com\r\n\r\n")
         .expect("send");
-    let refused = connection.receive("GET", "/a").finish();
+    let refused = connection.incoming("GET", "/a").finish();
     assert_eq!(refused.status, 400);
 
     // An operator's spelling.
@@ -265,7 +261,7 @@ fn a_host_name_leads_to_its_bucket() {
 #[test]
 fn the_key_prefix_of_a_bucket_is_not_left() {
     let origin = objects();
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(Bucket::at(&origin, "/team", "bucket").set("key_prefix", "'team a/'"))
         .bucket(Bucket::at(&origin, "/all", "bucket"))
         .admin()
@@ -316,7 +312,7 @@ fn a_bucket_read_without_keys_shares_nothing_with_the_same_one_read_with_keys() 
         Some(signed) if signed.contains("Credential=AKIAPRIVATE") => object().answering(asked),
         _ => Reply::bytes("<Error/>").with_status(403),
     });
-    let proxy = Proxy::builder(env!("CARGO_BIN_EXE_s3-proxy"))
+    let proxy = builder()
         .bucket(Bucket::at(&origin, "/private", "bucket").credentials("AKIAPRIVATE", "secret"))
         .bucket(Bucket::at(&origin, "/other", "bucket").credentials("AKIAOTHER", "secret"))
         .bucket(Bucket::at(&origin, "/public", "bucket"))
@@ -365,7 +361,7 @@ fn the_absolute_form_is_the_same_object() {
         };
         let head = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         connection.send_raw(head.as_bytes()).expect("send");
-        let answer = connection.receive("GET", target).finish();
+        let answer = connection.incoming("GET", target).finish();
         assert_eq!(answer.status, 200, "{target}");
         assert_eq!(answer.header("x-cache"), Some("HIT"), "{target}");
     }

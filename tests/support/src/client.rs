@@ -2,8 +2,9 @@
 //! as slowly as asked, resets on demand, and panics on every breach of framing.
 
 use std::{
-    io::{self, ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
+    io::{self, Write},
+    mem,
+    net::{Shutdown, SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -11,37 +12,47 @@ use std::{
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::{
-    head::{end_of_head, Head, Headers, MAX_HEAD},
-    Pattern, PATIENCE,
+    head::{octets, Head, Headers},
+    wire::{parse_decimal, Broken, Framing, Wire, READ_SIZE},
+    CacheStatus, Pattern, PATIENCE,
 };
-
-/// The most that one read takes from the socket.
-const READ_SIZE: usize = 64 * 1024;
 
 /// A connection that is kept alive for as long as the server agrees.
 pub struct Connection {
-    stream: TcpStream,
-    /// Received and not yet consumed.
-    buffer: Vec<u8>,
+    wire: Wire,
+    /// The `Host` of a request that names none.
+    host: String,
     reusable: bool,
 }
 
 /// A response whose body is still to be read.
 pub struct Incoming<'c> {
+    /// The responses before this one.
+    pub interim: Vec<Interim>,
     pub status: u16,
     pub headers: Headers,
+    trailers: Headers,
     connection: &'c mut Connection,
     framing: Framing,
     /// The request, for messages.
     request: String,
 }
 
+/// A response before the final one.
+#[derive(Clone, Debug)]
+pub struct Interim {
+    pub status: u16,
+    pub headers: Headers,
+}
+
 /// A whole response.
 #[derive(Clone, Debug)]
 pub struct Response {
+    pub interim: Vec<Interim>,
     pub status: u16,
     pub headers: Headers,
     pub body: Vec<u8>,
+    pub trailers: Headers,
     /// Whether the body came to the end that its framing gives it. False: the
     /// connection was closed or reset before.
     pub complete: bool,
@@ -53,17 +64,6 @@ pub struct Transfer {
     pub len: u64,
     /// As in [`Response::complete`].
     pub complete: bool,
-}
-
-/// What says where the body ends (RFC 9112, section 6.3), with what is left.
-enum Framing {
-    Length(u64),
-    Chunk(u64),
-    ChunkEnd,
-    ChunkSize,
-    UntilClose,
-    Done,
-    Cut,
 }
 
 /// The peer closed or reset the connection before the end.
@@ -83,12 +83,11 @@ pub fn head(addr: SocketAddr, target: &str) -> Response {
 /// `GET` on a connection of its own, from a server that may be killed meanwhile.
 /// None: it was gone before the head was complete.
 pub fn try_get(addr: SocketAddr, target: &str) -> Option<Response> {
-    let mut connection = Connection::over(TcpStream::connect(addr).ok()?);
-    connection
-        .send("GET", target, &[("Connection", "close")])
+    let mut connection = Connection::try_open(addr).ok()?;
+    let response = connection
+        .try_begin("GET", target, &[("Connection", "close")])
         .ok()?;
-    connection.wait_for_head().ok()?;
-    Some(connection.receive("GET", target).finish())
+    Some(response.finish())
 }
 
 /// A request without a body on a connection of its own, as [`get`].
@@ -148,18 +147,24 @@ impl Connection {
     }
 
     fn over(stream: TcpStream) -> Self {
-        stream.set_nodelay(true).expect("set TCP_NODELAY");
         stream
             .set_read_timeout(Some(PATIENCE))
             .expect("set the read timeout");
         stream
             .set_write_timeout(Some(PATIENCE))
             .expect("set the write timeout");
+        let host = stream.peer_addr().map(|addr| addr.to_string());
         Self {
-            stream,
-            buffer: Vec::new(),
+            host: host.unwrap_or_default(),
+            wire: Wire::new(stream).expect("set TCP_NODELAY"),
             reusable: true,
         }
+    }
+
+    /// The same connection, whose requests have this `Host` unless they name another one.
+    pub fn with_host(mut self, host: &str) -> Self {
+        self.host = host.to_owned();
+        self
     }
 
     pub fn get(&mut self, target: &str) -> Response {
@@ -180,7 +185,7 @@ impl Connection {
         self.expect_silent();
         self.send(method, target, headers)
             .unwrap_or_else(|e| panic!("{method} {target}: sending: {e}"));
-        self.receive(method, target)
+        self.incoming(method, target)
     }
 
     /// As [`Self::begin`], for a server that may end the connection before the
@@ -196,40 +201,107 @@ impl Connection {
         self.send(method, target, headers)
             .map_err(|e| format!("sending: {e}"))?;
         self.wait_for_head()?;
-        Ok(self.receive(method, target))
+        Ok(self.incoming(method, target))
     }
 
     /// Reads the head of the response to a request that [`Self::send`] sent.
-    pub fn receive(&mut self, method: &str, target: &str) -> Incoming<'_> {
-        let request = format!("{method} {target}");
-        let head = self
-            .read_head()
-            .unwrap_or_else(|reason| panic!("{request}: {reason}"));
-        Incoming::new(self, method, request, head)
+    pub fn incoming(&mut self, method: &str, target: &str) -> Incoming<'_> {
+        self.try_incoming(method, target)
             .unwrap_or_else(|reason| panic!("{method} {target}: {reason}"))
     }
 
-    /// Sends the request only, for a client that never reads or asks ahead.
+    fn try_incoming(&mut self, method: &str, target: &str) -> Result<Incoming<'_>, String> {
+        let mut interim = Vec::new();
+        let (status, head) = loop {
+            let (status, head) = self.read_head()?;
+            if !(100..200).contains(&status) {
+                break (status, head);
+            }
+            Framing::of_response(method, status, &head.headers)?;
+            interim.push(Interim {
+                status,
+                headers: head.headers,
+            });
+        };
+        Incoming::new(self, method, target, interim, status, head.headers)
+    }
+
+    /// Reads one response, with the interim ones before it. `method` is that of the request.
+    pub fn receive(&mut self, method: &str) -> Response {
+        self.try_receive(method)
+            .unwrap_or_else(|reason| panic!("the response to {method}: {reason}"))
+    }
+
+    /// As [`Self::receive`]; the error says why there is none.
+    pub fn try_receive(&mut self, method: &str) -> Result<Response, String> {
+        Ok(self.try_incoming(method, "")?.finish())
+    }
+
+    /// Reads the head of the final response only; the body is left, and as a whole is not
+    /// complete.
+    pub fn receive_head(&mut self) -> Result<Response, String> {
+        let mut incoming = self.try_incoming("GET", "")?;
+        Ok(incoming.response(Vec::new(), false))
+    }
+
+    /// Reads until `len` bytes of the raw body are there.
+    pub fn receive_bytes(&mut self, len: u64) -> Vec<u8> {
+        let mut bytes = vec![0; len as usize];
+        let mut framing = Framing::Length(len);
+        let mut filled = 0;
+        while let Ok(n @ 1..) = framing.read(
+            &mut self.wire,
+            &mut Headers::default(),
+            &mut bytes[filled..],
+        ) {
+            filled += n;
+        }
+        bytes.truncate(filled);
+        bytes
+    }
+
+    /// Reads the next interim response by itself.
+    pub fn receive_interim(&mut self) -> Interim {
+        let (status, head) = self.read_head().expect("an interim response");
+        Interim {
+            status,
+            headers: head.headers,
+        }
+    }
+
+    /// Sends a request without a body only, for a client that never reads or asks ahead.
     pub fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)]) -> io::Result<()> {
-        let mut head = format!("{method} {target} HTTP/1.1\r\n");
-        if !headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("host")) {
-            head += &format!("Host: {}\r\n", self.stream.peer_addr()?);
-        }
-        for (name, value) in headers {
-            head += &format!("{name}: {value}\r\n");
-        }
-        head += "\r\n";
-        self.send_raw(head.as_bytes())
+        self.send_raw(&self.request_head(method, target, headers, b""))
+    }
+
+    /// Sends a request; a body is framed by `Content-Length` unless the fields frame it.
+    pub fn ask(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) {
+        let mut bytes = self.request_head(method, target, fields, body);
+        bytes.extend_from_slice(body);
+        self.send_bytes(bytes);
     }
 
     /// Sends bytes as they are.
     pub fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes)
+        self.wire.stream.write_all(bytes)
+    }
+
+    /// As [`Self::send_raw`], to a server that takes them.
+    pub fn send_bytes(&mut self, bytes: impl AsRef<[u8]>) {
+        self.send_raw(bytes.as_ref()).expect("send to the proxy");
+    }
+
+    /// Sends no more.
+    pub fn finish_sending(&self) {
+        self.wire
+            .stream
+            .shutdown(Shutdown::Write)
+            .expect("shut down the sending side");
     }
 
     /// Resets the connection instead of closing it.
     pub fn abort(self) {
-        SockRef::from(&self.stream)
+        SockRef::from(&self.wire.stream)
             .set_linger(Some(Duration::ZERO))
             .expect("set SO_LINGER");
     }
@@ -241,97 +313,64 @@ impl Connection {
 
     /// Panics where the server sent something that nobody asked for.
     fn expect_silent(&mut self) {
-        self.stream.set_nonblocking(true).expect("set O_NONBLOCK");
+        let stream = &self.wire.stream;
+        stream.set_nonblocking(true).expect("set O_NONBLOCK");
         let mut byte = [0];
-        let peeked = self.stream.peek(&mut byte);
-        self.stream
-            .set_nonblocking(false)
-            .expect("clear O_NONBLOCK");
+        let peeked = stream.peek(&mut byte);
+        stream.set_nonblocking(false).expect("clear O_NONBLOCK");
         assert!(
-            self.buffer.is_empty() && !matches!(peeked, Ok(1..)),
+            self.wire.buffer.is_empty() && !matches!(peeked, Ok(1..)),
             "bytes behind the end of the last response"
         );
     }
 
     /// Panics unless the server closes the connection, sending nothing more.
     pub fn expect_closed(mut self) {
-        let more = self.fill();
+        let more = self.wire.fill();
+        let buffered = self.wire.buffer.len();
         assert!(
-            matches!(more, Ok(false)) && self.buffer.is_empty(),
-            "expected the end of the connection: {more:?}, {} bytes more",
-            self.buffer.len()
+            matches!(more, Ok(false)) && buffered == 0,
+            "expected the end of the connection: {more:?}, {buffered} bytes more"
         );
     }
 
-    /// Reads once. Ok(false): the peer closed.
-    fn fill(&mut self) -> io::Result<bool> {
-        let mut chunk = [0; READ_SIZE];
-        let n = self.read(&mut chunk)?;
-        self.buffer.extend_from_slice(&chunk[..n]);
-        Ok(n > 0)
+    /// Whether the server ends the connection without more bytes.
+    pub fn is_closed(&mut self) -> bool {
+        self.wire.buffer.is_empty() && matches!(self.wire.read_head(), Ok(None))
     }
 
-    /// One read; a peer that stays silent fails the test.
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.stream.read(out) {
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    panic!("the server sent nothing for {PATIENCE:?}")
-                }
-                other => return other,
-            }
-        }
-    }
-
-    /// Reads until the whole head is in the buffer; returns where it ends.
     fn wait_for_head(&mut self) -> Result<usize, String> {
-        loop {
-            if let Some(end) = end_of_head(&self.buffer) {
-                return Ok(end);
-            }
-            if self.buffer.len() > MAX_HEAD {
-                return Err(format!("the head is longer than {MAX_HEAD} bytes"));
-            }
-            match self.fill() {
-                Ok(true) => {}
-                Ok(false) => return Err("closed before the head was complete".to_owned()),
-                Err(e) => return Err(format!("reading the head: {e}")),
-            }
-        }
+        let end = self.wire.wait_for_head()?;
+        end.ok_or_else(|| "the connection was closed without a response".to_owned())
     }
 
-    fn read_head(&mut self) -> Result<Head, String> {
-        let end = self.wait_for_head()?;
-        let head = Head::parse(&self.buffer[..end])?;
-        self.buffer.drain(..end);
-        Ok(head)
+    fn read_head(&mut self) -> Result<(u16, Head), String> {
+        self.wait_for_head()?;
+        let head = self.wire.read_head()?.expect("a head is there");
+        Ok((parse_status_line(&head.start_line)?, head))
     }
 
-    /// One line of the chunked coding, without its CRLF.
-    fn read_line(&mut self) -> Result<String, Cut> {
-        loop {
-            if let Some(at) = self.buffer.windows(2).position(|w| w == b"\r\n") {
-                let line = String::from_utf8_lossy(&self.buffer[..at]).into_owned();
-                self.buffer.drain(..at + 2);
-                return Ok(line);
-            }
-            assert!(self.buffer.len() < 1024, "a chunk's line has no end");
-            if !self.fill().unwrap_or(false) {
-                return Err(Cut);
-            }
+    /// The head of a request, and the length of its body unless the fields frame it.
+    fn request_head(
+        &self,
+        method: &str,
+        target: &str,
+        fields: &[(&str, &str)],
+        body: &[u8],
+    ) -> Vec<u8> {
+        let has = |name: &str| fields.iter().any(|(f, _)| f.eq_ignore_ascii_case(name));
+        let mut head = format!("{method} {target} HTTP/1.1\r\n");
+        if !has("host") {
+            head += &format!("Host: {}\r\n", self.host);
         }
-    }
-
-    /// Body bytes, from the buffer first. Ok(0): the peer closed.
-    fn take(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.buffer.is_empty() {
-            return self.read(out);
+        for (name, value) in fields {
+            head += &format!("{name}: {value}\r\n");
         }
-        let n = self.buffer.len().min(out.len());
-        out[..n].copy_from_slice(&self.buffer[..n]);
-        self.buffer.drain(..n);
-        Ok(n)
+        if !body.is_empty() && !has("content-length") && !has("transfer-encoding") {
+            head += &format!("Content-Length: {}\r\n", body.len());
+        }
+        head += "\r\n";
+        octets(&head)
     }
 }
 
@@ -341,24 +380,26 @@ impl<'c> Incoming<'c> {
     fn new(
         connection: &'c mut Connection,
         method: &str,
-        request: String,
-        head: Head,
+        target: &str,
+        interim: Vec<Interim>,
+        status: u16,
+        headers: Headers,
     ) -> Result<Self, String> {
-        let status = parse_status_line(&head.start_line)?;
-        let framing = Framing::of(method, status, &head.headers)?;
-        let closes = head
-            .headers
+        let framing = Framing::of_response(method, status, &headers)?;
+        let closes = headers
             .all("connection")
             .into_iter()
             .flat_map(|value| value.split(','))
             .any(|option| option.trim().eq_ignore_ascii_case("close"));
         connection.reusable = !closes && !matches!(framing, Framing::UntilClose);
         Ok(Self {
+            interim,
             status,
-            headers: head.headers,
+            headers,
+            trailers: Headers::default(),
             connection,
             framing,
-            request,
+            request: format!("{method} {target}"),
         })
     }
 
@@ -366,11 +407,17 @@ impl<'c> Incoming<'c> {
     pub fn finish(mut self) -> Response {
         let mut body = Vec::new();
         let transfer = self.pump(READ_SIZE, |_, bytes| body.extend_from_slice(bytes));
+        self.response(body, transfer.complete)
+    }
+
+    fn response(&mut self, body: Vec<u8>, complete: bool) -> Response {
         Response {
+            interim: mem::take(&mut self.interim),
             status: self.status,
-            headers: std::mem::take(&mut self.headers),
+            headers: mem::take(&mut self.headers),
             body,
-            complete: transfer.complete,
+            trailers: mem::take(&mut self.trailers),
+            complete,
         }
     }
 
@@ -385,12 +432,7 @@ impl<'c> Incoming<'c> {
             let due = Duration::from_secs_f64(body.len() as f64 / bytes_per_second as f64);
             thread::sleep(due.saturating_sub(start.elapsed()));
         });
-        Response {
-            status: self.status,
-            headers: std::mem::take(&mut self.headers),
-            body,
-            complete: transfer.complete,
-        }
+        self.response(body, transfer.complete)
     }
 
     /// Reads the rest and hands it to `sink` piece by piece, each with its
@@ -437,70 +479,16 @@ impl<'c> Incoming<'c> {
 
     /// Decoded body bytes. Ok(0): the body is complete.
     fn read(&mut self, out: &mut [u8]) -> Result<usize, Cut> {
-        let result = self.read_framed(out);
-        if result.is_err() {
-            self.framing = Framing::Cut;
+        let result = self
+            .framing
+            .read(&mut self.connection.wire, &mut self.trailers, out);
+        result.map_err(|broken| {
             self.connection.reusable = false;
-        }
-        result
-    }
-
-    fn read_framed(&mut self, out: &mut [u8]) -> Result<usize, Cut> {
-        loop {
-            match self.framing {
-                Framing::Done => return Ok(0),
-                Framing::Cut => return Err(Cut),
-                Framing::Length(0) => self.framing = Framing::Done,
-                Framing::Length(left) => {
-                    let n = self.take(left, out)?;
-                    self.framing = Framing::Length(left - n as u64);
-                    return Ok(n);
-                }
-                Framing::UntilClose => {
-                    let n = self.connection.take(out).map_err(|_| Cut)?;
-                    if n == 0 {
-                        self.framing = Framing::Done;
-                    }
-                    return Ok(n);
-                }
-                Framing::ChunkSize => {
-                    let line = self.connection.read_line()?;
-                    let size = parse_chunk_size(&line).unwrap_or_else(|| {
-                        panic!("{}: not a chunk's size: {line:?}", self.request)
-                    });
-                    if size == 0 {
-                        while !self.connection.read_line()?.is_empty() {}
-                        self.framing = Framing::Done;
-                    } else {
-                        self.framing = Framing::Chunk(size);
-                    }
-                }
-                Framing::Chunk(0) => self.framing = Framing::ChunkEnd,
-                Framing::Chunk(left) => {
-                    let n = self.take(left, out)?;
-                    self.framing = Framing::Chunk(left - n as u64);
-                    return Ok(n);
-                }
-                Framing::ChunkEnd => {
-                    let mut crlf = [0; 2];
-                    let mut filled = 0;
-                    while filled < 2 {
-                        filled += self.take(2, &mut crlf[filled..])?;
-                    }
-                    assert_eq!(&crlf, b"\r\n", "{}: a chunk has no end", self.request);
-                    self.framing = Framing::ChunkSize;
-                }
+            match broken {
+                Broken::Cut => Cut,
+                Broken::Malformed(reason) => panic!("{}: {reason}", self.request),
             }
-        }
-    }
-
-    /// At most `left` bytes and at least one.
-    fn take(&mut self, left: u64, out: &mut [u8]) -> Result<usize, Cut> {
-        let len = out.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        match self.connection.take(&mut out[..len]) {
-            Ok(0) | Err(_) => Err(Cut),
-            Ok(n) => Ok(n),
-        }
+        })
     }
 }
 
@@ -521,41 +509,39 @@ impl Response {
         self.headers.get(name)
     }
 
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// Which answer of its page it is. None: the body is none of these.
+    pub fn serial(&self) -> Option<usize> {
+        self.text().rsplit_once('#')?.1.parse().ok()
+    }
+
+    /// None: not there. Panics unless it is one number.
+    pub fn age(&self) -> Option<u64> {
+        let age = self.header("age")?;
+        Some(age.parse().unwrap_or_else(|_| panic!("Age: {age}")))
+    }
+
+    /// The last member, which is that of the cache nearest to the client. Panics
+    /// where the field is missing.
+    pub fn cache_status(&self) -> CacheStatus {
+        let all = self.headers.all("cache-status").join(", ");
+        assert!(!all.is_empty(), "no Cache-Status:\n{}", self.headers);
+        CacheStatus::last(&all)
+    }
+
+    /// `X-Cache`, without regard to case and to what follows the first word.
+    pub fn x_cache(&self) -> String {
+        let value = self.header("x-cache").unwrap_or_default();
+        let word = value.split([' ', ',']).next().unwrap_or_default();
+        word.to_ascii_uppercase()
+    }
+
     /// SHA-256 of the body.
     pub fn sha256(&self) -> String {
         crate::sha256(&self.body)
-    }
-}
-
-// === impl Framing ===
-
-impl Framing {
-    fn of(method: &str, status: u16, headers: &Headers) -> Result<Self, String> {
-        let length = match headers.all("content-length")[..] {
-            [] => None,
-            [value] => {
-                Some(parse_decimal(value).ok_or(format!("not a Content-Length: {value:?}"))?)
-            }
-            _ => return Err("Content-Length appears more than once".to_owned()),
-        };
-        let coding = match headers.all("transfer-encoding")[..] {
-            [] => None,
-            [value] if value.eq_ignore_ascii_case("chunked") => Some(value),
-            _ => return Err("a Transfer-Encoding other than chunked".to_owned()),
-        };
-        // RFC 9112, sections 6.1 and 6.2.
-        if length.is_some() && coding.is_some() {
-            return Err("both Content-Length and Transfer-Encoding".to_owned());
-        }
-        if matches!(status, 100..=199 | 204) && (length.is_some() || coding.is_some()) {
-            return Err(format!("a {status} with a body's framing"));
-        }
-        Ok(match (coding, length) {
-            _ if method == "HEAD" || matches!(status, 100..=199 | 204 | 304) => Self::Done,
-            (Some(_), _) => Self::ChunkSize,
-            (None, Some(length)) => Self::Length(length),
-            (None, None) => Self::UntilClose,
-        })
     }
 }
 
@@ -568,27 +554,12 @@ fn parse_status_line(line: &str) -> Result<u16, String> {
         .ok_or_else(|| format!("not a status line of HTTP/1.1: {line:?}"))
 }
 
-/// Digits only: no sign, no space.
-fn parse_decimal(text: &str) -> Option<u64> {
-    text.bytes()
-        .all(|b| b.is_ascii_digit())
-        .then(|| text.parse().ok())?
-}
-
-/// RFC 9112, section 7.1; extensions are allowed and ignored.
-fn parse_chunk_size(line: &str) -> Option<u64> {
-    let digits = line.split(';').next().unwrap_or_default();
-    digits
-        .bytes()
-        .all(|b| b.is_ascii_hexdigit())
-        .then(|| u64::from_str_radix(digits, 16).ok())?
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::{io::Read, net::TcpListener};
 
     use super::*;
+    use crate::head::end_of_head;
 
     /// A server that answers the first request with exactly these bytes.
     fn server(bytes: &'static [u8]) -> SocketAddr {

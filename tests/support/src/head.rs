@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// Header fields in the order received, names compared without case.
+/// Header fields in the order received, names compared without case. Each character of a
+/// value is one byte.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Headers {
     fields: Vec<(String, String)>,
@@ -23,6 +24,13 @@ pub(crate) fn end_of_head(buffer: &[u8]) -> Option<usize> {
         .windows(4)
         .position(|window| window == b"\r\n\r\n")
         .map(|at| at + 4)
+}
+
+/// Text in which each character is one byte.
+pub(crate) fn octets(text: &str) -> Vec<u8> {
+    text.chars()
+        .map(|c| u8::try_from(c).unwrap_or_else(|_| panic!("{c:?} is not one byte")))
+        .collect()
 }
 
 // === impl Headers ===
@@ -52,6 +60,11 @@ impl Headers {
             .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.fields
+            .retain(|(field, _)| !field.eq_ignore_ascii_case(name));
+    }
+
     pub(crate) fn push(&mut self, name: &str, value: &str) {
         self.fields.push((name.to_owned(), value.to_owned()));
     }
@@ -67,20 +80,10 @@ impl fmt::Display for Headers {
 // === impl Head ===
 
 impl Head {
-    /// `bytes` ends with the empty line. The error says what is wrong.
+    /// `bytes` ends with the empty line. Each byte is a character of its value, so that
+    /// obs-text (RFC 9110, section 5.5) can be compared. The error says what is wrong.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(bytes).map_err(|_| "the head is not UTF-8".to_owned())?;
-        Self::parse_text(text)
-    }
-
-    /// As [`Self::parse`], of any bytes: each is the character of its value, so
-    /// that obs-text (RFC 9110, section 5.5) can be compared.
-    pub(crate) fn parse_octets(bytes: &[u8]) -> Result<Self, String> {
         let text: String = bytes.iter().copied().map(char::from).collect();
-        Self::parse_text(&text)
-    }
-
-    fn parse_text(text: &str) -> Result<Self, String> {
         let text = text
             .strip_suffix("\r\n\r\n")
             .ok_or("the head has no empty line at its end")?;

@@ -7,30 +7,41 @@
 
 #![forbid(unsafe_code)]
 
+mod cache_status;
+mod client;
 mod config;
 mod content;
+pub mod date;
 pub mod fuse;
 mod gate;
 mod head;
-mod http;
 mod metrics;
 mod origin;
 mod proxy;
-pub mod scripted;
+mod reply;
+mod rules;
+mod site;
 mod skip;
 mod tls;
 mod token;
 mod wait;
+mod wire;
 
+pub use cache_status::CacheStatus;
+pub use client::{
+    encode_key, get, head, request, try_get, Connection, Incoming, Interim, Response, Transfer,
+};
 pub use config::{Bucket, ProxyBuilder, BACKEND};
 pub use content::{pattern, sha256, Pattern};
 pub use fuse::{FaultyDisk, Op};
 pub use gate::Gate;
 pub use head::Headers;
-pub use http::{encode_key, get, head, request, try_get, Connection, Incoming, Response, Transfer};
 pub use metrics::Metrics;
-pub use origin::{Origin, Reply, Request};
+pub use origin::{Origin, Request};
 pub use proxy::{Proxy, Retiring};
+pub use reply::Reply;
+pub use rules::{Rules, Use};
+pub use site::{example, raise_descriptor_limit, Page, Site};
 pub use skip::skip;
 pub use tls::{https_client, HttpVersion, SelfSigned};
 pub use token::{TokenKey, RSA_KEY};

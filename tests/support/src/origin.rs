@@ -1,32 +1,27 @@
 use std::{
     collections::HashMap,
-    fmt,
-    io::{self, Read, Write},
+    io::{self, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         atomic::{AtomicBool, AtomicU64, Ordering},
-        Arc, Mutex,
+        Arc, Condvar, Mutex,
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use socket2::SockRef;
-
 use crate::{
-    head::{end_of_head, Head, Headers, MAX_HEAD},
-    Gate, Pattern,
+    head::Headers,
+    reply::Progress,
+    wire::{Framing, Wire, READ_SIZE},
+    Reply, PATIENCE,
 };
 
-/// Connections at once; more are closed unanswered.
-const MAX_CONNECTIONS: usize = 512;
+/// Enough for the deepest stack here, and small enough for a thousand.
+const STACK: usize = 512 * 1024;
 
-/// The most that is written at once, and the longest chunk.
-const PIECE: u64 = 64 * 1024;
-
-/// An HTTP/1.1 origin whose every answer the test scripts, failures included.
-/// It listens on 127.0.0.1, remembers what it was asked, and is gone, threads
-/// and all, when dropped.
+/// An HTTP/1.1 origin whose every answer the test scripts, failures included. It listens on
+/// 127.0.0.1, remembers what it was asked, and is gone, threads and all, when dropped.
 pub struct Origin {
     addr: SocketAddr,
     shared: Arc<Shared>,
@@ -41,53 +36,38 @@ pub struct Request {
     pub target: String,
     pub headers: Headers,
     pub body: Vec<u8>,
+    /// The connection that it came on, from 0.
+    pub connection: usize,
+    /// Its number among the requests of the connection, from 1.
+    pub nth: usize,
 }
 
-/// What the origin answers, and where it misbehaves.
-pub struct Reply {
-    status: u16,
-    headers: Headers,
-    body: Body,
-    framing: Framing,
-    hold: Option<(u64, Gate)>,
-    end: Option<(u64, End)>,
-    /// Bytes a second.
-    pace: Option<u64>,
-}
+type Script = Arc<dyn Fn(&Request, usize) -> Reply + Send + Sync>;
 
+#[derive(Default)]
 struct Shared {
-    handler: Box<dyn Fn(&Request) -> Reply + Send + Sync>,
-    log: Mutex<Vec<Request>>,
+    state: Mutex<State>,
+    changed: Condvar,
     /// Body bytes sent.
     sent: AtomicU64,
-    /// The open connections, to be shut down in the end.
-    live: Mutex<HashMap<u64, Arc<TcpStream>>>,
     stopping: AtomicBool,
 }
 
-struct Body {
-    /// Where the body starts in its source.
-    start: u64,
-    len: u64,
-    source: Source,
-}
-
-enum Source {
-    Bytes(Vec<u8>),
-    Pattern(Pattern),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Framing {
-    Length,
-    Chunked,
-    UntilClose,
-}
-
-#[derive(Clone, Copy)]
-enum End {
-    Close,
-    Reset,
+#[derive(Default)]
+struct State {
+    /// By path.
+    scripts: HashMap<String, Script>,
+    /// For every other path.
+    handler: Option<Script>,
+    log: Vec<Request>,
+    /// Requests so far, by path.
+    counts: HashMap<String, usize>,
+    /// By number: the open connections, to be shut down in the end.
+    live: HashMap<usize, Arc<TcpStream>>,
+    /// By number of the connection: when the last answer was complete.
+    answered: HashMap<usize, Instant>,
+    /// By number of the connection: how long the peer had been silent when it closed.
+    closed_after: HashMap<usize, Duration>,
 }
 
 // === impl Origin ===
@@ -95,14 +75,23 @@ enum End {
 impl Origin {
     /// Starts an origin that answers with `handler`, on a thread a connection.
     pub fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::listen(State {
+            handler: Some(Arc::new(move |request, _| handler(request))),
+            ..State::default()
+        })
+    }
+
+    /// Starts an origin whose every path waits for [`Self::script`].
+    pub fn scripted() -> Self {
+        Self::listen(State::default())
+    }
+
+    fn listen(state: State) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen on 127.0.0.1");
         let addr = listener.local_addr().expect("the origin's address");
         let shared = Arc::new(Shared {
-            handler: Box::new(handler),
-            log: Mutex::default(),
-            sent: AtomicU64::new(0),
-            live: Mutex::default(),
-            stopping: AtomicBool::new(false),
+            state: Mutex::new(state),
+            ..Shared::default()
         });
         let acceptor = thread::spawn({
             let shared = shared.clone();
@@ -119,19 +108,37 @@ impl Origin {
         self.addr
     }
 
-    /// What a bucket's `endpoint` is set to.
+    /// The `endpoint` of a bucket.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
 
+    /// Answers requests for a path; the script gets the request and its number among those
+    /// for the path, from 1.
+    pub fn script(
+        &self,
+        path: &str,
+        script: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static,
+    ) {
+        let mut state = self.shared.state.lock().unwrap();
+        state.scripts.insert(path.to_owned(), Arc::new(script));
+    }
+
     /// Every request so far, in order of arrival.
     pub fn requests(&self) -> Vec<Request> {
-        self.shared.log.lock().unwrap().clone()
+        self.shared.state.lock().unwrap().log.clone()
+    }
+
+    /// Every request for a path so far, in order of arrival.
+    pub fn seen(&self, path: &str) -> Vec<Request> {
+        let state = self.shared.state.lock().unwrap();
+        let log = state.log.iter();
+        log.filter(|seen| seen.path() == path).cloned().collect()
     }
 
     /// Forgets the requests so far, which takes memory in a long test.
     pub fn forget_requests(&self) {
-        self.shared.log.lock().unwrap().clear();
+        self.shared.state.lock().unwrap().log.clear();
     }
 
     /// Body bytes that it has sent so far.
@@ -141,8 +148,41 @@ impl Origin {
 
     /// How many requests there were for a path, whatever their query.
     pub fn requests_for(&self, path: &str) -> usize {
-        let log = self.shared.log.lock().unwrap();
-        log.iter().filter(|request| request.path() == path).count()
+        let state = self.shared.state.lock().unwrap();
+        state.log.iter().filter(|seen| seen.path() == path).count()
+    }
+
+    /// Returns once there were `count` requests for a path.
+    pub fn wait_for(&self, path: &str, count: usize) {
+        let state = self.shared.state.lock().unwrap();
+        let arrived = |state: &State| state.log.iter().filter(|s| s.path() == path).count();
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(state, PATIENCE, |state| arrived(state) < count)
+            .unwrap();
+        let arrived = arrived(&state);
+        assert!(
+            arrived >= count,
+            "{path}: {arrived} requests in {PATIENCE:?}, expected {count}"
+        );
+    }
+
+    /// Waits until the peer closes a connection; returns how long it had been
+    /// idle.
+    pub fn wait_for_close(&self, connection: usize) -> Duration {
+        let state = self.shared.state.lock().unwrap();
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(state, PATIENCE, |state| {
+                !state.closed_after.contains_key(&connection)
+            })
+            .unwrap();
+        *state
+            .closed_after
+            .get(&connection)
+            .unwrap_or_else(|| panic!("the proxy kept a connection for {PATIENCE:?}"))
     }
 }
 
@@ -162,27 +202,25 @@ impl Drop for Origin {
 impl Shared {
     fn accept(self: Arc<Self>, listener: &TcpListener) {
         let mut threads: Vec<JoinHandle<()>> = Vec::new();
-        for id in 0u64.. {
+        for connection in 0.. {
             let accepted = listener.accept();
             if self.stopping.load(Ordering::SeqCst) {
                 break;
             }
             threads.retain(|thread| !thread.is_finished());
             let Ok((stream, _)) = accepted else { continue };
-            if threads.len() == MAX_CONNECTIONS {
-                continue;
-            }
-            let stream = Arc::new(stream);
-            self.live.lock().unwrap().insert(id, stream.clone());
             let shared = self.clone();
-            threads.push(thread::spawn(move || {
+            let stream = Arc::new(stream);
+            let live = &mut self.state.lock().unwrap().live;
+            live.insert(connection, stream.clone());
+            let served = thread::Builder::new().stack_size(STACK).spawn(move || {
                 // An error here is the proxy's doing, and the proxy sees it too.
-                let _ = shared.serve(&stream);
-                // The last handle, so that leaving closes (or resets) the socket.
-                shared.live.lock().unwrap().remove(&id);
-            }));
+                let _ = shared.serve(connection, &stream);
+                shared.forget(connection);
+            });
+            threads.push(served.expect("start a thread"));
         }
-        for stream in self.live.lock().unwrap().values() {
+        for stream in self.state.lock().unwrap().live.values() {
             let _ = stream.shutdown(Shutdown::Both);
         }
         for thread in threads {
@@ -190,13 +228,30 @@ impl Shared {
         }
     }
 
-    fn serve(&self, stream: &TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        let mut buffer = Vec::new();
-        while let Some(request) = read_request(stream, &mut buffer)? {
-            self.log.lock().unwrap().push(request.clone());
-            let reply = (self.handler)(&request);
-            let open = self.write(stream, &request, &reply)?;
+    /// The error is the proxy's doing.
+    fn serve(&self, connection: usize, stream: &TcpStream) -> Result<(), String> {
+        let failed = |e: io::Error| e.to_string();
+        let mut wire = Wire::new(stream.try_clone().map_err(failed)?).map_err(failed)?;
+        for nth in 1.. {
+            let Some(request) = read_request(&mut wire, connection, nth)? else {
+                break;
+            };
+            let (script, serial) = self.record(&request);
+            let reply = match script {
+                Some(script) => script(&request, serial),
+                None => Reply::ok()
+                    .with_status(500)
+                    .body("nobody wrote a script for this path"),
+            };
+            let progress = Progress {
+                sent: &self.sent,
+                stopping: &self.stopping,
+            };
+            let open = reply
+                .write(stream, &request, serial, &progress)
+                .map_err(failed)?;
+            let mut state = self.state.lock().unwrap();
+            state.answered.insert(connection, Instant::now());
             if !open || request.header("connection") == Some("close") {
                 break;
             }
@@ -204,59 +259,26 @@ impl Shared {
         Ok(())
     }
 
-    /// Ok(true): the connection can carry another request.
-    fn write(&self, stream: &TcpStream, request: &Request, reply: &Reply) -> io::Result<bool> {
-        let mut writer = stream;
-        writer.write_all(reply.head().as_bytes())?;
-        if request.method == "HEAD" || matches!(reply.status, 204 | 304) {
-            return Ok(true);
+    fn record(&self, request: &Request) -> (Option<Script>, usize) {
+        let mut state = self.state.lock().unwrap();
+        let path = request.path();
+        state.log.push(request.clone());
+        self.changed.notify_all();
+        let count = state.counts.entry(path.to_owned()).or_default();
+        *count += 1;
+        let serial = *count;
+        let script = state.scripts.get(path).or(state.handler.as_ref());
+        (script.cloned(), serial)
+    }
+
+    fn forget(&self, connection: usize) {
+        let mut state = self.state.lock().unwrap();
+        // The last handle, so that leaving closes the socket.
+        state.live.remove(&connection);
+        if let Some(answered) = state.answered.remove(&connection) {
+            state.closed_after.insert(connection, answered.elapsed());
         }
-        let mut piece = Vec::new();
-        let mut at = 0;
-        let start = Instant::now();
-        loop {
-            if let Some((_, gate)) = reply.hold.as_ref().filter(|(hold, _)| *hold == at) {
-                gate.arrive();
-                while !gate.opens_within(Duration::from_millis(50)) {
-                    if self.stopping.load(Ordering::SeqCst) {
-                        return Ok(false);
-                    }
-                }
-            }
-            match reply.end {
-                Some((end, End::Close)) if end == at => return Ok(false),
-                Some((end, End::Reset)) if end == at => {
-                    // From here on, closing sends RST: socket(7), SO_LINGER.
-                    SockRef::from(stream).set_linger(Some(Duration::ZERO))?;
-                    return Ok(false);
-                }
-                _ => {}
-            }
-            let len = reply.next_stop(at) - at;
-            if len == 0 {
-                break;
-            }
-            piece.resize(len as usize, 0);
-            reply.body.fill(at, &mut piece);
-            if reply.framing == Framing::Chunked {
-                let mut chunk = format!("{len:x}\r\n").into_bytes();
-                chunk.extend_from_slice(&piece);
-                chunk.extend_from_slice(b"\r\n");
-                writer.write_all(&chunk)?;
-            } else {
-                writer.write_all(&piece)?;
-            }
-            at += len;
-            self.sent.fetch_add(len, Ordering::Relaxed);
-            if let Some(pace) = reply.pace {
-                let due = Duration::from_secs_f64(at as f64 / pace as f64);
-                thread::sleep(due.saturating_sub(start.elapsed()));
-            }
-        }
-        if reply.framing == Framing::Chunked {
-            writer.write_all(b"0\r\n\r\n")?;
-        }
-        Ok(reply.framing != Framing::UntilClose)
+        self.changed.notify_all();
     }
 }
 
@@ -289,212 +311,52 @@ impl Request {
             ..self.clone()
         }
     }
+
+    /// Whether it is conditional, on a validator that the proxy or the client
+    /// has.
+    pub fn is_conditional(&self) -> bool {
+        ["if-none-match", "if-modified-since"]
+            .iter()
+            .any(|name| self.header(name).is_some())
+    }
+
+    /// Whether `If-None-Match` names this entity tag, by weak comparison.
+    pub fn names(&self, etag: &str) -> bool {
+        let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
+        let named = self.header("if-none-match").unwrap_or_default();
+        named.split(',').any(|tag| opaque(tag) == opaque(etag))
+    }
 }
 
 /// Ok(None): the proxy closed the connection between two requests.
-fn read_request(mut stream: &TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<Request>> {
-    let invalid = |reason: &str| io::Error::new(io::ErrorKind::InvalidData, reason);
-    let end = loop {
-        if let Some(end) = end_of_head(buffer) {
-            break end;
-        }
-        if buffer.len() > MAX_HEAD {
-            return Err(invalid("the head is too long"));
-        }
-        let mut chunk = [0; 4096];
-        match stream.read(&mut chunk)? {
-            0 => return Ok(None),
-            n => buffer.extend_from_slice(&chunk[..n]),
-        }
+fn read_request(wire: &mut Wire, connection: usize, nth: usize) -> Result<Option<Request>, String> {
+    let Some(head) = wire.read_head()? else {
+        return Ok(None);
     };
-    let head = Head::parse(&buffer[..end]).map_err(|reason| invalid(&reason))?;
-    buffer.drain(..end);
-    let mut words = head.start_line.split(' ');
+    let mut words = head.start_line.split(' ').map(str::to_owned);
     let (Some(method), Some(target)) = (words.next(), words.next()) else {
-        return Err(invalid("no request line"));
+        return Err("no request line".to_owned());
     };
-    let len = head.headers.get("content-length").unwrap_or("0");
-    let len = len.parse().ok().filter(|len| *len <= MAX_HEAD);
-    let (Some(len), None) = (len, head.headers.get("transfer-encoding")) else {
-        return Err(invalid("this origin takes only short bodies with a length"));
-    };
-    while buffer.len() < len {
-        let mut chunk = [0; 4096];
-        match stream.read(&mut chunk)? {
-            0 => return Err(invalid("the body is cut short")),
-            n => buffer.extend_from_slice(&chunk[..n]),
+    if head.headers.get("expect").is_some() && wire.buffer.is_empty() {
+        let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
+        wire.stream.write_all(go_on).map_err(|e| e.to_string())?;
+    }
+    let mut framing = Framing::of(&head.headers)?.unwrap_or(Framing::Done);
+    let mut body = Vec::new();
+    let mut piece = vec![0; READ_SIZE];
+    loop {
+        match framing.read(wire, &mut Headers::default(), &mut piece) {
+            Ok(0) => break,
+            Ok(n) => body.extend_from_slice(&piece[..n]),
+            Err(broken) => return Err(format!("the body: {broken:?}")),
         }
     }
-    let body = buffer.drain(..len).collect();
     Ok(Some(Request {
-        method: method.to_owned(),
-        target: target.to_owned(),
+        method,
+        target,
         headers: head.headers,
         body,
+        connection,
+        nth,
     }))
-}
-
-// === impl Reply ===
-
-impl Reply {
-    /// 200 with these bytes.
-    pub fn bytes(body: impl Into<Vec<u8>>) -> Self {
-        let bytes = body.into();
-        let len = bytes.len() as u64;
-        Self::new(200, len, Source::Bytes(bytes))
-    }
-
-    /// 200 with the first `len` bytes of the pattern, made as they are sent.
-    pub fn pattern(seed: u64, len: u64) -> Self {
-        Self::new(200, len, Source::Pattern(Pattern::new(seed)))
-    }
-
-    /// A status with an empty body.
-    pub fn status(status: u16) -> Self {
-        Self::new(status, 0, Source::Bytes(Vec::new()))
-    }
-
-    fn new(status: u16, len: u64, source: Source) -> Self {
-        Self {
-            status,
-            headers: Headers::default(),
-            body: Body {
-                start: 0,
-                len,
-                source,
-            },
-            framing: Framing::Length,
-            hold: None,
-            end: None,
-            pace: None,
-        }
-    }
-
-    /// The same reply with another status.
-    pub fn with_status(mut self, status: u16) -> Self {
-        self.status = status;
-        self
-    }
-
-    pub fn header(mut self, name: &str, value: impl fmt::Display) -> Self {
-        self.headers.push(name, &value.to_string());
-        self
-    }
-
-    /// Frames the body in chunks instead of by Content-Length.
-    pub fn chunked(mut self) -> Self {
-        self.framing = Framing::Chunked;
-        self
-    }
-
-    /// Ends the body by closing the connection.
-    pub fn until_close(mut self) -> Self {
-        self.framing = Framing::UntilClose;
-        self
-    }
-
-    /// Sends the body at about this pace.
-    pub fn paced(mut self, bytes_per_second: u64) -> Self {
-        self.pace = Some(bytes_per_second);
-        self
-    }
-
-    /// Waits at the gate once `offset` bytes of the body are sent.
-    pub fn hold_at(mut self, offset: u64, gate: &Gate) -> Self {
-        self.hold = Some((offset, gate.clone()));
-        self
-    }
-
-    /// Closes the connection once `offset` bytes of the body are sent.
-    pub fn close_at(mut self, offset: u64) -> Self {
-        self.end = Some((offset, End::Close));
-        self
-    }
-
-    /// Resets the connection once `offset` bytes of the body are sent; the
-    /// proxy may not see all of them.
-    pub fn reset_at(mut self, offset: u64) -> Self {
-        self.end = Some((offset, End::Reset));
-        self
-    }
-
-    /// The reply as S3 would make it for this request: 304 where If-None-Match
-    /// is the reply's ETag, 206 or 416 where a single range is asked for, of this
-    /// version where If-Range names one.
-    pub fn answering(mut self, request: &Request) -> Self {
-        let etag = self.headers.get("etag");
-        if etag.is_some() && request.header("if-none-match") == etag {
-            self.status = 304;
-            return self;
-        }
-        let if_range = request.header("if-range");
-        let wanted = if_range.is_none() || if_range == etag;
-        let Some(range) = request.header("range").filter(|_| wanted) else {
-            return self;
-        };
-        let whole = self.body.len;
-        match parse_range(range, whole) {
-            Some((first, last)) => {
-                self.status = 206;
-                self.body.start += first;
-                self.body.len = last - first + 1;
-                self.header("Content-Range", format!("bytes {first}-{last}/{whole}"))
-            }
-            None => Self::status(416).header("Content-Range", format!("bytes */{whole}")),
-        }
-    }
-
-    fn head(&self) -> String {
-        let framing = match self.framing {
-            _ if matches!(self.status, 204 | 304) => String::new(),
-            Framing::Length => format!("Content-Length: {}\r\n", self.body.len),
-            Framing::Chunked => "Transfer-Encoding: chunked\r\n".to_owned(),
-            Framing::UntilClose => "Connection: close\r\n".to_owned(),
-        };
-        format!(
-            "HTTP/1.1 {} Scripted\r\n{framing}{}\r\n",
-            self.status, self.headers
-        )
-    }
-
-    /// Where the piece that starts at `at` ends: nothing is sent across a place
-    /// where the reply holds or ends.
-    fn next_stop(&self, at: u64) -> u64 {
-        let hold = self.hold.as_ref().map(|(offset, _)| *offset);
-        let end = self.end.map(|(offset, _)| offset);
-        [hold, end, Some(at + PIECE)]
-            .into_iter()
-            .flatten()
-            .filter(|stop| *stop > at)
-            .fold(self.body.len, u64::min)
-    }
-}
-
-/// First and last byte of a single range (RFC 9110, section 14.1.2).
-fn parse_range(range: &str, len: u64) -> Option<(u64, u64)> {
-    let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
-    let (first, last) = match (first, last) {
-        ("", suffix) => (
-            len.saturating_sub(suffix.parse().ok()?),
-            len.checked_sub(1)?,
-        ),
-        (first, "") => (first.parse().ok()?, len.checked_sub(1)?),
-        (first, last) => (
-            first.parse().ok()?,
-            last.parse::<u64>().ok()?.min(len.checked_sub(1)?),
-        ),
-    };
-    (first <= last).then_some((first, last))
-}
-
-// === impl Body ===
-
-impl Body {
-    fn fill(&self, offset: u64, out: &mut [u8]) {
-        let at = self.start + offset;
-        match &self.source {
-            Source::Bytes(bytes) => out.copy_from_slice(&bytes[at as usize..][..out.len()]),
-            Source::Pattern(pattern) => pattern.fill(at, out),
-        }
-    }
 }

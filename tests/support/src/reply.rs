@@ -1,32 +1,49 @@
 use std::{
     fmt,
     io::{self, Write},
+    mem,
     net::TcpStream,
-    time::Duration,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
-use super::{date, wire::octets, Seen};
-use crate::Gate;
+use socket2::SockRef;
 
-/// What the origin sends, byte by byte where a test wants it. A `Date` of now
-/// and a `Content-Length` are added unless told otherwise; in field values each
-/// character is one byte.
+use crate::{date, head::octets, origin::Request, Gate, Headers, Pattern};
+
+/// The most that is written of a body at once, and the longest chunk.
+const PIECE: u64 = 64 * 1024;
+
+/// What the origin answers, byte by byte where a test wants it, and where it misbehaves. In
+/// field values each character is one byte.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct Reply {
     kind: Kind,
     interim: Vec<u8>,
     status: u16,
     version: &'static str,
-    fields: Vec<(String, String)>,
+    headers: Headers,
+    /// Whether a `Date` of now is added.
     dated: bool,
-    /// None: tells which answer of its page it is.
-    body: Option<Vec<u8>>,
+    body: Body,
     framing: Framing,
     trailers: Vec<(String, String)>,
+    /// Before the head.
     hold: Option<Gate>,
-    hold_body: Option<(usize, Gate)>,
-    cut: Option<usize>,
+    /// Once so many bytes of the body are sent.
+    hold_at: Option<(u64, Gate)>,
+    end: Option<(u64, End)>,
+    /// Bytes a second.
+    pace: Option<u64>,
     close: bool,
+}
+
+/// The state of an origin that its replies need.
+pub(crate) struct Progress<'o> {
+    /// Body bytes.
+    pub(crate) sent: &'o AtomicU64,
+    pub(crate) stopping: &'o AtomicBool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +51,22 @@ enum Kind {
     Message,
     Raw(Vec<u8>),
     HangUp,
+}
+
+#[derive(Clone, Debug)]
+struct Body {
+    /// Where the body starts in its source.
+    start: u64,
+    len: u64,
+    source: Source,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Bytes(Vec<u8>),
+    Pattern(Pattern),
+    /// Tells which answer of its path it is.
+    Serial,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,85 +77,107 @@ enum Framing {
     UntilClose,
 }
 
-// === impl Answer ===
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Close,
+    Reset,
+}
 
-impl Answer {
-    /// 200, with a body that tells which answer of its page it is.
-    pub fn ok() -> Self {
-        Self::status(200)
+// === impl Reply ===
+
+impl Reply {
+    /// 200 with these bytes.
+    pub fn bytes(body: impl Into<Vec<u8>>) -> Self {
+        Self::status(200).body(body)
     }
 
+    /// 200 with the first `len` bytes of the pattern, made as they are sent.
+    pub fn pattern(seed: u64, len: u64) -> Self {
+        let source = Source::Pattern(Pattern::new(seed));
+        Self::new(200, false, Body::new(len, source))
+    }
+
+    /// A status with an empty body.
     pub fn status(status: u16) -> Self {
+        let source = Source::Bytes(Vec::new());
+        Self::new(status, false, Body::new(0, source))
+    }
+
+    /// 200, with a `Date` and a body that tells which answer of its path it is.
+    pub fn ok() -> Self {
+        Self::new(200, true, Body::new(0, Source::Serial))
+    }
+
+    /// As [`Self::ok`], fresh for an hour and with a strong validator.
+    pub fn fresh() -> Self {
+        Self::ok()
+            .header("Cache-Control", "max-age=3600")
+            .header("ETag", "\"v1\"")
+    }
+
+    /// As [`Self::ok`], fresh for a second, a minute ago, and with a strong validator.
+    pub fn stale() -> Self {
+        Self::ok()
+            .header("Cache-Control", "max-age=1")
+            .header("Age", 60)
+            .header("ETag", "\"v1\"")
+    }
+
+    /// These bytes, whatever they are, and then the connection is closed.
+    pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
+        let mut reply = Self::ok();
+        reply.kind = Kind::Raw(bytes.into());
+        reply
+    }
+
+    /// Nothing: the connection is closed once the request has been read.
+    pub fn hang_up() -> Self {
+        let mut reply = Self::ok();
+        reply.kind = Kind::HangUp;
+        reply
+    }
+
+    fn new(status: u16, dated: bool, body: Body) -> Self {
         Self {
             kind: Kind::Message,
             interim: Vec::new(),
             status,
             version: "HTTP/1.1",
-            fields: Vec::new(),
-            dated: true,
-            body: None,
+            headers: Headers::default(),
+            dated,
+            body,
             framing: Framing::Length,
             trailers: Vec::new(),
             hold: None,
-            hold_body: None,
-            cut: None,
+            hold_at: None,
+            end: None,
+            pace: None,
             close: false,
         }
     }
 
-    /// 200 that is fresh for an hour and has a strong validator.
-    pub fn fresh() -> Self {
-        Self::ok()
-            .field("Cache-Control", "max-age=3600")
-            .field("ETag", "\"v1\"")
-    }
-
-    /// 200 that was fresh for a second, a minute ago, and has a strong
-    /// validator.
-    pub fn stale() -> Self {
-        Self::ok()
-            .field("Cache-Control", "max-age=1")
-            .field("Age", 60)
-            .field("ETag", "\"v1\"")
-    }
-
-    /// These bytes, whatever they are, and then the connection is closed.
-    pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
-        let mut answer = Self::ok();
-        answer.kind = Kind::Raw(bytes.into());
-        answer.close = true;
-        answer
-    }
-
-    /// Nothing: the connection is closed once the request has been read.
-    pub fn hang_up() -> Self {
-        let mut answer = Self::ok();
-        answer.kind = Kind::HangUp;
-        answer
-    }
-
+    /// The same reply with another status.
     pub fn with_status(mut self, status: u16) -> Self {
         self.status = status;
         self
     }
 
     /// Adds a field line.
-    pub fn field(mut self, name: &str, value: impl fmt::Display) -> Self {
-        self.fields.push((name.to_owned(), value.to_string()));
+    pub fn header(mut self, name: &str, value: impl fmt::Display) -> Self {
+        self.headers.push(name, &value.to_string());
         self
     }
 
     /// Puts a field line in the place of those of the same name.
     pub fn set(mut self, name: &str, value: impl fmt::Display) -> Self {
-        self.fields
-            .retain(|(field, _)| !field.eq_ignore_ascii_case(name));
-        self.field(name, value)
+        self.headers.remove(name);
+        self.header(name, value)
     }
 
     /// Adds field lines.
-    pub fn fields(mut self, fields: &[(&str, &str)]) -> Self {
+    pub fn headers(mut self, fields: &[(&str, &str)]) -> Self {
         for (name, value) in fields {
-            self = self.field(name, value);
+            self = self.header(name, value);
         }
         self
     }
@@ -134,18 +189,20 @@ impl Answer {
     }
 
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
-        self.body = Some(body.into());
+        let bytes = body.into();
+        self.body = Body::new(bytes.len() as u64, Source::Bytes(bytes));
         self
     }
 
-    /// Says this `Content-Length`, whatever the body's length is, and closes the
-    /// connection after the body.
+    /// Says this `Content-Length`, whatever the body's length is, and closes the connection
+    /// after the body.
     pub fn claiming_length(mut self, length: u64) -> Self {
         self.framing = Framing::LengthOf(length);
         self.close = true;
         self
     }
 
+    /// Frames the body in chunks instead of by `Content-Length`.
     pub fn chunked(mut self) -> Self {
         self.framing = Framing::Chunked;
         self
@@ -158,23 +215,30 @@ impl Answer {
         self
     }
 
-    /// Ends the body by closing the connection, in HTTP/1.0 if so.
+    /// Ends the body by closing the connection.
     pub fn until_close(mut self) -> Self {
         self.framing = Framing::UntilClose;
         self.close = true;
         self
     }
 
+    /// Answers in HTTP/1.0.
     pub fn http10(mut self) -> Self {
         self.version = "HTTP/1.0";
         self
     }
 
-    /// Sends an interim response before, in the same write as what follows
-    /// unless that is held.
+    /// Sends an interim response before, in the same write as what follows unless that is
+    /// held.
     pub fn interim(mut self, status: u16, fields: &[(&str, &str)]) -> Self {
         self.interim
             .extend(head(self.version, status, fields.iter().copied()));
+        self
+    }
+
+    /// Sends the body at about this pace.
+    pub fn paced(mut self, bytes_per_second: u64) -> Self {
+        self.pace = Some(bytes_per_second);
         self
     }
 
@@ -185,147 +249,194 @@ impl Answer {
     }
 
     /// Waits at the gate once `offset` bytes of the body are sent.
-    pub fn hold_body(mut self, offset: usize, gate: &Gate) -> Self {
-        self.hold_body = Some((offset, gate.clone()));
+    pub fn hold_at(mut self, offset: u64, gate: &Gate) -> Self {
+        self.hold_at = Some((offset, gate.clone()));
         self
     }
 
     /// Closes the connection once `offset` bytes of the body are sent.
-    pub fn cut(mut self, offset: usize) -> Self {
-        self.cut = Some(offset);
+    pub fn close_at(mut self, offset: u64) -> Self {
+        self.end = Some((offset, End::Close));
+        self
+    }
+
+    /// Resets the connection once `offset` bytes of the body are sent; the proxy may not see
+    /// all of them.
+    pub fn reset_at(mut self, offset: u64) -> Self {
+        self.end = Some((offset, End::Reset));
         self
     }
 
     /// Says `Connection: close`, and does it.
     pub fn closing(mut self) -> Self {
         self.close = true;
-        self.field("Connection", "close")
+        self.header("Connection", "close")
     }
 
-    /// Writes the answer. Ok(true): the connection can carry another request.
-    pub(super) fn write(
-        &self,
-        mut stream: &TcpStream,
-        seen: &Seen,
-        serial: usize,
-        stopping: &dyn Fn() -> bool,
-    ) -> io::Result<bool> {
-        let wait = |gate: &Gate| {
-            gate.arrive();
-            while !gate.opens_within(Duration::from_millis(50)) {
-                if stopping() {
-                    return false;
-                }
-            }
-            true
+    /// The reply as S3 would make it for this request: 304 where If-None-Match
+    /// is the reply's ETag, 206 or 416 where a single range is asked for, of this
+    /// version where If-Range names one.
+    pub fn answering(mut self, request: &Request) -> Self {
+        let etag = self.headers.get("etag");
+        if etag.is_some() && request.header("if-none-match") == etag {
+            self.status = 304;
+            return self;
+        }
+        let if_range = request.header("if-range");
+        let wanted = if_range.is_none() || if_range == etag;
+        let Some(range) = request.header("range").filter(|_| wanted) else {
+            return self;
         };
-        let mut pending = self.interim.clone();
+        let whole = self.body.len;
+        match parse_range(range, whole) {
+            Some((first, last)) => {
+                self.status = 206;
+                self.body.start += first;
+                self.body.len = last - first + 1;
+                self.header("Content-Range", format!("bytes {first}-{last}/{whole}"))
+            }
+            None => Self::status(416).header("Content-Range", format!("bytes */{whole}")),
+        }
+    }
+
+    /// Ok(true): the connection can carry another request.
+    pub(crate) fn write(
+        &self,
+        stream: &TcpStream,
+        request: &Request,
+        serial: usize,
+        progress: &Progress<'_>,
+    ) -> io::Result<bool> {
+        let mut out = Outgoing {
+            stream,
+            bytes: self.interim.clone(),
+            of_body: 0,
+            progress,
+        };
         if let Some(gate) = &self.hold {
-            stream.write_all(&std::mem::take(&mut pending))?;
-            if !wait(gate) {
+            out.flush()?;
+            if !out.wait_at(gate) {
                 return Ok(false);
             }
         }
         match &self.kind {
-            Kind::Raw(bytes) => {
-                pending.extend_from_slice(bytes);
-                stream.write_all(&pending)?;
-                return Ok(false);
-            }
-            Kind::HangUp => {
-                stream.write_all(&pending)?;
-                return Ok(false);
-            }
             Kind::Message => {}
-        }
-        let body = match &self.body {
-            Some(body) => body.clone(),
-            None if matches!(self.status, 204 | 205) => Vec::new(),
-            None => format!("{} #{serial}", seen.path()).into_bytes(),
-        };
-        pending.extend(self.head(body.len()));
-        if seen.method == "HEAD" || matches!(self.status, 204 | 304) {
-            stream.write_all(&pending)?;
-            return Ok(!self.close);
-        }
-        let sent = self.cut.unwrap_or(body.len()).min(body.len());
-        let mut at = 0;
-        loop {
-            let stop = match &self.hold_body {
-                Some((offset, _)) if *offset > at => (*offset).min(sent),
-                _ => sent,
-            };
-            self.frame(&body[at..stop], &mut pending);
-            at = stop;
-            match &self.hold_body {
-                Some((offset, gate)) if *offset == at => {
-                    stream.write_all(&std::mem::take(&mut pending))?;
-                    if !wait(gate) {
-                        return Ok(false);
-                    }
-                    if at == sent {
-                        break;
-                    }
-                    let rest = &body[at..sent];
-                    self.frame(rest, &mut pending);
-                    break;
-                }
-                _ if at == sent => break,
-                _ => {}
+            Kind::Raw(bytes) => {
+                out.bytes.extend_from_slice(bytes);
+                return out.flush().map(|()| false);
             }
+            Kind::HangUp => return out.flush().map(|()| false),
         }
-        if self.cut.is_some() {
-            stream.write_all(&pending)?;
+        let numbered;
+        let body = match self.body.source {
+            Source::Serial if !matches!(self.status, 204 | 205) => {
+                let text = format!("{} #{serial}", request.path()).into_bytes();
+                numbered = Body::new(text.len() as u64, Source::Bytes(text));
+                &numbered
+            }
+            _ => &self.body,
+        };
+        out.bytes.extend(self.head(body.len));
+        if request.method == "HEAD" || matches!(self.status, 204 | 304) {
+            return out.flush().map(|()| !self.close);
+        }
+        if !self.write_body(body, &mut out)? {
             return Ok(false);
         }
         if self.framing == Framing::Chunked {
-            pending.extend_from_slice(b"0\r\n");
+            out.bytes.extend_from_slice(b"0\r\n");
             for (name, value) in &self.trailers {
-                pending.extend(octets(&format!("{name}: {value}\r\n")));
+                out.bytes.extend(octets(&format!("{name}: {value}\r\n")));
             }
-            pending.extend_from_slice(b"\r\n");
+            out.bytes.extend_from_slice(b"\r\n");
         }
-        stream.write_all(&pending)?;
-        Ok(!self.close)
+        out.flush().map(|()| !self.close)
     }
 
-    fn head(&self, len: usize) -> Vec<u8> {
-        let mut fields = self.fields.clone();
-        let has = |name: &str| {
-            self.fields
-                .iter()
-                .any(|(field, _)| field.eq_ignore_ascii_case(name))
-        };
+    /// Ok(false): the reply ends here, or the origin does.
+    fn write_body(&self, body: &Body, out: &mut Outgoing<'_>) -> io::Result<bool> {
+        let mut piece = Vec::new();
+        let mut at = 0;
+        let start = Instant::now();
+        loop {
+            if let Some((_, gate)) = self.hold_at.as_ref().filter(|(hold, _)| *hold == at) {
+                out.flush()?;
+                if !out.wait_at(gate) {
+                    return Ok(false);
+                }
+            }
+            if let Some((_, end)) = self.end.filter(|(end, _)| *end == at) {
+                out.flush()?;
+                if matches!(end, End::Reset) {
+                    // From here on, closing sends RST: socket(7), SO_LINGER.
+                    SockRef::from(out.stream).set_linger(Some(Duration::ZERO))?;
+                }
+                return Ok(false);
+            }
+            let len = self.next_stop(at, body.len) - at;
+            if len == 0 {
+                return Ok(true);
+            }
+            piece.resize(len as usize, 0);
+            body.fill(at, &mut piece);
+            out.push(&piece, self.framing == Framing::Chunked);
+            at += len;
+            if out.of_body >= PIECE {
+                out.flush()?;
+            }
+            if let Some(pace) = self.pace {
+                out.flush()?;
+                let due = Duration::from_secs_f64(at as f64 / pace as f64);
+                thread::sleep(due.saturating_sub(start.elapsed()));
+            }
+        }
+    }
+
+    fn head(&self, len: u64) -> Vec<u8> {
+        let mut headers = self.headers.clone();
+        let has = |name: &str| !self.headers.all(name).is_empty();
         if self.dated && !has("date") {
-            fields.push(("Date".to_owned(), date::from_now(0)));
+            headers.push("Date", &date::from_now(0));
         }
         let framed = matches!(self.status, 204 | 304) || has("content-length");
         match self.framing {
             _ if framed => {}
-            Framing::Length => fields.push(("Content-Length".to_owned(), len.to_string())),
-            Framing::LengthOf(len) => fields.push(("Content-Length".to_owned(), len.to_string())),
-            Framing::Chunked => {
-                fields.push(("Transfer-Encoding".to_owned(), "chunked".to_owned()));
-            }
+            Framing::Length => headers.push("Content-Length", &len.to_string()),
+            Framing::LengthOf(len) => headers.push("Content-Length", &len.to_string()),
+            Framing::Chunked => headers.push("Transfer-Encoding", "chunked"),
             Framing::UntilClose => {}
         }
-        head(
-            self.version,
-            self.status,
-            fields.iter().map(|(name, value)| (&name[..], &value[..])),
-        )
+        head(self.version, self.status, headers.iter())
     }
 
-    fn frame(&self, bytes: &[u8], out: &mut Vec<u8>) {
-        if self.framing != Framing::Chunked {
-            return out.extend_from_slice(bytes);
-        }
-        if !bytes.is_empty() {
-            out.extend(format!("{:x}\r\n", bytes.len()).into_bytes());
-            out.extend_from_slice(bytes);
-            out.extend_from_slice(b"\r\n");
-        }
+    /// Where the piece that starts at `at` ends: nothing is sent across a place where the
+    /// reply holds or ends.
+    fn next_stop(&self, at: u64, len: u64) -> u64 {
+        let hold = self.hold_at.as_ref().map(|(offset, _)| *offset);
+        let end = self.end.map(|(offset, _)| offset);
+        [hold, end, Some(at + PIECE)]
+            .into_iter()
+            .flatten()
+            .filter(|stop| *stop > at)
+            .fold(len, u64::min)
     }
+}
+
+/// First and last byte of a single range (RFC 9110, section 14.1.2).
+fn parse_range(range: &str, len: u64) -> Option<(u64, u64)> {
+    let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+    let (first, last) = match (first, last) {
+        ("", suffix) => (
+            len.saturating_sub(suffix.parse().ok()?),
+            len.checked_sub(1)?,
+        ),
+        (first, "") => (first.parse().ok()?, len.checked_sub(1)?),
+        (first, last) => (
+            first.parse().ok()?,
+            last.parse::<u64>().ok()?.min(len.checked_sub(1)?),
+        ),
+    };
+    (first <= last).then_some((first, last))
 }
 
 fn head<'a>(
@@ -339,4 +450,69 @@ fn head<'a>(
     }
     head += "\r\n";
     octets(&head)
+}
+
+/// Bytes on their way to the proxy, in as few writes as the reply allows.
+struct Outgoing<'r> {
+    stream: &'r TcpStream,
+    bytes: Vec<u8>,
+    /// How many of them are of the body.
+    of_body: u64,
+    progress: &'r Progress<'r>,
+}
+
+// === impl Outgoing ===
+
+impl Outgoing<'_> {
+    fn push(&mut self, piece: &[u8], is_chunk: bool) {
+        if is_chunk {
+            self.bytes
+                .extend(format!("{:x}\r\n", piece.len()).into_bytes());
+        }
+        self.bytes.extend_from_slice(piece);
+        if is_chunk {
+            self.bytes.extend_from_slice(b"\r\n");
+        }
+        self.of_body += piece.len() as u64;
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let mut stream = self.stream;
+        stream.write_all(&mem::take(&mut self.bytes))?;
+        let sent = mem::take(&mut self.of_body);
+        self.progress.sent.fetch_add(sent, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// False: the origin stops before the gate opens.
+    fn wait_at(&self, gate: &Gate) -> bool {
+        gate.arrive();
+        while !gate.opens_within(Duration::from_millis(50)) {
+            if self.progress.stopping.load(Ordering::SeqCst) {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+// === impl Body ===
+
+impl Body {
+    fn new(len: u64, source: Source) -> Self {
+        Self {
+            start: 0,
+            len,
+            source,
+        }
+    }
+
+    fn fill(&self, offset: u64, out: &mut [u8]) {
+        let at = self.start + offset;
+        match &self.source {
+            Source::Bytes(bytes) => out.copy_from_slice(&bytes[at as usize..][..out.len()]),
+            Source::Pattern(pattern) => pattern.fill(at, out),
+            Source::Serial => unreachable!("its length is 0"),
+        }
+    }
 }

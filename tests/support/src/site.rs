@@ -16,8 +16,7 @@ use std::{
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use tempfile::TempDir;
 
-use super::{Answer, Client, Got, ScriptedOrigin, Seen, Use};
-use crate::{eventually, PATIENCE};
+use crate::{eventually, Connection, Origin, Reply, Request, Response, Use, PATIENCE};
 
 /// What the proxy says when it accepts connections, before its address.
 const LISTENING: &str = "listening on ";
@@ -36,7 +35,7 @@ rm -rf "$dir"
 /// The example's caching proxy, with an origin and a cache of its own.
 pub struct Site {
     proxy: SocketAddr,
-    origin: ScriptedOrigin,
+    origin: Origin,
     pages: AtomicUsize,
     log: Arc<Mutex<String>>,
     keeper: Child,
@@ -71,7 +70,7 @@ impl Site {
 
     /// One with further arguments.
     pub fn start(arguments: &[&str]) -> Self {
-        let origin = ScriptedOrigin::start();
+        let origin = Origin::scripted();
         let example = example("http_cache");
         let dir = TempDir::with_prefix("http-cache-")
             .expect("make the proxy's directory")
@@ -136,7 +135,7 @@ impl Site {
         self.proxy
     }
 
-    pub fn origin(&self) -> &ScriptedOrigin {
+    pub fn origin(&self) -> &Origin {
         &self.origin
     }
 
@@ -145,8 +144,8 @@ impl Site {
         self.log.lock().unwrap().clone()
     }
 
-    pub fn client(&self) -> Client {
-        Client::open(self.proxy)
+    pub fn client(&self) -> Connection {
+        Connection::open(self.proxy).with_host("site.example")
     }
 
     /// A path without answers.
@@ -159,7 +158,7 @@ impl Site {
     }
 
     /// A path whose every answer is this one.
-    pub fn page_with(&self, answer: Answer) -> Page<'_> {
+    pub fn page_with(&self, answer: Reply) -> Page<'_> {
         let page = self.page();
         page.answers([answer]);
         page
@@ -223,7 +222,7 @@ impl Page<'_> {
     }
 
     /// Scripts the answers, one a request in order; the last one repeats.
-    pub fn answers(&self, answers: impl IntoIterator<Item = Answer>) {
+    pub fn answers(&self, answers: impl IntoIterator<Item = Reply>) {
         let answers: Vec<_> = answers.into_iter().collect();
         let before = self.count();
         self.serves(move |_, serial| {
@@ -233,24 +232,24 @@ impl Page<'_> {
     }
 
     /// Scripts the answers: the request and its number decide.
-    pub fn serves(&self, script: impl Fn(&Seen, usize) -> Answer + Send + Sync + 'static) {
+    pub fn serves(&self, script: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static) {
         self.site.origin.script(&self.path, script);
     }
 
-    pub fn get(&self) -> Got {
+    pub fn get(&self) -> Response {
         self.get_with(&[])
     }
 
-    pub fn get_with(&self, fields: &[(&str, &str)]) -> Got {
+    pub fn get_with(&self, fields: &[(&str, &str)]) -> Response {
         self.request("GET", fields, b"")
     }
 
-    pub fn head(&self) -> Got {
+    pub fn head(&self) -> Response {
         self.request("HEAD", &[], b"")
     }
 
     /// On a connection of its own.
-    pub fn request(&self, method: &str, fields: &[(&str, &str)], body: &[u8]) -> Got {
+    pub fn request(&self, method: &str, fields: &[(&str, &str)], body: &[u8]) -> Response {
         let mut client = self.ask(method, fields, body);
         client
             .try_receive(method)
@@ -258,7 +257,7 @@ impl Page<'_> {
     }
 
     /// Sends a request, on a connection of its own, and does not wait.
-    pub fn ask(&self, method: &str, fields: &[(&str, &str)], body: &[u8]) -> Client {
+    pub fn ask(&self, method: &str, fields: &[(&str, &str)], body: &[u8]) -> Connection {
         let mut client = self.site.client();
         let fields: Vec<_> = [("Connection", "close")]
             .iter()
@@ -270,7 +269,7 @@ impl Page<'_> {
     }
 
     /// A `GET`, and what the proxy did for it.
-    pub fn get_again(&self, fields: &[(&str, &str)]) -> (Got, Use) {
+    pub fn get_again(&self, fields: &[(&str, &str)]) -> (Response, Use) {
         let before = self.count();
         let got = self.get_with(fields);
         let used = match self.seen()[before..] {
@@ -282,7 +281,7 @@ impl Page<'_> {
     }
 
     /// Every request that the origin got for it.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn seen(&self) -> Vec<Request> {
         self.site.origin.seen(&self.path)
     }
 
