@@ -29,6 +29,10 @@
 #[cfg(target_os = "linux")]
 #[path = "common/measure.rs"]
 mod measure;
+#[cfg(target_os = "linux")]
+#[path = "common/stats.rs"]
+#[allow(dead_code, reason = "each bench uses a part")]
+mod stats;
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -65,7 +69,10 @@ mod linux {
     use tempfile::TempDir;
     use tokio::{io::Interest, net::TcpStream as Socket, runtime::Runtime};
 
-    use super::measure::{cpu_time, median};
+    use super::{
+        measure::cpu_time,
+        stats::{median, Summary},
+    };
 
     const KIB: u64 = 1024;
     const MIB: u64 = 1024 * KIB;
@@ -256,8 +263,8 @@ mod linux {
                     whole.mib_per_second(),
                     chunks.mib_per_second(),
                     sendfile.mib_per_second(),
-                    Ratios::of(sendfile, whole).show(),
-                    Ratios::of(sendfile, chunks).show(),
+                    sendfile.ratio_to(whole),
+                    sendfile.ratio_to(chunks),
                 );
             }
         }
@@ -272,9 +279,9 @@ mod linux {
             let (Some(tokio), Some(uring)) = (line.turns("tokio"), line.turns("uring")) else {
                 continue;
             };
-            let ratios = Ratios::of(uring, tokio);
+            let ratio = uring.ratio_to(tokio);
             if line.kind.is_of_engine() {
-                of_engine.push(ratios.median);
+                of_engine.push(ratio.median);
             }
             println!(
                 "| {}{} | {:.0} | {:.0} | {} | {:.2} | {:.2} |",
@@ -284,7 +291,7 @@ mod linux {
                     .map_or_else(String::new, |way| format!(" {way}")),
                 tokio.mib_per_second(),
                 uring.mib_per_second(),
-                ratios.show(),
+                ratio,
                 tokio.cpu_per_mib(),
                 uring.cpu_per_mib(),
             );
@@ -844,42 +851,17 @@ mod linux {
 
     impl Turns {
         fn mib_per_second(&self) -> f64 {
-            median(&mut self.bytes_per_second.clone()) / MIB as f64
+            median(&self.bytes_per_second) / MIB as f64
+        }
+
+        /// Of the same rounds.
+        fn ratio_to(&self, base: &Self) -> Summary {
+            Summary::of_ratios(&self.bytes_per_second, &base.bytes_per_second)
+                .expect("at least one round")
         }
 
         fn cpu_per_mib(&self) -> f64 {
             self.cpu.as_secs_f64() * 1e3 / (self.bytes as f64 / MIB as f64)
-        }
-    }
-
-    /// Of two variants in the same rounds.
-    struct Ratios {
-        lowest: f64,
-        median: f64,
-        highest: f64,
-    }
-
-    // === impl Ratios ===
-
-    impl Ratios {
-        fn of(this: &Turns, that: &Turns) -> Self {
-            let turns = this.bytes_per_second.iter().zip(&that.bytes_per_second);
-            let mut ratios: Vec<f64> = turns.map(|(this, that)| this / that).collect();
-            let median = median(&mut ratios);
-            Self {
-                lowest: ratios[0],
-                median,
-                highest: ratios[ratios.len() - 1],
-            }
-        }
-
-        fn show(&self) -> String {
-            let Self {
-                lowest,
-                median,
-                highest,
-            } = self;
-            format!("{median:.2} [{lowest:.2}, {highest:.2}]")
         }
     }
 }

@@ -19,6 +19,16 @@ pub fn pin(core: usize) {
     sched_setaffinity(None, &cores).unwrap_or_else(|e| panic!("pin to core {core}: {e}"));
 }
 
+/// The places of server and client, in words.
+pub fn describe(cores: Option<Cores>, servers: &str) -> String {
+    match cores {
+        Some(Cores { server, client }) => {
+            format!("{servers} on core {server}, the client on core {client}")
+        }
+        None => format!("one core for {servers} and client, unpinned"),
+    }
+}
+
 // === impl Cores ===
 
 impl Cores {

@@ -1,4 +1,4 @@
-//! What two benches measure by.
+//! CPU time of a process.
 
 use std::{fs, time::Duration};
 
@@ -18,15 +18,4 @@ pub fn cpu_time(pid: u32) -> Duration {
         .map(|field| field.parse::<u64>().expect("a number of ticks"))
         .sum();
     Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
-}
-
-/// Sorts what it is given.
-pub fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 {
-        values[middle]
-    } else {
-        (values[middle - 1] + values[middle]) / 2.0
-    }
 }

@@ -58,6 +58,8 @@
 #[cfg(target_os = "linux")]
 mod bare;
 #[cfg(target_os = "linux")]
+#[path = "../common/client.rs"]
+#[allow(dead_code, reason = "each bench uses a part")]
 mod client;
 #[cfg(target_os = "linux")]
 #[path = "../common/cores.rs"]
@@ -89,7 +91,12 @@ mod report;
 #[cfg(target_os = "linux")]
 mod roles;
 #[cfg(target_os = "linux")]
+#[path = "../common/stats.rs"]
+#[allow(dead_code, reason = "each bench uses a part")]
 mod stats;
+#[cfg(target_os = "linux")]
+#[path = "../common/table.rs"]
+mod table;
 
 #[cfg(target_os = "linux")]
 fn main() {

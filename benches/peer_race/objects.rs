@@ -4,7 +4,10 @@ use std::{fs, io, path::Path};
 
 use test_support::Pattern;
 
-use crate::paths::file;
+use crate::{
+    client::{Order, Requests},
+    paths::file,
+};
 
 pub const KIB: u64 = 1024;
 pub const MIB: u64 = 1024 * KIB;
@@ -45,6 +48,20 @@ impl Objects {
 
     pub fn bytes(&self) -> u64 {
         self.len * self.count
+    }
+
+    /// A request for each of them.
+    pub fn requests(&self, order: Order) -> Requests {
+        let request = |index| {
+            let path = path(self.len, index);
+            format!("GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n").into_bytes()
+        };
+        Requests {
+            texts: (0..self.count).map(request).collect(),
+            order,
+            status: "200",
+            body_len: self.len,
+        }
     }
 
     /// Writes them all as files that [`file`] names.

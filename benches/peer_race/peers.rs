@@ -5,17 +5,26 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     rc::Rc,
+    thread,
+    time::Duration,
 };
 
 use crate::{
+    client::{Address, Client, Order},
     nginx,
-    objects::Objects,
+    objects::{self, Objects},
     process::{open_files, Server},
     roles,
 };
 
 /// The proxy that was built with this benchmark.
 pub const PROXY: &str = env!("CARGO_BIN_EXE_s3-proxy");
+
+/// Connections that fill a cache.
+const FILLING: usize = 16;
+
+/// How often all objects are asked for until all are hits.
+const FILL_ATTEMPTS: usize = 20;
 
 /// The bucket of the origin that has no more in its header than it needs.
 pub const BUCKET: &str = "bench";
@@ -275,7 +284,37 @@ cache:
 // === impl Peer ===
 
 impl Peer {
+    /// Asks for all objects until all are hits, and checks the bytes of some.
     pub fn fill(&self, objects: Objects) {
-        crate::client::Client::fill(self.kind.key(), self.addr, objects);
+        let mut client = self.connect(objects, Order::in_turn(), FILLING).filling();
+        for attempt in 0.. {
+            client.fetch(objects.count);
+            let misses = client.take_misses();
+            if misses == 0 {
+                break;
+            }
+            assert!(
+                attempt < FILL_ATTEMPTS,
+                "{}: {misses} of {} objects of {} are not stored",
+                self.kind.key(),
+                objects.count,
+                objects.label
+            );
+            // The proxy commits entries a little later than it sends them.
+            if attempt > 0 {
+                thread::sleep(Duration::from_millis(250));
+            }
+        }
+        for index in [0, objects.count / 2, objects.count - 1] {
+            let (_, body) = client.look(&Address::Tcp(self.addr), index as usize);
+            objects::pattern(objects.len, index).check(0, &body);
+        }
+    }
+
+    /// A client of this peer.
+    pub fn connect(&self, objects: Objects, order: Order, connections: usize) -> Client {
+        let address = Address::Tcp(self.addr);
+        let requests = objects.requests(order);
+        Client::connect(self.kind.key(), &address, connections, requests)
     }
 }

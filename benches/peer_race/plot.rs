@@ -5,7 +5,8 @@ use std::fmt::Write;
 use crate::{
     peers::PeerKind,
     race::{Cell, Entry, Results},
-    report::{best_nginx, count, median, median_ratio},
+    report::{best_nginx, count},
+    stats::{median, Summary},
 };
 
 /// The number of connections that is drawn, where it was measured.
@@ -142,8 +143,8 @@ impl<'a> Group<'a> {
         let bar = |entry: &Entry| Bar {
             kind: entry.kind,
             ratio: base
-                .and_then(|base| median_ratio(&entry.rates, &base.rates))
-                .unwrap_or(0.0),
+                .and_then(|base| Summary::of_ratios(&entry.rates, &base.rates))
+                .map_or(0.0, |ratio| ratio.median),
             rate: median(&entry.rates) / cell.objects.len as f64,
         };
         let bars = cell.entries.iter().map(bar).collect();

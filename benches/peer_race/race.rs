@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    client::Client,
-    cores::{pin, Cores},
+    client::{Client, Order},
+    cores::{describe, pin, Cores},
     machine,
     network::Network,
     objects::{Objects, KIB, MIB},
@@ -86,12 +86,7 @@ pub fn run(options: &Options) {
         paced: Vec::new(),
     };
     println!("{}, load {}", results.machine, results.load[0]);
-    match cores {
-        Some(Cores { server, client }) => {
-            println!("servers run on core {server}, the client on core {client}");
-        }
-        None => println!("one core only: servers and client share it, unpinned"),
-    }
+    println!("{}", describe(cores, "servers"));
 
     // Dropped after the servers that have files there.
     let work = WorkDir::make();
@@ -203,21 +198,21 @@ fn in_turns(count: usize, rounds: usize, mut turn: impl FnMut(usize, Option<usiz
 
 impl Cell {
     fn measure(peers: &[Peer], objects: Objects, connections: usize, options: &Options) -> Self {
-        let connect = |peer: &Peer| Client::connect(peer.addr, objects, connections);
+        let connect = |peer: &Peer| peer.connect(objects, Order::random(), connections);
         let mut clients: Vec<Client> = peers.iter().map(connect).collect();
         let mut entries: Vec<Entry> = peers.iter().map(|peer| Entry::new(peer.kind)).collect();
         let (rounds, duration) = options.turns(objects, connections);
         in_turns(peers.len(), rounds, |index, round| {
             let peer = &peers[index];
-            let (client, name) = (&mut clients[index], peer.kind.key());
+            let client = &mut clients[index];
             if round.is_none() {
-                client.turn(name, options.turn, &mut Vec::new());
+                client.turn(options.turn, &mut Vec::new());
                 return;
             }
             let entry = &mut entries[index];
             let before = peer.server.cpu_times();
             let mut latencies = Vec::new();
-            let turn = client.turn(name, duration, &mut latencies);
+            let turn = client.turn(duration, &mut latencies);
             entry.cpu += peer.server.cpu_times().since(&before);
             entry.elapsed += turn.total;
             let rate = turn.bytes as f64 / turn.elapsed.as_secs_f64();
@@ -253,7 +248,10 @@ impl Entry {
 
 impl Paced {
     fn measure(peers: &[Peer], objects: Objects, turn: Duration, rounds: usize) -> Self {
-        let connect = |peer: &Peer| Client::connect_ordinary(peer.addr, objects, PACED_CONNECTIONS);
+        let connect = |peer: &Peer| {
+            let client = peer.connect(objects, Order::random(), PACED_CONNECTIONS);
+            client.ordinary()
+        };
         let mut clients: Vec<Client> = peers.iter().map(connect).collect();
         let entry = |peer: &Peer| PacedEntry {
             kind: peer.kind,
@@ -263,13 +261,13 @@ impl Paced {
         let mut entries: Vec<PacedEntry> = peers.iter().map(entry).collect();
         in_turns(peers.len(), rounds, |index, round| {
             let peer = &peers[index];
-            let (client, name) = (&mut clients[index], peer.kind.key());
+            let client = &mut clients[index];
             if round.is_none() {
-                client.paced_turn(name, turn / 5, PACED_RATE);
+                client.paced_turn(turn / 5, PACED_RATE);
                 return;
             }
             let before = peer.server.cpu_times();
-            let turn = client.paced_turn(name, turn, PACED_RATE);
+            let turn = client.paced_turn(turn, PACED_RATE);
             let cpu = peer.server.cpu_times().since(&before);
             let entry = &mut entries[index];
             entry.cpu.push(cpu.as_secs_f64() / turn.bytes as f64);

@@ -7,12 +7,14 @@ use std::{
 };
 
 use crate::{
+    cores::describe,
     objects::{GIB, MIB},
     options::{Options, LONG, LONGER},
     peers::PeerKind,
     plot,
     race::{Cell, Entry, Paced, Results, PACED_RATE},
-    stats::Summary,
+    stats::{median, Summary},
+    table::Table,
 };
 
 /// Where the report goes.
@@ -48,13 +50,7 @@ fn markdown(results: &Results, options: &Options) -> String {
         .iter()
         .map(|objects| format!("{} x {}", objects.count, objects.label))
         .collect();
-    let place = match results.cores {
-        Some(cores) => format!(
-            "servers on core {}, the client on core {}",
-            cores.server, cores.client
-        ),
-        None => "one core for servers and client".to_owned(),
-    };
+    let place = describe(results.cores, "servers");
     if options.partial {
         text += "Made with options that leave out or shorten something.\n\n";
     }
@@ -97,15 +93,18 @@ fn markdown(results: &Results, options: &Options) -> String {
 
 /// The section of a cell.
 pub fn cell(cell: &Cell) -> String {
-    let mut text = format!(
-        "## {}, {} connection{}\n\n\
-         | peer | responses/s | GB/s | spread | / nginx | / old flow | p50, µs | p99, µs | \
-         p99 / nginx | busy |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
-        cell.objects.label,
-        cell.connections,
-        if cell.connections == 1 { "" } else { "s" },
-    );
+    let mut table = Table::new(&[
+        "peer",
+        "responses/s",
+        "GB/s",
+        "spread",
+        "/ nginx",
+        "/ old flow",
+        "p50, µs",
+        "p99, µs",
+        "p99 / nginx",
+        "busy",
+    ]);
     let nginx = best_nginx(cell);
     let old_flow = cell.entries.iter().find(|e| e.kind == PeerKind::OldFlow);
     for entry in &cell.entries {
@@ -113,34 +112,34 @@ pub fn cell(cell: &Cell) -> String {
             continue;
         };
         let busy = entry.cpu.as_secs_f64() / entry.elapsed.as_secs_f64();
-        writeln!(
-            text,
-            "| {} | {} | {:.2} | ±{:.0} % | {} | {} | {} | {} | {} | {:.0} % |",
-            entry.kind.key(),
+        table.row(&[
+            entry.kind.key().to_owned(),
             count(rate.median / cell.objects.len as f64),
-            rate.median / 1e9,
-            rate.spread() * 100.0,
+            format!("{:.2}", rate.median / 1e9),
+            format!("±{:.0} %", rate.spread() * 100.0),
             ratio(&entry.rates, nginx.map(|nginx| &nginx.rates)),
             ratio(&entry.rates, old_flow.map(|old_flow| &old_flow.rates)),
             count(median(&entry.p50) / 1e3),
             count(median(&entry.p99) / 1e3),
             ratio(&entry.p99, quickest_nginx(cell).map(|nginx| &nginx.p99)),
-            busy * 100.0,
-        )
-        .expect("write to a string");
+            format!("{:.0} %", busy * 100.0),
+        ]);
     }
-    text
+    let plural = if cell.connections == 1 { "" } else { "s" };
+    let (label, connections) = (cell.objects.label, cell.connections);
+    format!("## {label}, {connections} connection{plural}\n\n{table}")
 }
 
 /// The section of what was measured at a fixed rate.
 pub fn paced(paced: &Paced) -> String {
-    let mut text = format!(
-        "## {} at {} MiB/s\n\n\
-         | peer | CPU s/GiB | lowest | highest | / best nginx | MiB/s that came |\n\
-         |---|---:|---:|---:|---:|---:|\n",
-        paced.objects.label,
-        PACED_RATE / MIB,
-    );
+    let mut table = Table::new(&[
+        "peer",
+        "CPU s/GiB",
+        "lowest",
+        "highest",
+        "/ best nginx",
+        "MiB/s that came",
+    ]);
     let summary = |values: &[f64]| Summary::of(values.iter().copied());
     let nginx = paced
         .entries
@@ -152,19 +151,17 @@ pub fn paced(paced: &Paced) -> String {
         let (Some(cpu), Some(rate)) = (summary(&entry.cpu), summary(&entry.rates)) else {
             continue;
         };
-        writeln!(
-            text,
-            "| {} | {:.3} | {:.3} | {:.3} | {} | {:.0} |",
-            entry.kind.key(),
-            cpu.median * GIB as f64,
-            cpu.min * GIB as f64,
-            cpu.max * GIB as f64,
+        table.row(&[
+            entry.kind.key().to_owned(),
+            format!("{:.3}", cpu.median * GIB as f64),
+            format!("{:.3}", cpu.min * GIB as f64),
+            format!("{:.3}", cpu.max * GIB as f64),
             nginx.map_or_else(String::new, |n| format!("{:.2}", cpu.median / n.median)),
-            rate.median / MIB as f64,
-        )
-        .expect("write to a string");
+            format!("{:.0}", rate.median / MIB as f64),
+        ]);
     }
-    text
+    let rate = PACED_RATE / MIB;
+    format!("## {} at {rate} MiB/s\n\n{table}", paced.objects.label)
 }
 
 /// The fastest of nginx's modes.
@@ -183,19 +180,9 @@ fn quickest_nginx(cell: &Cell) -> Option<&Entry> {
         .min_by(|a, b| median(&a.p99).total_cmp(&median(&b.p99)))
 }
 
-pub fn median(rounds: &[f64]) -> f64 {
-    Summary::of(rounds.iter().copied()).map_or(0.0, |summary| summary.median)
-}
-
-/// The median of the ratios of each round.
-pub fn median_ratio(rounds: &[f64], base: &[f64]) -> Option<f64> {
-    let ratios = rounds.iter().zip(base).map(|(value, base)| value / base);
-    Summary::of(ratios).map(|ratio| ratio.median)
-}
-
 fn ratio(rounds: &[f64], base: Option<&Vec<f64>>) -> String {
-    base.and_then(|base| median_ratio(rounds, base))
-        .map_or_else(String::new, |ratio| format!("{ratio:.2}"))
+    base.and_then(|base| Summary::of_ratios(rounds, base))
+        .map_or_else(String::new, |ratio| format!("{:.2}", ratio.median))
 }
 
 /// Three significant digits, more where there are more before the point.

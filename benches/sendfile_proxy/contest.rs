@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
-use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use test_support::{Bucket, Origin, Pattern, Proxy, Reply};
 
 use crate::measure::cpu_time;
 use crate::{
     case::{Case, Way},
-    client::{Address, Client, Requests},
+    client::{Address, Client, Order, Requests},
     cores::{pin, Cores},
-    role, signed,
-    table::Turns,
-    unix_server,
+    results::Turns,
+    role, signed, unix_server,
 };
+
+/// At once, to each proxy.
+pub const CONNECTIONS: u64 = 16;
 
 /// The most objects of a case: each is a file that is kept open.
 pub const MAX_OBJECTS: u64 = 2048;
@@ -40,21 +41,13 @@ pub struct Server {
     way: Way,
     proxy: Proxy,
     client: Client,
-    requests: Requests,
+    body_len: u64,
     /// As many responses were no hits: the first of each.
     objects: u64,
+    /// Responses to the client that filled the cache.
+    filled: u64,
     /// How many lookups had opened files before anything was measured.
     opens: u64,
-}
-
-/// As far as everybody may: the proxy inherits it.
-pub fn raise_descriptor_limit() {
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    let all = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    setrlimit(Resource::Nofile, all).expect("raise the limit of open files");
 }
 
 // === impl Contest ===
@@ -138,38 +131,46 @@ impl Server {
             Address::Tcp(proxy.addr())
         };
 
-        let mut client = Client::connect(&address, cores.is_some());
-        let mut whole = whole_objects(way, objects, case.object_len());
-        client.fetch(&mut whole, objects);
+        let object_len = case.object_len();
+        let requests = || whole_objects(way, objects, object_len);
+        let connect =
+            |requests| Client::connect("the proxy", &address, CONNECTIONS as usize, requests);
+        let mut client = connect(requests()).filling();
+        client.fetch(objects);
         // The last entry is complete a little later than its response.
         proxy.expect_metric("cache_entries", objects);
+        assert_eq!(client.take_misses(), objects);
         // From now on it is open, or in memory.
-        client.fetch(&mut whole, objects);
+        client.fetch(objects);
+        assert_eq!(client.take_misses(), 0);
+        let filled = client.sent();
 
-        let requests = if case.is_range() {
-            ranges(objects, case.object_len(), case.body_len())
-        } else {
-            whole
-        };
+        let body_len = case.body_len();
+        let mut client = connect(match case.is_range() {
+            true => ranges(objects, object_len, body_len),
+            false => requests(),
+        });
         // What the client discards is right: one response is looked at.
-        let (head, body) = client.look(&requests);
-        assert!(head.to_ascii_lowercase().contains("x-cache: hit"), "{head}");
-        assert_eq!(body.len() as u64, requests.body_len);
+        let (_, body) = client.look(&address, 0);
         Pattern::new(0).check(0, &body);
+        if cores.is_none() {
+            client = client.sleeping();
+        }
 
         Self {
             opens: proxy.metric("cache_opens_total"),
             way,
             proxy,
             client,
-            requests,
+            body_len,
             objects,
+            filled,
         }
     }
 
     /// As [`Client::fetch`].
     pub fn fetch(&mut self, count: u64) -> Duration {
-        self.client.fetch(&mut self.requests, count)
+        self.client.fetch(count)
     }
 
     fn take_turn(&mut self, count: u64, turns: &mut Turns) {
@@ -177,13 +178,13 @@ impl Server {
         let elapsed = self.fetch(count);
         turns.server_cpu += cpu_time(self.proxy.pid()) - cpu_before;
         turns.elapsed += elapsed;
-        let bytes = (count * self.requests.body_len) as f64;
+        let bytes = (count * self.body_len) as f64;
         turns.bytes_per_second.push(bytes / elapsed.as_secs_f64());
     }
 
     fn check(&self) {
         let proxy = &self.proxy;
-        let hits = self.client.sent() - self.objects;
+        let hits = self.filled + self.client.sent() - self.objects;
         proxy.expect_metric("cache_hits_total", hits);
         proxy.expect_metric("origin_requests_total", self.objects);
         let by_sendfile = if self.way.is_sendfile() { hits } else { 0 };
@@ -203,8 +204,8 @@ impl Server {
     }
 }
 
-fn request(object: u64, fields: &str) -> String {
-    format!("GET /assets/{object} HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n")
+fn request(object: u64, fields: &str) -> Vec<u8> {
+    format!("GET /assets/{object} HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n").into_bytes()
 }
 
 fn whole_objects(way: Way, objects: u64, len: u64) -> Requests {
@@ -214,7 +215,7 @@ fn whole_objects(way: Way, objects: u64, len: u64) -> Requests {
     };
     Requests {
         texts: (0..objects).map(text).collect(),
-        next: 0,
+        order: Order::in_turn(),
         status: "200",
         body_len: len,
     }
@@ -229,7 +230,7 @@ fn ranges(objects: u64, object_len: u64, len: u64) -> Requests {
     });
     Requests {
         texts: texts.collect(),
-        next: 0,
+        order: Order::in_turn(),
         status: "206",
         body_len: len,
     }

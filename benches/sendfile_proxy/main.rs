@@ -43,26 +43,33 @@
 #![forbid(unsafe_code)]
 
 mod case;
+#[path = "../common/client.rs"]
+#[allow(dead_code, reason = "each bench uses a part")]
 mod client;
 mod contest;
 #[path = "../common/cores.rs"]
 mod cores;
 #[path = "../common/measure.rs"]
 mod measure;
+mod results;
 #[path = "../common/role.rs"]
 mod role;
 mod signed;
+#[path = "../common/stats.rs"]
+#[allow(dead_code, reason = "each bench uses a part")]
+mod stats;
+#[path = "../common/table.rs"]
 mod table;
 mod unix_server;
 
 use std::{env, time::Duration};
 
 use case::{Case, MIB};
-use client::CONNECTIONS;
-use contest::Contest;
-use cores::{pin, Cores};
+use contest::{Contest, CONNECTIONS};
+use cores::{describe, pin, Cores};
 use criterion::{Criterion, SamplingMode, Throughput};
-use table::Compared;
+use results::Compared;
+use test_support::raise_descriptor_limit;
 
 /// How much is to be done.
 struct Effort {
@@ -81,18 +88,15 @@ fn main() {
         return unix_server::run(&config, &file);
     }
     let effort = Effort::from_args();
-    contest::raise_descriptor_limit();
+    raise_descriptor_limit();
     let cores = Cores::choose();
-    match cores {
-        Some(Cores { server, client }) => {
-            pin(client);
-            println!("the proxy runs on core {server}, the client on core {client}");
-        }
-        None => println!("one core only: proxy and client share it, unpinned"),
+    if let Some(cores) = cores {
+        pin(cores.client);
     }
+    println!("{}", describe(cores, "the proxy"));
 
     let mut criterion = Criterion::default().configure_from_args();
-    let mut table = Vec::new();
+    let mut compared = Vec::new();
     for case in Case::all() {
         // Not before something is measured: the filter may leave this case out.
         let mut contest = None;
@@ -117,12 +121,12 @@ fn main() {
         if let Some(mut contest) = contest {
             let of = contest.compare(effort.responses(&case), effort.rounds);
             contest.check();
-            table.push(Compared { case, of });
+            compared.push(Compared { case, of });
         }
     }
     criterion.final_summary();
-    if effort.rounds > 0 && !table.is_empty() {
-        table::print(&table, effort.rounds);
+    if effort.rounds > 0 && !compared.is_empty() {
+        results::print(&compared, effort.rounds);
     }
 }
 

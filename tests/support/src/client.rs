@@ -359,7 +359,7 @@ impl Connection {
         body: &[u8],
     ) -> Vec<u8> {
         let has = |name: &str| fields.iter().any(|(f, _)| f.eq_ignore_ascii_case(name));
-        let mut head = format!("{method} {target} HTTP/1.1\r\n");
+        let mut head = String::new();
         if !has("host") {
             head += &format!("Host: {}\r\n", self.host);
         }
@@ -370,7 +370,9 @@ impl Connection {
             head += &format!("Content-Length: {}\r\n", body.len());
         }
         head += "\r\n";
-        octets(&head)
+        let mut bytes = format!("{method} {target} HTTP/1.1\r\n").into_bytes();
+        bytes.extend(octets(&head));
+        bytes
     }
 }
 

@@ -1,5 +1,7 @@
 //! Medians, spreads and percentiles.
 
+use std::fmt;
+
 /// A figure of several rounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Summary {
@@ -7,6 +9,16 @@ pub struct Summary {
     pub min: f64,
     pub max: f64,
     quartiles: [f64; 2],
+}
+
+/// The median, and the lowest and the highest in brackets.
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            median, min, max, ..
+        } = self;
+        write!(f, "{median:.2} [{min:.2}, {max:.2}]")
+    }
 }
 
 // === impl Summary ===
@@ -33,11 +45,21 @@ impl Summary {
         })
     }
 
+    /// Of two series, round by round.
+    pub fn of_ratios(rounds: &[f64], base: &[f64]) -> Option<Self> {
+        Self::of(rounds.iter().zip(base).map(|(value, base)| value / base))
+    }
+
     /// Half of the distance between the quartiles, as a part of the median.
     pub fn spread(&self) -> f64 {
         let [first, third] = self.quartiles;
         (third - first) / 2.0 / self.median
     }
+}
+
+/// 0 where there are no values.
+pub fn median(values: &[f64]) -> f64 {
+    Summary::of(values.iter().copied()).map_or(0.0, |summary| summary.median)
 }
 
 /// Sorts what it is given; 0 where that is empty.
