@@ -1,16 +1,19 @@
 # `make -j` builds no faster: cargo uses all cores itself.
 .NOTPARALLEL:
 
-.PHONY: help prerequisites install-prerequisites vendor vendor-refresh vendor-check build run test upstream-test lint doc bench soak fuzz
+.PHONY: help prerequisites install-prerequisites vendor vendor-refresh vendor-check build run test test-uring upstream-test lint msrv bench soak fuzz fuzz-check
 
 help:
 	@echo 'make run            try the proxy on sample files; builds a binary that is not optimized'
 	@echo 'make test           all tests; those against MinIO need Docker'
+	@echo 'make test-uring     the tests of the disk cache once more, over io_uring'
 	@echo 'make build          target/release/s3-proxy and target/release/examples/http_cache, optimized'
 	@echo 'make bench          the benchmarks; BENCH=--quick shortens them to a smoke run'
 	@echo 'make soak           the proxy under load, faults and attacks, for SOAK_MINUTES (30)'
 	@echo 'make fuzz           parsers of cache files, requests, S3 documents and YAML, for FUZZ_SECONDS (600) each'
+	@echo 'make fuzz-check     compiles the fuzz targets'
 	@echo 'make lint           fmt, clippy and documentation, warnings are errors'
+	@echo 'make msrv           compiles with the oldest compiler that Cargo.toml promises'
 	@echo 'make vendor         fetch Pingora and apply patches/'
 	@echo 'make vendor-refresh write the commits of vendor/pingora to patches/'
 	@echo 'make vendor-check   fail unless vendor/pingora is pins + series'
@@ -48,6 +51,14 @@ run: install-prerequisites vendor
 test: install-prerequisites vendor-check upstream-test
 	cargo test --locked --workspace --features $(FEATURES)
 
+# The modules of tests/it whose proxies keep bodies on disk and leave the backend open.
+# The others name one, or do not depend on it.
+DISK_TESTS := disk_faults:: fill:: heads:: hit:: range_miss:: restart:: room:: transfer:: upgrade::
+
+test-uring: vendor
+	cargo build --locked --features $(FEATURES) --bin s3-proxy --example http_cache
+	CACHE_BACKEND=uring cargo test --locked --features $(FEATURES) --test it -- $(DISK_TESTS)
+
 upstream-test: vendor
 	@vendor/upstream-test.sh
 
@@ -58,6 +69,17 @@ lint: vendor
 	cargo fmt --manifest-path benches/stock/Cargo.toml --check
 	cargo clippy --locked --manifest-path benches/stock/Cargo.toml --target-dir target/stock -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --features $(FEATURES)
+
+RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+# With rustup's toolchain of that version, or the compiler at hand where it is that version.
+msrv: vendor
+	@if rustc --version | grep -qF 'rustc $(RUST_VERSION).'; then toolchain=; \
+	elif cargo +$(RUST_VERSION) --version >/dev/null 2>&1; then toolchain=+$(RUST_VERSION); \
+	else echo 'skipped: Rust $(RUST_VERSION) is not installed; rustup toolchain install $(RUST_VERSION)'; exit 0; fi; \
+	set -ex; \
+	cargo $$toolchain check --locked; \
+	cargo $$toolchain check --locked --features $(FEATURES) --all-targets
 
 BENCH ?=
 
@@ -70,6 +92,9 @@ SOAK_MINUTES ?= 30
 
 soak: vendor
 	SOAK_SECONDS=$$(($(SOAK_MINUTES) * 60)) cargo test --locked --release --features $(FEATURES) --test soak -- --nocapture
+
+fuzz-check: vendor
+	cd fuzz && cargo check --locked
 
 FUZZ_SECONDS ?= 600
 
