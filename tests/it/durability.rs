@@ -19,10 +19,9 @@ use std::{
 
 use crate::engine::{self, trace, Object};
 use pingora_cache::{CacheMeta, HttpCache, Storage};
-use pingora_core::ErrorType;
 use pingora_sendfile::cache::{
     internals::Layout, BackendChoice, DiskCache, DiskCacheConfig, EntryId, EntryMeta, Eviction,
-    FILL_BROKEN,
+    FILL_BROKEN, NO_ROOM,
 };
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -480,7 +479,7 @@ impl Shared {
         let mut miss = match begun {
             Ok(miss) => miss,
             // What is being committed takes all the room.
-            Err(e) => return assert_eq!(*e.etype(), ErrorType::FileCreateError, "{e}"),
+            Err(e) => return assert_eq!(*e.etype(), NO_ROOM, "{e}"),
         };
         self.begun[key].store(seed, Ordering::SeqCst);
         // One in ten origins breaks off.

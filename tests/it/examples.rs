@@ -13,8 +13,7 @@ use std::{
 
 use tempfile::TempDir;
 use test_support::{
-    eventually, get, pattern, request, example, Gate, Origin, Reply, Request, Response,
-    PATIENCE,
+    eventually, example, get, pattern, request, Gate, Origin, Reply, Request, Response, PATIENCE,
 };
 
 /// More bytes than are read ahead, and than one call of sendfile(2) moves.

@@ -338,8 +338,10 @@ fn nonsense_is_no_credential() {
             .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", &container.url())
             .start();
         assert_eq!(proxy.get("/assets/a").status, 503, "{name}");
+        eventually(&format!("{name}: the log says why"), || {
+            proxy.stderr().contains("no credentials")
+        });
         let log = proxy.stderr();
-        assert!(log.contains("no credentials"), "{name}: {log}");
         assert!(!log.contains(SECRET), "{name}: {log}");
     }
     assert_eq!(s3.requests().len(), 0);

@@ -57,6 +57,25 @@ enum Start {
     TimedOut,
 }
 
+/// Whether a process listens on a Unix socket. Its file is there before that, and may be
+/// there after.
+#[cfg(target_os = "linux")]
+fn listens(sock: &Path) -> bool {
+    // __SO_ACCEPTCON, in the flags of proc_net_unix.
+    const LISTENING: &str = "00010000";
+    let sockets = fs::read_to_string("/proc/net/unix").expect("list the Unix sockets");
+    let path = sock.to_str().expect("a path in UTF-8");
+    sockets.lines().any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(3) == Some(&LISTENING) && fields.last() == Some(&path)
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn listens(sock: &Path) -> bool {
+    sock.exists()
+}
+
 // === impl Proxy ===
 
 impl Proxy {
@@ -276,7 +295,7 @@ impl Proxy {
     pub fn upgrade_at(&mut self, sock: &Path) -> Retiring {
         let config = self.pinned_config();
         let successor = self.spawn(&config, &["--upgrade"]);
-        eventually("the successor waits for the listeners", || sock.exists());
+        eventually("the successor waits for the listeners", || listens(sock));
         let old = self.running.take().expect("the proxy is not running");
         old.signal(Signal::QUIT);
         self.wait_until_ready(successor);
