@@ -2,8 +2,8 @@
 
 #![allow(unsafe_code)]
 
-/// A hit makes some dozens of small allocations. With glibc's allocator they take longer
-/// and keep more memory.
+/// A hit makes some dozens of small allocations. glibc's allocator is slower at them and keeps
+/// more memory.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -12,7 +12,7 @@ extern "C" {
     fn mi_collect(force: bool);
 }
 
-/// Give up the memory that this thread has free; `all`: including what was freed only
+/// Returns free memory of this thread to the system; with `all`, also memory that was freed only
 /// recently.
 pub fn release(all: bool) {
     // SAFETY: it takes no pointer, and may be called on any thread at any time.

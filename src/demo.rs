@@ -1,5 +1,5 @@
 //! An embedded S3 server over a folder: the origin of `s3-proxy demo` and of
-//! the tests. Not made to face a network.
+//! the tests. It is not made for a network.
 
 use std::future::Future;
 use std::io::{self, Write};
@@ -28,15 +28,14 @@ use tokio::sync::oneshot;
 /// The bucket that [`write_sample_folder`] makes.
 pub const SAMPLE_BUCKET: &str = "samples";
 
-/// How long running responses may take to end once the server is dropped.
+/// The longest time that running responses may take once the server is dropped.
 const GRACE_PERIOD: Duration = Duration::from_secs(1);
 
-/// A running S3 server on a free port of 127.0.0.1: path style, HTTP/1,
-/// requests signed with the one pair of keys it was started with.
+/// A running S3 server on a free port of 127.0.0.1. It takes path-style requests over HTTP/1,
+/// signed with the pair of keys that it was started with.
 ///
-/// Files in its folder are objects, whatever put them there. Dropping it stops
-/// it: no new connection, up to a second for running responses, then the end
-/// of its thread.
+/// All files in its folder are objects. Dropping it stops it: it takes no new connection, lets
+/// running responses end for up to a second, and joins its thread.
 #[derive(Debug)]
 pub struct S3Server {
     addr: SocketAddr,
@@ -51,7 +50,7 @@ struct Counters {
     body_bytes: AtomicU64,
 }
 
-/// A response body that counts what leaves it.
+/// A response body that counts its bytes.
 struct Counted {
     body: Pin<Box<s3s::Body>>,
     counters: Arc<Counters>,
@@ -60,11 +59,11 @@ struct Counted {
 // === impl S3Server ===
 
 impl S3Server {
-    /// Starts a server over `root`, each subfolder of which is a bucket. It
-    /// answers as soon as this returns.
+    /// Starts a server over `root`, each subfolder of which is a bucket. It accepts connections
+    /// when this returns.
     ///
     /// # Errors
-    /// When `root` is no folder, or no socket or thread is to be had.
+    /// `root` is not a folder, or no socket or thread is available.
     pub fn start(root: &Path, access_key: &str, secret_key: &str) -> io::Result<S3Server> {
         if !root.is_dir() {
             return Err(io::Error::new(
@@ -109,7 +108,7 @@ impl S3Server {
         })
     }
 
-    /// The address it listens at.
+    /// The address of the server.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -201,8 +200,8 @@ fn answer(
     }
 }
 
-/// Adds to the answer of a GET or HEAD what S3 does and s3s-fs 0.14 leaves
-/// out: a type for files that were not uploaded, and conditional requests.
+/// Adds to the response to a GET or HEAD what s3s-fs 0.14 lacks: a type for files that were not
+/// uploaded, and conditional requests.
 fn finish_read(request: &HeaderMap, path: &str, response: &mut s3s::HttpResponse) {
     if response.headers().contains_key(ETAG) {
         response
@@ -223,13 +222,13 @@ fn content_type(path: &str) -> &'static str {
     match path.rsplit_once('.') {
         Some((_, "html")) => "text/html; charset=utf-8",
         Some((_, "txt")) => "text/plain; charset=utf-8",
-        // What S3 stores when an upload names none.
+        // S3 stores this type if an upload names none.
         _ => "binary/octet-stream",
     }
 }
 
-/// RFC 9110, section 13.1.2 and 13.1.3, the date only by equality: a client
-/// that revalidates sends back the date it was given.
+/// Evaluates RFC 9110 §13.1.2 and §13.1.3, dates only by equality: a client that revalidates
+/// sends back the date that it was given.
 fn is_not_modified(request: &HeaderMap, response: &HeaderMap) -> bool {
     let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
     if request.contains_key(IF_NONE_MATCH) {
@@ -287,7 +286,7 @@ impl hyper::body::Body for Counted {
 /// but are the same each time.
 ///
 /// # Errors
-/// When a folder or file cannot be written.
+/// A folder or file cannot be written.
 pub fn write_sample_folder(root: &Path) -> io::Result<()> {
     let bucket = root.join(SAMPLE_BUCKET);
     std::fs::create_dir_all(&bucket)?;

@@ -1,5 +1,4 @@
-//! `s3-proxy`: runs the proxy, tends its cache, checks a configuration, or shows
-//! a demo.
+//! `s3-proxy`: runs the proxy, maintains its cache, checks a configuration, or runs a demo.
 
 #![deny(unsafe_code)]
 
@@ -36,13 +35,12 @@ enum Command {
         /// The YAML configuration, see config.yaml.example.
         #[arg(long)]
         config: PathBuf,
-        /// Take over the listeners of the process that serves now, when it gets
-        /// SIGQUIT; wait for that at server.upgrade_sock.
+        /// Wait at server.upgrade_sock for the running process to get SIGQUIT, and take over
+        /// its listeners.
         #[arg(long)]
         upgrade: bool,
     },
-    /// Say what is wrong with a configuration: exit 0, or 2 and a line for each
-    /// mistake.
+    /// Check a configuration: exit 0, or 2 and a line for each mistake.
     Check {
         /// The YAML configuration, see config.yaml.example.
         #[arg(long)]
@@ -51,17 +49,17 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
-    /// Have the running proxy remove one object, or with a final * all whose
-    /// path begins so: exit 0, or 1 if there is none.
+    /// Remove one object from the cache of the running proxy, or with a final * all whose
+    /// path has this prefix: exit 0, or 1 if there is none.
     Purge {
         /// The YAML configuration of the running proxy.
         #[arg(long)]
         config: PathBuf,
-        /// The path as clients ask for it.
+        /// The path as clients request it.
         #[arg(value_parser = url_path)]
         path: String,
     },
-    /// Look into the cache on disk, whether or not a proxy runs.
+    /// Inspect the cache on disk. The proxy may run meanwhile.
     #[command(subcommand)]
     Cache(CacheCommand),
     /// Serve sample files from an S3 server of its own; needs no account.
@@ -70,15 +68,15 @@ enum Command {
         /// The folder whose subfolders are buckets; default: a sample folder.
         #[arg(long)]
         root: Option<PathBuf>,
-        /// Where to listen; default: port 8080, or any if it is taken.
+        /// The address to listen on; default: port 8080, or any if it is taken.
         #[arg(long)]
         listen: Option<std::net::SocketAddr>,
     },
 }
 
-/// Without RUST_LOG. Pingora warns at each start that headers are stored
-/// without a compression dictionary, which is as intended here. The AWS SDK repeats what
-/// servers of credentials sent; the proxy logs its errors without that.
+/// The log filter if RUST_LOG is not set. At each start, Pingora warns that headers are stored
+/// without a compression dictionary, which is intended. The AWS SDK logs responses of credential
+/// servers, which can hold secrets; the proxy logs the errors without them.
 const DEFAULT_LOG: &str =
     "warn,pingora_sendfile=info,pingora_cache::meta=error,aws_config=off,aws_smithy_runtime=off";
 

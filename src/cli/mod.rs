@@ -1,4 +1,4 @@
-//! The commands, and what they share.
+//! The commands, and their common parts.
 
 pub mod cache;
 #[cfg(feature = "demo")]
@@ -12,14 +12,14 @@ use std::process::ExitCode;
 use pingora_sendfile::config::{Config, ConfigError, Mistake};
 use pingora_sendfile::proxy::preflight;
 
-/// How a command ends that did not fail.
+/// The exit code of a command that did not fail.
 pub type Outcome = Result<ExitCode, Failure>;
 
-/// The reason a command failed; one line that names the remedy, or one for each mistake of a
+/// The reason a command failed: one line that names the remedy, or one for each mistake in a
 /// configuration.
 #[derive(Debug)]
 pub enum Failure {
-    /// The configuration cannot be used, for this command at least.
+    /// The configuration cannot be used, at least for this command.
     Config(String),
     /// Anything else.
     Other(String),
@@ -28,7 +28,7 @@ pub enum Failure {
 // === impl Failure ===
 
 impl Failure {
-    /// What the process exits with.
+    /// The exit code of the process.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Failure::Config(_) => ExitCode::from(2),
@@ -63,7 +63,7 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Check that this machine has what the configuration names.
+/// Checks that this machine has all that the configuration names.
 pub fn preflight(config: &Config) -> Result<(), Failure> {
     let unfit = preflight::check(config);
     if unfit.is_empty() {
@@ -85,12 +85,12 @@ impl Output {
         Output(BufWriter::new(io::stdout().lock()))
     }
 
-    /// Write a line. False: nobody reads any more.
+    /// Writes a line. False: the reader has left.
     pub fn line(&mut self, line: impl fmt::Display) -> io::Result<bool> {
         still_read(writeln!(self.0, "{line}"))
     }
 
-    /// Write what is left in the buffer.
+    /// Writes the rest of the buffer.
     pub fn flush(&mut self) -> io::Result<bool> {
         still_read(self.0.flush())
     }
@@ -103,16 +103,16 @@ fn still_read(written: io::Result<()>) -> io::Result<bool> {
     }
 }
 
-/// The beginning of the query that names a version of an object.
+/// The prefix of a query that names a version of an object.
 const VERSION: &str = "?versionId=";
 
-/// A path of the proxy as an argument: what may not stand in a path is
-/// percent-encoded, what is encoded already stays so.
+/// A path of the proxy, given as an argument. Characters that a path cannot contain are
+/// percent-encoded; existing percent-encoding is kept.
 ///
-/// `?` and `#` are part of a name here, and no query; but `?versionId=` names a version.
+/// `?` and `#` are part of a name, not of a query. Only `?versionId=` names a version.
 pub fn url_path(argument: &str) -> Result<String, String> {
     if !argument.starts_with('/') {
-        return Err("it does not start with /; write the path as clients ask for it".into());
+        return Err("it does not start with /; write the path as clients request it".into());
     }
     let bytes = argument.as_bytes();
     let mut path = String::with_capacity(bytes.len());

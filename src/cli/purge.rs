@@ -10,12 +10,12 @@ use pingora_sendfile::config::Config;
 use super::{Failure, Outcome, Output};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A ban is on the disk when the answer comes, and the disk may be busy.
+/// The answer comes once the ban is on the disk, which may be busy.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest answer, or line of its header, that is read, in bytes.
 const MAX_LEN: u64 = 64 * 1024;
 
-/// What the admin listener says.
+/// The response of the admin listener.
 pub struct Answer {
     pub status: u16,
     pub text: String,
@@ -31,7 +31,7 @@ pub fn run(config: &Config, path: &str) -> Outcome {
     send(&AdminClient::new(config)?, path)
 }
 
-/// Have a path purged, and say what came of it.
+/// Purges a path, and prints the result.
 pub fn send(admin: &AdminClient, path: &str) -> Outcome {
     let answer = admin.purge(path)?;
     if answer.status != 200 {
@@ -46,7 +46,7 @@ pub fn send(admin: &AdminClient, path: &str) -> Outcome {
 // === impl AdminClient ===
 
 impl AdminClient {
-    /// The listener that a configuration names.
+    /// The admin listener of a configuration.
     pub fn new(config: &Config) -> Result<Self, Failure> {
         let unfit = |what| Err(config.mistake("admin.address", what).into());
         let Some(admin) = &config.admin else {
@@ -65,18 +65,18 @@ impl AdminClient {
         Ok(AdminClient { address })
     }
 
-    /// Send `PURGE`, and return the answer, whatever it says. `path` is
+    /// Sends `PURGE`, and returns the response, whatever its status. `path` is
     /// percent-encoded.
     pub fn purge(&self, path: &str) -> Result<Answer, Failure> {
         let address = self.address;
         let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).map_err(|e| {
             Failure::Other(format!(
-                "admin.address: nobody answers at {address}: {e}; start the proxy with this configuration"
+                "admin.address: cannot connect to {address}: {e}; start the proxy with this configuration"
             ))
         })?;
         ask(stream, address, path).map_err(|e| {
             Failure::Other(format!(
-                "admin.address: no answer of the proxy from {address}: {e}; see its log"
+                "admin.address: the proxy at {address} does not answer: {e}; see its log"
             ))
         })
     }
@@ -94,7 +94,7 @@ fn ask(mut stream: TcpStream, address: SocketAddr, path: &str) -> std::io::Resul
         reader.by_ref().take(MAX_LEN).read_line(&mut line)?;
         Ok(line.trim_end().to_owned())
     };
-    let invalid = || std::io::Error::other("it is not one of HTTP/1.1");
+    let invalid = || std::io::Error::other("not an HTTP/1.1 response");
     let status = line()?
         .strip_prefix("HTTP/1.1 ")
         .and_then(|line| line.get(..3)?.parse().ok())

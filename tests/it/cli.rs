@@ -65,7 +65,7 @@ fn purge_says_how_to_be_heard() {
     expect(&output, 1, "");
     let said = stderr(&output);
     assert!(
-        said.contains(&format!("nobody answers at {address}")),
+        said.contains(&format!("cannot connect to {address}")),
         "{said}"
     );
     assert!(said.contains("start the proxy"), "{said}");
@@ -311,7 +311,7 @@ fn what_a_running_proxy_can_not_be_told_of_is_left_to_it() {
     let output = proxy.s3_proxy(&["cache", "verify", "--remove"]);
     assert_eq!(output.status.code(), Some(1));
     let said = stdout(&output);
-    assert!(said.contains("; not removed: nothing tells its path; stop the proxy"));
+    assert!(said.contains("; not removed: its path is unknown; stop the proxy"));
     assert!(meta.exists());
 }
 

@@ -1,4 +1,4 @@
-//! `s3-proxy cache`: looks into the cache folder, whether or not a proxy runs.
+//! `s3-proxy cache`: inspects the cache folder, with or without a running proxy.
 
 mod list;
 mod remove;
@@ -17,10 +17,10 @@ use time::OffsetDateTime;
 
 use super::{url_path, Failure, Outcome};
 
-/// What to do with the cache.
+/// The commands for the cache.
 #[derive(Subcommand)]
 pub enum CacheCommand {
-    /// Say how much is in the cache, and whether a process uses it.
+    /// Show the size of the cache, and whether a process uses it.
     Stat {
         /// The YAML configuration, see config.yaml.example.
         #[arg(long)]
@@ -29,32 +29,31 @@ pub enum CacheCommand {
         #[arg(long)]
         json: bool,
     },
-    /// List the entries: size in bytes, when the fill began, how long it stays
-    /// fresh, path, name of the files.
+    /// List the entries: size in bytes, start of the fill, remaining freshness, path,
+    /// name of the files.
     Ls {
         /// The YAML configuration, see config.yaml.example.
         #[arg(long)]
         config: PathBuf,
-        /// List only entries whose path begins so.
+        /// List only entries whose path has this prefix.
         #[arg(value_parser = url_path)]
         prefix: Option<String>,
     },
-    /// Read every body and compare it with its checksum: exit 1 if one is
-    /// damaged.
+    /// Compare every body with its checksum: exit 1 if one is damaged.
     Verify {
         /// The YAML configuration, see config.yaml.example.
         #[arg(long)]
         config: PathBuf,
-        /// Remove what is damaged, so that it is fetched again.
+        /// Remove damaged entries, so that they are fetched again.
         #[arg(long)]
         remove: bool,
     },
-    /// Remove one object, or with a final * all whose path begins so.
+    /// Remove one object, or with a final * all whose path has this prefix.
     Rm {
         /// The YAML configuration, see config.yaml.example.
         #[arg(long)]
         config: PathBuf,
-        /// The path as clients ask for it.
+        /// The path as clients request it.
         #[arg(value_parser = url_path)]
         path: String,
     },
@@ -67,7 +66,7 @@ struct Cache {
     keys: CacheKeys,
 }
 
-/// Does what the command says.
+/// Runs the command.
 pub fn run(command: &CacheCommand) -> Outcome {
     match command {
         CacheCommand::Stat { config, json } => stat::run(&Cache::open(config)?, *json),
@@ -93,19 +92,19 @@ impl Cache {
         })
     }
 
-    /// The path of an entry, as clients ask for it.
+    /// The path of an entry, as clients request it.
     fn path_of(&self, meta: &EntryMeta) -> Option<String> {
         self.keys
             .path_of(meta.key.user_tag.as_ref(), &meta.primary_key)
     }
 }
 
-/// A line that says what is wrong with which file.
+/// One line with the file and its damage.
 fn damage(damaged: &Damaged) -> String {
     format!("{}: {}", damaged.file.display(), damaged.reason)
 }
 
-/// A time in seconds since 1970, as RFC 3339 has it, in UTC.
+/// A time in seconds since 1970, in the format of RFC 3339 and in UTC.
 fn rfc3339(seconds: u64) -> String {
     i64::try_from(seconds)
         .ok()

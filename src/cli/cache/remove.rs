@@ -42,7 +42,7 @@ pub fn run(cache: &Cache, path: &str) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How many entries were removed.
+/// The number of removed entries.
 fn remove_all(cache: &Cache, wanted: impl Fn(&EntryMeta) -> bool) -> Result<u64, Failure> {
     let mut removed = 0;
     let mut touched = BTreeSet::new();

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{damage, rfc3339, Cache};
 use crate::cli::{Outcome, Output};
 
-/// What is in a cache folder.
+/// The content of a cache folder.
 #[derive(Default)]
 struct Summary {
     path: String,
@@ -19,7 +19,7 @@ struct Summary {
     entries: u64,
     bodies: u64,
     metadata: u64,
-    /// When the first and the last of the fills began.
+    /// The start of the first and of the last fill.
     stored: Option<(u64, u64)>,
     leftovers: u64,
     leftover_bytes: u64,

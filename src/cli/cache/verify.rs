@@ -11,14 +11,14 @@ use super::{damage, Cache};
 use crate::cli::purge::AdminClient;
 use crate::cli::{Failure, Outcome, Output};
 
-/// In how many steps the bar fills.
+/// The number of steps of the progress bar.
 const STEPS: u64 = 1000;
 
-/// How damaged entries are removed.
+/// The way damaged entries are removed.
 enum Remover {
-    /// They stay.
+    /// They are kept.
     No,
-    /// As files, of which nobody else knows as long as the lock is held.
+    /// As files: while the lock is held, no other process knows them.
     Files { _lock: File },
     /// By the process that serves from the folder.
     Process(AdminClient),
@@ -94,7 +94,7 @@ impl Remover {
         })
     }
 
-    /// Whether the entry was removed.
+    /// Returns true if the entry was removed.
     fn remove(&self, cache: &Cache, damaged: Damaged) -> Result<bool, Failure> {
         match self {
             Remover::No => Ok(false),
@@ -106,11 +106,11 @@ impl Remover {
                 let path = damaged.meta.and_then(|meta| cache.path_of(&meta));
                 let Some(path) = path else {
                     return Err(Failure::Other(
-                        "nothing tells its path; stop the proxy, then verify again".into(),
+                        "its path is unknown; stop the proxy, then verify again".into(),
                     ));
                 };
                 let answer = admin.purge(&path)?;
-                // What is gone by now the process has dropped by itself.
+                // The process has dropped missing entries by itself.
                 if answer.status != 200 && answer.text != "not in the cache" {
                     return Err(Failure::Other(answer.text));
                 }
