@@ -43,8 +43,8 @@ build: vendor
 
 # Optimized for the time until the first hit: few features, and code that is not optimized.
 run: install-prerequisites vendor
-	@echo 'Building s3-proxy with all that it depends on, not optimized. The first time, this' >&2
-	@echo 'takes some minutes: about 3 on two cores.' >&2
+	@echo 'Building s3-proxy and the 400 parts that it is made of, not optimized. The first time,' >&2
+	@echo 'this takes some minutes, about 3 on two cores; cargo shows how far it is.' >&2
 	cargo build --locked --profile try --features demo --bin s3-proxy
 	target/try/s3-proxy demo
 
