@@ -204,7 +204,7 @@ impl Date {
             Ok(since) => since.as_secs().min(FAR) as i64,
             Err(e) => -(e.duration().as_secs().min(FAR) as i64),
         };
-        // At most a year too late.
+        // The mean year finds the year of the clock to within one, so `latest` is not too early.
         let latest = 1970 + now.div_euclid(SECONDS_A_YEAR) + 51;
         self.year = latest - (latest - self.year).rem_euclid(100);
         let fifty_years_before = Date {

@@ -333,7 +333,7 @@ mod tests {
         variance(&headers(&vary), &headers(request), RequestFields::All)
     }
 
-    /// Whether two requests, each of the lines of one field, have the same key.
+    /// True if two requests, each with these lines of one field, have the same key.
     fn same(name: &'static str, a: &[&str], b: &[&str]) -> bool {
         let [a, b] = [a, b].map(|lines| {
             let request: Vec<_> = lines.iter().map(|line| (name, *line)).collect();
