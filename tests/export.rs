@@ -58,6 +58,49 @@ const PACKAGE: &str = "[package]\nname = \"my-proxy\"\nversion = \"0.1.0\"\nedit
 const UNUSED: &str = "was not used";
 
 #[test]
+fn a_project_does_not_get_what_only_the_binary_needs() {
+    let tree = |features: &str| {
+        let tree = Command::new(env!("CARGO"))
+            .args(["tree", "--locked", "--offline", "--edges", "normal"])
+            .args([
+                "--prefix",
+                "none",
+                "--format",
+                "{p}",
+                "--features",
+                features,
+            ])
+            .current_dir(CHECKOUT)
+            .output()
+            .expect("run cargo");
+        assert!(tree.status.success(), "{}", stderr(&tree));
+        stdout(&tree)
+    };
+    let (library, binary) = (tree(""), tree("full"));
+    for name in [
+        "aws-config",
+        "aws-sigv4",
+        "granit-parser",
+        "hyper",
+        "indicatif",
+        "io-uring",
+        "jsonwebtoken",
+        "mimalloc",
+        "quick-xml",
+        "rustls",
+        "s3s",
+        "tracing-subscriber",
+    ] {
+        let is_in = |tree: &str| {
+            tree.lines()
+                .any(|line| line.split(' ').next() == Some(name))
+        };
+        assert!(is_in(&binary), "{name} is not even in the binary");
+        assert!(!is_in(&library), "{name}:\n{library}");
+    }
+}
+
+#[test]
 fn the_lines_name_one_tls_backend() {
     let project = tempfile::tempdir().expect("make a folder");
     for backend in ["rustls", "openssl", "boringssl", "s2n"] {
