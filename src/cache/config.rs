@@ -86,8 +86,8 @@ pub struct DiskCacheConfig {
     pub max_fills: usize,
     /// Rate at which the scrubber reads; 0: it does not run.
     pub scrub_bytes_per_second: u64,
-    /// Whether to share a folder that another process uses: read its entries, and take over
-    /// when it releases the lock. If false, such a folder is an error.
+    /// True to share a folder that another process uses: read its entries, and take over when it
+    /// releases the lock. If false, such a folder is an error.
     pub successor: bool,
 }
 

@@ -255,7 +255,7 @@ impl DiskCache {
     }
 
     /// Remove the entries of a key, in all variants, and keep its fills from becoming entries.
-    /// When this returns, no crash brings them back. True if there were any.
+    /// No crash brings them back after this returns. True if there were any.
     pub async fn purge_key(&'static self, key: &CacheKey) -> io::Result<bool> {
         invalidate::purge(&self.core, key.to_compact()).await
     }

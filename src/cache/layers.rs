@@ -151,6 +151,8 @@ fn paths(module: &Module, source: &str) -> Vec<Module> {
                 }
             }
             "mod" if tokens.get(at + 2) == Some(&"{") => inline.push(depth),
+            // A visibility is no import.
+            "crate" | "super" | "self" if tokens.get(at + 1) != Some(&"::") => {}
             "crate" | "super" | "self" if at == 0 || tokens[at - 1] != "::" => {
                 let here = inline.len();
                 at = path(module, here, &tokens, at, None, &mut paths);
@@ -402,6 +404,7 @@ fn wrong_imports_are_found() {
         "// use crate::cache::state::fill::Fill;",
         "const TEXT: &str = \"crate::cache::state::fill::Fill\";",
         "mod inner { use super::BLOCK; }",
+        "pub(super) fn f(&self) {}",
         "\n#[cfg(test)]\nmod tests {\nuse crate::cache::DiskCache;\n}\n",
         "use crate::http::Caching;",
     ] {

@@ -144,7 +144,7 @@ pub(crate) async fn a_commit_that_fails_leaves_nothing(path: &Path, backend: &im
     assert_eq!(names(path), ["ab.1.meta"], "only the folder");
 }
 
-/// A named pipe, which has neither a reader nor a writer.
+/// A named pipe without reader or writer.
 pub(crate) fn make_pipe(path: &Path) {
     let made = std::process::Command::new("mkfifo").arg(path).status();
     assert!(made.unwrap().success());
@@ -293,7 +293,7 @@ pub(crate) async fn an_operation_survives_its_future(path: &Path, backend: &impl
         // Polled once, and forgotten.
         let _ = futures::poll!(&mut write);
     }
-    // What was begun ends some time; there is no handle left to wait on.
+    // The operations end some time; no handle is left to wait for.
     while file.metadata().unwrap().len() < 10
         || fs::read(files.body_tmp()).unwrap() != b"0123456789"
     {

@@ -47,7 +47,7 @@ pub(crate) enum Op {
 pub(crate) enum Fault {
     /// It fails with this error number.
     Errno(i32),
-    /// It does half of its work. A write then fails with `ENOSPC`; what is read ends early.
+    /// It does half of its work. A write then fails with `ENOSPC`; a read ends early.
     Short,
 }
 

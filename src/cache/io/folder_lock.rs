@@ -12,7 +12,7 @@ use crate::cache::io::regular;
 /// The most attempts to lock the file while other processes remove it.
 const MAX_ATTEMPTS: usize = 16;
 
-/// The lock of a cache folder, as this process has it.
+/// The lock of a cache folder, from the point of view of this process.
 #[derive(Debug)]
 pub(crate) struct FolderLock {
     folder: PathBuf,
@@ -24,7 +24,7 @@ pub(crate) struct FolderLock {
 
 #[derive(Debug)]
 enum State {
-    /// Another process has had the lock since this one began.
+    /// Another process has held the lock since this one started.
     Waiting,
     Held(File),
     /// The file was removed, and another process has locked the new one.
@@ -37,8 +37,8 @@ enum State {
 pub(crate) enum Renewed {
     /// Nothing has changed.
     Same,
-    /// The file was another one, which is locked now. `is_new`: no process has had it
-    /// before.
+    /// The file had been replaced, and the new one is locked now. `is_new`: no other process
+    /// had locked it before.
     Taken { is_new: bool },
     /// Another process has locked the new file.
     Lost,
@@ -66,7 +66,7 @@ impl FolderLock {
         })
     }
 
-    /// Take the lock from a process that has let it go. True if it has. Blocks.
+    /// Take the lock if the other process has released it. True if it is held now. Blocks.
     pub(crate) fn take_over(&self) -> io::Result<bool> {
         let mut state = self.state.lock();
         if let State::Waiting = *state {
@@ -82,8 +82,7 @@ impl FolderLock {
         matches!(*self.state.lock(), State::Held(_))
     }
 
-    /// Lock the file that has taken the place of the one this process has locked.
-    /// Blocks.
+    /// Lock the file that has replaced the one that this process has locked. Blocks.
     pub(crate) fn renew(&self) -> Renewed {
         let mut state = self.state.lock();
         match &*state {
@@ -100,31 +99,31 @@ impl FolderLock {
                 State::Lost => Renewed::Same,
                 _ => Renewed::Lost,
             },
-            // There is no folder, or no way to lock it, for anybody.
+            // The folder is gone, or no process can lock it.
             Err(_) => Renewed::Same,
         }
     }
 
-    /// False if the folder is gone, or where it was mounted is a folder of another file
-    /// system, where nothing must be written. Blocks.
+    /// False if the folder is gone, or is now on another file system because it is not mounted.
+    /// Nothing must be written there. Blocks.
     pub(crate) fn is_mounted(&self) -> bool {
         fs::metadata(&self.folder).is_ok_and(|folder| folder.dev() == self.device)
     }
 
-    /// Let the lock go until [`renew`](Self::renew) takes it anew.
+    /// Release the lock until [`renew`](Self::renew) takes it again.
     pub(crate) fn lose(&self) {
         self.release(State::Lost);
     }
 
-    /// Let the lock go for good.
+    /// Release the lock for good.
     pub(crate) fn close(&self) {
         self.release(State::Closed);
     }
 
     fn release(&self, next: State) {
         if let State::Held(file) = std::mem::replace(&mut *self.state.lock(), next) {
-            // A close would not do while a process is being started: until its
-            // execve(2) it has the file as well.
+            // Closing the file would not suffice while a process is being started: until its
+            // execve(2), it has the file open as well.
             let _ = file.unlock();
         }
     }
@@ -173,7 +172,7 @@ fn acquire(folder: &Path, create: bool) -> io::Result<Option<Locked>> {
             opened => (opened?, false),
         };
         match file.try_lock() {
-            // Else it was removed before it was locked.
+            // Otherwise it was removed before it was locked.
             Ok(()) if is_at(folder, &file) => return Ok(Some(Locked { file, is_new })),
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
@@ -189,7 +188,7 @@ fn is_at(folder: &Path, file: &File) -> bool {
     match (found, file.metadata()) {
         (Ok(found), Ok(own)) => (found.dev(), found.ino()) == (own.dev(), own.ino()),
         (Err(e), _) => e.kind() != io::ErrorKind::NotFound,
-        // Nothing can be told.
+        // Unknown.
         (Ok(_), Err(_)) => true,
     }
 }
@@ -215,7 +214,7 @@ mod tests {
         // A second one is kept out again.
         assert!(!FolderLock::take(dir.path()).unwrap().is_held());
 
-        // So it is if somebody else has made the file.
+        // The same applies if another process has created the file.
         remove_lock(dir.path());
         fs::write(dir.path().join("lock"), "").unwrap();
         assert_eq!(lock.renew(), Renewed::Taken { is_new: false });

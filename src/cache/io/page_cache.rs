@@ -1,17 +1,17 @@
-//! How a body gets into the page cache.
+//! Residency of bodies in the page cache, and loads into it.
 //!
-//! What it lies there in stays as it is for all who are sent it. `sendfile(2)` of
-//! folios of one page takes half as long again as of folios of 2 MiB, and read(2)
-//! makes nothing but such of a file that is not read in one sequence.
+//! The folios that a load creates are used by all later sends of the body. `sendfile(2)` of
+//! folios of one page takes half as long again as of folios of 2 MiB, and read(2) creates only
+//! folios of one page unless a file is read in sequence.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 
-/// How much of a body is read from the disk at once, in bytes.
+/// Bytes of a body that are read from the disk at once.
 pub(crate) const BLOCK: u64 = 2 << 20;
 
-/// How much is read at once where folios cannot be large, in bytes.
+/// Bytes that are read at once where folios cannot be large.
 const PIECE: usize = 64 * 1024;
 
 /// Bring a range of a file into the page cache. Blocks.
@@ -57,8 +57,8 @@ mod large_folios {
     use super::BLOCK;
     use crate::cache::io::sys;
 
-    /// Whether a range, which is within one block, is to be loaded so: the kernel reads
-    /// the whole block, and not more.
+    /// True if a range within one block should be loaded this way: the kernel reads the whole
+    /// block and no more.
     pub fn fit(file: &File, range: &Range<u64>) -> io::Result<bool> {
         let stat = file.metadata()?;
         if stat.len() < range.end {
@@ -70,12 +70,12 @@ mod large_folios {
         Ok(is_most && *KERNEL_CAN && read_ahead_len(stat.dev()).is_some_and(|len| len < BLOCK))
     }
 
-    /// `false`: the kernel cannot do it.
+    /// Load a range. `false`: the kernel cannot do it.
     pub fn load(file: &File, range: &Range<u64>) -> io::Result<bool> {
         match sys::load_in_large_folios(file, range) {
             Ok(()) => Ok(true),
-            // It does not say why; it has tried several times. Should the file have
-            // become shorter meanwhile, it is as damaged.
+            // The kernel does not say why; it has tried several times. A file that has become
+            // shorter meanwhile is damaged as well.
             Err(e) if e.raw_os_error() == Some(libc::EFAULT) => {
                 Err(io::Error::from_raw_os_error(libc::EIO))
             }
@@ -83,9 +83,9 @@ mod large_folios {
         }
     }
 
-    /// Whether blocks are what the kernel reads at once, which on some processors is 512
-    /// MiB; and whether it is Linux 6.9 or later, where MADV_POPULATE_READ comes to an
-    /// end if the disk fails, and page faults do not wait for who maps files.
+    /// True if the kernel reads blocks at once, which are of 512 MiB on some processors, and is
+    /// Linux 6.9 or later, where MADV_POPULATE_READ ends if the disk fails and page faults do
+    /// not wait for processes that map files.
     pub static KERNEL_CAN: LazyLock<bool> = LazyLock::new(|| {
         let size = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
         let reads_blocks = size.is_ok_and(|size| size.trim().parse() == Ok(BLOCK));
@@ -102,17 +102,17 @@ mod large_folios {
         Some((next()?, next()?))
     }
 
-    /// How many bytes the kernel reads ahead of a file on this device; `None`: it does
-    /// not say.
+    /// Bytes that the kernel reads ahead of a file on this device; `None`: unknown.
     ///
-    /// It marks the first page of what it was made to read at once, and reads ahead as
-    /// soon as that page is sent, unless all is there for as far as it would read: for
-    /// less than a block. By default it is 128 KiB; it can be changed at any time.
+    /// The kernel marks the first page of the range that it was made to read, and reads ahead
+    /// as soon as that page is sent, unless everything up to the end of the read-ahead is
+    /// cached, which is less than a block. The default is 128 KiB; it can be changed at any
+    /// time.
     fn read_ahead_len(dev: u64) -> Option<u64> {
         let dev = format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev));
         let file = [
             format!("/sys/class/bdi/{dev}/read_ahead_kb"),
-            // A partition has that of its disk.
+            // A partition has the value of its disk.
             format!("/sys/dev/block/{dev}/../bdi/read_ahead_kb"),
         ];
         let kib = file.iter().find_map(|file| fs::read_to_string(file).ok())?;
@@ -153,7 +153,7 @@ mod large_folios {
     }
 }
 
-/// Where the block ends in which a range begins, or the range.
+/// End of the block in which a range begins, or of the range if that is first.
 pub(crate) fn block_end(range: &Range<u64>) -> u64 {
     range.end.min((range.start / BLOCK + 1) * BLOCK)
 }
@@ -163,9 +163,9 @@ pub(crate) fn read_exact_at(file: &File, offset: u64, buf: &mut [u8]) -> io::Res
     std::os::unix::fs::FileExt::read_exact_at(file, buf, offset)
 }
 
-/// The kernel shall read what it is asked for, and no more on its own: pages
-/// that are being read look as if they were there, and sending one would wait
-/// for it. The cache reads ahead itself, and knows when it is done.
+/// Keep the kernel from reading ahead. Pages that are being read look as if they were cached,
+/// and sending one would wait for the disk. The cache reads ahead itself and knows when that is
+/// done.
 #[cfg(target_os = "linux")]
 pub(crate) fn no_read_ahead(file: &File) {
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
@@ -174,7 +174,7 @@ pub(crate) fn no_read_ahead(file: &File) {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn no_read_ahead(_file: &File) {}
 
-/// Have the kernel start to read a range.
+/// Make the kernel start to read a range.
 #[cfg(target_os = "linux")]
 pub(crate) fn read_ahead(file: &File, offset: u64, len: u64) {
     let len = std::num::NonZeroU64::new(len);
@@ -184,15 +184,15 @@ pub(crate) fn read_ahead(file: &File, offset: u64, len: u64) {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn read_ahead(_file: &File, _offset: u64, _len: u64) {}
 
-/// Read what is in the page cache; `None` if anything of it is not, or if the
-/// file system can not tell. Never waits for the disk (preadv2(2), RWF_NOWAIT).
+/// Read a range from the page cache. `None`: a part of it is not cached, or the file system
+/// cannot tell. Never waits for the disk (preadv2(2), RWF_NOWAIT).
 #[cfg(target_os = "linux")]
 pub(crate) fn read_nowait(file: &File, offset: u64, len: usize) -> Option<Vec<u8>> {
     let mut buf = vec![0; len];
     residency::read_nowait(file, offset, &mut buf).then_some(buf)
 }
 
-/// Elsewhere nobody can tell.
+/// Other systems cannot tell.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn read_nowait(_file: &File, _offset: u64, _len: usize) -> Option<Vec<u8>> {
     None
@@ -215,10 +215,10 @@ mod residency {
 
     use crate::cache::io::sys;
 
-    /// Whether the kernel is too old for cachestat(2), or forbids it.
+    /// True if the kernel has no cachestat(2), or forbids it.
     static NO_CACHESTAT: AtomicBool = AtomicBool::new(false);
 
-    /// One probe in so many bytes, where cachestat(2) is missing.
+    /// Distance of probes where cachestat(2) is missing, in bytes.
     const PROBE: u64 = 64 * 1024;
 
     pub fn is_cached(file: &File, range: &Range<u64>) -> bool {
@@ -240,7 +240,7 @@ mod residency {
         probe(file, range)
     }
 
-    /// Sampled: a page between two probes may be missing.
+    /// True if the probed pages are cached; a page between two of them may be missing.
     pub fn probe(file: &File, range: &Range<u64>) -> bool {
         let mut byte = [0];
         let mut at = range.start;
@@ -281,7 +281,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    /// A file on a disk of which nothing is in the page cache, where that can be had.
+    /// A file on a disk that is not in the page cache, as far as the file system allows.
     fn cold_file(len: u64) -> File {
         let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         file.write_all(&vec![7; len as usize]).unwrap();
@@ -292,7 +292,7 @@ mod tests {
         file
     }
 
-    /// Checks what a way to load leaves in the page cache, for ranges within blocks.
+    /// Checks that a way to load caches ranges within blocks.
     #[cfg(target_os = "linux")]
     fn brings_all_there_is(load: impl Fn(&File, &Range<u64>)) {
         let len = 3 * BLOCK + 12_345;
@@ -350,7 +350,7 @@ mod tests {
         for range in [0..len, BLOCK - 1..BLOCK + 1, len - 1..len, 10..10] {
             let body = cold_file(len);
             load(&body, range.clone()).unwrap();
-            // Elsewhere nobody can tell.
+            // Other systems cannot tell.
             let is_resident = is_resident(&body, &range);
             assert!(is_resident || !cfg!(target_os = "linux"), "{range:?}");
         }
@@ -387,8 +387,8 @@ mod tests {
         for range in [0..BLOCK, BLOCK - 1..2 * BLOCK, BLOCK..2 * BLOCK + 1] {
             assert!(!residency::is_cached(&file, &range), "{range:?}");
         }
-        // Asking for a page that is absent has it read, and a fast disk may be
-        // done before the kernel looks again: but not with each of them.
+        // A probe of an absent page starts to read it, and a fast disk may finish before the
+        // kernel checks again: but not for each of them.
         assert!(!residency::probe(&file, &(0..BLOCK)));
         assert!(read_nowait(&file, 2 * BLOCK, 10).is_none_or(|read| read == [7; 10]));
     }

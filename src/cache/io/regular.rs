@@ -1,18 +1,18 @@
-//! Opening the cache's own files, whatever somebody has put in their place.
+//! Opening regular files, and nothing that was put in their place.
 //!
-//! A named pipe makes open(2) wait for its other end, which may never come. The thread
-//! that waits would be lost, and with it what it serves.
+//! open(2) of a named pipe waits for its other end, possibly for ever, and the thread that
+//! waits would be lost.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Flags that keep open(2) from waiting, and from following a link out of the folder.
-/// On a regular file they have no effect. File sets O_CLOEXEC itself.
+/// Flags that keep open(2) from waiting and from following a link out of the folder. They have
+/// no effect on regular files. `File` sets O_CLOEXEC itself.
 pub(crate) const FLAGS: i32 = libc::O_NONBLOCK | libc::O_NOFOLLOW;
 
-/// Open a file to read it. `InvalidData`: it is not a regular file. Blocks.
+/// Open a file for reading. `InvalidData`: it is not a regular file. Blocks.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     open_with(File::options().read(true), path)
 }
@@ -22,7 +22,7 @@ pub(crate) fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<Fi
     open_with_flags(options, 0, path)
 }
 
-/// [`open_with`], and more flags of open(2).
+/// [`open_with`] with more flags of open(2).
 pub(crate) fn open_with_flags(
     options: &mut OpenOptions,
     flags: i32,
@@ -46,7 +46,7 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(data)
 }
 
-/// Create a file that nobody else has open, in place of what an earlier run has left.
+/// Create a file that no other process has open, in place of a leftover of an earlier run.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
     match File::create_new(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -57,7 +57,7 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Open a folder, to sync it. Anything else is an error. Blocks.
+/// Open a folder, for a sync. The error is that of open(2) if it is not a folder. Blocks.
 pub(crate) fn open_folder(path: &Path) -> io::Result<File> {
     File::options()
         .read(true)
@@ -65,8 +65,8 @@ pub(crate) fn open_folder(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// The error of open(2) with [`FLAGS`], which for a link, a socket, a folder or a pipe
-/// becomes that of a damaged file.
+/// An error of open(2) with [`FLAGS`]. That of a link, a socket, a folder or a pipe becomes the
+/// error of a damaged file.
 pub(crate) fn not_regular(e: io::Error) -> io::Error {
     match e.raw_os_error() {
         Some(libc::ELOOP | libc::ENXIO | libc::EISDIR) => irregular(),
@@ -74,7 +74,7 @@ pub(crate) fn not_regular(e: io::Error) -> io::Error {
     }
 }
 
-/// The error of what is no regular file.
+/// The error of a file that is not a regular file.
 pub(crate) fn irregular() -> io::Error {
     invalid("is not a regular file")
 }
@@ -119,7 +119,7 @@ mod tests {
         }
         open_folder(&at("folder")).unwrap();
 
-        // A link is replaced, and not what it points to.
+        // A link is replaced, not its target.
         fs::write(at("target"), "data").unwrap();
         fs::remove_file(at("link")).unwrap();
         std::os::unix::fs::symlink(at("target"), at("link")).unwrap();

@@ -30,8 +30,8 @@ mod linux {
     /// cachestat(2) has the same number on all architectures but alpha.
     const SYS_CACHESTAT: libc::c_long = 451;
 
-    /// How many pages of a range of a file the page cache has. Pages that are
-    /// being read count as well. Linux 6.5; never waits for the disk.
+    /// Number of pages of a range of a file in the page cache. Pages that are being read count
+    /// as well. Linux 6.5. Never waits for the disk.
     pub fn cached_pages(file: &File, offset: u64, len: u64) -> io::Result<u64> {
         let mut range = CachestatRange { off: offset, len };
         let mut stat = Cachestat::default();
@@ -52,14 +52,14 @@ mod linux {
         }
     }
 
-    /// A part of a file that is mapped, and that nobody looks at.
+    /// A mapped part of a file, which is never read through the mapping.
     struct Mapping {
         start: *mut libc::c_void,
         len: usize,
     }
 
     impl Mapping {
-        /// `range.start` is a multiple of the page size.
+        /// Map a range. `range.start` is a multiple of the page size.
         fn of(file: &File, range: &Range<u64>) -> io::Result<Mapping> {
             let len = (range.end - range.start) as usize;
             let offset = libc::off_t::try_from(range.start).map_err(io::Error::other)?;
@@ -82,8 +82,8 @@ mod linux {
         }
 
         fn advise(&self, advice: libc::c_int) -> io::Result<()> {
-            // SAFETY: the addresses are those of this mapping, which this borrows, and
-            // none of the advices used here changes what is read there.
+            // SAFETY: the addresses are those of this mapping, which this borrows, and no advice
+            // used here changes the content.
             match unsafe { libc::madvise(self.start, self.len, advice) } {
                 0 => Ok(()),
                 _ => Err(io::Error::last_os_error()),
@@ -99,17 +99,17 @@ mod linux {
         }
     }
 
-    /// Bring a range of a file into the page cache, in the largest folios that there
-    /// are for it, up to what one entry of a page table's middle level maps. Waits for
-    /// the disk. The kernel reads from the last multiple of that size on.
+    /// Bring a range of a file into the page cache in the largest possible folios, up to the
+    /// size that one entry of the middle level of a page table maps. Waits for the disk. The
+    /// kernel reads from the last multiple of that size on.
     ///
-    /// read(2) and posix_fadvise(2) bring in what is not read in sequence page by page.
-    /// For a mapping with MADV_HUGEPAGE the kernel reads large folios, and with
-    /// MADV_RANDOM no more than one (`do_sync_mmap_readahead()` of `mm/filemap.c`).
+    /// read(2) and posix_fadvise(2) load ranges out of sequence page by page. For a mapping with
+    /// MADV_HUGEPAGE the kernel reads large folios, and with MADV_RANDOM only one
+    /// (`do_sync_mmap_readahead()` of `mm/filemap.c`).
     ///
     /// # Errors
     /// `EINVAL`: the kernel does not know MADV_POPULATE_READ (Linux 5.14) or large pages.
-    /// `EFAULT`: the file cannot be read there, or ends earlier; read(2) tells why.
+    /// `EFAULT`: the file cannot be read there, or ends earlier; read(2) reports which.
     pub fn load_in_large_folios(file: &File, range: &Range<u64>) -> io::Result<()> {
         let page = rustix::param::page_size() as u64;
         let mapping = Mapping::of(file, &(range.start / page * page..range.end))?;
@@ -118,13 +118,13 @@ mod linux {
         mapping.advise(libc::MADV_POPULATE_READ)
     }
 
-    /// Let the calling thread's disk reads wait for everybody else's, see
-    /// ioprio_set(2). Only some I/O schedulers heed it.
+    /// Let disk reads of the calling thread wait for those of all others, see ioprio_set(2).
+    /// Only some I/O schedulers support it.
     pub fn set_idle_io_priority() -> io::Result<()> {
         const IOPRIO_WHO_PROCESS: libc::c_int = 1;
         const THIS_THREAD: libc::c_int = 0;
         const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
-        // SAFETY: takes three integers, and changes nothing but a priority.
+        // SAFETY: takes three integers and only changes a priority.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_ioprio_set,

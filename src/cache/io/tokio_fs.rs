@@ -177,13 +177,13 @@ fn write_meta(files: &EntryFiles, meta: &[u8]) -> io::Result<()> {
     written
 }
 
-/// Write all pieces with as few calls as possible: the fewer, the larger are the
-/// folios of the page cache.
+/// Write all pieces with as few calls as possible: the fewer calls, the larger the folios in the
+/// page cache.
 #[cfg(unix)]
 fn write_all_at(file: &File, mut offset: u64, data: Vec<Bytes>) -> io::Result<()> {
     let mut slices: Vec<_> = data.iter().map(|piece| IoSlice::new(piece)).collect();
     let mut slices = &mut slices[..];
-    // Without the empty ones: writing nothing is no error.
+    // Empty pieces are skipped: a write of nothing would look like an error.
     IoSlice::advance_slices(&mut slices, 0);
     while !slices.is_empty() {
         match rustix::io::pwritev(file, slices, offset) {
@@ -199,7 +199,7 @@ fn write_all_at(file: &File, mut offset: u64, data: Vec<Bytes>) -> io::Result<()
     Ok(())
 }
 
-/// Set disk space aside; the file's length stays.
+/// Reserve disk space. The length of the file does not change.
 #[cfg(target_os = "linux")]
 fn reserve_space(file: &File, len: u64) -> io::Result<()> {
     use rustix::fs::{fallocate, FallocateFlags};
@@ -210,7 +210,7 @@ fn reserve_space(file: &File, len: u64) -> io::Result<()> {
     loop {
         match fallocate(file, FallocateFlags::KEEP_SIZE, 0, len) {
             Err(Errno::INTR) => continue,
-            // The file system cannot: space is found, or not, when writing.
+            // The file system cannot reserve; a write finds out whether there is space.
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(()),
             Err(e) => return Err(e.into()),
         }

@@ -190,8 +190,8 @@ fn in_use(core: &Core, entry: &Indexed) -> Option<Arc<ReadyEntry>> {
     core.open_entries.get(&entry.id, large)
 }
 
-/// True if a kept entry can be served, which is counted. One whose file was changed by
-/// somebody is dropped: at this point, that costs the client nothing.
+/// True if a kept entry can be served, which is counted. An entry whose file was changed
+/// from outside is dropped: at this point, that costs the client nothing.
 fn is_sound(core: &Core, entry: &ReadyEntry) -> bool {
     match &entry.body {
         ReadyBody::Memory(_) => core.stats.memory_hits.inc(),

@@ -19,7 +19,7 @@ use crate::cache::state::window::{FIRST_PATIENCE, REFILL};
 #[async_trait]
 pub(crate) trait Remainder: Send + Sync {
     /// Ask for a range, whose end is `u64::MAX` if the length is not known, and wait for the
-    /// response. If the future is dropped, the next call goes on with the same range.
+    /// response. If the future is dropped, the next call continues with the same range.
     ///
     /// # Errors
     /// The origin does not answer with this range of the same version.

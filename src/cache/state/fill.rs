@@ -29,7 +29,7 @@ const ORPHAN_SHARE: u64 = 8;
 pub struct Progress {
     /// Bytes that can be read from the file.
     pub written: u64,
-    /// Whether more bytes follow.
+    /// State of the fill.
     pub state: State,
 }
 
@@ -384,7 +384,7 @@ impl Fills {
         self.table.lock().hide(fill);
     }
 
-    /// Remove a fill: nobody finds it any more.
+    /// Remove a fill from the table.
     pub(crate) fn remove(&self, fill: &Fill) {
         self.table.lock().remove(self, fill);
     }

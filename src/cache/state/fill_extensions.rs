@@ -25,7 +25,7 @@ struct Parts {
 }
 
 impl ForParts {
-    /// Have the fill completed whoever reads it. `guard` lives as long as the fill.
+    /// Complete the fill even without readers. `guard` lives as long as the fill.
     pub(crate) fn keep(&self, guard: Box<dyn Any + Send + Sync>) {
         let _ = self.0.kept.set(guard);
     }

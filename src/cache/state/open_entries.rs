@@ -145,7 +145,7 @@ impl OpenEntries {
         }
     }
 
-    /// Keep an entry in place of what is kept of it.
+    /// Keep an entry, replacing an older state of it.
     pub fn replace(&self, entry: Arc<ReadyEntry>) {
         match (&entry.body, &self.memory, &self.files) {
             (ReadyBody::Memory(_), Some(memory), _) => memory.insert(entry.id, entry),
@@ -156,7 +156,7 @@ impl OpenEntries {
         }
     }
 
-    /// Drop what is kept of an entry.
+    /// Forget an entry.
     pub fn forget(&self, id: &EntryId) {
         if let Some(memory) = &self.memory {
             memory.remove(id);

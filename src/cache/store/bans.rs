@@ -1,9 +1,8 @@
-//! What was purged before it could be found: the ban list.
+//! The ban list, which invalidates entries that need not be found first.
 //!
-//! A ban voids the entries of a key, or of all keys with a prefix, that are
-//! older than the ban. Older is a matter of generations, not of clocks, so it
-//! holds for entries that are not indexed yet, for fills in flight, and after a
-//! restart. The format of the file is in docs/on-disk-format.md.
+//! A ban invalidates the entries of a key, or of all keys with a prefix, that are older than the
+//! ban. Age is compared by generations, not by clocks, so a ban also applies to entries that are
+//! not indexed yet, to fills in flight, and after a restart. The format of the file is in docs/on-disk-format.md.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -21,8 +20,8 @@ const KIND_PREFIX: u8 = 1;
 const KIND_EXACT: u8 = 2;
 const KIND_VARIANTS: u8 = 3;
 
-/// Most prefixes that are remembered. Beyond that, a ban is widened until it takes the
-/// place of another: a purge then voids more than was asked, but never fails.
+/// Most prefixes that are remembered. Beyond that, a ban is widened until it replaces another:
+/// a purge then invalidates more than requested, but never fails.
 const MAX_PREFIXES: usize = 100_000;
 
 /// Most bytes of all prefixes together.
@@ -31,17 +30,17 @@ const MAX_PREFIX_BYTES: usize = 16 << 20;
 /// Most banned prefixes that may be nested.
 const MAX_NESTED: usize = 64;
 
-/// Most bans that are remembered of keys without a stored entry. They matter to variants
-/// alone. Beyond that, one ban of all variants takes their place.
+/// Most bans of keys without a stored entry that are remembered. They matter only to variants.
+/// Beyond that, one ban of all variants replaces them.
 const MAX_ABSENT: usize = 1024;
 
 /// Longest list that is read, in bytes.
 const MAX_FILE: u64 = 256 << 20;
 
-/// The file is rewritten when it holds so many more records than bans.
+/// Records beyond the number of bans at which the file is rewritten.
 const SLACK: usize = 1_000;
 
-/// What a ban is about.
+/// The keys that a ban applies to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Banned {
     /// All keys of this user tag that begin with this prefix.
@@ -52,7 +51,7 @@ pub enum Banned {
     Variants,
 }
 
-/// Bans, in memory only.
+/// Bans in memory.
 #[derive(Debug, Default)]
 pub struct List {
     /// By user tag.
@@ -65,9 +64,9 @@ pub struct List {
 
 /// The banned prefixes of a tag.
 ///
-/// The longer of two nested prefixes has the higher generation; otherwise it would add
-/// nothing. So the longest prefix of a key decides. A lookup finds it next to the
-/// key's own place in the order, however many prefixes there are.
+/// The longer of two nested prefixes has the higher generation; otherwise it would be redundant.
+/// The longest prefix of a key therefore decides. A lookup finds it next to the place of the key
+/// in the order, however many prefixes there are.
 #[derive(Debug, Default)]
 struct Prefixes {
     bans: BTreeMap<Box<[u8]>, Ban>,
@@ -78,16 +77,16 @@ struct Prefixes {
 #[derive(Debug, Clone, Copy)]
 struct Ban {
     generation: u64,
-    /// Length of the longest other banned prefix that begins this one.
+    /// Length of the longest other banned prefix with which this one begins.
     within: Option<u32>,
 }
 
-/// The records of a list's file: each a generation and what is banned below it.
-/// Ends where the file ends, or where it is damaged.
+/// The records of a ban list's file: each has a generation and the keys that are banned below
+/// it. Ends where the file ends or is damaged.
 #[derive(Debug)]
 pub struct Records<'a> {
     rest: &'a [u8],
-    /// Whether the file is a ban list at all.
+    /// True if the file is a ban list at all.
     ours: bool,
 }
 
@@ -102,17 +101,17 @@ pub struct Bans {
     file: Mutex<OnDisk>,
 }
 
-/// What is known of the file.
+/// State of the file.
 #[derive(Debug)]
 struct OnDisk {
     records: usize,
-    /// An append has failed: what it left would hide what is appended next.
+    /// True after a failed append, whose remains would hide the next record.
     damaged: bool,
 }
 
 impl Bans {
-    /// Read the list of a cache folder, and if `repair` is set, cut a damaged
-    /// end off: only who holds the lock may do that. Blocks.
+    /// Read the list of a cache folder. `repair` cuts off a damaged end, which only the holder of
+    /// the lock may do. Blocks.
     pub fn load(
         access: &'static dyn FolderAccess,
         folder: &Path,
@@ -149,20 +148,20 @@ impl Bans {
                 "{}: the end of the ban list is damaged and ignored; purge again what was purged last",
                 bans.path.display()
             );
-            // What is appended behind the damage would not be found.
+            // Records after the damage would not be found.
             bans.rewrite(&mut bans.file.lock())?;
         }
         Ok(bans)
     }
 
-    /// Read the list again, to which another process writes, or has till it let
-    /// the folder go (`repair`). Blocks.
+    /// Read the list again, to which another process writes, or has written before it released
+    /// the folder (`repair`). Blocks.
     pub fn reload(&self, repair: bool) -> io::Result<()> {
         let fresh = Bans::read(self.access, self.path.clone(), repair)?;
         *self.file.lock() = fresh.file.into_inner();
         let fresh = fresh.list.into_inner();
-        // Nothing that was heard of is forgotten: the other process may have
-        // removed what its bans void, but it may still be in memory here.
+        // No ban is forgotten: the other process may have removed the entries, but they may
+        // still be in memory here.
         let mut list = self.list.write();
         for (generation, banned) in fresh.all() {
             list.add(generation, banned);
@@ -171,7 +170,7 @@ impl Bans {
         Ok(())
     }
 
-    /// Bring back a list that was removed, and heed what another process has written in
+    /// Write a list again that was removed, with the bans that another process has written in
     /// its place. Only for the holder of the lock. Blocks.
     pub fn restore(&self) -> io::Result<()> {
         self.reload(true)?;
@@ -181,37 +180,37 @@ impl Bans {
         self.rewrite(&mut self.file.lock())
     }
 
-    /// The highest generation that a ban speaks of.
+    /// The highest generation of a ban.
     pub fn newest(&self) -> u64 {
         self.newest.load(Ordering::Acquire)
     }
 
-    /// How many bans there are.
+    /// Number of bans.
     pub fn len(&self) -> usize {
         self.list.read().len()
     }
 
-    /// Whether there are none.
+    /// True if there are no bans.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Void all matching entries below `generation`, at once, and durably when
-    /// this returns. Blocks.
+    /// Invalidate all matching entries below `generation`: at once, and durably when this
+    /// returns. Blocks.
     pub fn ban(&self, generation: u64, banned: Banned) -> io::Result<()> {
         let appended = {
             let mut file = self.file.lock();
-            // In force before it is durable: whoever asked sees it at once.
+            // In force before it is durable: the requester sees it at once.
             let added = self.list.write().add_bounded(generation, banned.clone());
             self.newest.fetch_max(generation, Ordering::AcqRel);
             let appended = self.append(&mut file, generation, &added);
             appended.map(|()| added)
         };
-        // No lookup waits for the log.
+        // Logged without the lock, so that no lookup waits.
         if let (Banned::Prefix(_, wider), Banned::Prefix(_, asked)) = (&appended?, &banned) {
             if wider != asked {
                 log::warn!(
-                    "too many prefixes are purged: everything that begins with {:?} is voided instead of {:?}",
+                    "too many prefixes are purged: everything that begins with {:?} is invalidated instead of {:?}",
                     String::from_utf8_lossy(wider),
                     String::from_utf8_lossy(asked)
                 );
@@ -239,7 +238,7 @@ impl Bans {
                 file.records += 1;
                 Ok(())
             }
-            // The file is gone, or ends in a piece of a record.
+            // The file is gone, or ends with a part of a record.
             Err(_) => self.rewrite(file),
         }
     }
@@ -273,8 +272,8 @@ impl Bans {
         Ok(())
     }
 
-    /// Whether an entry is void. `key` gives the user tag and the key in clear
-    /// text, and is only asked if prefixes have to be compared.
+    /// True if an entry is banned. `key` returns the user tag and the key in clear text; it is
+    /// only called if prefixes have to be compared.
     pub fn is_banned<'a>(
         &self,
         generation: u64,
@@ -287,8 +286,8 @@ impl Bans {
         self.list.read().is_banned(generation, primary, key)
     }
 
-    /// True if an entry that is a variant is void for reasons other than those of
-    /// [`is_banned`](Self::is_banned).
+    /// True if an entry that is a variant is banned by a ban of all variants, which
+    /// [`is_banned`](Self::is_banned) does not check.
     pub fn is_banned_variant(&self, generation: u64) -> bool {
         generation < self.newest() && generation < self.list.read().variants
     }
@@ -304,7 +303,7 @@ impl fmt::Debug for Bans {
 }
 
 impl List {
-    /// As [`Bans::is_banned`].
+    /// See [`Bans::is_banned`].
     pub fn is_banned<'a>(
         &self,
         generation: u64,
@@ -327,7 +326,7 @@ impl List {
         longest.is_some_and(|(_, ban)| generation < ban.generation)
     }
 
-    /// The highest generation that a ban speaks of, 0 where there is none.
+    /// The highest generation of a ban; 0: there is none.
     pub fn newest(&self) -> u64 {
         let prefixes = self
             .prefixes
@@ -338,7 +337,7 @@ impl List {
         prefixes.chain(exact).max().unwrap_or(0).max(self.variants)
     }
 
-    /// The number of bans.
+    /// Number of bans.
     fn len(&self) -> usize {
         let exact = self.exact.len() + self.absent.len();
         self.prefix_count() + exact + usize::from(self.variants > 0)
@@ -348,7 +347,7 @@ impl List {
         self.prefixes.values().map(|of_tag| of_tag.bans.len()).sum()
     }
 
-    /// All bans, with wider prefixes before narrower ones.
+    /// All bans, wider prefixes before narrower ones.
     fn all(&self) -> impl Iterator<Item = (u64, Banned)> + '_ {
         let prefixes = self.prefixes.iter().flat_map(|(tag, of_tag)| {
             let bans = of_tag.bans.iter();
@@ -363,7 +362,7 @@ impl List {
         prefixes.chain(exact).chain(variants)
     }
 
-    /// Void all matching entries below `generation`.
+    /// Invalidate all matching entries below `generation`.
     pub fn add(&mut self, generation: u64, banned: Banned) {
         match banned {
             Banned::Exact(hash) => {
@@ -434,9 +433,8 @@ impl Prefixes {
 
     /// [`longest`](Self::longest), which calls `step` for each search in the map.
     fn longest_after(&self, key: &[u8], mut step: impl FnMut()) -> Option<(&[u8], &Ban)> {
-        // The last one in order that is not behind the key. What both begin with
-        // has all other banned prefixes of the key: a longer one would be between
-        // the two.
+        // The last prefix in order that is not after the key. All other banned prefixes of the
+        // key are prefixes of what the two have in common: a longer one would be between them.
         let mut at = key;
         loop {
             step();
@@ -445,8 +443,8 @@ impl Prefixes {
             if key.starts_with(prefix) {
                 return Some((prefix, ban));
             }
-            // If this one is lost, the search goes on from its place: a purge must
-            // not be lost with it.
+            // If this one is missing, the search continues from its place: a purge must not be
+            // lost with it.
             at = &prefix[..ban.within? as usize];
         }
     }
@@ -470,7 +468,7 @@ impl Prefixes {
         if depth >= MAX_NESTED {
             prefix = &prefix[..chain[depth - MAX_NESTED]];
         }
-        // Narrower bans that are not newer add nothing.
+        // Narrower bans that are not newer are redundant.
         let from = (Bound::Included(prefix), Bound::Unbounded);
         let narrower = self
             .bans
@@ -487,8 +485,8 @@ impl Prefixes {
                 self.bytes -= narrower.len();
                 continue;
             }
-            // The ban that it was within may have been removed just now: wider ones
-            // come first.
+            // The ban that it was within may have just been removed, because wider ones come
+            // first.
             let within = self.bans.get(&narrower).and_then(|ban| ban.within);
             let within = within.filter(|within| {
                 *within > len && self.bans.contains_key(&narrower[..*within as usize])
@@ -502,8 +500,8 @@ impl Prefixes {
         self.bytes += prefix.len();
     }
 
-    /// Length of the longest beginning of `prefix` that some banned prefix shares, or the
-    /// whole length if nothing is banned.
+    /// Length of the longest beginning that `prefix` shares with a banned prefix, or its whole
+    /// length if nothing is banned.
     fn widened(&self, prefix: &[u8]) -> usize {
         let upto = (Bound::Unbounded, Bound::Included(prefix));
         let from = (Bound::Included(prefix), Bound::Unbounded);
@@ -520,7 +518,7 @@ fn common_len(a: &[u8], b: &[u8]) -> usize {
 }
 
 impl<'a> Records<'a> {
-    /// Those of a file with this content. An empty file has none.
+    /// The records of a file with this content. An empty file has none.
     pub fn of(file: &'a [u8]) -> Self {
         let records = file.strip_prefix(MAGIC);
         Records {
@@ -529,7 +527,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// What has not been read; once there are no more records, what is damaged.
+    /// The bytes not read yet; once there are no more records, the damaged ones.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -548,8 +546,8 @@ impl Iterator for Records<'_> {
     }
 }
 
-/// A record of the list's file. `InvalidInput` where the user tag is longer than
-/// 2^16 - 1 bytes, or the prefix longer than 2^32 - 1.
+/// A record of the file. `InvalidInput`: the user tag is longer than 2^16 - 1 bytes, or the
+/// prefix longer than 2^32 - 1.
 pub fn encode(generation: u64, banned: &Banned) -> io::Result<Vec<u8>> {
     let too_long = |_| io::Error::new(io::ErrorKind::InvalidInput, "the prefix is too long");
     let mut record = generation.to_le_bytes().to_vec();
@@ -568,7 +566,7 @@ pub fn encode(generation: u64, banned: &Banned) -> io::Result<Vec<u8>> {
     Ok(record)
 }
 
-/// The first record, and what follows it.
+/// The first record, and the bytes after it.
 fn decode(data: &[u8]) -> Option<(u64, Banned, &[u8])> {
     let (generation, rest) = data.split_first_chunk::<8>()?;
     let (kind, rest) = rest.split_first()?;
@@ -606,7 +604,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ban_voids_what_is_older_and_survives_a_restart() {
+    fn a_ban_invalidates_what_is_older_and_survives_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
         assert!(!is_banned(&bans, 0, "/a/x"));
@@ -888,7 +886,7 @@ mod tests {
             "{}",
             file.len()
         );
-        // Only variants of the forgotten keys are void.
+        // Only variants of the forgotten keys are banned.
         let first = |bans: &Bans| bans.is_banned(0, &hash(0), || ("b", b"/a"));
         assert!(!first(&bans) && bans.is_banned_variant(0));
         let last = 3 * MAX_ABSENT as u64;

@@ -1,4 +1,4 @@
-//! Which generation of which key is current, and which was used last.
+//! The index: the current generation of each key, in the order of last use.
 
 use hashbrown::hash_table::{Entry, HashTable};
 use parking_lot::Mutex;
@@ -7,7 +7,7 @@ use crate::cache::store::entry_id::EntryId;
 
 const SHARDS: usize = 32;
 
-/// Ends a list.
+/// End of a list.
 const NONE: u32 = u32::MAX;
 
 /// Half-life, in microseconds, of the use count of an entry that gets no requests.
@@ -16,19 +16,19 @@ const HALF_LIFE: u64 = 60_000_000;
 /// Entries at the end of each shard's list that are searched for a victim.
 const CANDIDATES: usize = 8;
 
-/// An entry, as the index knows it.
+/// An entry in the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Indexed {
-    /// Which entry.
+    /// The entry.
     pub id: EntryId,
-    /// Bytes that it takes on disk.
+    /// Bytes of its files.
     pub weight: u64,
     /// Time of its last use, in microseconds since 1970.
     pub used: u64,
 }
 
-/// Maps the hash of a key to its current generation, and keeps all entries in
-/// the order of their last use.
+/// A map from the hash of a key to its current generation, with all entries in the order of
+/// their last use.
 ///
 /// An entry takes one `Node` (56 bytes) and one slot of a hash table (5 bytes
 /// and the free slots around it); see the test `an_entry_takes_less_than_200_bytes`.
@@ -44,16 +44,16 @@ struct Node {
     generation: u64,
     weight: u64,
     used: u64,
-    /// Towards the most recently used; in a free node, the next free one.
+    /// Next node towards the most recently used; in a free node, the next free one.
     newer: u32,
-    /// Towards the least recently used.
+    /// Next node towards the least recently used.
     older: u32,
-    /// Requests for it, as of its last use.
+    /// Use count at the last use.
     uses: u8,
 }
 
 impl Node {
-    /// Its use count now, see [`HALF_LIFE`].
+    /// Use count now, see [`HALF_LIFE`].
     fn frequency(&self, now: u64) -> u8 {
         let half_lives = now.saturating_sub(self.used) / HALF_LIFE;
         self.uses.checked_shr(half_lives.min(8) as u32).unwrap_or(0)
@@ -70,16 +70,16 @@ struct Shard {
     bytes: u64,
 }
 
-/// What became of an entry offered to the index.
+/// Result of inserting an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inserted {
-    /// It is the only one of its key.
+    /// It is the only entry of its key.
     New,
-    /// It was there already.
+    /// It was in the index already.
     Known,
-    /// It took the place of this older one, whose files have to go.
+    /// It replaced this older entry, whose files have to be removed.
     Replaced(EntryId),
-    /// A newer one is there: its own files have to go.
+    /// A newer entry is in the index: its own files have to be removed.
     Outdated,
 }
 
@@ -96,7 +96,7 @@ impl Default for Shard {
     }
 }
 
-/// The key is a cryptographic hash already.
+/// Hash for the table: the key is a cryptographic hash already.
 fn slot_hash(hash: &[u8; 16]) -> u64 {
     let [_, low @ .., _, _, _, _, _, _, _] = hash;
     u64::from_le_bytes(*low)
@@ -264,7 +264,7 @@ impl Shard {
         None
     }
 
-    /// Put the list in the order of the times.
+    /// Sort the list by time of use.
     fn sort(&mut self) {
         let mut order: Vec<u32> = self.slots.iter().copied().collect();
         order.sort_unstable_by_key(|slot| self.nodes[*slot as usize].used);
@@ -309,30 +309,30 @@ impl Index {
         Some(shard.indexed(slot))
     }
 
-    /// Whether this very entry is current.
+    /// True if this entry is current.
     pub fn contains(&self, id: &EntryId) -> bool {
         self.get(&id.hash).is_some_and(|entry| entry.id == *id)
     }
 
-    /// Add an entry that has just been written, unless there is a newer one.
+    /// Insert an entry that has just been written, unless there is a newer one.
     pub fn insert(&self, entry: Indexed) -> Inserted {
         self.shard(&entry.id.hash).lock().insert(entry, true)
     }
 
-    /// Add an entry of an earlier run. Its place in the order is found by
-    /// [`sort`](Self::sort), till then it counts as least recently used.
+    /// Insert an entry of an earlier run. It counts as least recently used until
+    /// [`sort`](Self::sort).
     pub fn insert_found(&self, entry: Indexed) -> Inserted {
         self.shard(&entry.id.hash).lock().insert(entry, false)
     }
 
-    /// Put all entries in the order of their times.
+    /// Sort all entries by time of use.
     pub fn sort(&self) {
         for shard in &self.shards {
             shard.lock().sort();
         }
     }
 
-    /// Note that an entry's metadata has another size.
+    /// Change the size of an entry, whose metadata was replaced.
     pub fn set_weight(&self, id: &EntryId, weight: u64) {
         let mut shard = self.shard(&id.hash).lock();
         let Some(slot) = shard.find(&id.hash) else {
@@ -345,12 +345,12 @@ impl Index {
         }
     }
 
-    /// Remove this very entry; a newer one for the same key stays.
+    /// Remove this entry. A newer one of the same key stays.
     pub fn remove(&self, id: &EntryId) -> Option<Indexed> {
         self.shard(&id.hash).lock().remove(id)
     }
 
-    /// The least recently used entry of all.
+    /// The least recently used entry.
     pub fn oldest(&self) -> Option<Indexed> {
         self.shards
             .iter()
@@ -373,7 +373,7 @@ impl Index {
             .min_by_key(|entry| entry.used)
     }
 
-    /// The entries of one of [`parts`](Self::parts) parts, in no order.
+    /// The entries of one of the [`parts`](Self::parts), in no order.
     pub fn part(&self, part: usize) -> Vec<EntryId> {
         let shard = self.shards[part].lock();
         shard
@@ -383,12 +383,12 @@ impl Index {
             .collect()
     }
 
-    /// In how many parts the entries can be listed.
+    /// Number of parts in which the entries can be listed.
     pub fn parts(&self) -> usize {
         SHARDS
     }
 
-    /// How many entries there are.
+    /// Number of entries.
     pub fn len(&self) -> usize {
         self.shards
             .iter()
@@ -396,18 +396,18 @@ impl Index {
             .sum()
     }
 
-    /// Whether there are none.
+    /// True if there are no entries.
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes that all entries take on disk.
+    /// Bytes of all entries on the disk.
     pub fn bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.lock().bytes).sum()
     }
 
-    /// Bytes of memory that the index takes.
+    /// Memory that the index takes, in bytes.
     #[cfg(test)]
     pub fn memory_bytes(&self) -> usize {
         self.shards

@@ -1,9 +1,9 @@
-//! A cache folder seen from outside, by tools that list, check or empty it,
-//! whether or not a process serves from it at the same time.
+//! Access to a cache folder for tools that list, check or empty it, whether or not a process
+//! serves from it at the same time.
 //!
-//! Nothing here needs [`DiskCache`](crate::cache::DiskCache). The folder is read shard by
-//! shard, so that memory stays small however many entries there are. What is
-//! evicted while it is looked at is passed over.
+//! Nothing here needs [`DiskCache`](crate::cache::DiskCache). The folder is read shard by shard,
+//! so that memory stays small however many entries there are. Entries that are evicted
+//! meanwhile are skipped.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -33,17 +33,17 @@ pub struct CacheFolder {
     bans: Bans,
 }
 
-/// Something in a cache folder.
+/// An item in a cache folder.
 #[derive(Debug)]
 pub enum Found {
     /// An entry whose metadata is sound and whose body has the right length.
     Entry(Entry),
-    /// What looks like an entry, and can not be served.
+    /// An entry that cannot be served.
     Damaged(Damaged),
-    /// Files that are no entry: one that is being written, or that an
-    /// interrupted process has left; or an entry that was replaced or purged.
+    /// Files that are no entry: one that is being written or was left by an interrupted process,
+    /// or an entry that was replaced or purged.
     Leftover {
-        /// Where it is: of an entry, the metadata.
+        /// Path of the file; of an entry, the metadata.
         file: PathBuf,
         /// The length in bytes.
         len: u64,
@@ -53,30 +53,30 @@ pub enum Found {
 /// The current entry for a key.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its name.
+    /// The entry.
     pub id: EntryId,
-    /// What its metadata file says.
+    /// Content of the metadata file.
     pub meta: EntryMeta,
-    /// When it becomes stale.
+    /// Time at which it becomes stale.
     pub fresh_until: SystemTime,
     generations: Vec<u64>,
 }
 
-/// An entry that can not be served.
+/// An entry that cannot be served.
 #[derive(Debug)]
 pub struct Damaged {
-    /// Its name.
+    /// The entry.
     pub id: EntryId,
-    /// The file that is not as it should be.
+    /// The damaged file.
     pub file: PathBuf,
-    /// What is wrong with it.
+    /// Description of the damage.
     pub reason: String,
-    /// What its metadata file says, if that can be read.
+    /// Content of the metadata file, if that can be read.
     pub meta: Option<EntryMeta>,
     generations: Vec<u64>,
 }
 
-/// All that is in a cache folder, see [`CacheFolder::walk`].
+/// The items in a cache folder, see [`CacheFolder::walk`].
 pub struct Walk<'a> {
     folder: &'a CacheFolder,
     shards: std::ops::RangeInclusive<u8>,
@@ -91,7 +91,7 @@ impl CacheFolder {
     /// The cache in the folder `path`. Nothing is created or changed.
     ///
     /// # Errors
-    /// `NotFound` where no cache of this version has ever been.
+    /// `NotFound`: no cache of this version has ever been there.
     pub fn open(path: &Path) -> io::Result<CacheFolder> {
         let layout = Layout::new(path);
         match FOLDER.stat(layout.entries()) {
@@ -118,12 +118,12 @@ impl CacheFolder {
         })
     }
 
-    /// The folder.
+    /// Path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether a process serves from the folder.
+    /// True if a process serves from the folder.
     pub fn is_in_use(&self) -> io::Result<bool> {
         folder_lock::is_locked(&self.path)
             .map_err(|e| about(&self.path.join("lock"), "cannot be locked", &e))
@@ -136,9 +136,9 @@ impl CacheFolder {
             .map_err(|e| about(&self.path.join("lock"), "cannot be locked", &e))
     }
 
-    /// All that is in the folder. Blocks, once a shard and once an entry.
+    /// The items in the folder. Blocks, once a shard and once an entry.
     ///
-    /// An error concerns one shard or one entry, and names it: the walk goes on.
+    /// An error concerns one shard or one entry, and names it; the walk continues.
     pub fn walk(&self) -> Walk<'_> {
         Walk {
             folder: self,
@@ -149,9 +149,9 @@ impl CacheFolder {
         }
     }
 
-    /// Read the body of an entry and compare it with its checksum: what the
-    /// entry is then found to be, or `None` if it is gone. Blocks; `progress` is
-    /// told how many bytes were read since it was last called.
+    /// Read the body of an entry and compare it with its checksum. Returns the entry, sound or
+    /// damaged, or `None` if it is gone. Blocks. `progress` gets the bytes that were read since
+    /// it was last called.
     pub fn verify(&self, entry: Entry, mut progress: impl FnMut(u64)) -> io::Result<Option<Found>> {
         let file = self.layout.body(&entry.id);
         let checked = checksum::buffered(&file, &mut progress);
@@ -180,8 +180,8 @@ impl CacheFolder {
 
     /// Remove an entry, and what is left of those that it replaced. Blocks.
     ///
-    /// Meant for a folder that no process uses, see [`lock`](Self::lock); one
-    /// that does goes on counting the entry until somebody asks for it.
+    /// Intended for a folder that no process uses, see [`lock`](Self::lock). A process that uses
+    /// it counts the entry until it is requested.
     pub fn remove(&self, found: &Found) -> io::Result<()> {
         match found {
             Found::Entry(entry) => self.remove_all(&entry.id.hash, &entry.generations),
@@ -193,7 +193,7 @@ impl CacheFolder {
         }
     }
 
-    /// Remove the entry of the key that has this hash; false: there is none.
+    /// Remove the entry of the key with this hash. `false`: there is none.
     /// Blocks; see [`remove`](Self::remove).
     pub fn remove_key(&self, hash: &[u8; 16]) -> io::Result<bool> {
         let mut generations: Vec<_> = self
@@ -207,7 +207,7 @@ impl CacheFolder {
         Ok(!generations.is_empty())
     }
 
-    /// Return when what was removed stays removed, even if the power fails.
+    /// Make removals durable, so that they survive a power failure.
     /// `shards` are the first bytes of the hashes. Blocks.
     pub fn sync(&self, shards: &BTreeSet<u8>) -> io::Result<()> {
         for shard in shards {
@@ -218,7 +218,7 @@ impl CacheFolder {
         Ok(())
     }
 
-    /// The oldest generation first: were it left alone, it would be served again.
+    /// Remove generations of a key, the oldest first: left alone, it would be served again.
     fn remove_all(&self, hash: &[u8; 16], generations: &[u64]) -> io::Result<()> {
         for generation in generations {
             let id = EntryId {
@@ -234,7 +234,7 @@ impl CacheFolder {
         Ok(())
     }
 
-    /// The files of a shard that are named as the cache's are.
+    /// The files of the cache in a shard, according to their names.
     fn list(&self, shard: u8) -> io::Result<Vec<(EntryId, FileKind, PathBuf)>> {
         let path = self.layout.shard(shard);
         let mut files = Vec::new();
@@ -250,7 +250,7 @@ impl CacheFolder {
         }
     }
 
-    /// The newest of some generations of a key; `None`: it is gone.
+    /// Examine the newest of some generations of a key. `None`: it is gone.
     fn examine(&self, id: EntryId, generations: Vec<u64>) -> io::Result<Option<Found>> {
         let damaged = |file, reason, meta| {
             let generations = generations.clone();
@@ -276,11 +276,11 @@ impl CacheFolder {
                 }
             }
         };
-        let void = self.bans.is_banned(id.generation, &meta.key.primary, || {
+        let is_banned = self.bans.is_banned(id.generation, &meta.key.primary, || {
             (&*meta.key.user_tag, &meta.primary_key)
         }) || (meta.key.variance.is_some()
             && self.bans.is_banned_variant(id.generation));
-        if void {
+        if is_banned {
             return Ok(Some(Found::Leftover {
                 file: meta_file,
                 len: meta.weight(),
@@ -316,16 +316,15 @@ impl CacheFolder {
         damaged(body_file, reason, Some(meta))
     }
 
-    /// What an error says of an entry: that it is damaged, and why; or `None`,
-    /// that it is gone.
+    /// The damage of an entry that an error shows. `None`: the entry is gone.
     ///
     /// # Errors
-    /// An error that says nothing of the entry, such as a lack of permission.
+    /// An error that shows no damage, such as a lack of permission.
     fn fault(&self, id: &EntryId, file: &Path, e: io::Error) -> io::Result<Option<String>> {
         match (e.kind(), e.raw_os_error()) {
             (io::ErrorKind::InvalidData, None) => Ok(Some(format!("is not valid: {e}"))),
             (_, Some(libc::EIO)) => Ok(Some(format!("cannot be read: {e}"))),
-            // The metadata is removed first: where it stands, the rest should.
+            // The metadata is removed first: while it exists, the body should.
             (io::ErrorKind::NotFound, _) => match FOLDER.stat(&self.layout.meta(id)) {
                 Ok(_) => Ok(Some("is missing".to_owned())),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -339,7 +338,7 @@ impl CacheFolder {
 // === impl Entry ===
 
 impl Entry {
-    /// How long the entry is still fresh; `None`: it is stale.
+    /// Time for which the entry is still fresh; `None`: it is stale.
     pub fn fresh_for(&self, now: SystemTime) -> Option<std::time::Duration> {
         self.fresh_until
             .duration_since(now)
@@ -351,8 +350,7 @@ impl Entry {
 // === impl Walk ===
 
 impl Walk<'_> {
-    /// How much of the folder has been seen, from 0 to 1. Keys are hashed, so
-    /// all shards are about equally large.
+    /// Progress from 0 to 1. Keys are hashed, so all shards have about the same size.
     pub fn progress(&self) -> f64 {
         self.shards_begun as f64 / SHARDS as f64
     }
@@ -416,7 +414,7 @@ impl Iterator for Walk<'_> {
     }
 }
 
-/// An error with the file it is about, and what to do where that is known.
+/// An error with the file that it is about and, where it is known, the remedy.
 fn about(path: &Path, what: &str, e: &io::Error) -> io::Error {
     let remedy = match e.kind() {
         io::ErrorKind::PermissionDenied => "; run this as the user that runs the proxy",
@@ -621,7 +619,7 @@ mod tests {
 
     #[test]
     fn what_is_not_as_recorded_is_damaged_and_says_why() {
-        /// What a file's content becomes; `None`: the file goes.
+        /// New content for a file; `None`: the file is removed.
         type Spoil = fn(Vec<u8>) -> Option<Vec<u8>>;
         let flip: Spoil = |mut data| {
             data[30] ^= 1;

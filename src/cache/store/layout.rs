@@ -88,7 +88,7 @@ impl Layout {
                 newest = Some(id);
             }
         });
-        // What was listed before an error is there.
+        // Files that were listed before an error exist.
         let _ = listed;
         newest
     }

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
     use crate::cache::state::fill_permits::FillPermits;
 
-    /// What is gathered from these pieces, all of which have come.
+    /// Blocks of these pieces, all of which have arrived.
     fn gather(pieces: impl IntoIterator<Item = Piece>) -> (mpsc::Sender<Piece>, Blocks) {
         let (sender, receiver) = mpsc::channel(1024);
         for piece in pieces {

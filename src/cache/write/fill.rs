@@ -216,7 +216,7 @@ fn wrong_length(fill: &Fill, more_or_fewer: &str) -> (Cause, String) {
 }
 
 /// The next block; `None`: the origin has broken off, or all readers have left. A stalled
-/// origin does not keep a fill that nobody wants.
+/// origin does not keep a fill without readers.
 async fn next_block(
     core: &'static Core,
     fill: &Fill,

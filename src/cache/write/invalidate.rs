@@ -12,7 +12,7 @@ use crate::cache::state::Core;
 use crate::cache::store::bans::Banned;
 
 /// Remove the entries of a key, in all variants, and keep its fills from becoming entries.
-/// When this returns, no crash brings them back. True if there were any.
+/// No crash brings them back after this returns. True if there were any.
 pub(crate) async fn purge(core: &'static Core, key: CompactCacheKey) -> io::Result<bool> {
     check_writable(core)?;
     core.count_purge();
