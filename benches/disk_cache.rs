@@ -41,7 +41,7 @@ mod linux {
         fs::{self, File},
         io::{self, IoSliceMut},
         net::{TcpListener, TcpStream},
-        path::Path,
+        path::{Path, PathBuf},
         sync::{
             mpsc::{channel, Receiver, Sender},
             Arc,
@@ -57,7 +57,6 @@ mod linux {
     use pingora_cache::{trace::Span, BodyPart, CacheKey, CacheMeta, Storage};
     use pingora_http::ResponseHeader;
     use pingora_sendfile::cache::{
-        internals::{Layout, LocalFolder},
         BackendChoice, DiskCache, DiskCacheConfig, EntryId, EntryMeta, SendfileCapable,
         SendfileConfig,
     };
@@ -636,9 +635,9 @@ mod linux {
 
         /// Brings all objects into the page cache.
         fn warm(&self) {
-            let layout = Layout::new(self.dir.path());
+            let dir = self.dir.path();
             for Object { id, .. } in &self.objects {
-                for path in [layout.meta(id), layout.body(id)] {
+                for path in [entry_file(dir, id, "meta"), entry_file(dir, id, "body")] {
                     let mut file = File::open(path).expect("open a file of the cache");
                     io::copy(&mut file, &mut io::sink()).expect("read a file of the cache");
                 }
@@ -653,14 +652,14 @@ mod linux {
         }
 
         fn chill(&self, objects: &[usize]) {
-            let layout = Layout::new(self.dir.path());
+            let dir = self.dir.path();
             for object in objects {
                 let id = &self.objects[*object].id;
-                chill(&layout.meta(id));
-                chill(&layout.body(id));
+                chill(&entry_file(dir, id, "meta"));
+                chill(&entry_file(dir, id, "body"));
             }
             let last = objects.last().map(|object| &self.objects[*object].id);
-            let is_cold = last.is_none_or(|id| !is_hot(&layout.body(id)));
+            let is_cold = last.is_none_or(|id| !is_hot(&entry_file(dir, id, "body")));
             assert!(is_cold, "a file stays in the page cache");
         }
     }
@@ -677,17 +676,23 @@ mod linux {
             ..DiskCacheConfig::new(path, max_size_bytes)
         })
         .expect("open the cache");
-        cache.wait_loaded();
+        cache.wait_recovered();
         cache
+    }
+
+    /// Path of a file of an entry, see docs/on-disk-format.md.
+    fn entry_file(cache: &Path, id: &EntryId, extension: &str) -> PathBuf {
+        let name = format!("{id}.{extension}");
+        cache.join("v2").join(&name[..2]).join(name)
     }
 
     /// Writes the entries of an earlier run, without the sync that each fill
     /// would take.
     fn write_objects(path: &Path, objects: u64, len: u64) -> Vec<Object> {
-        let layout = Layout::new(path);
-        layout
-            .create_folders(&LocalFolder)
-            .expect("create the cache's folders");
+        for shard in 0..=u8::MAX {
+            let shard = path.join(format!("v2/{shard:02x}"));
+            fs::create_dir_all(shard).expect("create the cache's folders");
+        }
         let body = vec![7; len as usize];
         let (internal, header) = meta(len).serialize().expect("serialize metadata");
         let objects = (0..objects).map(|number| {
@@ -707,8 +712,8 @@ mod linux {
                 hash: entry.hash(),
                 generation: 1,
             };
-            fs::write(layout.body(&id), &body).expect("write a body");
-            fs::write(layout.meta(&id), entry.encode()).expect("write metadata");
+            fs::write(entry_file(path, &id, "body"), &body).expect("write a body");
+            fs::write(entry_file(path, &id, "meta"), entry.encode()).expect("write metadata");
             Object { key, id }
         });
         let objects = objects.collect();

@@ -143,7 +143,7 @@ pub struct CacheCollector {
     open_files: IntGauge,
     bans: IntGauge,
     writable: IntGauge,
-    load_progress: Gauge,
+    recovery_progress: Gauge,
     evictions: IntCounterVec,
     fill_errors: IntCounterVec,
     read_errors: IntCounterVec,
@@ -497,7 +497,7 @@ impl CacheCollector {
                 "cache_writable",
                 "1 if this process writes to the cache folder, 0 while its predecessor does",
             ),
-            load_progress: make.ratio(
+            recovery_progress: make.ratio(
                 "cache_load_progress_ratio",
                 "How far the entries of earlier runs are known, from 0 to 1",
             ),
@@ -567,7 +567,8 @@ impl CacheCollector {
         self.open_files.set(cache.open_files() as i64);
         self.bans.set(cache.bans() as i64);
         self.writable.set(i64::from(cache.is_writable()));
-        self.load_progress.set(cache.load_progress().ratio());
+        self.recovery_progress
+            .set(cache.recovery_progress().ratio());
         for reason in Eviction::ALL {
             let metric = self.evictions.with_label_values(&[reason.label()]);
             catch_up(&metric, stats.evictions(reason));
@@ -606,7 +607,7 @@ impl CacheCollector {
             &self.open_files,
             &self.bans,
             &self.writable,
-            &self.load_progress,
+            &self.recovery_progress,
             &self.evictions,
             &self.fill_errors,
             &self.read_errors,

@@ -112,7 +112,7 @@ impl DiskCache {
     }
 
     /// Wait until all entries of earlier runs are known. Blocks.
-    pub fn wait_loaded(&self) {
+    pub fn wait_recovered(&self) {
         self.core.recovery.wait();
     }
 
@@ -160,7 +160,7 @@ impl DiskCache {
     }
 
     /// Progress of the recovery of the entries of earlier runs.
-    pub fn load_progress(&self) -> &RecoveryProgress {
+    pub fn recovery_progress(&self) -> &RecoveryProgress {
         &self.core.recovery
     }
 
@@ -208,12 +208,12 @@ impl DiskCache {
     }
 
     /// True if an object of unknown length turned out larger than the whole cache.
-    pub fn was_outgrown(&self, key: &CacheKey) -> bool {
+    pub fn is_too_large(&self, key: &CacheKey) -> bool {
         self.core.too_large.contains(&key.combined_bin())
     }
 
     /// Forget that an object was too large; it may have become smaller.
-    pub fn forget_outgrown(&self, key: &CacheKey) {
+    pub fn forget_too_large(&self, key: &CacheKey) {
         self.core.too_large.remove(&key.combined_bin());
     }
 

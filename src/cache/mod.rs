@@ -64,10 +64,9 @@ pub use store::inspect;
 pub use write::miss::DESERTED;
 pub use write::pending::NO_ROOM;
 
-/// Internals for benches, fuzz targets and tests of this project. Not part of the API.
+/// Internals for the fuzz targets. Not part of the API.
+#[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals {
-    pub use super::io::folder::LocalFolder;
     pub use super::store::bans::{encode, Banned, List, Records};
-    pub use super::store::layout::Layout;
 }

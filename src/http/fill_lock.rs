@@ -194,7 +194,7 @@ mod tests {
         let mut config = DiskCacheConfig::new(dir.path(), 1 << 20);
         config.max_fills = 1;
         let cache = DiskCache::open(config).unwrap();
-        cache.wait_loaded();
+        cache.wait_recovered();
         let lock = FillLock::new(cache, Duration::from_secs(60));
         let header = ResponseHeader::build(200, None).unwrap();
         let meta = CacheMeta::new(SystemTime::now(), SystemTime::now(), 0, 0, header);

@@ -30,17 +30,17 @@ impl TooLarge {
 
 impl CacheablePredictor for TooLarge {
     fn cacheable_prediction(&self, key: &CacheKey) -> bool {
-        self.predictor.cacheable_prediction(key) && !self.cache.was_outgrown(key)
+        self.predictor.cacheable_prediction(key) && !self.cache.is_too_large(key)
     }
 
     fn predicted_uncacheable_reason(&self, key: &CacheKey) -> Option<NoCacheReason> {
-        let outgrown = self.cache.was_outgrown(key);
+        let outgrown = self.cache.is_too_large(key);
         let reason = outgrown.then_some(NoCacheReason::ResponseTooLarge);
         reason.or_else(|| self.predictor.predicted_uncacheable_reason(key))
     }
 
     fn mark_cacheable(&self, key: &CacheKey) -> bool {
-        self.cache.forget_outgrown(key);
+        self.cache.forget_too_large(key);
         self.predictor.mark_cacheable(key)
     }
 

@@ -20,8 +20,7 @@ use std::{
 use crate::engine::{self, trace, Object};
 use pingora_cache::{CacheMeta, HttpCache, Storage};
 use pingora_sendfile::cache::{
-    internals::Layout, BackendChoice, DiskCache, DiskCacheConfig, EntryId, EntryMeta, Eviction,
-    FILL_BROKEN, NO_ROOM,
+    BackendChoice, DiskCache, DiskCacheConfig, EntryId, EntryMeta, Eviction, FILL_BROKEN, NO_ROOM,
 };
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -663,7 +662,10 @@ fn a_million_entries_are_served_while_they_are_found() {
 /// Makes entries of a run before, which nobody will ask for: names of the same
 /// two files, since names and sizes are all that the index is made of.
 fn make_entries(folder: &Path, count: u64) {
-    let layout = Layout::new(folder);
+    let file = |id: &EntryId, extension: &str| {
+        let name = format!("{id}.{extension}");
+        folder.join("v2").join(&name[..2]).join(name)
+    };
     let entry = |shard, number| {
         let mut hash = [0; 16];
         Pattern::new(number).fill(0, &mut hash);
@@ -676,20 +678,22 @@ fn make_entries(folder: &Path, count: u64) {
     for_each_shard(|shard| {
         let mut numbers = (u64::from(shard)..count).step_by(256);
         let first = entry(shard, numbers.next().expect("a number"));
-        let (body, meta) = (layout.body(&first), layout.meta(&first));
+        let (body, meta) = (file(&first, "body"), file(&first, "meta"));
         fs::write(&body, [0; 1000]).expect("write a body");
         fs::write(&meta, [0; 400]).expect("write metadata");
         for number in numbers {
             let id = entry(shard, number);
-            fs::hard_link(&body, layout.body(&id)).expect("link a body");
-            fs::hard_link(&meta, layout.meta(&id)).expect("link metadata");
+            fs::hard_link(&body, file(&id, "body")).expect("link a body");
+            fs::hard_link(&meta, file(&id, "meta")).expect("link metadata");
         }
     });
 }
 
 fn remove_entries(folder: &Path) {
-    let layout = Layout::new(folder);
-    for_each_shard(|shard| fs::remove_dir_all(layout.shard(shard)).expect("remove a shard"));
+    for_each_shard(|shard| {
+        let shard = folder.join(format!("v2/{shard:02x}"));
+        fs::remove_dir_all(shard).expect("remove a shard");
+    });
 }
 
 fn for_each_shard(work: impl Fn(u8) + Sync) {

@@ -40,7 +40,7 @@ pub fn config(folder: &Path, max_size_bytes: u64) -> DiskCacheConfig {
 /// Opens a cache and waits until it knows its entries.
 pub fn open(config: DiskCacheConfig) -> &'static DiskCache {
     let cache = DiskCache::open(config).expect("open the cache");
-    cache.wait_loaded();
+    cache.wait_recovered();
     cache
 }
 

@@ -71,7 +71,7 @@ async fn update(cache: &'static DiskCache, meta: &CacheMeta) -> bool {
 /// A cache in which the entries of earlier runs are not known yet.
 fn while_loading(path: &Path) -> &'static DiskCache {
     let cache = cache(path);
-    cache.wait_loaded();
+    cache.wait_recovered();
     // The patience at the start is over.
     cache.core().recovery.backdate(Duration::from_secs(60));
     cache.core().recovery.restart();
@@ -87,7 +87,7 @@ async fn close(cache: &'static DiskCache) {
 async fn the_limit_also_holds_while_the_index_is_loaded() {
     let dir = tempfile::tempdir().unwrap();
     let first = cache(dir.path());
-    first.wait_loaded();
+    first.wait_recovered();
     let mut miss = begin(first, &meta("1", SystemTime::now())).await;
     miss.write_body(vec![7; 900_000].into(), false)
         .await
@@ -123,7 +123,7 @@ async fn the_limit_also_holds_while_the_index_is_loaded() {
 async fn a_fill_that_becomes_an_entry_is_never_overlooked() {
     let dir = tempfile::tempdir().unwrap();
     let cache = cache(dir.path());
-    cache.wait_loaded();
+    cache.wait_recovered();
     let span = Span::inactive().handle();
     for round in 0..200 {
         let miss = begin(cache, &meta("1", SystemTime::now())).await;
@@ -153,7 +153,7 @@ async fn a_fill_that_becomes_an_entry_is_never_overlooked() {
 async fn an_entry_is_not_found_by_another_key_of_the_same_hash() {
     let dir = tempfile::tempdir().unwrap();
     let cache = cache(dir.path());
-    cache.wait_loaded();
+    cache.wait_recovered();
     let span = Span::inactive().handle();
     let mut overridden = CacheKey::new("other", "bucket");
     overridden.set_primary_bin_override(key().primary_bin());
@@ -191,7 +191,7 @@ async fn who_asks_while_a_fill_begins_has_not_seen_it() {
 
     let dir = tempfile::tempdir().unwrap();
     let cache = cache(dir.path());
-    cache.wait_loaded();
+    cache.wait_recovered();
     let asked_now = || {
         let mut key = key();
         key.extensions.insert(cache.lookup_snapshot());

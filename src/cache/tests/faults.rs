@@ -146,7 +146,7 @@ fn open(path: &Path, faults: &Faults) -> &'static DiskCache {
         Ok(Box::new(FaultyBackend::new(runtime.clone(), faults)))
     });
     let cache = cache.unwrap();
-    cache.wait_loaded();
+    cache.wait_recovered();
     cache
 }
 
@@ -448,7 +448,7 @@ async fn an_entry_that_cannot_be_examined_at_the_start_is_left_alone() {
         disk.faults.set(op, Fault::Errno(libc::EIO), 256);
         disk.reopen().await;
         assert!(!disk.has("body"), "{op:?}");
-        assert!(disk.cache.load_progress().has_gaps(), "{op:?}");
+        assert!(disk.cache.recovery_progress().has_gaps(), "{op:?}");
 
         // Its ban is still needed: a restart may find it.
         assert!(disk.cache.ban_prefix("bucket", b"bo").await.is_ok());

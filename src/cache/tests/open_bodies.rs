@@ -15,7 +15,7 @@ const ID: EntryId = EntryId {
 
 fn cache(dir: &tempfile::TempDir) -> &'static DiskCache {
     let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), LIMIT)).unwrap();
-    cache.wait_loaded();
+    cache.wait_recovered();
     cache
 }
 

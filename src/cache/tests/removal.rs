@@ -31,7 +31,7 @@ async fn a_leftover_that_cannot_be_removed_at_the_start_is_tried_again() {
         fs::create_dir_all(path).unwrap();
     }
     let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), LIMIT)).unwrap();
-    cache.wait_loaded();
+    cache.wait_recovered();
     cache.core().removals.done().await;
     assert!(cache.core().removals.have_failed());
     for path in &leftovers {
@@ -54,7 +54,7 @@ async fn a_leftover_that_cannot_be_removed_at_the_start_is_tried_again() {
 async fn files_that_cannot_be_removed_keep_their_space_and_are_tried_again() {
     let dir = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), LIMIT)).unwrap();
-    cache.wait_loaded();
+    cache.wait_recovered();
     let layout = &cache.core().layout;
     for is_fill in [false, true] {
         let id = EntryId {

@@ -31,7 +31,7 @@ struct Setting {
 async fn begin() -> Setting {
     let dir = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), LIMIT)).unwrap();
-    cache.wait_loaded();
+    cache.wait_recovered();
     let header = ResponseHeader::build(200, None).unwrap();
     let meta = CacheMeta::new(SystemTime::now(), SystemTime::now(), 0, 0, header);
     let span = Span::inactive().handle();
@@ -85,7 +85,7 @@ async fn all_who_read_get_what_has_no_room() {
     }
     cache.settle().await;
     assert_eq!((cache.entries(), cache.size_bytes()), (0, 0));
-    assert!(cache.was_outgrown(&key()));
+    assert!(cache.is_too_large(&key()));
 }
 
 #[tokio::test]
