@@ -7,7 +7,7 @@
 //! `-- --quick` shortens everything; a filter such as `-- hot/1MiB` leaves the
 //! rest out.
 //!
-//! How it measures:
+//! Method:
 //! - The ways: `whole` reads a body in one piece and then writes it; `chunks`
 //!   reads and writes 64 KiB at a time; `sendfile` sends the ranges of the file
 //!   that `read_body_part` yields.
@@ -111,19 +111,19 @@ mod linux {
     /// The most that one call discards.
     const DISCARD: usize = 1024 * 1024;
 
-    /// How much is to be done.
+    /// The amount of work.
     #[derive(Clone, Copy)]
     struct Effort {
         /// Bytes of objects of each size, but not more objects than this: each
         /// is two files.
         working_set: u64,
         max_objects: u64,
-        /// How long criterion measures a variant.
+        /// The time for which criterion measures a variant.
         time: Duration,
         rounds: usize,
     }
 
-    /// How a body gets from the cache to a socket.
+    /// The way of a body from the cache to a socket.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Way {
         Whole,
@@ -164,7 +164,7 @@ mod linux {
         discarded: Receiver<()>,
     }
 
-    /// What a variant did in all of its turns.
+    /// The results of a variant in all of its turns.
     #[derive(Default)]
     struct Turns {
         bytes_per_second: Vec<f64>,
@@ -228,7 +228,7 @@ mod linux {
                 group.finish();
             }
             if let Some(stage) = &mut stage {
-                // What is hot shall not wait for what is cold.
+                // Hot objects shall not wait for cold ones.
                 for part in measured.chunk_by(|a: &Kind, b| a.part() == b.part()) {
                     table.extend(stage.compare(size, part, effort.rounds));
                 }
@@ -322,7 +322,7 @@ mod linux {
         (PARALLEL_BYTES / len).clamp(1, PARALLEL)
     }
 
-    /// Whether the files' pages leave the page cache when told to.
+    /// True if the files' pages leave the page cache when told to.
     fn cold_is_possible() -> bool {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
         let path = dir.path().join("probe");
@@ -343,7 +343,7 @@ mod linux {
         fadvise(&file, 0, None, Advice::DontNeed).expect("drop a file from the page cache");
     }
 
-    /// Whether the first byte is in the page cache: preadv2(2), RWF_NOWAIT.
+    /// True if the first byte is in the page cache: preadv2(2), RWF_NOWAIT.
     fn is_hot(path: &Path) -> bool {
         let file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let mut byte = [0];
@@ -389,7 +389,7 @@ mod linux {
             matches!(self, Self::Hit { is_cold: true, .. })
         }
 
-        /// What takes turns with each other.
+        /// The variants that take turns with each other.
         fn part(self) -> u8 {
             match self {
                 Self::Hit { is_cold, .. } => u8::from(is_cold),
@@ -397,7 +397,7 @@ mod linux {
             }
         }
 
-        /// Whether the engine does it so, and a backend does the work: what is
+        /// True if the engine does it so, and a backend does the work: what is
         /// in the page cache needs none.
         fn is_of_engine(self) -> bool {
             let cold_sendfile = Self::Hit {
@@ -429,7 +429,7 @@ mod linux {
             }
         }
 
-        /// How many objects a turn has.
+        /// The number of objects in a turn.
         fn turn(self, len: u64) -> u64 {
             let (bytes, most) = match self {
                 Self::Hit { is_cold: false, .. } => (TURN, MAX_TURN),
@@ -472,7 +472,7 @@ mod linux {
             variants.position(|variant| variant.name == backend)
         }
 
-        /// How long a variant takes for so many objects.
+        /// The time that a variant takes for so many objects.
         fn measure(&mut self, variant: usize, kind: Kind, count: u64) -> Duration {
             match kind {
                 Kind::Hit { is_cold, way } => self.send(variant, is_cold, way, count),
@@ -483,7 +483,7 @@ mod linux {
         fn send(&mut self, variant: usize, is_cold: bool, way: Way, count: u64) -> Duration {
             let parallel = self.connections.len() as u64;
             let variant = &mut self.variants[variant];
-            // What was dropped is cold once only.
+            // Dropped pages are cold once only.
             let at_once = if is_cold {
                 variant.objects.len() as u64
             } else {

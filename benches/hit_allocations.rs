@@ -1,9 +1,9 @@
-//! How often, and how much, the proxy allocates for a hit, by the object's size.
+//! The number and size of the proxy's allocations for a hit, by the object's size.
 //!
 //! `cargo bench --bench hit_allocations` prints a table. `-- --quick` makes fewer
 //! requests; a filter such as `-- 1MiB` leaves sizes out.
 //!
-//! How it measures:
+//! Method:
 //! - The proxy is this program in another role: the library's `ProxyServer` with
 //!   an allocator that counts, in a process that does nothing else. The scrubber
 //!   is off, and everything else at its default but one worker, and with sendfile
@@ -68,7 +68,7 @@ static COUNTING: Counting = Counting;
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static BYTES: AtomicU64 = AtomicU64::new(0);
 
-/// How much is to be done.
+/// The amount of work.
 struct Effort {
     rounds: u64,
     /// The most hits of a round, and the most bytes of bodies.
@@ -76,14 +76,14 @@ struct Effort {
     bytes: u64,
 }
 
-/// What has been allocated so far.
+/// The allocations so far.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Counters {
     allocations: u64,
     bytes: u64,
 }
 
-/// What a hit takes.
+/// The allocations of a hit.
 struct Cost {
     allocations: f64,
     bytes: f64,
@@ -154,7 +154,7 @@ fn serve(config: &Config, file: &Path) {
     server.run(|| ()).unwrap_or_else(|e| panic!("{e}"));
 }
 
-/// Where the server of this configuration file tells its counters.
+/// The socket on which the server of this configuration file tells its counters.
 fn counters_socket(config: &Path) -> PathBuf {
     config.with_file_name("counters.sock")
 }

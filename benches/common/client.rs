@@ -31,7 +31,7 @@ const DISCARD: usize = 1024 * 1024;
 /// cache.
 const READ: usize = 64 * 1024;
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone)]
 pub enum Address {
     Tcp(SocketAddr),
@@ -63,7 +63,7 @@ pub struct Client {
     events: Vec<Event>,
     sink: Sink,
     requests: Requests,
-    /// Whether it sleeps while nothing has arrived.
+    /// True if it sleeps while nothing has arrived.
     sleeps: bool,
     expects_hits: bool,
     misses: u64,
@@ -79,7 +79,7 @@ pub struct Turn {
     pub total: Duration,
 }
 
-/// Where bodies go.
+/// The destination of bodies.
 struct Sink {
     flags: RecvFlags,
     /// With MSG_TRUNC never written to, so that it takes no memory either.
@@ -191,12 +191,12 @@ impl Client {
         self
     }
 
-    /// How many requests have been made.
+    /// The number of requests so far.
     pub fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// How many responses were no hits since this was asked for the last time.
+    /// The number of responses that were no hits since the last call.
     pub fn take_misses(&mut self) -> u64 {
         std::mem::take(&mut self.misses)
     }

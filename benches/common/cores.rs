@@ -4,7 +4,7 @@ use std::fs;
 
 use rustix::thread::{sched_getaffinity, sched_setaffinity, CpuSet};
 
-/// Where server and client run; None: too few cores to tell them apart.
+/// The cores of server and client.
 #[derive(Clone, Copy)]
 pub struct Cores {
     pub server: usize,

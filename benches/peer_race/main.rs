@@ -33,7 +33,7 @@
 //!   four, on a port each, from one cache.
 //! - `bare-sendfile`: an epoll loop that parses next to nothing: the ceiling
 //!
-//! How it measures:
+//! Method:
 //! - Every peer is a process of its own and pinned to one core, with one thread
 //!   that serves; the client is pinned to another core. It is one thread, never
 //!   sleeps, sends nothing before a response is complete, and discards bodies in

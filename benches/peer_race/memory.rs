@@ -31,7 +31,7 @@ use crate::{
 const CONNECTIONS: usize = 1000;
 const OBJECT: u64 = 100 * MIB;
 
-/// What each client reads at once, and how often, for how long.
+/// The bytes that each client reads at once, the pause between, and the number of times.
 const PIECE: usize = 16 * 1024;
 const PAUSE: Duration = Duration::from_secs(1);
 const PASSES: usize = 8;
@@ -39,12 +39,12 @@ const PASSES: usize = 8;
 /// Of each client, in bytes.
 const RECEIVE_BUFFER: usize = 64 * 1024;
 
-/// What fits into a packet of Ethernet. The kernel sizes a send buffer by packets,
+/// The payload of a packet of Ethernet. The kernel sizes a send buffer by packets,
 /// and with loopback's of 64 KiB a thousand downloads would exceed what it allows
 /// for all of TCP (tcp(7), tcp_mem), and stall.
 const SEGMENT: u32 = 1460;
 
-/// What clients have got who ask for nothing more yet.
+/// The bytes that clients have got who ask for nothing more yet.
 const SMALL: u64 = 4 * KIB;
 
 trait ReadWrite: Read + Write {}

@@ -1,6 +1,6 @@
 //! A network for the race alone.
 //!
-//! What a machine does to loopback is no property of a server, and does not weigh
+//! A machine's treatment of loopback is no property of a server, and does not weigh
 //! on all of them alike. BBR paces a sender by the packets that it has delivered,
 //! and takes each for a full one (`tcp_bbr.c`, `bbr_update_bw()` and
 //! `bbr_rate_bytes_per_sec()`); loopback's have 64 KiB. So a server that sends a head
@@ -23,7 +23,7 @@ const CONGESTION_CONTROL: &str = "reno";
 
 const LOOPBACK: &[u8] = b"lo";
 
-/// Where the servers and the client meet.
+/// The network on which the servers and the client meet.
 pub enum Network {
     /// A network namespace that has nothing but loopback.
     Own,
@@ -51,7 +51,7 @@ impl Network {
         Self::Own
     }
 
-    /// What TCP goes by, and whose network it is.
+    /// The congestion control, and the owner of the network.
     pub fn describe(&self) -> String {
         let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
         let congestion = congestion.unwrap_or_default();

@@ -14,7 +14,7 @@ use test_support::PATIENCE;
 
 use crate::process::{open_files, Server};
 
-/// How nginx sends what it has cached.
+/// The ways in which nginx sends a cached body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mode {
     pub sendfile: bool,

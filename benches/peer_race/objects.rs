@@ -1,4 +1,4 @@
-//! What is served: objects of some sizes, each a pattern of its own.
+//! The objects that are served: of some sizes, each a pattern of its own.
 
 use std::{fs, io, path::Path};
 

@@ -1,4 +1,4 @@
-//! What the command line asks for.
+//! The options of the command line.
 
 use std::{fmt::Display, path::PathBuf, process, str::FromStr, time::Duration};
 
@@ -16,11 +16,11 @@ pub const LONGER: usize = 5;
 
 pub struct Options {
     pub memory: bool,
-    /// Whether the race is to be on the network that the machine has.
+    /// True if the race is on the network that the machine has.
     pub machine_network: bool,
-    /// Whether all is read back from the disk before it is raced.
+    /// True if all objects are read back from the disk before they are raced.
     pub reloaded: bool,
-    /// Whether anything was left out or shortened.
+    /// True if anything was left out or shortened.
     pub partial: bool,
     pub objects: Vec<Objects>,
     pub connections: Vec<usize>,
@@ -29,7 +29,7 @@ pub struct Options {
     pub builds: Vec<PathBuf>,
     pub rounds: usize,
     pub turn: Duration,
-    /// How long a peer is measured at a fixed rate in each round; None: not.
+    /// The time at a fixed rate of a peer in each round; None: not measured.
     pub paced_turn: Option<Duration>,
 }
 
@@ -95,12 +95,12 @@ impl Options {
         options
     }
 
-    /// How many rounds there are of turns that take long, fewer.
+    /// The number of rounds of turns that take long.
     pub fn long_rounds(&self) -> usize {
         self.rounds.div_ceil(LONGER)
     }
 
-    /// How many rounds there are, and how long a turn is.
+    /// The number of rounds, and the length of a turn.
     pub fn turns(&self, objects: Objects, connections: usize) -> (usize, Duration) {
         if objects.len * connections as u64 > LONG {
             (self.long_rounds(), self.turn * LONGER as u32)

@@ -1,4 +1,4 @@
-//! How objects are called, in URLs and in folders.
+//! The names of objects, in URLs and in folders.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Who takes part.
+//! The peers that take part.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ pub const PROXY: &str = env!("CARGO_BIN_EXE_s3-proxy");
 /// Connections that fill a cache.
 const FILLING: usize = 16;
 
-/// How often all objects are asked for until all are hits.
+/// The number of times that all objects are asked for until all are hits.
 const FILL_ATTEMPTS: usize = 20;
 
 /// The bucket of the origin that has no more in its header than it needs.
@@ -58,11 +58,11 @@ pub struct Peer {
     pub server: Rc<Server>,
 }
 
-/// What peers are started with.
+/// The surroundings that peers are started in.
 pub struct Stage<'a> {
     pub core: Option<usize>,
     pub dir: &'a Path,
-    /// Where the objects are, as files.
+    /// The folder of the objects, as files.
     pub files: &'a Path,
     pub origin: SocketAddr,
     /// Other builds of the proxy.
@@ -126,7 +126,7 @@ impl PeerKind {
         matches!(self, Self::Nginx(_))
     }
 
-    /// What it is called by [`STOCK`], if it is one of its ways.
+    /// Its name in [`STOCK`], if it is one of its ways.
     fn stock_way(self) -> Option<&'static str> {
         match self {
             Self::OldFlow => Some("whole"),
@@ -136,7 +136,7 @@ impl PeerKind {
         }
     }
 
-    /// Whether it serves the files, without a cache of its own.
+    /// True if it serves the files, without a cache of its own.
     fn serves_files(self) -> bool {
         self == Self::BareSendfile || self.stock_way().is_some()
     }
@@ -200,12 +200,12 @@ pub fn start(kinds: &[PeerKind], stage: &Stage) -> Vec<Peer> {
     peers
 }
 
-/// Whether any of these needs the objects as files.
+/// True if any of these needs the objects as files.
 pub fn need_files(mut kinds: impl Iterator<Item = PeerKind>) -> bool {
     kinds.any(PeerKind::serves_files)
 }
 
-/// What `start` starts with the folder of the objects, and where it serves them.
+/// The server that `start` starts with the folder of the objects, and its address.
 fn start_app(stage: &Stage, start: impl FnOnce(&str) -> Server) -> (Server, SocketAddr) {
     let mut server = start(stage.files.to_str().expect("a path in UTF-8"));
     let addr = server.read_until(|line| line.parse().ok());

@@ -30,7 +30,7 @@ pub const LAUNCH: &str = "role-launch";
 /// Enough for a file an object and all connections.
 const DESCRIPTORS: u64 = 128 * 1024;
 
-/// How long a child may take to end by itself.
+/// The time that a child may take to end by itself.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
 /// A child process that ends when this is dropped.
@@ -46,7 +46,7 @@ pub struct WorkDir(TempDir);
 /// CPU time by thread, in nanoseconds.
 pub struct CpuTimes(HashMap<u32, u64>);
 
-/// What a signal has to see to.
+/// The children and folders that a signal handler ends and removes.
 struct Leftovers {
     children: Vec<Pid>,
     dirs: Vec<PathBuf>,
@@ -99,7 +99,7 @@ pub fn clean_up_on_signals() {
     });
 }
 
-/// Whether it is there and no zombie (proc_pid_stat(5), field 3).
+/// True if it is there and no zombie (proc_pid_stat(5), field 3).
 fn is_running(pid: Pid) -> bool {
     fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).is_ok_and(|stat| {
         !stat
@@ -108,7 +108,7 @@ fn is_running(pid: Pid) -> bool {
     })
 }
 
-/// What root may raise it to, or what everybody may.
+/// Raises it as far as root may, or as everybody may.
 pub fn raise_descriptor_limit() {
     let now = getrlimit(Resource::Nofile);
     let wanted = Rlimit {
@@ -124,7 +124,7 @@ pub fn raise_descriptor_limit() {
     }
 }
 
-/// How many files a peer may keep open, beside its connections and all else.
+/// The number of files that a peer may keep open, beside its connections and all else.
 pub fn open_files() -> u64 {
     const OTHERS: u64 = 2 * 1024;
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS);
@@ -273,7 +273,7 @@ impl Drop for Server {
 // === impl CpuTimes ===
 
 impl CpuTimes {
-    /// What was used between `earlier` and this, by threads that still are.
+    /// The time used between `earlier` and this, by threads that still are.
     pub fn since(&self, earlier: &Self) -> Duration {
         let used = self
             .0

@@ -20,13 +20,13 @@ use crate::{
     stats::percentiles,
 };
 
-/// What is measured at a fixed rate.
+/// The sizes that are measured at a fixed rate.
 const PACED_SIZES: [u64; 2] = [64 * KIB, MIB];
 const PACED_CONNECTIONS: usize = 16;
 /// Bytes of bodies a second: what every peer can keep up with.
 pub const PACED_RATE: u64 = 512 * MIB;
 
-/// What the report is made of.
+/// The contents of the report.
 pub struct Results {
     pub machine: String,
     pub cores: Option<Cores>,
@@ -44,7 +44,7 @@ pub struct Cell {
     pub entries: Vec<Entry>,
 }
 
-/// What a peer did in all of its turns.
+/// The results of a peer in all of its turns.
 pub struct Entry {
     pub kind: PeerKind,
     /// Bytes of bodies a second, by round.

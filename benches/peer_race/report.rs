@@ -17,7 +17,7 @@ use crate::{
     table::Table,
 };
 
-/// Where the report goes.
+/// The folder of the report.
 pub fn dir() -> PathBuf {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-report");
     fs::create_dir_all(&dir).expect("make target/bench-report");

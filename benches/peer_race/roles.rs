@@ -1,4 +1,4 @@
-//! What this program is when it runs as its own child.
+//! The roles of this program when it runs as its own child.
 
 use std::{io::Write, net::SocketAddr, path::Path, thread};
 

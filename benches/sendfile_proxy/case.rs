@@ -1,4 +1,4 @@
-//! What is measured: which responses, and the ways to serve them.
+//! The cases that are measured: responses, and the ways to serve them.
 
 pub const KIB: u64 = 1024;
 pub const MIB: u64 = 1024 * KIB;
@@ -17,7 +17,7 @@ const SIZES: [Size; 6] = [
 
 const RANGES: [Size; 2] = [Size("64KiB", 64 * KIB), Size("1MiB", MIB)];
 
-/// What the ranges are ranges of.
+/// The length of the object that ranges are taken from.
 const RANGED: u64 = 10 * MIB;
 
 const OVER_UNIX: [Size; 3] = [
@@ -42,7 +42,7 @@ pub struct Case {
     size: Size,
 }
 
-/// How a body gets from the cache to the socket.
+/// The way of a body from the cache to the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// Copied from its open file.
@@ -65,7 +65,7 @@ impl Case {
             .chain(of(Kind::OverUnix, &OVER_UNIX))
     }
 
-    /// What criterion calls it, and filters know it by.
+    /// The name for criterion and for filters.
     pub fn name(&self) -> String {
         let group = match self.kind {
             Kind::Whole => "hit",

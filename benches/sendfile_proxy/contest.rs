@@ -46,7 +46,7 @@ pub struct Server {
     objects: u64,
     /// Responses to the client that filled the cache.
     filled: u64,
-    /// How many lookups had opened files before anything was measured.
+    /// The number of lookups that had opened files before anything was measured.
     opens: u64,
 }
 
@@ -150,7 +150,7 @@ impl Server {
             true => ranges(objects, object_len, body_len),
             false => requests(),
         });
-        // What the client discards is right: one response is looked at.
+        // The client discards bodies; one response is looked at.
         let (_, body) = client.look(&address, 0);
         Pattern::new(0).check(0, &body);
         if cores.is_none() {

@@ -7,7 +7,7 @@
 //! slows all. `-- --quick` shortens everything, with fewer objects; a filter such
 //! as `-- 1MiB` leaves the rest out.
 //!
-//! What is compared:
+//! Variants:
 //! - `sendfile-on` sends every body by sendfile: `threshold_bytes` is 0.
 //! - `sendfile-off` has the same file open, reads the body 64 KiB at a time, and
 //!   writes it. It keeps no bodies in memory.
@@ -22,7 +22,7 @@
 //! here nor the number of files that are kept open, so a hit that has to open its
 //! file again is not measured.
 //!
-//! How it measures:
+//! Method:
 //! - The proxy has one worker and one core, the client another one. The client
 //!   is one thread that keeps 16 connections busy and never sleeps, so that the
 //!   proxy is what limits: the table says how busy it was.
@@ -71,7 +71,7 @@ use criterion::{Criterion, SamplingMode, Throughput};
 use results::Compared;
 use test_support::raise_descriptor_limit;
 
-/// How much is to be done.
+/// The amount of work.
 struct Effort {
     /// At least so many bytes of objects, but not more objects than this.
     working_set: u64,
@@ -163,13 +163,13 @@ impl Effort {
         }
     }
 
-    /// How many objects are cached.
+    /// The number of objects that are cached.
     fn objects(&self, case: &Case) -> u64 {
         let objects = self.working_set.div_ceil(case.object_len());
         objects.min(self.max_objects).max(CONNECTIONS)
     }
 
-    /// How many responses a turn has.
+    /// The number of responses in a turn.
     fn responses(&self, case: &Case) -> u64 {
         let responses = self.turn.div_ceil(case.body_len()).min(self.max_turn);
         responses.next_multiple_of(CONNECTIONS)

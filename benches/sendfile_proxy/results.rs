@@ -1,4 +1,4 @@
-//! What the interleaved rounds have shown.
+//! The results of the interleaved rounds.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
 
 const GIB: f64 = (1024 * MIB) as f64;
 
-/// What a variant did in all of its turns.
+/// The results of a variant in all of its turns.
 #[derive(Default)]
 pub struct Turns {
     pub bytes_per_second: Vec<f64>,

@@ -22,7 +22,7 @@ use pingora_sendfile::{
     proxy::{Listener, S3ProxyHttp},
 };
 
-/// Where the server of this configuration file listens.
+/// The socket of the server of this configuration file.
 pub fn socket(config: &Path) -> PathBuf {
     config.with_file_name("proxy.sock")
 }

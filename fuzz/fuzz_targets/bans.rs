@@ -52,7 +52,7 @@ fn check(file: &[u8]) {
     }
 }
 
-/// What a single ban says of an entry.
+/// The verdict of a single ban on an entry.
 fn voids(ban: &(u64, Banned), generation: u64, primary: &[u8; 16], tag: &str, key: &[u8]) -> bool {
     let matches = match &ban.1 {
         Banned::Exact(hash) => hash == primary,
@@ -78,7 +78,7 @@ fn sealed(data: &[u8]) -> Vec<u8> {
     file
 }
 
-/// Where the checksum of the record at `at` begins, if the file has it all:
+/// The start of the checksum of the record at `at`, if the file has it all:
 /// docs/on-disk-format.md, section Bans.
 fn end_of_record(file: &[u8], at: usize) -> Option<usize> {
     let rest = file.get(at..)?;

@@ -107,7 +107,7 @@ fn check_targeted(lines: &[HeaderValue], joined: &HeaderValue) {
         return;
     };
     check(&directives);
-    // What is absent there is not restored from elsewhere.
+    // Absent directives are not restored from elsewhere.
     let mut both = headers(&TARGETED, lines);
     both.append(CACHE_CONTROL, HeaderValue::from_static(ALL));
     assert_eq!(

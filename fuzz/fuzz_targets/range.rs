@@ -46,7 +46,7 @@ fn check(value: &[u8], len: u64) {
             }
         }
     }
-    // Whether it is ignored does not depend on the length.
+    // Ignoring it does not depend on the length.
     let ignored = parse_range(value, 0, MAX_RANGES) == Ranges::Ignored;
     assert_eq!(ranges == Ranges::Ignored, ignored);
 

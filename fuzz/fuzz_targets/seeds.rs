@@ -1,4 +1,4 @@
-//! Where fuzzing begins.
+//! The inputs that fuzzing begins with.
 
 use std::{env, fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! What an operator takes out of the cache, on a listener that clients do not
+//! Removal of entries by an operator, on a listener that clients do not
 //! reach.
 
 use std::fs;
@@ -268,7 +268,7 @@ fn expect_answer(answer: Response, status: u16, text: &str) {
     assert_eq!(answer.status, status, "{text}");
 }
 
-/// What X-Cache says.
+/// The value of X-Cache.
 fn ask(proxy: &Proxy, path: &str) -> String {
     let response = proxy.get(path);
     assert_eq!(response.status, 200, "{path}");

@@ -1,5 +1,5 @@
 //! Authorisation: buckets that are open, whose clients sign as for S3, and whose clients have a
-//! token. The decision comes first, on hits as well.
+//! token. The decision comes first, on hits too.
 
 use std::{
     fs,

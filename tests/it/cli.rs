@@ -409,7 +409,7 @@ fn proxy(origin: &Origin) -> ProxyBuilder {
         .scrub_mb_per_second(0)
 }
 
-/// What X-Cache says.
+/// The value of X-Cache.
 fn ask(proxy: &Proxy, path: &str) -> String {
     let response = proxy.get(path);
     assert_eq!(response.status, 200, "{path}");

@@ -1,4 +1,4 @@
-//! What an operator reads when the configuration is wrong.
+//! Error messages for a wrong configuration.
 
 use std::{
     fs,

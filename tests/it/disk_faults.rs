@@ -1,4 +1,4 @@
-//! What happens to clients when the disk is slow, full, broken or gone.
+//! Clients' view of a disk that is slow, full, broken or gone.
 
 use std::env;
 use std::fs;

@@ -1,5 +1,5 @@
-//! Whatever ends the process, and whenever: what the cache serves afterwards is
-//! complete and right, and what it says of itself is what is on the disk.
+//! The process may end in any way and at any time: the cache's answers afterwards are
+//! complete and right, and its metrics agree with the disk.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -79,7 +79,7 @@ fn killed_at_a_submission_it_leaves_a_sound_cache() {
 const OBJECTS: u64 = 10;
 const LIMIT_GB: f64 = 0.002;
 
-/// How many times the process is killed at each call.
+/// The number of times that the process is killed at each call.
 const POINTS: usize = 8;
 
 /// `step` is from one point to the next, in calls of a thread.
@@ -200,7 +200,7 @@ fn name(request: &Request) -> &str {
     request.path().rsplit('/').next().unwrap_or_default()
 }
 
-/// What came is from the start of the object that its ETag names, and all of it
+/// The body is from the start of the object that its ETag names, and all of it
 /// if it says so.
 fn check(object: &str, response: &Response) {
     assert_eq!(response.status, 200, "{object}");
@@ -437,7 +437,7 @@ fn say(line: &str) {
     stdout.flush().expect("write to stdout");
 }
 
-/// What the tasks of a worker know of each other.
+/// The knowledge that the tasks of a worker share.
 struct Shared {
     cache: &'static DiskCache,
     names: Vec<String>,
@@ -477,7 +477,7 @@ impl Shared {
         let begun = engine::try_begin(self.cache, &self.names[key], object).await;
         let mut miss = match begun {
             Ok(miss) => miss,
-            // What is being committed takes all the room.
+            // Entries that are being committed take all the room.
             Err(e) => return assert_eq!(*e.etype(), NO_ROOM, "{e}"),
         };
         self.begun[key].store(seed, Ordering::SeqCst);
@@ -582,7 +582,7 @@ fn a_million_entries_are_served_while_they_are_found() {
         return skip(&format!("{inodes} free inodes are fewer than 3 million"));
     }
 
-    // What is asked for when it is in the folder may not be stored again.
+    // An object that is asked for while it is in the folder may not be stored again.
     let asked_before = Arc::new(AtomicBool::new(false));
     let origin = Origin::start({
         let asked_before = asked_before.clone();
@@ -610,7 +610,7 @@ fn a_million_entries_are_served_while_they_are_found() {
     asked_before.store(true, Ordering::SeqCst);
     proxy.kill();
 
-    // What the proxy takes without them, of time and of memory.
+    // The time and memory that the proxy takes without them.
     let start = Instant::now();
     proxy.restart();
     assert!(ask(&proxy, 0) || proxy.metric("cache_entries") < KNOWN);
@@ -737,7 +737,7 @@ fn other_versions_are_removed_and_other_names_stay() {
         fs::write(path(name), b"mine").expect("write");
     }
 
-    // What was no cache so far is left alone.
+    // A folder that was no cache so far is left alone.
     let cache = engine::open(engine::config(folder.path(), LIMIT));
     engine::close(cache);
     assert!(path("entries").exists() && path("v3").exists());
@@ -964,7 +964,7 @@ fn an_object_is_stored_at_its_second_request() {
         ..engine::config(folder.path(), LIMIT)
     });
     let object = Object::new(1, 1000);
-    // What a proxy does: look up, and if that finds nothing, store.
+    // As a proxy does: look up, and if that finds nothing, store.
     let request = || async {
         let mut http = HttpCache::new();
         http.enable(cache, None, None, None, None);

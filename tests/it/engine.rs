@@ -25,7 +25,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub struct Object {
     pub seed: u64,
     pub len: u64,
-    /// Whether it has a Content-Length.
+    /// True if it has a Content-Length.
     pub tells_len: bool,
 }
 
@@ -150,7 +150,7 @@ impl Object {
         }
     }
 
-    /// What an origin says of it: fresh for an hour.
+    /// The origin's metadata: fresh for an hour.
     pub fn meta(&self) -> CacheMeta {
         let mut header = ResponseHeader::build(200, None).expect("a header");
         for (name, value) in [("x-seed", self.seed), ("x-len", self.len)] {

@@ -22,9 +22,9 @@ use test_support::{
 
 const MIB: u64 = 1024 * 1024;
 const LEN: u64 = 2 * MIB + 5;
-/// Where the origin pauses.
+/// The offset at which the origin pauses.
 const HALF: u64 = MIB + 1;
-/// What clients have surely got by then. Pingora keeps the last bytes of a body
+/// The bytes that clients surely have by then. Pingora keeps the last bytes of a body
 /// back, fewer than a segment holds, until there are more (as nginx does with
 /// postpone_output).
 const SENT: u64 = HALF - 1460;
@@ -106,7 +106,7 @@ fn ranges_and_conditions_are_answered_during_a_fill() {
     let mut miss = leader.begin("GET", OBJECT, &[]);
     read_start(&mut miss);
 
-    // What is written is there at once.
+    // Written bytes are there at once.
     let mut follower = Connection::open(proxy.addr());
     for (first, last) in [(0, 0), (1000, 1999), (SENT - 100_000, SENT - 1)] {
         let range = format!("bytes={first}-{last}");
@@ -124,7 +124,7 @@ fn ranges_and_conditions_are_answered_during_a_fill() {
     let past = follower.request("GET", OBJECT, &[("Range", &format!("bytes={LEN}-"))]);
     assert_eq!(past.status, 416);
 
-    // What is not, is waited for.
+    // The rest is waited for.
     let before = proxy.metric("cache_fill_followers_total");
     let addr = proxy.addr();
     let waiting = [
@@ -970,7 +970,7 @@ fn a_fill_that_is_purged_goes_on_for_its_readers_and_is_not_stored() {
                 assert_eq!(engine::stored(cache, "group/key").await, None, "{how}");
                 assert_eq!(cache.size_bytes(), 0, "{how}");
 
-                // What is stored from then on is not meant.
+                // Entries stored from then on are not meant.
                 let newer = Object::new(2, 1000);
                 engine::fill(cache, "group/key", newer).await;
                 cache.settle().await;
@@ -1044,7 +1044,7 @@ fn expect_whole(proxy: &Proxy, x_cache: &str, len: u64) {
     assert_eq!(received.len, len);
 }
 
-/// How many files the entries have, those being written included.
+/// The number of files of entries, those being written included.
 fn files(proxy: &Proxy) -> usize {
     let shards = fs::read_dir(proxy.cache_dir().join("v2")).expect("list the shards");
     shards

@@ -293,7 +293,7 @@ fn later_hits_are_answered_like_the_first() {
             );
         }
 
-        // What asks for something else gets it.
+        // A request for another representation gets it.
         let conditional = client.request("GET", path, &[("If-None-Match", "\"1\"")]);
         assert_eq!(conditional.status, 304);
         let range = client.request("GET", path, &[("Range", "bytes=10-19")]);

@@ -43,7 +43,7 @@ fn read_part(connection: &mut Connection, first: u64, last: u64) -> String {
     x_cache
 }
 
-/// How many bytes of the object an answer to this request has.
+/// The number of the object's bytes in an answer to this request.
 fn bytes_of(request: &Request, len: u64) -> u64 {
     let Some(range) = request.header("range") else {
         return len;
@@ -94,7 +94,7 @@ fn a_part_comes_at_once_and_the_whole_in_the_background() {
     let mut client = Connection::open(proxy.addr());
     assert_eq!(read_part(&mut client, LEN - 1000, LEN - 1), "MISS");
 
-    // What the fill has by now comes from it, what is far ahead does not.
+    // Bytes that the fill has come from it; bytes far ahead do not.
     gate.wait_for_arrivals(1);
     eventually("the first bytes are a hit", || {
         read_part(&mut client, 0, 999) == "HIT"
@@ -647,7 +647,7 @@ fn a_whole_that_turns_out_not_to_be_for_all_is_fetched_once() {
             .count()
     };
     eventually("the whole is asked for", || wholes() == 1);
-    // What comes of that is known a moment later.
+    // The outcome is known a moment later.
     eventually("it is not asked for again", || {
         let before = wholes();
         for _ in 0..5 {

@@ -1,4 +1,4 @@
-//! What is left of the cache after the process, an entry or the disk space has
+//! The state of the cache after the process, an entry or the disk space has
 //! come to an end.
 
 use std::{

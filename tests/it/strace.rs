@@ -1,4 +1,4 @@
-//! What the kernel is asked to do for a hit, as strace sees it.
+//! The system calls of a hit, as strace sees them.
 
 use std::{
     fs,
@@ -139,7 +139,7 @@ struct Strace {
 struct Call {
     name: String,
     arguments: String,
-    /// What it returned, 0 for an error.
+    /// Its result, 0 for an error.
     moved: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Whatever happens on the way, a client gets the whole body, or sees that it
+//! A client gets the whole body, or sees that it
 //! did not.
 
 use std::{
@@ -85,7 +85,7 @@ fn a_client_that_stops_reading_is_cut_off() {
     let received = hit.check(Pattern::new(1), 0);
     assert!(!received.complete);
     assert!(received.len < LEN);
-    // What had left before counts, too.
+    // Bytes sent before count, too.
     let sent = proxy.metric("cache_sendfile_bytes_total");
     assert!((1..LEN).contains(&sent), "{sent} bytes by sendfile");
     assert!(received.len <= sent);

@@ -251,7 +251,7 @@ fn proxy_with_grace_period(origin: &Origin, grace_period: &str) -> ProxyBuilder 
         .upgradable()
 }
 
-/// What X-Cache says.
+/// The value of X-Cache.
 fn ask(proxy: &Proxy, path: &str) -> String {
     let response = proxy.get(path);
     assert_eq!(response.status, 200, "{path}");

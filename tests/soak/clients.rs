@@ -19,13 +19,13 @@ use crate::{
 /// A slow client's receive buffer, in bytes.
 const SMALL_BUFFER: usize = 4096;
 
-/// How fast a slow client reads, in bytes a second.
+/// The speed of a slow client, in bytes a second.
 const SLOW: f64 = 3e6;
 
-/// How a client that does not find the proxy waits.
+/// The pause of a client that does not find the proxy.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// What became of the requests.
+/// The outcomes of the requests.
 #[derive(Default)]
 pub struct Counts {
     pub complete: AtomicU64,
@@ -50,7 +50,7 @@ pub struct Clients<'s> {
     shared: &'s Shared,
     random: Random,
     kept: Option<(SocketAddr, Connection)>,
-    /// What the last response about an object was about.
+    /// The version in the last response about an object.
     seen: Vec<Option<Version>>,
 }
 
@@ -81,7 +81,7 @@ enum Pace {
     Leave(u64, bool),
 }
 
-/// What a response has to be.
+/// The response that is expected.
 enum Expected {
     Body(Body),
     NotModified,
@@ -96,14 +96,14 @@ struct Body {
     len: u64,
 }
 
-/// Whether a request was answered; if not, when it was sent, and what came
+/// The fate of a request; without an answer, the time it was sent, and what came
 /// instead.
 enum Answer {
     Given,
     Missing(Instant, String),
 }
 
-/// What becomes of the connection.
+/// The fate of the connection.
 enum Then {
     Keep,
     Close,
@@ -298,7 +298,7 @@ impl<'s> Clients<'s> {
         Ok(Then::Keep)
     }
 
-    /// What the head says that the body has to be; the error: a wrong head.
+    /// The body that the head announces; the error: a wrong head.
     fn expect(
         &self,
         asked: &Asked,
@@ -407,7 +407,7 @@ fn read(
 // === impl Body ===
 
 impl Body {
-    /// What is wrong with these bytes at this place of the body.
+    /// The error in these bytes at this place of the body.
     fn difference(&self, at: u64, bytes: &[u8]) -> Option<String> {
         let end = at + bytes.len() as u64;
         if end > self.len {

@@ -1,4 +1,4 @@
-//! What goes wrong, and when.
+//! The faults, and their times.
 
 use std::{
     fmt,
@@ -14,16 +14,16 @@ use test_support::Proxy;
 
 use crate::{folder::Folder, random::Random, Shared};
 
-/// What is forgotten: no response takes so long.
+/// The age at which a fault is forgotten: no response takes so long.
 const PAST: Duration = Duration::from_secs(180);
 
 /// The effects of a fault are over so long after it.
 const AFTERMATH: Duration = Duration::from_secs(1);
 
-/// How often the space that has become free is taken again.
+/// The interval at which space that has become free is taken again.
 const REFILL: Duration = Duration::from_millis(50);
 
-/// When something was wrong that may cost a response.
+/// The times of faults that may cost a response.
 #[derive(Default)]
 pub struct Faults {
     /// Start and end.
@@ -31,7 +31,7 @@ pub struct Faults {
     done: Done,
 }
 
-/// How often what was done.
+/// The number of faults of each kind.
 #[derive(Debug, Default)]
 struct Done {
     kills: AtomicU64,
@@ -47,14 +47,14 @@ pub struct Saboteur<'s> {
     pub proxy: &'s Mutex<Proxy>,
     pub folder: &'s Folder,
     pub random: Random,
-    /// Whether files are damaged.
+    /// True if files are damaged.
     pub damages: bool,
 }
 
 // === impl Faults ===
 
 impl Faults {
-    /// Whether a response that was asked for then may have been hit.
+    /// True if a response that was asked for then may have been hit.
     pub fn since(&self, asked_at: Instant) -> bool {
         self.times
             .lock()
@@ -63,7 +63,7 @@ impl Faults {
             .any(|(_, end)| end.is_none_or(|end| end + AFTERMATH > asked_at))
     }
 
-    /// What was wrong is no excuse any more.
+    /// Past faults are no excuse any more.
     pub fn forget(&self) {
         self.times.lock().unwrap().clear();
     }
@@ -120,7 +120,7 @@ impl Saboteur<'_> {
         }
     }
 
-    /// Whether to go on, after a while.
+    /// Waits a while; true: go on.
     fn wait(&mut self) -> bool {
         let until = Instant::now() + Duration::from_millis(self.random.of(200..3_000));
         while Instant::now() < until && !self.shared.stops() {

@@ -20,7 +20,7 @@ pub const VERIFIED_LEN: u64 = 16 * 1024;
 /// A body is not touched before nobody follows its fill any more.
 const SETTLED: Duration = Duration::from_secs(5);
 
-/// How large a tmpfs is made, in bytes: larger than the cache may become.
+/// The size of a tmpfs, in bytes: more than the cache may take.
 const TMPFS: u64 = 256 << 20;
 
 /// A cache folder.
@@ -37,7 +37,7 @@ struct EntryFile {
     settled: bool,
 }
 
-/// What is in a cache folder.
+/// The contents of a cache folder.
 #[derive(Debug, Default)]
 pub struct Content {
     pub entries: u64,
@@ -78,12 +78,12 @@ impl Folder {
         self.dir.path()
     }
 
-    /// Whether it can be filled without harm to anybody else.
+    /// True if it can be filled without harm to others.
     pub fn can_be_filled(&self) -> bool {
         self.mounted
     }
 
-    /// Whether its files leave the page cache when told to.
+    /// True if its files leave the page cache when told to.
     pub fn can_be_chilled(&self) -> bool {
         !self.mounted
     }
@@ -118,7 +118,7 @@ impl Folder {
         self.files().into_iter().filter_map(file).collect()
     }
 
-    /// What is in it.
+    /// Its contents.
     pub fn content(&self) -> Content {
         let mut content = Content::default();
         for path in self.files() {

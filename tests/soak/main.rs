@@ -7,7 +7,7 @@
 //! (30). SOAK_SEED, which is printed, repeats the choices of an earlier run; what
 //! comes first is for the machine to decide still.
 //!
-//! What has to hold:
+//! Invariants:
 //! - A body is that of one version of its object, which the origin had said to be
 //!   current no longer ago than it may be cached.
 //! - A response comes to its end, or the connection is seen to break; it breaks,
@@ -74,17 +74,17 @@ const MAX_RSS: u64 = 160 << 20;
 /// what any process of this kind has.
 const MAX_IDLE_DESCRIPTORS: usize = 120;
 
-/// What the threads of a round share.
+/// The state that the threads of a round share.
 struct Shared {
     objects: Arc<Objects>,
-    /// Where the proxy is, as long as it runs.
+    /// The address of the proxy, as long as it runs.
     address: RwLock<Option<SocketAddr>>,
     faults: Faults,
     counts: Counts,
     stop: AtomicBool,
 }
 
-/// What differs from round to round.
+/// The parameters of a round.
 #[derive(Clone, Copy, Debug)]
 struct Round {
     backend: &'static str,
@@ -307,7 +307,7 @@ fn settle(folder: &Folder) {
     });
 }
 
-/// What the cache says of itself has to be what is there.
+/// The cache's metrics have to agree with its folder.
 fn check_size(proxy: &Proxy, folder: &Folder) {
     eventually("the cache is as large as it says", || {
         let metrics = proxy.metrics();

@@ -1,4 +1,4 @@
-//! What the origin has, how it changes, and what may be served of it.
+//! The origin's objects, their changes, and the versions that may be served.
 
 use std::{
     collections::BTreeMap,
@@ -20,14 +20,14 @@ const LENGTHS: [u64; 12] = [
     0, 1, 200, 5_000, 40_000, 65_535, 70_000, 200_000, 1_048_575, 2_097_151, 5_000_000, 20_971_520,
 ];
 
-/// How long a response may be on its way between origin, proxy and client. Much
+/// The longest way of a response between origin, proxy and client. Much
 /// is going on, and the machine may be small.
 const SLACK: Duration = Duration::from_secs(10);
 
-/// How long ago the origin began a reply that breaks off, at most.
+/// The greatest age of a reply that breaks off.
 const REPLY: Duration = Duration::from_secs(10);
 
-/// What is forgotten: nobody waits for so long.
+/// The age at which a reply is forgotten: nobody waits for so long.
 const PAST: Duration = Duration::from_secs(180);
 
 /// All objects, by number.
@@ -42,7 +42,7 @@ struct Object {
     len: u64,
     framing: Framing,
     max_age: Duration,
-    /// Whether replies about it fail at times.
+    /// True if replies about it fail at times.
     unreliable: bool,
     state: Mutex<State>,
 }
@@ -57,9 +57,9 @@ enum Framing {
 struct State {
     version: u64,
     changes_at: Instant,
-    /// When the origin last said of a version that it is the current one.
+    /// The last time that the origin called a version the current one.
     said: BTreeMap<u64, Instant>,
-    /// When a reply began that went wrong.
+    /// The start of a reply that went wrong.
     failed: Vec<Instant>,
 }
 
@@ -127,7 +127,7 @@ impl Objects {
         }
     }
 
-    /// What the origin answers.
+    /// The origin's reply.
     pub fn answer(&self, request: &Request) -> Reply {
         let name = request.path().rsplit('/').next().unwrap_or_default();
         let number: usize = name.parse().expect("an object's number");
@@ -218,7 +218,7 @@ impl Objects {
             .collect()
     }
 
-    /// Whether the origin broke off a reply about this object that a response
+    /// True if the origin broke off a reply about this object that a response
     /// asked for at `asked_at` may have been made of.
     pub fn failed_since(&self, object: usize, asked_at: Instant) -> bool {
         let state = self.list[object].state.lock().unwrap();

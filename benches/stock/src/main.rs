@@ -42,7 +42,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const CHUNK: usize = 64 * 1024;
 
-/// How a body gets from its file to the client.
+/// The way of a body from its file to the client.
 enum Way {
     /// The whole file is read, then written.
     Whole,

@@ -1,4 +1,4 @@
-//! What clients and origins must not be able to do to each other through the cache.
+//! Attacks of clients and origins on each other through the cache.
 
 use test_support::{Connection, Gate, Reply, Rules, Site, Use};
 

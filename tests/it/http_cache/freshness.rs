@@ -1,5 +1,5 @@
-//! How long the example's cache takes a response for fresh, and what it does
-//! with it afterwards (RFC 9111 sections 3, 4.2 and 5; RFC 5861; RFC 9213).
+//! The freshness of responses in the example's cache, and their use when they are
+//! stale (RFC 9111 sections 3, 4.2 and 5; RFC 5861; RFC 9213).
 //!
 //! Nothing here sleeps for freshness: the origin's own fields make a response
 //! old.
@@ -14,7 +14,7 @@ use test_support::{
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
 
-/// What a second request finds.
+/// The finding of a second request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     /// The stored response, and the origin is not asked.
@@ -247,7 +247,7 @@ fn cache_control_is_read_as_sections_1_2_2_and_5_2_say() {
             ("No-Store, max-age=3600", NotStored),
             ("PRIVATE, max-age=3600", NotStored),
             ("No-CaChE, max-age=3600", NotFresh),
-            // What is not known is ignored (section 5.2.3), quotes and all.
+            // Unknown directives are ignored (section 5.2.3), quotes and all.
             ("foo, max-age=3600", Fresh),
             ("max-age=3600, foo=bar", Fresh),
             ("foo=\"max-age=0\", max-age=3600", Fresh),
@@ -639,7 +639,7 @@ fn a_response_to_authorization_is_stored_only_where_it_says_so() {
         let expected = if shared { Use::Reused } else { Use::Fetched };
         rules.expect("RFC 9111 3.5", value, expected, without);
     }
-    // What was stored for everybody is for her too.
+    // A response stored for everybody is for her too.
     let page = Site::shared().page_with(Reply::fresh());
     page.get();
     let (_, hers) = page.get_again(&alice);
@@ -722,7 +722,7 @@ fn a_field_for_cdns_goes_before_cache_control() {
                 &[cdn("foo"), cdn("max-age=3600"), general("no-store")],
                 Fresh,
             ),
-            // What cannot be parsed is as if it was not there.
+            // A directive that cannot be parsed is ignored.
             (&[cdn("Max-Age=0"), general("max-age=3600")], Fresh),
             (&[cdn("max-age=0,"), general("max-age=3600")], Fresh),
             (&[cdn("max-age=0, &"), general("max-age=3600")], Fresh),
@@ -848,7 +848,7 @@ fn stale_if_error_covers_an_origin_that_fails() {
         (200, Some(1)),
         (got.status, got.serial()),
     );
-    // What is no failure of the origin is passed on.
+    // Other answers of the origin are passed on.
     for status in [404, 410, 403, 501] {
         let page = stale_page(allowed, Reply::ok().with_status(status));
         let what = format!("{status} is an answer");

@@ -1,4 +1,4 @@
-//! What an unsafe method does to stored responses (RFC 9111 section 4.4).
+//! Invalidation of stored responses by unsafe methods (RFC 9111 section 4.4).
 
 use test_support::{Page, Reply, Rules, Site, Use};
 
@@ -9,7 +9,7 @@ fn stored() -> Page<'static> {
     page
 }
 
-/// Whether the page, after a request by this method that is answered so, is
+/// True if the page, after a request by this method that is answered so, is
 /// still used without asking.
 fn survives(page: &Page, method: &str, answer: Reply) -> bool {
     page.answers([answer, Reply::fresh()]);

@@ -1,4 +1,4 @@
-//! What the example passes on between client and origin, in both directions
+//! Messages that the example passes on between client and origin, in both directions
 //! (RFC 9110 sections 7.6, 9, 15; RFC 9112).
 
 use std::{io::Read, thread, time::Duration};

@@ -1,4 +1,4 @@
-//! What a request may ask of the example's cache: directives, conditions and
+//! Requests to the example's cache: directives, conditions and
 //! ranges (RFC 9111 sections 5.2.1 and 4.3.2; RFC 9110 sections 13 and 14).
 
 use test_support::{
@@ -425,7 +425,7 @@ fn a_range_of_what_is_stored() {
         "",
         Some("bytes */10"),
     );
-    // What is invalid, and units that are unknown, are ignored.
+    // Invalid ranges and unknown units are ignored.
     for ignored in [
         "bytes=5-3",
         "bytes=0-3,5-4",

@@ -1,4 +1,4 @@
-//! What the example's cache stores, what it hands out again, and what it says
+//! Responses that the example's cache stores and serves again, and its fields
 //! about that (RFC 9111 sections 2, 3 and 5.1; RFC 9211).
 
 use test_support::{date::Date, eventually, Gate, Reply, Rules, Site, Use};
@@ -235,7 +235,7 @@ fn a_response_that_breaks_off_is_not_stored() {
                 got,
             );
         }
-        // Who comes before the loss is noticed shares it.
+        // A client that comes before the loss is noticed shares it.
         eventually("a response that is complete", || {
             let next = page.get();
             rules.holds(

@@ -1,4 +1,4 @@
-//! How the example's cache validates what it has, and what it does with the
+//! Validation of stored responses by the example's cache, and its use of the
 //! answer (RFC 9111 sections 3.2, 4.3.3, 4.3.4 and 4.3.5).
 
 use test_support::{
@@ -342,7 +342,7 @@ fn a_5xx_does_not_lose_what_is_stored() {
     assert!(page.seen()[2].names("\"v1\""), "it is still there");
 }
 
-/// What clients get that have a version of their own.
+/// Answers to clients that have a version of their own.
 #[test]
 fn a_clients_own_condition_is_decided_on_what_is_validated() {
     let mut rules = Rules::new();
@@ -374,7 +374,7 @@ fn a_clients_own_condition_is_decided_on_what_is_validated() {
         &[304],
     );
     expect("client v0, cache and origin v1", "\"v0\"", "\"v1\"", &[200]);
-    // What the client asked need not be asked of the origin.
+    // The origin is spared the client's question.
     expect(
         "client and origin v2, cache v1",
         "\"v2\"",

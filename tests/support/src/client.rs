@@ -53,12 +53,12 @@ pub struct Response {
     pub headers: Headers,
     pub body: Vec<u8>,
     pub trailers: Headers,
-    /// Whether the body came to the end that its framing gives it. False: the
+    /// True if the body came to the end that its framing gives it. False: the
     /// connection was closed or reset before.
     pub complete: bool,
 }
 
-/// How a body that was not kept arrived.
+/// The arrival of a body that was not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfer {
     pub len: u64,
@@ -306,7 +306,7 @@ impl Connection {
             .expect("set SO_LINGER");
     }
 
-    /// Whether the last response left the connection open for another request.
+    /// True if the last response left the connection open for another request.
     pub fn is_reusable(&self) -> bool {
         self.reusable
     }
@@ -334,7 +334,7 @@ impl Connection {
         );
     }
 
-    /// Whether the server ends the connection without more bytes.
+    /// True if the server ends the connection without more bytes.
     pub fn is_closed(&mut self) -> bool {
         self.wire.buffer.is_empty() && matches!(self.wire.read_head(), Ok(None))
     }

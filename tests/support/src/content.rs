@@ -52,7 +52,7 @@ impl Pattern {
         }
     }
 
-    /// What is wrong with `bytes`, naming the first offset that differs, unless
+    /// The error in `bytes`, naming the first offset that differs, unless
     /// they are what starts at `offset` of the stream.
     pub fn difference(&self, offset: u64, bytes: &[u8]) -> Option<String> {
         let mut expected = vec![0; bytes.len()];

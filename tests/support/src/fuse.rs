@@ -34,10 +34,10 @@ use rustix::{
 };
 use tempfile::TempDir;
 
-/// How long the kernel may trust a name or the attributes of a file.
+/// The time for which the kernel may trust a name or the attributes of a file.
 const TTL: Duration = Duration::from_secs(3600);
 
-/// What `statfs` counts in.
+/// The unit of `statfs`.
 const BLOCK: u32 = 4096;
 
 /// Contents stay cached from one open to the next, as on any disk, and a close
@@ -82,7 +82,7 @@ pub struct FaultyDisk {
     backing: TempDir,
 }
 
-/// What the kernel asks of the disk.
+/// The kernel's requests to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// Of a name that the kernel does not know (yet).
@@ -124,7 +124,7 @@ struct Node {
     /// Opened with O_PATH: stays the same file whatever becomes of its name, and
     /// keeps its inode number, by which the kernel knows it, from being reused.
     pin: Arc<File>,
-    /// How often the kernel was told of it, and has not forgotten.
+    /// The number of times that the kernel was told of it and has not forgotten.
     lookups: u64,
 }
 
@@ -134,7 +134,7 @@ struct Listed {
     name: OsString,
 }
 
-/// What is stored, and how much may be.
+/// The space in use, and its limit.
 #[derive(Default)]
 struct Space {
     limit: Option<u64>,
@@ -142,7 +142,7 @@ struct Space {
     files: HashMap<u64, Extent>,
 }
 
-/// What a file takes: all up to the last byte that was written or allocated.
+/// The space of a file: all up to the last byte that was written or allocated.
 #[derive(Default)]
 struct Extent {
     bytes: u64,
@@ -181,7 +181,7 @@ struct Bytes {
     range: Range<u64>,
 }
 
-/// What one op has before it.
+/// The faults that one op has before it.
 struct Turn {
     faults: Arc<Faults>,
     heals: u64,
@@ -255,7 +255,7 @@ impl FaultyDisk {
         }
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub fn path(&self) -> &Path {
         self.point.path()
     }
@@ -307,7 +307,7 @@ impl FaultyDisk {
         self.disk.faults.heal();
     }
 
-    /// How many ops of the kind were seen, those that are delayed or failed
+    /// The number of ops of the kind so far, those that are delayed or failed
     /// included.
     pub fn count(&self, op: Op) -> u64 {
         self.disk.faults.plan().op(op).seen
@@ -326,7 +326,7 @@ impl FaultyDisk {
         }
     }
 
-    /// How many bytes may be stored in all before ENOSPC; None: no limit. A file
+    /// Sets the bytes that may be stored in all before ENOSPC; None: no limit. A file
     /// counts up to the last byte that was written or allocated, until it is
     /// removed and closed, which the kernel tells a moment after close(2).
     pub fn limit_bytes(&self, limit: Option<u64>) {
@@ -424,7 +424,7 @@ impl Plan {
 // === impl Bytes ===
 
 impl Bytes {
-    /// Whether the other bytes start among these.
+    /// True if the other bytes start among these.
     fn begins(&self, other: &Bytes) -> bool {
         self.ino == other.ino && self.range.contains(&other.range.start)
     }
@@ -456,7 +456,7 @@ impl Turn {
 // === impl Space ===
 
 impl Space {
-    /// How far the file may reach, at most to `end`.
+    /// The end that the file may reach, at most `end`.
     fn fitting(&self, ino: u64, end: u64) -> u64 {
         let taken = self.files.get(&ino).map_or(0, |file| file.bytes);
         let free = self
@@ -881,7 +881,7 @@ impl Server {
                 Err(error) => reply.refuse(error.into()),
             }
         };
-        // Where there is no thread, the reply is dropped with the request, which
+        // Without a thread, the reply is dropped with the request, which
         // answers EIO.
         let _ = thread::Builder::new()
             .name("faulty-disk".to_owned())
@@ -1503,7 +1503,7 @@ mod tests {
         let stat = rustix::fs::statvfs(disk.path()).unwrap();
         assert_eq!(stat.f_bavail, 0);
 
-        // What is allocated can be written.
+        // Allocated bytes can be written.
         file.write_all_at(&pattern(2, 100_000), 0).unwrap();
         disk.limit_bytes(None);
         fs::write(disk.path().join("other"), "b").unwrap();

@@ -18,7 +18,7 @@ pub(crate) struct Head {
 /// The longest head that is read; beyond it the peer is broken.
 pub(crate) const MAX_HEAD: usize = 64 * 1024;
 
-/// Where the head in `buffer` ends, the empty line included.
+/// The end of the head in `buffer`, the empty line included.
 pub(crate) fn end_of_head(buffer: &[u8]) -> Option<usize> {
     buffer
         .windows(4)

@@ -1,4 +1,4 @@
-//! What the integration tests share, so that each reads as a story: the origin
+//! Support for the integration tests, so that each reads as a story: the origin
 //! holds X, the client asks for Y and sees Z, a metric says N.
 //!
 //! Everything here serves tests: what the test did not ask for (a proxy that
@@ -47,5 +47,5 @@ pub use tls::{https_client, HttpVersion, SelfSigned};
 pub use token::{TokenKey, RSA_KEY};
 pub use wait::{eventually, eventually_ok};
 
-/// How long anything here waits for a peer before the test fails.
+/// The time that anything here waits for a peer before the test fails.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);

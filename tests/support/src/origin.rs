@@ -146,7 +146,7 @@ impl Origin {
         self.shared.sent.load(Ordering::Relaxed)
     }
 
-    /// How many requests there were for a path, whatever their query.
+    /// The number of requests for a path, with any query.
     pub fn requests_for(&self, path: &str) -> usize {
         let state = self.shared.state.lock().unwrap();
         state.log.iter().filter(|seen| seen.path() == path).count()
@@ -312,7 +312,7 @@ impl Request {
         }
     }
 
-    /// Whether it is conditional, on a validator that the proxy or the client
+    /// True if it is conditional, on a validator that the proxy or the client
     /// has.
     pub fn is_conditional(&self) -> bool {
         ["if-none-match", "if-modified-since"]
@@ -320,7 +320,7 @@ impl Request {
             .any(|name| self.header(name).is_some())
     }
 
-    /// Whether `If-None-Match` names this entity tag, by weak comparison.
+    /// True if `If-None-Match` names this entity tag, by weak comparison.
     pub fn names(&self, etag: &str) -> bool {
         let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
         let named = self.header("if-none-match").unwrap_or_default();

@@ -39,7 +39,7 @@ struct Running {
     announced: Announced,
 }
 
-/// What the proxy says on stdout when it accepts connections.
+/// The proxy's line on stdout when it accepts connections.
 #[derive(Clone, Debug, Default)]
 struct Announced {
     http: Option<SocketAddr>,
@@ -57,7 +57,7 @@ enum Start {
     TimedOut,
 }
 
-/// Whether a process listens on a Unix socket. Its file is there before that, and may be
+/// True if a process listens on a Unix socket. Its file is there before that, and may be
 /// there after.
 #[cfg(target_os = "linux")]
 fn listens(sock: &Path) -> bool {
@@ -110,22 +110,22 @@ impl Proxy {
         proxy
     }
 
-    /// Where it serves HTTP.
+    /// The address of HTTP.
     pub fn addr(&self) -> SocketAddr {
         self.announced().http.expect("the proxy serves no HTTP")
     }
 
-    /// Where it serves HTTPS.
+    /// The address of HTTPS.
     pub fn https_addr(&self) -> SocketAddr {
         self.announced().https.expect("the proxy serves no HTTPS")
     }
 
-    /// Where it serves `/metrics` and `/health`.
+    /// The address of `/metrics` and `/health`.
     pub fn metrics_addr(&self) -> SocketAddr {
         self.announced().metrics.expect("the proxy has no metrics")
     }
 
-    /// Where it takes `PURGE`.
+    /// The address of `PURGE`.
     pub fn admin_addr(&self) -> SocketAddr {
         self.announced().admin.expect("the proxy takes no PURGE")
     }
@@ -234,7 +234,7 @@ impl Proxy {
         fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("reset the peak RSS");
     }
 
-    /// How many file descriptors it has open now.
+    /// The number of file descriptors that it has open now.
     pub fn open_descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid()))
             .expect("list the proxy's descriptors")

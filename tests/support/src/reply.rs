@@ -15,7 +15,7 @@ use crate::{date, head::octets, origin::Request, Gate, Headers, Pattern};
 /// The most that is written of a body at once, and the longest chunk.
 const PIECE: u64 = 64 * 1024;
 
-/// What the origin answers, byte by byte where a test wants it, and where it misbehaves. In
+/// An answer of the origin, byte by byte where a test wants it, with its misbehaviour. In
 /// field values each character is one byte.
 #[derive(Clone, Debug)]
 pub struct Reply {
@@ -24,7 +24,7 @@ pub struct Reply {
     status: u16,
     version: &'static str,
     headers: Headers,
-    /// Whether a `Date` of now is added.
+    /// True if a `Date` of now is added.
     dated: bool,
     body: Body,
     framing: Framing,
@@ -55,7 +55,7 @@ enum Kind {
 
 #[derive(Clone, Debug)]
 struct Body {
-    /// Where the body starts in its source.
+    /// The offset of the body in its source.
     start: u64,
     len: u64,
     source: Source,
@@ -409,7 +409,7 @@ impl Reply {
         head(self.version, self.status, headers.iter())
     }
 
-    /// Where the piece that starts at `at` ends: nothing is sent across a place where the
+    /// The end of the piece that starts at `at`: nothing is sent across a place where the
     /// reply holds or ends.
     fn next_stop(&self, at: u64, len: u64) -> u64 {
         let hold = self.hold_at.as_ref().map(|(offset, _)| *offset);
@@ -456,7 +456,7 @@ fn head<'a>(
 struct Outgoing<'r> {
     stream: &'r TcpStream,
     bytes: Vec<u8>,
-    /// How many of them are of the body.
+    /// The number of them that are of the body.
     of_body: u64,
     progress: &'r Progress<'r>,
 }

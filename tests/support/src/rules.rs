@@ -1,6 +1,6 @@
 use std::fmt::Debug;
 
-/// What a proxy did for a request of which it may have had a response.
+/// The work of a proxy for a request of which it may have had a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
     /// Used what was stored; the origin was not asked.

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::{eventually, Connection, Origin, Reply, Request, Response, Use, PATIENCE};
 
-/// What the proxy says when it accepts connections, before its address.
+/// The proxy's words before its address, when it accepts connections.
 const LISTENING: &str = "listening on ";
 
 /// Ends the proxy, and removes its cache, when the pipe that is its stdin closes:
@@ -130,7 +130,7 @@ impl Site {
         }
     }
 
-    /// Where the proxy listens.
+    /// The address of the proxy.
     pub fn addr(&self) -> SocketAddr {
         self.proxy
     }
@@ -139,7 +139,7 @@ impl Site {
         &self.origin
     }
 
-    /// What the proxy wrote to stdout and stderr.
+    /// The proxy's output on stdout and stderr.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -285,7 +285,7 @@ impl Page<'_> {
         self.site.origin.seen(&self.path)
     }
 
-    /// How many requests the origin got for it.
+    /// The number of requests that the origin got for it.
     pub fn count(&self) -> usize {
         self.seen().len()
     }

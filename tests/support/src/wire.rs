@@ -16,7 +16,7 @@ pub(crate) struct Wire {
     pub(crate) buffer: Vec<u8>,
 }
 
-/// What says where a body ends (RFC 9112, section 6.3), with what is left.
+/// The framing of a body (RFC 9112, section 6.3), with the length that is left.
 #[derive(Debug)]
 pub(crate) enum Framing {
     Length(u64),
@@ -28,7 +28,7 @@ pub(crate) enum Framing {
     Cut,
 }
 
-/// Why a body came to no end.
+/// The reason that a body came to no end.
 #[derive(Debug)]
 pub(crate) enum Broken {
     /// The peer closed or reset the connection before the end.
