@@ -130,7 +130,6 @@ fn requests_that_come_one_behind_the_other_are_answered_in_order() {
         client.ask("GET", first.path(), &[], b"");
         if way != "at once" {
             first.wait_for(1);
-            std::thread::sleep(Duration::from_millis(50));
         }
         client.ask("GET", second.path(), &[], b"");
         client.finish_sending();
