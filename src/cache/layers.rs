@@ -48,7 +48,7 @@ impl Sources {
         let mut sources = BTreeMap::new();
         for (path, text) in files {
             let is_test = |only: &&str| path == **only || path.starts_with(&format!("{only}/"));
-            if TEST_ONLY.iter().any(|only| is_test(&only)) {
+            if TEST_ONLY.iter().any(is_test) {
                 continue;
             }
             let path = path.strip_suffix("mod").unwrap_or(&path);
