@@ -24,7 +24,7 @@ pub struct FileStat {
 
 /// Blocking access to the files of a cache folder.
 ///
-/// The methods are those of [`LocalFolder`] unless a backend replaces them, as one for
+/// The provided methods access the local file system. A backend may replace them, as one for
 /// tests does.
 pub trait FolderAccess: Send + Sync + 'static {
     /// Content of a regular file, at most its first `max_len` bytes. `InvalidData`: it is
