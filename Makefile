@@ -74,12 +74,12 @@ RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 # With rustup's toolchain of that version, or the compiler at hand where it is that version.
 msrv: vendor
-	@if rustc --version | grep -qF 'rustc $(RUST_VERSION).'; then toolchain=; \
-	elif cargo +$(RUST_VERSION) --version >/dev/null 2>&1; then toolchain=+$(RUST_VERSION); \
-	else echo 'skipped: Rust $(RUST_VERSION) is not installed; rustup toolchain install $(RUST_VERSION)'; exit 0; fi; \
+	@if rustc --version | grep -qF 'rustc $(RUST_VERSION).'; then run=; \
+	elif rustup run $(RUST_VERSION).0 rustc --version >/dev/null 2>&1; then run='rustup run $(RUST_VERSION).0'; \
+	else echo 'skipped: Rust $(RUST_VERSION) is missing: rustup toolchain install $(RUST_VERSION).0'; exit 0; fi; \
 	set -ex; \
-	cargo $$toolchain check --locked; \
-	cargo $$toolchain check --locked --features $(FEATURES) --all-targets
+	$$run cargo check --locked; \
+	$$run cargo check --locked --features $(FEATURES) --all-targets
 
 BENCH ?=
 
