@@ -2,10 +2,17 @@
 # Materialises the patched Pingora under vendor/pingora, as a git repository with
 # one commit for the published sources and one for each patch of the series.
 #
+# The series has three groups, applied in this order, each in a folder of patches/
+# with its own numbers and cover letter (README.md): api, fixes, carried.
+#
 #   pingora.sh sync     fetch the pinned crates and apply patches/; does nothing
 #                       when the tree is already that of the pins and the series
-#   pingora.sh refresh  write the commits of vendor/pingora back to patches/
+#   pingora.sh refresh  write the commits of vendor/pingora back to patches/. A
+#                       commit stays in the group of the patch with its subject; a
+#                       new one is put in the group of the commit before it
 #   pingora.sh check    exit 1 and say what differs unless tree = pins + series
+#   pingora.sh end GROUP
+#                       print the last commit of a group in vendor/pingora
 #   pingora.sh export [--tls BACKEND] [DIR]
 #                       the same crates for the package in the current folder:
 #                       writes them to DIR (default: vendor/pingora below the
@@ -21,6 +28,7 @@ vendor=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 patches=$(cd "$vendor/.." && pwd)/patches
 tree=$vendor/pingora
 crates="pingora-cache pingora-core pingora-proxy pingora-timeout"
+groups="api fixes carried"
 # Kept inside .git, so that it is never part of the tree itself.
 stamp=$tree/.git/pingora-sendfile-stamp
 
@@ -46,8 +54,13 @@ tree_git() {
         -c commit.gpgSign=false -c gc.auto=0 -c advice.detachedHead=false "$@"
 }
 
-series() {
-    find "$patches" -maxdepth 1 -name '*.patch' | LC_ALL=C sort
+# The patches of all groups, or of one, in the order in which they are applied
+series() { # [GROUP]
+    local group
+    for group in ${1:-$groups}; do
+        [ ! -d "$patches/$group" ] ||
+            find "$patches/$group" -maxdepth 1 -name '*.patch' | LC_ALL=C sort
+    done
 }
 
 # What the tree is made from; a change in any of it makes the tree out of date.
@@ -57,7 +70,7 @@ inputs_key() {
         sha256sum < "$vendor/pins/upstream.lock"
         sha256sum < "${BASH_SOURCE[0]}"
         series | while read -r patch; do
-            basename "$patch"
+            echo "${patch#"$patches"/}"
             sha256sum < "$patch"
         done
     } | sha256sum | cut -d' ' -f1
@@ -155,32 +168,82 @@ keep_times() { # OLD NEW
     done
 }
 
+# "GROUP subject" of each patch in patches/
+patch_subjects() {
+    local group
+    for group in $groups; do
+        series "$group" | while read -r patch; do
+            awk -v group="$group" '
+                /^Subject: /         { subject = $0; sub(/^Subject: (\[PATCH\] )?/, "", subject); next }
+                subject && /^[ \t]/  { sub(/^[ \t]+/, ""); subject = subject " " $0; next }
+                subject              { print group, subject; exit }
+            ' "$patch"
+        done
+    done
+}
+
+# "COMMIT GROUP" of each commit of the series in a tree
+group_commits() { # DIR
+    local dir=$1 commit subject group=${groups%% *} found
+    local -A of=()
+    while read -r found subject; do
+        of[$subject]=$found
+    done < <(patch_subjects)
+    while read -r commit subject; do
+        found=${of[$subject]-$group}
+        case " ${groups#*"$group"} " in
+        *" $found "*) group=$found ;;
+        *) [ "$found" = "$group" ] ||
+            die "the commit \"$subject\" of group $found comes after one of group $group; move it with git rebase, or its patch to patches/$group" ;;
+        esac
+        echo "$commit $group"
+    done < <(tree_git "$dir" log --reverse --format='%H %s' published..HEAD)
+}
+
+# The last commit of each group that has commits, "GROUP COMMIT"
+group_ends() { # DIR
+    group_commits "$1" | awk '{ end[$2] = $1; if (!seen[$2]++) order[++n] = $2 }
+        END { for (i = 1; i <= n; i++) print order[i], end[order[i]] }'
+}
+
 format_series() { # DIR OUT
-    tree_git "$1" format-patch --quiet --zero-commit --no-signature --no-numbered \
-        --full-index --no-renames --output-directory "$2" published..HEAD
+    local group commit base=published ends
+    ends=$(group_ends "$1")
+    for group in $groups; do mkdir -p "$2/$group"; done
+    while read -r group commit; do
+        [ -n "$group" ] || continue
+        tree_git "$1" format-patch --quiet --zero-commit --no-signature --no-numbered \
+            --full-index --no-renames --output-directory "$2/$group" "$base..$commit"
+        base=$commit
+    done <<< "$ends"
 }
 
 refresh() {
     [ -d "$tree/.git" ] || die "there is no vendor/pingora; run 'make vendor' first"
     [ -z "$(tree_git "$tree" status --porcelain)" ] ||
         die "vendor/pingora has uncommitted edits; commit them there first (one commit a patch)"
-    local out
+    local out group
     out=$(mktemp -d "$vendor/.pingora-series.XXXXXX")
+    # shellcheck disable=SC2064
+    trap "rm -rf '$out'" EXIT
     format_series "$tree" "$out"
-    mkdir -p "$patches"
-    find "$patches" -maxdepth 1 -name '*.patch' -delete
-    find "$out" -name '*.patch' -exec mv {} "$patches"/ \;
-    rmdir "$out"
+    for group in $groups; do
+        mkdir -p "$patches/$group"
+        find "$patches/$group" -maxdepth 1 -name '*.patch' -delete
+        find "$out/$group" -name '*.patch' -exec mv {} "$patches/$group"/ \;
+    done
     write_stamp "$tree"
     series | sed "s|^$patches/|patches/|"
 }
 
 check() {
     [ -d "$tree/.git" ] || die "there is no vendor/pingora; run 'make vendor' first"
-    local work status=0
+    local work status=0 stray
     work=$(mktemp -d "$vendor/.pingora-check.XXXXXX")
     # shellcheck disable=SC2064
     trap "rm -rf '$work'" EXIT
+    stray=$(find "$patches" -name '*.patch' | LC_ALL=C sort | comm -23 - <(series | LC_ALL=C sort))
+    [ -z "$stray" ] || die "these patches are in no group: $stray"
     materialise "$work/tree"
     if ! diff -r --brief --exclude=.git \
         --label 'pins and series' "$work/tree" "$tree" > "$work/differs"; then
@@ -189,8 +252,7 @@ check() {
         sed "s|$work/tree|pins+series|g; s|$vendor/||g; s/^/  /" "$work/differs" >&2
     fi
     format_series "$tree" "$work/series"
-    mkdir -p "$work/series"
-    if ! diff -r --brief --exclude=.gitkeep "$patches" "$work/series" > "$work/differs"; then
+    if ! diff -r --brief --exclude=README.md "$patches" "$work/series" > "$work/differs"; then
         status=1
         echo "the commits in vendor/pingora are not the series in patches/:" >&2
         sed "s|$work/series|commits|g; s|$patches|patches|g; s/^/  /" "$work/differs" >&2
@@ -199,6 +261,14 @@ check() {
         die "run 'make vendor-refresh' to take the tree's commits into patches/, or delete vendor/pingora and run 'make vendor'"
     fi
     echo "vendor/pingora = Pingora $(pin pingora-core | cut -d' ' -f1) + $(series | wc -l) patches"
+}
+
+end() { # GROUP
+    local end
+    [ -d "$tree/.git" ] || die "there is no vendor/pingora; run 'make vendor' first"
+    end=$(group_ends "$tree" | sed -n "s/^$1 //p")
+    [ -n "$end" ] || die "no commit of vendor/pingora is in group $1; the groups are $groups"
+    echo "$end"
 }
 
 # An exported folder is no git repository: it is to be committed in the project
@@ -304,6 +374,7 @@ manifest_lines() { # DIR TLS
 
 usage() {
     echo "usage: vendor/pingora.sh sync|refresh|check" >&2
+    echo "       vendor/pingora.sh end ${groups// /|}" >&2
     echo "       vendor/pingora.sh export [--tls rustls|openssl|boringssl|s2n|none] [DIR]" >&2
     exit 2
 }
@@ -314,6 +385,10 @@ sync | refresh | check)
     exec 9> "$vendor/.pingora-lock"
     flock 9
     "$1"
+    ;;
+end)
+    [ $# -eq 2 ] || usage
+    end "$2"
     ;;
 export)
     shift

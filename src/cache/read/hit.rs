@@ -514,6 +514,7 @@ impl DiskHit {
             file: body.file().clone(),
             offset: range.start,
             len: range.end - range.start,
+            resident: true,
         }))
     }
 }

@@ -121,10 +121,19 @@ async fn send_body(
                     Err(e) => Err(e),
                 }
             }
-            BodyPart::File { file, offset, len } => {
+            BodyPart::File {
+                file,
+                offset,
+                len,
+                resident,
+            } => {
                 // Boxed, because small bodies come from memory and do not need room for this.
-                let written = Box::pin(session.write_file_body(&file, offset, len));
-                written.await.map(drop)
+                let written = if resident {
+                    Box::pin(session.write_resident_file_body(&file, offset, len)).await
+                } else {
+                    Box::pin(session.write_file_body(&file, offset, len)).await
+                };
+                written.map(drop)
             }
             part => {
                 let why = format!("a hit has {part:?}, which cannot be sent");
