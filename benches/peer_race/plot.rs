@@ -1,4 +1,7 @@
 //! A bar a peer, a group of bars a size.
+//!
+//! The SVG is written by hand: plotters has no hints on bars, and charming renders with a
+//! JavaScript engine.
 
 use std::fmt::Write;
 
