@@ -811,7 +811,9 @@ mod linux {
                         write_all(socket, &bytes).await;
                         sent += bytes.len() as u64;
                     }
-                    Some(BodyPart::File { file, offset, len, .. }) => {
+                    Some(BodyPart::File {
+                        file, offset, len, ..
+                    }) => {
                         send_file(socket, &file, offset, len).await;
                         sent += len;
                     }
