@@ -6,7 +6,7 @@
 //! | you have | use | features |
 //! |---|---|---|
 //! | files to serve, and no cache | [`Session::write_file_body`] of the patched Pingora | none |
-//! | a proxy on Pingora that shall cache on disk | [`DiskCache`] as its storage, with [`HttpCaching`] for the rules | none, or `uring` |
+//! | a proxy on Pingora that needs a disk cache | [`DiskCache`] as its storage, with [`HttpCaching`] for the rules | none, or `uring` |
 //! | buckets in S3 or MinIO | the binary `s3-proxy`, or [`S3ProxyHttp`] in a server of your own | `s3-proxy` and a TLS backend |
 //!
 //! All of them need the patched Pingora. `vendor/pingora.sh export` writes it into your project
@@ -93,7 +93,7 @@
 //! | `demo` | `s3-proxy demo`, with an S3 server of its own |
 //! | `logging` | the module `logging`: a log that clients cannot flood |
 //! | `uring` | disk I/O by io_uring, on Linux |
-//! | `rustls`, `openssl`, `boringssl`, `s2n` | the TLS backend of Pingora, at most one. `s3-proxy` does not support `s2n`; only with `rustls` does TLS go without copies |
+//! | `rustls`, `openssl`, `boringssl`, `s2n` | the TLS backend of Pingora, at most one. `s3-proxy` does not support `s2n` |
 //! | `full` | `demo`, `rustls` and `uring`, as in the released binary |
 //!
 //! [`Session::write_file_body`]: pingora_proxy::Session::write_file_body

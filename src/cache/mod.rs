@@ -7,12 +7,12 @@
 //! |---|---|
 //! | `config` | [`DiskCacheConfig`] |
 //! | `io` | [`DiskBackend`] and all access to files |
-//! | `store` | format, names, index and bans of a cache folder |
+//! | `store` | format, names, index and bans of a cache directory |
 //! | `state` | the state that the parts of a cache share |
 //! | `read` | lookups and hits |
 //! | `write` | misses, fills, purges, and room for them |
 //! | `jobs` | recovery, maintenance, removal, scrubbing |
-//! | `sendfile`, `lifecycle` | responses with an open file; the ownership of a cache folder |
+//! | `sendfile`, `lifecycle` | responses with an open file; the ownership of a cache directory |
 //! | `disk` | [`DiskCache`], the facade |
 //!
 //! Nothing here knows of S3, of a proxy or of a configuration file.

@@ -5,7 +5,8 @@
 //! - [`rules`]: parsers and decisions that know no session
 //! - [`range_fill`]: fetching whole objects after requests for parts
 //! - [`remainder`]: fetching the remainder of a response for a client that leaves a fill
-//! - `head_cache`: answers to HEAD
+//! - `head_cache`: responses to HEAD
+//! - `request_body`: whether a request has a body
 //! - `fill_lock`, [`origin_turns`], `too_large`, `variants`: limits on requests and on stored
 //!   responses
 //!

@@ -1,4 +1,4 @@
-//! The cache folder: names, formats, the index, bans.
+//! The cache directory: names, formats, the index, bans.
 
 pub(crate) mod bans;
 pub(crate) mod entry;

@@ -1,4 +1,4 @@
-//! `s3-proxy cache`: inspects the cache folder, with or without a running proxy.
+//! `s3-proxy cache`: inspects the cache directory, with or without a running proxy.
 
 mod list;
 mod remove;

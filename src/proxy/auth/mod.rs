@@ -1,4 +1,4 @@
-//! Authorisation by the mode of the bucket, before anything is looked up.
+//! Authorization by the mode of the bucket, before anything is looked up.
 //!
 //! - this module: the decision, and the rights of a client
 //! - `sigv4`: clients that sign their requests as for S3

@@ -3,7 +3,7 @@
 //! There are two rings, so that fills cannot queue in front of hits. The thread that starts an
 //! operation puts it into the submission queue and enters the kernel, which passes it to its own
 //! workers: operations of a backend usually need the disk, and by default the kernel would first
-//! try them on the thread that submits. One thread a ring waits for completions.
+//! try them on the thread that submits. One thread per ring waits for completions.
 //!
 //! An operation, and the memory, paths and files that it names, belong to the table of its ring
 //! until the kernel has answered, even if the future that waits for it is dropped. Operations of

@@ -1,4 +1,4 @@
-//! The work of [`HttpCaching`](super::HttpCaching), a file a phase of the request.
+//! The work of [`HttpCaching`](super::HttpCaching), one file per phase of the request.
 
 pub(super) mod errors;
 pub(super) mod fast_hit;
