@@ -47,7 +47,7 @@ pub enum State {
 /// An entry that is being written.
 ///
 /// A task of the cache's own runtime writes it, so it continues when the request that began
-/// it is slow, or dropped after its last byte. Readers follow [`progress`](Self::progress)
+/// it is slow, or dropped after it has told that the body is complete. Readers follow [`progress`](Self::progress)
 /// and read the same file.
 #[derive(Debug)]
 pub struct Fill {
@@ -193,11 +193,6 @@ impl Fill {
     /// Note that the origin has sent more bytes.
     pub(crate) fn has_received(&self, bytes: usize) {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    /// True if the origin has sent as many bytes as it promised.
-    pub(crate) fn has_received_all(&self) -> bool {
-        self.promised == Some(self.received.load(Ordering::Relaxed))
     }
 
     /// True if more of the body is to be fetched. If false, no reader can join any more.

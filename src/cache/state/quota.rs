@@ -195,9 +195,11 @@ impl Quota {
         self.evicting.lock().await
     }
 
-    /// Bytes of files that are about to be removed.
-    pub(crate) fn removing_bytes(&self) -> u64 {
-        self.ledger.lock().removing
+    /// Bytes of files that are about to be removed, and of those that are removed but still open, at
+    /// one moment.
+    pub(crate) fn leaving_bytes(&self) -> (u64, u64) {
+        let ledger = self.ledger.lock();
+        (ledger.removing, ledger.unlinked)
     }
 
     /// Bytes of files that are removed but still open.

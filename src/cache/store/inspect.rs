@@ -94,9 +94,15 @@ impl CacheFolder {
     /// `NotFound`: no cache of this version has ever been there.
     pub fn open(path: &Path) -> io::Result<CacheFolder> {
         let layout = Layout::new(path);
-        match FOLDER.stat(layout.entries()) {
+        // The dot follows a symbolic link, as the server does.
+        match FOLDER.stat(&layout.entries().join(".")) {
             Ok(found) if found.is_folder => {}
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
                 return Err(about(layout.entries(), "cannot be read", &e))
             }
             _ => {

@@ -274,3 +274,23 @@ async fn nobody_follows_a_fill_that_was_overtaken() {
     cache.settle().await;
     assert_eq!(found(cache).await, ("new".into(), "new body".into()));
 }
+
+/// The task of the fill notices later, on a thread of its own.
+#[tokio::test]
+async fn nobody_follows_a_fill_whose_writer_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path());
+    let span = Span::inactive().handle();
+    let mut meta = meta("1", SystemTime::now());
+    meta.response_header_mut()
+        .insert_header("content-length", "4")
+        .unwrap();
+    for body in ["", "bo", "body"].into_iter().cycle().take(60) {
+        let mut miss = begin(cache, &meta).await;
+        miss.write_body(Bytes::from(body), false).await.unwrap();
+        assert!(cache.lookup(&key(), &span).await.unwrap().is_some());
+        drop(miss);
+        assert!(cache.lookup(&key(), &span).await.unwrap().is_none());
+        cache.settle().await;
+    }
+}

@@ -56,7 +56,7 @@ impl Drop for DiskMiss {
     /// The client of the broken response may ask again at once. Its next request finds no fill
     /// that is about to break, even before the fill's task has run.
     fn drop(&mut self) {
-        if !self.is_finished && !self.fill.has_received_all() {
+        if !self.is_finished {
             self.core.fills.hide(&self.fill);
         }
     }

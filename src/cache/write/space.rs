@@ -217,7 +217,7 @@ pub(crate) async fn make_disk_space(core: &'static Core, uses: u8) {
 /// what is left. `false`: there are none to evict.
 async fn free_disk_space(core: &'static Core, bytes: u64, uses: u8) -> bool {
     let quota = &core.quota;
-    let (removing, unlinked) = (quota.removing_bytes(), quota.unlinked_bytes());
+    let (removing, unlinked) = quota.leaving_bytes();
     if removing == 0 && quota.is_paused() {
         return false;
     }
@@ -261,9 +261,13 @@ async fn free_disk_space(core: &'static Core, bytes: u64, uses: u8) -> bool {
 
 /// Find out how much a disk that was full has left now.
 async fn look_at_disk(core: &'static Core) {
-    if let Some(free) = free_space(core).await {
-        core.quota.note_free_disk(&core.index, free);
-    }
+    // Both figures are of one moment, as far as possible.
+    let look = || {
+        if let Some(free) = core.backend().free_space(&core.path) {
+            core.quota.note_free_disk(&core.index, free);
+        }
+    };
+    let _ = core.io.runtime().spawn_blocking(look).await;
 }
 
 /// Bytes that the file system has left; `None`: unknown.
