@@ -43,22 +43,22 @@ const HTTP2_SEND_BUFFER: usize = 512 * 1024;
 #[derive(Parser)]
 #[command(about = "A caching reverse proxy for one HTTP origin")]
 struct Options {
-    /// Where clients connect; port 0: one that is free
+    /// Address for clients; port 0: any free port
     #[arg(long)]
     listen: SocketAddr,
-    /// What is cached
+    /// Address of the origin
     #[arg(long)]
     origin: SocketAddr,
     /// The folder of the cache
     #[arg(long)]
     cache: PathBuf,
-    /// How long a 200 is fresh if the origin does not say
+    /// Freshness of a 200 for which the origin states none
     #[arg(long, value_name = "SECS")]
     default_ttl: Option<u64>,
-    /// How large the cache may become, in gigabytes of 10^9 bytes
+    /// Limit of the cache, in gigabytes of 10^9 bytes
     #[arg(long, default_value_t = 10)]
     max_size_gb: u64,
-    /// How hard responses are compressed for clients that accept it; 0: not at all
+    /// Compression level for clients that accept compression; 0: none
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=9))]
     compression: u32,
     /// Serve clients that begin with HTTP/2 as well (prior knowledge, RFC 9113 section 3.3)

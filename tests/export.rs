@@ -30,7 +30,7 @@ fn a_project_builds_with_the_lines_that_the_command_prints() {
     .expect("write Cargo.toml");
     copy_lock(&project);
 
-    // What both projects depend on is built once, in the folder that is there.
+    // The dependencies of both projects are built once, in the existing target folder.
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
     let check = Command::new(env!("CARGO"))
         .args(["check", "--offline", "--target-dir"])
@@ -154,7 +154,7 @@ fn an_older_lock_gets_the_commands_that_update_it() {
         let line = package.lines().find(|line| line.starts_with("checksum"));
         line.expect("a checksum").to_owned()
     };
-    // What stands in for the older release: cargo has no need to look at it.
+    // Stands in for the older release; cargo has no need to look at it.
     let older = lock.replace(
         "name = \"pingora-core\"\nversion = \"0.9.1\"\n",
         &format!(
