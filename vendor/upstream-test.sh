@@ -80,13 +80,15 @@ check_out() {
 }
 
 run() { # CRATE TLS OUTPUT [ARGUMENT...]
-    local crate=$1 tls=$2 output=$3 features=()
+    local crate=$1 tls=$2 output=$3 features=() threads=8
     shift 3
+    # Again, after a failure: one at a time.
+    [ $# -eq 0 ] || threads=1
     case $crate in pingora-core | pingora-proxy) features=(--features "$tls") ;; esac
     # Many of them sleep, so that there is room for more threads than cores.
     cargo test --locked --quiet --manifest-path "$source/Cargo.toml" \
         --package "$crate" "${features[@]}" --lib -- \
-        --format pretty --test-threads 8 "$@" > "$output" 2>&1 || true
+        --format pretty --test-threads "$threads" "$@" > "$output" 2>&1 || true
     grep -q '^test result' "$output" || {
         tail -n 50 "$output" >&2
         die "$crate: its unit tests did not run"
@@ -106,7 +108,7 @@ retry_failed() { # CRATE TLS; from output to passed and failed
     [ -s "$work/failed" ] || return 0
     echo "$1: once more, one at a time: $(tr '\n' ' ' < "$work/failed")" >&2
     mapfile -t again < "$work/failed"
-    run "$1" "$2" "$work/again" --exact --test-threads 1 "${again[@]}"
+    run "$1" "$2" "$work/again" --exact "${again[@]}"
     names "$work/again" ok >> "$work/passed"
     sort -u -o "$work/passed" "$work/passed"
     names "$work/again" FAILED > "$work/failed"
