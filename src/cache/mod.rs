@@ -38,17 +38,7 @@ pub use io::backend::{DiskBackend, OpenFiles};
 pub use io::files::EntryFiles;
 pub use io::folder::{FileStat, FolderAccess};
 pub use io::tokio_fs::TokioFsBackend;
-#[cfg(all(
-    feature = "uring",
-    target_os = "linux",
-    any(
-        target_arch = "x86_64",
-        target_arch = "aarch64",
-        target_arch = "riscv64",
-        target_arch = "loongarch64",
-        target_arch = "powerpc64"
-    )
-))]
+#[cfg(io_uring)]
 pub use io::uring::UringBackend;
 pub use read::hit::{DiskHit, Filling, FILL_BROKEN};
 pub(crate) use read::remainder::Remainder;

@@ -17,15 +17,5 @@ pub(crate) mod select;
 #[cfg(target_os = "linux")]
 pub(crate) mod sys;
 pub(crate) mod tokio_fs;
-#[cfg(all(
-    feature = "uring",
-    target_os = "linux",
-    any(
-        target_arch = "x86_64",
-        target_arch = "aarch64",
-        target_arch = "riscv64",
-        target_arch = "loongarch64",
-        target_arch = "powerpc64"
-    )
-))]
+#[cfg(io_uring)]
 pub(crate) mod uring;

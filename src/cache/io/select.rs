@@ -22,34 +22,14 @@ pub(crate) fn backend(choice: BackendChoice, runtime: &Handle) -> io::Result<Box
     Ok(Box::new(TokioFsBackend::new(runtime.clone())))
 }
 
-#[cfg(all(
-    feature = "uring",
-    target_os = "linux",
-    any(
-        target_arch = "x86_64",
-        target_arch = "aarch64",
-        target_arch = "riscv64",
-        target_arch = "loongarch64",
-        target_arch = "powerpc64"
-    )
-))]
+#[cfg(io_uring)]
 fn uring(runtime: &Handle) -> io::Result<Box<dyn DiskBackend>> {
     use crate::cache::io::uring::UringBackend;
 
     Ok(Box::new(UringBackend::new(runtime.clone())?))
 }
 
-#[cfg(not(all(
-    feature = "uring",
-    target_os = "linux",
-    any(
-        target_arch = "x86_64",
-        target_arch = "aarch64",
-        target_arch = "riscv64",
-        target_arch = "loongarch64",
-        target_arch = "powerpc64"
-    )
-)))]
+#[cfg(not(io_uring))]
 fn uring(_runtime: &Handle) -> io::Result<Box<dyn DiskBackend>> {
     Err(io::Error::new(
         io::ErrorKind::Unsupported,

@@ -19,6 +19,24 @@ fn stored(answer: Reply) -> Page<'static> {
     page
 }
 
+/// A response has these fields as the whole response has them.
+fn expect_fields_of(
+    rules: &mut Rules,
+    section: &str,
+    names: &[&str],
+    whole: &Response,
+    got: &Response,
+) {
+    for name in names {
+        rules.expect(
+            section,
+            name,
+            whole.header(name).map(str::to_owned),
+            got.header(name).map(str::to_owned),
+        );
+    }
+}
+
 #[test]
 fn a_request_says_which_stored_response_it_wants() {
     let mut rules = Rules::new();
@@ -264,21 +282,15 @@ fn a_304_of_the_cache_has_the_fields_of_section_15_4_5() {
     let got = page.get_with(&[("If-None-Match", "\"v1\"")]);
     assert_eq!((got.status, page.count()), (304, 1));
     let mut rules = Rules::new();
-    for name in [
+    let names = [
         "cache-control",
         "content-location",
         "date",
         "etag",
         "expires",
         "vary",
-    ] {
-        rules.expect(
-            "RFC 9110 15.4.5",
-            name,
-            whole.header(name).map(str::to_owned),
-            got.header(name).map(str::to_owned),
-        );
-    }
+    ];
+    expect_fields_of(&mut rules, "RFC 9110 15.4.5", &names, &whole, &got);
     rules.holds("RFC 9111 5.1", "Age", got.age() >= Some(50), got.age());
     rules.check();
 }
@@ -519,7 +531,7 @@ fn a_206_of_the_cache_has_the_fields_of_section_15_3_7() {
     let got = page.get_with(&[("Range", "bytes=1-2")]);
     assert_eq!((got.status, page.count()), (206, 1));
     let mut rules = Rules::new();
-    for name in [
+    let names = [
         "cache-control",
         "content-location",
         "content-type",
@@ -527,14 +539,8 @@ fn a_206_of_the_cache_has_the_fields_of_section_15_3_7() {
         "etag",
         "expires",
         "vary",
-    ] {
-        rules.expect(
-            "RFC 9110 15.3.7",
-            name,
-            whole.header(name).map(str::to_owned),
-            got.header(name).map(str::to_owned),
-        );
-    }
+    ];
+    expect_fields_of(&mut rules, "RFC 9110 15.3.7", &names, &whole, &got);
     rules.holds("RFC 9111 5.1", "Age", got.age() >= Some(50), got.age());
     rules.check();
 }
