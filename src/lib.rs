@@ -94,7 +94,8 @@
 //! | `logging` | the module `logging`: a log that clients cannot flood |
 //! | `uring` | disk I/O by io_uring, on Linux |
 //! | `rustls`, `openssl`, `boringssl`, `s2n` | the TLS backend of Pingora, at most one. `s3-proxy` does not support `s2n` |
-//! | `full` | `demo`, `rustls` and `uring`, as in the released binary |
+//! | `aws-lc` | `rustls` with the ciphers of aws-lc, which are faster than those of ring and offer a post-quantum key exchange. Building them takes a C compiler and more time |
+//! | `full` | `aws-lc`, `demo` and `uring`, as in the released binary |
 //!
 //! [`Session::write_file_body`]: pingora_proxy::Session::write_file_body
 //! [`DiskCache`]: cache::DiskCache

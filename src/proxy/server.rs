@@ -10,7 +10,6 @@ use async_trait::async_trait;
 use log::info;
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::apps::HttpServerOptions;
-use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig, NotsentLimit};
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server, ShutdownWatch};
@@ -95,6 +94,7 @@ impl ProxyServer {
 
     fn set_up(config: &Config, listeners: Listeners) -> Result<ProxyServer, StartError> {
         let open_files = descriptors::raise_limit();
+        tls::install_provider();
         let reserve = |address, key| match listeners {
             Listeners::Own => Listener::reserve(address, key),
             Listeners::Inherited => Listener::inherit(address, key),
@@ -160,22 +160,14 @@ impl ProxyServer {
         let unsent =
             send_buffer::limit(config.server.send_buffer.map(|bytes| *bytes)).map(Arc::new);
         if let (Some(files), Some(listener)) = (&config.server.tls, &https) {
-            let settings = TlsSettings::intermediate(
-                &files.certificate.to_string_lossy(),
-                &files.key.to_string_lossy(),
-            )
-            .map(|mut settings| {
-                settings.enable_h2();
-                tls::limit_write_buffer(&mut settings, TLS_WRITE_BUFFER);
-                settings
-            })
-            .map_err(|e| {
-                StartError(format!(
-                    "server.tls: {} and {} cannot be used: {e}",
-                    files.certificate.display(),
-                    files.key.display()
-                ))
-            })?;
+            let settings = tls::listener(&files.certificate, &files.key, TLS_WRITE_BUFFER)
+                .map_err(|e| {
+                    StartError(format!(
+                        "server.tls: {} and {} cannot be used: {e}",
+                        files.certificate.display(),
+                        files.key.display()
+                    ))
+                })?;
             service.add_listener(
                 listener_config(listener, &unsent)
                     .tls(settings)

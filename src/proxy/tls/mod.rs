@@ -4,8 +4,10 @@
 //! - `AVAILABLE`: true if TLS works at all
 //! - `Authority`: the certificate of an authority; `authority` makes one from DER
 //! - `authorities`: a set of them, as a peer takes it
+//! - `install_provider`: choose the ciphers of the whole process, before Pingora does
 //! - `check_pair`: check a certificate chain and its key as the listener will load them
-//! - `limit_write_buffer`: limit the bytes that a listener encrypts ahead of its clients
+//! - `listener`: the settings of a listener, of which each connection encrypts at most `write_buffer`
+//!   bytes ahead of its client
 
 #[cfg(all(
     feature = "s2n",

@@ -50,5 +50,18 @@ pub(in crate::proxy) fn check_pair(certificate: &Path, key: &Path) -> Result<Vec
     leaf.to_der().map_err(|e| unusable(e.to_string()))
 }
 
-/// Nothing to do: OpenSSL encrypts one record at a time.
-pub(in crate::proxy) fn limit_write_buffer(_: &mut TlsSettings, _: usize) {}
+/// OpenSSL encrypts one record at a time: no limit is needed.
+pub(in crate::proxy) fn listener(
+    certificate: &Path,
+    key: &Path,
+    _write_buffer: usize,
+) -> Result<TlsSettings, String> {
+    let mut settings =
+        TlsSettings::intermediate(&certificate.to_string_lossy(), &key.to_string_lossy())
+            .map_err(|e| e.to_string())?;
+    settings.enable_h2();
+    Ok(settings)
+}
+
+/// Nothing to do: OpenSSL has its own ciphers.
+pub(in crate::proxy) fn install_provider() {}

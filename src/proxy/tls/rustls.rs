@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::protocols::tls::CaType;
-use pingora_core::tls::{
-    install_default_crypto_provider, load_certs_and_key_files, version, CertificateDer,
-    RootCertStore, ServerConfig,
-};
+use pingora_core::tls::load_certs_and_key_files;
 use pingora_core::utils::tls::{parse_x509, WrappedX509};
+#[cfg(feature = "aws-lc")]
+use rustls::crypto::aws_lc_rs as crypto;
+#[cfg(not(feature = "aws-lc"))]
+use rustls::crypto::ring as crypto;
+use rustls::pki_types::CertificateDer;
+use rustls::{RootCertStore, ServerConfig};
 
 use super::problem::{Unusable, WRITE_A_PAIR, WRITE_PATHS};
 
@@ -32,8 +35,35 @@ pub(in crate::proxy) fn authorities(all: Vec<Authority>) -> Arc<CaType> {
     all.into()
 }
 
+/// Makes the ciphers of the listener those of connections to origins too. Pingora installs ring's if
+/// there is no default yet.
+pub(in crate::proxy) fn install_provider() {
+    // An error means that the process has a default already, which then stays.
+    let _ = crypto::default_provider().install_default();
+}
+
 /// Returns the certificate of the server itself, in DER.
 pub(in crate::proxy) fn check_pair(certificate: &Path, key: &Path) -> Result<Vec<u8>, Unusable> {
+    server_config(certificate, key).map(|(_, leaf)| leaf)
+}
+
+/// The settings of a listener.
+///
+/// # Errors
+/// The certificate or the key cannot be used.
+pub(in crate::proxy) fn listener(
+    certificate: &Path,
+    key: &Path,
+    write_buffer: usize,
+) -> Result<TlsSettings, String> {
+    let (config, _) = server_config(certificate, key).map_err(|(problem, _)| problem)?;
+    let mut settings = TlsSettings::from_server_config(Arc::new(config));
+    settings.set_write_buffer_limit(write_buffer);
+    Ok(settings)
+}
+
+/// The configuration of a listener, and the certificate of the server itself in DER.
+fn server_config(certificate: &Path, key: &Path) -> Result<(ServerConfig, Vec<u8>), Unusable> {
     let loaded = load_certs_and_key_files(&certificate.to_string_lossy(), &key.to_string_lossy());
     let (chain, key) = loaded
         .map_err(|e| {
@@ -47,14 +77,13 @@ pub(in crate::proxy) fn check_pair(certificate: &Path, key: &Path) -> Result<Vec
             (what.to_owned(), WRITE_PATHS)
         })?;
     let leaf = chain.first().map_or(Vec::new(), |leaf| leaf.to_vec());
-    install_default_crypto_provider();
-    ServerConfig::builder_with_protocol_versions(&[&version::TLS12, &version::TLS13])
+    let unusable = |e| (format!("cannot be used together: {e}"), WRITE_A_PAIR);
+    let mut config = ServerConfig::builder_with_provider(Arc::new(crypto::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
         .with_no_client_auth()
         .with_single_cert(chain, key)
-        .map_err(|e| (format!("cannot be used together: {e}"), WRITE_A_PAIR))?;
-    Ok(leaf)
-}
-
-pub(in crate::proxy) fn limit_write_buffer(settings: &mut TlsSettings, bytes: usize) {
-    settings.set_write_buffer_limit(bytes);
+        .map_err(unusable)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok((config, leaf))
 }

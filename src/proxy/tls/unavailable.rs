@@ -32,4 +32,10 @@ pub(in crate::proxy) fn check_pair(_: &Path, _: &Path) -> Result<Vec<u8>, Unusab
     ))
 }
 
-pub(in crate::proxy) fn limit_write_buffer(_: &mut TlsSettings, _: usize) {}
+/// # Errors
+/// Always.
+pub(in crate::proxy) fn listener(_: &Path, _: &Path, _: usize) -> Result<TlsSettings, String> {
+    Err("this build has no TLS".to_owned())
+}
+
+pub(in crate::proxy) fn install_provider() {}
