@@ -67,19 +67,20 @@ lint: vendor
 	cargo clippy --locked --workspace --all-targets --features $(FEATURES) -- -D warnings
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo fmt --manifest-path benches/stock/Cargo.toml --check
-	cargo clippy --locked --manifest-path benches/stock/Cargo.toml --target-dir target/stock -- -D warnings
+	cargo clippy --locked --manifest-path benches/stock/Cargo.toml --target-dir target -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --features $(FEATURES)
 
 RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
-# With rustup's toolchain of that version, or the compiler at hand where it is that version.
+# With rustup's toolchain of that version, or the compiler at hand where it is that version. Clippy
+# compiles what `cargo check` does, and uses what `make lint` has compiled.
 msrv: vendor
-	@if rustc --version | grep -qF 'rustc $(RUST_VERSION).'; then run=; \
-	elif rustup run $(RUST_VERSION).0 rustc --version >/dev/null 2>&1; then run='rustup run $(RUST_VERSION).0'; \
+	@if rustc --version | grep -qF 'rustc $(RUST_VERSION).'; then run= check=clippy; \
+	elif rustup run $(RUST_VERSION).0 rustc --version >/dev/null 2>&1; then run='rustup run $(RUST_VERSION).0' check=check; \
 	else echo 'skipped: Rust $(RUST_VERSION) is missing: rustup toolchain install $(RUST_VERSION).0'; exit 0; fi; \
 	set -ex; \
-	$$run cargo check --locked; \
-	$$run cargo check --locked --features $(FEATURES) --all-targets
+	$$run cargo $$check --locked --all-targets; \
+	$$run cargo $$check --locked --workspace --features $(FEATURES) --all-targets
 
 BENCH ?=
 
@@ -93,8 +94,9 @@ SOAK_MINUTES ?= 30
 soak: vendor
 	SOAK_SECONDS=$$(($(SOAK_MINUTES) * 60)) cargo test --locked --release --features $(FEATURES) --test soak -- --nocapture
 
+# From here, where fuzz/.cargo/config.toml does not count: what `make lint` has compiled is of use.
 fuzz-check: vendor
-	cd fuzz && cargo check --locked
+	cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir target
 
 FUZZ_SECONDS ?= 600
 

@@ -374,26 +374,6 @@ fn a_disk_that_takes_no_new_files_costs_the_client_nothing() {
 }
 
 #[test]
-fn without_descriptors_an_entry_is_passed_by_and_kept() {
-    let Some(disk) = FaultyDisk::mount() else {
-        return;
-    };
-    let origin = origin(|_| MIB);
-    let proxy = on(&disk, &origin);
-    assert_eq!(ask(&proxy, 1), "MISS");
-    proxy.expect_metric("cache_entries", 1);
-    disk.fail(Op::Open, EMFILE);
-    disk.fail(Op::Create, EMFILE);
-    assert_eq!(ask(&proxy, 1), "MISS");
-    expect_cause(&proxy, "cache_read_errors_total", "descriptors", 1);
-    assert_eq!(proxy.metric("cache_entries"), 1);
-    assert!(proxy.stderr().contains("limit on open files"));
-    disk.heal();
-    assert_eq!(ask(&proxy, 1), "HIT");
-    assert_eq!(origin.requests().len(), 2);
-}
-
-#[test]
 fn a_write_that_fails_breaks_the_transfer() {
     let Some(disk) = FaultyDisk::mount() else {
         return;
@@ -408,25 +388,6 @@ fn a_write_that_fails_breaks_the_transfer() {
     disk.heal();
     assert_eq!(ask(&proxy, 1), "MISS");
     assert_eq!(ask(&proxy, 1), "HIT");
-}
-
-#[test]
-fn a_commit_that_fails_costs_the_client_nothing() {
-    for op in [Op::Fsync, Op::Rename] {
-        let Some(disk) = FaultyDisk::mount() else {
-            return;
-        };
-        let origin = origin(|_| 5 * MIB);
-        let proxy = on(&disk, &origin);
-        disk.fail(op, EIO);
-        assert_eq!(ask(&proxy, 1), "MISS", "{op:?}");
-        expect_cause(&proxy, "cache_fill_errors_total", "io", 1);
-        eventually("nothing is left", || entry_files(disk.path()).is_empty());
-        assert_eq!(proxy.metric("cache_entries"), 0);
-        disk.heal();
-        assert_eq!(ask(&proxy, 1), "MISS", "{op:?}");
-        assert_eq!(ask(&proxy, 1), "HIT", "{op:?}");
-    }
 }
 
 // --- gone ---

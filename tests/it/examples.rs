@@ -101,16 +101,16 @@ fn embedded_stores_nothing_that_is_not_for_all() {
 #[test]
 fn static_files_are_sent_without_copying_them() {
     let site = Folder::new();
-    for (path, seed, media_type) in [
-        ("/a.bin", 1, "application/octet-stream"),
-        ("/sub/page.html", 2, "text/html; charset=utf-8"),
-        ("/sub/with%20space.txt", 3, "text/plain; charset=utf-8"),
-        ("//sub/./page.html", 2, "text/html; charset=utf-8"),
+    for (path, seed) in [
+        ("/a.bin", 1),
+        ("/sub/page.html", 2),
+        ("/sub/with%20space.txt", 3),
+        ("//sub/./page.html", 2),
+        ("/sub/inside", 1),
     ] {
         let whole = pattern(seed, LEN as usize);
         let got = get(site.sample.addr, path);
         expect_body(&got, &whole);
-        assert_eq!(got.header("content-type"), Some(media_type), "{path}");
         assert_eq!(got.header("accept-ranges"), Some("bytes"), "{path}");
         site.sample.expect_log(path, "3000000 bytes by sendfile");
 
@@ -127,25 +127,16 @@ fn static_files_are_sent_without_copying_them() {
 fn static_files_are_sent_in_parts() {
     let site = Folder::new();
     let whole = pattern(1, LEN as usize);
-    let whole_get = get(site.sample.addr, "/a.bin");
-    let modified = whole_get.header("last-modified").expect("a date");
-    site.sample
-        .expect_log("/a.bin", "3000000 bytes by sendfile");
     for (range, if_range, status, part) in [
         ("bytes=7-2000006", None, 206, 7..2_000_007),
         ("bytes=-10", None, 206, 2_999_990..3_000_000),
-        ("bytes=5-5", Some(modified), 206, 5..6),
-        (
-            "bytes=5-5",
-            Some("Tue, 15 Nov 1994 12:45:26 GMT"),
-            200,
-            0..3_000_000,
-        ),
+        // Nothing says which version the client has a part of.
+        ("bytes=5-5", Some("\"1\""), 200, 0..3_000_000),
         ("bytes=0-0,5-5", None, 200, 0..3_000_000),
         ("bytes=3000000-", None, 416, 0..0),
     ] {
         let mut fields = vec![("Range", range)];
-        fields.extend(if_range.map(|date| ("If-Range", date)));
+        fields.extend(if_range.map(|tag| ("If-Range", tag)));
         let got = request(site.sample.addr, "GET", "/a.bin", &fields);
         assert_eq!(got.status, status, "{range}");
         assert!(got.complete && got.body == whole[part.clone()], "{range}");
@@ -175,9 +166,7 @@ fn static_files_are_those_below_the_folder() {
         "/fifo",
         "/a.bin%00",
     ] {
-        // A slash at the end is no name.
-        let expected = if path == "/a.bin/" { 200 } else { 404 };
-        assert_eq!(get(site.sample.addr, path).status, expected, "{path}");
+        assert_eq!(get(site.sample.addr, path).status, 404, "{path}");
     }
     for method in ["POST", "PUT", "DELETE"] {
         assert_eq!(
@@ -211,6 +200,7 @@ impl Folder {
         let files = dir.path().join("files");
         fs::write(files.join("empty"), "").expect("write a file");
         symlink("../secret", files.join("link")).expect("make a link");
+        symlink("../a.bin", files.join("sub/inside")).expect("make a link");
         symlink("..", files.join("linked")).expect("make a link");
         let made = Command::new("mkfifo").arg(files.join("fifo")).status();
         assert!(made.expect("run mkfifo").success());

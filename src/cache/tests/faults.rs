@@ -257,7 +257,15 @@ async fn a_commit_that_fails_costs_the_client_nothing() {
     let disk = Disk::new();
     for errno in [libc::EIO, libc::ENOSPC, libc::EROFS] {
         disk.faults.set(Op::Commit, Fault::Errno(errno), 1);
-        disk.try_store("body", LARGE).await.unwrap();
+        let mut miss = disk.begin("body", Some(LARGE)).await.unwrap();
+        let client = disk.lookup("body").await.expect("a fill");
+        let write = async {
+            miss.write_body(body("body", LARGE).into(), false).await?;
+            miss.finish().await
+        };
+        let (read, written) = tokio::join!(read_all(client), write);
+        assert!(read.unwrap() == body("body", LARGE));
+        assert!(written.is_ok());
         disk.assert_consistent().await;
         assert!(!disk.has("body"));
     }
