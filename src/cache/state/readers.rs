@@ -37,6 +37,14 @@ pub(crate) struct Position {
     can_leave: AtomicBool,
 }
 
+/// The position of the slowest reader, and that of the one that leads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slowest {
+    pub(crate) at: u64,
+    /// `None`: the reader of the request that writes has not joined, or is gone.
+    pub(crate) leader: Option<u64>,
+}
+
 /// The readers that are dropped if they are slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Slow {
@@ -88,17 +96,19 @@ impl Readers {
         self.0.lock().ended
     }
 
-    /// The position of the slowest reader, and whether that is the one that leads;
-    /// `None`: there are no readers.
-    pub(crate) fn slowest(&self) -> Option<(u64, bool)> {
+    /// The positions that decide who waits for whom; `None`: there are no readers.
+    pub(crate) fn slowest(&self) -> Option<Slowest> {
         let table = self.0.lock();
+        let at = |position: &Position| position.at.load(Ordering::Acquire);
         let positions = table.by_number.values();
-        let positions = positions.map(|position| {
-            let at = position.at.load(Ordering::Acquire);
-            // The leader counts as slower than others at the same position.
-            (at, !position.leads)
-        });
-        positions.min().map(|(at, follows)| (at, !follows))
+        Some(Slowest {
+            at: positions.map(|position| at(position)).min()?,
+            leader: table
+                .by_number
+                .values()
+                .find(|position| position.leads)
+                .map(|position| at(position)),
+        })
     }
 
     /// Drop the readers that are `behind` bytes behind the fastest, except the one that

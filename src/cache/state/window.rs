@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{timeout, Instant};
 
-use crate::cache::state::readers::{Readers, Slow};
+use crate::cache::state::readers::{Readers, Slow, Slowest};
 
 /// Most bytes that are kept for the slowest reader.
 const CAPACITY: u64 = 512 * 1024;
@@ -95,13 +95,25 @@ impl Window {
     /// True if the request that writes has to read first.
     pub(crate) fn is_full(&self, readers: &Readers) -> bool {
         let slowest = readers.slowest();
-        slowest.is_some_and(|(at, leads)| leads && self.used(at) >= CAPACITY)
+        slowest.is_some_and(|slowest| self.leader_is_behind(slowest) && self.waits_for(slowest))
     }
 
     /// True if the origin waits for the slowest reader.
     pub(crate) fn waits(&self, readers: &Readers) -> bool {
         let slowest = readers.slowest();
-        slowest.is_some_and(|(at, _)| self.used(at) >= CAPACITY)
+        slowest.is_some_and(|slowest| self.waits_for(slowest))
+    }
+
+    fn waits_for(&self, slowest: Slowest) -> bool {
+        self.used(slowest.at) >= CAPACITY
+    }
+
+    /// True if the leader has that much to read that no reader is [`BEHIND`] it although the
+    /// window is full. Nobody could be dropped for holding it up.
+    fn leader_is_behind(&self, slowest: Slowest) -> bool {
+        let end = self.queue.lock().end;
+        let leader = slowest.leader;
+        leader.is_some_and(|at| end.saturating_sub(at) > CAPACITY - BEHIND)
     }
 
     /// Append `data` as soon as there is room. `false`: there are no readers. `patience` is
@@ -120,10 +132,11 @@ impl Window {
             let moved = self.moved.notified();
             tokio::pin!(moved);
             moved.as_mut().enable();
-            let Some((at, leads)) = readers.slowest() else {
+            let Some(slowest) = readers.slowest() else {
                 return false;
             };
-            if leads || self.used(at) < CAPACITY {
+            // A leader that waits here does not read.
+            if self.leader_is_behind(slowest) || !self.waits_for(slowest) {
                 break;
             }
             // Readers that can leave are dropped first.

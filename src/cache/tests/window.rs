@@ -271,3 +271,43 @@ async fn the_request_that_writes_is_told_to_read() {
     finished.unwrap();
     assert!(read == body);
 }
+
+#[tokio::test]
+async fn a_leader_is_not_held_up_by_a_follower_that_is_as_far() {
+    let Setting {
+        cache,
+        mut miss,
+        _dir,
+    } = begin().await;
+    let tag = miss.streaming_write_tag().unwrap().to_vec();
+    let mut leader = follow(cache, Some(&tag)).await;
+    let mut stalls = follow(cache, None).await;
+    let body = body();
+    // Neither has read the file when the rest of the body begins to pass the window.
+    miss.write_body(body.slice(..64 << 10), false)
+        .await
+        .unwrap();
+    stalls.read_body().await.unwrap();
+    let mut read = leader.read_body().await.unwrap().unwrap().to_vec();
+    let all = async {
+        for piece in body[64 << 10..].chunks(64 << 10) {
+            miss.write_body(Bytes::copy_from_slice(piece), false)
+                .await
+                .unwrap();
+            // As a request does, the leader reads only while it does not write.
+            while miss.is_full() {
+                read.extend_from_slice(&leader.read_body().await.unwrap().unwrap());
+            }
+        }
+        let rest = async {
+            while let Some(bytes) = leader.read_body().await.unwrap() {
+                read.extend_from_slice(&bytes);
+            }
+        };
+        let (finished, ()) = tokio::join!(miss.finish(), rest);
+        finished.unwrap();
+    };
+    let all = timeout(Duration::from_secs(20), all).await;
+    all.expect("the follower is dropped");
+    assert!(read == body);
+}
