@@ -27,7 +27,7 @@ set -euo pipefail
 vendor=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 patches=$(cd "$vendor/.." && pwd)/patches
 tree=$vendor/pingora
-crates="pingora-cache pingora-core pingora-proxy pingora-timeout"
+crates="pingora-cache pingora-core pingora-proxy pingora-rustls pingora-timeout"
 groups="api fixes carried"
 # Kept inside .git, so that it is never part of the tree itself.
 stamp=$tree/.git/pingora-sendfile-stamp
@@ -333,6 +333,8 @@ manifest_lines() { # DIR TLS
     for name in $crates pingora-http; do
         read -r version _ < <(pin "$name")
         case $name:$tls in
+        # It comes with pingora-core.
+        pingora-rustls:*) ;;
         pingora-core:none | pingora-proxy:none) printf '%s = "=%s"\n' "$name" "$version" ;;
         pingora-core:* | pingora-proxy:*)
             printf '%s = { version = "=%s", features = ["%s"] }\n' "$name" "$version" "$tls"
@@ -355,6 +357,8 @@ manifest_lines() { # DIR TLS
     fi
     printf '[patch.crates-io]\n'
     for name in $crates; do
+        # Cargo warns of a patch that nothing uses.
+        [ "$name:$tls" = pingora-rustls:rustls ] || [ "$name" != pingora-rustls ] || continue
         printf '%s = { path = "%s" }\n' "$name" "$(realpath --relative-to="$root" "$dir/$name")"
     done
     case $checkout/ in
