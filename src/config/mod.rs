@@ -160,6 +160,24 @@ pub struct Tls {
     /// Longest time for a TLS handshake; the connection is then closed. `0`: no limit.
     #[serde(default = "defaults::handshake_timeout")]
     pub handshake_timeout: Period,
+    /// Use of kernel TLS (Linux, module `tls`) for HTTP/1.1: large hits are then sent by
+    /// `sendfile(2)` over HTTPS too. HTTP/2 does not use it. See
+    /// [Kernel TLS](operations.md#kernel-tls).
+    #[serde(default)]
+    pub ktls: KernelTls,
+}
+
+/// The values of `server.tls.ktls`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename = "ktls", rename_all = "lowercase")]
+pub enum KernelTls {
+    /// It is used where the kernel has it; the log says at the start what the kernel can do.
+    #[default]
+    Auto,
+    /// The proxy does not start without it.
+    On,
+    /// It is not used.
+    Off,
 }
 
 /// Buckets to serve, at least one.

@@ -429,6 +429,7 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (disk("    scrub_mb_per_second: 10001"), "cache.disk.scrub_mb_per_second", "out of range", "0: off"),
         (disk("    scrub_mb_per_second: .inf"), "cache.disk.scrub_mb_per_second", "out of range", "to 10000"),
         (disk("    inactive: 30"), "cache.disk.inactive", "30 has no unit", "365d"),
+        (server("  tls: {address: '127.0.0.1:1', certificate: Cargo.toml, key: Cargo.toml, ktls: always}"), "server.tls.ktls", "\"always\"", "auto, on or off"),
         (disk("    backend: io_uring"), "cache.disk.backend", "\"io_uring\" is not a backend", "auto, tokio or uring"),
         (disk("    backend: true"), "cache.disk.backend", "is true or false, not a string", "auto, tokio or uring"),
         (server(&format!("  upgrade_sock: /{}", "s".repeat(107))), "server.upgrade_sock", "too long", "107 bytes"),

@@ -11,7 +11,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 use super::{authorities, tls};
-use crate::config::{Bucket, Config, Tls};
+use crate::config::{Bucket, Config, KernelTls, Tls};
 
 /// A setting that is valid but does not fit this machine: the key, and one line with the
 /// problem and the remedy.
@@ -74,6 +74,12 @@ fn check_tls(settings: &Tls) -> Result<(), Unfit> {
             }
         })?;
     warn_of_validity(settings, &leaf);
+    if settings.ktls == KernelTls::On {
+        tls::kernel_tls().map_err(|why| Unfit {
+            key: "server.tls.ktls".to_owned(),
+            what: format!("is on, and {why}; write auto to do without kernel TLS"),
+        })?;
+    }
     Ok(())
 }
 

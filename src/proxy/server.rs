@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use log::info;
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::apps::HttpServerOptions;
+use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig, NotsentLimit};
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server, ShutdownWatch};
@@ -23,7 +24,7 @@ use super::listener::{wait_for, Listener, StartError};
 use super::s3_proxy::S3ProxyHttp;
 use super::{send_buffer, tls};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
-use crate::config::Config;
+use crate::config::{Config, KernelTls};
 use crate::metrics::{MetricsApp, METRICS};
 use crate::s3::Refreshed;
 
@@ -160,7 +161,7 @@ impl ProxyServer {
         let unsent =
             send_buffer::limit(config.server.send_buffer.map(|bytes| *bytes)).map(Arc::new);
         if let (Some(files), Some(listener)) = (&config.server.tls, &https) {
-            let settings = tls::listener(&files.certificate, &files.key, TLS_WRITE_BUFFER)
+            let mut settings = tls::listener(&files.certificate, &files.key, TLS_WRITE_BUFFER)
                 .map_err(|e| {
                     StartError(format!(
                         "server.tls: {} and {} cannot be used: {e}",
@@ -168,6 +169,7 @@ impl ProxyServer {
                         files.key.display()
                     ))
                 })?;
+            use_kernel_tls(files.ktls, &mut settings);
             service.add_listener(
                 listener_config(listener, &unsent)
                     .tls(settings)
@@ -303,6 +305,20 @@ fn limit_http2(options: &mut HttpServerOptions, config: &Config) {
     options.h2_close_timeout = Some(HTTP2_CLOSE_TIMEOUT);
     options.h2_send_buffer_limit = Some(HTTP2_SEND_BUFFER);
     options.h2_limit_control_frames = true;
+}
+
+/// Uses kernel TLS if it is wanted and there is any. `preflight` has refused `on` where there is none.
+fn use_kernel_tls(choice: KernelTls, settings: &mut TlsSettings) {
+    if choice == KernelTls::Off {
+        return;
+    }
+    match tls::kernel_tls() {
+        Ok(ciphers) => {
+            info!("server.tls.ktls: the kernel has {ciphers}");
+            tls::enable_kernel_tls(settings);
+        }
+        Err(why) => info!("server.tls.ktls: kernel TLS is not used: {why}"),
+    }
 }
 
 fn open_cache(

@@ -8,6 +8,8 @@
 //! - `check_pair`: check a certificate chain and its key as the listener will load them
 //! - `listener`: the settings of a listener, of which each connection encrypts at most `write_buffer`
 //!   bytes ahead of its client
+//! - `kernel_tls`: the support of kernel TLS in this build and the running kernel
+//! - `enable_kernel_tls`: use it for the connections of a listener
 
 #[cfg(all(
     feature = "s2n",

@@ -65,3 +65,13 @@ pub(in crate::proxy) fn listener(
 
 /// Nothing to do: OpenSSL has its own ciphers.
 pub(in crate::proxy) fn install_provider() {}
+
+/// # Errors
+/// Always.
+pub(in crate::proxy) fn kernel_tls() -> Result<String, String> {
+    let why =
+        "this build uses OpenSSL or BoringSSL, while kernel TLS needs the Cargo feature rustls";
+    Err(why.to_owned())
+}
+
+pub(in crate::proxy) fn enable_kernel_tls(_: &mut TlsSettings) {}

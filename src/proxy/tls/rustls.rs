@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use pingora_core::listeners::tls::TlsSettings;
+use pingora_core::listeners::tls::{KernelTlsSupport, TlsSettings};
 use pingora_core::protocols::tls::CaType;
 use pingora_core::tls::load_certs_and_key_files;
 use pingora_core::utils::tls::{parse_x509, WrappedX509};
@@ -84,6 +84,22 @@ fn server_config(certificate: &Path, key: &Path) -> Result<(ServerConfig, Vec<u8
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .map_err(unusable)?;
+    // Only kernel TLS takes the secrets, and only of its own connections.
+    config.enable_secret_extraction = true;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok((config, leaf))
+}
+
+/// The ciphers that the running kernel has for connections of a listener, in words.
+///
+/// # Errors
+/// It has none. The text is the reason and, if there is one, the remedy.
+pub(in crate::proxy) fn kernel_tls() -> Result<String, String> {
+    KernelTlsSupport::of_this_kernel()
+        .map(ToString::to_string)
+        .map_err(ToString::to_string)
+}
+
+pub(in crate::proxy) fn enable_kernel_tls(settings: &mut TlsSettings) {
+    settings.enable_kernel_tls();
 }

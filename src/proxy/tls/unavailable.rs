@@ -39,3 +39,11 @@ pub(in crate::proxy) fn listener(_: &Path, _: &Path, _: usize) -> Result<TlsSett
 }
 
 pub(in crate::proxy) fn install_provider() {}
+
+/// # Errors
+/// Always.
+pub(in crate::proxy) fn kernel_tls() -> Result<String, String> {
+    Err("this build has no TLS".to_owned())
+}
+
+pub(in crate::proxy) fn enable_kernel_tls(_: &mut TlsSettings) {}
