@@ -3,14 +3,14 @@
 //!
 //! `cargo bench --bench peer_race` races everybody; these shorten it, and a
 //! report made with them says so:
-//! - `-- --quick`: a smoke run of about a minute; its figures mean little
-//! - `-- --sizes 4KiB,1MiB`, `--connections 1,16`, `--peers KEY,KEY`, `--rounds N`,
-//!   `--turn MILLISECONDS`, `--no-cpu`: parts of it
+//! - `-- --quick`: a smoke run of about two minutes; its figures mean little
+//! - `-- --parts http,https,http2,handshakes`, `--sizes 4KiB,1MiB`, `--connections 1,16`,
+//!   `--peers KEY,KEY`, `--rounds N`, `--turn MILLISECONDS`, `--no-cpu`: parts of it
 //! - `--machine-network`: not in a network namespace of its own
 //! - `--reloaded`: all objects are read back from the disk before they are raced, as
 //!   after a restart
-//! - `--build PATH`, repeatedly: other builds of `s3-proxy` take part, to see what a
-//!   change has brought
+//! - `--build PATH`, repeatedly: other builds of `s3-proxy` take part, over each protocol, to
+//!   see what a change has brought
 //!
 //! `-- memory` measures resident memory a connection instead.
 //!
@@ -30,14 +30,33 @@
 //!   better one for large buffers.
 //! - `nginx-sendfile`, `nginx-sendfile-ofc`, `nginx-copy`, `nginx-copy-ofc`:
 //!   nginx's `proxy_cache`; `ofc` has `open_file_cache`. One nginx serves all
-//!   four, on a port each, from one cache.
+//!   its modes, on ports of their own, from one cache.
 //! - `bare-sendfile`: an epoll loop that parses next to nothing: the ceiling
+//!
+//! Over TLS, with HTTP/1.1 and HTTP/2:
+//! - `proxy-tls`: the process that is `proxy-sendfile`
+//! - `nginx-tls-16k`, `nginx-tls-4k`: nginx at its best, with `open_file_cache` and that
+//!   `ssl_buffer_size`
+//! - `proxy-tls-defaults`, `nginx-tls-defaults`: both with nothing set but one worker, what
+//!   they serve, and for nginx that connections are kept. They are compared with each other.
 //!
 //! Method:
 //! - Every peer is a process of its own and pinned to one core, with one thread
 //!   that serves; the client is pinned to another core. It is one thread, never
 //!   sleeps, sends nothing before a response is complete, and discards bodies in
 //!   the kernel (tcp(7), MSG_TRUNC).
+//! - Over TLS, all offer what all prefer: TLS 1.3, TLS_AES_256_GCM_SHA384, X25519, to a
+//!   certificate of ECDSA P-256. The client decrypts the heads of responses and the headers of
+//!   frames alone, and discards all other records unread. On each connection, the first
+//!   response and the last are decrypted whole, their tags checked and their bytes compared
+//!   (`client::tls`).
+//! - Over HTTP/2, each of the connections has several requests under way, as the report says.
+//!   The client's windows never fill, and its frames are of the default size.
+//! - Handshakes are of a connection each, 16 at once; one is done when a ticket has come,
+//!   which a server sends after the client's last message. The client trusts the one certificate
+//!   and verifies no signature, which would cost it more than the server's signing. A resumed
+//!   handshake uses a ticket that no other has used. Where the server is not busy, the client
+//!   limits the rate, and CPU time tells the peers apart.
 //! - As root, it makes a network namespace, whose loopback has no firewall, and where
 //!   it can be set, as the report says, a congestion control that does not pace
 //!   ([`network`]).
@@ -48,22 +67,26 @@
 //!   bytes that arrived during the turn; ratios are of each round. Turns are short,
 //!   and rounds many: what neighbours take from a machine comes in phases, and then
 //!   hits all peers of a round alike.
-//! - The second figure, CPU seconds a GiB, comes from an ordinary client that
-//!   reads bodies into a buffer at a fixed rate, and sleeps when nothing is due.
-//! - What was measured is checked: status, length and `X-Cache: HIT` of every
-//!   response, and before that the bytes of some objects of each peer and size.
+//! - CPU seconds a GiB are those of the server in its turns, as fast as it can. A second
+//!   figure, without TLS, comes from an ordinary client that reads bodies into a buffer at a
+//!   fixed rate, and sleeps when nothing is due.
+//! - What was measured is checked: status and length of every response, `X-Cache: HIT` of
+//!   every one over HTTP/1.1, and before that the bytes of some objects of each peer and
+//!   size.
 
 #![deny(unsafe_code)]
 
 #[cfg(target_os = "linux")]
 mod bare;
 #[cfg(target_os = "linux")]
-#[path = "../common/client.rs"]
+#[path = "../common/client/mod.rs"]
 #[allow(dead_code, reason = "each bench uses a part")]
 mod client;
 #[cfg(target_os = "linux")]
 #[path = "../common/cores.rs"]
 mod cores;
+#[cfg(target_os = "linux")]
+mod handshakes;
 #[cfg(target_os = "linux")]
 mod machine;
 #[cfg(target_os = "linux")]
@@ -84,6 +107,8 @@ mod peers;
 mod plot;
 #[cfg(target_os = "linux")]
 mod process;
+#[cfg(target_os = "linux")]
+mod protocol;
 #[cfg(target_os = "linux")]
 mod race;
 #[cfg(target_os = "linux")]

@@ -114,7 +114,7 @@ impl Case {
         fs::create_dir_all(dir).expect("make the proxy's folder");
         let made = SelfSigned::write_to(dir);
         let disk = format!("sendfile:\n      enabled: {}", self.sendfile);
-        let tls = Some((made.certificate.as_path(), made.key.as_path()));
+        let tls = Some(&made);
         let (proxy, http, https) = run_proxy(
             "s3-proxy",
             Path::new(PROXY),

@@ -1,4 +1,4 @@
-//! One nginx that serves one cache in four ways.
+//! One nginx that serves one cache in several ways.
 
 use std::{
     fs,
@@ -10,23 +10,49 @@ use std::{
 };
 
 use rustix::process::geteuid;
-use test_support::PATIENCE;
+use test_support::{SelfSigned, PATIENCE};
 
 use crate::process::{open_files, Server};
 
 /// The ways in which nginx sends a cached body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mode {
-    pub sendfile: bool,
-    pub open_file_cache: bool,
+    pub key: &'static str,
+    settings: Settings,
+    /// True if it is raced over TLS.
+    pub tls: bool,
 }
 
-pub const MODES: [Mode; 4] = [
-    Mode::new(true, false),
-    Mode::new(true, true),
-    Mode::new(false, false),
-    Mode::new(false, true),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settings {
+    Tuned {
+        sendfile: bool,
+        open_file_cache: bool,
+        /// `ssl_buffer_size`, in KiB.
+        ssl_buffer: u32,
+    },
+    Default,
+}
+
+/// nginx's `ssl_buffer_size` where nobody sets it.
+const SSL_BUFFER: u32 = 16;
+
+pub const MODES: [Mode; 7] = [
+    Mode::plain("nginx-sendfile", true, false),
+    Mode::plain("nginx-sendfile-ofc", true, true),
+    Mode::plain("nginx-copy", false, false),
+    Mode::plain("nginx-copy-ofc", false, true),
+    Mode::tls("nginx-tls-16k", 16),
+    Mode::tls("nginx-tls-4k", 4),
+    Mode {
+        key: "nginx-tls-defaults",
+        settings: Settings::Default,
+        tls: true,
+    },
 ];
+
+/// The addresses of a mode: of HTTP, and of HTTPS.
+pub type Addrs = [SocketAddr; 2];
 
 /// None: there is no nginx.
 pub fn version() -> Option<String> {
@@ -49,15 +75,21 @@ fn program() -> Option<PathBuf> {
 }
 
 /// Starts it with its files in `dir`, and returns where each of [`MODES`] is.
-pub fn start(core: Option<usize>, dir: &Path, origin: SocketAddr) -> (Server, [SocketAddr; 4]) {
+pub fn start(
+    core: Option<usize>,
+    dir: &Path,
+    origin: SocketAddr,
+    certificate: &SelfSigned,
+) -> (Server, Vec<Addrs>) {
     let program = program().expect("there is an nginx");
     fs::create_dir_all(dir.join("logs")).expect("make nginx's folders");
-    let ports = MODES.map(|_| TcpListener::bind("127.0.0.1:0").expect("find a free port"));
-    let addrs = ports
-        .each_ref()
-        .map(|port| port.local_addr().expect("a free port"));
+    let free_port = || TcpListener::bind("127.0.0.1:0").expect("find a free port");
+    let ports: Vec<_> = MODES.iter().map(|_| [free_port(), free_port()]).collect();
+    let addr = |port: &TcpListener| port.local_addr().expect("a free port");
+    let addrs: Vec<Addrs> = ports.iter().map(|two| two.each_ref().map(addr)).collect();
     let config = dir.join("nginx.conf");
-    fs::write(&config, configuration(dir, origin, &addrs)).expect("write nginx's configuration");
+    let text = configuration(dir, origin, &addrs, certificate);
+    fs::write(&config, text).expect("write nginx's configuration");
     // nginx cannot be given a port that is taken, even by a socket like these.
     drop(ports);
     let text = |path: &Path| path.to_str().expect("a path in UTF-8").to_owned();
@@ -66,7 +98,7 @@ pub fn start(core: Option<usize>, dir: &Path, origin: SocketAddr) -> (Server, [S
     let arguments = ["-p", &prefix, "-c", &config, "-e", &error_log];
     let mut server = Server::start("nginx", core, &program, &arguments);
     let deadline = Instant::now() + PATIENCE;
-    for addr in addrs {
+    for addr in addrs.iter().flatten() {
         while TcpStream::connect(addr).is_err() {
             server.assert_running();
             assert!(
@@ -80,13 +112,18 @@ pub fn start(core: Option<usize>, dir: &Path, origin: SocketAddr) -> (Server, [S
     (server, addrs)
 }
 
-/// Tuned for this, all but the two things that the modes are about:
-/// `tcp_nopush off`, as what it holds back stalls a keep-alive connection, and
-/// no limit to the requests of a connection.
-fn configuration(dir: &Path, origin: SocketAddr, addrs: &[SocketAddr; 4]) -> String {
+/// Only what all modes share: the cache, and no limit to the requests of a connection, as the
+/// client keeps its connections.
+fn configuration(
+    dir: &Path,
+    origin: SocketAddr,
+    addrs: &[Addrs],
+    certificate: &SelfSigned,
+) -> String {
     let dir = dir.display();
     // One for all servers that do not turn it off: two would need twice as many.
     let open_files = open_files();
+    let (certificate, key) = (certificate.certificate.display(), certificate.key.display());
     // Or root's workers could not reach the folder.
     let user = if geteuid().is_root() {
         "user root;"
@@ -96,7 +133,7 @@ fn configuration(dir: &Path, origin: SocketAddr, addrs: &[SocketAddr; 4]) -> Str
     let servers: String = MODES
         .iter()
         .zip(addrs)
-        .map(|(mode, addr)| mode.server(*addr))
+        .map(|(mode, addrs)| mode.server(*addrs))
         .collect();
     format!(
         "daemon off;
@@ -112,10 +149,10 @@ http {{
     open_file_cache max={open_files} inactive=1h;
     open_file_cache_valid 1h;
     default_type application/octet-stream;
-    tcp_nopush off;
-    tcp_nodelay on;
     keepalive_timeout 1h;
     keepalive_requests 1000000000;
+    ssl_certificate {certificate};
+    ssl_certificate_key {key};
     client_body_temp_path {dir}/tmp;
     proxy_temp_path {dir}/tmp;
     fastcgi_temp_path {dir}/tmp;
@@ -140,28 +177,79 @@ http {{
 // === impl Mode ===
 
 impl Mode {
-    const fn new(sendfile: bool, open_file_cache: bool) -> Self {
+    const fn plain(key: &'static str, sendfile: bool, open_file_cache: bool) -> Self {
         Self {
-            sendfile,
-            open_file_cache,
+            key,
+            settings: Settings::Tuned {
+                sendfile,
+                open_file_cache,
+                ssl_buffer: SSL_BUFFER,
+            },
+            tls: false,
         }
     }
 
-    fn server(self, addr: SocketAddr) -> String {
-        let sendfile = if self.sendfile { "on" } else { "off" };
-        let open_file_cache = if self.open_file_cache {
-            ""
-        } else {
-            "open_file_cache off;"
+    const fn tls(key: &'static str, ssl_buffer: u32) -> Self {
+        Self {
+            key,
+            settings: Settings::Tuned {
+                sendfile: true,
+                open_file_cache: true,
+                ssl_buffer,
+            },
+            tls: true,
+        }
+    }
+
+    pub fn is_default(self) -> bool {
+        self.settings == Settings::Default
+    }
+
+    fn server(self, [http, https]: Addrs) -> String {
+        let settings = match self.settings {
+            Settings::Tuned {
+                sendfile,
+                open_file_cache,
+                ssl_buffer,
+            } => tuned(sendfile, open_file_cache, ssl_buffer, self.tls),
+            // TLS 1.3 is among the defaults since 1.23.4.
+            Settings::Default => "open_file_cache off;
+        ssl_protocols TLSv1.2 TLSv1.3;"
+                .to_owned(),
         };
         format!(
             "    server {{
-        listen {addr};
-        sendfile {sendfile};
-        {open_file_cache}
+        listen {http};
+        listen {https} ssl http2;
+        {settings}
         location / {{ proxy_pass http://origin; }}
     }}
 "
         )
     }
+}
+
+/// The best settings. `tcp_nopush` is off without TLS, as what it holds back stalls a keep-alive
+/// connection. With TLS it is on, as is usual; nginx heeds it for sendfile(2) alone. The suite is
+/// the one that the client offers.
+fn tuned(sendfile: bool, open_file_cache: bool, ssl_buffer: u32, tls: bool) -> String {
+    let on = |yes| if yes { "on" } else { "off" };
+    let open_file_cache = match open_file_cache {
+        true => "",
+        false => "open_file_cache off;",
+    };
+    format!(
+        "sendfile {};
+        {open_file_cache}
+        tcp_nopush {};
+        tcp_nodelay on;
+        ssl_protocols TLSv1.3;
+        ssl_conf_command Ciphersuites TLS_AES_256_GCM_SHA384;
+        ssl_conf_command Options -KTLS;
+        ssl_session_cache shared:sessions:16m;
+        ssl_session_tickets on;
+        ssl_buffer_size {ssl_buffer}k;",
+        on(sendfile),
+        on(tls),
+    )
 }

@@ -5,8 +5,9 @@ use std::{fs, io, path::Path};
 use test_support::Pattern;
 
 use crate::{
-    client::{Order, Requests},
+    client::{http2::header_block, Order, Requests},
     paths::file,
+    protocol::Protocol,
 };
 
 pub const KIB: u64 = 1024;
@@ -51,10 +52,13 @@ impl Objects {
     }
 
     /// A request for each of them.
-    pub fn requests(&self, order: Order) -> Requests {
+    pub fn requests(&self, protocol: Protocol, order: Order) -> Requests {
         let request = |index| {
             let path = path(self.len, index);
-            format!("GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n").into_bytes()
+            match protocol {
+                Protocol::Http2 => header_block("bench", &path),
+                _ => format!("GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n").into_bytes(),
+            }
         };
         Requests {
             texts: (0..self.count).map(request).collect(),

@@ -5,6 +5,7 @@ use std::{fmt::Display, path::PathBuf, process, str::FromStr, time::Duration};
 use crate::{
     objects::{Objects, FULL, MIB, QUICK},
     peers::{PeerKind, BUILDS},
+    protocol::Protocol,
 };
 
 /// A turn in which more bytes than this are under way takes its time to end, ...
@@ -14,16 +15,26 @@ pub const LONG: u64 = 256 * MIB;
 /// all peers of a round alike.
 pub const LONGER: usize = 5;
 
+/// A part of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Hits(Protocol),
+    Handshakes,
+}
+
 pub struct Options {
     pub memory: bool,
+    pub parts: Vec<Part>,
     /// True if the race is on the network that the machine has.
     pub machine_network: bool,
     /// True if all objects are read back from the disk before they are raced.
     pub reloaded: bool,
     /// True if anything was left out or shortened.
     pub partial: bool,
+    quick: bool,
     pub objects: Vec<Objects>,
-    pub connections: Vec<usize>,
+    /// The numbers of connections, where they are given.
+    connections: Option<Vec<usize>>,
     pub peers: Vec<PeerKind>,
     /// Other builds of the proxy that take part.
     pub builds: Vec<PathBuf>,
@@ -31,6 +42,31 @@ pub struct Options {
     pub turn: Duration,
     /// The time at a fixed rate of a peer in each round; None: not measured.
     pub paced_turn: Option<Duration>,
+}
+
+// === impl Part ===
+
+impl Part {
+    const ALL: [Self; 4] = [
+        Self::Hits(Protocol::Http),
+        Self::Hits(Protocol::Https),
+        Self::Hits(Protocol::Http2),
+        Self::Handshakes,
+    ];
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Hits(protocol) => protocol.key(),
+            Self::Handshakes => "handshakes",
+        }
+    }
+
+    fn is_for(self, peer: PeerKind) -> bool {
+        match self {
+            Self::Hits(protocol) => peer.is_raced_over(protocol),
+            Self::Handshakes => peer.shakes_hands(),
+        }
+    }
 }
 
 // === impl Options ===
@@ -41,11 +77,13 @@ impl Options {
         let quick = arguments.iter().any(|argument| argument == "--quick");
         let mut options = Self {
             memory: false,
+            parts: Part::ALL.to_vec(),
             machine_network: false,
             reloaded: false,
             partial: quick,
+            quick,
             objects: if quick { QUICK } else { FULL }.to_vec(),
-            connections: vec![1, 16, if quick { 64 } else { 256 }],
+            connections: None,
             peers: PeerKind::ALL.to_vec(),
             builds: Vec::new(),
             rounds: if quick { 3 } else { 35 },
@@ -72,7 +110,11 @@ impl Options {
                 "--rounds" => options.rounds = number::<usize>(&value()).max(1),
                 "--turn" => options.turn = Duration::from_millis(number(&value())),
                 "--connections" => {
-                    options.connections = value().split(',').map(number).collect();
+                    options.connections = Some(value().split(',').map(number).collect());
+                }
+                "--parts" => {
+                    let keys = value();
+                    options.parts = choose(&keys, &options.parts, |part| part.key());
                 }
                 "--sizes" => {
                     let labels = value();
@@ -92,7 +134,27 @@ impl Options {
         }
         let builds = (0..options.builds.len()).map(PeerKind::Build);
         options.peers.splice(0..0, builds);
+        let parts = options.parts.clone();
+        let wanted = |peer: &PeerKind| parts.iter().any(|part| part.is_for(*peer));
+        options.peers.retain(wanted);
         options
+    }
+
+    /// What hits are raced over.
+    pub fn protocols(&self) -> impl Iterator<Item = Protocol> + '_ {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Hits(protocol) => Some(*protocol),
+            Part::Handshakes => None,
+        })
+    }
+
+    /// The numbers of connections that hits are raced on.
+    pub fn connections(&self, protocol: Protocol) -> Vec<usize> {
+        let usual = || match protocol {
+            Protocol::Http => vec![1, 16, if self.quick { 64 } else { 256 }],
+            Protocol::Https | Protocol::Http2 => vec![16],
+        };
+        self.connections.clone().unwrap_or_else(usual)
     }
 
     /// The number of rounds of turns that take long.
@@ -101,8 +163,8 @@ impl Options {
     }
 
     /// The number of rounds, and the length of a turn.
-    pub fn turns(&self, objects: Objects, connections: usize) -> (usize, Duration) {
-        if objects.len * connections as u64 > LONG {
+    pub fn turns(&self, objects: Objects, under_way: usize) -> (usize, Duration) {
+        if objects.len * under_way as u64 > LONG {
             (self.long_rounds(), self.turn * LONGER as u32)
         } else {
             (self.rounds, self.turn)

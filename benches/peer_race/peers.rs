@@ -1,19 +1,25 @@
 //! The peers that take part.
 
 use std::{
+    collections::HashMap,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
     thread,
     time::Duration,
 };
 
+use rustls::ClientConfig;
+use test_support::SelfSigned;
+
 use crate::{
-    client::{Address, Client, Order},
+    client::{tls::client_config, Address, Client, Order},
     nginx,
     objects::{self, Objects},
     process::{open_files, Server},
+    protocol::Protocol,
     roles,
 };
 
@@ -43,6 +49,10 @@ pub enum PeerKind {
     /// Another build of it, of those that `--build` names.
     Build(usize),
     ProxyCopy,
+    /// [`Self::ProxySendfile`], over TLS.
+    ProxyTls,
+    /// The same with no setting that is not needed.
+    ProxyTlsDefaults,
     OldFlow,
     PingoraMemory,
     PingoraChunks,
@@ -54,8 +64,18 @@ pub enum PeerKind {
 /// A peer that runs.
 pub struct Peer {
     pub kind: PeerKind,
-    pub addr: SocketAddr,
+    /// The address of HTTP, which fills its cache.
+    http: SocketAddr,
+    /// The address of HTTPS, where it has one.
+    https: Option<SocketAddr>,
     pub server: Rc<Server>,
+    tls: Rc<TlsClients>,
+}
+
+/// What clients of HTTPS offer.
+struct TlsClients {
+    http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
 }
 
 /// The surroundings that peers are started in.
@@ -67,6 +87,8 @@ pub struct Stage<'a> {
     pub origin: SocketAddr,
     /// Other builds of the proxy.
     pub builds: &'a [PathBuf],
+    /// The certificate of all servers.
+    pub certificate: &'a SelfSigned,
 }
 
 /// Of the other builds, in their order.
@@ -77,14 +99,19 @@ pub const BUILDS: [&str; 6] = [
 // === impl PeerKind ===
 
 impl PeerKind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 16] = [
         Self::ProxySendfile,
         Self::ProxyMinio,
         Self::ProxyCopy,
+        Self::ProxyTls,
+        Self::ProxyTlsDefaults,
         Self::Nginx(0),
         Self::Nginx(1),
         Self::Nginx(2),
         Self::Nginx(3),
+        Self::Nginx(4),
+        Self::Nginx(5),
+        Self::Nginx(6),
         Self::OldFlow,
         Self::PingoraMemory,
         Self::PingoraChunks,
@@ -97,33 +124,45 @@ impl PeerKind {
             Self::ProxyMinio => "proxy-minio",
             Self::Build(number) => BUILDS[number],
             Self::ProxyCopy => "proxy-copy",
+            Self::ProxyTls => "proxy-tls",
+            Self::ProxyTlsDefaults => "proxy-tls-defaults",
             Self::OldFlow => "old-flow",
             Self::PingoraMemory => "pingora-memory",
             Self::PingoraChunks => "pingora-chunks",
-            Self::Nginx(mode) => match nginx::MODES[mode] {
-                nginx::Mode {
-                    sendfile: true,
-                    open_file_cache: false,
-                } => "nginx-sendfile",
-                nginx::Mode {
-                    sendfile: true,
-                    open_file_cache: true,
-                } => "nginx-sendfile-ofc",
-                nginx::Mode {
-                    sendfile: false,
-                    open_file_cache: false,
-                } => "nginx-copy",
-                nginx::Mode {
-                    sendfile: false,
-                    open_file_cache: true,
-                } => "nginx-copy-ofc",
-            },
+            Self::Nginx(mode) => nginx::MODES[mode].key,
             Self::BareSendfile => "bare-sendfile",
         }
     }
 
     pub fn is_nginx(self) -> bool {
         matches!(self, Self::Nginx(_))
+    }
+
+    /// True if it has no setting that is not needed. It is compared with others like it.
+    pub fn is_default(self) -> bool {
+        match self {
+            Self::Nginx(mode) => nginx::MODES[mode].is_default(),
+            _ => self == Self::ProxyTlsDefaults,
+        }
+    }
+
+    /// True if its hits are raced over this.
+    pub fn is_raced_over(self, protocol: Protocol) -> bool {
+        let over_tls = match self {
+            Self::Build(_) => return true,
+            Self::Nginx(mode) => nginx::MODES[mode].tls,
+            _ => matches!(self, Self::ProxyTls | Self::ProxyTlsDefaults),
+        };
+        over_tls == protocol.is_over_tls()
+    }
+
+    /// True if its handshakes are raced: of peers that differ in nothing that matters to
+    /// them, it is the one that does it for all.
+    pub fn shakes_hands(self) -> bool {
+        match self {
+            Self::Nginx(mode) => nginx::MODES[mode].key == "nginx-tls-16k",
+            _ => matches!(self, Self::Build(_) | Self::ProxyTls),
+        }
     }
 
     /// Its name in [`STOCK`], if it is one of its ways.
@@ -145,10 +184,16 @@ impl PeerKind {
 /// Starts all of these; the ones that this machine lacks are named and left out.
 pub fn start(kinds: &[PeerKind], stage: &Stage) -> Vec<Peer> {
     let mut peers = Vec::new();
-    let mut the_nginx: Option<(Rc<Server>, [SocketAddr; 4])> = None;
+    let mut the_nginx: Option<(Rc<Server>, Vec<nginx::Addrs>)> = None;
+    let mut proxies = HashMap::new();
+    let tls = |protocol| Arc::new(client_config(stage.certificate, protocol));
+    let tls = Rc::new(TlsClients {
+        http1: tls(b"http/1.1"),
+        http2: tls(b"h2"),
+    });
     let has_nginx = nginx::version().is_some();
     if !has_nginx && kinds.iter().any(|kind| kind.is_nginx()) {
-        println!("nginx is not installed: its four modes are skipped");
+        println!("nginx is not installed: its modes are skipped");
     }
     let has_stock = Path::new(STOCK).exists();
     if !has_stock && kinds.iter().any(|kind| kind.stock_way().is_some()) {
@@ -156,15 +201,7 @@ pub fn start(kinds: &[PeerKind], stage: &Stage) -> Vec<Peer> {
     }
     for &kind in kinds {
         let name = kind.key();
-        let (server, addr) = match kind {
-            PeerKind::ProxySendfile => start_proxy(name, stage, Path::new(PROXY), BUCKET, true),
-            PeerKind::ProxyMinio => {
-                start_proxy(name, stage, Path::new(PROXY), roles::MINIO_BUCKET, true)
-            }
-            PeerKind::Build(number) => {
-                start_proxy(name, stage, &stage.builds[number], BUCKET, true)
-            }
-            PeerKind::ProxyCopy => start_proxy(name, stage, Path::new(PROXY), BUCKET, false),
+        let (server, http, https) = match kind {
             PeerKind::OldFlow | PeerKind::PingoraMemory | PeerKind::PingoraChunks => {
                 let Some(way) = kind.stock_way().filter(|_| has_stock) else {
                     continue;
@@ -180,21 +217,30 @@ pub fn start(kinds: &[PeerKind], stage: &Stage) -> Vec<Peer> {
             PeerKind::Nginx(mode) => {
                 let (server, addrs) = the_nginx.get_or_insert_with(|| {
                     let dir = stage.dir.join("nginx");
-                    let (server, addrs) = nginx::start(stage.core, &dir, stage.origin);
+                    let (server, addrs) =
+                        nginx::start(stage.core, &dir, stage.origin, stage.certificate);
                     (Rc::new(server), addrs)
                 });
-                peers.push(Peer {
-                    kind,
-                    addr: addrs[mode],
-                    server: server.clone(),
-                });
-                continue;
+                let [http, https] = addrs[mode];
+                (server.clone(), http, Some(https))
+            }
+            _ => {
+                // One process serves HTTP and HTTPS.
+                let kind = match kind {
+                    PeerKind::ProxyTls => PeerKind::ProxySendfile,
+                    kind => kind,
+                };
+                let start = || start_proxy(kind, stage);
+                let (server, http, https) = proxies.entry(kind.key()).or_insert_with(start);
+                (Rc::clone(server), *http, *https)
             }
         };
         peers.push(Peer {
             kind,
-            addr,
-            server: Rc::new(server),
+            http,
+            https,
+            server,
+            tls: tls.clone(),
         });
     }
     peers
@@ -205,31 +251,44 @@ pub fn need_files(mut kinds: impl Iterator<Item = PeerKind>) -> bool {
     kinds.any(PeerKind::serves_files)
 }
 
-/// The server that `start` starts with the folder of the objects, and its address.
-fn start_app(stage: &Stage, start: impl FnOnce(&str) -> Server) -> (Server, SocketAddr) {
+/// A server, and where it serves HTTP and HTTPS.
+type Started = (Rc<Server>, SocketAddr, Option<SocketAddr>);
+
+/// The server that `start` starts with the folder of the objects.
+fn start_app(stage: &Stage, start: impl FnOnce(&str) -> Server) -> Started {
     let mut server = start(stage.files.to_str().expect("a path in UTF-8"));
     let addr = server.read_until(|line| line.parse().ok());
-    (server, addr)
+    (Rc::new(server), addr, None)
 }
 
-fn start_proxy(
-    name: &str,
-    stage: &Stage,
-    program: &Path,
-    bucket: &str,
-    sendfile: bool,
-) -> (Server, SocketAddr) {
-    let dir = stage.dir.join(name);
+fn start_proxy(kind: PeerKind, stage: &Stage) -> Started {
+    let program = match kind {
+        PeerKind::Build(number) => &stage.builds[number],
+        _ => Path::new(PROXY),
+    };
+    let bucket = match kind {
+        PeerKind::ProxyMinio => roles::MINIO_BUCKET,
+        _ => BUCKET,
+    };
     let files = open_files();
-    let disk = format!("max_open_files: {files}\n    sendfile:\n      enabled: {sendfile}");
+    let disk = match kind {
+        PeerKind::ProxyTlsDefaults => String::new(),
+        PeerKind::ProxyCopy => {
+            format!("max_open_files: {files}\n    sendfile:\n      enabled: false")
+        }
+        _ => format!("max_open_files: {files}"),
+    };
+    let name = kind.key();
+    let dir = stage.dir.join(name);
     let origin = (stage.origin, bucket);
-    let (server, http, _) = run_proxy(name, program, stage.core, &dir, origin, &disk, None);
-    (server, http)
+    let tls = Some(stage.certificate);
+    let (server, http, https) = run_proxy(name, program, stage.core, &dir, origin, &disk, tls);
+    (Rc::new(server), http, https)
 }
 
 /// An `s3-proxy` with its files in `dir`; `disk` is the rest of the
-/// section `cache.disk`, `origin` an address and a bucket there, `tls` a certificate and its key. Returns where it
-/// serves HTTP and HTTPS.
+/// section `cache.disk`, `origin` an address and a bucket there. Returns where it serves HTTP
+/// and, with a certificate, HTTPS.
 pub fn run_proxy(
     name: &str,
     program: &Path,
@@ -237,14 +296,14 @@ pub fn run_proxy(
     dir: &Path,
     (origin, bucket): (SocketAddr, &str),
     disk: &str,
-    tls: Option<(&Path, &Path)>,
+    tls: Option<&SelfSigned>,
 ) -> (Server, SocketAddr, Option<SocketAddr>) {
     fs::create_dir_all(dir).expect("make the proxy's folder");
-    let tls = tls.map_or_else(String::new, |(certificate, key)| {
+    let tls = tls.map_or_else(String::new, |made| {
         format!(
             "\n  tls:\n    address: 127.0.0.1:0\n    certificate: '{}'\n    key: '{}'",
-            certificate.display(),
-            key.display()
+            made.certificate.display(),
+            made.key.display()
         )
     });
     let yaml = format!(
@@ -286,7 +345,8 @@ cache:
 impl Peer {
     /// Asks for all objects until all are hits, and checks the bytes of some.
     pub fn fill(&self, objects: Objects) {
-        let mut client = self.connect(objects, Order::in_turn(), FILLING).filling();
+        let connect = |order| self.connect(Protocol::Http, objects, order, FILLING);
+        let mut client = connect(Order::in_turn()).filling();
         for attempt in 0.. {
             client.fetch(objects.count);
             let misses = client.take_misses();
@@ -306,15 +366,33 @@ impl Peer {
             }
         }
         for index in [0, objects.count / 2, objects.count - 1] {
-            let (_, body) = client.look(&Address::Tcp(self.addr), index as usize);
+            let body = client.look(0, index as usize);
             objects::pattern(objects.len, index).check(0, &body);
         }
     }
 
     /// A client of this peer.
-    pub fn connect(&self, objects: Objects, order: Order, connections: usize) -> Client {
-        let address = Address::Tcp(self.addr);
-        let requests = objects.requests(order);
+    pub fn connect(
+        &self,
+        protocol: Protocol,
+        objects: Objects,
+        order: Order,
+        connections: usize,
+    ) -> Client {
+        let address = match protocol {
+            Protocol::Http => Address::Tcp(self.http),
+            Protocol::Https => Address::Tls(self.https(), self.tls.http1.clone()),
+            Protocol::Http2 => {
+                let streams = protocol.streams();
+                Address::Http2(self.https(), self.tls.http2.clone(), streams)
+            }
+        };
+        let requests = objects.requests(protocol, order);
         Client::connect(self.kind.key(), &address, connections, requests)
+    }
+
+    /// The address of HTTPS.
+    pub fn https(&self) -> SocketAddr {
+        self.https.expect("the peer serves HTTPS")
     }
 }

@@ -7,8 +7,9 @@ use std::fmt::Write;
 
 use crate::{
     peers::PeerKind,
+    protocol::Protocol,
     race::{Cell, Entry, Results},
-    report::{best_nginx, count},
+    report::{count, fastest_nginx},
     stats::{median, Summary},
 };
 
@@ -35,44 +36,42 @@ struct Bar {
     rate: f64,
 }
 
-pub fn title(results: &Results) -> String {
-    let connections = drawn(results)
-        .first()
-        .map_or(CONNECTIONS, |c| c.connections);
-    let base = if has_nginx(results) {
+pub fn title(results: &Results, protocol: Protocol) -> String {
+    let cells = drawn(results, protocol);
+    let connections = cells.first().map_or(CONNECTIONS, |c| c.connections);
+    let base = if cells.iter().any(|c| fastest_nginx(c).is_some()) {
         "the best mode of nginx"
     } else {
         "the first peer"
     };
-    format!("Hits a second on {connections} connections, relative to {base}")
+    let over = protocol.label();
+    format!("Hits a second over {over} on {connections} connections, relative to {base}")
 }
 
-/// The cells of one number of connections.
-fn drawn(results: &Results) -> Vec<&Cell> {
-    let of = |connections| -> Vec<&Cell> {
-        let cells = results.cells.iter();
-        cells.filter(|c| c.connections == connections).collect()
-    };
+/// The cells of one protocol and one number of connections.
+fn drawn(results: &Results, protocol: Protocol) -> Vec<&Cell> {
+    let cells = || results.cells.iter().filter(|c| c.protocol == protocol);
+    let of =
+        |connections| -> Vec<&Cell> { cells().filter(|c| c.connections == connections).collect() };
     let wanted = of(CONNECTIONS);
-    match (wanted.is_empty(), results.cells.first()) {
+    match (wanted.is_empty(), cells().next()) {
         (true, Some(first)) => of(first.connections),
         _ => wanted,
     }
 }
 
-fn has_nginx(results: &Results) -> bool {
-    drawn(results).iter().any(|c| best_nginx(c).is_some())
-}
-
 fn colour(kind: PeerKind) -> &'static str {
     match kind {
-        PeerKind::ProxySendfile => "#c0392b",
+        PeerKind::ProxySendfile | PeerKind::ProxyTls => "#c0392b",
         PeerKind::ProxyMinio => "#922b21",
         PeerKind::Build(_) => "#d98880",
-        PeerKind::ProxyCopy => "#e59866",
+        PeerKind::ProxyCopy | PeerKind::ProxyTlsDefaults => "#e59866",
         PeerKind::Nginx(0) => "#1e8449",
         PeerKind::Nginx(1) => "#27ae60",
         PeerKind::Nginx(2) => "#82c99d",
+        PeerKind::Nginx(3) => "#b5e0c4",
+        PeerKind::Nginx(4) => "#1e8449",
+        PeerKind::Nginx(5) => "#27ae60",
         PeerKind::Nginx(_) => "#b5e0c4",
         PeerKind::OldFlow => "#5d6d7e",
         PeerKind::PingoraMemory => "#2e86c1",
@@ -81,9 +80,9 @@ fn colour(kind: PeerKind) -> &'static str {
     }
 }
 
-/// The plot as SVG.
-pub fn draw(results: &Results) -> String {
-    let cells = drawn(results);
+/// The plot of a protocol as SVG.
+pub fn draw(results: &Results, protocol: Protocol) -> String {
+    let cells = drawn(results, protocol);
     let groups: Vec<Group> = cells.into_iter().map(Group::new).collect();
     let bars = groups.first().map_or(0, |group| group.bars.len()) as f64;
     let highest = groups
@@ -98,7 +97,7 @@ pub fn draw(results: &Results) -> String {
     let y = |ratio: f64| TOP + HEIGHT * (1.0 - ratio / top);
 
     let mut svg = Svg::begin(width, height);
-    svg.text(LEFT, 24.0, "start", 15, &title(results));
+    svg.text(LEFT, 24.0, "start", 15, &title(results, protocol));
     let mut mark = 0.0;
     while mark <= top {
         let colour = if mark == 1.0 { "#333" } else { "#ddd" };
@@ -142,7 +141,7 @@ fn short(rate: f64) -> String {
 
 impl<'a> Group<'a> {
     fn new(cell: &'a Cell) -> Self {
-        let base = best_nginx(cell).or(cell.entries.first());
+        let base = fastest_nginx(cell).or(cell.entries.first());
         let bar = |entry: &Entry| Bar {
             kind: entry.kind,
             ratio: base

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     env, fs,
     io::{BufRead, BufReader},
+    ops::AddAssign,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{self, Child, ChildStdout, Command, Stdio},
@@ -43,8 +44,18 @@ pub struct Server {
 /// A folder that is removed when this is dropped.
 pub struct WorkDir(TempDir);
 
-/// CPU time by thread, in nanoseconds.
-pub struct CpuTimes(HashMap<u32, u64>);
+/// CPU time by thread.
+pub struct CpuTimes(HashMap<u32, CpuTime>);
+
+/// CPU time of a thread, or of several.
+#[derive(Clone, Copy, Default)]
+pub struct CpuTime {
+    pub nanoseconds: u64,
+    /// In user space and in the kernel, in clock ticks: as coarse as they are, they tell how the
+    /// time of many turns was spent.
+    user: u64,
+    kernel: u64,
+}
 
 /// The children and folders that a signal handler ends and removes.
 struct Leftovers {
@@ -238,20 +249,25 @@ impl Server {
     }
 }
 
-/// User and system time of a thread in nanoseconds: the first number of
-/// `schedstat` (Documentation/scheduler/sched-stats.rst), or where the kernel
-/// has none the clock ticks of proc_pid_stat(5), fields 14 and 15. None: the
-/// thread has ended.
-fn thread_time(task: &Path) -> Option<u64> {
-    if let Ok(schedstat) = fs::read_to_string(task.join("schedstat")) {
-        return schedstat.split_whitespace().next()?.parse().ok();
-    }
+/// User and system time in clock ticks (proc_pid_stat(5), fields 14 and 15), and their sum in
+/// nanoseconds: the first number of `schedstat` (Documentation/scheduler/sched-stats.rst), or
+/// that of the ticks where the kernel has none. None: the thread has ended.
+fn thread_time(task: &Path) -> Option<CpuTime> {
     let stat = fs::read_to_string(task.join("stat")).ok()?;
     // Field 2, the name, may contain anything but ends with the last bracket.
     let (_, after_name) = stat.rsplit_once(')')?;
-    let fields = after_name.split_ascii_whitespace().skip(11).take(2);
-    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
-    Some(ticks * 1_000_000_000 / clock_ticks_per_second())
+    let mut fields = after_name.split_ascii_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    let (user, kernel) = (ticks()?, ticks()?);
+    let nanoseconds = match fs::read_to_string(task.join("schedstat")) {
+        Ok(schedstat) => schedstat.split_whitespace().next()?.parse().ok()?,
+        Err(_) => (user + kernel) * 1_000_000_000 / clock_ticks_per_second(),
+    };
+    Some(CpuTime {
+        nanoseconds,
+        user,
+        kernel,
+    })
 }
 
 impl Drop for Server {
@@ -274,13 +290,38 @@ impl Drop for Server {
 
 impl CpuTimes {
     /// The time used between `earlier` and this, by threads that still are.
-    pub fn since(&self, earlier: &Self) -> Duration {
-        let used = self
-            .0
-            .iter()
-            .map(|(id, time)| time.saturating_sub(earlier.0.get(id).copied().unwrap_or(0)))
-            .sum();
-        Duration::from_nanos(used)
+    pub fn since(&self, earlier: &Self) -> CpuTime {
+        let mut used = CpuTime::default();
+        for (id, time) in &self.0 {
+            let before = earlier.0.get(id).copied().unwrap_or_default();
+            used += CpuTime {
+                nanoseconds: time.nanoseconds.saturating_sub(before.nanoseconds),
+                user: time.user.saturating_sub(before.user),
+                kernel: time.kernel.saturating_sub(before.kernel),
+            };
+        }
+        used
+    }
+}
+
+// === impl CpuTime ===
+
+impl CpuTime {
+    pub fn seconds(&self) -> f64 {
+        Duration::from_nanos(self.nanoseconds).as_secs_f64()
+    }
+
+    /// The part of it that was spent in the kernel.
+    pub fn kernel_part(&self) -> f64 {
+        self.kernel as f64 / (self.user + self.kernel).max(1) as f64
+    }
+}
+
+impl AddAssign for CpuTime {
+    fn add_assign(&mut self, other: Self) {
+        self.nanoseconds += other.nanoseconds;
+        self.user += other.user;
+        self.kernel += other.kernel;
     }
 }
 

@@ -7,15 +7,20 @@ use std::{
     time::Duration,
 };
 
+use rustls::HandshakeKind;
+use test_support::SelfSigned;
+
 use crate::{
     client::{Client, Order},
     cores::{describe, pin, Cores},
+    handshakes::Handshakes,
     machine,
     network::Network,
-    objects::{Objects, KIB, MIB},
-    options::Options,
+    objects::{self, Objects, KIB, MIB},
+    options::{Options, Part},
     peers::{self, Peer, PeerKind, Stage},
-    process::{Server, WorkDir},
+    process::{CpuTime, Server, WorkDir},
+    protocol::Protocol,
     report, roles,
     stats::percentiles,
 };
@@ -35,10 +40,12 @@ pub struct Results {
     pub stolen: f64,
     pub cells: Vec<Cell>,
     pub paced: Vec<Paced>,
+    pub handshakes: Vec<Handshakes>,
 }
 
-/// All peers with objects of one size on so many connections.
+/// The hits of all peers over one protocol, with objects of one size on so many connections.
 pub struct Cell {
+    pub protocol: Protocol,
     pub objects: Objects,
     pub connections: usize,
     pub entries: Vec<Entry>,
@@ -53,7 +60,9 @@ pub struct Entry {
     pub p50: Vec<f64>,
     pub p99: Vec<f64>,
     pub elapsed: Duration,
-    pub cpu: Duration,
+    pub cpu: CpuTime,
+    /// CPU seconds of the server a byte, by round.
+    pub cpu_rates: Vec<f64>,
 }
 
 /// All peers with objects of one size at a fixed rate.
@@ -84,6 +93,7 @@ pub fn run(options: &Options) {
         stolen: 0.0,
         cells: Vec::new(),
         paced: Vec::new(),
+        handshakes: Vec::new(),
     };
     println!("{}, load {}", results.machine, results.load[0]);
     println!("{}", describe(cores, "servers"));
@@ -97,6 +107,7 @@ pub fn run(options: &Options) {
             objects.write_to(&files).expect("write the objects");
         }
     }
+    let certificate = SelfSigned::write_to(work.path());
     let mut origin = Server::start_role("the origin", None, &[roles::ORIGIN]);
     let stage = Stage {
         core: cores.map(|cores| cores.server),
@@ -104,6 +115,7 @@ pub fn run(options: &Options) {
         files: &files,
         origin: origin.read_until(|line| line.parse().ok()),
         builds: &options.builds,
+        certificate: &certificate,
     };
     let peers = peers::start(&options.peers, &stage);
     if peers.is_empty() {
@@ -116,21 +128,40 @@ pub fn run(options: &Options) {
     if let Some(cores) = cores {
         pin(cores.client);
     }
-    for &objects in &options.objects {
-        prepare(&peers, objects, &files);
+    if options.parts.contains(&Part::Handshakes) {
+        let peers = those(&peers, PeerKind::shakes_hands);
+        for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+            let handshakes = Handshakes::measure(&peers, kind, &certificate, options);
+            print!("\n{}", report::handshakes(&handshakes));
+            results.handshakes.push(handshakes);
+        }
+    }
+    let hits = those(&peers, |kind| {
+        options
+            .protocols()
+            .any(|protocol| kind.is_raced_over(protocol))
+    });
+    for &objects in options.objects.iter().filter(|_| !hits.is_empty()) {
+        prepare(&hits, objects, &files);
         if options.reloaded {
-            reload(&peers, objects, work.path());
+            reload(&hits, objects, work.path());
         }
-        for &connections in &options.connections {
-            let cell = Cell::measure(&peers, objects, connections, options);
-            print!("\n{}", report::cell(&cell));
-            results.cells.push(cell);
-        }
-        let is_paced = PACED_SIZES.contains(&objects.len);
-        if let Some(turn) = options.paced_turn.filter(|_| is_paced) {
-            let paced = Paced::measure(&peers, objects, turn, options.long_rounds());
-            print!("\n{}", report::paced(&paced));
-            results.paced.push(paced);
+        for protocol in options.protocols() {
+            let peers = those(&peers, |kind| kind.is_raced_over(protocol));
+            if peers.is_empty() {
+                continue;
+            }
+            for connections in options.connections(protocol) {
+                let cell = Cell::measure(protocol, &peers, objects, connections, options);
+                print!("\n{}", report::cell(&cell));
+                results.cells.push(cell);
+            }
+            let is_paced = protocol == Protocol::Http && PACED_SIZES.contains(&objects.len);
+            if let Some(turn) = options.paced_turn.filter(|_| is_paced) {
+                let paced = Paced::measure(&peers, objects, turn, options.long_rounds());
+                print!("\n{}", report::paced(&paced));
+                results.paced.push(paced);
+            }
         }
     }
     results.load[1] = machine::load();
@@ -140,11 +171,16 @@ pub fn run(options: &Options) {
     report::write(&results, options);
 }
 
+/// The peers that take part in something.
+fn those(peers: &[Peer], takes_part: impl Fn(PeerKind) -> bool) -> Vec<&Peer> {
+    peers.iter().filter(|peer| takes_part(peer.kind)).collect()
+}
+
 /// Has all peers hold all objects of one size. Just before they are raced, and not all
 /// sizes at the start: a machine may take from the page cache what is not used for a
 /// while, as DAMON does (Documentation/admin-guide/mm/damon/), and what is read again
 /// lies there in other folios than what was written.
-fn prepare(peers: &[Peer], objects: Objects, files: &Path) {
+fn prepare(peers: &[&Peer], objects: Objects, files: &Path) {
     println!("\nfilling all caches with {}", objects.label);
     if peers::need_files(peers.iter().map(|peer| peer.kind)) {
         objects.write_to(files).expect("write the objects");
@@ -157,7 +193,7 @@ fn prepare(peers: &[Peer], objects: Objects, files: &Path) {
 }
 
 /// Has all that is below `dir` read from the disk by who serves it, as after a restart.
-fn reload(peers: &[Peer], objects: Objects, dir: &Path) {
+fn reload(peers: &[&Peer], objects: Objects, dir: &Path) {
     let drop_pages = |file: &Path| {
         let file = File::open(file)?;
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
@@ -185,7 +221,7 @@ fn for_each_file(dir: &Path, work: &impl Fn(&Path)) {
 
 /// Gives each of `count` a turn, `rounds` times, and each once before that,
 /// which is told to be no round.
-fn in_turns(count: usize, rounds: usize, mut turn: impl FnMut(usize, Option<usize>)) {
+pub fn in_turns(count: usize, rounds: usize, mut turn: impl FnMut(usize, Option<usize>)) {
     (0..count).for_each(|index| turn(index, None));
     for round in 0..rounds {
         for index in 0..count {
@@ -197,11 +233,25 @@ fn in_turns(count: usize, rounds: usize, mut turn: impl FnMut(usize, Option<usiz
 // === impl Cell ===
 
 impl Cell {
-    fn measure(peers: &[Peer], objects: Objects, connections: usize, options: &Options) -> Self {
-        let connect = |peer: &Peer| peer.connect(objects, Order::random(), connections);
+    fn measure(
+        protocol: Protocol,
+        peers: &[&Peer],
+        objects: Objects,
+        connections: usize,
+        options: &Options,
+    ) -> Self {
+        let connect = |peer: &&Peer| peer.connect(protocol, objects, Order::random(), connections);
         let mut clients: Vec<Client> = peers.iter().map(connect).collect();
         let mut entries: Vec<Entry> = peers.iter().map(|peer| Entry::new(peer.kind)).collect();
-        let (rounds, duration) = options.turns(objects, connections);
+        let (rounds, duration) = options.turns(objects, connections * protocol.streams());
+        let look = |clients: &mut [Client]| {
+            if protocol.is_over_tls() {
+                clients
+                    .iter_mut()
+                    .for_each(|client| look(client, objects, connections));
+            }
+        };
+        look(&mut clients);
         in_turns(peers.len(), rounds, |index, round| {
             let peer = &peers[index];
             let client = &mut clients[index];
@@ -213,7 +263,11 @@ impl Cell {
             let before = peer.server.cpu_times();
             let mut latencies = Vec::new();
             let turn = client.turn(duration, &mut latencies);
-            entry.cpu += peer.server.cpu_times().since(&before);
+            let cpu = peer.server.cpu_times().since(&before);
+            entry.cpu += cpu;
+            entry
+                .cpu_rates
+                .push(cpu.seconds() / turn.total_bytes as f64);
             entry.elapsed += turn.total;
             let rate = turn.bytes as f64 / turn.elapsed.as_secs_f64();
             entry.rates.push(rate);
@@ -221,11 +275,22 @@ impl Cell {
             entry.p50.push(p50.into());
             entry.p99.push(p99.into());
         });
+        look(&mut clients);
         Self {
+            protocol,
             objects,
             connections,
             entries,
         }
+    }
+}
+
+/// Decrypts a response on each connection, checks all of its tags, and compares its bytes.
+fn look(client: &mut Client, objects: Objects, connections: usize) {
+    for index in 0..connections {
+        let number = index as u64 % objects.count;
+        let body = client.look(index, number as usize);
+        objects::pattern(objects.len, number).check(0, &body);
     }
 }
 
@@ -239,7 +304,8 @@ impl Entry {
             p50: Vec::new(),
             p99: Vec::new(),
             elapsed: Duration::ZERO,
-            cpu: Duration::ZERO,
+            cpu: CpuTime::default(),
+            cpu_rates: Vec::new(),
         }
     }
 }
@@ -247,13 +313,13 @@ impl Entry {
 // === impl Paced ===
 
 impl Paced {
-    fn measure(peers: &[Peer], objects: Objects, turn: Duration, rounds: usize) -> Self {
-        let connect = |peer: &Peer| {
-            let client = peer.connect(objects, Order::random(), PACED_CONNECTIONS);
+    fn measure(peers: &[&Peer], objects: Objects, turn: Duration, rounds: usize) -> Self {
+        let connect = |peer: &&Peer| {
+            let client = peer.connect(Protocol::Http, objects, Order::random(), PACED_CONNECTIONS);
             client.ordinary()
         };
         let mut clients: Vec<Client> = peers.iter().map(connect).collect();
-        let entry = |peer: &Peer| PacedEntry {
+        let entry = |peer: &&Peer| PacedEntry {
             kind: peer.kind,
             cpu: Vec::new(),
             rates: Vec::new(),
@@ -270,7 +336,7 @@ impl Paced {
             let turn = client.paced_turn(turn, PACED_RATE);
             let cpu = peer.server.cpu_times().since(&before);
             let entry = &mut entries[index];
-            entry.cpu.push(cpu.as_secs_f64() / turn.bytes as f64);
+            entry.cpu.push(cpu.seconds() / turn.bytes as f64);
             entry
                 .rates
                 .push(turn.bytes as f64 / turn.elapsed.as_secs_f64());

@@ -8,10 +8,12 @@ use std::{
 
 use crate::{
     cores::describe,
+    handshakes::Handshakes,
     objects::{GIB, MIB},
     options::{Options, LONG, LONGER},
     peers::PeerKind,
     plot,
+    protocol::Protocol,
     race::{Cell, Entry, Paced, Results, PACED_RATE},
     stats::{median, Summary},
     table::Table,
@@ -33,7 +35,9 @@ pub fn write(results: &Results, options: &Options) {
     };
     println!();
     save("report.md", &markdown(results, options));
-    save("report.svg", &plot::draw(results));
+    for protocol in options.protocols() {
+        save(protocol.plot(), &plot::draw(results, protocol));
+    }
 }
 
 fn markdown(results: &Results, options: &Options) -> String {
@@ -61,7 +65,7 @@ fn markdown(results: &Results, options: &Options) -> String {
          Medians of {} interleaved rounds of {} ms a peer, and where more than {} MiB are under \
          way of {} of {} ms; spread: half of the distance between the quartiles, of the median; ratios: medians of each round's, against the mode of \
          nginx that was best here, in responses or in its 99th percentile; busy: the part of its core that the server used. Objects \
-         a peer: {} ({} MiB), {}, asked for in a pseudo-random order.\n\n![{}](report.svg)\n",
+         a peer: {} ({} MiB), {}, asked for in a pseudo-random order.\n\n",
         load[0],
         load[1],
         stolen * 100.0,
@@ -77,9 +81,12 @@ fn markdown(results: &Results, options: &Options) -> String {
         } else {
             "stored just before they are raced"
         },
-        plot::title(results),
     )
     .expect("write to a string");
+    for protocol in options.protocols() {
+        let title = plot::title(results, protocol);
+        writeln!(text, "![{title}]({})", protocol.plot()).expect("write to a string");
+    }
     for one in &results.cells {
         text += "\n";
         text += &cell(one);
@@ -87,6 +94,10 @@ fn markdown(results: &Results, options: &Options) -> String {
     for one in &results.paced {
         text += "\n";
         text += &paced(one);
+    }
+    for one in &results.handshakes {
+        text += "\n";
+        text += &handshakes(one);
     }
     text
 }
@@ -104,30 +115,49 @@ pub fn cell(cell: &Cell) -> String {
         "p99, µs",
         "p99 / nginx",
         "busy",
+        "CPU s/GiB",
+        "/ nginx",
+        "in the kernel",
     ]);
-    let nginx = best_nginx(cell);
     let old_flow = cell.entries.iter().find(|e| e.kind == PeerKind::OldFlow);
     for entry in &cell.entries {
         let Some(rate) = Summary::of(entry.rates.iter().copied()) else {
             continue;
         };
-        let busy = entry.cpu.as_secs_f64() / entry.elapsed.as_secs_f64();
+        let busy = entry.cpu.seconds() / entry.elapsed.as_secs_f64();
+        let nginx = |value: fn(&Entry) -> f64| best_nginx(cell, entry.kind.is_default(), value);
+        let fastest = nginx(|nginx| -median(&nginx.rates));
+        let quickest = nginx(|nginx| median(&nginx.p99));
+        let thriftiest = nginx(|nginx| median(&nginx.cpu_rates));
         table.row(&[
             entry.kind.key().to_owned(),
             count(rate.median / cell.objects.len as f64),
             format!("{:.2}", rate.median / 1e9),
             format!("±{:.0} %", rate.spread() * 100.0),
-            ratio(&entry.rates, nginx.map(|nginx| &nginx.rates)),
+            ratio(&entry.rates, fastest.map(|nginx| &nginx.rates)),
             ratio(&entry.rates, old_flow.map(|old_flow| &old_flow.rates)),
             count(median(&entry.p50) / 1e3),
             count(median(&entry.p99) / 1e3),
-            ratio(&entry.p99, quickest_nginx(cell).map(|nginx| &nginx.p99)),
+            ratio(&entry.p99, quickest.map(|nginx| &nginx.p99)),
             format!("{:.0} %", busy * 100.0),
+            format!("{:.3}", median(&entry.cpu_rates) * GIB as f64),
+            ratio(&entry.cpu_rates, thriftiest.map(|nginx| &nginx.cpu_rates)),
+            format!("{:.0} %", entry.cpu.kernel_part() * 100.0),
         ]);
     }
+    format!("## {}\n\n{table}", heading(cell))
+}
+
+fn heading(cell: &Cell) -> String {
     let plural = if cell.connections == 1 { "" } else { "s" };
     let (label, connections) = (cell.objects.label, cell.connections);
-    format!("## {label}, {connections} connection{plural}\n\n{table}")
+    let connections = format!("{label}, {connections} connection{plural}");
+    let over = cell.protocol.label();
+    match (cell.protocol, cell.protocol.streams()) {
+        (Protocol::Http, _) => connections,
+        (_, 1) => format!("{over}, {connections}"),
+        (_, streams) => format!("{over}, {connections} of {streams} streams"),
+    }
 }
 
 /// The section of what was measured at a fixed rate.
@@ -164,20 +194,52 @@ pub fn paced(paced: &Paced) -> String {
     format!("## {} at {rate} MiB/s\n\n{table}", paced.objects.label)
 }
 
-/// The fastest of nginx's modes.
-pub fn best_nginx(cell: &Cell) -> Option<&Entry> {
-    cell.entries
-        .iter()
-        .filter(|entry| entry.kind.is_nginx())
-        .max_by(|a, b| median(&a.rates).total_cmp(&median(&b.rates)))
+/// The section of one kind of handshakes.
+pub fn handshakes(handshakes: &Handshakes) -> String {
+    let mut table = Table::new(&[
+        "peer",
+        "handshakes/s",
+        "spread",
+        "/ nginx",
+        "busy",
+        "CPU µs each",
+        "/ nginx",
+        "in the kernel",
+    ]);
+    let nginx = handshakes.entries.iter().find(|e| e.kind.is_nginx());
+    for entry in &handshakes.entries {
+        let Some(rate) = Summary::of(entry.rates.iter().copied()) else {
+            continue;
+        };
+        table.row(&[
+            entry.kind.key().to_owned(),
+            count(rate.median),
+            format!("±{:.0} %", rate.spread() * 100.0),
+            ratio(&entry.rates, nginx.map(|nginx| &nginx.rates)),
+            format!(
+                "{:.0} %",
+                entry.cpu.seconds() / entry.elapsed.as_secs_f64() * 100.0
+            ),
+            count(median(&entry.cpu_each) * 1e6),
+            ratio(&entry.cpu_each, nginx.map(|nginx| &nginx.cpu_each)),
+            format!("{:.0} %", entry.cpu.kernel_part() * 100.0),
+        ]);
+    }
+    format!("## {}\n\n{table}", handshakes.label())
 }
 
-/// The one of nginx's modes with the lowest 99th percentile.
-fn quickest_nginx(cell: &Cell) -> Option<&Entry> {
+/// The one of nginx's modes that has the least of something: of those at their defaults, or
+/// of the others.
+fn best_nginx(cell: &Cell, is_default: bool, value: impl Fn(&Entry) -> f64) -> Option<&Entry> {
     cell.entries
         .iter()
-        .filter(|entry| entry.kind.is_nginx())
-        .min_by(|a, b| median(&a.p99).total_cmp(&median(&b.p99)))
+        .filter(|entry| entry.kind.is_nginx() && entry.kind.is_default() == is_default)
+        .min_by(|a, b| value(a).total_cmp(&value(b)))
+}
+
+/// The fastest of nginx's modes that are not at their defaults.
+pub fn fastest_nginx(cell: &Cell) -> Option<&Entry> {
+    best_nginx(cell, false, |nginx| -median(&nginx.rates))
 }
 
 fn ratio(rounds: &[f64], base: Option<&Vec<f64>>) -> String {

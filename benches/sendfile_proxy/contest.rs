@@ -151,7 +151,7 @@ impl Server {
             false => requests(),
         });
         // The client discards bodies; one response is looked at.
-        let (_, body) = client.look(&address, 0);
+        let body = client.look(0, 0);
         Pattern::new(0).check(0, &body);
         if cores.is_none() {
             client = client.sleeping();

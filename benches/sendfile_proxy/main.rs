@@ -43,7 +43,7 @@
 #![forbid(unsafe_code)]
 
 mod case;
-#[path = "../common/client.rs"]
+#[path = "../common/client/mod.rs"]
 #[allow(dead_code, reason = "each bench uses a part")]
 mod client;
 mod contest;

@@ -1,11 +1,16 @@
 //! A client that costs little: one thread, many keep-alive connections, bodies discarded.
 
+mod http1;
+pub mod http2;
+mod https;
+pub mod tls;
+
 use std::{
     collections::VecDeque,
-    fmt,
     net::{SocketAddr, TcpStream},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::PathBuf,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -17,9 +22,12 @@ use rustix::{
         Timespec,
     },
     io::Errno,
-    net::{recv, send, RecvFlags, SendFlags},
+    net::{recv, RecvFlags},
 };
+use rustls::ClientConfig;
 use test_support::PATIENCE;
+
+use self::{http1::Http1, http2::Http2, https::Https, tls::Records};
 
 /// More than the head of any response here.
 const MAX_HEAD: usize = 2 * 1024;
@@ -31,11 +39,15 @@ const DISCARD: usize = 1024 * 1024;
 /// cache.
 const READ: usize = 64 * 1024;
 
-/// The address of a server.
+/// The address of a server, and what is spoken there.
 #[derive(Clone)]
 pub enum Address {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    /// HTTP/1.1 over TLS.
+    Tls(SocketAddr, Arc<ClientConfig>),
+    /// With so many streams a connection.
+    Http2(SocketAddr, Arc<ClientConfig>, usize),
 }
 
 /// The requests of a client, and the responses that have to come.
@@ -59,7 +71,9 @@ pub struct Client {
     /// The server's, for messages.
     name: &'static str,
     epoll: OwnedFd,
-    streams: Vec<Stream>,
+    connections: Vec<Box<dyn Connection>>,
+    /// The requests under way on each.
+    streams: usize,
     events: Vec<Event>,
     sink: Sink,
     requests: Requests,
@@ -77,6 +91,7 @@ pub struct Turn {
     pub bytes: u64,
     /// With the responses that were under way at its end.
     pub total: Duration,
+    pub total_bytes: u64,
 }
 
 /// The destination of bodies.
@@ -86,51 +101,66 @@ struct Sink {
     buffer: Vec<u8>,
 }
 
-struct Stream {
-    name: &'static str,
-    socket: OwnedFd,
-    head: [u8; MAX_HEAD],
-    state: State,
-    sent: Instant,
+/// A connection, whatever is spoken on it.
+trait Connection {
+    fn socket(&self) -> &OwnedFd;
+
+    /// Makes a request, which may stay here until [`Self::flush`].
+    fn ask(&mut self, request: &[u8], now: Instant);
+
+    fn flush(&mut self) {}
+
+    /// Receives until a response is complete, or nothing more is to be had.
+    fn receive(&mut self, requests: &Requests, sink: &mut Sink) -> Received;
+
+    /// From now on keeps bodies, and checks all that is encrypted.
+    fn begin_look(&mut self);
+
+    /// Discards again. Returns the bodies since the look began.
+    fn end_look(&mut self) -> Vec<u8>;
 }
 
-enum State {
-    Idle,
-    /// So many bytes of the head have arrived.
-    Head(usize),
-    /// So many bytes of the body have not.
-    Body(u64),
-}
-
-/// The yield of one recv(2).
+/// The yield of a call.
 struct Received {
     body: u64,
-    complete: bool,
+    /// The time at which the response was asked for that is complete.
+    complete: Option<Instant>,
     /// Nothing more is to be had now.
     drained: bool,
+    /// False: the head of a response that is no hit has come.
     hit: bool,
 }
 
 // === impl Address ===
 
 impl Address {
-    fn connect(&self) -> OwnedFd {
-        let connected = match self {
-            Self::Tcp(addr) => TcpStream::connect(addr).and_then(|tcp| {
-                tcp.set_nodelay(true)?;
-                Ok(tcp.into())
-            }),
-            Self::Unix(path) => UnixStream::connect(path).map(Into::into),
-        };
-        connected.unwrap_or_else(|e| panic!("connect to {self}: {e}"))
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn connect(&self, name: &'static str, body_len: u64) -> Box<dyn Connection> {
         match self {
-            Self::Tcp(addr) => addr.fmt(f),
-            Self::Unix(path) => path.display().fmt(f),
+            Self::Tcp(addr) => {
+                let tcp = TcpStream::connect(addr)
+                    .unwrap_or_else(|e| panic!("connect to {name} at {addr}: {e}"));
+                tcp.set_nodelay(true).expect("set TCP_NODELAY");
+                Box::new(Http1::new(name, tcp.into()))
+            }
+            Self::Unix(path) => {
+                let unix = UnixStream::connect(path)
+                    .unwrap_or_else(|e| panic!("connect to {}: {e}", path.display()));
+                Box::new(Http1::new(name, unix.into()))
+            }
+            Self::Tls(addr, config) => {
+                Box::new(Https::new(Records::connect(name, *addr, config, body_len)))
+            }
+            Self::Http2(addr, config, _) => {
+                Box::new(Http2::new(Records::connect(name, *addr, config, body_len)))
+            }
+        }
+    }
+
+    /// The requests that a connection has under way.
+    fn streams(&self) -> usize {
+        match self {
+            Self::Http2(_, _, streams) => *streams,
+            _ => 1,
         }
     }
 }
@@ -147,22 +177,23 @@ impl Client {
         requests: Requests,
     ) -> Self {
         let epoll = epoll::create(CreateFlags::CLOEXEC).expect("make an epoll instance");
-        let connect = |_| Stream::connect(name, address);
-        let streams: Vec<_> = (0..connections).map(connect).collect();
-        for (index, stream) in streams.iter().enumerate() {
+        let connect = |_| address.connect(name, requests.body_len);
+        let connections: Vec<_> = (0..connections).map(connect).collect();
+        for (index, connection) in connections.iter().enumerate() {
             // Edge-triggered: what is read to its end costs no other call.
             let flags = EventFlags::IN | EventFlags::ET;
             let data = EventData::new_u64(index as u64);
-            epoll::add(&epoll, &stream.socket, data, flags).expect("watch a connection");
+            epoll::add(&epoll, connection.socket(), data, flags).expect("watch a connection");
         }
         Self {
             name,
             epoll,
-            streams,
-            events: Vec::with_capacity(connections),
+            events: Vec::with_capacity(connections.len()),
+            connections,
+            streams: address.streams(),
             sink: match address {
-                Address::Tcp(_) => Sink::discarding(),
                 Address::Unix(_) => Sink::reading(),
+                _ => Sink::discarding(),
             },
             requests,
             sleeps: false,
@@ -207,13 +238,14 @@ impl Client {
         let start = Instant::now();
         let mut unsent = count;
         let mut outstanding = 0;
-        for index in 0..self.streams.len() {
+        for index in self.slots() {
             if unsent > 0 {
-                self.send(index, start);
+                self.ask(index, start);
                 unsent -= 1;
                 outstanding += 1;
             }
         }
+        self.flush_all();
         let mut last = start;
         while outstanding > 0 {
             let timeout = if self.sleeps {
@@ -231,16 +263,17 @@ impl Client {
                 let index = self.events[event].data.u64() as usize;
                 loop {
                     let received = self.receive(index);
-                    if received.complete && unsent > 0 {
-                        self.send(index, last);
+                    if received.complete.is_some() && unsent > 0 {
+                        self.ask(index, last);
                         unsent -= 1;
-                    } else if received.complete {
+                    } else if received.complete.is_some() {
                         outstanding -= 1;
                     }
-                    if received.complete || received.drained {
+                    if received.drained {
                         break;
                     }
                 }
+                self.connections[index].flush();
             }
         }
         start.elapsed()
@@ -251,10 +284,13 @@ impl Client {
     pub fn turn(&mut self, duration: Duration, latencies: &mut Vec<u32>) -> Turn {
         let start = Instant::now();
         let mut bytes = 0;
-        let mut outstanding = self.streams.len();
-        for index in 0..outstanding {
-            self.send(index, start);
+        let mut total_bytes = 0;
+        let mut outstanding = 0;
+        for index in self.slots() {
+            self.ask(index, start);
+            outstanding += 1;
         }
+        self.flush_all();
         let mut last = start;
         let mut elapsed = None;
         while outstanding > 0 {
@@ -272,30 +308,32 @@ impl Client {
                 let index = self.events[event].data.u64() as usize;
                 loop {
                     let received = self.receive(index);
+                    total_bytes += received.body;
                     if elapsed.is_none() {
                         bytes += received.body;
                     }
-                    if received.complete {
+                    if let Some(asked) = received.complete {
                         let now = Instant::now();
-                        let latency = (now - self.streams[index].sent).as_nanos();
+                        let latency = (now - asked).as_nanos();
                         latencies.push(u32::try_from(latency).unwrap_or(u32::MAX));
                         if elapsed.is_some() {
                             outstanding -= 1;
                         } else {
-                            self.send(index, now);
+                            self.ask(index, now);
                         }
-                        break;
                     }
                     if received.drained {
                         break;
                     }
                 }
+                self.connections[index].flush();
             }
         }
         Turn {
             elapsed: elapsed.unwrap_or_else(|| start.elapsed()),
             bytes,
             total: start.elapsed(),
+            total_bytes,
         }
     }
 
@@ -306,17 +344,19 @@ impl Client {
         let start = Instant::now();
         let mut due = start;
         let mut bytes = 0;
-        let mut idle: VecDeque<usize> = (0..self.streams.len()).collect();
+        let mut idle: VecDeque<usize> = self.slots().collect();
+        let slots = idle.len();
         let mut last = start;
         loop {
             let now = Instant::now();
             let over = now - start >= duration;
-            if over && idle.len() == self.streams.len() {
+            if over && idle.len() == slots {
                 break;
             }
             while !over && due <= now {
                 let Some(index) = idle.pop_front() else { break };
-                self.send(index, now);
+                self.ask(index, now);
+                self.connections[index].flush();
                 due += interval;
             }
             let timeout = if over || idle.is_empty() {
@@ -334,54 +374,64 @@ impl Client {
                 loop {
                     let received = self.receive(index);
                     bytes += received.body;
-                    if received.complete {
+                    if received.complete.is_some() {
                         idle.push_back(index);
                     }
-                    if received.complete || received.drained {
+                    if received.drained {
                         break;
                     }
                 }
+                self.connections[index].flush();
             }
         }
         Turn {
             elapsed: start.elapsed(),
             bytes,
             total: start.elapsed(),
+            total_bytes: bytes,
         }
     }
 
-    /// The head and the body of the response to the request of this number, on a connection
-    /// of its own: what the others discard is looked at.
-    pub fn look(&mut self, address: &Address, number: usize) -> (String, Vec<u8>) {
+    /// The body of the response to the request of this number, on this connection, where
+    /// nothing else is under way: what else is discarded is looked at.
+    pub fn look(&mut self, index: usize, number: usize) -> Vec<u8> {
         self.sent += 1;
-        let mut stream = Stream::connect(self.name, address);
-        stream.send(&self.requests.texts[number], Instant::now());
-        let mut received = Vec::new();
-        let mut piece = vec![0; READ];
+        let connection = &mut self.connections[index];
+        connection.begin_look();
         let start = Instant::now();
-        let end = loop {
-            match stream.receive_now(&mut piece, RecvFlags::empty()) {
-                Some(n) => received.extend_from_slice(&piece[..n]),
-                None => thread::yield_now(),
+        connection.ask(&self.requests.texts[number], start);
+        connection.flush();
+        loop {
+            let received = self.receive(index);
+            assert!(received.hit, "{}: no hit", self.name);
+            if received.complete.is_some() {
+                break;
             }
-            if let Some(end) = end_of_head(&received) {
-                if (received.len() - end) as u64 >= self.requests.body_len {
-                    break end;
-                }
+            if received.drained {
+                thread::yield_now();
             }
             self.expect_progress(start);
-        };
-        let hit = self.requests.check_head(self.name, &received[..end]);
-        let body = received.split_off(end);
-        let head = String::from_utf8(received).expect("a head in UTF-8");
-        assert!(hit, "{}: no hit: {head}", self.name);
+        }
+        let body = self.connections[index].end_look();
         assert_eq!(body.len() as u64, self.requests.body_len, "{}", self.name);
-        (head, body)
+        body
     }
 
-    fn send(&mut self, index: usize, now: Instant) {
-        self.streams[index].send(self.requests.next(), now);
+    /// The index of a connection for each request that may be under way.
+    fn slots(&self) -> impl Iterator<Item = usize> {
+        let connections = self.connections.len();
+        (0..self.streams).flat_map(move |_| 0..connections)
+    }
+
+    fn ask(&mut self, index: usize, now: Instant) {
+        self.connections[index].ask(self.requests.next(), now);
         self.sent += 1;
+    }
+
+    fn flush_all(&mut self) {
+        for connection in &mut self.connections {
+            connection.flush();
+        }
     }
 
     fn expect_progress(&self, last: Instant) {
@@ -406,15 +456,13 @@ impl Client {
     }
 
     fn receive(&mut self, index: usize) -> Received {
-        let stream = &mut self.streams[index];
-        let received = stream.receive(&self.requests, &mut self.sink);
+        let received = self.connections[index].receive(&self.requests, &mut self.sink);
         if !received.hit {
             self.misses += 1;
             assert!(
                 !self.expects_hits,
-                "{} answered without X-Cache: HIT:\n{}",
-                self.name,
-                String::from_utf8_lossy(&stream.head)
+                "{} answered without X-Cache: HIT",
+                self.name
             );
         }
         received
@@ -502,85 +550,6 @@ impl Requests {
     }
 }
 
-// === impl Stream ===
-
-impl Stream {
-    fn connect(name: &'static str, address: &Address) -> Self {
-        Self {
-            name,
-            socket: address.connect(),
-            head: [0; MAX_HEAD],
-            state: State::Idle,
-            sent: Instant::now(),
-        }
-    }
-
-    fn send(&mut self, request: &[u8], now: Instant) {
-        let sent = send(&self.socket, request, SendFlags::NOSIGNAL);
-        // Nothing else is in the socket's buffer, and a request is short.
-        assert_eq!(sent, Ok(request.len()), "send a request to {}", self.name);
-        self.state = State::Head(0);
-        self.sent = now;
-    }
-
-    /// One recv(2), of the head or the body of the response under way.
-    fn receive(&mut self, requests: &Requests, sink: &mut Sink) -> Received {
-        let mut hit = true;
-        let (asked, n, of_body, left) = match self.state {
-            State::Idle => panic!("{} sent what nobody asked for", self.name),
-            State::Head(filled) => {
-                let free = &mut self.head[filled..];
-                let asked = free.len();
-                let received = receive_now(self.name, &self.socket, free, RecvFlags::empty());
-                let Some(n) = received else {
-                    return Received::NOTHING;
-                };
-                let received = &self.head[..filled + n];
-                let Some(end) = end_of_head(received) else {
-                    assert!(
-                        received.len() < MAX_HEAD,
-                        "{}: a head without an end",
-                        self.name
-                    );
-                    self.state = State::Head(received.len());
-                    return Received {
-                        drained: n < asked,
-                        ..Received::NOTHING
-                    };
-                };
-                hit = requests.check_head(self.name, &received[..end]);
-                let of_body = (received.len() - end) as u64;
-                (asked, n, of_body, requests.body_len.checked_sub(of_body))
-            }
-            State::Body(left) => {
-                let most = sink.buffer.len();
-                let asked = usize::try_from(left).map_or(most, |left| left.min(most));
-                let Some(n) = self.receive_now(&mut sink.buffer[..asked], sink.flags) else {
-                    return Received::NOTHING;
-                };
-                (asked, n, n as u64, left.checked_sub(n as u64))
-            }
-        };
-        let left = left.unwrap_or_else(|| panic!("{} sent more than a body", self.name));
-        self.state = match left {
-            0 => State::Idle,
-            left => State::Body(left),
-        };
-        Received {
-            body: of_body,
-            complete: left == 0,
-            // epoll(7), "Questions and answers", 9.
-            drained: n < asked,
-            hit,
-        }
-    }
-
-    /// None: nothing has arrived.
-    fn receive_now(&self, buffer: &mut [u8], flags: RecvFlags) -> Option<usize> {
-        receive_now(self.name, &self.socket, buffer, flags)
-    }
-}
-
 /// None: nothing has arrived.
 fn receive_now(name: &str, socket: &OwnedFd, buffer: &mut [u8], flags: RecvFlags) -> Option<usize> {
     match recv(socket, buffer, flags | RecvFlags::DONTWAIT) {
@@ -601,7 +570,7 @@ fn end_of_head(received: &[u8]) -> Option<usize> {
 impl Received {
     const NOTHING: Self = Self {
         body: 0,
-        complete: false,
+        complete: None,
         drained: true,
         hit: true,
     };
