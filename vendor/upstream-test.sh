@@ -7,6 +7,8 @@
 #                              the whole series where there is a list for it
 #   upstream-test.sh baseline  write the lists of the tests that pass on the
 #                              published crates: pins/upstream-tests-TLS.txt
+#   upstream-test.sh each      compile the crates and their tests after each patch,
+#                              with rustls; a warning is an error
 #
 # The command openssl makes keys, and Pingora builds its own OpenSSL with perl. Like
 # `prerequisites.sh install`, this installs them on Debian when run as root, and
@@ -17,9 +19,13 @@ vendor=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # A folder of their own: the proxy's build has other features.
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$vendor/../target}/upstream
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0
+# One stage differs little from the one before.
+export CARGO_INCREMENTAL=1
 source=$CARGO_TARGET_DIR/source
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+running=
+trap '[ -z "$running" ] || kill "$running" 2>/dev/null || true
+      rm -rf "$work"' EXIT
 
 die() {
     echo "vendor/upstream-test.sh: $*" >&2
@@ -79,16 +85,34 @@ check_out() {
     fi
 }
 
-run() { # CRATE TLS OUTPUT [ARGUMENT...]
-    local crate=$1 tls=$2 output=$3 features=() threads=8
+# build REV TLS FOLDER CRATE...: the unit tests of these crates, as FOLDER/CRATE
+build() {
+    local tls=$2 folder=$3 crate packages=() features=()
+    check_out "$1"
+    shift 3
+    for crate in "$@"; do
+        packages+=(--package "$crate")
+        case $crate in pingora-core | pingora-proxy) features+=(--features "$crate/$tls") ;; esac
+    done
+    mkdir -p "$folder"
+    cargo test --locked --manifest-path "$source/Cargo.toml" --lib --no-run \
+        "${packages[@]}" "${features[@]}" 2> "$folder/log" || {
+        tail -n 50 "$folder/log" >&2
+        die "the unit tests of $* do not compile"
+    }
+    for crate in "$@"; do
+        # Cargo names each: "Executable unittests src/lib.rs (PATH)".
+        cp "$(sed -n "s|^ *Executable .*(\(.*/${crate//-/_}-[0-9a-f]*\))\$|\1|p" "$folder/log")" "$folder/$crate"
+    done
+}
+
+run() { # FOLDER CRATE OUTPUT [ARGUMENT...]
+    local program=$1/$2 crate=$2 output=$3 threads=8
     shift 3
     # Again, after a failure: one at a time.
     [ $# -eq 0 ] || threads=1
-    case $crate in pingora-core | pingora-proxy) features=(--features "$tls") ;; esac
     # Many of them sleep, so that there is room for more threads than cores.
-    cargo test --locked --quiet --manifest-path "$source/Cargo.toml" \
-        --package "$crate" "${features[@]}" --lib -- \
-        --format pretty --test-threads "$threads" "$@" > "$output" 2>&1 || true
+    (cd "$source/$crate" && CARGO_MANIFEST_DIR=$PWD exec "$program" --test-threads "$threads" "$@") > "$output" 2>&1 || true
     grep -q '^test result' "$output" || {
         tail -n 50 "$output" >&2
         die "$crate: its unit tests did not run"
@@ -102,59 +126,102 @@ names() {
 
 # Some of upstream's tests measure time, and this machine may be busy. A second
 # run, one by one, tells a slow test from a broken one.
-retry_failed() { # CRATE TLS; from output to passed and failed
-    local again
-    names "$work/output" FAILED | { grep -vxF "$needs_internet" || true; } > "$work/failed"
-    [ -s "$work/failed" ] || return 0
-    echo "$1: once more, one at a time: $(tr '\n' ' ' < "$work/failed")" >&2
-    mapfile -t again < "$work/failed"
-    run "$1" "$2" "$work/again" --exact "${again[@]}"
-    names "$work/again" ok >> "$work/passed"
-    sort -u -o "$work/passed" "$work/passed"
-    names "$work/again" FAILED > "$work/failed"
+retry_failed() { # FOLDER CRATE; from output to passed and failed
+    local again folder=$1
+    names "$folder/output" FAILED | { grep -vxF "$needs_internet" || true; } > "$folder/failed"
+    [ -s "$folder/failed" ] || return 0
+    echo "$2: once more, one at a time: $(tr '\n' ' ' < "$folder/failed")" >&2
+    mapfile -t again < "$folder/failed"
+    run "$folder" "$2" "$folder/again" --exact "${again[@]}"
+    names "$folder/again" ok >> "$folder/passed"
+    sort -u -o "$folder/passed" "$folder/passed"
+    names "$folder/again" FAILED > "$folder/failed"
 }
 
 crates="pingora-core pingora-cache pingora-proxy pingora-timeout"
 
 baseline() {
-    local tls crate
-    check_out published
+    local tls crate folder
     for tls in rustls openssl; do
+        folder=$work/$tls
+        # shellcheck disable=SC2086
+        build published "$tls" "$folder" $crates
         for crate in $crates; do
-            run "$crate" "$tls" "$work/output"
-            names "$work/output" ok > "$work/passed"
-            retry_failed "$crate" "$tls"
-            sed 's/^/failed: /' "$work/failed" >&2
-            grep -vxF "$needs_internet" "$work/passed" | sed "s/^/$crate /"
+            run "$folder" "$crate" "$folder/output"
+            names "$folder/output" ok > "$folder/passed"
+            retry_failed "$folder" "$crate"
+            sed 's/^/failed: /' "$folder/failed" >&2
+            grep -vxF "$needs_internet" "$folder/passed" | sed "s/^/$crate /"
         done > "$vendor/pins/upstream-tests-$tls.txt"
     done
 }
 
-status=0
-total=0
-stage() { # TITLE REV TLS CRATE...
-    local title=$1 tls=$3 crate upstream skipped internet ours
-    check_out "$2"
+# test_stage TITLE TLS FOLDER CRATE...: runs what build has made. The last line says how many
+# passed, and whether something is lost.
+test_stage() {
+    local title=$1 tls=$2 folder=$3 crate upstream skipped internet ours total=0 status=0
     shift 3
     for crate in "$@"; do
-        run "$crate" "$tls" "$work/output"
-        names "$work/output" ok > "$work/passed"
-        retry_failed "$crate" "$tls"
-        sed -n "s/^$crate //p" "$vendor/pins/upstream-tests-$tls.txt" | sort -u > "$work/upstream"
-        comm -23 "$work/upstream" "$work/passed" > "$work/lost"
-        upstream=$(comm -12 "$work/upstream" "$work/passed" | wc -l)
-        skipped=$(names "$work/output" FAILED | { grep -cxF "$needs_internet" || true; })
-        internet=$(grep -cxF "$needs_internet" "$work/passed" || true)
-        ours=$(($(wc -l < "$work/passed") - upstream - internet))
+        run "$folder" "$crate" "$folder/output"
+        names "$folder/output" ok > "$folder/passed"
+        retry_failed "$folder" "$crate"
+        sed -n "s/^$crate //p" "$vendor/pins/upstream-tests-$tls.txt" | sort -u > "$folder/upstream"
+        comm -23 "$folder/upstream" "$folder/passed" > "$folder/lost"
+        upstream=$(comm -12 "$folder/upstream" "$folder/passed" | wc -l)
+        skipped=$(names "$folder/output" FAILED | { grep -cxF "$needs_internet" || true; })
+        internet=$(grep -cxF "$needs_internet" "$folder/passed" || true)
+        ours=$(($(wc -l < "$folder/passed") - upstream - internet))
         total=$((total + upstream + ours + internet))
-        echo "$title, $tls: $crate: $upstream of upstream's $(wc -l < "$work/upstream") tests passed, $ours of the series; needing the internet: $internet passed, $skipped failed"
-        if [ -s "$work/lost" ] || [ -s "$work/failed" ]; then
+        echo "$title, $tls: $crate: $upstream of upstream's $(wc -l < "$folder/upstream") tests passed, $ours of the series; needing the internet: $internet passed, $skipped failed"
+        if [ -s "$folder/lost" ] || [ -s "$folder/failed" ]; then
             status=1
-            sed 's/^/  lost: /' "$work/lost"
-            sed 's/^/  failed: /' "$work/failed"
-            grep -A20 '^---- ' "$work/output" | head -n 100 || true
+            sed 's/^/  lost: /' "$folder/lost"
+            sed 's/^/  failed: /' "$folder/failed"
+            grep -A20 '^---- ' "$folder/output" | head -n 100 || true
         fi
     done
+    echo "$total $status" > "$folder/result"
+}
+
+# The tests of one stage run while the next one is compiled: they mostly wait. Some use fixed
+# ports, so that no two stages are tested at a time.
+results=()
+finish() {
+    [ -n "$running" ] || return 0
+    wait "$running" || die "a stage was not tested"
+    running=
+}
+
+stage() { # TITLE REV TLS CRATE...
+    local title=$1 rev=$2 tls=$3 folder=$work/stage-${#results[@]}
+    shift 3
+    build "$rev" "$tls" "$folder" "$@"
+    finish
+    results+=("$folder/result")
+    test_stage "$title" "$tls" "$folder" "$@" &
+    running=$!
+}
+
+# each: the published crates compile without a warning in the files that the series touches.
+each() {
+    local commit subject packages failed=0
+    while read -r commit subject; do
+        check_out "$commit"
+        packages=()
+        for crate in $crates; do
+            packages+=(--package "$crate")
+        done
+        if cargo check --locked --quiet --manifest-path "$source/Cargo.toml" --lib --profile test \
+            "${packages[@]}" --features pingora-core/rustls,pingora-proxy/rustls 2> "$work/log" &&
+            [ ! -s "$work/log" ]; then
+            echo "ok: $subject"
+        else
+            failed=1
+            echo "failed: $subject"
+            cat "$work/log"
+        fi
+    done < <(git -C "$vendor/pingora" log --reverse --format='%H %s' published..HEAD)
+    return "$failed"
 }
 
 case "${1-}" in
@@ -162,9 +229,13 @@ baseline)
     baseline
     exit
     ;;
+each)
+    each
+    exit
+    ;;
 '') ;;
 *)
-    echo "usage: vendor/upstream-test.sh [baseline]" >&2
+    echo "usage: vendor/upstream-test.sh [baseline|each]" >&2
     exit 2
     ;;
 esac
@@ -179,5 +250,12 @@ if [ -f "$vendor/pins/upstream-tests-openssl.txt" ]; then
 else
     echo "openssl: not run, for lack of vendor/pins/upstream-tests-openssl.txt; vendor/upstream-test.sh baseline writes it"
 fi
-echo "upstream: $total passed, $status failed"
-exit $status
+finish
+cat "${results[@]}" | {
+    total=0 status=0
+    while read -r passed failed; do
+        total=$((total + passed)) status=$((status + failed))
+    done
+    echo "upstream: $total passed, $status failed"
+    exit "$status"
+}
