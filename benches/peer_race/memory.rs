@@ -11,15 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls::{
-    crypto::ring,
-    pki_types::{pem::PemObject, CertificateDer},
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
-};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use socket2::{Domain, Socket, Type};
 use test_support::{SelfSigned, PATIENCE};
 
 use crate::{
+    client::{http2, tls::client_config},
     machine,
     network::Network,
     objects::{self, KIB, MIB},
@@ -28,7 +25,8 @@ use crate::{
     report, roles,
 };
 
-const CONNECTIONS: usize = 1000;
+/// Downloads, or idle connections.
+const CLIENTS: usize = 1000;
 const OBJECT: u64 = 100 * MIB;
 
 /// The bytes that each client reads at once, the pause between, and the number of times.
@@ -53,29 +51,43 @@ impl<T: Read + Write> ReadWrite for T {}
 /// A connection to the proxy, over TLS or not.
 type Client = Box<dyn ReadWrite>;
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Over {
+    Plain,
+    Tls,
+    /// With so many streams a connection.
+    Http2(usize),
+}
+
 struct Case {
     name: &'static str,
     sendfile: bool,
-    tls: bool,
+    over: Over,
     idle: bool,
 }
 
-const CASES: [Case; 5] = [
-    Case::new("downloads, plain, sendfile", true, false, false),
-    Case::new("downloads, plain, copying", false, false, false),
-    Case::new("downloads, TLS", true, true, false),
-    Case::new("idle, plain", true, false, true),
-    Case::new("idle, TLS", true, true, true),
+const CASES: [Case; 8] = [
+    Case::downloads("downloads, plain, sendfile", true, Over::Plain),
+    Case::downloads("downloads, plain, copying", false, Over::Plain),
+    Case::downloads("downloads, TLS", true, Over::Tls),
+    Case::downloads("downloads, HTTP/2", true, Over::Http2(1)),
+    Case::downloads("downloads, HTTP/2, 10 a connection", true, Over::Http2(10)),
+    Case::idle("idle, plain", Over::Plain),
+    Case::idle("idle, TLS", Over::Tls),
+    Case::idle("idle, HTTP/2", Over::Http2(1)),
 ];
+
+/// The most memory that a download may take, in KiB.
+const TARGET: u64 = 64;
 
 /// Prints and writes `memory.md`.
 pub fn run() {
     let mut table = format!(
         "# Memory\n\n`cargo bench --bench peer_race -- memory` on {}.\n\n\
-         Resident bytes of s3-proxy at {CONNECTIONS} connections that download a {} MiB object, \
-         each {} KiB a second, or that are kept alive after a hit of {} KiB: the most of \
-         {PASSES} looks, less what was resident after one response.\n\n\
-         | connections | before, KiB | during, KiB | a connection, KiB |\n|---|---:|---:|---:|\n",
+         Resident bytes of s3-proxy with {CLIENTS} downloads of a {} MiB object, \
+         each of {} KiB a second, or with as many connections that are kept alive after a hit of \
+         {} KiB: the most of {PASSES} looks, less what was resident after one response.\n\n\
+         | {CLIENTS} of | before, KiB | during, KiB | each, KiB | at most |\n|---|---:|---:|---:|---:|\n",
         machine::describe(&Network::Machine),
         OBJECT / MIB,
         PIECE as u64 / KIB,
@@ -100,12 +112,21 @@ pub fn run() {
 // === impl Case ===
 
 impl Case {
-    const fn new(name: &'static str, sendfile: bool, tls: bool, idle: bool) -> Self {
+    const fn downloads(name: &'static str, sendfile: bool, over: Over) -> Self {
         Self {
             name,
             sendfile,
-            tls,
-            idle,
+            over,
+            idle: false,
+        }
+    }
+
+    const fn idle(name: &'static str, over: Over) -> Self {
+        Self {
+            name,
+            sendfile: true,
+            over,
+            idle: true,
         }
     }
 
@@ -114,7 +135,6 @@ impl Case {
         fs::create_dir_all(dir).expect("make the proxy's folder");
         let made = SelfSigned::write_to(dir);
         let disk = format!("sendfile:\n      enabled: {}", self.sendfile);
-        let tls = Some(&made);
         let (proxy, http, https) = run_proxy(
             "s3-proxy",
             Path::new(PROXY),
@@ -122,35 +142,41 @@ impl Case {
             dir,
             (origin, BUCKET),
             &disk,
-            tls,
+            Some(&made),
         );
-        let config = client_config(&made);
-        let (addr, tls) = match self.tls {
-            true => (https.expect("the proxy serves HTTPS"), Some(&config)),
-            false => (http, None),
+        let https = https.expect("the proxy serves HTTPS");
+        let alpn: &[u8] = match self.over {
+            Over::Http2(_) => b"h2",
+            _ => b"http/1.1",
         };
+        let config = Arc::new(client_config(&made, alpn));
         let len = if self.idle { SMALL } else { OBJECT };
+        let ask = || match self.over {
+            Over::Plain => ask(connect(http), len),
+            Over::Tls => ask(secure(connect(https), &config), len),
+            Over::Http2(streams) => ask_http2(secure(connect(https), &config), len, streams),
+        };
         // The first fills the cache; the second is a hit, as all others are.
-        for _ in 0..2 {
-            let mut client = connect(addr, tls);
-            let rest = ask(&mut client, len);
-            let body = std::io::copy(&mut client.take(rest), &mut std::io::sink());
+        for (mut client, rest) in [ask_plainly(http, len), ask_plainly(http, len), ask()] {
+            let body = std::io::copy(&mut (&mut client).take(rest), &mut std::io::sink());
             assert_eq!(body.expect("download an object"), rest);
         }
         let before = proxy.resident_bytes();
-        let mut clients: Vec<Client> = (0..CONNECTIONS)
-            .map(|_| {
-                let mut client = connect(addr, tls);
-                let rest = ask(&mut client, len);
-                if self.idle {
-                    let mut body = vec![0; rest as usize];
-                    client.read_exact(&mut body).expect("read a body");
-                }
-                client
-            })
-            .collect();
+        let streams = match self.over {
+            Over::Http2(streams) => streams,
+            _ => 1,
+        };
+        let begin = |_| {
+            let (mut client, rest) = ask();
+            if self.idle {
+                let mut body = vec![0; rest as usize];
+                client.read_exact(&mut body).expect("read a body");
+            }
+            client
+        };
+        let mut clients: Vec<Client> = (0..CLIENTS / streams).map(begin).collect();
         let mut during = 0;
-        let mut piece = vec![0; PIECE];
+        let mut piece = vec![0; PIECE * streams];
         for _ in 0..PASSES {
             let pass = Instant::now();
             if !self.idle {
@@ -161,17 +187,21 @@ impl Case {
             thread::sleep(PAUSE.saturating_sub(pass.elapsed()));
             during = proxy.resident_bytes().max(during);
         }
+        let target = match self.idle {
+            true => String::new(),
+            false => TARGET.to_string(),
+        };
         format!(
-            "| {} | {} | {} | {:.1} |",
+            "| {} | {} | {} | {:.1} | {target} |",
             self.name,
             before / KIB,
             during / KIB,
-            during.saturating_sub(before) as f64 / CONNECTIONS as f64 / KIB as f64
+            during.saturating_sub(before) as f64 / CLIENTS as f64 / KIB as f64
         )
     }
 }
 
-fn connect(addr: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Client {
+fn connect(addr: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("make a socket");
     socket
         .set_recv_buffer_size(RECEIVE_BUFFER)
@@ -180,19 +210,22 @@ fn connect(addr: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Client {
     socket.connect(&addr.into()).expect("connect to the proxy");
     let tcp = TcpStream::from(socket);
     tcp.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
-    match tls {
-        Some(config) => {
-            let name = "localhost".try_into().expect("a server's name");
-            let connection = ClientConnection::new(config.clone(), name).expect("begin TLS");
-            Box::new(StreamOwned::new(connection, tcp))
-        }
-        None => Box::new(tcp),
-    }
+    tcp
+}
+
+fn secure(tcp: TcpStream, config: &Arc<ClientConfig>) -> StreamOwned<ClientConnection, TcpStream> {
+    let name = "localhost".try_into().expect("a server's name");
+    let connection = ClientConnection::new(config.clone(), name).expect("begin TLS");
+    StreamOwned::new(connection, tcp)
+}
+
+fn ask_plainly(addr: SocketAddr, len: u64) -> (Client, u64) {
+    ask(connect(addr), len)
 }
 
 /// Asks for an object, and returns when its head has come: how many bytes of the
 /// body are still to be read.
-fn ask(client: &mut Client, len: u64) -> u64 {
+fn ask(mut client: impl ReadWrite + 'static, len: u64) -> (Client, u64) {
     let path = objects::path(len, 0);
     let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n");
     client
@@ -206,21 +239,34 @@ fn ask(client: &mut Client, len: u64) -> u64 {
         start.extend_from_slice(&piece[..n]);
         if let Some(head) = start.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
             assert!(start.starts_with(b"HTTP/1.1 200 "), "no 200");
-            return len - (start.len() - head - 4) as u64;
+            return (Box::new(client), len - (start.len() - head - 4) as u64);
         }
     }
 }
 
-/// A client that trusts this one certificate.
-fn client_config(made: &SelfSigned) -> Arc<ClientConfig> {
-    let certificate =
-        CertificateDer::from_pem_file(&made.certificate).expect("read the certificate");
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate).expect("trust the certificate");
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the provider's versions of TLS")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Arc::new(config)
+/// Asks for an object on each stream, with windows that hold them whole, and returns when
+/// all heads have come: how many bytes, of frames now, are to be read at least.
+fn ask_http2(mut client: impl ReadWrite + 'static, len: u64, streams: usize) -> (Client, u64) {
+    let block = http2::header_block("bench", &objects::path(len, 0));
+    let mut requests = http2::preface();
+    for stream in 0..streams as u32 {
+        http2::request(2 * stream + 1, &block, &mut requests);
+    }
+    client.write_all(&requests).expect("send requests");
+    let mut heads = 0;
+    let mut body = 0;
+    while heads < streams {
+        let mut header = [0; http2::HEADER];
+        client.read_exact(&mut header).expect("receive a frame");
+        let frame = http2::Frame::parse(&header);
+        let mut payload = vec![0; frame.left];
+        client.read_exact(&mut payload).expect("receive a frame");
+        match http2::answer(&frame, &payload) {
+            Some(answer) => client.write_all(&answer).expect("answer a frame"),
+            None if frame.is_head() => heads += 1,
+            None if frame.is_data() => body += payload.len() as u64,
+            None => {}
+        }
+    }
+    (Box::new(client), len * streams as u64 - body)
 }
