@@ -12,7 +12,8 @@
 //! - `--build PATH`, repeatedly: other builds of `s3-proxy` take part, over each protocol, to
 //!   see what a change has brought
 //!
-//! `-- memory` measures resident memory a connection instead.
+//! `-- memory` measures resident memory a download and a connection instead; of the builds
+//! that `--build` names, if it names some.
 //!
 //! The peers (the key is what `--peers` takes):
 //! - `proxy-sendfile`, `proxy-copy`: `s3-proxy`, with sendfile on and off;
@@ -133,7 +134,7 @@ fn main() {
     process::raise_descriptor_limit();
     process::clean_up_on_signals();
     if options.memory {
-        memory::run();
+        memory::run(&options.builds);
     } else {
         race::run(&options);
     }

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -20,7 +20,7 @@ use crate::{
     machine,
     network::Network,
     objects::{self, KIB, MIB},
-    peers::{run_proxy, BUCKET, PROXY},
+    peers::{run_proxy, BUCKET, BUILDS, PROXY},
     process::{Server, WorkDir},
     report, roles,
 };
@@ -80,8 +80,9 @@ const CASES: [Case; 8] = [
 /// The most memory that a download may take, in KiB.
 const TARGET: u64 = 64;
 
-/// Prints and writes `memory.md`.
-pub fn run() {
+/// Prints and writes `memory.md`: of the builds that are named, or of the one that was built
+/// with this.
+pub fn run(builds: &[PathBuf]) {
     let mut table = format!(
         "# Memory\n\n`cargo bench --bench peer_race -- memory` on {}.\n\n\
          Resident bytes of s3-proxy with {CLIENTS} downloads of a {} MiB object, \
@@ -97,12 +98,20 @@ pub fn run() {
     let work = WorkDir::make();
     let mut origin = Server::start_role("the origin", None, &[roles::ORIGIN]);
     let origin: SocketAddr = origin.read_until(|line| line.parse().ok());
-    for (index, case) in CASES.iter().enumerate() {
-        let dir = work.path().join(index.to_string());
-        let row = case.measure(&dir, origin);
-        println!("{row}");
-        table += &row;
-        table += "\n";
+    let own = [PathBuf::from(PROXY)];
+    let builds = if builds.is_empty() { &own } else { builds };
+    for (number, case) in CASES.iter().enumerate() {
+        for (build, program) in builds.iter().enumerate() {
+            let dir = work.path().join(format!("{number}-{build}"));
+            let which = match builds.len() {
+                1 => String::new(),
+                _ => format!(", {}", BUILDS[build]),
+            };
+            let row = case.measure(program, &which, &dir, origin);
+            println!("{row}");
+            table += &row;
+            table += "\n";
+        }
     }
     let path = report::dir().join("memory.md");
     fs::write(&path, table).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
@@ -131,13 +140,13 @@ impl Case {
     }
 
     /// A row of the table.
-    fn measure(&self, dir: &Path, origin: SocketAddr) -> String {
+    fn measure(&self, program: &Path, which: &str, dir: &Path, origin: SocketAddr) -> String {
         fs::create_dir_all(dir).expect("make the proxy's folder");
         let made = SelfSigned::write_to(dir);
         let disk = format!("sendfile:\n      enabled: {}", self.sendfile);
         let (proxy, http, https) = run_proxy(
             "s3-proxy",
-            Path::new(PROXY),
+            program,
             None,
             dir,
             (origin, BUCKET),
@@ -192,7 +201,7 @@ impl Case {
             false => TARGET.to_string(),
         };
         format!(
-            "| {} | {} | {} | {:.1} | {target} |",
+            "| {}{which} | {} | {} | {:.1} | {target} |",
             self.name,
             before / KIB,
             during / KIB,
