@@ -104,22 +104,12 @@ fn markdown(results: &Results, options: &Options) -> String {
 
 /// The section of a cell.
 pub fn cell(cell: &Cell) -> String {
-    let mut table = Table::new(&[
-        "peer",
-        "responses/s",
-        "GB/s",
-        "spread",
-        "/ nginx",
-        "/ old flow",
-        "p50, µs",
-        "p99, µs",
-        "p99 / nginx",
-        "busy",
-        "CPU s/GiB",
-        "/ nginx",
-        "in the kernel",
-    ]);
     let old_flow = cell.entries.iter().find(|e| e.kind == PeerKind::OldFlow);
+    let mut head = vec!["peer", "responses/s", "GB/s", "spread", "/ nginx"];
+    head.extend(old_flow.map(|_| "/ old flow"));
+    head.extend(["p50, µs", "p99, µs", "p99 / nginx", "busy"]);
+    head.extend(["CPU s/GiB", "CPU / nginx", "in the kernel"]);
+    let mut table = Table::new(&head);
     for entry in &cell.entries {
         let Some(rate) = Summary::of(entry.rates.iter().copied()) else {
             continue;
@@ -129,13 +119,15 @@ pub fn cell(cell: &Cell) -> String {
         let fastest = nginx(|nginx| -median(&nginx.rates));
         let quickest = nginx(|nginx| median(&nginx.p99));
         let thriftiest = nginx(|nginx| median(&nginx.cpu_rates));
-        table.row(&[
+        let mut row = vec![
             entry.kind.key().to_owned(),
             count(rate.median / cell.objects.len as f64),
             format!("{:.2}", rate.median / 1e9),
             format!("±{:.0} %", rate.spread() * 100.0),
             ratio(&entry.rates, fastest.map(|nginx| &nginx.rates)),
-            ratio(&entry.rates, old_flow.map(|old_flow| &old_flow.rates)),
+        ];
+        row.extend(old_flow.map(|old_flow| ratio(&entry.rates, Some(&old_flow.rates))));
+        row.extend([
             count(median(&entry.p50) / 1e3),
             count(median(&entry.p99) / 1e3),
             ratio(&entry.p99, quickest.map(|nginx| &nginx.p99)),
@@ -144,6 +136,7 @@ pub fn cell(cell: &Cell) -> String {
             ratio(&entry.cpu_rates, thriftiest.map(|nginx| &nginx.cpu_rates)),
             format!("{:.0} %", entry.cpu.kernel_part() * 100.0),
         ]);
+        table.row(&row);
     }
     format!("## {}\n\n{table}", heading(cell))
 }
@@ -203,7 +196,7 @@ pub fn handshakes(handshakes: &Handshakes) -> String {
         "/ nginx",
         "busy",
         "CPU µs each",
-        "/ nginx",
+        "CPU / nginx",
         "in the kernel",
     ]);
     let nginx = handshakes.entries.iter().find(|e| e.kind.is_nginx());
