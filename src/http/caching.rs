@@ -19,6 +19,7 @@ mod phases;
 mod shared;
 mod state;
 
+use http::header::STRICT_TRANSPORT_SECURITY;
 use pingora_cache::key::HashBinary;
 use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
 use pingora_core::{Error, Result};
@@ -227,7 +228,12 @@ impl HttpCaching {
         response: &mut ResponseHeader,
         ctx: &mut CachingCtx,
     ) -> Result<()> {
-        self.complete_response(session, response, ctx)
+        if self.options.hsts.is_some() {
+            // Before the header is prepared, which all listeners send.
+            response.remove_header(&STRICT_TRANSPORT_SECURITY);
+        }
+        self.complete_response(session, response, ctx)?;
+        self.insist_on_tls(session, response)
     }
 
     /// For `should_serve_stale`. `error` is `None` while another request revalidates. Pingora has

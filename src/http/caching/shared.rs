@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 
@@ -61,6 +61,9 @@ pub struct CachingOptions {
     /// Makes the body of an error that the cache itself answers, and the fields that describe
     /// it. `None`: errors have no body.
     pub error_body: Option<ErrorBody>,
+    /// The value of `Strict-Transport-Security` in responses over TLS (RFC 6797), in place of the
+    /// origin's. `None`: responses have the origin's.
+    pub hsts: Option<HeaderValue>,
 }
 
 /// See [`CachingOptions::error_body`]. The response has its status, and fields that stay.
@@ -82,6 +85,7 @@ impl Default for CachingOptions {
             miss_timeout: Duration::from_secs(60),
             head_ttl: Duration::ZERO,
             error_body: None,
+            hsts: None,
         }
     }
 }

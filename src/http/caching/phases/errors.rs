@@ -58,6 +58,7 @@ impl HttpCaching {
 
     async fn respond_error(&self, session: &mut Session, status: u16) -> Result<()> {
         let mut header = ServerSession::generate_error(status);
+        self.insist_on_tls(session, &mut header)?;
         let mut body = match self.options.error_body {
             Some(body) => body(session.req_header(), &mut header)?,
             None => Bytes::new(),

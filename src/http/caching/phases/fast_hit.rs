@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use http::HeaderValue;
 use pingora_cache::{BodyPart, CacheKey};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
@@ -44,9 +45,17 @@ impl HttpCaching {
             _ => SystemTime::now(),
         };
         let fields = prepared_fields(prepared, self.options.name, now);
+        let [age, status] = fields.as_array();
+        let hsts = self.hsts(session).map_or(&b""[..], HeaderValue::as_bytes);
+        let fields = [age, status, ("Strict-Transport-Security", hsts)];
+        let fields = if hsts.is_empty() {
+            &fields[..2]
+        } else {
+            &fields[..]
+        };
         ctx.state = State::FastHit;
         session
-            .write_prepared_header(&prepared.header, &fields.as_array(), false)
+            .write_prepared_header(&prepared.header, fields, false)
             .await
             .map_err(classify_send_error)?;
         let sent = send_body(session, &mut hit, first).await;

@@ -4,9 +4,10 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, RANGE, SET_COOKIE, TRANSFER_ENCODING,
+    ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, RANGE, SET_COOKIE,
+    STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING,
 };
-use http::{HeaderName, Method, StatusCode, Version};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version};
 use log::warn;
 use pingora_cache::{CachePhase, NoCacheReason};
 use pingora_core::{Error, Result};
@@ -265,6 +266,27 @@ impl HttpCaching {
         self.respond(session, header).await
     }
 
+    /// Let browsers that use TLS go on to use it (RFC 6797 §7.1).
+    pub(in crate::http::caching) fn insist_on_tls(
+        &self,
+        session: &Session,
+        response: &mut ResponseHeader,
+    ) -> Result<()> {
+        match self.hsts(session) {
+            Some(value) if !response.status.is_informational() => {
+                response.insert_header(STRICT_TRANSPORT_SECURITY, value)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The value of `Strict-Transport-Security` for a client.
+    pub(in crate::http::caching) fn hsts(&self, session: &Session) -> Option<&HeaderValue> {
+        let value = self.options.hsts.as_ref()?;
+        let digest = session.as_downstream().digest()?;
+        digest.ssl_digest.is_some().then_some(value)
+    }
+
     /// Send a response that the cache itself makes.
     pub(in crate::http::caching) async fn respond(
         &self,
@@ -277,6 +299,7 @@ impl HttpCaching {
             }
             _ => Bytes::new(),
         };
+        self.insist_on_tls(session, &mut header)?;
         let has_body = !body.is_empty() && session.req_header().method != Method::HEAD;
         session
             .write_response_header(Box::new(header), !has_body)
