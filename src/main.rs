@@ -76,9 +76,11 @@ enum Command {
 
 /// The log filter if RUST_LOG is not set. At each start, Pingora warns that headers are stored
 /// without a compression dictionary, which is intended. The AWS SDK logs responses of credential
-/// servers, which can hold secrets; the proxy logs the errors without them.
+/// servers, which can hold secrets; the proxy logs the errors without them. Rustls warns of what
+/// clients send, which the proxy counts.
 const DEFAULT_LOG: &str =
-    "warn,pingora_sendfile=info,pingora_cache::meta=error,aws_config=off,aws_smithy_runtime=off";
+    "warn,pingora_sendfile=info,pingora_cache::meta=error,aws_config=off,aws_smithy_runtime=off,\
+     rustls=error";
 
 fn main() -> ExitCode {
     logging::init(DEFAULT_LOG);

@@ -80,6 +80,35 @@ pub struct Metrics {
     /// Credentials that are looked up.
     #[cfg(feature = "s3-proxy")]
     credentials: CredentialsMetrics,
+    /// The HTTPS listener.
+    #[cfg(feature = "s3-proxy")]
+    pub(crate) tls: TlsMetrics,
+}
+
+/// The certificates of the HTTPS listener, and the handshakes that have failed.
+#[cfg(feature = "s3-proxy")]
+pub(crate) struct TlsMetrics {
+    expiry: IntGaugeVec,
+    /// File and name of each certificate in `expiry`.
+    #[cfg(any(feature = "rustls", feature = "openssl", feature = "boringssl"))]
+    watched: Mutex<Vec<[String; 2]>>,
+    /// 1 if the files hold something that cannot be used.
+    pub(crate) reload_failed: IntGauge,
+    /// Certificates replaced while serving.
+    pub(crate) reloads: IntCounter,
+    /// Handshakes that have failed, by reason.
+    pub(crate) handshake_failures: IntCounterVec,
+}
+
+/// The time at which a certificate expires.
+#[cfg(all(
+    feature = "s3-proxy",
+    any(feature = "rustls", feature = "openssl", feature = "boringssl")
+))]
+pub(crate) struct CertificateExpiry {
+    /// The file, and the first DNS name or nothing.
+    pub(crate) labels: [String; 2],
+    pub(crate) timestamp: i64,
 }
 
 /// Copies of the counters of the buckets' credentials.
@@ -255,6 +284,8 @@ impl Metrics {
             miss_turns: MissMetrics::new(&make),
             #[cfg(feature = "s3-proxy")]
             credentials: CredentialsMetrics::new(&make),
+            #[cfg(feature = "s3-proxy")]
+            tls: TlsMetrics::new(&make),
         };
         for source in ["downstream", "upstream", "internal", "unset"] {
             metrics.errors.with_label_values(&[source]);
@@ -314,6 +345,10 @@ impl Metrics {
             &self.credentials.expiry as &dyn Collector,
             &self.credentials.failures,
             &self.credentials.refused,
+            &self.tls.expiry,
+            &self.tls.reload_failed,
+            &self.tls.reloads,
+            &self.tls.handshake_failures,
         ]);
         all
     }
@@ -385,6 +420,74 @@ impl CredentialsMetrics {
                 metric.inc_by(count.saturating_sub(metric.get()));
             }
         }
+    }
+}
+
+// === impl TlsMetrics ===
+
+#[cfg(feature = "s3-proxy")]
+impl TlsMetrics {
+    fn new(make: &Maker) -> Self {
+        let expiry = make.opts(
+            "tls_certificate_expiry_timestamp_seconds",
+            "Time when a certificate of the HTTPS listener expires",
+        );
+        let metrics = TlsMetrics {
+            expiry: IntGaugeVec::new(expiry, &["file", "name"]).expect(VALID),
+            #[cfg(any(feature = "rustls", feature = "openssl", feature = "boringssl"))]
+            watched: Mutex::default(),
+            reload_failed: make.gauge(
+                "tls_reload_failed",
+                "1 if the certificate files hold something that cannot be used, so that the \
+                 certificates of before are served",
+            ),
+            reloads: make.counter(
+                "tls_reloads_total",
+                "Times that the certificates were replaced while serving",
+            ),
+            handshake_failures: make.counters(
+                "tls_handshake_failures_total",
+                "Handshakes of clients that have failed, by reason",
+                "reason",
+            ),
+        };
+        for reason in [
+            "certificate",
+            "closed",
+            "incompatible",
+            "no_certificate",
+            "other",
+            "protocol",
+            "refused",
+            "timeout",
+        ] {
+            metrics.handshake_failures.with_label_values(&[reason]);
+        }
+        metrics
+    }
+
+    /// Report these certificates, in place of any earlier ones.
+    #[cfg(any(feature = "rustls", feature = "openssl", feature = "boringssl"))]
+    pub(crate) fn watch(&self, all: &[CertificateExpiry]) {
+        fn labels(of: &[String; 2]) -> [&str; 2] {
+            of.each_ref().map(String::as_str)
+        }
+        let mut watched = self.watched.lock();
+        for certificate in all {
+            self.expiry
+                .with_label_values(&labels(&certificate.labels))
+                .set(certificate.timestamp);
+        }
+        let is_former =
+            |of: &&[String; 2]| all.iter().all(|certificate| certificate.labels != **of);
+        for former in watched.iter().filter(is_former) {
+            // An error means that it is not there any more.
+            let _ = self.expiry.remove_label_values(&labels(former));
+        }
+        *watched = all
+            .iter()
+            .map(|certificate| certificate.labels.clone())
+            .collect();
     }
 }
 

@@ -10,7 +10,7 @@ use super::error::Place;
 use super::reader::{value, Finding, Problem, Step};
 use super::values::{Address, BucketName, Folder, HostName, PathPrefix, Period, Secret, Service};
 use super::variables::Env;
-use super::{Auth, CredentialsFrom, TlsVerify};
+use super::{Auth, ClientAuth, CredentialsFrom, TlsVerify};
 
 pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     prefixes(root, env, findings);
@@ -20,6 +20,7 @@ pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     passthrough(root, env, findings);
     connections(root, env, findings);
     disk(root, env, findings);
+    https(root, env, findings);
     listeners(root, env, findings);
 }
 
@@ -349,6 +350,39 @@ fn disk(root: &Node, env: Env, findings: &mut Vec<Finding>) {
         let path = ["cache", "disk", "path"].map(|name| Step::Name(name.into()));
         let problem = Problem::new("is missing", Folder::expected());
         findings.push(finding(disk.place, path.into(), problem));
+    }
+}
+
+/// Checks that no key of `server.tls` lacks the one that it depends on.
+fn https(root: &Node, env: Env, findings: &mut Vec<Finding>) {
+    let Some(tls) = root.get("server").and_then(|server| server.get("tls")) else {
+        return;
+    };
+    let redirects = value(tls.get("redirect"), env).unwrap_or(tls.get("redirect").is_some());
+    let is_optional = value(tls.get("client_auth"), env) == Some(ClientAuth::Optional);
+    for (name, has_effect, what, remedy) in [
+        (
+            "client_auth",
+            tls.get("client_ca").is_some() || !is_optional,
+            "has no effect without client_ca",
+            "add client_ca, or leave the key out",
+        ),
+        (
+            "redirect_port",
+            redirects,
+            "has no effect without redirect",
+            "write redirect: true, or leave the key out",
+        ),
+    ] {
+        let Some(entry) = tls.entry(name).filter(|_| !has_effect) else {
+            continue;
+        };
+        let path = ["server", "tls", name].map(|name| Step::Name(name.into()));
+        findings.push(finding(
+            entry.place,
+            path.into(),
+            Problem::new(what, remedy),
+        ));
     }
 }
 

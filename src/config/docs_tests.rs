@@ -23,7 +23,7 @@ const MARKER: &str = "<!-- Generated from src/config/mod.rs; UPDATE_DOCS=1 rewri
 
 /// Every section, with no more than it must have.
 const LEAST: &str = "\
-server: {address: '127.0.0.1:0', tls: {address: '127.0.0.1:0', certificate: Cargo.toml, key: Cargo.toml}}
+server: {address: '127.0.0.1:0', tls: {address: '127.0.0.1:0', certificate: Cargo.toml, key: Cargo.toml, certificates: [{certificate: Cargo.toml, key: Cargo.toml}]}}
 buckets: [{path_prefix: /assets, bucket: my-bucket, region: us-east-1, assume_role: {role_arn: 'arn:aws:iam::1:role/reader'}}]
 cache: {range_fill: {}, memory: {}, disk: {path: c, sendfile: {}}, rules: [{}]}
 ";
@@ -329,7 +329,7 @@ fn printed_defaults() -> BTreeMap<String, String> {
 
 /// The keys that are missing where all sections are there, and nothing in them.
 fn required() -> BTreeSet<String> {
-    let empty = "server: {tls: {}}\nbuckets: [{assume_role: {}, clients: [{}], jwt: {}}]\n\
+    let empty = "server: {tls: {certificates: [{}]}}\nbuckets: [{assume_role: {}, clients: [{}], jwt: {}}]\n\
                  cache: {disk: {}}\nmetrics: {}\nadmin: {}";
     let error = Config::parse(empty, Path::new("proxy.yaml"), &|_| None).unwrap_err();
     let missing = error.mistakes().iter().filter(|mistake| {
@@ -441,13 +441,22 @@ fn whole_example() -> String {
         let (indent, comment) = line.split_once("# ")?;
         let key = comment.trim_start().trim_start_matches("- ");
         let key = key.split_once(':')?.0;
-        let is_key = !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        let is_key = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        let is_key = !key.is_empty() && key.bytes().all(is_key);
         (indent.trim().is_empty() && is_key).then(|| format!("{indent}{comment}"))
     };
     let lines = EXAMPLE
         .lines()
         .map(|text| line(text).unwrap_or(text.to_owned()) + "\n");
-    let files = ["cert", "key", "ca"].map(|name| format!("/etc/s3-proxy/{name}.pem"));
+    let files = [
+        "cert",
+        "key",
+        "ca",
+        "assets-cert",
+        "assets-key",
+        "clients-ca",
+    ]
+    .map(|name| format!("/etc/s3-proxy/{name}.pem"));
     let whole = lines.collect::<String>();
     files
         .iter()
@@ -565,6 +574,8 @@ fn a_default_is_stated_in_words_only_where_none_can_be_printed() {
         "server.tls.address",
         "server.tls.certificate",
         "server.tls.key",
+        "server.tls.certificates[].certificate",
+        "server.tls.certificates[].key",
         "buckets[].path_prefix",
         "buckets[].bucket",
         "buckets[].region",

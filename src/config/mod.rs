@@ -45,7 +45,7 @@ pub use values::{
     Address, BucketName, ExternalId, FieldName, Folder, Gigabytes, HmacKeyFile, HostName, JwksFile,
     KeyPrefix, Megabytes, MegabytesPerMinute, MegabytesPerSecond, PathPrefix, Pattern, PemFile,
     Period, Plain, PublicKeyFile, Region, RoleArn, Secret, Service, SessionName, Share, Socket,
-    TlsName, Whole,
+    TlsName, TlsVersion, Whole,
 };
 use variables::Env;
 use wording::Secrets;
@@ -147,16 +147,51 @@ pub struct Server {
     pub tls: Option<Tls>,
 }
 
-/// A second listener, for HTTPS with HTTP/1.1 and HTTP/2. Without the section, there is none.
+/// A second listener, for HTTPS. Without the section, there is none. The files are read again when
+/// they change and on SIGHUP, see [Certificates](operations.md#certificates).
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// Address of the HTTPS listener.
     pub address: Address,
-    /// Certificate chain; a relative path starts at the working directory.
+    /// Certificate chain, with the certificate of the server first. Clients receive it that send no
+    /// host name (SNI), or one that none of the certificates is for. A relative path starts at the
+    /// working directory.
     pub certificate: PemFile,
-    /// Private key of the certificate.
+    /// Private key of the certificate, without a passphrase: PKCS #8, PKCS #1 or SEC 1.
     pub key: PemFile,
+    /// Further certificates, each for the DNS names in it.
+    #[serde(
+        default,
+        deserialize_with = "list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub certificates: Vec<Certificate>,
+    /// Lowest version of TLS.
+    #[serde(default)]
+    pub min_version: TlsVersion,
+    /// `true`: HTTP/2 for clients that offer it (ALPN). `false`: HTTP/1.1 only.
+    #[serde(default = "defaults::http2")]
+    pub http2: bool,
+    /// Certificate authorities of clients (mutual TLS), which then need a certificate of one of
+    /// these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<PemFile>,
+    /// Clients that must have a certificate, with `client_ca`.
+    #[serde(default)]
+    pub client_auth: ClientAuth,
+    /// `true`: `server.address` serves nothing but redirects (308) to HTTPS, with the host, path and
+    /// query of the request.
+    #[serde(default)]
+    pub redirect: bool,
+    /// Port in these redirects, if clients reach the HTTPS listener at another one than that of
+    /// `server.tls.address`. Default: the port of `server.tls.address`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect_port: Option<Whole<u16, 1, 65_535>>,
+    /// Time for which browsers use only HTTPS for this host: `Strict-Transport-Security` in responses
+    /// over HTTPS. `0`: browsers forget it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hsts: Option<Period>,
     /// Longest time for a TLS handshake; the connection is then closed. `0`: no limit.
     #[serde(default = "defaults::handshake_timeout")]
     pub handshake_timeout: Period,
@@ -178,6 +213,28 @@ pub enum KernelTls {
     On,
     /// It is not used.
     Off,
+}
+
+/// Further certificates. If several are for the name that a client sends, it receives the first whose
+/// kind of key it supports; exact names come before wildcards.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// Certificate chain, with the certificate of the server first.
+    pub certificate: PemFile,
+    /// Private key of the certificate, without a passphrase.
+    pub key: PemFile,
+}
+
+/// The values of `server.tls.client_auth`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename = "client_auth", rename_all = "lowercase")]
+pub enum ClientAuth {
+    /// All clients.
+    #[default]
+    Required,
+    /// None; a certificate that a client sends is verified.
+    Optional,
 }
 
 /// Buckets to serve, at least one.
@@ -629,6 +686,10 @@ mod defaults {
         Period::from_secs(0)
     }
 
+    pub fn http2() -> bool {
+        true
+    }
+
     pub fn handshake_timeout() -> Period {
         Period::from_secs(10)
     }
@@ -971,6 +1032,18 @@ impl Tls {
     /// [`Self::handshake_timeout`], or a time that no handshake takes.
     pub fn handshake_limit(&self) -> Duration {
         self.handshake_timeout.non_zero().unwrap_or(Period::LONGEST)
+    }
+
+    /// All certificates with their keys, the default one first: for each the section below
+    /// `server.tls`, and the paths of both.
+    pub fn identities(&self) -> impl Iterator<Item = (String, &Path, &Path)> {
+        let default = (String::new(), &*self.certificate, &*self.key);
+        let others = self.certificates.iter().enumerate();
+        let others = others.map(|(index, other)| {
+            let section = format!("certificates[{index}].");
+            (section, &*other.certificate, &*other.key)
+        });
+        std::iter::once(default).chain(others)
     }
 }
 

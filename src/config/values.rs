@@ -895,6 +895,67 @@ impl Serialize for Period {
     }
 }
 
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    #[default]
+    V1_2,
+    /// RFC 8446.
+    V1_3,
+}
+
+struct TlsVersionVisitor;
+
+// === impl TlsVersion ===
+
+impl Visitor<'_> for TlsVersionVisitor {
+    type Value = TlsVersion;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("write 1.2 or 1.3")
+    }
+
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<TlsVersion, E> {
+        Err(unfit("is not a supported version of TLS"))
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<TlsVersion, E> {
+        self.visit_u64(0)
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<TlsVersion, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<TlsVersion, E> {
+        match text {
+            "1.2" => Ok(TlsVersion::V1_2),
+            "1.3" => Ok(TlsVersion::V1_3),
+            _ => self.visit_u64(0),
+        }
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<TlsVersion, E> {
+        Ok(TlsVersion::default())
+    }
+}
+
+impl<'de> Deserialize<'de> for TlsVersion {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(TlsVersionVisitor)
+    }
+}
+
+impl Serialize for TlsVersion {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(match self {
+            TlsVersion::V1_2 => "1.2",
+            TlsVersion::V1_3 => "1.3",
+        })
+    }
+}
+
 /// A whole number from `MIN` to `MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]

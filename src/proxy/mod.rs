@@ -26,6 +26,8 @@ mod passthrough;
 #[cfg(feature = "s3-proxy")]
 pub mod preflight;
 #[cfg(feature = "s3-proxy")]
+mod redirect;
+#[cfg(feature = "s3-proxy")]
 mod request_id;
 #[cfg(feature = "s3-proxy")]
 mod resolve;

@@ -5,12 +5,10 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use log::warn;
 use rustix::fs::{access, Access};
-use x509_parser::certificate::X509Certificate;
-use x509_parser::prelude::FromDer;
 
-use super::{authorities, tls};
+use super::authorities;
+use super::tls::{self, Unusable};
 use crate::config::{Bucket, Config, KernelTls, Tls};
 
 /// A setting that is valid but does not fit this machine: the key, and one line with the
@@ -43,44 +41,42 @@ impl fmt::Display for Unfit {
 
 impl std::error::Error for Unfit {}
 
-/// Check that the files of `config` can be used: the certificate and the key, as the listener will
+/// Check that the files of `config` can be used: the certificates and keys, as the listener will
 /// load them, the folders of the cache and of the upgrade socket, and the authorities of origins.
 ///
-/// Returns everything that cannot be used. A certificate that has expired, or is not valid yet, is
-/// only logged, because a client may accept it.
+/// Returns everything that cannot be used. A certificate that has expired, will expire within a week,
+/// or is not valid yet, is only logged, because a client may accept it.
 pub fn check(config: &Config) -> Vec<Unfit> {
-    let tls = config.server.tls.as_ref().map(check_tls);
+    let tls = config.server.tls.as_ref().map_or(Vec::new(), check_tls);
     let folder = config.cache.disk.folder();
     let cache = folder.map(|folder| check_folder("cache.disk.path", folder));
     let sock = config.server.upgrade_sock.as_deref();
     // The cache creates its own folder.
     let sock = sock.filter(|sock| !folder.is_some_and(|folder| sock.starts_with(folder)));
-    let checked = [tls, cache, sock.map(check_socket)];
-    checked
+    let others = [cache, sock.map(check_socket)];
+    let others = others
         .into_iter()
         .flatten()
         .chain(config.buckets.iter().enumerate().map(check_origin))
-        .filter_map(Result::err)
-        .collect()
+        .filter_map(Result::err);
+    tls.into_iter().chain(others).collect()
 }
 
-fn check_tls(settings: &Tls) -> Result<(), Unfit> {
-    let (certificate, key) = (settings.certificate.display(), settings.key.display());
-    let leaf =
-        tls::check_pair(&settings.certificate, &settings.key).map_err(|(problem, remedy)| {
-            Unfit {
-                key: "server.tls".to_owned(),
-                what: format!("{certificate} and {key}: {problem}; {remedy}"),
-            }
-        })?;
-    warn_of_validity(settings, &leaf);
+fn check_tls(settings: &Tls) -> Vec<Unfit> {
+    let unfit = |problem: Unusable| Unfit {
+        key: format!("server.tls.{}", problem.key),
+        what: problem.what,
+    };
+    let problems = tls::check(settings).err().unwrap_or_default();
+    let mut all: Vec<_> = problems.into_iter().map(unfit).collect();
     if settings.ktls == KernelTls::On {
-        tls::kernel_tls().map_err(|why| Unfit {
+        let missing = tls::kernel_tls().err().map(|why| Unfit {
             key: "server.tls.ktls".to_owned(),
             what: format!("is on, and {why}; write auto to do without kernel TLS"),
-        })?;
+        });
+        all.extend(missing);
     }
-    Ok(())
+    all
 }
 
 fn check_origin((index, bucket): (usize, &Bucket)) -> Result<(), Unfit> {
@@ -102,22 +98,6 @@ fn check_origin((index, bucket): (usize, &Bucket)) -> Result<(), Unfit> {
             file.display()
         ),
     })
-}
-
-fn warn_of_validity(tls: &Tls, leaf: &[u8]) {
-    let Ok((_, leaf)) = X509Certificate::from_der(leaf) else {
-        // The TLS library checks the certificate itself.
-        return;
-    };
-    let validity = leaf.validity();
-    if !validity.is_valid() {
-        warn!(
-            "server.tls: {}: the certificate is valid from {} to {}, not now; clients will refuse it",
-            tls.certificate.display(),
-            validity.not_before,
-            validity.not_after
-        );
-    }
 }
 
 /// Check that `path` is a folder, or can become one.

@@ -255,7 +255,7 @@ fn is_doubtful(site: &Site, host: &[u8]) -> bool {
 
 /// The name or address in a `Host`. `None` if something other than a port follows it, or if
 /// brackets do not enclose an IPv6 address.
-fn without_port(host: &str) -> Option<&str> {
+pub(super) fn without_port(host: &str) -> Option<&str> {
     let end = match host.strip_prefix('[') {
         Some(rest) => {
             let (address, _) = rest.split_once(']')?;

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use log::info;
+use log::{debug, info};
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::apps::HttpServerOptions;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig, NotsentLimit};
+use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server, ShutdownWatch};
 use pingora_core::services::background::{background_service, BackgroundService};
 use pingora_core::services::listening::Service;
+use pingora_core::Error;
 
 use super::admin::AdminApp;
 use super::descriptors;
@@ -112,7 +114,10 @@ impl ProxyServer {
         let admin = optional(admin, "admin.address")?;
 
         let cache = open_cache(config, listeners)?;
-        let proxy = S3ProxyHttp::new(config, cache);
+        let mut proxy = S3ProxyHttp::new(config, cache);
+        if let Some(https) = &https {
+            proxy.set_chosen_https_port(https.address().port());
+        }
 
         // Without a socket, the line that SIGQUIT leaves in the log names the key.
         let upgrade_sock = config.server.upgrade_sock.clone();
@@ -160,20 +165,18 @@ impl ProxyServer {
         service.set_connection_limit(connections);
         let unsent =
             send_buffer::limit(config.server.send_buffer.map(|bytes| *bytes)).map(Arc::new);
-        if let (Some(files), Some(listener)) = (&config.server.tls, &https) {
-            let mut settings = tls::listener(&files.certificate, &files.key, TLS_WRITE_BUFFER)
-                .map_err(|e| {
-                    StartError(format!(
-                        "server.tls: {} and {} cannot be used: {e}",
-                        files.certificate.display(),
-                        files.key.display()
-                    ))
-                })?;
-            use_kernel_tls(files.ktls, &mut settings);
+        if let (Some(section), Some(listener)) = (&config.server.tls, &https) {
+            let (mut settings, reload) =
+                tls::listener(section, TLS_WRITE_BUFFER).map_err(|e| StartError(e.to_string()))?;
+            if let Some(reload) = reload {
+                server.add_service(background_service("certificates", reload));
+            }
+            use_kernel_tls(section.ktls, &mut settings);
             service.add_listener(
                 listener_config(listener, &unsent)
                     .tls(settings)
-                    .handshake_timeout(files.handshake_limit()),
+                    .handshake_timeout(section.handshake_limit())
+                    .on_handshake_error(Arc::new(count_handshake_error)),
             );
         }
         // This listener is added last, because a successful connection to it implies the other one;
@@ -295,6 +298,17 @@ fn listener_config(listener: &Listener, unsent: &Option<Arc<NotsentLimit>>) -> L
     ListenerConfig::tcp(listener.address().to_string())
         .tcp_socket_options(options)
         .l4_buffer(L4BufferSettings::default().read(0))
+}
+
+/// Count a failed handshake. Any client can cause as many as it likes, so none is logged.
+fn count_handshake_error(peer: Option<&PeerAddress>, error: &Error) {
+    let reason = tls::failure(error);
+    METRICS
+        .tls
+        .handshake_failures
+        .with_label_values(&[reason])
+        .inc();
+    debug!("a TLS handshake with {peer:?} has failed ({reason}): {error}");
 }
 
 /// Limit the resources of an HTTP/2 connection. `server.write_timeout` cuts a stream whose client

@@ -1,14 +1,25 @@
 //! Signals that end neither the process nor a transfer.
 
 use std::io;
+use std::sync::LazyLock;
 
-use log::warn;
+use log::{info, warn};
 use tokio::signal::unix::{signal, Signal, SignalKind};
+use tokio::sync::watch;
+
+/// Those who act on SIGHUP.
+static HANGUPS: LazyLock<watch::Sender<()>> = LazyLock::new(|| watch::Sender::new(()));
+
+/// Each SIGHUP from now on, if the process [outlives](outlive) it.
+#[cfg(all(feature = "s3-proxy", feature = "rustls"))]
+pub(super) fn hangups() -> watch::Receiver<()> {
+    HANGUPS.subscribe()
+}
 
 /// Ignore signals that would end the process but have no meaning for it.
 ///
-/// SIGHUP is logged, because it makes other servers read their configuration again. SIGUSR1 and
-/// SIGUSR2 come from log rotation and upgrades of other servers. After SIGXFSZ, the write that is
+/// SIGHUP makes the HTTPS listener read its certificates again. It is logged, because it makes other
+/// servers read all of their configuration again. SIGUSR1 and SIGUSR2 come from log rotation and upgrades of other servers. After SIGXFSZ, the write that is
 /// too long fails (setrlimit(2), `RLIMIT_FSIZE`). The Rust runtime ignores SIGPIPE.
 ///
 /// # Errors
@@ -37,6 +48,11 @@ pub fn outlive() -> io::Result<()> {
 
 async fn log_each(hangup: &mut Signal) {
     while hangup.recv().await.is_some() {
+        if HANGUPS.receiver_count() > 0 {
+            info!("SIGHUP: certificates are read again, the configuration is not");
+            HANGUPS.send_replace(());
+            continue;
+        }
         warn!(
             "SIGHUP is ignored: the configuration cannot be read again while serving; \
              start a new process with run --upgrade, then send SIGQUIT to this one"

@@ -8,7 +8,7 @@ use std::{
 
 use crate::S3_PROXY;
 use tempfile::TempDir;
-use test_support::SelfSigned;
+use test_support::{pem, Authority, SelfSigned};
 
 const GOOD: &str = "\
 server:
@@ -136,24 +136,113 @@ fn a_certificate_and_a_key_that_do_not_fit_are_named_both() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
 
-    let garbage = one.path().join("garbage.pem");
-    fs::write(
-        &garbage,
-        "-----BEGIN CERTIFICATE-----\nZ2FyYmFnZQ==\n-----END CERTIFICATE-----\n",
-    )
-    .expect("write a file");
-    for (certificate, key, why) in [
-        (&fits.certificate, &other.key, "its own private key"),
-        (&fits.key, &fits.certificate, "the certificate first"),
-        (&fits.certificate, &fits.certificate, "a private key"),
-        (&garbage, &fits.key, "cannot be used together"),
+    let file = |name: &str, content: &str| {
+        let path = one.path().join(name);
+        fs::write(&path, content).expect("write a file");
+        path
+    };
+    let garbage = pem("CERTIFICATE", b"garbage");
+    let garbage = file("garbage.pem", &garbage);
+    let text = file("text.pem", "no PEM at all");
+    let half = file("half.pem", "-----BEGIN CERTIFICATE-----\nAAAA");
+    let encrypted = file("encrypted.key", &pem("ENCRYPTED PRIVATE KEY", b"a secret"));
+    let legacy = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\
+                  DEK-Info: AES-128-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+    let legacy = file("legacy.key", legacy);
+    let nonsense = file("nonsense.key", &pem("PRIVATE KEY", b"nonsense"));
+    let without = "openssl pkey -in KEY";
+    for (certificate, key, name, why) in [
+        (&fits.certificate, &other.key, "key", "its own private key"),
+        (
+            &fits.certificate,
+            &fits.certificate,
+            "key",
+            "no private key",
+        ),
+        (&fits.certificate, &text, "key", "no private key"),
+        (&fits.certificate, &encrypted, "key", without),
+        (&fits.certificate, &legacy, "key", without),
+        (&fits.certificate, &nonsense, "key", "cannot be used"),
+        (&fits.key, &fits.key, "certificate", "holds no certificate"),
+        (&garbage, &fits.key, "certificate", "is no certificate"),
+        (&text, &fits.key, "certificate", "the certificate first"),
+        (&half, &fits.key, "certificate", "is not PEM"),
     ] {
-        let names = [certificate, key].map(|path| path.display().to_string());
+        let wrong = if name == "key" { key } else { certificate };
+        let wrong = wrong.display().to_string();
+        let place = format!("'{wrong}', key:");
+        let place = match name {
+            "key" => format!("'{wrong}'}}"),
+            _ => place,
+        };
         with_tls(certificate, key).expect_refused(
-            "tls: {",
-            "server.tls",
-            &[&names[0], &names[1], why],
+            &place,
+            &format!("server.tls.{name}"),
+            &[&wrong, why],
         );
+    }
+}
+
+#[test]
+fn further_certificates_and_authorities_of_clients_are_checked_too() {
+    let dir = TempDir::new().expect("make a directory");
+    let [default, nameless] = ["default", "nameless"].map(|name| {
+        let names = if name == "default" {
+            &["localhost"][..]
+        } else {
+            &[]
+        };
+        let paths = Authority::new("of servers")
+            .issue(names)
+            .write_to(dir.path(), name);
+        [paths.0, paths.1].map(|path| path.display().to_string())
+    });
+    let empty = dir.path().join("empty.pem");
+    fs::write(&empty, "").expect("write a file");
+    let empty = empty.display().to_string();
+    let with = |further: &str| {
+        let tls = format!(
+            "  tls: {{address: '127.0.0.1:0', certificate: '{}', key: '{}', {further}}}\nbuckets:",
+            default[0], default[1]
+        );
+        ConfigFile::new(&GOOD.replace("buckets:", &tls))
+    };
+    let pair = |certificate: &str, key: &str| {
+        format!("certificates: [{{certificate: '{certificate}', key: '{key}'}}]")
+    };
+    with(&pair(&nameless[0], &nameless[1])).expect_refused(
+        &format!("'{}'", nameless[0]),
+        "server.tls.certificates[0].certificate",
+        &["has no DNS name", "subjectAltName"],
+    );
+    with(&pair(&default[0], &nameless[1])).expect_refused(
+        &format!("'{}'", nameless[1]),
+        "server.tls.certificates[0].key",
+        &["is not the key", "its own private key"],
+    );
+    with(&format!("client_ca: '{empty}'")).expect_refused(
+        &format!("'{empty}'"),
+        "server.tls.client_ca",
+        &["holds no certificate", "authorities"],
+    );
+    with("client_auth: optional").expect_refused(
+        "client_auth",
+        "server.tls.client_auth",
+        &["no effect without client_ca"],
+    );
+    with("redirect_port: 443").expect_refused(
+        "redirect_port",
+        "server.tls.redirect_port",
+        &["redirect: true"],
+    );
+    with("min_version: 1.1").expect_refused(
+        "1.1",
+        "server.tls.min_version",
+        &["not a supported version", "1.2 or 1.3"],
+    );
+    for accepted in ["min_version: 1.3", "min_version: '1.2'", "hsts: 365d"] {
+        let output = with(accepted).s3_proxy("check");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
     }
 }
 
@@ -164,7 +253,7 @@ fn a_certificate_that_has_expired_is_only_warned_of() {
     let output = with_tls(&expired.certificate, &expired.key).s3_proxy("check");
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("the certificate is valid from"), "{said}");
+    assert!(said.contains("the certificate has expired on"), "{said}");
     assert!(
         said.contains(&expired.certificate.display().to_string()),
         "{said}"

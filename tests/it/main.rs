@@ -3,6 +3,7 @@
 mod admin;
 mod auth;
 mod cache_rules;
+mod certificates;
 mod cli;
 mod clients;
 mod conditions;

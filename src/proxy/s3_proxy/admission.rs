@@ -16,6 +16,7 @@ use crate::proxy::auth::{Admitted, Refused};
 use crate::proxy::buckets::{self, ListRules, Listing};
 use crate::proxy::errors;
 use crate::proxy::http1::answer_what_was_asked;
+use crate::proxy::redirect::{self, Redirect};
 use crate::proxy::route::{Found, Route};
 use crate::s3::{Code, ObjectKey, Operation, S3Error, S3Request, Site, Target};
 
@@ -43,6 +44,8 @@ pub(super) enum Admission {
     Pass(Route),
     /// The request is for something other than an object.
     Other(Route),
+    /// The client must use TLS.
+    Redirect(Redirect),
 }
 
 impl S3ProxyHttp {
@@ -52,6 +55,9 @@ impl S3ProxyHttp {
         session.set_write_timeout(self.write_timeout);
         session.set_min_send_rate(self.min_send_rate);
         self.limit_keepalive(session);
+        if let Some(redirect) = self.redirect.filter(|_| redirect::is_plain(session)) {
+            return Admission::Redirect(redirect);
+        }
         let found = match Found::of(self.keys.router(), session.req_header()) {
             Ok(found) => found,
             Err(error) => return Admission::Error(error),
@@ -115,6 +121,7 @@ impl S3ProxyHttp {
             Admission::Service(request) => self.answer_service(session, &request, ctx).await,
             Admission::Pass(route) => self.relay(session, route, ctx).await,
             Admission::Other(route) => self.answer_other(session, route, ctx).await,
+            Admission::Redirect(redirect) => redirect.answer(session).await,
         };
         answered.map(Some)
     }

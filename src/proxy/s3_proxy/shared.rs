@@ -18,6 +18,7 @@ use crate::proxy::dot_segments::DotSegments;
 use crate::proxy::errors;
 use crate::proxy::negative_cache::NegativeCache;
 use crate::proxy::passthrough::Passthrough;
+use crate::proxy::redirect::Redirect;
 use crate::proxy::resolve::Resolver;
 use crate::proxy::retries::Budget;
 use crate::proxy::rules::Rules;
@@ -78,6 +79,8 @@ pub struct S3ProxyHttp {
     pub(super) min_send_rate: Option<usize>,
     /// In seconds.
     pub(super) keepalive_timeout: Option<u64>,
+    /// The answer to requests without TLS, if they are not served.
+    pub(super) redirect: Option<Redirect>,
 }
 
 // === impl S3ProxyHttp ===
@@ -85,7 +88,12 @@ pub struct S3ProxyHttp {
 impl S3ProxyHttp {
     /// A proxy for the buckets of `config`, which caches in `cache`.
     pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Self {
+        let tls = config.server.tls.as_ref();
+        let hsts = tls.and_then(|tls| tls.hsts);
         let options = CachingOptions {
+            hsts: hsts
+                .map(|period| format!("max-age={}", period.as_secs()))
+                .and_then(|value| value.try_into().ok()),
             // The proxy makes its own requests, with only the fields of FORWARDED.
             request_fields: RequestFields::Only(&[]),
             // Otherwise any client could force requests to S3.
@@ -132,6 +140,15 @@ impl S3ProxyHttp {
             write_timeout: config.server.write_timeout.non_zero(),
             min_send_rate: (min_send_rate > 0).then_some(min_send_rate),
             keepalive_timeout: config.server.keepalive_secs(),
+            redirect: tls.and_then(Redirect::of),
+        }
+    }
+
+    /// Redirect requests without TLS to this port if the configuration lets the kernel choose the
+    /// port of the HTTPS listener.
+    pub(in crate::proxy) fn set_chosen_https_port(&mut self, port: u16) {
+        if let Some(redirect) = &mut self.redirect {
+            redirect.set_chosen_port(port);
         }
     }
 

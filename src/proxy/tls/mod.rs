@@ -5,11 +5,14 @@
 //! - `Authority`: the certificate of an authority; `authority` makes one from DER
 //! - `authorities`: a set of them, as a peer takes it
 //! - `install_provider`: choose the ciphers of the whole process, before Pingora does
-//! - `check_pair`: check a certificate chain and its key as the listener will load them
+//! - `check`: check the files of a listener as the listener will load them
 //! - `listener`: the settings of a listener, of which each connection encrypts at most `write_buffer`
-//!   bytes ahead of its client
+//!   bytes ahead of its client, and a `Reload`, which replaces its certificates while it serves
+//! - `failure`: the reason that a handshake has failed, as a label of a metric
 //! - `kernel_tls`: the support of kernel TLS in this build and the running kernel
 //! - `enable_kernel_tls`: use it for the connections of a listener
+//!
+//! `certificate` reads what backends need to know of a certificate.
 
 #[cfg(all(
     feature = "s2n",
@@ -19,6 +22,8 @@ compile_error!(
     "s3-proxy does not support s2n; choose the feature rustls, openssl or boringssl instead"
 );
 
+#[cfg(any(feature = "rustls", feature = "openssl", feature = "boringssl"))]
+mod certificate;
 #[cfg(all(
     any(feature = "openssl", feature = "boringssl"),
     not(feature = "rustls")
@@ -35,6 +40,7 @@ mod unavailable;
     not(feature = "rustls")
 ))]
 pub(super) use openssl::*;
+pub(super) use problem::Unusable;
 #[cfg(feature = "rustls")]
 pub(super) use rustls::*;
 #[cfg(not(any(feature = "rustls", feature = "openssl", feature = "boringssl")))]

@@ -1,12 +1,20 @@
-//! Problems with certificates and keys.
+//! Problems with the files of a listener.
 
-/// The problem with a certificate or a key, and the remedy.
-pub(in crate::proxy) type Unusable = (String, &'static str);
+use std::fmt;
 
-/// The remedy for files with other content.
-#[cfg(any(feature = "rustls", feature = "openssl", feature = "boringssl"))]
-pub(super) const WRITE_PATHS: &str = "write the paths of PEM files, the certificate first";
+/// A file of `server.tls` that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::proxy) struct Unusable {
+    /// The key of the setting, below `server.tls`.
+    pub key: String,
+    /// The file, the problem and the remedy, in one line.
+    pub what: String,
+}
 
-/// The remedy for a certificate and a key that do not belong together.
-#[cfg(any(feature = "rustls", feature = "openssl", feature = "boringssl"))]
-pub(super) const WRITE_A_PAIR: &str = "write a certificate and its own private key";
+// === impl Unusable ===
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "server.tls.{}: {}", self.key, self.what)
+    }
+}

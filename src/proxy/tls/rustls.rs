@@ -1,20 +1,35 @@
 //! Rustls.
+//!
+//! - this module: the provider of ciphers, the authorities of origins, failed handshakes
+//! - `identity`: a certificate chain and its key, from their files
+//! - `names`: the choice of a certificate by the name that a client sends
+//! - `config`: the configuration of a listener
+//! - `reload`: its replacement when the files change
 
-use std::path::Path;
+mod config;
+mod identity;
+mod names;
+mod reload;
+
+use std::io;
 use std::sync::Arc;
 
 use pingora_core::listeners::tls::{KernelTlsSupport, TlsSettings};
 use pingora_core::protocols::tls::CaType;
-use pingora_core::tls::load_certs_and_key_files;
 use pingora_core::utils::tls::{parse_x509, WrappedX509};
+use pingora_core::{Error, ErrorType};
 #[cfg(feature = "aws-lc")]
 use rustls::crypto::aws_lc_rs as crypto;
 #[cfg(not(feature = "aws-lc"))]
 use rustls::crypto::ring as crypto;
 use rustls::pki_types::CertificateDer;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::RootCertStore;
 
-use super::problem::{Unusable, WRITE_A_PAIR, WRITE_PATHS};
+use self::config::Loaded;
+pub(in crate::proxy) use self::reload::Reload;
+use super::certificate::Warned;
+use super::problem::Unusable;
+use crate::config::Tls;
 
 pub(in crate::proxy) const AVAILABLE: bool = true;
 
@@ -42,52 +57,48 @@ pub(in crate::proxy) fn install_provider() {
     let _ = crypto::default_provider().install_default();
 }
 
-/// Returns the certificate of the server itself, in DER.
-pub(in crate::proxy) fn check_pair(certificate: &Path, key: &Path) -> Result<Vec<u8>, Unusable> {
-    server_config(certificate, key).map(|(_, leaf)| leaf)
-}
-
-/// The settings of a listener.
+/// Checks the files of a listener. Certificates that have expired, or will soon, are only logged,
+/// because a client may accept them.
 ///
 /// # Errors
-/// The certificate or the key cannot be used.
-pub(in crate::proxy) fn listener(
-    certificate: &Path,
-    key: &Path,
-    write_buffer: usize,
-) -> Result<TlsSettings, String> {
-    let (config, _) = server_config(certificate, key).map_err(|(problem, _)| problem)?;
-    let mut settings = TlsSettings::from_server_config(Arc::new(config));
-    settings.set_write_buffer_limit(write_buffer);
-    Ok(settings)
+/// All files that cannot be used.
+pub(in crate::proxy) fn check(settings: &Tls) -> Result<(), Vec<Unusable>> {
+    let loaded = Loaded::read(settings)?;
+    Warned::default().warn_of(&loaded.certificates);
+    Ok(())
 }
 
-/// The configuration of a listener, and the certificate of the server itself in DER.
-fn server_config(certificate: &Path, key: &Path) -> Result<(ServerConfig, Vec<u8>), Unusable> {
-    let loaded = load_certs_and_key_files(&certificate.to_string_lossy(), &key.to_string_lossy());
-    let (chain, key) = loaded
-        .map_err(|e| {
-            (
-                format!("cannot be read: {e}"),
-                "write the paths of PEM files",
-            )
-        })?
-        .ok_or_else(|| {
-            let what = "do not hold a certificate and a private key";
-            (what.to_owned(), WRITE_PATHS)
-        })?;
-    let leaf = chain.first().map_or(Vec::new(), |leaf| leaf.to_vec());
-    let unusable = |e| (format!("cannot be used together: {e}"), WRITE_A_PAIR);
-    let mut config = ServerConfig::builder_with_provider(Arc::new(crypto::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(unusable)?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(unusable)?;
-    // Only kernel TLS takes the secrets, and only of its own connections.
-    config.enable_secret_extraction = true;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok((config, leaf))
+/// The settings of a listener, and the service that replaces its certificates.
+///
+/// # Errors
+/// A file cannot be used.
+pub(in crate::proxy) fn listener(
+    settings: &Tls,
+    write_buffer: usize,
+) -> Result<(TlsSettings, Option<Reload>), Unusable> {
+    let reload = Reload::new(settings).map_err(|mut all| all.swap_remove(0))?;
+    let mut settings = TlsSettings::from_server_config_source(reload.source());
+    settings.set_write_buffer_limit(write_buffer);
+    Ok((settings, Some(reload)))
+}
+
+/// The reason that a handshake has failed.
+pub(in crate::proxy) fn failure(error: &Error) -> &'static str {
+    if *error.etype() == ErrorType::TLSHandshakeTimedout {
+        return "timeout";
+    }
+    let Some(e) = error.root_cause().downcast_ref::<io::Error>() else {
+        return "other";
+    };
+    match e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::NoCertificatesPresented) => "no_certificate",
+        Some(rustls::Error::InvalidCertificate(_)) => "certificate",
+        Some(rustls::Error::AlertReceived(_)) => "refused",
+        Some(rustls::Error::PeerIncompatible(_)) => "incompatible",
+        Some(_) => "protocol",
+        // The client has left.
+        None => "closed",
+    }
 }
 
 /// The ciphers that the running kernel has for connections of a listener, in words.

@@ -1,17 +1,31 @@
 //! No TLS. The configuration may not ask for it.
 
-use std::path::Path;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::protocols::tls::CaType;
+use pingora_core::server::ShutdownWatch;
+use pingora_core::services::background::BackgroundService;
+use pingora_core::Error;
 
 use super::problem::Unusable;
+use crate::config::Tls;
 
 pub(in crate::proxy) const AVAILABLE: bool = false;
 
 /// The certificate of an authority, of which there is none.
 pub(in crate::proxy) enum Authority {}
+
+/// A service that there is none of.
+pub(in crate::proxy) enum Reload {}
+
+#[async_trait]
+impl BackgroundService for Reload {
+    async fn start(&self, _: ShutdownWatch) {
+        match *self {}
+    }
+}
 
 /// # Errors
 /// Always.
@@ -25,17 +39,26 @@ pub(in crate::proxy) fn authorities(_: Vec<Authority>) -> Arc<CaType> {
 
 /// # Errors
 /// Always.
-pub(in crate::proxy) fn check_pair(_: &Path, _: &Path) -> Result<Vec<u8>, Unusable> {
-    Err((
-        "this build has no TLS".to_owned(),
-        "remove server.tls, or build s3-proxy with the Cargo feature rustls",
-    ))
+pub(in crate::proxy) fn check(_: &Tls) -> Result<(), Vec<Unusable>> {
+    Err(vec![unsupported()])
 }
 
 /// # Errors
 /// Always.
-pub(in crate::proxy) fn listener(_: &Path, _: &Path, _: usize) -> Result<TlsSettings, String> {
-    Err("this build has no TLS".to_owned())
+pub(in crate::proxy) fn listener(
+    _: &Tls,
+    _write_buffer: usize,
+) -> Result<(TlsSettings, Option<Reload>), Unusable> {
+    Err(unsupported())
+}
+
+fn unsupported() -> Unusable {
+    Unusable {
+        key: "address".to_owned(),
+        what: "needs TLS, which this build has not; remove server.tls, or build s3-proxy with the \
+               Cargo feature rustls"
+            .to_owned(),
+    }
 }
 
 pub(in crate::proxy) fn install_provider() {}
@@ -47,3 +70,8 @@ pub(in crate::proxy) fn kernel_tls() -> Result<String, String> {
 }
 
 pub(in crate::proxy) fn enable_kernel_tls(_: &mut TlsSettings) {}
+
+/// The reason that a handshake has failed.
+pub(in crate::proxy) fn failure(_: &Error) -> &'static str {
+    "other"
+}

@@ -22,6 +22,7 @@ pub struct ProxyBuilder {
     disk: Vec<(&'static str, String)>,
     sendfile: Vec<(&'static str, String)>,
     tls: bool,
+    tls_keys: Vec<(&'static str, String)>,
     handshake_timeout: Option<String>,
     admin: bool,
 }
@@ -54,6 +55,7 @@ impl ProxyBuilder {
             disk: vec![("enabled", "true".to_owned())],
             sendfile: Vec::new(),
             tls: false,
+            tls_keys: Vec::new(),
             handshake_timeout: None,
             admin: false,
         }
@@ -202,6 +204,19 @@ impl ProxyBuilder {
         self
     }
 
+    /// Serves HTTPS with this certificate and key.
+    pub fn tls_with(self, certificate: &Path, key: &Path) -> Self {
+        self.tls()
+            .tls_key("certificate", certificate.display())
+            .tls_key("key", key.display())
+    }
+
+    /// Sets a key of `server.tls`; only with [`Self::tls`].
+    pub fn tls_key(mut self, key: &'static str, value: impl Display) -> Self {
+        self.tls_keys.push((key, value.to_string()));
+        self
+    }
+
     /// Written as in the configuration, such as `"10s"`; only with [`Self::tls`].
     pub fn handshake_timeout(mut self, duration: &str) -> Self {
         self.handshake_timeout = Some(duration.to_owned());
@@ -236,11 +251,14 @@ impl ProxyBuilder {
             yaml.text(1, "upgrade_sock", dir.join(UPGRADE_SOCK).display());
         }
         if self.tls {
-            let made = SelfSigned::write_to(dir);
             yaml.section(1, "tls");
             yaml.text(2, "address", ANY_PORT);
-            yaml.text(2, "certificate", made.certificate.display());
-            yaml.text(2, "key", made.key.display());
+            if !self.tls_keys.iter().any(|(key, _)| *key == "certificate") {
+                let made = SelfSigned::write_to(dir);
+                yaml.text(2, "certificate", made.certificate.display());
+                yaml.text(2, "key", made.key.display());
+            }
+            yaml.all(2, &self.tls_keys);
             if let Some(timeout) = &self.handshake_timeout {
                 yaml.value(2, "handshake_timeout", timeout);
             }

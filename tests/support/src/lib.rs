@@ -43,7 +43,7 @@ pub use reply::Reply;
 pub use rules::{Rules, Use};
 pub use site::{example, raise_descriptor_limit, Page, Site};
 pub use skip::skip;
-pub use tls::{https_client, HttpVersion, SelfSigned};
+pub use tls::{https_client, pem, rsa_key, Authority, HttpVersion, Issued, SelfSigned};
 pub use token::{TokenKey, RSA_KEY};
 pub use wait::{eventually, eventually_ok};
 
