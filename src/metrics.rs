@@ -83,6 +83,11 @@ pub struct Metrics {
     /// The HTTPS listener.
     #[cfg(feature = "s3-proxy")]
     pub(crate) tls: TlsMetrics,
+    /// Encrypted bytes that wait in memory for clients, beyond 64 KiB each.
+    #[cfg(feature = "s3-proxy")]
+    tls_lent: IntGauge,
+    #[cfg(feature = "s3-proxy")]
+    tls_lent_now: std::sync::OnceLock<fn() -> usize>,
 }
 
 /// The certificates of the HTTPS listener, and the handshakes that have failed.
@@ -286,6 +291,13 @@ impl Metrics {
             credentials: CredentialsMetrics::new(&make),
             #[cfg(feature = "s3-proxy")]
             tls: TlsMetrics::new(&make),
+            #[cfg(feature = "s3-proxy")]
+            tls_lent: make.gauge(
+                "tls_lent_bytes",
+                "Encrypted bytes that wait for HTTPS clients, beyond 64 KiB for each",
+            ),
+            #[cfg(feature = "s3-proxy")]
+            tls_lent_now: std::sync::OnceLock::new(),
         };
         for source in ["downstream", "upstream", "internal", "unset"] {
             metrics.errors.with_label_values(&[source]);
@@ -311,11 +323,23 @@ impl Metrics {
         *self.credentials.watched.lock() = all.collect();
     }
 
+    /// Report the bytes that `lent` returns as lent to TLS connections.
+    #[cfg(feature = "s3-proxy")]
+    pub(crate) fn watch_tls_lent(&self, lent: fn() -> usize) {
+        // The first function stays: all listeners borrow from the same bytes.
+        let _ = self.tls_lent_now.set(lent);
+    }
+
     fn update(&self) {
         self.connections.update();
         self.miss_turns.update();
         #[cfg(feature = "s3-proxy")]
-        self.credentials.update();
+        {
+            self.credentials.update();
+            if let Some(lent) = self.tls_lent_now.get() {
+                self.tls_lent.set(lent() as i64);
+            }
+        }
     }
 
     fn all(&self) -> Vec<&dyn Collector> {
@@ -349,6 +373,7 @@ impl Metrics {
             &self.tls.reload_failed,
             &self.tls.reloads,
             &self.tls.handshake_failures,
+            &self.tls_lent,
         ]);
         all
     }

@@ -34,9 +34,6 @@ use crate::s3::Refreshed;
 /// served any more.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The bytes that TLS encrypts ahead of a client: one record (RFC 8446 §5.1).
-const TLS_WRITE_BUFFER: usize = 16 * 1024;
-
 /// The most bytes of responses that the streams of an HTTP/2 connection buffer together. Large
 /// bodies are written 16 KiB at a time.
 const HTTP2_SEND_BUFFER: usize = 64 * 1024;
@@ -161,13 +158,14 @@ impl ProxyServer {
         let max_connections = config.server.max_connections.map(|max| *max);
         let connections = descriptors::clients(open_files, max_connections);
         METRICS.watch_connections(&connections);
+        METRICS.watch_tls_lent(tls::lent_bytes);
         let mut limits = vec![connections.clone()];
         service.set_connection_limit(connections);
         let unsent =
             send_buffer::limit(config.server.send_buffer.map(|bytes| *bytes)).map(Arc::new);
         if let (Some(section), Some(listener)) = (&config.server.tls, &https) {
             let (mut settings, reload) =
-                tls::listener(section, TLS_WRITE_BUFFER).map_err(|e| StartError(e.to_string()))?;
+                tls::listener(section).map_err(|e| StartError(e.to_string()))?;
             if let Some(reload) = reload {
                 server.add_service(background_service("certificates", reload));
             }

@@ -340,6 +340,41 @@ fn over_tls_the_same_bytes_are_copied() {
     assert_eq!(origin.requests().len(), 1);
 }
 
+#[test]
+fn over_tls_a_file_truncated_in_mid_send_is_no_whole() {
+    const LEN: u64 = 32 * MIB;
+    let origin = Origin::start(|_| Reply::pattern(1, LEN));
+    let proxy = proxy(&origin).tls().start();
+    proxy.get("/assets/object");
+    proxy.expect_metric("cache_entries", 1);
+
+    let url = format!("https://{}/assets/object", proxy.https_addr());
+    for version in [HttpVersion::Http1, HttpVersion::Http2] {
+        let errors = &[("source", "internal")];
+        let before = proxy.metrics().sum_where("response_errors_total", errors);
+        let mut hit = https_client(version).get(&url).send().expect("get");
+        assert_eq!(hit.headers()["x-cache"], "HIT", "{version:?}");
+        let mut first = vec![0; MIB as usize];
+        hit.read_exact(&mut first).expect("read the beginning");
+        truncate_bodies(&proxy, LEN / 2);
+        let mut rest = Vec::new();
+        hit.read_to_end(&mut rest).expect_err("a broken body");
+        let received = [first, rest].concat();
+        assert!(received.len() as u64 <= LEN / 2, "{version:?}");
+        Pattern::new(1).check(0, &received);
+        proxy.expect_metric_where("response_errors_total", errors, before + 1);
+
+        let again = https_client(version).get(&url).send().expect("get");
+        assert_eq!(again.headers()["x-cache"], "MISS", "{version:?}");
+        let body = again.bytes().expect("the body");
+        assert!(body == pattern(1, LEN as usize), "{version:?}");
+        eventually("it is stored", || {
+            proxy.metric("cache_fills_in_flight") == 0
+        });
+    }
+    proxy.expect_metric("tls_lent_bytes", 0);
+}
+
 /// `/assets/object` is in the cache, whole.
 fn assert_hit(proxy: &Proxy, seed: u64, len: u64) {
     let mut connection = Connection::open(proxy.addr());

@@ -6,8 +6,9 @@
 //! - `authorities`: a set of them, as a peer takes it
 //! - `install_provider`: choose the ciphers of the whole process, before Pingora does
 //! - `check`: check the files of a listener as the listener will load them
-//! - `listener`: the settings of a listener, of which each connection encrypts at most `write_buffer`
-//!   bytes ahead of its client, and a `Reload`, which replaces its certificates while it serves
+//! - `listener`: the settings of a listener, and a `Reload`, which replaces its certificates while it
+//!   serves
+//! - `lent_bytes`: encrypted bytes that wait for clients, beyond what each may have at any time
 //! - `failure`: the reason that a handshake has failed, as a label of a metric
 //! - `kernel_tls`: the support of kernel TLS in this build and the running kernel
 //! - `enable_kernel_tls`: use it for the connections of a listener

@@ -117,10 +117,7 @@ fn check_pair(certificate: &Path, key: &Path) -> Result<Facts, Unusable> {
 ///
 /// # Errors
 /// A file cannot be used.
-pub(in crate::proxy) fn listener(
-    tls: &Tls,
-    _write_buffer: usize,
-) -> Result<(TlsSettings, Option<Reload>), Unusable> {
+pub(in crate::proxy) fn listener(tls: &Tls) -> Result<(TlsSettings, Option<Reload>), Unusable> {
     let unusable = |e: String| Unusable {
         key: "certificate".to_owned(),
         what: format!("cannot be used: {e}; write the path of another file"),
@@ -157,4 +154,9 @@ pub(in crate::proxy) fn enable_kernel_tls(_: &mut TlsSettings) {}
 /// The reason that a handshake has failed.
 pub(in crate::proxy) fn failure(_: &Error) -> &'static str {
     "other"
+}
+
+/// Nothing is lent: OpenSSL encrypts one record at a time.
+pub(in crate::proxy) fn lent_bytes() -> usize {
+    0
 }

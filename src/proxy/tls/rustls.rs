@@ -12,9 +12,9 @@ mod names;
 mod reload;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use pingora_core::listeners::tls::{KernelTlsSupport, TlsSettings};
+use pingora_core::listeners::tls::{KernelTlsSupport, RecordBatches, TlsSettings};
 use pingora_core::protocols::tls::CaType;
 use pingora_core::utils::tls::{parse_x509, WrappedX509};
 use pingora_core::{Error, ErrorType};
@@ -32,6 +32,25 @@ use super::problem::Unusable;
 use crate::config::Tls;
 
 pub(in crate::proxy) const AVAILABLE: bool = true;
+
+/// The encrypted bytes that may wait for a client at any time.
+const OWN: usize = 64 << 10;
+
+/// The most bytes that are encrypted at once, for a client that keeps up.
+const MOST: usize = 256 << 10;
+
+/// The most bytes beyond [`OWN`] for all connections together. A worker borrows them for as long as
+/// it writes a batch; the connection keeps them only if the kernel takes fewer than it had room for,
+/// which happens when its memory is short. Then the process must not take much either.
+const TOTAL: usize = 16 << 20;
+
+static BATCHES: LazyLock<Arc<RecordBatches>> =
+    LazyLock::new(|| Arc::new(RecordBatches::new(OWN, MOST, TOTAL)));
+
+/// Bytes of [`TOTAL`] that are lent at the moment.
+pub(in crate::proxy) fn lent_bytes() -> usize {
+    BATCHES.lent()
+}
 
 pub(in crate::proxy) type Authority = WrappedX509;
 
@@ -74,11 +93,10 @@ pub(in crate::proxy) fn check(settings: &Tls) -> Result<(), Vec<Unusable>> {
 /// A file cannot be used.
 pub(in crate::proxy) fn listener(
     settings: &Tls,
-    write_buffer: usize,
 ) -> Result<(TlsSettings, Option<Reload>), Unusable> {
     let reload = Reload::new(settings).map_err(|mut all| all.swap_remove(0))?;
     let mut settings = TlsSettings::from_server_config_source(reload.source());
-    settings.set_write_buffer_limit(write_buffer);
+    settings.set_record_batches(BATCHES.clone());
     Ok((settings, Some(reload)))
 }
 

@@ -45,10 +45,7 @@ pub(in crate::proxy) fn check(_: &Tls) -> Result<(), Vec<Unusable>> {
 
 /// # Errors
 /// Always.
-pub(in crate::proxy) fn listener(
-    _: &Tls,
-    _write_buffer: usize,
-) -> Result<(TlsSettings, Option<Reload>), Unusable> {
+pub(in crate::proxy) fn listener(_: &Tls) -> Result<(TlsSettings, Option<Reload>), Unusable> {
     Err(unsupported())
 }
 
@@ -74,4 +71,9 @@ pub(in crate::proxy) fn enable_kernel_tls(_: &mut TlsSettings) {}
 /// The reason that a handshake has failed.
 pub(in crate::proxy) fn failure(_: &Error) -> &'static str {
     "other"
+}
+
+/// Nothing is lent.
+pub(in crate::proxy) fn lent_bytes() -> usize {
+    0
 }

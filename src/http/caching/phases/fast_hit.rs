@@ -81,7 +81,7 @@ impl HttpCaching {
         let mut hit = store
             .cache
             .lookup_fast(&key(session), |prepared| is_usable(prepared, now))?;
-        if !session.as_downstream().supports_zero_copy() {
+        if !session.as_downstream().prefers_file_body() {
             hit.copy_body();
         }
         Some(hit)

@@ -123,7 +123,7 @@ impl HttpCaching {
         };
         if let Some(hit) = hit.as_any_mut().downcast_mut::<DiskHit>() {
             found.complete_len = hit.complete_len();
-            if !session.as_downstream().supports_zero_copy() {
+            if !session.as_downstream().prefers_file_body() {
                 hit.copy_body();
             }
         }
