@@ -24,6 +24,7 @@ pub struct ProxyBuilder {
     tls: bool,
     tls_keys: Vec<(&'static str, String)>,
     handshake_timeout: Option<String>,
+    ktls: Option<&'static str>,
     admin: bool,
 }
 
@@ -57,6 +58,7 @@ impl ProxyBuilder {
             tls: false,
             tls_keys: Vec::new(),
             handshake_timeout: None,
+            ktls: None,
             admin: false,
         }
     }
@@ -223,6 +225,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// Use of kernel TLS: `auto`, `on` or `off`.
+    pub fn ktls(mut self, choice: &'static str) -> Self {
+        self.ktls = Some(choice);
+        self
+    }
+
     /// Listens for `PURGE`.
     pub fn admin(mut self) -> Self {
         self.admin = true;
@@ -261,6 +269,9 @@ impl ProxyBuilder {
             yaml.all(2, &self.tls_keys);
             if let Some(timeout) = &self.handshake_timeout {
                 yaml.value(2, "handshake_timeout", timeout);
+            }
+            if let Some(choice) = self.ktls {
+                yaml.text(2, "ktls", choice);
             }
         }
         yaml.section(0, "buckets");

@@ -1,0 +1,28 @@
+//! Kernel TLS, in a virtual machine whose kernel has it.
+//!
+//! This program is both ends. Without arguments, it boots the machines with `tests/vm/boot` and
+//! runs itself in them; `tests/vm/install FOLDER` installs what that takes, and `VM=FOLDER` names
+//! it. In a machine, it runs the tests of [`guest`], and reports them as libtest does.
+//!
+//! `VM_COUNT=1` counts the instructions of a hit with and without kernel TLS instead, of the optimized
+//! proxy that `VM_PROXY` names.
+
+#[cfg(target_os = "linux")]
+mod client;
+#[cfg(target_os = "linux")]
+mod guest;
+#[cfg(target_os = "linux")]
+mod host;
+
+#[cfg(target_os = "linux")]
+fn main() -> std::process::ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some(guest::ARGUMENT) => guest::run(),
+        Some(guest::COUNT) => guest::count(),
+        // What cargo and libtest would be asked for, such as a filter: there is one test here.
+        _ => host::run(),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() {}
