@@ -4,7 +4,7 @@
  * nothing else, "nop dword ptr [rax + rax + 0x6b746c73]". They go to the file that the plugin's
  * argument names, on one line: in the kernel and in programs on processor 0, then on processor 1.
  *     cc -shared -fPIC -o count.so count.c
- *     VM_PLUGIN=count.so,file=counts tests/vm/boot ...
+ *     VM_PLUGIN=count.so,out=counts tests/vm/boot ...
  * Debian has no header for plugins, so what is used of it is declared here (docs/devel/tcg-plugins.rst
  * of QEMU; version 1 of the interface).
  */
@@ -75,7 +75,7 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, char **argv)
 {
     (void)info;
-    if (argc != 1 || strncmp(argv[0], "file=", 5) != 0 || !(out = fopen(argv[0] + 5, "w")))
+    if (argc != 1 || strncmp(argv[0], "out=", 4) != 0 || !(out = fopen(argv[0] + 4, "w")))
         return -1;
     qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
     return 0;

@@ -195,7 +195,7 @@ fn count(kernel: &Path, ours: &Ours) {
         .boot(kernel, guest::COUNT, guest::Kernel::Stable)
         .env(
             "VM_PLUGIN",
-            format!("{},file={}", plugin.display(), counts.display()),
+            format!("{},out={}", plugin.display(), counts.display()),
         )
         .status();
     assert!(
