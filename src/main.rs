@@ -14,6 +14,7 @@ use pingora_sendfile::config::Config;
 use pingora_sendfile::logging;
 use pingora_sendfile::proxy::descriptors;
 use pingora_sendfile::proxy::memory;
+use pingora_sendfile::proxy::preflight::warn_of_expiry;
 use pingora_sendfile::proxy::server::ProxyServer;
 use pingora_sendfile::proxy::signals;
 
@@ -133,6 +134,7 @@ fn run(config: &Path, upgrade: bool) -> Outcome {
 fn check(file: &Path, print: bool) -> Outcome {
     let config = load(file)?;
     preflight(&config)?;
+    warn_of_expiry(&config);
     let mut output = Output::new();
     if print {
         let config = config.effective(descriptors::default_connections());

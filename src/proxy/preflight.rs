@@ -44,8 +44,8 @@ impl std::error::Error for Unfit {}
 /// Check that the files of `config` can be used: the certificates and keys, as the listener will
 /// load them, the folders of the cache and of the upgrade socket, and the authorities of origins.
 ///
-/// Returns everything that cannot be used. A certificate that has expired, will expire within a week,
-/// or is not valid yet, is only logged, because a client may accept it.
+/// Returns everything that cannot be used. A certificate that has expired can be: a client may accept
+/// it, see [`warn_of_expiry`].
 pub fn check(config: &Config) -> Vec<Unfit> {
     let tls = config.server.tls.as_ref().map_or(Vec::new(), check_tls);
     let folder = config.cache.disk.folder();
@@ -60,6 +60,14 @@ pub fn check(config: &Config) -> Vec<Unfit> {
         .chain(config.buckets.iter().enumerate().map(check_origin))
         .filter_map(Result::err);
     tls.into_iter().chain(others).collect()
+}
+
+/// Log the certificates that have expired, will expire within a week, or are not valid yet. A server
+/// does that itself when it starts.
+pub fn warn_of_expiry(config: &Config) {
+    if let Some(settings) = &config.server.tls {
+        tls::warn_of_expiry(settings);
+    }
 }
 
 fn check_tls(settings: &Tls) -> Vec<Unfit> {

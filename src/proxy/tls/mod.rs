@@ -6,6 +6,7 @@
 //! - `authorities`: a set of them, as a peer takes it
 //! - `install_provider`: choose the ciphers of the whole process, before Pingora does
 //! - `check`: check the files of a listener as the listener will load them
+//! - `warn_of_expiry`: log its certificates that clients refuse, or will refuse soon
 //! - `listener`: the settings of a listener, and a `Reload`, which replaces its certificates while it
 //!   serves
 //! - `lent_bytes`: encrypted bytes that wait for clients, beyond what each may have at any time

@@ -43,8 +43,7 @@ pub(in crate::proxy) fn authorities(all: Vec<Authority>) -> Arc<CaType> {
     Arc::new(all.into_boxed_slice())
 }
 
-/// Checks the files of a listener. A certificate that has expired, or will soon, is only logged,
-/// because a client may accept it.
+/// Checks the files of a listener.
 ///
 /// # Errors
 /// All files that cannot be used, and keys that only rustls supports.
@@ -65,9 +64,15 @@ pub(in crate::proxy) fn check(settings: &Tls) -> Result<(), Vec<Unusable>> {
     if !unsupported.is_empty() {
         return Err(unsupported);
     }
-    let facts = check_pair(&settings.certificate, &settings.key);
-    Warned::default().warn_of(&[facts.map_err(|problem| vec![problem])?]);
-    Ok(())
+    let checked = check_pair(&settings.certificate, &settings.key);
+    checked.map(|_| ()).map_err(|problem| vec![problem])
+}
+
+/// Logs a certificate that clients refuse, or will refuse soon.
+pub(in crate::proxy) fn warn_of_expiry(settings: &Tls) {
+    if let Ok(facts) = check_pair(&settings.certificate, &settings.key) {
+        Warned::default().warn_of(&[facts]);
+    }
 }
 
 fn check_pair(certificate: &Path, key: &Path) -> Result<Facts, Unusable> {
@@ -125,6 +130,7 @@ pub(in crate::proxy) fn listener(tls: &Tls) -> Result<(TlsSettings, Option<Reloa
     METRICS
         .tls
         .watch(&[check_pair(&tls.certificate, &tls.key)?.expiry()]);
+    warn_of_expiry(tls);
     let (certificate, key) = (tls.certificate.to_string_lossy(), tls.key.to_string_lossy());
     let mut settings =
         TlsSettings::intermediate(&certificate, &key).map_err(|e| unusable(e.to_string()))?;

@@ -76,15 +76,19 @@ pub(in crate::proxy) fn install_provider() {
     let _ = crypto::default_provider().install_default();
 }
 
-/// Checks the files of a listener. Certificates that have expired, or will soon, are only logged,
-/// because a client may accept them.
+/// Checks the files of a listener.
 ///
 /// # Errors
 /// All files that cannot be used.
 pub(in crate::proxy) fn check(settings: &Tls) -> Result<(), Vec<Unusable>> {
-    let loaded = Loaded::read(settings)?;
-    Warned::default().warn_of(&loaded.certificates);
-    Ok(())
+    Loaded::read(settings).map(|_| ())
+}
+
+/// Logs the certificates that clients refuse, or will refuse soon. A [`Reload`] does that too.
+pub(in crate::proxy) fn warn_of_expiry(settings: &Tls) {
+    if let Ok(loaded) = Loaded::read(settings) {
+        Warned::default().warn_of(&loaded.certificates);
+    }
 }
 
 /// The settings of a listener, and the service that replaces its certificates.

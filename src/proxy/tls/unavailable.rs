@@ -43,6 +43,8 @@ pub(in crate::proxy) fn check(_: &Tls) -> Result<(), Vec<Unusable>> {
     Err(vec![unsupported()])
 }
 
+pub(in crate::proxy) fn warn_of_expiry(_: &Tls) {}
+
 /// # Errors
 /// Always.
 pub(in crate::proxy) fn listener(_: &Tls) -> Result<(TlsSettings, Option<Reload>), Unusable> {

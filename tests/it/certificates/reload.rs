@@ -146,9 +146,9 @@ fn the_expiry_of_each_certificate_is_a_metric_and_a_near_one_a_warning() {
     };
     assert_eq!(expiry("server.pem", "localhost"), 3 * 24 - 1);
     assert_eq!(expiry("other.pem", "other.example"), 90 * 24 - 1);
-    // Once when the files are checked, once by the service that watches them.
+    let warning = "server.pem: the certificate expires on";
     eventually("the log warns of one certificate", || {
-        lines_with(&proxy, "server.pem: the certificate expires on") == 2
+        lines_with(&proxy, warning) > 0
     });
     assert_eq!(lines_with(&proxy, "other.pem"), 0);
 
@@ -159,6 +159,7 @@ fn the_expiry_of_each_certificate_is_a_metric_and_a_near_one_a_warning() {
         serves(&proxy, &renewed)
     });
     assert_eq!(expiry("server.pem", "renewed.example"), 90 * 24 - 1);
+    assert_eq!(lines_with(&proxy, warning), 1);
     let former = [("name", "localhost")];
     let metric = "tls_certificate_expiry_timestamp_seconds";
     assert_eq!(proxy.metrics().sum_where(metric, &former), 0);
