@@ -78,12 +78,12 @@ RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 # With rustup's toolchain of that version, or the compiler at hand where it is that version. Clippy
 # compiles what `cargo check` does, and uses what `make lint` has compiled.
 msrv: vendor
-	@if rustc --version | grep -qF 'rustc $(RUST_VERSION).'; then run= check=clippy; \
-	elif rustup run $(RUST_VERSION).0 rustc --version >/dev/null 2>&1; then run='rustup run $(RUST_VERSION).0' check=check; \
+	@if rustc --version | grep -qF 'rustc $(RUST_VERSION).'; then run= check=clippy after='-- -D warnings'; \
+	elif rustup run $(RUST_VERSION).0 rustc --version >/dev/null 2>&1; then run='rustup run $(RUST_VERSION).0' check=check after=; \
 	else echo 'skipped: Rust $(RUST_VERSION) is missing: rustup toolchain install $(RUST_VERSION).0'; exit 0; fi; \
 	set -ex; \
-	$$run cargo $$check --locked --all-targets; \
-	$$run cargo $$check --locked --workspace --features $(FEATURES) --all-targets
+	$$run cargo $$check --locked --all-targets $$after; \
+	$$run cargo $$check --locked --workspace --features $(FEATURES) --all-targets $$after
 
 BENCH ?=
 
