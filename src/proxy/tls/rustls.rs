@@ -1,6 +1,7 @@
 //! Rustls.
 //!
-//! - this module: the provider of ciphers, the authorities of origins, failed handshakes
+//! - this module: the authorities of origins, failed handshakes, and what the process shares
+//! - `provider`: the library of ciphers
 //! - `identity`: a certificate chain and its key, from their files
 //! - `names`: the choice of a certificate by the name that a client sends
 //! - `config`: the configuration of a listener
@@ -9,6 +10,7 @@
 mod config;
 mod identity;
 mod names;
+mod provider;
 mod reload;
 
 use std::io;
@@ -18,10 +20,6 @@ use pingora_core::listeners::tls::{KernelTlsSupport, RecordBatches, TlsSettings}
 use pingora_core::protocols::tls::CaType;
 use pingora_core::utils::tls::{parse_x509, WrappedX509};
 use pingora_core::{Error, ErrorType};
-#[cfg(feature = "aws-lc")]
-use rustls::crypto::aws_lc_rs as crypto;
-#[cfg(not(feature = "aws-lc"))]
-use rustls::crypto::ring as crypto;
 use rustls::pki_types::CertificateDer;
 use rustls::RootCertStore;
 
@@ -73,7 +71,7 @@ pub(in crate::proxy) fn authorities(all: Vec<Authority>) -> Arc<CaType> {
 /// there is no default yet.
 pub(in crate::proxy) fn install_provider() {
     // An error means that the process has a default already, which then stays.
-    let _ = crypto::default_provider().install_default();
+    let _ = provider::default_provider().install_default();
 }
 
 /// Checks the files of a listener.

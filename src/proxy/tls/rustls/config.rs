@@ -8,9 +8,9 @@ use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifi
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig};
 
-use super::crypto;
 use super::identity::{certificates, Identity};
 use super::names::ByName;
+use super::provider;
 use crate::config::{ClientAuth, Tls, TlsVersion};
 use crate::metrics::CertificateExpiry;
 use crate::proxy::tls::certificate::Facts;
@@ -45,7 +45,7 @@ impl Loaded {
     }
 
     fn build(settings: &Tls, earlier: Option<&Loaded>) -> Result<Loaded, Vec<Unusable>> {
-        let provider = Arc::new(crypto::default_provider());
+        let provider = Arc::new(provider::default_provider());
         let mut identities = Vec::new();
         let mut problems = Vec::new();
         for (section, certificate, key) in settings.identities() {
@@ -103,7 +103,7 @@ impl Loaded {
     /// The system has no random numbers.
     pub fn without_sessions(&self) -> Result<Loaded, rustls::Error> {
         let mut config = ServerConfig::clone(&self.config);
-        config.ticketer = crypto::Ticketer::new()?;
+        config.ticketer = provider::Ticketer::new()?;
         Ok(Loaded {
             config: Arc::new(config),
             certificates: self.certificates.clone(),
@@ -183,7 +183,7 @@ fn server_config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = match tickets {
         Some(tickets) => tickets,
-        None => crypto::Ticketer::new()?,
+        None => provider::Ticketer::new()?,
     };
     Ok(config)
 }
