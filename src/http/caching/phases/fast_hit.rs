@@ -4,8 +4,6 @@ use std::time::SystemTime;
 
 use http::HeaderValue;
 use pingora_cache::{BodyPart, CacheKey};
-use pingora_core::protocols::http::v2::server::HttpSession as Http2Session;
-use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -128,7 +126,7 @@ async fn send_body(
                 }
                 // The next part is not read before the client takes this one.
                 match written {
-                    Ok(()) => wait_to_read(session.as_downstream_mut()).await,
+                    Ok(()) => session.as_downstream_mut().flush_body().await,
                     Err(e) => Err(e),
                 }
             }
@@ -139,9 +137,7 @@ async fn send_body(
                 resident,
             } => {
                 // Boxed, because small bodies come from memory and do not need room for this.
-                let written = if let Some(http2) = unfiltered_http2(session) {
-                    Box::pin(http2.write_file_body(&file, offset, len)).await
-                } else if resident {
+                let written = if resident {
                     Box::pin(session.write_resident_file_body(&file, offset, len)).await
                 } else {
                     Box::pin(session.write_file_body(&file, offset, len)).await
@@ -158,22 +154,6 @@ async fn send_body(
     }
     let finished = session.write_response_body(None, true).await;
     finished.map_err(classify_send_error)
-}
-
-/// Wait until the client has room for what follows the bytes that were written.
-async fn wait_to_read(downstream: &mut ServerSession) -> Result<()> {
-    downstream.flush_body().await?;
-    downstream.wait_for_body_room().await
-}
-
-/// The HTTP/2 session, if no module has to see the body. Many streams of a connection may wait in
-/// it, and its own future is smaller than one that suits all protocols.
-fn unfiltered_http2(session: &mut Session) -> Option<&mut Http2Session> {
-    let is_http2 = session.as_downstream().is_http2();
-    if !is_http2 || session.downstream_modules_ctx.needs_response_body() {
-        return None;
-    }
-    session.as_downstream_mut().as_http2_mut()
 }
 
 /// Attribute an error of sending: to the client if it is one of the connection, otherwise to the
