@@ -38,9 +38,6 @@ vendor-check: vendor
 # The features of the released binary, and of the tests.
 FEATURES ?= full
 
-# Most tests wait most of the time: for another process, or for a timeout that they test.
-export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
-
 build: vendor
 	cargo build --locked --release --features $(FEATURES) --bin s3-proxy --example http_cache
 
