@@ -140,7 +140,7 @@ impl Options {
         options
     }
 
-    /// What hits are raced over.
+    /// The protocols over which hits are raced.
     pub fn protocols(&self) -> impl Iterator<Item = Protocol> + '_ {
         self.parts.iter().filter_map(|part| match part {
             Part::Hits(protocol) => Some(*protocol),

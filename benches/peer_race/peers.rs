@@ -72,7 +72,7 @@ pub struct Peer {
     tls: Rc<TlsClients>,
 }
 
-/// What clients of HTTPS offer.
+/// The configurations of HTTPS clients, one for each protocol.
 struct TlsClients {
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,

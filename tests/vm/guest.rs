@@ -135,7 +135,7 @@ pub fn tests(kernel: Kernel) -> Vec<Test> {
     }
 }
 
-/// What the tests share: it takes seconds to start a proxy here.
+/// The proxy and the origin that all tests share: starting a proxy takes seconds here.
 pub struct Machine {
     origin: Origin,
     proxy: Proxy,
@@ -691,7 +691,7 @@ fn a_hit_leaves_by_sendfile_alone(machine: &Machine) {
 }
 
 fn a_large_body_arrives_whole(machine: &Machine) {
-    // What 60 seconds of emulation are enough for.
+    // A body that 60 seconds of emulation are enough for.
     let length = LARGE;
     let (target, pattern) = machine.stored(length);
     let mut client = machine.client();

@@ -19,7 +19,7 @@ fn main() -> std::process::ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some(guest::ARGUMENT) => guest::run(),
         Some(guest::COUNT) => guest::count(),
-        // What cargo and libtest would be asked for, such as a filter: there is one test here.
+        // Arguments of cargo and libtest, such as a filter, have no effect: there is one test here.
         _ => host::run(),
     }
 }

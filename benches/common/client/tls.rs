@@ -63,7 +63,7 @@ pub struct Records {
     pub socket: OwnedFd,
     write: Keys,
     read: Keys,
-    /// What has been read from the socket and not consumed: from `start` to `end`.
+    /// Bytes read from the socket. Those from `start` to `end` are not consumed yet.
     buffer: Vec<u8>,
     start: usize,
     end: usize,

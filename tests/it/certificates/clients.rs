@@ -1,4 +1,4 @@
-//! What a client must offer: its certificate, its version, its protocol.
+//! Requirements on a client: its certificate, its version, its protocol.
 
 use rustls::version::{TLS12, TLS13};
 use rustls::ProtocolVersion;
