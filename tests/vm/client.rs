@@ -7,13 +7,8 @@ use std::{
     time::Duration,
 };
 
-use rustls::{
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{ring, CryptoProvider},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-    CipherSuite, ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme,
-};
-use test_support::Pattern;
+use rustls::{crypto::ring, pki_types::ServerName, CipherSuite, ClientConfig, ClientConnection};
+use test_support::{AnyCertificate, Pattern};
 
 /// The time that a client waits for a byte. The machine is emulated.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -54,7 +49,7 @@ pub fn config(suite: Option<CipherSuite>) -> Arc<ClientConfig> {
         .with_protocol_versions(&versions)
         .expect("choose versions")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate))
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate::default()))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Arc::new(config)
@@ -183,50 +178,4 @@ impl Client {
 
 pub fn request(target: &str, fields: &str) -> Vec<u8> {
     format!("GET {target} HTTP/1.1\r\nhost: localhost\r\n{fields}\r\n").into_bytes()
-}
-
-#[derive(Debug)]
-struct AnyCertificate;
-
-fn provider() -> CryptoProvider {
-    ring::default_provider()
-}
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider()
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
 }

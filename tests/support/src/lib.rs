@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod any_certificate;
 mod cache_status;
 mod client;
 mod config;
@@ -27,6 +28,7 @@ mod token;
 mod wait;
 mod wire;
 
+pub use any_certificate::AnyCertificate;
 pub use cache_status::CacheStatus;
 pub use client::{
     encode_key, get, head, request, try_get, Connection, Incoming, Interim, Response, Transfer,
