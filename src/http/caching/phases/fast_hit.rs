@@ -4,6 +4,8 @@ use std::time::SystemTime;
 
 use http::HeaderValue;
 use pingora_cache::{BodyPart, CacheKey};
+use pingora_core::protocols::http::v2::server::HttpSession as Http2Session;
+use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -44,20 +46,9 @@ impl HttpCaching {
             Some(arrived) if !hit.has_waited() => arrived,
             _ => SystemTime::now(),
         };
-        let fields = prepared_fields(prepared, self.options.name, now);
-        let [age, status] = fields.as_array();
-        let hsts = self.hsts(session).map_or(&b""[..], HeaderValue::as_bytes);
-        let fields = [age, status, ("Strict-Transport-Security", hsts)];
-        let fields = if hsts.is_empty() {
-            &fields[..2]
-        } else {
-            &fields[..]
-        };
         ctx.state = State::FastHit;
-        session
-            .write_prepared_header(&prepared.header, fields, false)
-            .await
-            .map_err(classify_send_error)?;
+        // On its own, so that the body does not hold its fields.
+        self.send_header(session, prepared, now).await?;
         let sent = send_body(session, &mut hit, first).await;
         if let Err(e) = &sent {
             // A short body must not look complete.
@@ -67,6 +58,27 @@ impl HttpCaching {
             }
         }
         sent.map(|()| true)
+    }
+
+    async fn send_header(
+        &self,
+        session: &mut Session,
+        prepared: &FastHeader,
+        now: SystemTime,
+    ) -> Result<()> {
+        let fields = prepared_fields(prepared, self.options.name, now);
+        let [age, status] = fields.as_array();
+        let hsts = self.hsts(session).map_or(&b""[..], HeaderValue::as_bytes);
+        let fields = [age, status, ("Strict-Transport-Security", hsts)];
+        let fields = if hsts.is_empty() {
+            &fields[..2]
+        } else {
+            &fields[..]
+        };
+        session
+            .write_prepared_header(&prepared.header, fields, false)
+            .await
+            .map_err(classify_send_error)
     }
 
     /// The hit that [`fast_hit`](Self::fast_hit) sends, if there is one.
@@ -126,7 +138,7 @@ async fn send_body(
                 }
                 // The next part is not read before the client takes this one.
                 match written {
-                    Ok(()) => session.as_downstream_mut().flush_body().await,
+                    Ok(()) => wait_to_read(session.as_downstream_mut()).await,
                     Err(e) => Err(e),
                 }
             }
@@ -137,7 +149,9 @@ async fn send_body(
                 resident,
             } => {
                 // Boxed, because small bodies come from memory and do not need room for this.
-                let written = if resident {
+                let written = if let Some(http2) = unfiltered_http2(session) {
+                    Box::pin(http2.write_file_body(&file, offset, len)).await
+                } else if resident {
                     Box::pin(session.write_resident_file_body(&file, offset, len)).await
                 } else {
                     Box::pin(session.write_file_body(&file, offset, len)).await
@@ -154,6 +168,22 @@ async fn send_body(
     }
     let finished = session.write_response_body(None, true).await;
     finished.map_err(classify_send_error)
+}
+
+/// Wait until the client has room for what follows the bytes that were written.
+async fn wait_to_read(downstream: &mut ServerSession) -> Result<()> {
+    downstream.flush_body().await?;
+    downstream.wait_for_body_room().await
+}
+
+/// The HTTP/2 session, if no module has to see the body. Many streams of a connection may wait in
+/// it, and its own future is smaller than one that suits all protocols.
+fn unfiltered_http2(session: &mut Session) -> Option<&mut Http2Session> {
+    let is_http2 = session.as_downstream().is_http2();
+    if !is_http2 || session.downstream_modules_ctx.needs_response_body() {
+        return None;
+    }
+    session.as_downstream_mut().as_http2_mut()
 }
 
 /// Attribute an error of sending: to the client if it is one of the connection, otherwise to the

@@ -100,7 +100,6 @@ impl HttpCaching {
                 && !has.condition
                 && !has.directive
                 && session.subrequest_ctx.is_none()
-                && !session.as_downstream().is_http2()
             {
                 ctx.request.fast_path = FastPath::Allowed;
             }
