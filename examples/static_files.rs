@@ -3,17 +3,15 @@
 
 use std::{env, fs::File, io, path::Path, sync::Arc};
 
-use async_trait::async_trait;
 use http::Method;
-use pingora_core::{server::Server, upstreams::peer::HttpPeer};
-use pingora_core::{Error, ErrorType, OrErr, Result};
+use pingora_core::{server::Server, upstreams::peer::HttpPeer, Error, ErrorType, OrErr, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::{http_proxy_service, range_header_filter, ProxyHttp, RangeType, Session};
 use pingora_sendfile::proxy::Listener;
 
 struct StaticFiles(Arc<Path>);
 
-#[async_trait]
+#[async_trait::async_trait]
 impl ProxyHttp for StaticFiles {
     type CTX = ();
 
@@ -24,10 +22,9 @@ impl ProxyHttp for StaticFiles {
     }
 
     async fn request_filter(&self, session: &mut Session, _: &mut ()) -> Result<bool> {
-        let request = session.req_header();
-        let (folder, path) = (self.0.clone(), request.uri.path().to_owned());
-        let is_get = request.method == Method::GET;
-        if !is_get && request.method != Method::HEAD {
+        let (folder, request) = (self.0.clone(), session.req_header());
+        let (method, path) = (request.method.clone(), request.uri.path().to_owned());
+        if !matches!(method, Method::GET | Method::HEAD) {
             return session.respond_error(405).await.map(|()| true);
         }
         // To open a file can mean to wait for the disk, and worker threads do not wait.
@@ -38,26 +35,22 @@ impl ProxyHttp for StaticFiles {
         let mut header = ResponseHeader::build(200, None)?;
         header.insert_header("Content-Length", len)?;
         header.insert_header("Accept-Ranges", "bytes")?;
-        // Pingora takes fewer ranges than this limit; otherwise the whole is sent.
-        let range = is_get.then(|| range_header_filter(session.req_header(), &mut header, Some(2)));
+        // Pingora takes fewer ranges than this limit; otherwise the whole is sent. Only a GET has ranges.
+        let range = (method == Method::GET)
+            .then(|| range_header_filter(session.req_header(), &mut header, Some(2)));
         let (offset, len) = match range {
             Some(RangeType::Single(part)) => (part.start as u64, part.len() as u64),
             Some(RangeType::Invalid) => (0, 0),
-            _ => (0, if is_get { len } else { 0 }),
+            _ => (0, len),
         };
-        session
-            .write_response_header(Box::new(header), len == 0)
-            .await?;
-        if len > 0 {
-            session.write_file_body(&file, offset, len).await?;
-            session.write_response_body(None, true).await?;
-        }
-        Ok(true)
-    }
-
-    async fn logging(&self, session: &mut Session, _: Option<&Error>, _: &mut ()) {
+        let header = Box::new(header);
+        session.write_response_header(header, false).await?;
+        // Nothing is written in response to a HEAD.
+        session.write_file_body(&file, offset, len).await?;
+        session.write_response_body(None, true).await?;
         let sent = session.as_downstream().body_bytes_zero_copy();
         println!("{} {sent} bytes by sendfile", session.req_header().uri);
+        Ok(true)
     }
 }
 
@@ -75,11 +68,10 @@ fn open_below(folder: &Path, path: &str) -> io::Result<(Arc<File>, u64)> {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = env::args().skip(1);
-    let (Some(listen), Some(folder)) = (arguments.next(), arguments.next()) else {
+    let [listen, folder] = &env::args().skip(1).collect::<Vec<_>>()[..] else {
         return Err("usage: static_files LISTEN FOLDER".into());
     };
-    let files = StaticFiles(Path::new(&folder).canonicalize()?.into());
+    let files = StaticFiles(Path::new(folder).canonicalize()?.into());
     let mut server = Server::new(None)?;
     server.bootstrap();
     let mut service = http_proxy_service(&server.configuration, files);
@@ -87,6 +79,5 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("listening on {}", listener.address());
     service.add_tcp_with_settings(&listener.address().to_string(), listener.options());
     server.add_service(service);
-    server.run(Default::default());
-    Ok(())
+    server.run_forever()
 }
