@@ -268,6 +268,38 @@ fn a_response_is_whole_whatever_the_windows() {
     proxy.expect_metric("cache_hits_total", 1);
 }
 
+#[test]
+fn clients_that_leave_a_later_hit_write_no_error_to_the_log() {
+    const CANCEL: u32 = 0x8;
+    let origin = Origin::start(|_| Reply::pattern(1, 20 << 20));
+    let proxy = proxy(&origin).start();
+    assert!(proxy.get("/assets/object").complete);
+    proxy.expect_metric("cache_entries", 1);
+    assert!(proxy.get("/assets/object").complete);
+    // Two leave while the proxy waits for the window, and one while it sends.
+    for (gone, window, cancels) in [
+        (1, 65_535, true),
+        (2, 65_535, false),
+        (3, MAX_WINDOW, false),
+    ] {
+        let mut client = Client::open(proxy.https_addr(), window, MAX_WINDOW);
+        client
+            .send(&get(1, "/assets/object", END_HEADERS | END_STREAM))
+            .expect("ask");
+        while !client.receive().expect("a frame").is(DATA, 1) {}
+        if cancels {
+            let reset = frame(RST_STREAM, 0, 1, &CANCEL.to_be_bytes());
+            client.send(&reset).expect("cancel");
+            proxy.expect_metric_where("response_errors_total", &[("source", "downstream")], gone);
+        }
+        drop(client);
+        proxy.expect_metric_where("response_errors_total", &[("source", "downstream")], gone);
+    }
+    assert!(!proxy.stderr().contains("ERROR"), "{}", proxy.stderr());
+    proxy.expect_metric("cache_hits_total", 4);
+    assert_eq!(origin.requests().len(), 1);
+}
+
 // --- requests that name their server twice ---
 
 /// RFC 9113 §8.3.1

@@ -105,7 +105,7 @@ impl HttpCaching {
         let client_left = *error.esource() == ErrorSource::Downstream
             && matches!(
                 error.etype(),
-                ErrorType::WriteError | ErrorType::ConnectionClosed
+                ErrorType::WriteError | ErrorType::ConnectionClosed | ErrorType::H2Error
             );
         let precondition_failed =
             *error.etype() == ErrorType::HTTPStatus(StatusCode::PRECONDITION_FAILED.as_u16());
@@ -143,7 +143,10 @@ fn error_status(error: &Error, ctx: &CachingCtx) -> Option<u16> {
         (ErrorType::ConnectTimedout | ErrorType::ReadTimedout, ErrorSource::Upstream) => Some(504),
         (_, ErrorSource::Upstream) => Some(502),
         (
-            ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed,
+            ErrorType::WriteError
+            | ErrorType::ReadError
+            | ErrorType::ConnectionClosed
+            | ErrorType::H2Error,
             ErrorSource::Downstream,
         ) => None,
         (_, ErrorSource::Downstream) => Some(400),
