@@ -310,7 +310,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         http.h2_idle_timeout = Some(CLIENT_TIMEOUT);
         http.h2_close_timeout = Some(HTTP2_CLOSE_TIMEOUT);
         http.h2_send_buffer_limit = Some(HTTP2_SEND_BUFFER);
-        http.h2_limit_control_frames = true;
+        http.h2_control_frames_per_second = Some(100);
         app.server_options = Some(http);
     }
     service.set_connection_limit(descriptors::clients(open_files, None));

@@ -123,8 +123,10 @@ pub struct Server {
     /// limit.
     #[serde(default = "defaults::request_head_timeout")]
     pub request_head_timeout: Period,
-    /// Largest request head, in bytes; a larger one gets 431. Applies to all listeners. A request
-    /// target longer than 8 KiB gets 414 in any case.
+    /// Largest request head, in bytes; a larger one gets 431. Applies to all listeners. Over HTTP/2,
+    /// each header field counts 32 bytes more (RFC 9113, section 6.5.2), and a client that sends far
+    /// more CONTINUATION frames than such a head needs is disconnected. A request target longer than
+    /// 8 KiB gets 414 in any case.
     #[serde(default = "defaults::max_request_head_bytes")]
     pub max_request_head_bytes: Whole<usize, 1024, 1_000_000>,
     /// Longest time that transfers may take to finish after SIGTERM. The process ends with the last
@@ -145,6 +147,30 @@ pub struct Server {
     /// Listener for HTTPS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
+    /// Limits of each HTTP/2 connection.
+    #[serde(default)]
+    pub http2: Http2Limits,
+}
+
+/// Limits of each HTTP/2 connection. A client that exceeds one of them is disconnected with GOAWAY
+/// (`ENHANCE_YOUR_CALM`), except for `max_streams`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http2Limits {
+    /// Most requests at a time. The client is told; a further request is refused
+    /// (`REFUSED_STREAM`), and clients repeat it later.
+    pub max_streams: Whole<u32, 1, 10_000>,
+    /// Most requests that the client has reset before the proxy began to process them (rapid reset,
+    /// CVE-2023-44487).
+    pub max_pending_resets: Whole<usize, 0, 1_000_000>,
+    /// Most requests that the proxy has reset because the client broke the protocol, over the whole
+    /// connection.
+    pub max_error_resets: Whole<usize, 0, 1_000_000>,
+    /// Most frames per second that ask for nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty
+    /// DATA, CONTINUATION, RST_STREAM and unknown ones. A client may send those of ten seconds at
+    /// once. SETTINGS counts tenfold; RST_STREAM counts by itself, at a third of this rate. Requests
+    /// and responses allow for more. `0`: no limit.
+    pub control_frames_per_second: Whole<u32, 0, 1_000_000>,
 }
 
 /// A second listener, for HTTPS. Without the section, there is none. The files are read again when
@@ -709,6 +735,18 @@ mod defaults {
 
     pub fn session_name() -> SessionName {
         SessionName("s3-proxy".to_owned())
+    }
+}
+
+impl Default for Http2Limits {
+    fn default() -> Self {
+        Http2Limits {
+            max_streams: Whole(100),
+            // Those of the h2 crate.
+            max_pending_resets: Whole(20),
+            max_error_resets: Whole(1024),
+            control_frames_per_second: Whole(100),
+        }
     }
 }
 

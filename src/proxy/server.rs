@@ -12,6 +12,7 @@ use pingora_core::apps::http_app::HttpServer;
 use pingora_core::apps::HttpServerOptions;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig, NotsentLimit};
+use pingora_core::protocols::http::v2::server::{default_h2_options, H2Options};
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server, ShutdownWatch};
@@ -154,6 +155,7 @@ impl ProxyServer {
             let mut options = options.clone();
             limit_http2(&mut options, config);
             proxy.server_options = Some(options);
+            proxy.h2_options = Some(http2_options(config));
         }
         let max_connections = config.server.max_connections.map(|max| *max);
         let connections = descriptors::clients(open_files, max_connections);
@@ -316,7 +318,21 @@ fn limit_http2(options: &mut HttpServerOptions, config: &Config) {
     options.h2_idle_timeout = config.server.keepalive_timeout.non_zero();
     options.h2_close_timeout = Some(HTTP2_CLOSE_TIMEOUT);
     options.h2_send_buffer_limit = Some(HTTP2_SEND_BUFFER);
-    options.h2_limit_control_frames = true;
+    let rate = *config.server.http2.control_frames_per_second;
+    options.h2_control_frames_per_second = (rate > 0).then_some(rate);
+}
+
+/// The limits that the h2 crate keeps. It limits CONTINUATION frames by the size of a head.
+fn http2_options(config: &Config) -> H2Options {
+    let limits = &config.server.http2;
+    let mut options = default_h2_options();
+    let max_head = u32::try_from(*config.server.max_request_head_bytes).unwrap_or(u32::MAX);
+    options
+        .max_header_list_size(max_head)
+        .max_concurrent_streams(*limits.max_streams)
+        .max_pending_accept_reset_streams(*limits.max_pending_resets)
+        .max_local_error_reset_streams(Some(*limits.max_error_resets));
+    options
 }
 
 /// Uses kernel TLS if it is wanted and there is any. `preflight` has refused `on` where there is none.

@@ -19,16 +19,22 @@ pub const SETTINGS: u8 = 0x4;
 pub const PING: u8 = 0x6;
 pub const GOAWAY: u8 = 0x7;
 pub const WINDOW_UPDATE: u8 = 0x8;
+pub const CONTINUATION: u8 = 0x9;
 
 pub const END_STREAM: u8 = 0x1;
 pub const ACK: u8 = 0x1;
 pub const END_HEADERS: u8 = 0x4;
 
 pub const NO_ERROR: u32 = 0x0;
+pub const PROTOCOL_ERROR: u32 = 0x1;
+pub const REFUSED_STREAM: u32 = 0x7;
+pub const CANCEL: u32 = 0x8;
 pub const ENHANCE_YOUR_CALM: u32 = 0xb;
 
-/// SETTINGS_INITIAL_WINDOW_SIZE
+/// Settings (RFC 9113 §6.5.2).
+pub const MAX_CONCURRENT_STREAMS: u16 = 0x3;
 const INITIAL_WINDOW_SIZE: u8 = 0x4;
+pub const MAX_HEADER_LIST_SIZE: u16 = 0x6;
 
 pub struct Client {
     tls: StreamOwned<ClientConnection, TcpStream>,
@@ -110,6 +116,19 @@ impl Client {
         })
     }
 
+    /// The value of a setting in the server's first SETTINGS frame.
+    pub fn setting(&mut self, identifier: u16) -> Option<u32> {
+        loop {
+            let frame = self.receive().expect("SETTINGS");
+            if frame.kind == SETTINGS && frame.flags & ACK == 0 {
+                let mut settings = frame.payload.chunks_exact(6);
+                return settings
+                    .find(|setting| setting[..2] == identifier.to_be_bytes())
+                    .map(|setting| code(&setting[2..]));
+            }
+        }
+    }
+
     /// The response on a stream. Does not open any windows.
     pub fn response(&mut self, stream: u32) -> Response {
         let mut response = Response {
@@ -165,6 +184,23 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame.extend(stream.to_be_bytes());
     frame.extend(payload);
     frame
+}
+
+/// The frame that resets a stream with `code`.
+pub fn reset(stream: u32, code: u32) -> Vec<u8> {
+    frame(RST_STREAM, 0, stream, &code.to_be_bytes())
+}
+
+/// A request with a field that HTTP/2 does not have (RFC 9113 §8.2.2).
+pub fn with_connection_field(stream: u32) -> Vec<u8> {
+    let mut ask = get(stream, "/assets/object", END_HEADERS | END_STREAM);
+    ask.extend([0x00, 10]);
+    ask.extend(b"connection");
+    ask.extend([5]);
+    ask.extend(b"close");
+    let len = ask.len() - 9;
+    ask[..3].copy_from_slice(&(len as u32).to_be_bytes()[1..]);
+    ask
 }
 
 /// The frame that asks for `path`.

@@ -508,3 +508,128 @@ fn a_client_may_read_much_before_it_opens_its_windows() {
     }
     assert_eq!(received, LEN);
 }
+
+// --- the limits of `server.http2` ---
+
+#[test]
+fn streams_beyond_the_limit_are_refused() {
+    let origin = Origin::start(|_| Reply::pattern(1, 100_000));
+    let proxy = proxy(&origin)
+        .max_request_head_bytes(2048)
+        .http2("{max_streams: 3}")
+        .start();
+    proxy.get("/assets/object");
+
+    let mut client = Client::open(proxy.https_addr(), 0, MAX_WINDOW);
+    assert_eq!(client.setting(MAX_CONCURRENT_STREAMS), Some(3));
+    let mut other = Client::open(proxy.https_addr(), 0, MAX_WINDOW);
+    assert_eq!(other.setting(MAX_HEADER_LIST_SIZE), Some(2048));
+
+    // The windows are shut: three responses wait for the client.
+    for stream in [1, 3, 5, 7] {
+        let ask = get(stream, "/assets/object", END_HEADERS | END_STREAM);
+        client.send(&ask).expect("ask");
+    }
+    assert_eq!(client.response(7).reset, Some(REFUSED_STREAM));
+    // Whoever makes room may ask again.
+    client.send(&reset(1, CANCEL)).expect("reset");
+    client
+        .send(&get(9, "/assets/small", END_HEADERS | END_STREAM))
+        .expect("ask");
+    client
+        .send(&frame(WINDOW_UPDATE, 0, 9, &100_000_u32.to_be_bytes()))
+        .expect("open the window");
+    let response = client.response(9);
+    assert_eq!(
+        (response.status, response.body.len()),
+        (STATUS_200, 100_000)
+    );
+}
+
+#[test]
+fn requests_that_are_reset_at_once_end_the_connection() {
+    let origin = Origin::start(|_| Reply::pattern(1, 1000));
+    let few = proxy(&origin).start();
+    let many = proxy(&origin).http2("{max_pending_resets: 200}").start();
+    let pairs = |count| {
+        let pair = |n: u32| {
+            let ask = get(2 * n + 1, "/assets/object", END_HEADERS | END_STREAM);
+            [ask, reset(2 * n + 1, CANCEL)].concat()
+        };
+        (0..count).flat_map(pair).collect::<Vec<u8>>()
+    };
+    // The default is 20.
+    let mut client = Client::open(few.https_addr(), 65_535, 65_535);
+    client.send(&pairs(60)).expect("send");
+    assert_eq!(client.goaways(), [ENHANCE_YOUR_CALM]);
+
+    let mut client = Client::open(many.https_addr(), 65_535, 65_535);
+    client.send(&pairs(60)).expect("send");
+    let ask = get(999, "/assets/object", END_HEADERS | END_STREAM);
+    client.send(&ask).expect("ask");
+    assert_eq!(client.response(999).status, STATUS_200);
+}
+
+#[test]
+fn requests_that_break_the_protocol_end_the_connection() {
+    let origin = Origin::start(|_| Reply::pattern(1, 1000));
+    let proxy = proxy(&origin).http2("{max_error_resets: 3}").start();
+    proxy.get("/assets/object");
+    let mut client = Client::open(proxy.https_addr(), 65_535, 65_535);
+    for n in 0..3 {
+        client.send(&with_connection_field(2 * n + 1)).expect("ask");
+        assert_eq!(client.response(2 * n + 1).reset, Some(PROTOCOL_ERROR));
+    }
+    client
+        .send(&get(7, "/assets/object", END_HEADERS | END_STREAM))
+        .expect("ask");
+    assert_eq!(client.response(7).status, STATUS_200);
+    client.send(&with_connection_field(9)).expect("ask");
+    assert_eq!(client.goaways(), [ENHANCE_YOUR_CALM]);
+}
+
+#[test]
+fn continuation_frames_are_as_many_as_a_head_needs() {
+    let origin = Origin::start(|_| Reply::pattern(1, 1000));
+    let proxy = proxy(&origin).max_request_head_bytes(2048).start();
+    let mut client = Client::open(proxy.https_addr(), 65_535, 65_535);
+    client
+        .send(&get(1, "/assets/object", END_STREAM))
+        .expect("ask");
+    // A field in each, which the head has room for.
+    let field = frame(CONTINUATION, 0, 1, &[0x00, 1, b'a', 0]);
+    client.send(&field.repeat(30)).expect("send");
+    assert_eq!(client.goaways(), [ENHANCE_YOUR_CALM]);
+
+    let mut client = Client::open(proxy.https_addr(), 65_535, 65_535);
+    client
+        .send(&get(1, "/assets/object", END_STREAM))
+        .expect("ask");
+    client.send(&field.repeat(3)).expect("send");
+    client
+        .send(&frame(CONTINUATION, END_HEADERS, 1, &[]))
+        .expect("send");
+    assert_eq!(client.response(1).status, STATUS_200);
+}
+
+#[test]
+fn control_frames_are_limited_as_configured() {
+    let origin = Origin::start(|_| Reply::pattern(1, 1000));
+    let strict = proxy(&origin)
+        .http2("{control_frames_per_second: 1}")
+        .start();
+    let lax = proxy(&origin)
+        .http2("{control_frames_per_second: 0}")
+        .start();
+    let pings = |count| frame(PING, 0, 0, &[0; 8]).repeat(count);
+
+    let mut client = Client::open(strict.https_addr(), 65_535, 65_535);
+    client.send(&pings(60)).expect("send");
+    assert_eq!(client.goaways(), [ENHANCE_YOUR_CALM]);
+
+    let mut client = Client::open(lax.https_addr(), 65_535, 65_535);
+    client.send(&pings(3000)).expect("send");
+    let ask = get(1, "/assets/object", END_HEADERS | END_STREAM);
+    client.send(&ask).expect("ask");
+    assert_eq!(client.response(1).status, STATUS_200);
+}

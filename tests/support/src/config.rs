@@ -113,6 +113,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// `server.http2`, as a flow mapping.
+    pub fn http2(mut self, limits: &str) -> Self {
+        self.server.push(("http2", limits.to_owned()));
+        self
+    }
+
     pub fn grace_period(mut self, duration: &str) -> Self {
         self.server.push(("grace_period", duration.to_owned()));
         self
