@@ -18,6 +18,7 @@ use super::auth::Admitted;
 use super::errors;
 use super::route::Route;
 use crate::config;
+use crate::http::HttpCaching;
 use crate::s3::error::escape;
 use crate::s3::{list, Code, ListRewriter, Operation, S3Error, S3Request, Site};
 
@@ -99,7 +100,12 @@ impl Listing {
 }
 
 /// Answer a request that is neither for an object nor for a list.
-pub(super) async fn answer(session: &mut Session, route: &Route, admitted: Admitted) -> Result<()> {
+pub(super) async fn answer(
+    caching: &HttpCaching,
+    session: &mut Session,
+    route: &Route,
+    admitted: Admitted,
+) -> Result<()> {
     let region = route.site.region();
     match route.request.operation {
         Operation::HeadBucket => {
@@ -107,6 +113,7 @@ pub(super) async fn answer(session: &mut Session, route: &Route, admitted: Admit
             admitted.describe(&mut header)?;
             header.insert_header(BUCKET_REGION, region)?;
             header.insert_header(CONTENT_LENGTH, 0)?;
+            caching.insist_on_tls(session, &mut header)?;
             errors::send(session, header, Bytes::new()).await
         }
         Operation::GetBucketLocation => {
@@ -116,9 +123,9 @@ pub(super) async fn answer(session: &mut Session, route: &Route, admitted: Admit
                  <LocationConstraint xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{location}\
                  </LocationConstraint>"
             );
-            errors::respond_document(session, document, admitted).await
+            errors::respond_document(caching, session, document, admitted).await
         }
-        _ => errors::respond(session, &not_implemented(&route.request), admitted).await,
+        _ => errors::respond(caching, session, &not_implemented(&route.request), admitted).await,
     }
 }
 

@@ -18,6 +18,7 @@ use super::request_id;
 
 use crate::http::caching::CACHE_NAME;
 use crate::http::rules::cache_status::CacheStatus;
+use crate::http::HttpCaching;
 use crate::s3::S3Error;
 
 /// Limits of reading a refused request body.
@@ -110,6 +111,7 @@ fn keep(header: &mut ResponseHeader, kept: &[HeaderName]) {
 
 /// Answer with a document.
 pub(super) async fn respond_document(
+    caching: &HttpCaching,
     session: &mut Session,
     document: String,
     admitted: Admitted,
@@ -119,6 +121,7 @@ pub(super) async fn respond_document(
     describe(&mut header, XML, &body)?;
     header.insert_header(REQUEST_ID, request_id::next())?;
     admitted.describe(&mut header)?;
+    caching.insist_on_tls(session, &mut header)?;
     send(session, header, body).await
 }
 
@@ -141,6 +144,7 @@ pub(super) fn text(status: StatusCode, text: impl Into<Vec<u8>>) -> Response<Vec
 
 /// Answer a request with an error.
 pub(super) async fn respond(
+    caching: &HttpCaching,
     session: &mut Session,
     error: &S3Error,
     admitted: Admitted,
@@ -148,21 +152,24 @@ pub(super) async fn respond(
     let mut header = ResponseHeader::build(error.status, Some(5))?;
     admitted.describe(&mut header)?;
     // Boxed, because few requests come here.
-    Box::pin(respond_with(session, header, error)).await
+    Box::pin(respond_with(caching, session, header, error)).await
 }
 
 /// Answer with an error. `header` may have further fields.
 pub(super) async fn respond_with(
+    caching: &HttpCaching,
     session: &mut Session,
     mut header: ResponseHeader,
     error: &S3Error,
 ) -> Result<()> {
     let body = document(session.req_header(), &mut header, error)?;
+    caching.insist_on_tls(session, &mut header)?;
     send(session, header, body).await
 }
 
 /// Answer with a remembered status of the origin, which is valid for `left`.
 pub(super) async fn respond_remembered(
+    caching: &HttpCaching,
     session: &mut Session,
     error: &S3Error,
     left: Duration,
@@ -176,7 +183,7 @@ pub(super) async fn respond_remembered(
     header.insert_header("Cache-Status", cache_status.to_value()?)?;
     header.insert_header("X-Cache", "HIT")?;
     admitted.describe(&mut header)?;
-    respond_with(session, header, error).await
+    respond_with(caching, session, header, error).await
 }
 
 pub(super) async fn send(session: &mut Session, header: ResponseHeader, body: Bytes) -> Result<()> {

@@ -30,7 +30,7 @@ use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Session};
 
-use self::admission::{refuse_client, Admission, Decision};
+use self::admission::{Admission, Decision};
 pub use self::ctx::RequestCtx;
 use self::ctx::{routed, Subject};
 use self::origin_response::origin_error;
@@ -67,7 +67,7 @@ impl ProxyHttp for S3ProxyHttp {
         if let Some(resolved) = self.without_dots(ctx)? {
             let decision = Box::pin(self.resolve_to(session, resolved, ctx)).await?;
             if let Decision::Refuse(refused) = decision {
-                return refuse_client(session, &refused).await;
+                return self.refuse_client(session, &refused).await;
             }
         }
         let route = routed(&ctx.route)?;
@@ -150,7 +150,8 @@ impl ProxyHttp for S3ProxyHttp {
             if let Some((status, left)) = self.negative_cache.get(&route.cache_key()?) {
                 let error = origin_error(status, Some(&route.request));
                 ctx.is_negative_hit = true;
-                errors::respond_remembered(session, &error, left, ctx.admitted).await?;
+                errors::respond_remembered(&self.caching, session, &error, left, ctx.admitted)
+                    .await?;
                 return Ok(false);
             }
         }

@@ -110,14 +110,14 @@ impl S3ProxyHttp {
                 session.set_keepalive(None);
                 let why = "a GET or HEAD has no body";
                 let error = S3Error::new(Code::InvalidRequest, why);
-                return refuse(session, error, ctx.admitted).await.map(Some);
+                return self.refuse(session, error, ctx.admitted).await.map(Some);
             }
             admission = self.admit_found(session, found, ctx);
         }
         let answered = match admission {
             Admission::Serve | Admission::MayHaveBody(_) => return Ok(None),
-            Admission::Error(error) => refuse(session, error, ctx.admitted).await,
-            Admission::Refuse(refused) => refuse_client(session, &refused).await,
+            Admission::Error(error) => self.refuse(session, error, ctx.admitted).await,
+            Admission::Refuse(refused) => self.refuse_client(session, &refused).await,
             Admission::Service(request) => self.answer_service(session, &request, ctx).await,
             Admission::Pass(route) => self.relay(session, route, ctx).await,
             Admission::Other(route) => self.answer_other(session, route, ctx).await,
@@ -193,7 +193,9 @@ impl S3ProxyHttp {
         ctx: &mut RequestCtx,
     ) -> Result<bool> {
         if request.operation != Operation::ListBuckets {
-            return refuse(session, buckets::not_implemented(request), ctx.admitted).await;
+            return self
+                .refuse(session, buckets::not_implemented(request), ctx.admitted)
+                .await;
         }
         // The buckets that the client may list.
         let mut refused = None;
@@ -216,14 +218,18 @@ impl S3ProxyHttp {
             }
         }
         match refused {
-            Some(refused) if sites.is_empty() => return refuse_client(session, &refused).await,
+            Some(refused) if sites.is_empty() => {
+                return self.refuse_client(session, &refused).await
+            }
             None if sites.is_empty() => {
-                return refuse(session, Code::AccessDenied.into(), ctx.admitted).await;
+                return self
+                    .refuse(session, Code::AccessDenied.into(), ctx.admitted)
+                    .await;
             }
             _ => {}
         }
         let document = buckets::list_of(sites.into_iter());
-        errors::respond_document(session, document, admitted).await?;
+        errors::respond_document(&self.caching, session, document, admitted).await?;
         Ok(true)
     }
 
@@ -242,10 +248,10 @@ impl S3ProxyHttp {
         let listing = match Listing::of(&route, rules) {
             Ok(Some(listing)) => listing,
             Ok(None) => {
-                buckets::answer(session, &route, ctx.admitted).await?;
+                buckets::answer(&self.caching, session, &route, ctx.admitted).await?;
                 return Ok(true);
             }
-            Err(error) => return refuse(session, error, ctx.admitted).await,
+            Err(error) => return self.refuse(session, error, ctx.admitted).await,
         };
         // Ranges and conditions do not apply to a list.
         for name in FORWARDED {
@@ -283,22 +289,37 @@ impl S3ProxyHttp {
             session.set_keepalive(self.keepalive_timeout);
         }
     }
-}
 
-/// Answer with an error. Always `true`, the result of `request_filter`.
-async fn refuse(session: &mut Session, error: S3Error, admitted: Admitted) -> Result<bool> {
-    errors::respond(session, &error, admitted).await?;
-    Ok(true)
-}
-
-/// Answer a client that may not do what it asks for. Always `true`, the result of
-/// `request_filter`.
-pub(super) async fn refuse_client(session: &mut Session, refused: &Refused) -> Result<bool> {
-    let mut header = ResponseHeader::build(refused.error.status, Some(5))?;
-    if let Some(challenge) = &refused.challenge {
-        header.insert_header(header::WWW_AUTHENTICATE, challenge)?;
+    /// Answer with an error. Always `true`, the result of `request_filter`.
+    async fn refuse(
+        &self,
+        session: &mut Session,
+        error: S3Error,
+        admitted: Admitted,
+    ) -> Result<bool> {
+        errors::respond(&self.caching, session, &error, admitted).await?;
+        Ok(true)
     }
-    // Boxed, because few requests come here.
-    Box::pin(errors::respond_with(session, header, &refused.error)).await?;
-    Ok(true)
+
+    /// Answer a client that may not do what it asks for. Always `true`, the result of
+    /// `request_filter`.
+    pub(super) async fn refuse_client(
+        &self,
+        session: &mut Session,
+        refused: &Refused,
+    ) -> Result<bool> {
+        let mut header = ResponseHeader::build(refused.error.status, Some(5))?;
+        if let Some(challenge) = &refused.challenge {
+            header.insert_header(header::WWW_AUTHENTICATE, challenge)?;
+        }
+        // Boxed, because few requests come here.
+        Box::pin(errors::respond_with(
+            &self.caching,
+            session,
+            header,
+            &refused.error,
+        ))
+        .await?;
+        Ok(true)
+    }
 }

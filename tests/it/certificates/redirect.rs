@@ -85,6 +85,19 @@ fn browsers_are_told_to_keep_to_https_over_https_only() {
         assert_eq!(status, 200);
         assert_eq!(field(&head), ["max-age=2592000"], "{request}\n{head}");
     }
+    // What the proxy says itself: refusals, mistakes, and what it knows about the bucket.
+    for (target, expected) in [
+        ("/", 403),
+        ("/none/1", 404),
+        ("/assets/%zz", 400),
+        ("/assets?location", 200),
+        ("/assets?list-type=2", 403),
+        ("/assets/1?acl", 501),
+    ] {
+        let (status, head) = tls.get(target).expect("a response");
+        assert_eq!(status, expected, "{target}\n{head}");
+        assert_eq!(field(&head), ["max-age=2592000"], "{target}\n{head}");
+    }
     for _ in 0..3 {
         let plain = proxy.get("/assets/1");
         assert_eq!(plain.status, 200);

@@ -267,7 +267,7 @@ impl HttpCaching {
     }
 
     /// Let browsers that use TLS go on to use it (RFC 6797 §7.1).
-    pub(in crate::http::caching) fn insist_on_tls(
+    pub(crate) fn insist_on_tls(
         &self,
         session: &Session,
         response: &mut ResponseHeader,
