@@ -137,14 +137,18 @@ impl Ours {
     fn boot(&self, kernel: &Path, argument: &str, which: guest::Kernel) -> Command {
         let ours = [&self.vm, &self.proxy, &self.go].map(|path| path.display().to_string());
         let mut machine = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/boot"));
+        machine.arg(kernel);
+        if let Ok(mib) = env::var(guest::LARGE_MIB) {
+            machine.args(["env", &format!("{}={mib}", guest::LARGE_MIB)]);
+        }
+        let seconds = env::var("VM_SECONDS").unwrap_or_else(|_| "900".to_owned());
         machine
-            .arg(kernel)
             .args([&ours[0], argument, which.name(), &ours[1], &ours[2]])
             .env(
                 "VM_PROGRAMS",
                 format!("{} {}", PROGRAMS.join(" "), ours.join(" ")),
             )
-            .env("VM_SECONDS", "900");
+            .env("VM_SECONDS", seconds);
         machine
     }
 }

@@ -4,6 +4,7 @@
 //! runs itself in them; `tests/vm/install FOLDER` installs what that takes, and `VM=FOLDER` names
 //! it. In a machine, it runs the tests of [`guest`], and reports them as libtest does.
 //!
+//! `VM_LARGE_MIB=1024 VM_SECONDS=3600` sends a body of 1 GiB among others, which takes tens of minutes.
 //! `VM_COUNT=1` counts the instructions of a hit with and without kernel TLS instead, of the optimized
 //! proxy that `VM_PROXY` names.
 
