@@ -205,24 +205,28 @@ pub fn with_connection_field(stream: u32) -> Vec<u8> {
 
 /// The frame that asks for `path`.
 pub fn get(stream: u32, path: &str, flags: u8) -> Vec<u8> {
-    get_with_host(stream, path, flags, None)
+    get_with(stream, path, flags, None)
 }
 
-/// As [`get`], with a `Host` beside `:authority`.
-pub fn get_with_host(stream: u32, path: &str, flags: u8, host: Option<&str>) -> Vec<u8> {
+/// Fields by their index in the static table (RFC 7541, appendix A).
+pub const HOST: u8 = 38;
+pub const RANGE: u8 = 50;
+
+/// As [`get`], with a further field.
+pub fn get_with(stream: u32, path: &str, flags: u8, field: Option<(u8, &str)>) -> Vec<u8> {
     // RFC 7541: indexed :method GET and :scheme https, literal :authority and :path
     let mut block = vec![0x82, 0x87, 0x01, 9];
     block.extend(b"localhost");
     block.extend([0x04, u8::try_from(path.len()).expect("a short path")]);
     block.extend(path.as_bytes());
-    if let Some(host) = host {
-        // Literal without indexing; the name has index 38.
+    if let Some((name, value)) = field {
+        // Literal without indexing.
         block.extend([
             0x0f,
-            38 - 0x0f,
-            u8::try_from(host.len()).expect("a short host"),
+            name - 0x0f,
+            u8::try_from(value.len()).expect("a short value"),
         ]);
-        block.extend(host.as_bytes());
+        block.extend(value.as_bytes());
     }
     frame(HEADERS, flags, stream, &block)
 }

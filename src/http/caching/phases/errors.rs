@@ -109,10 +109,13 @@ impl HttpCaching {
             );
         let precondition_failed =
             *error.etype() == ErrorType::HTTPStatus(StatusCode::PRECONDITION_FAILED.as_u16());
-        let is_fast_hit = matches!(ctx.state, State::FastHit);
+        let is_hit = matches!(
+            ctx.state,
+            State::FastHit | State::Found(_) | State::HeadHit { .. }
+        );
         [NOT_FILLED, DESERTED].contains(error.etype())
             || precondition_failed
-            || ((is_fast_hit || ctx.request.initiator.is_past_cache()) && client_left)
+            || ((is_hit || ctx.request.initiator.is_past_cache()) && client_left)
     }
 
     pub(in crate::http::caching) fn is_counted_only(
