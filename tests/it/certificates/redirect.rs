@@ -85,7 +85,7 @@ fn browsers_are_told_to_keep_to_https_over_https_only() {
         assert_eq!(status, 200);
         assert_eq!(field(&head), ["max-age=2592000"], "{request}\n{head}");
     }
-    // What the proxy says itself: refusals, mistakes, and what it knows about the bucket.
+    // Responses of the proxy itself: refusals, mistakes, and facts about the bucket.
     for (target, expected) in [
         ("/", 403),
         ("/none/1", 404),
