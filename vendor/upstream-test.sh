@@ -16,12 +16,12 @@
 set -euo pipefail
 
 vendor=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# The proxy's own folder: half of the dependencies are the same.
+# The proxy's own folder: many dependencies are the same.
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$(cd "$vendor/.." && pwd)/target}
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0
 # One stage differs little from the one before.
 export CARGO_INCREMENTAL=1
-# To build OpenSSL anew takes minutes.
+# The system's OpenSSL: building one takes long.
 export OPENSSL_NO_VENDOR=1
 source=$CARGO_TARGET_DIR/upstream/source
 work=$(mktemp -d)
@@ -47,8 +47,8 @@ if [ ${#missing[@]} -gt 0 ]; then
     DEBIAN_FRONTEND=noninteractive $install -qq >&2
 fi
 
-# pingora-core names jemalloc for its tests, and none of them uses it: an empty library
-# in its place saves a minute and a half of configure and make.
+# pingora-core names jemalloc for its tests, but none uses it. An empty library in its
+# place saves the build.
 mkdir -p "$CARGO_TARGET_DIR/upstream"
 export JEMALLOC_OVERRIDE=$CARGO_TARGET_DIR/upstream/libjemalloc.a
 [ -f "$JEMALLOC_OVERRIDE" ] || ar rcs "$JEMALLOC_OVERRIDE"

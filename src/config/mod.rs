@@ -124,8 +124,9 @@ pub struct Server {
     #[serde(default = "defaults::request_head_timeout")]
     pub request_head_timeout: Period,
     /// Largest request head, in bytes; a larger one gets 431. Applies to all listeners. Over HTTP/2,
-    /// each header field counts 32 bytes more (RFC 9113, section 6.5.2), and a client that sends far
-    /// more CONTINUATION frames than such a head needs is disconnected. A request target longer than
+    /// each header field counts 32 bytes more (RFC 9113, section 6.5.2). A client that sends more than
+    /// five unfinished CONTINUATION frames for one head is disconnected; from 128 KiB on, the limit is
+    /// a quarter more than the 16 KiB frames that the largest head fills. A request target longer than
     /// 8 KiB gets 414 in any case.
     #[serde(default = "defaults::max_request_head_bytes")]
     pub max_request_head_bytes: Whole<usize, 1024, 1_000_000>,
@@ -152,24 +153,26 @@ pub struct Server {
     pub http2: Http2Limits,
 }
 
-/// Limits of each HTTP/2 connection. A client that exceeds one of them is disconnected with GOAWAY
-/// (`ENHANCE_YOUR_CALM`), except for `max_streams`.
+/// Limits of each HTTP/2 connection. A client that exceeds one of them, other than `max_streams`, is
+/// disconnected with GOAWAY (`ENHANCE_YOUR_CALM`).
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http2Limits {
-    /// Most requests at a time. The client is told; a further request is refused
-    /// (`REFUSED_STREAM`), and clients repeat it later.
+    /// Most concurrent requests, announced in SETTINGS. A further request is refused
+    /// (`REFUSED_STREAM`); the client may repeat it.
     pub max_streams: Whole<u32, 1, 10_000>,
-    /// Most requests that the client has reset before the proxy began to process them (rapid reset,
-    /// CVE-2023-44487).
+    /// Most requests at a time that the client has reset and the proxy has not yet accepted (rapid
+    /// reset, CVE-2023-44487).
     pub max_pending_resets: Whole<usize, 0, 1_000_000>,
-    /// Most requests that the proxy has reset because the client broke the protocol, over the whole
-    /// connection.
+    /// Most requests over the life of the connection that the proxy resets for protocol errors, or
+    /// refuses because of `max_streams`. Requests with a contradictory `Content-Length` or authority
+    /// have a limit of their own, which is fixed: the 32nd ends the connection.
     pub max_error_resets: Whole<usize, 0, 1_000_000>,
-    /// Most frames per second that ask for nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty
-    /// DATA, CONTINUATION, RST_STREAM and unknown ones. A client may send those of ten seconds at
-    /// once. SETTINGS counts tenfold; RST_STREAM counts by itself, at a third of this rate. Requests
-    /// and responses allow for more. `0`: no limit.
+    /// Most frames per second that ask for nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, GOAWAY,
+    /// CONTINUATION, empty DATA, RST_STREAM and unknown ones. A client may send ten seconds' worth at
+    /// once, and 100 at least. A SETTINGS frame counts as ten. RST_STREAM has a count of its own with
+    /// the same burst, which refills at a third of the rate. Requests and responses raise the
+    /// allowance of all but RST_STREAM. `0`: no limit.
     pub control_frames_per_second: Whole<u32, 0, 1_000_000>,
 }
 
@@ -742,7 +745,7 @@ impl Default for Http2Limits {
     fn default() -> Self {
         Http2Limits {
             max_streams: Whole(100),
-            // Those of the h2 crate.
+            // The defaults of the h2 crate, for both limits of resets.
             max_pending_resets: Whole(20),
             max_error_resets: Whole(1024),
             control_frames_per_second: Whole(100),

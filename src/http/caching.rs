@@ -259,9 +259,8 @@ impl HttpCaching {
         self.finish(session, error, ctx);
     }
 
-    /// For `suppress_error_log`: true for events that are no errors. One of them is a client that
-    /// leaves a [fast hit](Self::serve_fast_hit), as Pingora does not ask about clients that leave
-    /// its own hits.
+    /// For `suppress_error_log`: true for events that are no errors, such as a client that leaves a
+    /// hit.
     pub fn suppress_error_log(&self, ctx: &CachingCtx, error: &Error) -> bool {
         self.is_no_error(ctx, error)
     }

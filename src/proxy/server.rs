@@ -36,7 +36,7 @@ use crate::s3::Refreshed;
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The most bytes of responses that the streams of an HTTP/2 connection buffer together. Large
-/// bodies are written 16 KiB at a time.
+/// bodies are written 32 KiB at a time.
 const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 
 /// The time limit for a client to acknowledge the close of an HTTP/2 connection, and to read the
@@ -322,7 +322,8 @@ fn limit_http2(options: &mut HttpServerOptions, config: &Config) {
     options.h2_control_frames_per_second = (rate > 0).then_some(rate);
 }
 
-/// The limits that the h2 crate keeps. It limits CONTINUATION frames by the size of a head.
+/// Limits that the h2 crate enforces. It derives its limit of CONTINUATION frames from the largest
+/// head.
 fn http2_options(config: &Config) -> H2Options {
     let limits = &config.server.http2;
     let mut options = default_h2_options();

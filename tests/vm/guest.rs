@@ -691,7 +691,7 @@ fn a_hit_leaves_by_sendfile_alone(machine: &Machine) {
 }
 
 fn a_large_body_arrives_whole(machine: &Machine) {
-    // By default a body that a minute of emulation is enough for.
+    // The default takes about a minute under emulation.
     let mib = env::var(LARGE_MIB).map_or(64, |mib| mib.parse().expect("a number of MiB"));
     let length = mib << 20;
     let (target, pattern) = machine.stored(length);
@@ -712,7 +712,7 @@ fn a_large_body_arrives_whole(machine: &Machine) {
     assert_eq!(at, length);
 }
 
-/// Size of the largest body of [`a_large_body_arrives_whole`], in MiB.
+/// Environment variable with the size of the body of [`a_large_body_arrives_whole`], in MiB.
 pub const LARGE_MIB: &str = "VM_LARGE_MIB";
 
 fn no_record_was_undecipherable(_: &Machine) {

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use crate::builder;
 use client::*;
 use test_support::{
-    eventually, https_client, pattern, Bucket, HttpVersion, Origin, ProxyBuilder, Reply, PATIENCE,
+    eventually, https_client, pattern, Bucket, Connection, Gate, HttpVersion, Origin, ProxyBuilder,
+    Reply, PATIENCE,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -275,8 +276,8 @@ fn clients_that_leave_a_later_hit_write_no_error_to_the_log() {
     assert!(proxy.get("/assets/object").complete);
     proxy.expect_metric("cache_entries", 1);
     assert!(proxy.get("/assets/object").complete);
-    // Two leave while the proxy waits for the window, and one while it sends; of the whole object,
-    // and of a part, which Pingora's own phases serve.
+    // Of each kind of hit, two clients leave while the proxy waits for the window, and one while it
+    // sends. Pingora's own phases serve the part.
     let part = Some((RANGE, "bytes=1-"));
     for (gone, field, window, cancels) in [
         (1, None, 65_535, true),
@@ -302,6 +303,59 @@ fn clients_that_leave_a_later_hit_write_no_error_to_the_log() {
     assert!(!proxy.stderr().contains("ERROR"), "{}", proxy.stderr());
     proxy.expect_metric("cache_hits_total", 7);
     assert_eq!(origin.requests().len(), 1);
+}
+
+#[test]
+fn streams_that_wait_for_the_origin_leave_the_connection_to_others() {
+    const LEN: u64 = 4 * MIB;
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |request| match request.path() {
+            "/bucket/stored" => Reply::pattern(1, LEN),
+            _ => Reply::pattern(2, LEN).hold_at(LEN / 2, &gate),
+        }
+    });
+    let proxy = proxy(&origin).start();
+    assert!(proxy.get("/assets/stored").complete);
+
+    // Three objects arrive by halves, and the streams of one client follow.
+    let paths = ["/assets/a", "/assets/b", "/assets/c"];
+    let fills: Vec<_> = paths
+        .iter()
+        .map(|path| {
+            let mut fill = Connection::open(proxy.addr());
+            fill.ask("GET", path, &[], b"");
+            fill
+        })
+        .collect();
+    gate.wait_for_arrivals(paths.len());
+    let mut client = Client::open(proxy.https_addr(), MAX_WINDOW, MAX_WINDOW);
+    let mut streams = [1, 3, 5].into_iter().zip(paths);
+    let all = streams.all(|(stream, path)| {
+        let ask = get(stream, path, END_HEADERS | END_STREAM);
+        client.send(&ask).is_ok()
+    });
+    assert!(all, "ask");
+    let mut received = [0; 4];
+    let mut receive = |client: &mut Client, until: [u64; 4]| {
+        while received.iter().zip(until).any(|(have, want)| *have < want) {
+            let frame = client.receive().expect("a frame");
+            assert_ne!(frame.kind, RST_STREAM, "{received:?}");
+            if frame.kind == DATA {
+                received[(frame.stream as usize - 1) / 2] += frame.payload.len() as u64;
+            }
+        }
+    };
+    receive(&mut client, [LEN / 2, LEN / 2, LEN / 2, 0]);
+    // The origin holds the other halves, and a hit is sent all the same.
+    client
+        .send(&get(7, "/assets/stored", END_HEADERS | END_STREAM))
+        .expect("ask");
+    receive(&mut client, [LEN / 2, LEN / 2, LEN / 2, LEN]);
+    gate.open();
+    receive(&mut client, [LEN; 4]);
+    drop(fills);
 }
 
 // --- requests that name their server twice ---
@@ -540,7 +594,7 @@ fn streams_beyond_the_limit_are_refused() {
         client.send(&ask).expect("ask");
     }
     assert_eq!(client.response(7).reset, Some(REFUSED_STREAM));
-    // Whoever makes room may ask again.
+    // A client that makes room may ask again.
     client.send(&reset(1, CANCEL)).expect("reset");
     client
         .send(&get(9, "/assets/small", END_HEADERS | END_STREAM))
@@ -633,7 +687,7 @@ fn control_frames_are_limited_as_configured() {
     let pings = |count| frame(PING, 0, 0, &[0; 8]).repeat(count);
 
     let mut client = Client::open(strict.https_addr(), 65_535, 65_535);
-    client.send(&pings(60)).expect("send");
+    client.send(&pings(200)).expect("send");
     assert_eq!(client.goaways(), [ENHANCE_YOUR_CALM]);
 
     let mut client = Client::open(lax.https_addr(), 65_535, 65_535);

@@ -47,7 +47,7 @@ impl HttpCaching {
             _ => SystemTime::now(),
         };
         ctx.state = State::FastHit;
-        // On its own, so that the body does not hold its fields.
+        // A separate function: its fields are freed before the body is sent.
         self.send_header(session, prepared, now).await?;
         let sent = send_body(session, &mut hit, first).await;
         if let Err(e) = &sent {
@@ -136,7 +136,7 @@ async fn send_body(
                 if !more {
                     return written.map_err(classify_send_error);
                 }
-                // The next part is not read before the client takes this one.
+                // The next part is read only when downstream has room for it.
                 match written {
                     Ok(()) => wait_to_read(session.as_downstream_mut()).await,
                     Err(e) => Err(e),
@@ -170,14 +170,14 @@ async fn send_body(
     finished.map_err(classify_send_error)
 }
 
-/// Wait until the client has room for what follows the bytes that were written.
+/// Wait until downstream has room for the next part.
 async fn wait_to_read(downstream: &mut ServerSession) -> Result<()> {
     downstream.flush_body().await?;
     downstream.wait_for_body_room().await
 }
 
 /// The HTTP/2 session, if no module has to see the body. Many streams of a connection may wait in
-/// it, and its own future is smaller than one that suits all protocols.
+/// its `write_file_body`, whose future is smaller than that of `Session::write_file_body`.
 fn unfiltered_http2(session: &mut Session) -> Option<&mut Http2Session> {
     let is_http2 = session.as_downstream().is_http2();
     if !is_http2 || session.downstream_modules_ctx.needs_response_body() {
