@@ -17,7 +17,8 @@ set -euo pipefail
 
 vendor=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # The proxy's own folder: many dependencies are the same.
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$(cd "$vendor/.." && pwd)/target}
+CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-$vendor/../target}")
+export CARGO_TARGET_DIR
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0
 # One stage differs little from the one before.
 export CARGO_INCREMENTAL=1
