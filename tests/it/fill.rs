@@ -883,9 +883,7 @@ fn an_origin_that_breaks_off_breaks_every_transfer_and_stores_nothing() {
             assert!(SENT + rest.len <= HALF, "{what}: {rest:?}");
         }
         proxy.expect_metric_where("cache_fill_errors_total", &[("cause", "origin")], 1);
-        eventually("nothing is left of it", || files(&proxy) == 0);
-        assert_eq!(proxy.metric("cache_entries"), 0, "{what}");
-        assert_eq!(proxy.metric("cache_size_bytes"), 0, "{what}");
+        nothing_is_left(&proxy);
 
         expect_whole(&proxy, "MISS", LEN);
         expect_whole(&proxy, "HIT", LEN);
@@ -918,9 +916,7 @@ fn an_object_that_turns_out_larger_than_the_cache_is_never_cut_short() {
             scope.spawn(|| expect_rest_of(transfer, LEN));
         }
     });
-    eventually("nothing is left of it", || files(&proxy) == 0);
-    assert_eq!(proxy.metric("cache_entries"), 0);
-    assert_eq!(proxy.metric("cache_size_bytes"), 0);
+    nothing_is_left(&proxy);
 
     // From then on it is known.
     for asked in 2..=3 {
@@ -1051,6 +1047,15 @@ fn files(proxy: &Proxy) -> usize {
         .map(|shard| fs::read_dir(shard.expect("a shard").path()).expect("list a shard"))
         .map(Iterator::count)
         .sum()
+}
+
+/// Waits until the cache has no files, and no longer accounts for any.
+fn nothing_is_left(proxy: &Proxy) {
+    eventually("nothing is left of it", || {
+        files(proxy) == 0
+            && proxy.metric("cache_entries") == 0
+            && proxy.metric("cache_size_bytes") == 0
+    });
 }
 
 /// For this process and the proxies that it starts.
