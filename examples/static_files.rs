@@ -4,6 +4,7 @@
 use std::{env, fs::File, io, path::Path, sync::Arc};
 
 use http::Method;
+use percent_encoding::percent_decode_str;
 use pingora_core::{server::Server, upstreams::peer::HttpPeer, Error, ErrorType, OrErr, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::{http_proxy_service, range_header_filter, ProxyHttp, RangeType, Session};
@@ -32,7 +33,7 @@ impl ProxyHttp for StaticFiles {
         let Ok((file, len)) = opened.or_err(ErrorType::InternalError, "cannot open a file")? else {
             return session.respond_error(404).await.map(|()| true);
         };
-        let mut header = ResponseHeader::build(200, None)?;
+        let mut header = Box::new(ResponseHeader::build(200, None)?);
         header.insert_header("Content-Length", len)?;
         header.insert_header("Accept-Ranges", "bytes")?;
         // Pingora takes fewer ranges than this limit; otherwise the whole is sent. Only a GET has ranges.
@@ -43,7 +44,6 @@ impl ProxyHttp for StaticFiles {
             Some(RangeType::Invalid) => (0, 0),
             _ => (0, len),
         };
-        let header = Box::new(header);
         session.write_response_header(header, false).await?;
         // Nothing is written in response to a HEAD.
         session.write_file_body(&file, offset, len).await?;
@@ -56,9 +56,8 @@ impl ProxyHttp for StaticFiles {
 
 /// Opens a regular file, and returns its length. A link may lead to a place below `folder`.
 fn open_below(folder: &Path, path: &str) -> io::Result<(Arc<File>, u64)> {
-    let path = percent_encoding::percent_decode_str(path.trim_start_matches('/'));
-    let path = path.decode_utf8().map_err(io::Error::other)?;
-    let path = folder.join(&*path).canonicalize()?;
+    let path = percent_decode_str(path.trim_start_matches('/'));
+    let path = folder.join(&*path.decode_utf8_lossy()).canonicalize()?;
     if !path.starts_with(folder) || !path.is_file() {
         return Err(io::ErrorKind::NotFound.into());
     }
