@@ -62,13 +62,14 @@ test-uring: vendor
 upstream-test: vendor
 	@vendor/upstream-test.sh
 
+# The examples are documented only because cargo then uses what clippy has compiled.
 lint: vendor
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features $(FEATURES) -- -D warnings
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo fmt --manifest-path benches/stock/Cargo.toml --check
 	cargo clippy --locked --manifest-path benches/stock/Cargo.toml --target-dir target -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --features $(FEATURES)
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --lib --bins --examples --features $(FEATURES)
 
 RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
