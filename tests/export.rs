@@ -1,7 +1,7 @@
 //! The patched crates in somebody else's project: `vendor/pingora.sh export`.
 
 use std::{
-    fs,
+    env, fs,
     path::Path,
     process::{Command, Output},
 };
@@ -32,7 +32,7 @@ fn a_project_builds_with_the_lines_that_the_command_prints() {
 
     // The dependencies of both projects are built once, in the existing target folder.
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
-    let check = Command::new(env!("CARGO"))
+    let check = cargo()
         .args(["check", "--offline", "--target-dir"])
         .arg(target.expect("the target folder"))
         .current_dir(&project)
@@ -51,6 +51,20 @@ fn a_project_builds_with_the_lines_that_the_command_prints() {
     );
 }
 
+/// Cargo as from a shell, without the variables that `cargo test` sets for the package. Some build
+/// scripts run again when these change, here and afterwards.
+fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    let of_package =
+        |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(of_package) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
+
 /// The start of a project's Cargo.toml.
 const PACKAGE: &str = "[package]\nname = \"my-proxy\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\n";
 
@@ -60,7 +74,7 @@ const UNUSED: &str = "was not used";
 #[test]
 fn a_project_does_not_get_what_only_the_binary_needs() {
     let tree = |features: &str| {
-        let tree = Command::new(env!("CARGO"))
+        let tree = cargo()
             .args(["tree", "--locked", "--offline", "--edges", "normal"])
             .args([
                 "--prefix",
@@ -179,7 +193,7 @@ fn an_older_lock_gets_the_commands_that_update_it() {
         format!("{manifest}\n[patch.crates-io]{patches}"),
     )
     .expect("write Cargo.toml");
-    let update = Command::new(env!("CARGO"))
+    let update = cargo()
         .args(commands[0].split(' '))
         .arg("--offline")
         .current_dir(project)
@@ -246,7 +260,7 @@ fn a_checkout_within_a_workspace_is_excluded_from_it() {
         )
         .expect("write Cargo.toml");
         fs::write(root.join("Cargo.toml"), workspace).expect("write Cargo.toml");
-        Command::new(env!("CARGO"))
+        cargo()
             .args(["tree", "--offline", "--depth", "1"])
             .current_dir(&package)
             .output()
