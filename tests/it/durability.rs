@@ -97,6 +97,7 @@ fn killed_at(backend: &str, calls: &str, step: usize) {
     }
     let (mut in_service, mut hits) = (0, 0);
     for n in (1..).step_by(step).take(POINTS) {
+        let trace = format!("trace={calls}");
         let inject = format!("inject={calls}:signal=SIGKILL:when={n}");
         let strace = [
             "strace",
@@ -105,6 +106,8 @@ fn killed_at(backend: &str, calls: &str, step: usize) {
             "-qq",
             "-o",
             "/dev/null",
+            "-e",
+            &trace,
             "-e",
             &inject,
         ];
