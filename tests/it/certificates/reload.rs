@@ -100,7 +100,10 @@ fn what_cannot_be_used_leaves_the_old_certificate_in_use() {
         ("", "holds no certificate"),
         (&new.chain, "is not the key of the first certificate"),
     ] {
-        fs::write(&certificate, content).expect("write the certificate");
+        // In one step: the proxy looks at the file by itself too.
+        let next = dir.path().join("next.pem");
+        fs::write(&next, content).expect("write a certificate");
+        fs::rename(&next, &certificate).expect("replace the certificate");
         proxy.signal(Signal::HUP);
         eventually("the problem is logged", || lines_with(&proxy, why) == 1);
         proxy.expect_metric("tls_reload_failed", 1);
@@ -113,8 +116,11 @@ fn what_cannot_be_used_leaves_the_old_certificate_in_use() {
         lines_with(&proxy, "cannot be read") == 1
     });
 
-    // Nobody sends a signal for what follows.
-    new.write_to(dir.path(), "server");
+    // Nobody sends a signal for what follows. As long as the certificate is missing, the new key
+    // makes no difference.
+    let (next, next_key) = new.write_to(dir.path(), "next");
+    fs::rename(&next_key, &key).expect("replace the key");
+    fs::rename(&next, &certificate).expect("replace the certificate");
     eventually("the new certificate is served", || serves(&proxy, &new));
     eventually("the metric is back to 0", || {
         proxy.metric("tls_reload_failed") == 0
