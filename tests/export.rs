@@ -55,8 +55,9 @@ fn a_project_builds_with_the_lines_that_the_command_prints() {
 /// scripts run again when these change, here and afterwards.
 fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
-    let of_package =
-        |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    let of_package = |name: &str| {
+        name == "OUT_DIR" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+    };
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(of_package) {
             cargo.env_remove(name);
