@@ -20,8 +20,8 @@ vendor=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-$vendor/../target}")
 export CARGO_TARGET_DIR
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0
-# One stage differs little from the one before.
-export CARGO_INCREMENTAL=1
+# The stages differ so much that incremental compilation costs more than it saves.
+export CARGO_INCREMENTAL=0
 # The system's OpenSSL: building one takes long.
 export OPENSSL_NO_VENDOR=1
 source=$CARGO_TARGET_DIR/upstream/source
