@@ -12,6 +12,7 @@ use crate::{Origin, Proxy, SelfSigned};
 #[derive(Clone, Debug)]
 pub struct ProxyBuilder {
     binary: PathBuf,
+    parent: PathBuf,
     environment: Vec<(String, String)>,
     buckets: Vec<Bucket>,
     server: Vec<(&'static str, String)>,
@@ -46,6 +47,7 @@ impl ProxyBuilder {
     pub(crate) fn new(binary: impl Into<PathBuf>) -> Self {
         Self {
             binary: binary.into(),
+            parent: env::temp_dir(),
             environment: Vec::new(),
             buckets: Vec::new(),
             server: Vec::new(),
@@ -65,6 +67,12 @@ impl ProxyBuilder {
 
     pub fn bucket(mut self, bucket: Bucket) -> Self {
         self.buckets.push(bucket);
+        self
+    }
+
+    /// Puts the proxy's own directory into `parent` instead of the system's temporary directory.
+    pub fn within(mut self, parent: &Path) -> Self {
+        self.parent = parent.to_owned();
         self
     }
 
@@ -251,7 +259,10 @@ impl ProxyBuilder {
 
     /// Starts the proxy in a directory of its own and waits until it is ready.
     pub fn start(self) -> Proxy {
-        Proxy::launch(&self.binary, self.environment.clone(), |dir| self.yaml(dir))
+        let environment = self.environment.clone();
+        Proxy::launch(&self.binary, &self.parent, environment, |dir| {
+            self.yaml(dir)
+        })
     }
 
     /// The configuration of a proxy that keeps its files in `dir`; makes the

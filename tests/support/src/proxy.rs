@@ -87,15 +87,16 @@ impl Proxy {
     /// Starts a proxy with a configuration that the builder cannot write.
     /// `config` gets the directory that is the proxy's own.
     pub fn start_with(binary: impl AsRef<Path>, config: impl FnOnce(&Path) -> String) -> Self {
-        Self::launch(binary.as_ref(), Vec::new(), config)
+        Self::launch(binary.as_ref(), &env::temp_dir(), Vec::new(), config)
     }
 
     pub(crate) fn launch(
         binary: &Path,
+        parent: &Path,
         environment: Vec<(String, String)>,
         config: impl FnOnce(&Path) -> String,
     ) -> Self {
-        let dir = TempDir::with_prefix("s3-proxy-").expect("make the proxy's directory");
+        let dir = TempDir::with_prefix_in("s3-proxy-", parent).expect("make the proxy's directory");
         let path = dir.path().join("config.yaml");
         fs::write(&path, config(dir.path())).expect("write the configuration");
         let mut proxy = Self {
