@@ -35,12 +35,12 @@ fn a_head_that_trickles_in_ends_with_408_on_every_listener() {
     let origin = origin();
     let proxy = proxy(&origin).admin().request_head_timeout("500ms").start();
     for (listener, addr) in listeners(&proxy) {
+        let begun = Instant::now();
         let mut client = TcpStream::connect(addr).expect("connect");
         let wait = Duration::from_millis(50);
         client.set_read_timeout(Some(wait)).expect("a timeout");
         let head = b"GET /assets/object HTTP/1.1\r\nHost: a\r\nX-Slow: ";
         client.write_all(head).expect("send");
-        let begun = Instant::now();
         // Every byte comes long before the limit, and they do not end before it.
         let mut got = Vec::new();
         while got.is_empty() {
