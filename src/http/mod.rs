@@ -7,6 +7,7 @@
 //! - [`remainder`]: fetching the remainder of a response for a client that leaves a fill
 //! - `head_cache`: responses to HEAD
 //! - `request_body`: whether a request has a body
+//! - `send_error`: the attribution of errors of sending a response
 //! - `fill_lock`, [`origin_turns`], `too_large`, `variants`: limits on requests and on stored
 //!   responses
 //!
@@ -22,6 +23,7 @@ pub mod range_fill;
 pub mod remainder;
 mod request_body;
 pub mod rules;
+mod send_error;
 mod too_large;
 mod variants;
 
@@ -31,3 +33,4 @@ pub use range_fill::RangeFillLimits;
 #[cfg(feature = "s3-proxy")]
 pub(crate) use request_body::sends_body;
 pub use rules::storing::StoringRules;
+pub(crate) use send_error::classify_send_error;

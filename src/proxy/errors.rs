@@ -18,7 +18,7 @@ use super::request_id;
 
 use crate::http::caching::CACHE_NAME;
 use crate::http::rules::cache_status::CacheStatus;
-use crate::http::HttpCaching;
+use crate::http::{classify_send_error, HttpCaching};
 use crate::s3::S3Error;
 
 /// Limits of reading a refused request body.
@@ -188,11 +188,13 @@ pub(super) async fn respond_remembered(
 
 pub(super) async fn send(session: &mut Session, header: ResponseHeader, body: Bytes) -> Result<()> {
     let no_body = session.req_header().method == http::Method::HEAD;
-    session
+    let sent = session
         .write_response_header(Box::new(header), no_body)
-        .await?;
+        .await;
+    sent.map_err(classify_send_error)?;
     let body = (!no_body).then_some(body);
-    session.write_response_body(body, true).await?;
+    let sent = session.write_response_body(body, true).await;
+    sent.map_err(classify_send_error)?;
     if session.as_downstream().is_http2() {
         discard_body(session).await;
     }

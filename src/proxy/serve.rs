@@ -14,6 +14,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use crate::cache::SendfileResponse;
+use crate::http::classify_send_error;
 use crate::http::rules::conditional::{evaluate, if_range_applies, Precondition};
 use crate::http::rules::range::{parse_range, Ranges};
 
@@ -66,16 +67,19 @@ pub async fn serve_with_sendfile(
     let part = select(request, &mut header, response.len, SystemTime::now())?;
     let len = part.end - part.start;
     let no_body = request.method == Method::HEAD || len == 0;
-    session
+    let header = session
         .write_response_header(Box::new(header), no_body)
-        .await?;
+        .await;
+    header.map_err(classify_send_error)?;
     if no_body {
         return Ok(0);
     }
-    let sent = session
+    let body = session
         .write_file_body(&response.file, part.start, len)
-        .await?;
-    session.write_response_body(None, true).await?;
+        .await;
+    let sent = body.map_err(classify_send_error)?;
+    let end = session.write_response_body(None, true).await;
+    end.map_err(classify_send_error)?;
     Ok(sent.unwrap_or(0))
 }
 

@@ -150,6 +150,45 @@ fn an_upload_is_refused_and_the_connection_goes_on() {
     assert_eq!(client.response(3).status, STATUS_200);
 }
 
+// --- clients that leave ---
+
+#[test]
+fn a_client_that_resets_its_requests_leaves_no_line_in_the_log() {
+    let origin = Origin::start(|_| Reply::pattern(1, 1000));
+    let proxy = proxy(&origin).start();
+    assert!(proxy.get("/assets/object").complete);
+
+    // A hit, and an error that the proxy answers itself.
+    let mut client = Client::open(proxy.https_addr(), MAX_WINDOW, MAX_WINDOW);
+    let mut frames = Vec::new();
+    for (stream, path) in (1..)
+        .step_by(2)
+        .zip(["/assets/object", "/elsewhere"].repeat(10))
+    {
+        frames.extend(get(stream, path, END_HEADERS | END_STREAM));
+        frames.extend(reset(stream, CANCEL));
+    }
+    client.send(&frames).expect("ask and take it back");
+    // The connection goes on.
+    client
+        .send(&get(101, "/assets/object", END_HEADERS | END_STREAM))
+        .expect("ask");
+    assert_eq!(client.response(101).status, STATUS_200);
+
+    eventually("the errors are those of the client", || {
+        proxy
+            .metrics()
+            .sum_where("response_errors_total", &[("source", "downstream")])
+            > 0
+    });
+    assert_eq!(
+        proxy.stderr().matches("ERROR").count(),
+        0,
+        "{}",
+        proxy.stderr()
+    );
+}
+
 // --- responses that clients do not read ---
 
 #[test]

@@ -12,7 +12,7 @@ use crate::cache::DESERTED;
 use crate::cache::NO_ROOM;
 use crate::http::caching::error_types::NOT_FILLED;
 use crate::http::caching::shared::HttpCaching;
-use crate::http::caching::state::{CachingCtx, State};
+use crate::http::caching::state::CachingCtx;
 
 impl HttpCaching {
     pub(in crate::http::caching) fn serves_stale(
@@ -109,13 +109,10 @@ impl HttpCaching {
             );
         let precondition_failed =
             *error.etype() == ErrorType::HTTPStatus(StatusCode::PRECONDITION_FAILED.as_u16());
-        let is_hit = matches!(
-            ctx.state,
-            State::FastHit | State::Found(_) | State::HeadHit { .. }
-        );
+        let is_local = !ctx.asked_origin();
         [NOT_FILLED, DESERTED].contains(error.etype())
             || precondition_failed
-            || ((is_hit || ctx.request.initiator.is_past_cache()) && client_left)
+            || ((is_local || ctx.request.initiator.is_past_cache()) && client_left)
     }
 
     pub(in crate::http::caching) fn is_counted_only(

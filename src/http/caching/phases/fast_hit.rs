@@ -6,7 +6,7 @@ use http::HeaderValue;
 use pingora_cache::{BodyPart, CacheKey};
 use pingora_core::protocols::http::v2::server::HttpSession as Http2Session;
 use pingora_core::protocols::http::ServerSession;
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
@@ -16,6 +16,7 @@ use crate::http::caching::shared::HttpCaching;
 use crate::http::caching::state::{CachingCtx, State};
 use crate::http::rules::fields::content_length;
 use crate::http::rules::request::RequestKind;
+use crate::http::send_error::classify_send_error;
 
 impl HttpCaching {
     pub(in crate::http::caching) async fn fast_hit(
@@ -184,19 +185,6 @@ fn unfiltered_http2(session: &mut Session) -> Option<&mut Http2Session> {
         return None;
     }
     session.as_downstream_mut().as_http2_mut()
-}
-
-/// Attribute an error of sending: to the client if it is one of the connection, otherwise to the
-/// proxy, whose file or module has failed.
-fn classify_send_error(error: Box<Error>) -> Box<Error> {
-    match (error.esource(), error.etype()) {
-        (
-            ErrorSource::Unset,
-            ErrorType::WriteError | ErrorType::WriteTimedout | ErrorType::ConnectionClosed,
-        ) => error.into_down(),
-        (ErrorSource::Unset, _) => error.into_in(),
-        _ => error,
-    }
 }
 
 /// True if the header of the hit has been prepared.

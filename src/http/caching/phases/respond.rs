@@ -32,6 +32,7 @@ use crate::http::rules::freshness::ttl;
 use crate::http::rules::range::{parse_range, single_range, Ranges};
 use crate::http::rules::request::{RequestKind, MAX_RANGES};
 use crate::http::rules::vary::Variance;
+use crate::http::send_error::classify_send_error;
 
 impl HttpCaching {
     /// True if the client gets a 304 or a 412 in place of this response (RFC 9110 §13.2.2).
@@ -301,11 +302,13 @@ impl HttpCaching {
         };
         self.insist_on_tls(session, &mut header)?;
         let has_body = !body.is_empty() && session.req_header().method != Method::HEAD;
-        session
+        let sent = session
             .write_response_header(Box::new(header), !has_body)
-            .await?;
+            .await;
+        sent.map_err(classify_send_error)?;
         let body = has_body.then_some(body);
-        session.write_response_body(body, true).await
+        let sent = session.write_response_body(body, true).await;
+        sent.map_err(classify_send_error)
     }
 }
 
