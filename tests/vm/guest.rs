@@ -691,8 +691,8 @@ fn a_hit_leaves_by_sendfile_alone(machine: &Machine) {
 }
 
 fn a_large_body_arrives_whole(machine: &Machine) {
-    // The default takes about half a minute under emulation.
-    let mib = env::var(LARGE_MIB).map_or(32, |mib| mib.parse().expect("a number of MiB"));
+    // The default takes about a minute under emulation.
+    let mib = env::var(LARGE_MIB).map_or(64, |mib| mib.parse().expect("a number of MiB"));
     let length = mib << 20;
     let (target, pattern) = machine.stored(length);
     let mut client = machine.client();
