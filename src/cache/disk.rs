@@ -207,6 +207,13 @@ impl DiskCache {
         lookup::is_new(&self.core, key)
     }
 
+    /// True if the stored response of a key was validated or replaced after the key's request was
+    /// made ([`lookup_snapshot`](Self::lookup_snapshot)): a lookup that found it stale may have
+    /// been too early.
+    pub fn is_renewed(&self, key: &CacheKey) -> bool {
+        lookup::is_renewed(&self.core, key)
+    }
+
     /// True if an object of unknown length turned out larger than the whole cache.
     pub fn is_too_large(&self, key: &CacheKey) -> bool {
         self.core.too_large.contains(&key.combined_bin())

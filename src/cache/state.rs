@@ -13,7 +13,7 @@ pub(crate) mod open_entries;
 pub(crate) mod quota;
 pub(crate) mod reader;
 pub(crate) mod readers;
-pub(crate) mod recent_invalidations;
+pub(crate) mod recent_changes;
 pub(crate) mod recovery_progress;
 pub(crate) mod refusals;
 pub(crate) mod removals;
@@ -42,7 +42,7 @@ use crate::cache::state::miss_counts::MissCounts;
 use crate::cache::state::open_bodies::OpenBodies;
 use crate::cache::state::open_entries::OpenEntries;
 use crate::cache::state::quota::{Quota, Reservation};
-use crate::cache::state::recent_invalidations::RecentInvalidations;
+use crate::cache::state::recent_changes::RecentChanges;
 use crate::cache::state::recovery_progress::RecoveryProgress;
 use crate::cache::state::refusals::{Refused, TooLarge};
 use crate::cache::state::removals::{Removal, Removals, Which};
@@ -70,7 +70,11 @@ pub(crate) struct Core {
     pub quota: Arc<Quota>,
     pub removals: Removals,
     pub bans: Bans,
-    pub recent_invalidations: RecentInvalidations,
+    /// Invalidations by the hash of the primary key. Keys of which something is stored are banned
+    /// as well.
+    pub recent_invalidations: RecentChanges,
+    /// Revalidations by the hash of the key with its variance.
+    pub recent_revalidations: RecentChanges,
     pub generations: Generations,
     pub recovery: RecoveryProgress,
     pub miss_counts: MissCounts,
@@ -138,7 +142,8 @@ impl Core {
             quota: Quota::new(config.max_size_bytes),
             removals,
             bans: opened.bans,
-            recent_invalidations: RecentInvalidations::default(),
+            recent_invalidations: RecentChanges::default(),
+            recent_revalidations: RecentChanges::default(),
             generations: Generations::new(opened.first_generation),
             recovery: RecoveryProgress::new(opened.size),
             miss_counts: MissCounts::default(),

@@ -13,11 +13,11 @@ const SHARDS: usize = 16;
 /// The number of keys that each shard remembers.
 const SHARD_CAPACITY: usize = 1024;
 
-/// Pingora's cache lock, which releases a key when its fill begins: from then on, requests follow
-/// the fill.
+/// Pingora's cache lock, which releases a key when its fill begins or its stale response is
+/// validated: from then on, requests find what they need.
 ///
-/// A request that looked up before that moment and arrives here after it would find neither the
-/// fill nor the lock, and would ask the origin once more. The lock makes it look up again.
+/// A request that looked up before that moment and arrives here after it would find neither that
+/// nor the lock, and would ask the origin once more. The lock makes it look up again.
 ///
 /// Requests do not wait for a key whose last response was not stored, because the next response is
 /// unlikely to be for all of them.
@@ -58,6 +58,13 @@ impl FillLock {
         }
     }
 
+    fn looked_up_too_early(&self, key: &CacheKey, found_stale: bool) -> bool {
+        match found_stale {
+            true => self.cache.is_renewed(key),
+            false => self.cache.is_new(key),
+        }
+    }
+
     /// True if the last response for a key was not stored.
     pub(super) fn gave_up(&self, key: &CacheKey) -> bool {
         !self.not_stored.cacheable_prediction(key)
@@ -80,8 +87,7 @@ impl FillLock {
 impl CacheKeyLock for FillLock {
     fn lock(&self, key: &CacheKey, stale_writer: bool) -> Locked {
         match self.lock.lock(key, stale_writer) {
-            // A stale response was found, and is still there.
-            Locked::Write(permit) if !stale_writer && self.cache.is_new(key) => {
+            Locked::Write(permit) if self.looked_up_too_early(key, stale_writer) => {
                 let over_at_once = self.lock.lock(key, stale_writer);
                 self.lock.release(key, permit, LockStatus::Done);
                 over_at_once
@@ -256,5 +262,39 @@ mod tests {
         assert!(!may_ask(&lock, &key, false), "it is stored");
         assert!(cache.purge_key(&key).await.unwrap());
         assert!(may_ask(&lock, &key, false), "it is gone");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_missed_the_validation_of_a_stale_response_looks_up_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), 1 << 20)).unwrap();
+        let lock = FillLock::new(cache, Duration::from_secs(60));
+        let asked_now = |name: &str| {
+            let mut key = CacheKey::new(name, "tag");
+            key.extensions.insert(cache.lookup_snapshot());
+            key
+        };
+        let header = ResponseHeader::build(200, None).unwrap();
+        let meta = CacheMeta::new(SystemTime::now(), SystemTime::now(), 0, 0, header);
+        let span = Span::inactive().handle();
+        for name in ["key", "other"] {
+            let key = asked_now(name);
+            let miss = cache.get_miss_handler(&key, &meta, &span).await.unwrap();
+            miss.finish().await.unwrap();
+        }
+        cache.settle().await;
+
+        let (before, other) = (asked_now("key"), asked_now("other"));
+        assert!(may_ask(&lock, &before, true), "nobody has asked");
+        assert!(cache.update_meta(&before, &meta, &span).await.unwrap());
+        let after = asked_now("key");
+        assert!(!may_ask(&lock, &before, true), "it was validated");
+        assert!(may_ask(&lock, &after, true), "it is stale again");
+        assert!(may_ask(&lock, &other, true), "another key");
+
+        let replaced = cache.get_miss_handler(&after, &meta, &span).await.unwrap();
+        assert!(!may_ask(&lock, &after, true), "it is being replaced");
+        assert!(may_ask(&lock, &asked_now("key"), true));
+        replaced.finish().await.unwrap();
     }
 }

@@ -96,6 +96,16 @@ pub(crate) fn is_new(core: &Core, key: &CacheKey) -> bool {
     newest.max().is_some_and(|generation| generation > findable)
 }
 
+/// True if the stored response of a key was validated or replaced after the key's request was
+/// made.
+pub(crate) fn is_renewed(core: &Core, key: &CacheKey) -> bool {
+    let Some(snapshot) = key.extensions.get::<LookupSnapshot>() else {
+        return false;
+    };
+    let asked = snapshot.generation();
+    core.recent_revalidations.since(asked, &key.combined_bin()) || is_new(core, key)
+}
+
 /// The entry of a key, with its metadata.
 pub(crate) async fn find(
     core: &'static Core,

@@ -1,7 +1,7 @@
 //! New metadata for an entry or a fill, after a revalidation.
 
 use log::warn;
-use pingora_cache::key::CacheHashKey;
+use pingora_cache::key::{CacheHashKey, HashBinary};
 use pingora_cache::{CacheKey, CacheMeta};
 use pingora_core::Result;
 
@@ -24,6 +24,7 @@ pub(crate) async fn update_meta(
     // been stored for the key meanwhile, with another body.
     let created = meta.created();
     if core.fills.set_meta(&hash, created, &serialized) {
+        record_revalidation(core, hash);
         return Ok(true);
     }
     let (internal, header) = serialized;
@@ -73,5 +74,12 @@ async fn store_meta(core: &'static Core, id: EntryId, meta: EntryMeta) -> bool {
             core.open_entries.forget(&id);
         }
     }
+    record_revalidation(core, id.hash);
     true
+}
+
+/// Note that lookups find new metadata from now on.
+fn record_revalidation(core: &Core, hash: HashBinary) {
+    let generation = core.generations.next();
+    core.recent_revalidations.record(generation, hash);
 }

@@ -1,4 +1,4 @@
-//! The keys that were invalidated recently.
+//! The keys of which something has changed recently.
 
 use std::collections::HashMap;
 
@@ -8,13 +8,10 @@ use pingora_cache::key::HashBinary;
 /// Most keys that are remembered.
 const CAPACITY: usize = 4096;
 
-/// Generations of recent invalidations, for responses that arrive after their object has
-/// changed.
-///
-/// Keys of which something is stored are banned as well. This is lost at a restart, as all
-/// requests in flight are.
+/// Generations of recent changes, for requests that were made before them. Lost at a restart,
+/// as all requests in flight are.
 #[derive(Debug, Default)]
-pub struct RecentInvalidations(Mutex<Recent>);
+pub struct RecentChanges(Mutex<Recent>);
 
 #[derive(Debug, Default)]
 struct Recent {
@@ -23,21 +20,21 @@ struct Recent {
     forgotten: u64,
 }
 
-impl RecentInvalidations {
+impl RecentChanges {
     /// Note that a key has changed in this generation.
-    pub fn record(&self, generation: u64, primary: HashBinary) {
+    pub fn record(&self, generation: u64, hash: HashBinary) {
         let mut recent = self.0.lock();
-        if recent.generations.len() >= CAPACITY && !recent.generations.contains_key(&primary) {
+        if recent.generations.len() >= CAPACITY && !recent.generations.contains_key(&hash) {
             recent.generations.clear();
             recent.forgotten = generation;
         }
-        recent.generations.insert(primary, generation);
+        recent.generations.insert(hash, generation);
     }
 
     /// True if a key may have changed after this generation.
-    pub fn since(&self, asked: u64, primary: &HashBinary) -> bool {
+    pub fn since(&self, asked: u64, hash: &HashBinary) -> bool {
         let recent = self.0.lock();
-        let changed = recent.generations.get(primary).copied().unwrap_or(0);
+        let changed = recent.generations.get(hash).copied().unwrap_or(0);
         changed.max(recent.forgotten) > asked
     }
 }
@@ -47,8 +44,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_response_asked_for_before_is_invalid() {
-        let recent = RecentInvalidations::default();
+    fn a_request_made_before_is_told() {
+        let recent = RecentChanges::default();
         assert!(!recent.since(0, &[1; 16]));
         recent.record(7, [1; 16]);
         assert!(recent.since(6, &[1; 16]));
@@ -58,7 +55,7 @@ mod tests {
 
     #[test]
     fn what_is_forgotten_counts_as_changed() {
-        let recent = RecentInvalidations::default();
+        let recent = RecentChanges::default();
         for number in 0..=CAPACITY as u64 {
             let mut key = [0; 16];
             key[..8].copy_from_slice(&number.to_le_bytes());
