@@ -6,6 +6,7 @@
 //! with `REQUIRE_CLIENTS=1` they make the tests fail. MinIO needs Docker, as in `tests/it/minio`.
 
 mod programs;
+mod python;
 mod relay;
 mod sdk;
 mod tool;
@@ -23,6 +24,7 @@ use test_support::{eventually, pattern, skip, Bucket, Proxy};
 use crate::builder;
 use crate::minio::server::{Server, ACCESS_KEY, SECRET_KEY};
 use programs::{AwsCli, Mc, Python, Rclone, S5cmd};
+use python::ForkServer;
 use relay::Relay;
 use sdk::Sdk;
 use tool::{Access, Op, Outcome, Tool, BUCKET};
@@ -47,76 +49,32 @@ const CLIENT_SECRET: &str = "secret-of-the-client";
 
 #[test]
 fn aws_cli() {
-    let Some(program) = program("sdk/bin/aws") else {
-        return;
-    };
-    in_all_modes(&AwsCli {
-        program,
-        by_crt: false,
-    });
+    with_aws_cli(false);
 }
 
 #[test]
 fn aws_cli_with_transfers_by_the_crt() {
-    let Some(program) = program("sdk/bin/aws") else {
-        return;
-    };
-    in_all_modes(&AwsCli {
-        program,
-        by_crt: true,
-    });
+    with_aws_cli(true);
 }
 
 #[test]
 fn boto3_with_its_own_transfers() {
-    let Some(interpreter) = program("sdk/bin/python") else {
-        return;
-    };
-    in_all_modes(&Python {
-        name: "boto3",
-        interpreter,
-        script: "boto3_client.py",
-        engine: "classic",
-    });
+    with_library("boto3", "classic");
 }
 
 #[test]
 fn boto3_with_transfers_by_the_crt() {
-    let Some(interpreter) = program("sdk/bin/python") else {
-        return;
-    };
-    in_all_modes(&Python {
-        name: "boto3 with the CRT",
-        interpreter,
-        script: "boto3_client.py",
-        engine: "crt",
-    });
+    with_library("boto3 with the CRT", "crt");
 }
 
 #[test]
 fn s3fs() {
-    let Some(interpreter) = program("fs/bin/python") else {
-        return;
-    };
-    in_all_modes(&Python {
-        name: "s3fs",
-        interpreter,
-        script: "fs_client.py",
-        engine: "s3fs",
-    });
+    with_library("s3fs", "s3fs");
 }
 
 #[test]
 fn pyarrow() {
-    let Some(interpreter) = program("fs/bin/python") else {
-        return;
-    };
-    in_all_modes(&Python {
-        name: "pyarrow",
-        interpreter,
-        script: "fs_client.py",
-        engine: "pyarrow",
-    });
+    with_library("pyarrow", "pyarrow");
 }
 
 #[test]
@@ -186,6 +144,41 @@ fn program(name: &str) -> Option<PathBuf> {
         ));
     }
     found
+}
+
+fn with_aws_cli(by_crt: bool) {
+    let (Some(interpreter), Some(program)) = (program("sdk/bin/python"), program("sdk/bin/aws"))
+    else {
+        return;
+    };
+    let modules = ["awscli.clidriver", "awscli.handlers", "s3transfer.crt"];
+    in_all_modes(&AwsCli {
+        python: ForkServer::start(&interpreter, &modules),
+        program,
+        by_crt,
+    });
+}
+
+/// `engine`: the way in which the library is used.
+fn with_library(name: &'static str, engine: &'static str) {
+    let (environment, script, modules): (_, _, &[&str]) = match engine {
+        "classic" | "crt" => (
+            "sdk",
+            "boto3_client.py",
+            &["boto3.s3.inject", "s3transfer.crt"],
+        ),
+        "s3fs" => ("fs", "fs_client.py", &["s3fs"]),
+        _ => ("fs", "fs_client.py", &["pyarrow.fs"]),
+    };
+    let Some(interpreter) = program(&format!("{environment}/bin/python")) else {
+        return;
+    };
+    in_all_modes(&Python {
+        name,
+        python: ForkServer::start(&interpreter, modules),
+        script,
+        engine,
+    });
 }
 
 fn in_all_modes(tool: &dyn Tool) {

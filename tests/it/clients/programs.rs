@@ -4,10 +4,12 @@ use std::{fs, path::PathBuf};
 
 use serde_json::Value;
 
+use super::python::{script, ForkServer};
 use super::tool::{Access, Op, Outcome, Tool, BUCKET};
 
 /// The AWS CLI.
 pub struct AwsCli {
+    pub python: ForkServer,
     pub program: PathBuf,
     /// Transfers go by the Common Runtime, in C, instead of Python.
     pub by_crt: bool,
@@ -25,7 +27,7 @@ pub struct Mc(pub PathBuf);
 /// A script of this folder for a library of Python.
 pub struct Python {
     pub name: &'static str,
-    pub interpreter: PathBuf,
+    pub python: ForkServer,
     pub script: &'static str,
     /// The way in which the library is used.
     pub engine: &'static str,
@@ -109,7 +111,7 @@ impl Tool for AwsCli {
                 aws.arg(url(prefix));
             }
         }
-        let outcome = Outcome::of(&mut aws);
+        let outcome = self.python.run(&aws);
         Some(outcome.printing(|stdout| match lists {
             true => stdout.replace('\t', "\n"),
             false => stdout.to_owned(),
@@ -332,9 +334,7 @@ impl Tool for Python {
     }
 
     fn run(&self, access: &Access, op: &Op) -> Option<Outcome> {
-        let mut python = access.command(&self.interpreter);
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/");
-        python.arg(format!("{script}{}", self.script));
+        let mut python = access.command(script(self.script));
         python.args([self.engine, BUCKET]);
         match op {
             Op::List(prefix) => python.args(["list", prefix]),
@@ -351,6 +351,6 @@ impl Tool for Python {
             // Libraries leave it to their callers.
             Op::SyncDown(..) | Op::SyncUp(..) => return None,
         };
-        Some(Outcome::of(&mut python))
+        Some(self.python.run(&python))
     }
 }
