@@ -75,11 +75,11 @@ connectors::tests::test_tls_connect_timeout_supersedes_total'
 
 # trim CRATE: drops the dev-dependencies that its sources do not name, which are for its benchmarks,
 # examples and integration tests. The lock then names more than there is, so that cargo runs without
-# --locked; it takes what is left from the lock all the same.
+# --locked; it takes what is left from the lock all the same. trace.rs is for a feature that is off.
 trim() {
     local manifest=$source/$1/Cargo.toml name
     sed -n 's/^\[.*dev-dependencies\.\(.*\)\]$/\1/p' "$manifest" | while read -r name; do
-        grep -rqE "\\b${name//-/_}::" "$source/$1/src" ||
+        grep -rqE --exclude=trace.rs "\\b${name//-/_}::" "$source/$1/src" ||
             sed -i "/^\\[.*dev-dependencies\\.$name\\]\$/,/^\$/d" "$manifest"
     done
 }
