@@ -705,6 +705,7 @@ mod linux {
                 stored_at: 0,
                 body_len: len,
                 body_crc32: crc32fast::hash(&body),
+                blocks: None,
                 internal: internal.clone(),
                 header: header.clone(),
             };

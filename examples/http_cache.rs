@@ -149,7 +149,8 @@ impl ProxyHttp for HttpCacheProxy {
     ) -> Result<Option<ForcedFreshness>> {
         Ok(self
             .caching
-            .cache_hit_filter(session, meta, hit, is_fresh, ctx))
+            .cache_hit_filter(session, meta, hit, is_fresh, ctx)
+            .await)
     }
 
     async fn proxy_upstream_filter(

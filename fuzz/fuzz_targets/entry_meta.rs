@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 
 use libfuzzer_sys::fuzz_target;
 use pingora_cache::key::CompactCacheKey;
-use pingora_sendfile::cache::EntryMeta;
+use pingora_sendfile::cache::{BlockMap, EntryMeta};
 
 fuzz_target!(init: seeds::write(&examples()), |data: &[u8]| {
     check(data);
@@ -23,7 +23,7 @@ fn check(data: &[u8]) {
         Ok(meta) => {
             assert_eq!(meta.encode(), data);
             assert_eq!(meta.encoded_len(), data.len() as u64);
-            assert!(meta.weight() >= meta.body_len);
+            assert!(meta.blocks.is_some() || meta.weight() >= meta.body_len);
         }
         Err(e) => assert_eq!(e.kind(), ErrorKind::InvalidData, "{e}"),
     }
@@ -42,6 +42,7 @@ fn examples() -> Vec<Vec<u8>> {
         stored_at: 1_800_000_000,
         body_len: 100 << 30,
         body_crc32: 0xdead_beef,
+        blocks: None,
         internal: vec![1; 20],
         header: vec![2; 300],
     };
@@ -52,10 +53,19 @@ fn examples() -> Vec<Vec<u8>> {
         stored_at: 0,
         body_len: 0,
         body_crc32: 0,
+        blocks: None,
         internal: Vec::new(),
         header: Vec::new(),
     };
-    [full, empty]
+    let in_blocks = EntryMeta {
+        body_crc32: 0,
+        blocks: Some(BlockMap {
+            block_len: 1 << 20,
+            checksums: [(0, 1), (7, 2), (99_999, 3)].into(),
+        }),
+        ..full.clone()
+    };
+    [full, empty, in_blocks]
         .iter()
         .map(EntryMeta::encode)
         .flat_map(|file| [file[..file.len() - 4].to_vec(), file])

@@ -23,17 +23,18 @@ use crate::cache::io::regular::invalid;
 use crate::cache::io::select;
 use crate::cache::jobs::{maintenance, removal, scrub};
 use crate::cache::lifecycle::{self, Lifecycle};
+use crate::cache::read::blocks::PartSource;
 use crate::cache::read::hit::DiskHit;
 use crate::cache::read::lookup;
 use crate::cache::sendfile::{SendfileCapable, SendfileResponse};
 use crate::cache::state::fast_header::FastHeader;
 use crate::cache::state::generations::LookupSnapshot;
-use crate::cache::state::open_entries::ReadyBody;
 use crate::cache::state::recovery_progress::RecoveryProgress;
 use crate::cache::state::stats::{Eviction, Stats};
 use crate::cache::state::Core;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::write::admission::Admission;
+use crate::cache::write::blocks::{self, Fetcher};
 use crate::cache::write::{invalidate, pending, update};
 
 /// A disk cache for Pingora: one immutable body file an entry, with a metadata file, found
@@ -229,6 +230,22 @@ impl DiskCache {
         self.core.fills.get(&key.combined_bin()).is_some()
     }
 
+    /// Begin an entry for a body of `len` bytes, of which hits fetch and store what they need.
+    /// `false`: it cannot be stored.
+    pub(crate) async fn create_in_blocks(
+        &'static self,
+        key: &CacheKey,
+        meta: &CacheMeta,
+        len: u64,
+    ) -> Result<bool> {
+        blocks::create(&self.core, key, meta, len).await
+    }
+
+    /// Let a hit fetch blocks that are not stored from `source`.
+    pub(crate) fn let_fetch(&'static self, hit: &mut DiskHit, source: Box<dyn PartSource>) {
+        hit.fetch_by(Box::new(Fetcher::new(&self.core, source)));
+    }
+
     /// True if something may be stored for a key, or may be stored soon.
     pub(crate) fn may_have(&self, key: &CacheKey) -> bool {
         self.core.may_have(key)
@@ -323,12 +340,14 @@ impl SendfileCapable for DiskCache {
             return Ok(None);
         };
         let len = entry.meta.body_len;
-        Ok(match &entry.body {
-            ReadyBody::File(body) if self.core.sends_file(Some(len)) => Some(SendfileResponse {
-                meta,
-                file: body.file().clone(),
-                len,
-            }),
+        Ok(match entry.file() {
+            Some(body) if entry.incomplete().is_none() && self.core.sends_file(Some(len)) => {
+                Some(SendfileResponse {
+                    meta,
+                    file: body.file().clone(),
+                    len,
+                })
+            }
             _ => None,
         })
     }

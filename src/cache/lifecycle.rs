@@ -131,6 +131,9 @@ impl Lifecycle {
                 core.recovery.start(size);
                 core.reset_written();
                 core.recovery.restart();
+                // The other process may have stored blocks since they were opened.
+                core.open_entries.close_files();
+                core.sparse_bodies.clear();
                 core.set_writable(true);
                 info!("{path}: taken over");
                 // The entries and leftovers of the other process.
@@ -268,6 +271,7 @@ impl Lifecycle {
 /// Wait until no fill is in flight and all files of evicted entries are removed.
 pub(crate) async fn settle(core: &Core) {
     core.fills.wait_idle().await;
+    core.recordings.done().await;
     core.removals.done().await;
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod recent_changes;
 pub(crate) mod recovery_progress;
 pub(crate) mod refusals;
 pub(crate) mod removals;
+pub(crate) mod sparse_body;
 pub(crate) mod stats;
 pub(crate) mod window;
 
@@ -46,6 +47,7 @@ use crate::cache::state::recent_changes::RecentChanges;
 use crate::cache::state::recovery_progress::RecoveryProgress;
 use crate::cache::state::refusals::{Refused, TooLarge};
 use crate::cache::state::removals::{Removal, Removals, Which};
+use crate::cache::state::sparse_body::{Recordings, SparseBodies};
 use crate::cache::state::stats::{Cause, Eviction, Stats};
 use crate::cache::store::bans::Bans;
 use crate::cache::store::entry_id::EntryId;
@@ -67,6 +69,8 @@ pub(crate) struct Core {
     pub fill_permits: FillPermits,
     pub open_entries: OpenEntries,
     pub open_bodies: OpenBodies,
+    pub sparse_bodies: SparseBodies,
+    pub recordings: Recordings,
     pub quota: Arc<Quota>,
     pub removals: Removals,
     pub bans: Bans,
@@ -139,6 +143,8 @@ impl Core {
                 config.max_open_files.min(open_files_limit() / 4),
             ),
             open_bodies: OpenBodies::default(),
+            sparse_bodies: SparseBodies::default(),
+            recordings: Recordings::default(),
             quota: Quota::new(config.max_size_bytes),
             removals,
             bans: opened.bans,
@@ -287,6 +293,14 @@ impl Core {
         }
         warn!("cache entry {id} is dropped: {why}");
         self.evict(id, Eviction::Damaged);
+    }
+
+    /// True if a ban applies to an entry of this generation.
+    pub(crate) fn is_banned(&self, generation: u64, key: &CacheKey) -> bool {
+        let primary = key.primary_bin();
+        let names = || (&*key.user_tag, key.primary_key());
+        self.bans.is_banned(generation, &primary, names)
+            || (key.variance_bin().is_some() && self.bans.is_banned_variant(generation))
     }
 
     /// True if a ban applies to a fill.

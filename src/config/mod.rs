@@ -574,11 +574,11 @@ pub struct Rule {
 }
 
 /// Fetching of whole objects after requests for parts, see
-/// [Range fills](caching.md#range-fills).
+/// [Range fills](caching.md#range-fills), and of missing [blocks](caching.md#blocks).
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RangeFill {
-    /// Most concurrent range fills. `0`: off.
+    /// Most concurrent range fills. `0`: no range fills, and ranges begin no blocks.
     pub max_in_flight: Whole<usize, 0, 10_000>,
     /// Largest object that is fetched. Default: `cache.disk.max_size_gb`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -588,7 +588,7 @@ pub struct RangeFill {
     /// `cache.disk.max_size_gb`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_in_flight_gb: Option<Gigabytes>,
-    /// Budget of each client address: megabytes per minute that range fills for it may fetch beyond
+    /// Budget of each client address: megabytes per minute that range fills and blocks for it may fetch beyond
     /// what clients have received. A fill that would exceed the budget is not started. `0`: no limit.
     pub client_mb_per_minute: MegabytesPerMinute,
     /// Longest time that a range waits for a fill to reach it, before it is fetched on its own. A

@@ -26,7 +26,9 @@ use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyWarnLogContext, RangeType, Session};
 
+use crate::http::rules::cache_status::Forwarded;
 pub use error_types::{NOT_FILLED, UNUSABLE_NOT_MODIFIED, UNUSABLE_PART};
+use phases::parts::is_incomplete;
 use phases::relay::relay_variance;
 pub use shared::{CachingOptions, ErrorBody, HttpCaching, CACHE_NAME};
 pub use state::{CachingCtx, Probe, RelayedRequest, ServedStale};
@@ -101,8 +103,9 @@ impl HttpCaching {
         relay_variance(meta.headers(), request, ctx)
     }
 
-    /// For `cache_hit_filter`: decide if a stored response may be used (RFC 9111 §4).
-    pub fn cache_hit_filter(
+    /// For `cache_hit_filter`: decide if a stored response may be used (RFC 9111 §4), and wait for
+    /// its first byte if it has to come from the origin.
+    pub async fn cache_hit_filter(
         &self,
         session: &mut Session,
         meta: &CacheMeta,
@@ -110,7 +113,19 @@ impl HttpCaching {
         is_fresh: bool,
         ctx: &mut CachingCtx,
     ) -> Option<ForcedFreshness> {
-        self.judge_hit(session, meta, hit, is_fresh, ctx)
+        let forced = self.judge_hit(session, meta, hit, is_fresh, ctx);
+        if forced == Some(ForcedFreshness::ForceMiss) || !is_incomplete(hit) {
+            return forced;
+        }
+        let is_served = match forced {
+            None => is_fresh,
+            Some(forced) => forced == ForcedFreshness::ForceFresh,
+        };
+        if Box::pin(self.prepare_blocks(session, meta, hit, is_served, ctx)).await {
+            return forced;
+        }
+        ctx.forward(Forwarded::Partial);
+        Some(ForcedFreshness::ForceMiss)
     }
 
     /// For `proxy_upstream_filter`, before

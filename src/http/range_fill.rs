@@ -18,14 +18,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pingora_cache::key::HashBinary;
-use pingora_cache::CacheKey;
+use pingora_cache::{CacheKey, CacheMeta};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::cache::ForParts;
 
 /// The largest object, in bytes, that is fetched after any part of it.
-const SMALL: u64 = 16 << 20;
+pub(super) const SMALL: u64 = 16 << 20;
 
 /// The share of a larger object that has to be delivered before the object is fetched: one in this
 /// many bytes.
@@ -117,6 +117,8 @@ pub struct Part {
 pub(super) struct FillCandidate {
     pub key: CacheKey,
     pub whole_len: u64,
+    /// The metadata of an entry in blocks, if the origin's parts can be combined.
+    pub in_blocks: Option<CacheMeta>,
 }
 
 /// The shared state of a download in parts. The download ends when the last of its requests drops
@@ -177,6 +179,18 @@ impl RangeFills {
             fills: self.clone(),
             key: part.key,
         })
+    }
+
+    /// Charge a client for bytes that are fetched for it and that it does not get. `false` if its
+    /// budget is too small.
+    pub(super) fn charge(
+        &self,
+        client: Option<IpAddr>,
+        bytes: u64,
+        limits: &RangeFillLimits,
+        now: Instant,
+    ) -> bool {
+        bytes == 0 || self.0.lock().spend(client, bytes, limits, now)
     }
 
     /// True if this object is being downloaded in parts.

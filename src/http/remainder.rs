@@ -1,8 +1,9 @@
-//! The remainder of a response, fetched by a subrequest.
+//! The remainder of a response, or any part of it, fetched by a subrequest.
 //!
 //! A client that follows a fill may have to leave it when the disk has no room. It has received the
 //! beginning of one version, so the remainder must be of the same version: `If-Match` asks for it,
-//! and the `ETag` of the response, which has to be strong, confirms it.
+//! and the `ETag` of the response, which has to be strong, confirms it. The same is true of the
+//! blocks of an entry.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -13,15 +14,16 @@ use http::header::{ACCEPT_RANGES, CONTENT_RANGE, ETAG, IF_MATCH, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use pingora_core::protocols::http::subrequest::server::SubrequestHandle;
 use pingora_core::protocols::http::HttpTask;
+use pingora_core::protocols::http::ServerSession as HttpSession;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
-use pingora_proxy::{PreparedSubrequest, Session};
+use pingora_proxy::{PreparedSubrequest, Session, SubrequestSpawner};
 
 use super::rules::etag::EntityTag;
 use super::rules::range::parse_content_range;
 use super::rules::request::strip_to_target;
-use crate::cache::Remainder;
+use crate::cache::{PartSource, Remainder, OUTDATED};
 
 /// The error of a remainder that the origin does not send.
 pub const NO_REMAINDER: ErrorType = ErrorType::new("NoRemainder");
@@ -43,6 +45,21 @@ pub(super) struct FetchedRemainder {
     handle: SubrequestHandle,
     /// Bytes that have not been received yet.
     left: u64,
+}
+
+/// Requests for parts of a stored response.
+pub(super) struct OriginParts {
+    requests: Arc<PartRequests>,
+    etag: HeaderValue,
+    whole_len: u64,
+}
+
+/// Makes subrequests like a client's request, however long after it.
+pub(super) struct PartRequests {
+    pub spawner: SubrequestSpawner,
+    /// A copy of the session that has read the request, so that it can be copied again. It is never
+    /// run.
+    template: PreparedSubrequest,
 }
 
 // === impl RemainderRequest ===
@@ -69,26 +86,36 @@ impl FetchedRemainder {
     /// version.
     pub(super) fn new(
         session: &Session,
+        spawner: &SubrequestSpawner,
         stored: &HeaderMap,
         whole_len: Option<u64>,
     ) -> Option<FetchedRemainder> {
-        let spawner = session.subrequest_spawner.as_ref()?;
         let etag = stored.get(ETAG).filter(|_| offers_remainder(stored))?;
+        let remainder = Self::prepare(spawner, session.as_ref(), etag, whole_len);
+        Some(remainder)
+    }
+
+    fn prepare(
+        spawner: &SubrequestSpawner,
+        session: &HttpSession,
+        etag: &HeaderValue,
+        whole_len: Option<u64>,
+    ) -> FetchedRemainder {
         let range = Arc::new(OnceLock::new());
         let request = RemainderRequest {
             range: range.clone(),
             etag: etag.clone(),
         };
         let ctx = SubrequestCtx::builder().user_ctx(Box::new(request)).build();
-        let (prepared, handle) = spawner.create_subrequest(session.as_ref(), ctx);
-        Some(FetchedRemainder {
+        let (prepared, handle) = spawner.create_subrequest(session, ctx);
+        FetchedRemainder {
             range,
             etag: etag.clone(),
             whole_len,
             prepared: Some(prepared),
             handle,
             left: 0,
-        })
+        }
     }
 
     async fn next_task(&mut self) -> Result<HttpTask> {
@@ -101,8 +128,17 @@ impl FetchedRemainder {
     /// # Errors
     /// It is not the requested part, or not of the same version.
     fn check(&self, response: &ResponseHeader) -> Result<u64> {
-        if response.status != StatusCode::PARTIAL_CONTENT {
-            return Err(no_remainder("the origin did not send a part"));
+        match response.status {
+            StatusCode::PARTIAL_CONTENT => {}
+            // RFC 9110 §13.1.1, §14.2
+            StatusCode::OK
+            | StatusCode::NOT_FOUND
+            | StatusCode::GONE
+            | StatusCode::PRECONDITION_FAILED
+            | StatusCode::RANGE_NOT_SATISFIABLE => {
+                return Err(outdated("the origin does not have the stored version"));
+            }
+            _ => return Err(no_remainder("the origin did not send a part")),
         }
         let tag = |value: &HeaderValue| EntityTag::parse(value.as_bytes()).is_some();
         let is_same = response
@@ -111,7 +147,7 @@ impl FetchedRemainder {
             .filter(|etag| tag(etag))
             .is_some_and(|etag| etag == self.etag);
         if !is_same {
-            return Err(no_remainder("the origin has another version"));
+            return Err(outdated("the origin has another version"));
         }
         let part = response.headers.get(CONTENT_RANGE);
         let part = part.and_then(|part| parse_content_range(part.as_bytes()));
@@ -168,6 +204,52 @@ impl Remainder for FetchedRemainder {
         }
         Ok(None)
     }
+}
+
+// === impl PartRequests ===
+
+impl PartRequests {
+    /// The session gives its own means away.
+    pub(super) async fn take(session: &mut Session) -> Option<Arc<PartRequests>> {
+        let spawner = session.subrequest_spawner.take()?;
+        let ctx = SubrequestCtx::builder().build();
+        let (mut template, _) = spawner.create_subrequest(session.as_ref(), ctx);
+        let read = template.session_mut().read_request().await;
+        read.ok().filter(|read| *read)?;
+        Some(Arc::new(PartRequests { spawner, template }))
+    }
+}
+
+// === impl OriginParts ===
+
+impl OriginParts {
+    /// Requests for parts of the response with the header `stored`. `None` if the origin does not
+    /// serve ranges, or could not confirm the version.
+    pub(super) fn new(
+        requests: Arc<PartRequests>,
+        stored: &HeaderMap,
+        whole_len: u64,
+    ) -> Option<OriginParts> {
+        let etag = stored.get(ETAG).filter(|_| offers_remainder(stored))?;
+        Some(OriginParts {
+            requests,
+            etag: etag.clone(),
+            whole_len,
+        })
+    }
+}
+
+impl PartSource for OriginParts {
+    fn request(&self) -> Box<dyn Remainder> {
+        let PartRequests { spawner, template } = &*self.requests;
+        let whole_len = Some(self.whole_len);
+        let request = FetchedRemainder::prepare(spawner, template.session(), &self.etag, whole_len);
+        Box::new(request)
+    }
+}
+
+fn outdated(why: &'static str) -> Box<Error> {
+    Error::explain(OUTDATED, why).into_up()
 }
 
 fn no_remainder(why: &'static str) -> Box<Error> {

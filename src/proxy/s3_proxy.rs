@@ -131,7 +131,8 @@ impl ProxyHttp for S3ProxyHttp {
         }
         Ok(self
             .caching
-            .cache_hit_filter(session, meta, hit, is_fresh, &mut ctx.caching))
+            .cache_hit_filter(session, meta, hit, is_fresh, &mut ctx.caching)
+            .await)
     }
 
     async fn proxy_upstream_filter(

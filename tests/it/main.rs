@@ -2,6 +2,7 @@
 
 mod admin;
 mod auth;
+mod blocks;
 mod cache_rules;
 mod certificates;
 mod cli;

@@ -79,6 +79,16 @@ pub trait DiskBackend: FolderAccess {
     /// write the metadata, which makes it an entry. If that fails, no file is left.
     async fn commit(&self, files: &EntryFiles, body: &Arc<File>, meta: Vec<u8>) -> io::Result<()>;
 
+    /// Open the body of a committed entry, to write blocks that are missing.
+    async fn open_to_write(&self, files: &EntryFiles) -> io::Result<Arc<File>>;
+
+    /// Make a body as long as this. What is added is a hole.
+    async fn set_len(&self, file: &Arc<File>, len: u64) -> io::Result<()>;
+
+    /// Note which blocks of a committed body are stored: sync the data, then replace the metadata,
+    /// which names them, by a file that is synced too. If that fails, the metadata stays.
+    async fn record(&self, files: &EntryFiles, body: &Arc<File>, meta: Vec<u8>) -> io::Result<()>;
+
     /// Remove the body of an entry that was not committed.
     async fn discard(&self, files: &EntryFiles) -> io::Result<()>;
 

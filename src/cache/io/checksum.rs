@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
 
 use crate::cache::io::page_cache::read_exact_at;
@@ -17,7 +18,13 @@ const BUFFERED_PIECE: usize = 256 * 1024;
 const ALIGNMENT: usize = 4096;
 
 /// See [`FolderAccess::checksum`](crate::cache::io::folder::FolderAccess::checksum).
-pub(crate) fn from_disk(path: &Path, len: u64, read: &mut dyn FnMut(u64)) -> io::Result<u32> {
+pub(crate) fn from_disk(
+    path: &Path,
+    len: u64,
+    range: Range<u64>,
+    read: &mut dyn FnMut(u64),
+) -> io::Result<u32> {
+    debug_assert_eq!(range.start % ALIGNMENT as u64, 0);
     let file = open_direct(path)?;
     if file.metadata()?.len() != len {
         return Err(invalid("body file does not have the recorded length"));
@@ -26,9 +33,9 @@ pub(crate) fn from_disk(path: &Path, len: u64, read: &mut dyn FnMut(u64)) -> io:
     let start = buf.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
     let buf = &mut buf[start..start + PIECE];
     let mut crc = crc32fast::Hasher::new();
-    let mut at = 0;
-    while at < len {
-        let piece = (len - at).min(PIECE as u64) as usize;
+    let mut at = range.start;
+    while at < range.end {
+        let piece = (range.end - at).min(PIECE as u64) as usize;
         // The last read returns fewer bytes than asked for.
         let got = read_some_at(&file, at, buf)?.min(piece);
         if got < piece && got % ALIGNMENT != 0 {
@@ -121,10 +128,15 @@ mod tests {
             let body: Vec<u8> = (0..len).map(|i| (i / 7 + i % 251) as u8).collect();
             std::fs::write(file.path(), &body).unwrap();
             let mut read = 0;
-            let found = from_disk(file.path(), len as u64, &mut |n| read += n).unwrap();
+            let found = from_disk(file.path(), len as u64, 0..len as u64, &mut |n| read += n);
+            let found = found.unwrap();
             assert_eq!(found, crc32fast::hash(&body), "{len} bytes");
             assert_eq!(read, len as u64);
-            assert!(from_disk(file.path(), len as u64 + 1, &mut |_| ()).is_err());
+            assert!(from_disk(file.path(), len as u64 + 1, 0..1, &mut |_| ()).is_err());
+            let middle = len / 3 / ALIGNMENT * ALIGNMENT..len / 2;
+            let range = middle.start as u64..middle.end as u64;
+            let found = from_disk(file.path(), len as u64, range, &mut |_| ()).unwrap();
+            assert_eq!(found, crc32fast::hash(&body[middle]), "the middle of {len}");
         }
     }
 

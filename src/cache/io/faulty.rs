@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub(crate) enum Op {
     Commit,
     Discard,
     WriteMeta,
+    Record,
+    OpenToWrite,
     Remove,
     ReadFile,
     Append,
@@ -226,10 +229,16 @@ impl FolderAccess for FaultyBackend {
         free.or_else(|| LocalFolder.free_space(path))
     }
 
-    fn checksum(&self, path: &Path, len: u64, read: &mut dyn FnMut(u64)) -> io::Result<u32> {
+    fn checksum(
+        &self,
+        path: &Path,
+        len: u64,
+        range: Range<u64>,
+        read: &mut dyn FnMut(u64),
+    ) -> io::Result<u32> {
         match self.faults.begin_blocking(Op::Checksum)? {
             true => Err(io::ErrorKind::UnexpectedEof.into()),
-            false => LocalFolder.checksum(path, len, read),
+            false => LocalFolder.checksum(path, len, range, read),
         }
     }
 }
@@ -295,6 +304,20 @@ impl DiskBackend for FaultyBackend {
             return Err(e);
         }
         self.files.commit(files, body, meta).await
+    }
+
+    async fn open_to_write(&self, files: &EntryFiles) -> io::Result<Arc<File>> {
+        self.faults.begin(Op::OpenToWrite).await?;
+        self.files.open_to_write(files).await
+    }
+
+    async fn set_len(&self, file: &Arc<File>, len: u64) -> io::Result<()> {
+        self.files.set_len(file, len).await
+    }
+
+    async fn record(&self, files: &EntryFiles, body: &Arc<File>, meta: Vec<u8>) -> io::Result<()> {
+        self.faults.begin(Op::Record).await?;
+        self.files.record(files, body, meta).await
     }
 
     async fn discard(&self, files: &EntryFiles) -> io::Result<()> {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -13,6 +14,8 @@ use crate::cache::io::{checksum, regular};
 pub struct FileStat {
     /// Length in bytes.
     pub len: u64,
+    /// Bytes that it takes on the disk, without holes.
+    pub allocated: u64,
     /// True for a regular file; a link is none.
     pub is_file: bool,
     /// True for a folder.
@@ -117,11 +120,17 @@ pub trait FolderAccess: Send + Sync + 'static {
         free_space(path)
     }
 
-    /// CRC-32 of a file of `len` bytes, read from the disk where that is possible, so that
-    /// the page cache is neither trusted nor disturbed. `read` gets the length of each piece.
+    /// CRC-32 of `range` in a file of `len` bytes. The range begins at a multiple of 4096. Read from
+    /// the disk where that is possible, so that the page cache is neither trusted nor disturbed. `read` gets the length of each piece.
     /// `InvalidData`: the file has another length.
-    fn checksum(&self, path: &Path, len: u64, read: &mut dyn FnMut(u64)) -> io::Result<u32> {
-        checksum::from_disk(path, len, read)
+    fn checksum(
+        &self,
+        path: &Path,
+        len: u64,
+        range: Range<u64>,
+        read: &mut dyn FnMut(u64),
+    ) -> io::Result<u32> {
+        checksum::from_disk(path, len, range, read)
     }
 }
 
@@ -161,10 +170,22 @@ fn stat(path: &Path) -> io::Result<FileStat> {
     let last_used = times.into_iter().flatten().max();
     Ok(FileStat {
         len: stat.len(),
+        allocated: allocated(&stat),
         is_file: stat.is_file(),
         is_folder: stat.is_dir(),
         last_used: last_used.unwrap_or(SystemTime::UNIX_EPOCH),
     })
+}
+
+#[cfg(unix)]
+fn allocated(stat: &fs::Metadata) -> u64 {
+    // stat(2): blocks of 512 bytes
+    std::os::unix::fs::MetadataExt::blocks(stat).saturating_mul(512)
+}
+
+#[cfg(not(unix))]
+fn allocated(stat: &fs::Metadata) -> u64 {
+    stat.len()
 }
 
 #[cfg(target_os = "linux")]

@@ -112,12 +112,32 @@ impl DiskBackend for TokioFsBackend {
             let committed = body
                 .sync_data()
                 .and_then(|()| fs::rename(files.body_tmp(), files.body()))
-                .and_then(|()| write_meta(&files, &meta));
+                .and_then(|()| write_meta(&files, &meta, |_| Ok(())));
             if committed.is_err() {
                 let _ = remove_if_there(&files.body_tmp());
                 let _ = remove_if_there(&files.body());
             }
             committed
+        })
+        .await
+    }
+
+    async fn open_to_write(&self, files: &EntryFiles) -> io::Result<Arc<File>> {
+        let path = files.body();
+        let open = move || regular::open_with(File::options().write(true), &path).map(Arc::new);
+        self.blocking(open).await
+    }
+
+    async fn set_len(&self, file: &Arc<File>, len: u64) -> io::Result<()> {
+        let file = file.clone();
+        self.blocking(move || file.set_len(len)).await
+    }
+
+    async fn record(&self, files: &EntryFiles, body: &Arc<File>, meta: Vec<u8>) -> io::Result<()> {
+        let (files, body) = (files.clone(), body.clone());
+        self.blocking(move || {
+            body.sync_data()?;
+            write_meta(&files, &meta, File::sync_data)
         })
         .await
     }
@@ -129,7 +149,8 @@ impl DiskBackend for TokioFsBackend {
 
     async fn write_meta(&self, files: &EntryFiles, meta: Vec<u8>) -> io::Result<()> {
         let files = files.clone();
-        self.blocking(move || write_meta(&files, &meta)).await
+        self.blocking(move || write_meta(&files, &meta, |_| Ok(())))
+            .await
     }
 
     async fn remove(&self, files: &EntryFiles) -> io::Result<()> {
@@ -166,10 +187,17 @@ fn open(files: &EntryFiles, prefetch: u64) -> io::Result<OpenFiles> {
     })
 }
 
-fn write_meta(files: &EntryFiles, meta: &[u8]) -> io::Result<()> {
+fn write_meta(
+    files: &EntryFiles,
+    meta: &[u8],
+    sync: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
     let temporary = files.meta_tmp();
     let written = File::create_new(&temporary)
-        .and_then(|mut file| file.write_all(meta))
+        .and_then(|mut file| {
+            file.write_all(meta)?;
+            sync(&file)
+        })
         .and_then(|()| fs::rename(&temporary, files.meta()));
     if written.is_err() {
         let _ = fs::remove_file(&temporary);

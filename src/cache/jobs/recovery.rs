@@ -7,8 +7,10 @@ use std::time::Instant;
 
 use log::{info, warn};
 
+use crate::cache::io::folder::FileStat;
 use crate::cache::state::Core;
 use crate::cache::store::entry_id::EntryId;
+use crate::cache::store::format::MIN_BLOCK;
 use crate::cache::store::index::{Indexed, Inserted};
 use crate::cache::store::layout::{parse_name, FileKind, VERSION_FOLDER};
 use crate::cache::write::space;
@@ -158,7 +160,7 @@ impl Recovery<'_> {
         };
         let entry = Indexed {
             id,
-            weight: body.len.saturating_add(meta.len),
+            weight: stored_len(&body).saturating_add(meta.len),
             used: core.clock.past(body.last_used),
         };
         match core.index.insert_found(entry) {
@@ -178,6 +180,14 @@ impl Recovery<'_> {
         self.removed += 1;
         self.core.forget(id);
         self.core.remove_files(id, None);
+    }
+}
+
+/// Bytes of a body that are stored. One in blocks has holes, each at least as long as a block.
+fn stored_len(body: &FileStat) -> u64 {
+    match body.len.saturating_sub(body.allocated) >= u64::from(MIN_BLOCK) {
+        true => body.allocated,
+        false => body.len,
     }
 }
 

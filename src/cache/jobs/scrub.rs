@@ -71,13 +71,15 @@ fn check(core: &'static Core, id: EntryId, pace: &mut Pace) -> io::Result<()> {
         core.stats.scrubbed_bytes.add(bytes);
         pace.wait_for(bytes);
     };
-    let found = core
-        .backend()
-        .checksum(&files.body(), meta.body_len, &mut read)?;
-    match found == meta.body_crc32 {
-        true => Ok(()),
-        false => Err(invalid("body file has a wrong checksum")),
+    for (range, expected) in meta.checksums() {
+        let found = core
+            .backend()
+            .checksum(&files.body(), meta.body_len, range, &mut read)?;
+        if found != expected {
+            return Err(invalid("body file has a wrong checksum"));
+        }
     }
+    Ok(())
 }
 
 /// A limit of the rate at which bytes are read.

@@ -19,12 +19,15 @@ use tokio::time::timeout_at;
 
 use crate::cache::io::page_cache::{read_nowait, BLOCK};
 use crate::cache::io::regular::invalid;
-use crate::cache::read::remainder::{Leave, Remainder};
+use crate::cache::read::blocks::{BlockReader, FetchBlocks, OUTDATED};
+use crate::cache::read::remainder::{Leave, Remainder, FILL_BROKEN};
 use crate::cache::state::body_file::BodyFile;
 use crate::cache::state::fast_header::FastHeader;
 use crate::cache::state::fill::{Progress, State};
 use crate::cache::state::open_entries::{ReadyBody, ReadyEntry};
 use crate::cache::state::reader::Reader;
+use crate::cache::state::sparse_body::SparseBody;
+use crate::cache::state::stats::Eviction;
 use crate::cache::state::window::Window;
 use crate::cache::state::Core;
 use crate::cache::store::entry_id::EntryId;
@@ -45,9 +48,6 @@ const TAIL: u64 = 1024;
 /// that is checked to be in the page cache.
 const PART: u64 = 2 << 20;
 
-/// The error of a reader whose fill broke off or is too short.
-pub const FILL_BROKEN: ErrorType = ErrorType::new("CacheFillBroken");
-
 /// A hit. Its files were opened at lookup and stay readable whatever happens to the entry.
 pub struct DiskHit {
     core: &'static Core,
@@ -64,6 +64,8 @@ pub struct DiskHit {
     reading: Option<JoinHandle<io::Result<Bytes>>>,
     /// The means to leave the other readers of a fill.
     leave: Option<Box<Leave>>,
+    /// The means to get blocks that are not stored.
+    blocks: Option<Box<BlockReader>>,
 }
 
 /// Progress of the fill that a hit follows.
@@ -95,7 +97,7 @@ impl AsRef<[u8]> for KeptBody {
     fn as_ref(&self) -> &[u8] {
         match &self.0.body {
             ReadyBody::Memory(body) => body,
-            ReadyBody::File(_) => &[],
+            ReadyBody::File(_) | ReadyBody::Sparse(_) => &[],
         }
     }
 }
@@ -111,6 +113,7 @@ impl DiskHit {
             waited: false,
             reading: None,
             leave: None,
+            blocks: None,
         }
     }
 
@@ -125,6 +128,7 @@ impl DiskHit {
             waited: false,
             reading: None,
             leave: None,
+            blocks: None,
         }
     }
 
@@ -158,7 +162,54 @@ impl DiskHit {
         }
     }
 
-    /// Length of the body, if it is complete.
+    /// Get blocks that are not stored by `fetcher`.
+    pub(crate) fn fetch_by(&mut self, fetcher: Box<dyn FetchBlocks>) {
+        if let Some(body) = self.entry().and_then(ReadyEntry::incomplete) {
+            self.blocks = Some(Box::new(BlockReader::new(body, fetcher)));
+        }
+    }
+
+    /// The length of the body, if blocks of it are not stored.
+    pub(crate) fn incomplete_len(&self) -> Option<u64> {
+        let body = self.entry()?.incomplete()?;
+        Some(body.len)
+    }
+
+    /// True if all blocks of a range are stored.
+    pub(crate) fn has_all(&self, range: &Range<u64>) -> bool {
+        let incomplete = self.entry().and_then(ReadyEntry::incomplete);
+        incomplete.is_none_or(|body| body.has_all(range))
+    }
+
+    /// The bytes beyond these ranges that are fetched with them, because blocks are missing.
+    pub(crate) fn excess(&self, ranges: &[Range<u64>]) -> u64 {
+        let incomplete = self.entry().and_then(ReadyEntry::incomplete);
+        incomplete.map_or(0, |body| body.excess(ranges))
+    }
+
+    /// Wait until the first byte of a range can be read.
+    ///
+    /// # Errors
+    /// The origin does not send it, or there is no room for it.
+    pub(crate) async fn prepare(&mut self, range: Range<u64>) -> Result<()> {
+        let incomplete = self.entry().and_then(ReadyEntry::incomplete).cloned();
+        let (Some(body), Some(reader)) = (incomplete, &mut self.blocks) else {
+            return Ok(());
+        };
+        if range.is_empty() {
+            return Ok(());
+        }
+        self.waited |= !body.has(range.start);
+        match reader.available(&body, range, false).await? {
+            Some(_) => Ok(()),
+            None => {
+                let why = format!("cache entry {}: no room for its blocks", body.id);
+                Error::e_explain(FILL_BROKEN, why)
+            }
+        }
+    }
+
+    /// Length of the body of an entry; `None`: it is a fill.
     pub fn complete_len(&self) -> Option<u64> {
         self.entry().map(|entry| entry.meta.body_len)
     }
@@ -239,8 +290,16 @@ impl DiskHit {
     /// The part of the remaining bytes that can be read now. Waits for a fill that has not
     /// arrived there. Empty at the end.
     async fn available(&mut self) -> Result<Range<u64>> {
-        if self.remaining.is_empty() || !matches!(self.source, Source::Fill(..)) {
-            return Ok(self.remaining.clone());
+        match &self.source {
+            _ if self.remaining.is_empty() => return Ok(self.remaining.clone()),
+            Source::Fill(..) => {}
+            Source::Entry(entry) => {
+                let Some(body) = entry.incomplete().cloned() else {
+                    return Ok(self.remaining.clone());
+                };
+                return Box::pin(self.available_blocks(&body)).await;
+            }
+            Source::Remainder(..) => return Ok(self.remaining.clone()),
         }
         let start = self.remaining.start;
         // Boxed, because only fills need it and the future of every hit would contain it.
@@ -267,6 +326,30 @@ impl DiskHit {
                 Ok(start..self.remaining.end.min(end))
             }
         }
+    }
+
+    /// The part of the remaining bytes that can be read of a body in blocks.
+    async fn available_blocks(&mut self, body: &Arc<SparseBody>) -> Result<Range<u64>> {
+        let Some(reader) = &mut self.blocks else {
+            let why = format!("cache entry {}: blocks are missing", body.id);
+            return Err(Error::explain(FILL_BROKEN, why));
+        };
+        self.waited |= !body.has(self.remaining.start);
+        if let Some(end) = reader.available(body, self.remaining.clone(), true).await? {
+            return Ok(self.remaining.start..end);
+        }
+        let mut remainder = reader.request();
+        if let Err(e) = remainder.begin(self.remaining.clone()).await {
+            if *e.etype() == OUTDATED {
+                self.core.evict(body.id, Eviction::Replaced);
+            }
+            return Err(e);
+        }
+        let rest = Source::Remainder(body.id, Some(body.len), remainder);
+        if let Source::Entry(entry) = std::mem::replace(&mut self.source, rest) {
+            reader.park(entry);
+        }
+        Ok(self.remaining.clone())
     }
 
     /// Wait until a fill has more bytes than this reader has read. `None`: the reader has left,
@@ -380,10 +463,7 @@ impl DiskHit {
 
     fn body(&self) -> Option<&Arc<BodyFile>> {
         match &self.source {
-            Source::Entry(entry) => match &entry.body {
-                ReadyBody::Memory(_) => None,
-                ReadyBody::File(body) => Some(body),
-            },
+            Source::Entry(entry) => entry.file(),
             Source::Fill(reader, _) => Some(&reader.fill().body),
             Source::Remainder(..) => None,
         }
@@ -505,7 +585,10 @@ impl DiskHit {
                 .map_err(|e| self.damaged(&e))?;
             // The next block, while this one is sent.
             let end = self.remaining.end.min(range.end + BLOCK);
-            if matches!(self.source, Source::Entry(_)) {
+            if self
+                .entry()
+                .is_some_and(|entry| entry.incomplete().is_none())
+            {
                 body.read_ahead(&self.core.io, &(range.end..end));
             }
         }
@@ -554,6 +637,9 @@ impl HandleHit for DiskHit {
                 ErrorType::InternalError,
                 format!("seek to {start}..{end} in a body of {body_len} bytes"),
             );
+        }
+        if let Some(entry) = self.blocks.as_mut().and_then(|blocks| blocks.unpark()) {
+            self.source = Source::Entry(entry);
         }
         let moves = self.remaining != (start..end);
         let has_left = matches!(self.source, Source::Remainder(..))

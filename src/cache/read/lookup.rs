@@ -15,6 +15,7 @@ use crate::cache::state::fill::Fill;
 use crate::cache::state::generations::LookupSnapshot;
 use crate::cache::state::open_entries::{ReadyBody, ReadyEntry};
 use crate::cache::state::reader::Reader;
+use crate::cache::state::sparse_body::SparseBody;
 use crate::cache::state::stats::Eviction;
 use crate::cache::state::{is_for, Core};
 use crate::cache::store::entry::OpenEntry;
@@ -70,6 +71,7 @@ pub(crate) fn lookup_fast(
     let header = entry.fast_header()?;
     let usable = is_usable(header)
         && header.has_tag(&key.user_tag)
+        && entry.incomplete().is_none()
         && matches_index(&entry, key, &primary)
         && is_sound(core, &entry);
     usable.then(|| {
@@ -158,7 +160,7 @@ pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<
         }
     };
     let OpenEntry {
-        meta,
+        mut meta,
         body,
         prefetched,
     } = match opened {
@@ -169,6 +171,12 @@ pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<
         }
     };
     let body = match prefetched {
+        _ if meta.blocks.is_some() => {
+            let file = Arc::new(BodyFile::in_space(body, space));
+            let blocks = meta.blocks.take()?;
+            let opened = SparseBody::new(id, file, meta.clone(), blocks);
+            ReadyBody::Sparse(core.sparse_bodies.share(id, opened))
+        }
         Some(body) if core.open_entries.keeps_bodies() || meta.body_len == 0 => {
             ReadyBody::Memory(body)
         }
@@ -203,9 +211,9 @@ fn in_use(core: &Core, entry: &Indexed) -> Option<Arc<ReadyEntry>> {
 /// True if a kept entry can be served, which is counted. An entry whose file was changed
 /// from outside is dropped: at this point, that costs the client nothing.
 fn is_sound(core: &Core, entry: &ReadyEntry) -> bool {
-    match &entry.body {
-        ReadyBody::Memory(_) => core.stats.memory_hits.inc(),
-        ReadyBody::File(body) => {
+    match entry.file() {
+        None => core.stats.memory_hits.inc(),
+        Some(body) => {
             if !body.has_len(entry.meta.body_len) {
                 let why = "body file does not have the recorded length";
                 core.drop_damaged(entry.id, &invalid(why));

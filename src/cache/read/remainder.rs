@@ -10,10 +10,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pingora_core::Result;
+use pingora_core::{ErrorType, Result};
 use tokio::time::Instant;
 
 use crate::cache::state::window::{FIRST_PATIENCE, REFILL};
+
+/// The error of a reader whose fill broke off or is too short.
+pub const FILL_BROKEN: ErrorType = ErrorType::new("CacheFillBroken");
 
 /// A source of the remainder of a body: the origin.
 #[async_trait]

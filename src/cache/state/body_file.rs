@@ -90,6 +90,14 @@ impl BodyFile {
         }
     }
 
+    /// Close another descriptor of the file, on the thread that closes files. Its space stays taken
+    /// until then.
+    pub(crate) fn close_other(&self, file: Arc<File>) {
+        if let Some(closer) = &*CLOSER {
+            let _ = closer.send(Closed::File(file, self.space.clone()));
+        }
+    }
+
     /// True if the file has this length, as far as the kernel knows without asking a server.
     pub fn has_len(&self, len: u64) -> bool {
         nowait::has_len(self.file(), len)

@@ -86,6 +86,8 @@ pub struct Fill {
     /// Set if it was begun for parts of the body. A reader that has its part does not keep it
     /// going.
     for_parts: Option<ForParts>,
+    /// True if the blocks that have arrived are kept if it breaks off.
+    pub is_resumable: bool,
     /// Notified when the last reader leaves.
     left: Arc<Notify>,
     /// The rest of the body, once there is no space to store it.
@@ -127,6 +129,8 @@ pub(crate) struct NewFill {
     pub in_background: bool,
     /// Set if it is fetched for requests for its parts.
     pub for_parts: Option<ForParts>,
+    /// True if the blocks that have arrived are kept if it breaks off.
+    pub is_resumable: bool,
 }
 
 impl Fill {
@@ -153,6 +157,7 @@ impl Fill {
             orphaned: Mutex::default(),
             in_background: new.in_background,
             for_parts: new.for_parts,
+            is_resumable: new.is_resumable,
             begun: Instant::now(),
             left: Arc::default(),
             window: OnceLock::new(),

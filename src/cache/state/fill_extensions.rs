@@ -11,6 +11,11 @@ use tokio::sync::Notify;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InBackground;
 
+/// Marks a response of which parts can be requested later, of the same version. If its fill breaks
+/// off, the blocks that have arrived are kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Resumable;
+
 /// Marks a response that is fetched for requests for its parts. The fill continues as long as
 /// these last, and beyond that if it is [kept](Self::keep).
 #[derive(Debug, Clone, Default)]

@@ -10,6 +10,7 @@ use quick_cache::Weighter;
 
 use crate::cache::state::body_file::BodyFile;
 use crate::cache::state::fast_header::FastHeader;
+use crate::cache::state::sparse_body::SparseBody;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::format::EntryMeta;
 
@@ -20,6 +21,8 @@ pub enum ReadyBody {
     Memory(Bytes),
     /// The open file.
     File(Arc<BodyFile>),
+    /// The open file of a body in blocks. The metadata has no map of them.
+    Sparse(Arc<SparseBody>),
 }
 
 /// An entry that was opened and checked, ready to be served.
@@ -55,6 +58,23 @@ impl ReadyEntry {
         })
     }
 
+    /// The open file, if the body is not in memory.
+    pub(crate) fn file(&self) -> Option<&Arc<BodyFile>> {
+        match &self.body {
+            ReadyBody::Memory(_) => None,
+            ReadyBody::File(file) => Some(file),
+            ReadyBody::Sparse(body) => Some(&body.file),
+        }
+    }
+
+    /// The body, if blocks of it are missing.
+    pub(crate) fn incomplete(&self) -> Option<&Arc<SparseBody>> {
+        match &self.body {
+            ReadyBody::Sparse(body) if !body.is_complete() => Some(body),
+            _ => None,
+        }
+    }
+
     /// Pingora's metadata.
     pub fn cache_meta(&self) -> Result<&CacheMeta> {
         if let Some(parsed) = self.parsed.get() {
@@ -80,7 +100,7 @@ impl ReadyEntry {
     fn memory(&self) -> u64 {
         let body = match &self.body {
             ReadyBody::Memory(body) => body.len(),
-            ReadyBody::File(_) => 0,
+            ReadyBody::File(_) | ReadyBody::Sparse(_) => 0,
         };
         let meta = self.meta.encoded_len();
         size_of::<ReadyEntry>() as u64 + meta + parsed_len(meta) + body as u64
@@ -149,7 +169,9 @@ impl OpenEntries {
     pub fn replace(&self, entry: Arc<ReadyEntry>) {
         match (&entry.body, &self.memory, &self.files) {
             (ReadyBody::Memory(_), Some(memory), _) => memory.insert(entry.id, entry),
-            (ReadyBody::File(_), _, Some(files)) if entry.meta.encoded_len() <= MAX_META_KEPT => {
+            (ReadyBody::File(_) | ReadyBody::Sparse(_), _, Some(files))
+                if entry.meta.encoded_len() <= MAX_META_KEPT =>
+            {
                 files.insert(entry.id, entry);
             }
             _ => self.forget(&entry.id),
@@ -203,6 +225,7 @@ mod tests {
             stored_at: 0,
             body_len: 0,
             body_crc32: 0,
+            blocks: None,
             internal: vec![0; 20],
             header: vec![0; 100],
         };

@@ -68,6 +68,7 @@ mod tests {
             stored_at: 0,
             body_len: BODY.len() as u64,
             body_crc32: crc32fast::hash(BODY),
+            blocks: None,
             internal: vec![1],
             header: vec![2],
         };

@@ -2,7 +2,9 @@
 //!
 #![doc = include_str!("../../../docs/on-disk-format.md")]
 
+use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 
 use pingora_cache::key::{CacheHashKey, CompactCacheKey, HashBinary};
 
@@ -10,6 +12,18 @@ use crate::cache::io::regular::invalid;
 use crate::cache::store::entry_id::EntryId;
 
 const MAGIC: &[u8; 8] = b"PSFMETA2";
+
+/// The magic of metadata with a map of blocks.
+const BLOCKS_MAGIC: &[u8; 8] = b"PSFMETA3";
+
+/// Length of most blocks, in bytes.
+const BLOCK: u64 = 1 << 20;
+
+/// Most blocks of a body.
+const MAX_BLOCKS: u64 = 1 << 18;
+
+/// Least length of a block, of which all lengths are multiples, in bytes.
+pub const MIN_BLOCK: u32 = 64 << 10;
 
 /// Bytes of all fields that have a fixed length.
 const FIXED_LEN: usize = 8 + 8 + 8 + 8 + 4 + 16 + 1 + 2 + 3 * 4 + 4;
@@ -27,19 +41,158 @@ pub struct EntryMeta {
     pub stored_at: u64,
     /// Length of the body file, in bytes.
     pub body_len: u64,
-    /// CRC-32 (IEEE 802.3, as gzip has it) of the body file.
+    /// CRC-32 (IEEE 802.3, as gzip has it) of the body file. 0 if it is stored in blocks.
     pub body_crc32: u32,
+    /// The blocks of the body that are stored; `None`: all of it.
+    pub blocks: Option<BlockMap>,
     /// [`pingora_cache::CacheMeta::serialize`], first part.
     pub internal: Vec<u8>,
     /// [`pingora_cache::CacheMeta::serialize`], second part: the header.
     pub header: Vec<u8>,
 }
 
+/// The blocks of a body that are stored. Their file has the length of the whole body, and holes
+/// where the other blocks would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockMap {
+    /// Length of each block but the last one, in bytes.
+    pub block_len: u32,
+    /// CRC-32 of each stored block, by its number.
+    pub checksums: BTreeMap<u32, u32>,
+}
+
+/// Checksums of the blocks of a body whose bytes arrive in order.
+pub struct BlockSums {
+    map: BlockMap,
+    /// That of the block that has begun.
+    begun: crc32fast::Hasher,
+    /// Bytes of that block.
+    len: u32,
+    /// That of all blocks before it.
+    whole: crc32fast::Hasher,
+}
+
+/// Length of a block of a body of `body_len` bytes; `None`: the body is too long for blocks. Longer
+/// bodies have longer blocks, so that their map stays short.
+pub fn block_len(body_len: u64) -> Option<u32> {
+    let len = body_len.div_ceil(MAX_BLOCKS).checked_next_power_of_two()?;
+    u32::try_from(len.max(BLOCK)).ok()
+}
+
+// === impl BlockSums ===
+
+impl BlockSums {
+    /// The checksums of no bytes.
+    pub fn new(block_len: u32) -> Self {
+        BlockSums {
+            map: BlockMap {
+                block_len,
+                checksums: BTreeMap::new(),
+            },
+            begun: crc32fast::Hasher::new(),
+            len: 0,
+            whole: crc32fast::Hasher::new(),
+        }
+    }
+
+    /// Add the next bytes.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = (self.map.block_len - self.len) as usize;
+            let (piece, rest) = bytes.split_at(bytes.len().min(room));
+            self.begun.update(piece);
+            self.len += piece.len() as u32;
+            if self.len == self.map.block_len {
+                self.end_block();
+            }
+            bytes = rest;
+        }
+    }
+
+    fn end_block(&mut self) {
+        let block = std::mem::take(&mut self.begun);
+        self.whole.combine(&block);
+        // One for each block so far.
+        let number = self.map.checksums.len() as u32;
+        self.map.checksums.insert(number, block.finalize());
+        self.len = 0;
+    }
+
+    /// The checksum of all bytes.
+    pub fn of_all(mut self) -> u32 {
+        self.whole.combine(&self.begun);
+        self.whole.finalize()
+    }
+
+    /// The map of the blocks that are complete.
+    pub fn into_map(self) -> BlockMap {
+        self.map
+    }
+}
+
+// === impl BlockMap ===
+
+impl BlockMap {
+    /// Bytes of the stored blocks of a body of `body_len` bytes.
+    pub fn stored_len(&self, body_len: u64) -> u64 {
+        let numbers = self.checksums.keys();
+        numbers
+            .map(|number| {
+                let block = self.block(*number, body_len);
+                block.end - block.start
+            })
+            .sum()
+    }
+
+    /// The place of a block in a body of `body_len` bytes.
+    pub fn block(&self, number: u32, body_len: u64) -> Range<u64> {
+        let len = u64::from(self.block_len);
+        let start = (u64::from(number) * len).min(body_len);
+        start..start.saturating_add(len).min(body_len)
+    }
+
+    /// Number of blocks of a body of `body_len` bytes.
+    pub fn count(&self, body_len: u64) -> u64 {
+        body_len.div_ceil(u64::from(self.block_len))
+    }
+
+    fn encoded_len(&self) -> usize {
+        2 * 4 + self.checksums.len() * 2 * 4
+    }
+
+    fn decode(fields: &mut Fields, body_len: u64) -> io::Result<BlockMap> {
+        let block_len = u32::from_le_bytes(fields.array()?);
+        if block_len < MIN_BLOCK || block_len % MIN_BLOCK != 0 {
+            return Err(invalid("metadata file has blocks of a wrong length"));
+        }
+        let stored = u32::from_le_bytes(fields.array()?);
+        let mut map = BlockMap {
+            block_len,
+            checksums: BTreeMap::new(),
+        };
+        for _ in 0..stored {
+            let number = u32::from_le_bytes(fields.array()?);
+            let last = map.checksums.last_key_value();
+            let is_next = last.is_none_or(|(last, _)| number > *last);
+            if !is_next || u64::from(number) >= map.count(body_len) {
+                return Err(invalid("metadata file has blocks out of place"));
+            }
+            let checksum = u32::from_le_bytes(fields.array()?);
+            map.checksums.insert(number, checksum);
+        }
+        Ok(map)
+    }
+}
+
+// === impl EntryMeta ===
+
 impl EntryMeta {
     /// Length of the metadata file, in bytes.
     pub fn encoded_len(&self) -> u64 {
         let variance = self.key.variance.as_deref().map_or(0, |v| v.len());
+        let blocks = self.blocks.as_ref().map_or(0, BlockMap::encoded_len);
         (FIXED_LEN
+            + blocks
             + self.primary_key.len()
             + variance
             + self.tag().len()
@@ -49,7 +202,23 @@ impl EntryMeta {
 
     /// Bytes that the entry takes on disk: body and metadata.
     pub fn weight(&self) -> u64 {
-        self.body_len.saturating_add(self.encoded_len())
+        let stored = match &self.blocks {
+            Some(blocks) => blocks.stored_len(self.body_len),
+            None => self.body_len,
+        };
+        stored.saturating_add(self.encoded_len())
+    }
+
+    /// The CRC-32 of each stored range of the body.
+    pub fn checksums(&self) -> Vec<(Range<u64>, u32)> {
+        match &self.blocks {
+            None => vec![(0..self.body_len, self.body_crc32)],
+            Some(blocks) => blocks
+                .checksums
+                .iter()
+                .map(|(number, checksum)| (blocks.block(*number, self.body_len), *checksum))
+                .collect(),
+        }
     }
 
     /// The hash in the file name.
@@ -73,11 +242,22 @@ impl EntryMeta {
     /// Encode as the content of a file.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.encoded_len() as usize);
-        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(match self.blocks {
+            Some(_) => BLOCKS_MAGIC,
+            None => MAGIC,
+        });
         out.extend_from_slice(&self.generation.to_le_bytes());
         out.extend_from_slice(&self.stored_at.to_le_bytes());
         out.extend_from_slice(&self.body_len.to_le_bytes());
         out.extend_from_slice(&self.body_crc32.to_le_bytes());
+        if let Some(blocks) = &self.blocks {
+            out.extend_from_slice(&blocks.block_len.to_le_bytes());
+            out.extend_from_slice(&(blocks.checksums.len() as u32).to_le_bytes());
+            for (number, checksum) in &blocks.checksums {
+                out.extend_from_slice(&number.to_le_bytes());
+                out.extend_from_slice(&checksum.to_le_bytes());
+            }
+        }
         out.extend_from_slice(&self.key.primary);
         let variance = self.key.variance.as_deref().map_or(&[][..], |v| &v[..]);
         out.push(variance.len() as u8);
@@ -100,7 +280,8 @@ impl EntryMeta {
             .split_last_chunk::<4>()
             .ok_or_else(|| invalid("metadata file is too short"))?;
         let mut fields = Fields(data);
-        if fields.array::<8>()? != *MAGIC {
+        let magic = fields.array::<8>()?;
+        if magic != *MAGIC && magic != *BLOCKS_MAGIC {
             return Err(invalid("metadata file is of another format"));
         }
         if crc32fast::hash(data) != u32::from_le_bytes(*checksum) {
@@ -110,6 +291,10 @@ impl EntryMeta {
         let stored_at = u64::from_le_bytes(fields.array()?);
         let body_len = u64::from_le_bytes(fields.array()?);
         let body_crc32 = u32::from_le_bytes(fields.array()?);
+        let blocks = match magic == *BLOCKS_MAGIC {
+            true => Some(BlockMap::decode(&mut fields, body_len)?),
+            false => None,
+        };
         let primary: HashBinary = fields.array()?;
         let variance = match fields.array::<1>()? {
             [0] => None,
@@ -137,6 +322,7 @@ impl EntryMeta {
             stored_at,
             body_len,
             body_crc32,
+            blocks,
             internal,
             header,
         })
@@ -188,15 +374,25 @@ mod tests {
             stored_at: 1_800_000_000,
             body_len: 100 << 30,
             body_crc32: 0xdead_beef,
+            blocks: None,
             internal: vec![1, 2, 3],
             header: vec![4; 500],
         }
     }
 
+    fn in_blocks() -> EntryMeta {
+        let mut meta = sample(false);
+        meta.body_crc32 = 0;
+        meta.blocks = Some(BlockMap {
+            block_len: 1 << 20,
+            checksums: [(0, 1), (7, 2), ((100 << 10) - 1, 3)].into(),
+        });
+        meta
+    }
+
     #[test]
     fn decode_reverses_encode() {
-        for variance in [false, true] {
-            let meta = sample(variance);
+        for meta in [sample(false), sample(true), in_blocks()] {
             let data = meta.encode();
             assert_eq!(EntryMeta::decode(&data).unwrap(), meta);
             assert_eq!(data.len() as u64, meta.encoded_len());
@@ -205,20 +401,22 @@ mod tests {
 
     #[test]
     fn every_truncation_is_refused() {
-        let data = sample(true).encode();
-        for len in 0..data.len() {
-            let e = EntryMeta::decode(&data[..len]).unwrap_err();
-            assert_eq!(e.kind(), io::ErrorKind::InvalidData, "at {len} bytes");
+        for data in [sample(true).encode(), in_blocks().encode()] {
+            for len in 0..data.len() {
+                let e = EntryMeta::decode(&data[..len]).unwrap_err();
+                assert_eq!(e.kind(), io::ErrorKind::InvalidData, "at {len} bytes");
+            }
         }
     }
 
     #[test]
     fn every_flipped_bit_is_refused() {
-        let data = sample(true).encode();
-        for bit in 0..data.len() * 8 {
-            let mut flipped = data.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(EntryMeta::decode(&flipped).is_err(), "bit {bit}");
+        for data in [sample(true).encode(), in_blocks().encode()] {
+            for bit in 0..data.len() * 8 {
+                let mut flipped = data.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert!(EntryMeta::decode(&flipped).is_err(), "bit {bit}");
+            }
         }
     }
 
@@ -235,6 +433,7 @@ mod tests {
             stored_at: 2,
             body_len: 3,
             body_crc32: 4,
+            blocks: None,
             internal: vec![5],
             header: vec![6, 6],
         };
@@ -248,6 +447,50 @@ mod tests {
         let crc = crc32fast::hash(&expected);
         expected.extend(crc.to_le_bytes());
         assert_eq!(meta.encode(), expected);
+    }
+
+    #[test]
+    fn the_format_of_a_block_map_is_the_documented_one() {
+        let mut meta = in_blocks();
+        meta.body_len = 3 << 20;
+        let blocks = meta.blocks.as_mut().unwrap();
+        blocks.checksums = [(2, 0x0403_0201)].into();
+        let data = meta.encode();
+        assert_eq!(&data[..8], b"PSFMETA3");
+        let expected = [0, 0, 16, 0, 1, 0, 0, 0, 2, 0, 0, 0, 1, 2, 3, 4];
+        assert_eq!(&data[36..52], expected);
+        assert_eq!(meta.weight(), (1 << 20) + data.len() as u64);
+        meta.body_len = (2 << 20) + 5;
+        assert_eq!(meta.weight(), 5 + data.len() as u64, "the last block");
+
+        // A block that the body does not have.
+        meta.body_len = 2 << 20;
+        assert!(EntryMeta::decode(&meta.encode()).is_err());
+    }
+
+    #[test]
+    fn checksums_of_blocks_add_up_to_that_of_the_whole() {
+        let body: Vec<u8> = (0..300_000u32).map(|at| (at / 7) as u8).collect();
+        for piece in [1000, MIN_BLOCK as usize, 100_001] {
+            let sums = || {
+                let mut sums = BlockSums::new(MIN_BLOCK);
+                body.chunks(piece).for_each(|piece| sums.update(piece));
+                sums
+            };
+            assert_eq!(sums().of_all(), crc32fast::hash(&body));
+            let map = sums().into_map();
+            let blocks = body.chunks_exact(MIN_BLOCK as usize);
+            let expected = (0..).zip(blocks.map(crc32fast::hash)).collect();
+            assert_eq!(map.checksums, expected);
+        }
+    }
+
+    #[test]
+    fn a_map_stays_short_however_long_the_body_is() {
+        assert_eq!(block_len(1), Some(1 << 20));
+        assert_eq!(block_len(256 << 30), Some(1 << 20));
+        assert_eq!(block_len((256 << 30) + 1), Some(2 << 20));
+        assert_eq!(block_len(u64::MAX), None);
     }
 
     #[test]

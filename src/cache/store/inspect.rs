@@ -160,16 +160,9 @@ impl CacheFolder {
     /// it was last called.
     pub fn verify(&self, entry: Entry, mut progress: impl FnMut(u64)) -> io::Result<Option<Found>> {
         let file = self.layout.body(&entry.id);
-        let checked = checksum::buffered(&file, &mut progress);
-        let reason = match checked {
-            Ok((len, _)) if len != entry.meta.body_len => {
-                format!("has {len} bytes instead of {}", entry.meta.body_len)
-            }
-            Ok((_, crc32)) if crc32 != entry.meta.body_crc32 => format!(
-                "has the checksum {crc32:08x} instead of {:08x}",
-                entry.meta.body_crc32
-            ),
-            Ok(_) => return Ok(Some(Found::Entry(entry))),
+        let reason = match check_body(&file, &entry.meta, &mut progress) {
+            Ok(None) => return Ok(Some(Found::Entry(entry))),
+            Ok(Some(reason)) => reason,
             Err(e) => match self.fault(&entry.id, &file, e)? {
                 Some(reason) => reason,
                 None => return Ok(None),
@@ -429,6 +422,35 @@ fn about(path: &Path, what: &str, e: &io::Error) -> io::Error {
     io::Error::new(e.kind(), format!("{}: {what}: {e}{remedy}", path.display()))
 }
 
+/// The damage of a body; `None`: it is sound.
+fn check_body(
+    file: &Path,
+    meta: &EntryMeta,
+    progress: &mut impl FnMut(u64),
+) -> io::Result<Option<String>> {
+    let wrong_len = |len| format!("has {len} bytes instead of {}", meta.body_len);
+    let wrong = |found, expected| format!("has the checksum {found:08x} instead of {expected:08x}");
+    if meta.blocks.is_none() {
+        let (len, found) = checksum::buffered(file, progress)?;
+        return Ok(match len == meta.body_len {
+            false => Some(wrong_len(len)),
+            true => (found != meta.body_crc32).then(|| wrong(found, meta.body_crc32)),
+        });
+    }
+    let len = FOLDER.stat(file)?.len;
+    if len != meta.body_len {
+        return Ok(Some(wrong_len(len)));
+    }
+    for (range, expected) in meta.checksums() {
+        let start = range.start;
+        let found = checksum::from_disk(file, len, range, progress)?;
+        if found != expected {
+            return Ok(Some(format!("{} at byte {start}", wrong(found, expected))));
+        }
+    }
+    Ok(None)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -479,6 +501,7 @@ mod tests {
                 stored_at: 500,
                 body_len: body.len() as u64,
                 body_crc32: crc32fast::hash(body),
+                blocks: None,
                 internal,
                 header,
             };

@@ -1,5 +1,6 @@
 //! Tests of the engine as a whole, from inside.
 
+mod blocks;
 mod disk;
 mod faults;
 mod open_bodies;

@@ -10,16 +10,24 @@ use crate::cache::state::fill::Fill;
 use crate::cache::state::quota::Reservation;
 use crate::cache::state::stats::{Cause, Eviction};
 use crate::cache::state::{Core, NOT_WRITABLE};
-use crate::cache::store::format::EntryMeta;
+use crate::cache::store::format::{BlockMap, EntryMeta};
 use crate::cache::store::index::{Indexed, Inserted};
 use crate::cache::write::space;
 
-/// Make a complete fill an entry.
+/// What a fill has stored.
+pub(crate) enum Content {
+    /// All of the body, which has this CRC-32.
+    Whole(u32),
+    /// Blocks of it.
+    Blocks(BlockMap),
+}
+
+/// Make a fill an entry: a complete one, or one that has broken off and leaves blocks.
 pub(crate) async fn commit(
     core: &'static Core,
     fill: &Arc<Fill>,
     body_len: u64,
-    body_crc32: u32,
+    content: Content,
     reservation: Reservation,
 ) {
     if core.is_banned_fill(fill) {
@@ -28,6 +36,10 @@ pub(crate) async fn commit(
     }
     let mut reservation = Some(reservation);
     let (internal, header) = fill.meta();
+    let (body_crc32, blocks) = match content {
+        Content::Whole(crc32) => (crc32, None),
+        Content::Blocks(map) => (0, Some(map)),
+    };
     let mut meta = EntryMeta {
         key: fill.key.clone(),
         primary_key: fill.primary_key.clone(),
@@ -35,19 +47,23 @@ pub(crate) async fn commit(
         stored_at: fill.stored_at(),
         body_len,
         body_crc32,
+        blocks,
         internal,
         header,
     };
     let files = core.files(&fill.id);
     let backend = core.backend();
-    let mut committed = match core.is_writable() {
-        true => {
-            backend
-                .commit(&files, fill.body.file(), meta.encode())
-                .await
+    let commit = async {
+        if !core.is_writable() {
+            return Err(io::Error::other(NOT_WRITABLE));
         }
-        false => Err(io::Error::other(NOT_WRITABLE)),
+        let file = fill.body.file();
+        if meta.blocks.is_some() {
+            backend.set_len(file, body_len).await?;
+        }
+        backend.commit(&files, file, meta.encode()).await
     };
+    let mut committed = commit.await;
     while committed.is_ok() && !publish(core, fill, &meta, &mut reservation) {
         // A revalidation came in between: the entry has its metadata from the start.
         (meta.internal, meta.header) = fill.meta();
@@ -113,7 +129,9 @@ fn publish(
 }
 
 fn count_fill(core: &Core, meta: &EntryMeta) {
-    core.stats.fills.inc();
+    if meta.blocks.is_none() {
+        core.stats.fills.inc();
+    }
     core.count_written(meta.weight());
 }
 

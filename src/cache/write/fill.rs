@@ -13,8 +13,9 @@ use crate::cache::state::readers::Audience;
 use crate::cache::state::stats::Cause;
 use crate::cache::state::window::{self, Window};
 use crate::cache::state::Core;
+use crate::cache::store::format::{block_len, BlockSums};
 use crate::cache::write::block_writer::{Block, Blocks, Piece};
-use crate::cache::write::commit::{commit, discard};
+use crate::cache::write::commit::{commit, discard, Content};
 use crate::cache::write::space;
 
 /// Most pieces of a body that wait for the disk. Meanwhile a block of 256 KiB is being
@@ -50,11 +51,19 @@ async fn run(
     permit: Permit,
 ) {
     let mut blocks = Blocks::new(pieces);
-    let written = write(core, &fill, &mut blocks, &mut reservation).await;
+    let mut sums = BlockSums::new(fill.promised.and_then(block_len).unwrap_or(u32::MAX));
+    let written = write(core, &fill, &mut blocks, &mut sums, &mut reservation).await;
     fill.ends();
-    let (cause, why, rest) = match written {
-        Ok((body_len, body_crc32)) => {
-            return commit(core, &fill, body_len, body_crc32, reservation).await;
+    let GivenUp {
+        cause,
+        why,
+        rest,
+        is_sound,
+    } = match written {
+        Ok(body_len) => {
+            let content = Content::Whole(sums.of_all());
+            commit(core, &fill, body_len, content, reservation).await;
+            return;
         }
         Err(given_up) => given_up,
     };
@@ -64,9 +73,17 @@ async fn run(
     };
     give_up(core, &fill, cause, &why);
     fill.set_broken(cause, why);
+    let written = fill.written();
+    let map = sums.into_map();
+    if let Some(body_len) = fill.promised {
+        if is_sound && fill.is_resumable && !map.checksums.is_empty() {
+            // Before its readers are told: who asks again then finds the blocks.
+            commit(core, &fill, body_len, Content::Blocks(map), reservation).await;
+            return fill.advance(written, State::Broken);
+        }
+    }
     // The fill leaves the table before its readers are told.
     core.fills.remove(&fill);
-    let written = fill.written();
     match rest {
         Some(block) => {
             fill.open_window(Window::new(written));
@@ -138,30 +155,42 @@ async fn pass(
     }
 }
 
-/// Cause and reason of giving up a fill. If only the space was missing, the block that was to
-/// be written follows.
-type GivenUp = (Cause, String, Option<Block>);
+/// A fill that is given up.
+struct GivenUp {
+    cause: Cause,
+    why: String,
+    /// The block that was to be written, if only the space was missing.
+    rest: Option<Block>,
+    /// True if nothing is wrong with what has arrived.
+    is_sound: bool,
+}
 
 async fn write(
     core: &'static Core,
     fill: &Arc<Fill>,
     blocks: &mut Blocks,
+    sums: &mut BlockSums,
     reservation: &mut Reservation,
-) -> Result<(u64, u32), GivenUp> {
+) -> Result<u64, GivenUp> {
     let mut written = 0;
     let meta_len = reservation.meta_len();
-    let mut crc = crc32fast::Hasher::new();
+    let given_up = |cause, why| GivenUp {
+        cause,
+        why,
+        rest: None,
+        is_sound: false,
+    };
     loop {
         let Some(block) = next_block(core, fill, blocks, written).await else {
             let why = "the origin's response broke off".to_owned();
-            return Err((Cause::Origin, why, None));
+            return Err(GivenUp {
+                is_sound: true,
+                ..given_up(Cause::Origin, why)
+            });
         };
         let end = written + block.len;
         if let Err((cause, why)) = check_len(fill, end, block.finish.is_some()) {
-            return Err((cause, why, None));
-        }
-        for piece in &block.data {
-            crc.update(piece);
+            return Err(given_up(cause, why));
         }
         if block.len > 0 {
             if fill.promised.is_none() {
@@ -178,7 +207,10 @@ async fn write(
                     core.too_large.add(&fill.id.hash);
                 }
                 let why = "there is no room for it in the cache".to_owned();
-                return Err((Cause::NoSpace, why, Some(block)));
+                return Err(GivenUp {
+                    rest: Some(block),
+                    ..given_up(Cause::NoSpace, why)
+                });
             }
             let write = || {
                 let data = block.data.clone();
@@ -187,14 +219,20 @@ async fn write(
             if let Err(e) = space::with_disk_space(core, block.len, uses, write).await {
                 let cause = Cause::of(&e);
                 let why = format!("writing its body: {e}");
-                return Err((cause, why, Some(block).filter(|_| cause == Cause::NoSpace)));
+                return Err(GivenUp {
+                    rest: Some(block).filter(|_| cause == Cause::NoSpace),
+                    ..given_up(cause, why)
+                });
+            }
+            for piece in &block.data {
+                sums.update(piece);
             }
         }
         written = end;
         if let Some(answer) = block.finish {
             fill.advance(end, State::Complete);
             let _ = answer.send(Ok(end));
-            return Ok((end, crc.finalize()));
+            return Ok(end);
         }
         fill.advance(written, State::Writing);
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod block_writer;
+pub(crate) mod blocks;
 pub(crate) mod commit;
 pub(crate) mod fill;
 pub(crate) mod invalidate;

@@ -13,7 +13,7 @@ use pingora_core::{Error, ErrorType, OrErr, Result};
 use crate::cache::io::page_cache;
 use crate::cache::state::body_file::BodyFile;
 use crate::cache::state::fill::NewFill;
-use crate::cache::state::fill_extensions::{ForParts, InBackground};
+use crate::cache::state::fill_extensions::{ForParts, InBackground, Resumable};
 use crate::cache::state::generations::LookupSnapshot;
 use crate::cache::state::quota::Reservation;
 use crate::cache::state::stats::Cause;
@@ -90,11 +90,10 @@ pub(crate) async fn begin(
         uses,
         body: Arc::new(BodyFile::in_space(file, core.open_bodies.open(id))),
         in_background: meta.extensions().get::<InBackground>().is_some(),
+        is_resumable: promised.is_some() && meta.extensions().get::<Resumable>().is_some(),
         for_parts: meta.extensions().get::<ForParts>().cloned(),
         created: meta.created(),
-        stored_at: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs()),
+        stored_at: now(),
         meta: serialized,
     };
     let (fill, pieces) = fill::begin(core, new, reservation, permit);
@@ -109,8 +108,14 @@ pub(crate) async fn begin(
     Ok(DiskMiss::new(core, fill, pieces))
 }
 
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
 /// True if a key was purged after its request was made.
-fn is_purged_since(core: &Core, key: &CacheKey) -> bool {
+pub(crate) fn is_purged_since(core: &Core, key: &CacheKey) -> bool {
     let Some(snapshot) = key.extensions.get::<LookupSnapshot>() else {
         return false;
     };

@@ -1,16 +1,20 @@
 //! New metadata for an entry or a fill, after a revalidation.
 
+use std::sync::Arc;
+
 use log::warn;
 use pingora_cache::key::{CacheHashKey, HashBinary};
 use pingora_cache::{CacheKey, CacheMeta};
 use pingora_core::Result;
 
 use crate::cache::read::lookup;
-use crate::cache::state::open_entries::ReadyEntry;
+use crate::cache::state::open_entries::{ReadyBody, ReadyEntry};
+use crate::cache::state::sparse_body::SparseBody;
 use crate::cache::state::stats::Cause;
 use crate::cache::state::Core;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::format::EntryMeta;
+use crate::cache::write::blocks;
 
 /// Replace the metadata stored for a key. `false`: there is none of this response.
 pub(crate) async fn update_meta(
@@ -40,6 +44,9 @@ pub(crate) async fn update_meta(
     if entry.cache_meta()?.created() != created {
         return Ok(false);
     }
+    if let ReadyBody::Sparse(body) = &entry.body {
+        return Ok(store_header(core, body.clone(), internal, header).await);
+    }
     let new = EntryMeta {
         internal,
         header,
@@ -49,6 +56,34 @@ pub(crate) async fn update_meta(
     let store = store_meta(core, indexed.id, new);
     let stored = core.io.runtime().spawn(store).await;
     Ok(stored.unwrap_or(false))
+}
+
+/// Replace the header of an entry in blocks. True if the entry is still current.
+async fn store_header(
+    core: &'static Core,
+    body: Arc<SparseBody>,
+    internal: Vec<u8>,
+    header: Vec<u8>,
+) -> bool {
+    let id = body.id;
+    let meta = body.set_header(internal, header);
+    let recorder = body.clone();
+    // Continues when the request is dropped.
+    let record = core
+        .io
+        .runtime()
+        .spawn(async move { blocks::record(core, &recorder).await });
+    let is_current = record.await.unwrap_or(false);
+    if is_current {
+        let entry = ReadyEntry::new(id, meta, ReadyBody::Sparse(body));
+        core.open_entries.replace(entry);
+        // If it was evicted meanwhile, nothing else forgets it.
+        if !core.index.contains(&id) {
+            core.open_entries.forget(&id);
+        }
+        record_revalidation(core, id.hash);
+    }
+    is_current
 }
 
 /// Replace the metadata of an entry. True if the entry is still current.

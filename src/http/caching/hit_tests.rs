@@ -107,7 +107,9 @@ impl ProxyHttp for Proxy {
         ctx: &mut CachingCtx,
     ) -> Result<Option<ForcedFreshness>> {
         let caching = &self.caching;
-        Ok(caching.cache_hit_filter(session, meta, hit, is_fresh, ctx))
+        Ok(caching
+            .cache_hit_filter(session, meta, hit, is_fresh, ctx)
+            .await)
     }
 
     async fn proxy_upstream_filter(

@@ -6,13 +6,14 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderName, HeaderValue, StatusCode};
 use pingora_cache::{CacheKey, CachePhase};
 use pingora_core::{Error, Result};
-use pingora_proxy::Session;
+use pingora_proxy::{Session, SubrequestSpawner};
 
 use super::error_types::UNUSABLE_NOT_MODIFIED;
 use crate::cache::ForParts;
 use crate::http::head_cache::HeadLookup;
 use crate::http::origin_turns::OriginTurn;
 use crate::http::range_fill::{Download, FillCandidate, FillGuard};
+use crate::http::remainder::PartRequests;
 use crate::http::rules::cache_control::RequestDirectives;
 use crate::http::rules::cache_status::Forwarded;
 use crate::http::rules::request::RequestKind;
@@ -49,8 +50,17 @@ pub(super) struct RequestFacts {
     pub relay: Option<Box<RelayedRequest>>,
     /// Replaces [`CachingOptions::storing`](super::CachingOptions::storing).
     pub storing: Option<Arc<StoringRules>>,
+    /// Facts about the parts of the object. Boxed, because few requests have any.
+    pub parts: Option<Box<PartFacts>>,
+}
+
+/// Facts about the parts of an object.
+#[derive(Default)]
+pub(super) struct PartFacts {
     /// The download in parts that the request belongs to.
     pub download: Option<Arc<Download>>,
+    /// The means to make subrequests, once a hit in blocks has taken them from the session.
+    pub requests: Option<Arc<PartRequests>>,
 }
 
 /// The party that makes a request.
@@ -113,7 +123,7 @@ pub(super) enum State {
 /// A stored response that was found.
 #[derive(Default)]
 pub(super) struct Found {
-    /// The length of the body, if all of it is stored.
+    /// The length of the stored body; `None`: it is being stored.
     pub complete_len: Option<u64>,
     /// Set if the response is stale and served as if it were fresh.
     pub accepted_stale: Option<ServedStale>,
@@ -121,6 +131,8 @@ pub(super) struct Found {
     pub must_revalidate: bool,
     /// The requested part begins where the fill has not arrived yet.
     pub waits_for_fill: bool,
+    /// The client needs blocks that are not stored.
+    pub is_partial: bool,
     /// Reason this request would have been forwarded had it not been collapsed.
     pub collapsed_from: Option<Forwarded>,
 }
@@ -235,6 +247,14 @@ impl CachingCtx {
         self.state.attempt().is_some()
     }
 
+    /// The means to make subrequests.
+    pub(super) fn spawner<'s>(&'s self, session: &'s Session) -> Option<&'s SubrequestSpawner> {
+        let taken = self.request.parts.as_ref();
+        let taken = taken.and_then(|parts| parts.requests.as_ref());
+        let spawner = session.subrequest_spawner.as_ref();
+        spawner.or_else(|| taken.map(|requests| &requests.spawner))
+    }
+
     /// True for a subrequest that the proxy makes itself.
     pub fn is_background(&self) -> bool {
         !matches!(self.request.initiator, Initiator::Client)
@@ -342,7 +362,7 @@ impl CachingCtx {
         self.state.found()?.accepted_stale
     }
 
-    /// The length of the stored body, if all of it is stored.
+    /// The length of the stored body; `None`: it is being stored.
     pub(super) fn complete_len(&self) -> Option<u64> {
         self.state.found()?.complete_len
     }
@@ -356,6 +376,15 @@ impl CachingCtx {
 // === impl RequestFacts ===
 
 impl RequestFacts {
+    /// The download in parts that the request belongs to.
+    pub fn download(&self) -> Option<&Arc<Download>> {
+        self.parts.as_ref()?.download.as_ref()
+    }
+
+    pub fn parts_mut(&mut self) -> &mut PartFacts {
+        self.parts.get_or_insert_default()
+    }
+
     pub fn allows_fast_hit(&self) -> bool {
         self.fast_path == FastPath::Allowed
     }

@@ -21,7 +21,7 @@ pub enum Forwarded {
     Request,
     /// The stored response is stale.
     Stale,
-    /// The requested part has not been stored yet.
+    /// The requested part has not been stored yet, or not all of it.
     Partial,
 }
 

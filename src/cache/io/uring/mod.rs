@@ -149,7 +149,7 @@ impl UringBackend {
         let committed = async {
             fills.run(sync_data(&file)).await?;
             fills.run(rename(&temporary, &body)?).await?;
-            self.replace_meta(files, meta).await
+            self.replace_meta(files, meta, false).await
         }
         .await;
         if committed.is_err() {
@@ -159,12 +159,15 @@ impl UringBackend {
         committed
     }
 
-    async fn replace_meta(&self, files: &EntryFiles, meta: Vec<u8>) -> io::Result<()> {
+    async fn replace_meta(&self, files: &EntryFiles, meta: Vec<u8>, sync: bool) -> io::Result<()> {
         let fills = &self.rings.fills;
         let temporary = files.meta_tmp();
         let written = async {
             let file = Arc::new(fills.run(create_new(&temporary)?).await?);
             fills.run(Write::new(&file, 0, vec![meta.into()])).await?;
+            if sync {
+                fills.run(sync_data(&file)).await?;
+            }
             fills.run(rename(&temporary, &files.meta())?).await
         }
         .await;
@@ -249,13 +252,35 @@ impl DiskBackend for UringBackend {
             .await
     }
 
+    async fn open_to_write(&self, files: &EntryFiles) -> io::Result<Arc<File>> {
+        let body = open(&files.body(), libc::O_WRONLY | regular::FLAGS)?;
+        let file = self.rings.fills.run(body).await;
+        Ok(Arc::new(file.map_err(regular::not_regular)?))
+    }
+
+    /// On a thread that may block: io_uring has no such operation before Linux 6.9.
+    async fn set_len(&self, file: &Arc<File>, len: u64) -> io::Result<()> {
+        let file = file.clone();
+        let set = self.runtime.spawn_blocking(move || file.set_len(len));
+        set.await.map_err(io::Error::other)?
+    }
+
+    async fn record(&self, files: &EntryFiles, body: &Arc<File>, meta: Vec<u8>) -> io::Result<()> {
+        let (files, body) = (files.clone(), body.clone());
+        self.detached(|backend| async move {
+            backend.rings.fills.run(sync_data(&body)).await?;
+            backend.replace_meta(&files, meta, true).await
+        })
+        .await
+    }
+
     async fn discard(&self, files: &EntryFiles) -> io::Result<()> {
         self.remove_if_there(&files.body_tmp()).await
     }
 
     async fn write_meta(&self, files: &EntryFiles, meta: Vec<u8>) -> io::Result<()> {
         let files = files.clone();
-        self.detached(|backend| async move { backend.replace_meta(&files, meta).await })
+        self.detached(|backend| async move { backend.replace_meta(&files, meta, false).await })
             .await
     }
 

@@ -24,6 +24,10 @@ impl HttpCaching {
             // Only the origin decides who may have it.
             return false;
         }
+        if ctx.state.found().is_some_and(|found| found.is_partial) {
+            // The origin, which fails, would have to send the rest.
+            return false;
+        }
         let Some(error) = error else {
             return !ctx.request.initiator.is_background();
         };
@@ -78,9 +82,9 @@ impl HttpCaching {
     ) {
         let exchange = ctx.state.exchange();
         if let Some(part) = exchange.and_then(|exchange| exchange.fill_candidate.as_ref()) {
-            self.start_range_fill(session, part);
+            self.start_range_fill(session, part, ctx);
         }
-        if let Some(download) = &ctx.request.download {
+        if let Some(download) = ctx.request.download() {
             self.note_delivered(session, error, download);
         }
         let Some(error) = error else { return };

@@ -135,7 +135,7 @@ impl HttpCaching {
         if ctx.request.kind == RequestKind::Part {
             let max_wait = self.options.range_fill.max_wait;
             let has_part = has_part(hit, meta.headers(), request, max_wait);
-            if let (Some(download), Some(filling)) = (&ctx.request.download, filling(hit)) {
+            if let (Some(download), Some(filling)) = (ctx.request.download(), filling(hit)) {
                 filling.promised.inspect(|len| download.set_whole_len(*len));
             }
             if has_part == HasPart::No {

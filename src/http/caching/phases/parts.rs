@@ -4,27 +4,31 @@ use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{CONTENT_RANGE, RANGE};
+use http::header::{HeaderName, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, Method, StatusCode};
+use log::{debug, warn};
 use pingora_cache::key::CacheHashKey;
-use pingora_cache::{CacheKey, HitHandler};
+use pingora_cache::{CacheKey, CacheMeta, HitHandler};
 use pingora_core::protocols::http::subrequest::server::SubrequestHandle;
 use pingora_core::protocols::http::HttpTask;
-use pingora_core::Error;
+use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
 use pingora_proxy::Session;
 use tokio::time::sleep;
 
+use super::store::MAX_STORED_FIELDS;
 use crate::cache::{DiskHit, Filling};
 use crate::http::caching::shared::{HttpCaching, Store};
 use crate::http::caching::state::{CachingCtx, DownloadFill};
-use crate::http::range_fill::{Download, FillCandidate, Part, Share, DOWNLOAD_PART};
-use crate::http::remainder::{offers_remainder, FetchedRemainder};
+use crate::http::range_fill::{Download, FillCandidate, Part, Share, DOWNLOAD_PART, SMALL};
+use crate::http::remainder::{offers_remainder, FetchedRemainder, OriginParts, PartRequests};
+use crate::http::rules::conditional::{evaluate, if_range_applies, Precondition};
 use crate::http::rules::freshness::Times;
 use crate::http::rules::range::{parse_content_range, parse_range, single_range, Ranges};
 use crate::http::rules::request::MAX_RANGES;
 use crate::http::rules::storing::Answer;
+use crate::http::rules::vary::Variance;
 
 /// A range that begins at most this far ahead of a fill waits for it. A range further ahead waits
 /// only if the fill arrives there soon; otherwise it is fetched by itself.
@@ -94,7 +98,7 @@ impl HttpCaching {
             None => {}
             Some(Share::Follows(download)) => {
                 download.begun(self.options.lock_age).await;
-                ctx.request.download = Some(download);
+                ctx.request.parts_mut().download = Some(download);
             }
             Some(Share::Begins(download)) => {
                 let fill = DownloadFill(download.for_parts.clone());
@@ -103,7 +107,7 @@ impl HttpCaching {
                 tokio::spawn(fill.run());
                 tokio::spawn(watch_fill(handle, Arc::downgrade(&download)));
                 download.begun(self.options.lock_age).await;
-                ctx.request.download = Some(download);
+                ctx.request.parts_mut().download = Some(download);
             }
         }
     }
@@ -123,36 +127,66 @@ impl HttpCaching {
         }
         let range = parse_content_range(response.headers.get(CONTENT_RANGE)?.as_bytes())?;
         range.range.as_ref()?;
-        let limit = limits.max_bytes.min(cache.max_size_bytes());
-        let whole_len = range.complete_length.filter(|len| *len <= limit)?;
-        let mut whole = response.clone();
-        whole.set_status(StatusCode::OK).ok()?;
+        let whole_len = range.complete_length?;
+        let whole = whole_of(response, whole_len).ok()?;
         let now = SystemTime::now();
         let answer = Answer {
             request: session.req_header(),
             reaching: self.reaching(ctx),
             response: &whole,
             times: Times {
-                requested: now,
+                requested: ctx.state.attempt().map_or(now, |attempt| attempt.requested),
                 received: now,
             },
         };
-        let is_stored = matches!(self.storing(ctx).to_store(&answer), Ok(Some(_)));
-        is_stored.then_some(FillCandidate { key, whole_len })
+        let to_store = self.storing(ctx).to_store(&answer).ok()??;
+        let meta = Some(to_store.meta).filter(|meta| {
+            let variance = self.variance(meta.headers(), session.req_header());
+            whole_len > SMALL
+                && ctx.request.relay.is_none()
+                && matches!(variance, Variance::None)
+                && offers_remainder(meta.headers())
+                && meta.headers().len() <= MAX_STORED_FIELDS
+        });
+        let limit = limits.max_bytes.min(cache.max_size_bytes());
+        (meta.is_some() || whole_len <= limit).then_some(FillCandidate {
+            key,
+            whole_len,
+            in_blocks: meta,
+        })
     }
 
-    /// Fetch the whole of the part that the client has received. Only bytes that were sent count:
+    /// Store the object of the part that the client has received: as an entry in blocks, or as a
+    /// whole. Only bytes that were sent count:
     /// a client that asks for much and leaves costs the origin no more than that.
-    pub(super) fn start_range_fill(&self, session: &Session, candidate: &FillCandidate) {
-        let (Some(Store { cache, lock, .. }), Some(spawner)) =
-            (self.store, session.subrequest_spawner.as_ref())
-        else {
+    pub(super) fn start_range_fill(
+        &self,
+        session: &Session,
+        candidate: &FillCandidate,
+        ctx: &CachingCtx,
+    ) {
+        let Some(Store { cache, lock, .. }) = self.store else {
             return;
         };
         // Most parts are requested while the whole is being fetched.
         if cache.is_filling(&candidate.key) || lock.gave_up(&candidate.key) {
             return;
         }
+        if let Some(meta) = &candidate.in_blocks {
+            if !cache.may_have(&candidate.key) {
+                let (key, meta) = (candidate.key.clone(), meta.clone());
+                let whole_len = candidate.whole_len;
+                tokio::spawn(async move {
+                    if let Err(e) = cache.create_in_blocks(&key, &meta, whole_len).await {
+                        warn!("a response cannot be stored in blocks: {e}");
+                    }
+                });
+            }
+            return;
+        }
+        let Some(spawner) = ctx.spawner(session) else {
+            return;
+        };
         let part = Part {
             key: candidate.key.combined_bin(),
             delivered: session.body_bytes_sent() as u64,
@@ -186,6 +220,75 @@ impl HttpCaching {
         download.delivered(delivered, begins, client(session), &self.options.range_fill);
     }
 
+    /// Let a hit fetch the blocks that it lacks, and wait for the first one that the client needs.
+    /// `false`: the hit cannot be served.
+    #[cold]
+    pub(in crate::http::caching) async fn prepare_blocks(
+        &self,
+        session: &mut Session,
+        meta: &CacheMeta,
+        hit: &mut HitHandler,
+        is_served: bool,
+        ctx: &mut CachingCtx,
+    ) -> bool {
+        let (Some(Store { cache, .. }), Some(hit)) =
+            (self.store, hit.as_any_mut().downcast_mut::<DiskHit>())
+        else {
+            return true;
+        };
+        let Some(len) = hit.incomplete_len() else {
+            return true;
+        };
+        let requests = &mut ctx.request.parts_mut().requests;
+        if requests.is_none() {
+            *requests = PartRequests::take(session).await;
+        }
+        let parts = requests.clone();
+        let parts = parts.and_then(|parts| OriginParts::new(parts, meta.headers(), len));
+        let Some(parts) = parts else {
+            return false;
+        };
+        cache.let_fetch(hit, Box::new(parts));
+        let request = session.req_header();
+        let (stored, now) = (meta.headers(), SystemTime::now());
+        let status = StatusCode::OK;
+        let precondition = evaluate(&request.method, &request.headers, status, stored, now);
+        if request.method != Method::GET || precondition != Precondition::Proceed {
+            // There will be no body.
+            return true;
+        }
+        let range = request.headers.get(RANGE);
+        let range = range.filter(|_| if_range_applies(&request.headers, stored, now));
+        let whole = std::iter::once(0..len);
+        let ranges = match range.map(|range| parse_range(range.as_bytes(), len, MAX_RANGES)) {
+            Some(Ranges::Satisfiable(ranges)) => ranges,
+            Some(Ranges::Unsatisfiable) => return true,
+            _ => whole.collect(),
+        };
+        let is_partial = !ranges.iter().all(|range| hit.has_all(range));
+        if let Some(found) = ctx.state.found_mut() {
+            found.is_partial = is_partial;
+        }
+        if is_partial && ctx.request.directives.only_if_cached {
+            return false;
+        }
+        let (excess, limits) = (hit.excess(&ranges), &self.options.range_fill);
+        let Some(first) = ranges.into_iter().next().filter(|_| is_served) else {
+            return true;
+        };
+        let now = Instant::now();
+        if !self.fills.charge(client(session), excess, limits, now) {
+            return false;
+        }
+        match hit.prepare(first).await {
+            Ok(()) => true,
+            Err(e) => {
+                debug!("a hit in blocks is not served: {e}");
+                false
+            }
+        }
+    }
+
     /// Let a client that follows a fill fetch the remainder by itself, should it have to leave the
     /// fill.
     pub(super) fn offer_remainder(
@@ -208,7 +311,11 @@ impl HttpCaching {
         let (Some(filling), Some(meta)) = (filling, meta) else {
             return;
         };
-        let remainder = FetchedRemainder::new(session, meta.headers(), filling.promised);
+        let Some(spawner) = ctx.spawner(session) else {
+            return;
+        };
+        let promised = filling.promised;
+        let remainder = FetchedRemainder::new(session, spawner, meta.headers(), promised);
         let hit = session.cache.hit_handler().as_any_mut().downcast_mut();
         if let (Some(remainder), Some(hit)) = (remainder, hit) {
             let hit: &mut DiskHit = hit;
@@ -218,6 +325,27 @@ impl HttpCaching {
             }
         }
     }
+}
+
+/// The header of the whole, from that of a part (RFC 9110 §15.3.7). Fields that describe the bytes of
+/// the part are dropped.
+fn whole_of(part: &ResponseHeader, whole_len: u64) -> Result<ResponseHeader> {
+    let mut whole = part.clone();
+    whole.set_status(StatusCode::OK)?;
+    for name in part.headers.keys().filter(|name| describes_bytes(name)) {
+        whole.remove_header(name);
+    }
+    whole.remove_header(&CONTENT_RANGE);
+    whole.insert_header(CONTENT_LENGTH, whole_len)?;
+    Ok(whole)
+}
+
+/// True for checksums, such as `Content-Digest` (RFC 9530) and `x-amz-checksum-crc32`, which S3 sends
+/// with a part that was uploaded as such, and for the number of such parts.
+fn describes_bytes(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let about = ["checksum", "digest", "md5", "parts-count"];
+    about.iter().any(|about| name.contains(about)) && name != "repr-digest"
 }
 
 /// Tell a download when its fill has begun, or ends without having begun.
@@ -280,6 +408,12 @@ fn comes_in_time(fill: &Filling, position: u64, max_wait: Duration) -> bool {
     }
     let ahead = position.saturating_sub(fill.written) as f64;
     ahead * fill.age.as_secs_f64() <= fill.written as f64 * max_wait.as_secs_f64()
+}
+
+/// True if blocks of a hit are not stored.
+pub(in crate::http::caching) fn is_incomplete(hit: &HitHandler) -> bool {
+    let hit: Option<&DiskHit> = hit.as_any().downcast_ref();
+    hit.is_some_and(|hit| hit.incomplete_len().is_some())
 }
 
 /// The progress of the fill that a hit follows, if it follows one.

@@ -186,10 +186,13 @@ impl HttpCaching {
         };
         let is_hit = serves_stored(phase) || head_ttl.is_some();
         let found = is_hit || is_revalidated(phase);
+        let is_partial =
+            phase == CachePhase::Hit && ctx.state.found().is_some_and(|found| found.is_partial);
         let collapsed_from = ctx.state.found().and_then(|found| found.collapsed_from);
         let status = CacheStatus {
             cache: self.options.name,
             forwarded: match ctx.forwarded {
+                _ if is_partial => Some(Forwarded::Partial),
                 // The response to another request.
                 None if is_hit && collapsed => Some(collapsed_from.unwrap_or(Forwarded::UriMiss)),
                 forwarded if !is_hit => Some(forwarded.unwrap_or(Forwarded::Bypass)),
@@ -199,7 +202,7 @@ impl HttpCaching {
             origin_status: ctx
                 .origin_status()
                 .filter(|status| *status != response.status && found),
-            stored: is_stored(phase),
+            stored: is_stored(phase) || is_partial,
             collapsed,
             ttl: ttl.or(head_ttl).filter(|_| found),
             detail: ctx.served_stale(session).and_then(|why| match why {
@@ -211,6 +214,7 @@ impl HttpCaching {
         let x_cache = match phase {
             _ if ctx.accepted_stale().is_some() => "STALE",
             _ if head_ttl.is_some() => "HIT",
+            CachePhase::Hit if is_partial => "PARTIAL",
             CachePhase::Hit => "HIT",
             CachePhase::Stale | CachePhase::StaleUpdating => "STALE",
             CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => "REVALIDATED",
@@ -223,7 +227,7 @@ impl HttpCaching {
             return response.insert_header(X_CACHE, x_cache);
         };
         make_lasting(response, x_cache)?;
-        let lasting = prepares.then(|| response.clone());
+        let lasting = (prepares && !is_partial).then(|| response.clone());
         HitFields::new(age(epoch, now), &status).append_to(response)?;
         if let Some(lasting) = lasting {
             self.prepare(session, lasting, ctx);

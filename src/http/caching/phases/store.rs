@@ -10,9 +10,12 @@ use pingora_cache::{CacheMeta, NoCacheReason, RespCacheable};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
-use crate::cache::InBackground;
+use crate::cache::{InBackground, Resumable};
 use crate::http::caching::shared::HttpCaching;
 use crate::http::caching::state::{CachingCtx, Initiator};
+use crate::http::range_fill::SMALL;
+use crate::http::remainder::offers_remainder;
+use crate::http::rules::fields::content_length;
 use crate::http::rules::freshness::Times;
 use crate::http::rules::request::RequestKind;
 use crate::http::rules::storing::Answer;
@@ -20,7 +23,13 @@ use crate::http::rules::vary::Variance;
 
 /// The most fields of a stored response. One with more is passed on, because Pingora could not
 /// read it back (pingora-header-serde, `MAX_HEADERS`).
-const MAX_STORED_FIELDS: usize = 256;
+pub(super) const MAX_STORED_FIELDS: usize = 256;
+
+/// True if the blocks of a response that breaks off are kept.
+fn is_resumable(meta: &CacheMeta) -> bool {
+    let len = content_length(meta.headers());
+    len.is_some_and(|len| len > SMALL) && offers_remainder(meta.headers())
+}
 
 impl HttpCaching {
     pub(in crate::http::caching) fn decide_storing(
@@ -45,6 +54,9 @@ impl HttpCaching {
         match self.to_store(session, response, ctx) {
             Some(mut meta) => {
                 let variance = self.variance(meta.headers(), session.req_header());
+                if variance == Variance::None && is_resumable(&meta) {
+                    meta.extensions_mut().insert(Resumable);
+                }
                 self.limit_variants(session, variance);
                 match &ctx.request.initiator {
                     Initiator::Download(for_parts) => {

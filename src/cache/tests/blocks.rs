@@ -1,0 +1,392 @@
+//! Entries in blocks: what is stored of them after faults of the disk and of the origin.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use pingora_cache::key::CacheHashKey;
+use pingora_cache::trace::Span;
+use pingora_cache::{CacheKey, CacheMeta, HitHandler, Storage};
+use pingora_core::{Error, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use tempfile::TempDir;
+
+use crate::cache::io::faulty::{Fault, Faults, FaultyBackend, Op};
+use crate::cache::jobs::scrub;
+use crate::cache::read::blocks::{PartSource, OUTDATED};
+use crate::cache::read::remainder::{Remainder, FILL_BROKEN};
+use crate::cache::{DiskCache, DiskCacheConfig, DiskHit, SendfileCapable};
+
+const MIB: u64 = 1 << 20;
+const LEN: u64 = 20 * MIB + 1000;
+const LIMIT: u64 = 64 * MIB;
+
+/// An origin, and a cache in front of it.
+struct Disk {
+    dir: TempDir,
+    faults: Faults,
+    cache: &'static DiskCache,
+    origin: Arc<Origin>,
+}
+
+#[derive(Default)]
+struct Origin {
+    /// The ranges that it was asked for.
+    asked: Mutex<Vec<(u64, u64)>>,
+    /// Bytes after which it breaks off; 0: it does not.
+    breaks_after: AtomicU64,
+    is_outdated: std::sync::atomic::AtomicBool,
+}
+
+struct Request {
+    origin: Arc<Origin>,
+    range: Range<u64>,
+    sent: u64,
+}
+
+fn byte(at: u64) -> u8 {
+    (at / 13 % 251) as u8
+}
+
+fn bytes(range: Range<u64>) -> Vec<u8> {
+    range.map(byte).collect()
+}
+
+impl PartSource for Arc<Origin> {
+    fn request(&self) -> Box<dyn Remainder> {
+        Box::new(Request {
+            origin: self.clone(),
+            range: 0..0,
+            sent: 0,
+        })
+    }
+}
+
+#[async_trait]
+impl Remainder for Request {
+    async fn begin(&mut self, range: Range<u64>) -> Result<()> {
+        self.origin.asked.lock().push((range.start, range.end));
+        self.range = range;
+        match self.origin.is_outdated.load(Ordering::Acquire) {
+            true => Error::e_explain(OUTDATED, "another version"),
+            false => Ok(()),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        // Of a length that fits nothing.
+        let mut end = self.range.end.min(self.range.start + 50_001);
+        let breaks_after = self.origin.breaks_after.load(Ordering::Acquire);
+        if breaks_after > 0 {
+            end = end.min(self.range.start + breaks_after - self.sent);
+            if end == self.range.start {
+                return Error::e_explain(ErrorType::ReadError, "it breaks off");
+            }
+        }
+        let piece = self.range.start..end;
+        self.range.start = end;
+        self.sent += piece.end - piece.start;
+        tokio::task::yield_now().await;
+        Ok((!piece.is_empty()).then(|| bytes(piece).into()))
+    }
+}
+
+fn open(path: &Path, faults: &Faults) -> &'static DiskCache {
+    let config = DiskCacheConfig {
+        scrub_bytes_per_second: 0,
+        ..DiskCacheConfig::new(path, LIMIT)
+    };
+    let faults = faults.clone();
+    let cache = DiskCache::open_with(config, |runtime| {
+        Ok(Box::new(FaultyBackend::new(runtime.clone(), faults)))
+    });
+    let cache = cache.unwrap();
+    cache.wait_recovered();
+    cache
+}
+
+fn key() -> CacheKey {
+    CacheKey::new("key", "bucket")
+}
+
+impl Disk {
+    /// A cache with an entry of which nothing is stored.
+    async fn new() -> Disk {
+        let dir = tempfile::tempdir().unwrap();
+        let faults = Faults::new();
+        let cache = open(dir.path(), &faults);
+        let disk = Disk {
+            dir,
+            faults,
+            cache,
+            origin: Arc::default(),
+        };
+        assert!(disk.create().await);
+        disk
+    }
+
+    async fn create(&self) -> bool {
+        let mut header = ResponseHeader::build(200, None).unwrap();
+        header.insert_header("content-length", LEN).unwrap();
+        let now = SystemTime::now();
+        let meta = CacheMeta::new(now, now, 0, 0, header);
+        let created = self.cache.create_in_blocks(&key(), &meta, LEN).await;
+        created.unwrap()
+    }
+
+    async fn lookup(&self) -> Option<HitHandler> {
+        let span = Span::inactive().handle();
+        let (_, mut hit) = self.cache.lookup(&key(), &span).await.unwrap()?;
+        let of_disk: &mut DiskHit = hit.as_any_mut().downcast_mut().unwrap();
+        self.cache.let_fetch(of_disk, Box::new(self.origin.clone()));
+        Some(hit)
+    }
+
+    async fn try_read(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        let mut hit = self.lookup().await.expect("an entry");
+        hit.seek(range.start as usize, Some(range.end as usize))?;
+        let mut read = Vec::new();
+        while let Some(bytes) = hit.read_body().await? {
+            read.extend_from_slice(&bytes);
+        }
+        Ok(read)
+    }
+
+    /// Asserts that a range can be read, and returns what the origin was asked for.
+    async fn reads(&self, range: Range<u64>) -> Vec<(u64, u64)> {
+        let read = self.try_read(range.clone()).await.unwrap();
+        assert!(read == bytes(range.clone()), "{range:?}");
+        std::mem::take(&mut *self.origin.asked.lock())
+    }
+
+    fn is_stored(&self) -> bool {
+        self.cache.core().index.get(&key().combined_bin()).is_some()
+    }
+
+    fn weight(&self) -> u64 {
+        let entry = self.cache.core().index.get(&key().combined_bin());
+        entry.map_or(0, |entry| entry.weight)
+    }
+
+    /// Waits until so many blocks are recorded.
+    async fn recorded(&self, blocks: u64) {
+        let recorded = async {
+            while self.weight() / MIB != blocks {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let recorded = tokio::time::timeout(Duration::from_secs(20), recorded).await;
+        assert!(recorded.is_ok(), "{} bytes", self.weight());
+    }
+
+    /// Ends as a killed process does, and starts again.
+    fn crash(&mut self) {
+        self.cache.kill();
+        self.cache = open(self.dir.path(), &self.faults);
+    }
+
+    async fn assert_consistent(&self) {
+        self.cache.settle().await;
+        let core = self.cache.core();
+        let freed = async {
+            while core.quota.taken(&core.index) != core.index.bytes() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let freed = tokio::time::timeout(Duration::from_secs(20), freed).await;
+        freed.expect("no space is reserved for what is gone");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_blocks_are_fetched_and_stored() {
+    let disk = Disk::new().await;
+    assert_eq!(disk.reads(5..10).await, [(0, MIB)]);
+    assert_eq!(disk.reads(0..MIB).await, []);
+    assert_eq!(disk.reads(MIB - 1..2 * MIB + 1).await, [(MIB, 3 * MIB)]);
+    assert_eq!(disk.reads(LEN - 1..LEN).await, [(20 * MIB, LEN)]);
+    // Runs of 16 MiB, of which the next one is fetched ahead.
+    let mut asked = disk.reads(0..LEN).await;
+    asked.sort();
+    assert_eq!(asked, [(3 * MIB, 19 * MIB), (19 * MIB, 20 * MIB)]);
+    assert_eq!(disk.reads(0..LEN).await, []);
+    disk.recorded(20).await;
+    disk.assert_consistent().await;
+    let whole = disk.cache.get_sendfile(&key()).await.unwrap();
+    assert_eq!(whole.expect("all blocks are stored").len, LEN);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_with_holes_is_not_handed_out_as_a_file() {
+    let disk = Disk::new().await;
+    disk.reads(0..MIB).await;
+    assert!(disk.cache.get_sendfile(&key()).await.unwrap().is_none());
+    // Without the means to fetch, a hole is an error.
+    let span = Span::inactive().handle();
+    let (_, mut hit) = disk.cache.lookup(&key(), &span).await.unwrap().unwrap();
+    assert!(hit.read_body().await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_crash_the_recorded_blocks_are_there_and_no_others() {
+    let mut disk = Disk::new().await;
+    disk.reads(0..2 * MIB).await;
+    disk.recorded(2).await;
+    disk.faults.hold(Op::Record);
+    let held = disk.faults.count(Op::Record);
+    disk.reads(4 * MIB..5 * MIB).await;
+    while disk.faults.count(Op::Record) == held {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    disk.crash();
+    assert_eq!(disk.reads(0..2 * MIB).await, []);
+    assert_eq!(disk.reads(4 * MIB..5 * MIB).await, [(4 * MIB, 5 * MIB)]);
+    disk.faults.release(Op::Record);
+    disk.recorded(3).await;
+    disk.assert_consistent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_whose_blocks_cannot_be_recorded_is_dropped() {
+    let disk = Disk::new().await;
+    // The kernel reports once that it has lost data.
+    disk.faults.set(Op::Record, Fault::Errno(libc::EIO), 1);
+    disk.reads(0..MIB).await;
+    disk.assert_consistent().await;
+    assert!(!disk.is_stored());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_breaks_off_is_asked_for_the_rest() {
+    let disk = Disk::new().await;
+    let breaks = &disk.origin.breaks_after;
+    breaks.store(5 * MIB / 2, Ordering::Release);
+    // It gets on each time.
+    let asked = disk.reads(0..6 * MIB).await;
+    assert_eq!(
+        asked,
+        [(0, 6 * MIB), (2 * MIB, 6 * MIB), (4 * MIB, 6 * MIB)]
+    );
+    // Then it does not.
+    breaks.store(1000, Ordering::Release);
+    let e = disk.try_read(8 * MIB..9 * MIB).await.unwrap_err();
+    assert_eq!(*e.etype(), FILL_BROKEN);
+    assert!(disk.origin.asked.lock().len() <= 2);
+    breaks.store(0, Ordering::Release);
+    disk.origin.asked.lock().clear();
+    assert_eq!(disk.reads(0..6 * MIB).await, []);
+    disk.assert_consistent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_version_ends_the_entry() {
+    let disk = Disk::new().await;
+    disk.reads(0..MIB).await;
+    disk.origin.is_outdated.store(true, Ordering::Release);
+    assert!(disk.try_read(2 * MIB..3 * MIB).await.is_err());
+    assert!(!disk.is_stored());
+    disk.assert_consistent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_stored_is_passed_on() {
+    let disk = Disk::new().await;
+    for fault in [libc::ENOSPC, libc::EDQUOT] {
+        disk.faults.always(Op::Write, fault);
+        assert!(disk.try_read(0..2 * MIB).await.unwrap() == bytes(0..2 * MIB));
+        disk.faults.clear(Op::Write);
+        // Entries are evicted for the space, this one at last.
+        assert!(disk.is_stored() || disk.create().await);
+    }
+    disk.origin.asked.lock().clear();
+    assert_eq!(disk.reads(0..2 * MIB).await, [(0, 2 * MIB)]);
+    // A disk that fails breaks the response off.
+    disk.faults
+        .set(Op::Write, Fault::Errno(libc::EIO), usize::MAX);
+    assert!(disk.try_read(4 * MIB..5 * MIB).await.is_err());
+    disk.faults.clear(Op::Write);
+    disk.origin.asked.lock().clear();
+    assert_eq!(disk.reads(0..2 * MIB).await, []);
+    disk.assert_consistent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_evicted_under_its_readers_is_read_to_its_end() {
+    let disk = Disk::new().await;
+    disk.reads(0..MIB).await;
+    let mut hit = disk.lookup().await.unwrap();
+    let mut read = hit.read_body().await.unwrap().unwrap().to_vec();
+    assert!(disk.cache.purge_key(&key()).await.unwrap());
+    while let Some(bytes) = hit.read_body().await.unwrap() {
+        read.extend_from_slice(&bytes);
+    }
+    assert!(read == bytes(0..LEN));
+    drop(hit);
+    assert!(disk.lookup().await.is_none());
+    disk.assert_consistent().await;
+    assert_eq!(disk.cache.size_bytes(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_in_a_block_is_found() {
+    let disk = Disk::new().await;
+    disk.reads(0..3 * MIB).await;
+    disk.recorded(3).await;
+    let scrub = || async {
+        let cache = disk.cache;
+        tokio::task::spawn_blocking(move || scrub::pass(cache.core(), u64::MAX))
+            .await
+            .unwrap();
+    };
+    scrub().await;
+    assert!(disk.is_stored());
+    let id = disk
+        .cache
+        .core()
+        .index
+        .get(&key().combined_bin())
+        .unwrap()
+        .id;
+    let path = disk.cache.core().layout.body(&id);
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"x", 2 * MIB + 77).unwrap();
+    file.sync_all().unwrap();
+    scrub().await;
+    assert!(!disk.is_stored());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_body_does_not_take_the_whole_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Faults::new();
+    let config = DiskCacheConfig {
+        scrub_bytes_per_second: 0,
+        ..DiskCacheConfig::new(dir.path(), 10 * MIB)
+    };
+    let with_faults = faults.clone();
+    let cache = DiskCache::open_with(config, |runtime| {
+        Ok(Box::new(FaultyBackend::new(runtime.clone(), with_faults)))
+    });
+    let cache = cache.unwrap();
+    cache.wait_recovered();
+    let disk = Disk {
+        dir,
+        faults,
+        cache,
+        origin: Arc::default(),
+    };
+    assert!(disk.create().await);
+    for block in 0..20 {
+        disk.reads(block * MIB..(block + 1) * MIB).await;
+    }
+    assert!(disk.is_stored());
+    disk.cache.settle().await;
+    assert_eq!(disk.weight() / MIB, 5);
+    assert_eq!(disk.reads(0..MIB).await, []);
+    disk.assert_consistent().await;
+}
