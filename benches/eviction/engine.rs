@@ -15,6 +15,7 @@ pub struct Engine<'a> {
     sizes: &'a [u64],
     capacity: u64,
     requests: u64,
+    fills: u64,
     /// True if clients receive the fills.
     clients: bool,
     restarts: bool,
@@ -30,6 +31,7 @@ impl<'a> Engine<'a> {
             sizes,
             capacity,
             requests: 0,
+            fills: 0,
             clients: true,
             restarts: false,
         }
@@ -62,14 +64,12 @@ impl<'a> Engine<'a> {
         true
     }
 
-    /// As src/cache/jobs/recovery.rs does it, on a file system that keeps no access times.
-    fn restart(&mut self) {
+    /// As src/cache/jobs/recovery.rs does it.
+    fn restart(&mut self, now: u64) {
         let old = std::mem::take(&mut self.index);
         let entries = (0..old.parts()).flat_map(|part| old.part(part));
         for entry in entries.filter_map(|id| old.get(&id.hash)) {
-            // The time of the last modification: it has the order of the generations.
-            let used = entry.id.generation;
-            self.index.insert_found(Indexed { used, ..entry });
+            self.index.insert_found(Indexed { used: now, ..entry });
         }
         self.index.sort();
         self.misses = MissCounts::default();
@@ -80,7 +80,7 @@ impl Policy for Engine<'_> {
     fn request(&mut self, object: u32, now: u64) -> bool {
         self.requests += 1;
         if self.restarts && self.requests.is_multiple_of(RUN) {
-            self.restart();
+            self.restart(now);
         }
         let hash = hash(object);
         if self.index.touch(&hash, now).is_some() {
@@ -90,9 +90,10 @@ impl Policy for Engine<'_> {
         let uses = if self.clients { u8::MAX } else { count };
         let weight = self.sizes[object as usize];
         if weight <= self.capacity && self.make_room(weight, uses, now) {
+            self.fills += 1;
             let id = EntryId {
                 hash,
-                generation: self.requests,
+                generation: self.fills,
             };
             self.index.insert(Indexed {
                 id,

@@ -63,8 +63,8 @@ impl SendfileConfig {
 pub struct DiskCacheConfig {
     /// The folder of the cache, which belongs to it alone. It is created if it is missing.
     pub path: PathBuf,
-    /// Limit for bodies and metadata, in bytes. Beyond it, the least recently used entries
-    /// are evicted.
+    /// Limit for bodies and metadata, in bytes. Beyond it, entries are evicted that are requested
+    /// rarely.
     pub max_size_bytes: u64,
     /// The bodies that are sent by sendfile.
     pub sendfile: SendfileConfig,

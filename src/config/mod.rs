@@ -614,7 +614,7 @@ pub struct Disk {
     /// starts at the working directory. Default: none; required if `enabled`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<Folder>,
-    /// Size of the cache. The least recently used entries are evicted.
+    /// Size of the cache. Beyond it, entries are evicted that are requested rarely.
     pub max_size_gb: Gigabytes,
     /// I/O backend.
     #[serde(with = "Backend")]

@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::path::Path;
-use std::time::SystemTime;
 
 use crate::cache::io::{checksum, regular};
 
@@ -20,9 +19,6 @@ pub struct FileStat {
     pub is_file: bool,
     /// True for a folder.
     pub is_folder: bool,
-    /// The later of access and modification time. With `relatime`, the access time is late
-    /// by a day at most.
-    pub last_used: SystemTime,
 }
 
 /// Blocking access to the files of a cache folder.
@@ -166,14 +162,11 @@ pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
 
 fn stat(path: &Path) -> io::Result<FileStat> {
     let stat = fs::symlink_metadata(path)?;
-    let times = [stat.accessed(), stat.modified()];
-    let last_used = times.into_iter().flatten().max();
     Ok(FileStat {
         len: stat.len(),
         allocated: allocated(&stat),
         is_file: stat.is_file(),
         is_folder: stat.is_dir(),
-        last_used: last_used.unwrap_or(SystemTime::UNIX_EPOCH),
     })
 }
 

@@ -11,8 +11,8 @@ use crate::cache::state::Core;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::format::EntryMeta;
 
-/// The longest time between two searches for inactive entries.
-const INACTIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// The longest time between two searches for inactive entries. Each looks at all entries.
+const INACTIVE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Most inactive entries that are evicted at once. Those of an earlier run become inactive at
 /// the same time.
@@ -58,14 +58,14 @@ fn evict_inactive(core: &Core, idle: Duration) {
     if !core.recovery.is_complete() || !core.is_writable() {
         return;
     }
-    for _ in 0..INACTIVE_BATCH {
-        let Some(oldest) = core.index.oldest() else {
-            return;
-        };
-        if !core.clock.is_idle(oldest.used, idle) {
-            return;
+    let time = core.clock.idle_since(idle);
+    let mut left = INACTIVE_BATCH;
+    for part in 0..core.index.parts() {
+        let unused = core.index.unused_since(part, time, left);
+        left -= unused.len();
+        for id in unused {
+            core.evict(id, Eviction::Inactive);
         }
-        core.evict(oldest.id, Eviction::Inactive);
     }
 }
 

@@ -161,7 +161,7 @@ impl Recovery<'_> {
         let entry = Indexed {
             id,
             weight: stored_len(&body).saturating_add(meta.len),
-            used: core.clock.past(body.last_used),
+            used: core.clock.started(),
         };
         match core.index.insert_found(entry) {
             Inserted::New => self.found += 1,

@@ -24,16 +24,15 @@ impl Clock {
         self.base + self.started.elapsed().as_micros() as u64
     }
 
-    /// The time stamp of a file, but not later than the start: the wall clock may have been
-    /// wrong when it was made.
-    pub fn past(&self, time: SystemTime) -> u64 {
-        unix_micros(time).min(self.base)
+    /// The time when the process started. It counts as the last use of entries of earlier runs:
+    /// while no process ran, no client could ask for them.
+    pub fn started(&self) -> u64 {
+        self.base
     }
 
-    /// True if an entry last used at `used` has not been used for `idle`. Time in which the
-    /// process did not run does not count, since no client could ask for it.
-    pub fn is_idle(&self, used: u64, idle: Duration) -> bool {
-        self.now().saturating_sub(used.max(self.base)) > idle.as_micros() as u64
+    /// Entries that were last used before this time have not been used for `idle`.
+    pub fn idle_since(&self, idle: Duration) -> u64 {
+        self.now().saturating_sub(idle.as_micros() as u64)
     }
 }
 
@@ -47,19 +46,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_from_the_future_are_not_newer_than_the_start() {
-        let clock = Clock::start();
-        let future = SystemTime::now() + Duration::from_secs(1 << 30);
-        assert!(clock.past(future) <= clock.now());
-        assert!(clock.past(UNIX_EPOCH) < clock.past(future));
-    }
-
-    #[test]
     fn idleness_starts_with_the_process() {
         let clock = Clock::start();
-        assert!(!clock.is_idle(0, Duration::from_secs(60)));
+        let is_idle = |used, idle| used < clock.idle_since(idle);
+        assert!(!is_idle(clock.started(), Duration::from_secs(60)));
         std::thread::sleep(Duration::from_millis(2));
-        assert!(clock.is_idle(0, Duration::from_millis(1)));
-        assert!(!clock.is_idle(clock.now(), Duration::from_millis(1)));
+        assert!(is_idle(clock.started(), Duration::from_millis(1)));
+        assert!(!is_idle(clock.now(), Duration::from_millis(1)));
     }
 }

@@ -1,4 +1,14 @@
-//! The index: the current generation of each key, in the order of last use.
+//! The index: the current generation of each key, and the order of eviction.
+//!
+//! The order is that of S3-FIFO (Yang et al., SOSP 2023): an entry begins in the queue of new
+//! ones. If it is used there, it moves to the main queue, otherwise it leaves first. A key that
+//! is stored again soon after that begins in the main queue. So entries that are used once, as
+//! in a scan, displace a tenth of the cache.
+//!
+//! Uses of entries in the newer half of the new queue do not count: clients download an object in
+//! parts, and its last parts come when it is stored already (Clock2Q+ has this window).
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use hashbrown::hash_table::{Entry, HashTable};
 use parking_lot::Mutex;
@@ -10,11 +20,21 @@ const SHARDS: usize = 32;
 /// End of a list.
 const NONE: u32 = u32::MAX;
 
+/// The generation of no entry.
+const NO_GENERATION: u64 = u64::MAX;
+
 /// Half-life, in microseconds, of the use count of an entry that gets no requests.
 const HALF_LIFE: u64 = 60_000_000;
 
-/// Entries at the end of each shard's list that are searched for a victim.
+/// Entries at the end of each queue of a shard that are searched for a victim, and that are given
+/// another turn at a time.
 const CANDIDATES: usize = 8;
+
+/// One part in so many of the bytes is left to new entries.
+const NEW_SHARE: u64 = 10;
+
+/// Most turns that the uses of an entry earn it.
+const MAX_TURNS: u8 = 3;
 
 /// An entry in the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +48,7 @@ pub struct Indexed {
 }
 
 /// A map from the hash of a key to its current generation, with all entries in the order of
-/// their last use.
+/// their eviction.
 ///
 /// An entry takes one `Node` (56 bytes) and one slot of a hash table (5 bytes
 /// and the free slots around it); see the test `an_entry_takes_less_than_200_bytes`.
@@ -36,6 +56,10 @@ pub struct Indexed {
 #[derive(Debug)]
 pub struct Index {
     shards: [Mutex<Shard>; SHARDS],
+    /// Number of entries.
+    entries: AtomicUsize,
+    /// The highest generation of an entry that this run has written.
+    newest: AtomicU64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -44,12 +68,29 @@ struct Node {
     generation: u64,
     weight: u64,
     used: u64,
-    /// Next node towards the most recently used; in a free node, the next free one.
+    /// Next node towards the newest of the queue; in a free node, the next free one.
     newer: u32,
-    /// Next node towards the least recently used.
+    /// Next node towards the oldest of the queue.
     older: u32,
+    /// Mark of some key whose entry has left the new queue, see [`Shard::ghost`]. It is here because
+    /// it takes no memory here.
+    ghost: u32,
     /// Use count at the last use.
     uses: u8,
+    /// Turns that the entry is given before it is evicted.
+    turns: u8,
+    place: Place,
+}
+
+/// The queue of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Entries that have not been used since they were stored.
+    New,
+    /// Entries that have been used again, and those of earlier runs.
+    Main,
+    /// No entry.
+    Free,
 }
 
 impl Node {
@@ -65,6 +106,13 @@ struct Shard {
     slots: HashTable<u32>,
     nodes: Vec<Node>,
     free: u32,
+    new: Queue,
+    main: Queue,
+}
+
+/// Nodes in the order in which they were put there.
+#[derive(Debug)]
+struct Queue {
     newest: u32,
     oldest: u32,
     bytes: u64,
@@ -83,15 +131,24 @@ pub enum Inserted {
     Outdated,
 }
 
+impl Default for Queue {
+    fn default() -> Self {
+        Queue {
+            newest: NONE,
+            oldest: NONE,
+            bytes: 0,
+        }
+    }
+}
+
 impl Default for Shard {
     fn default() -> Self {
         Shard {
             slots: HashTable::new(),
             nodes: Vec::new(),
             free: NONE,
-            newest: NONE,
-            oldest: NONE,
-            bytes: 0,
+            new: Queue::default(),
+            main: Queue::default(),
         }
     }
 }
@@ -100,6 +157,12 @@ impl Default for Shard {
 fn slot_hash(hash: &[u8; 16]) -> u64 {
     let [_, low @ .., _, _, _, _, _, _, _] = hash;
     u64::from_le_bytes(*low)
+}
+
+/// Mark of a key, by which it is recognized after its entry has left.
+fn mark(hash: &[u8; 16]) -> u32 {
+    let [_, _, _, _, _, _, _, _, _, mark @ .., _, _, _] = hash;
+    u32::from_le_bytes(*mark)
 }
 
 impl Shard {
@@ -123,38 +186,46 @@ impl Shard {
         }
     }
 
+    fn queue(&mut self, place: Place) -> &mut Queue {
+        match place {
+            Place::New => &mut self.new,
+            Place::Main | Place::Free => &mut self.main,
+        }
+    }
+
     fn unlink(&mut self, slot: u32) {
-        let Node { newer, older, .. } = self.nodes[slot as usize];
+        let Node {
+            newer,
+            older,
+            place,
+            weight,
+            ..
+        } = self.nodes[slot as usize];
         match newer {
-            NONE => self.newest = older,
+            NONE => self.queue(place).newest = older,
             newer => self.nodes[newer as usize].older = older,
         }
         match older {
-            NONE => self.oldest = newer,
+            NONE => self.queue(place).oldest = newer,
             older => self.nodes[older as usize].newer = newer,
         }
+        self.queue(place).bytes -= weight;
     }
 
-    fn link_newest(&mut self, slot: u32) {
+    fn link_newest(&mut self, slot: u32, place: Place) {
+        let newest = self.queue(place).newest;
         let node = &mut self.nodes[slot as usize];
+        node.place = place;
         node.newer = NONE;
-        node.older = self.newest;
-        match self.newest {
-            NONE => self.oldest = slot,
+        node.older = newest;
+        let weight = node.weight;
+        match newest {
+            NONE => self.queue(place).oldest = slot,
             newest => self.nodes[newest as usize].newer = slot,
         }
-        self.newest = slot;
-    }
-
-    fn link_oldest(&mut self, slot: u32) {
-        let node = &mut self.nodes[slot as usize];
-        node.older = NONE;
-        node.newer = self.oldest;
-        match self.oldest {
-            NONE => self.newest = slot,
-            oldest => self.nodes[oldest as usize].older = slot,
-        }
-        self.oldest = slot;
+        let queue = self.queue(place);
+        queue.newest = slot;
+        queue.bytes += weight;
     }
 
     fn allocate(&mut self, node: Node) -> u32 {
@@ -167,62 +238,66 @@ impl Shard {
                 slot
             }
             slot => {
-                self.free = self.nodes[slot as usize].newer;
-                self.nodes[slot as usize] = node;
+                let free = &mut self.nodes[slot as usize];
+                self.free = free.newer;
+                let ghost = free.ghost;
+                *free = Node { ghost, ..node };
                 slot
             }
         }
     }
 
-    fn insert(&mut self, entry: Indexed, at_newest: bool) -> Inserted {
+    /// Insert an entry. `None`: its queue is the main one if its key has left the new one recently.
+    fn insert(&mut self, entry: Indexed, place: Option<Place>) -> Inserted {
         let Indexed { id, weight, used } = entry;
-        let slot = match self.find(&id.hash) {
-            Some(slot) => {
-                let node = &mut self.nodes[slot as usize];
-                let old = node.generation;
-                if old == id.generation {
-                    return Inserted::Known;
-                }
-                if old > id.generation {
-                    return Inserted::Outdated;
-                }
-                self.bytes = self.bytes - node.weight + weight;
-                node.generation = id.generation;
-                node.weight = weight;
-                node.used = used;
-                node.uses = node.uses.saturating_add(1);
-                self.unlink(slot);
-                self.link(slot, at_newest);
-                return Inserted::Replaced(EntryId {
-                    generation: old,
-                    ..id
-                });
-            }
-            None => self.allocate(Node {
-                hash: id.hash,
-                generation: id.generation,
-                weight,
-                used,
-                newer: NONE,
-                older: NONE,
-                uses: 1,
-            }),
-        };
+        if let Some(slot) = self.find(&id.hash) {
+            return self.replace(slot, entry);
+        }
+        let place = place.unwrap_or(match self.is_ghost(&id.hash) {
+            true => Place::Main,
+            false => Place::New,
+        });
+        let slot = self.allocate(Node {
+            hash: id.hash,
+            generation: id.generation,
+            weight,
+            used,
+            newer: NONE,
+            older: NONE,
+            ghost: 0,
+            uses: 1,
+            turns: 0,
+            place,
+        });
         let nodes = &self.nodes;
         self.slots.insert_unique(slot_hash(&id.hash), slot, |slot| {
             slot_hash(&nodes[*slot as usize].hash)
         });
-        self.bytes += weight;
-        self.link(slot, at_newest);
+        self.link_newest(slot, place);
         Inserted::New
     }
 
-    fn link(&mut self, slot: u32, at_newest: bool) {
-        if at_newest {
-            self.link_newest(slot);
-        } else {
-            self.link_oldest(slot);
+    fn replace(&mut self, slot: u32, entry: Indexed) -> Inserted {
+        let Indexed { id, weight, used } = entry;
+        let old = self.nodes[slot as usize].generation;
+        if old == id.generation {
+            return Inserted::Known;
         }
+        if old > id.generation {
+            return Inserted::Outdated;
+        }
+        self.unlink(slot);
+        let node = &mut self.nodes[slot as usize];
+        node.generation = id.generation;
+        node.weight = weight;
+        node.used = used;
+        node.uses = node.uses.saturating_add(1);
+        let place = node.place;
+        self.link_newest(slot, place);
+        Inserted::Replaced(EntryId {
+            generation: old,
+            ..id
+        })
     }
 
     fn remove(&mut self, id: &EntryId) -> Option<Indexed> {
@@ -242,21 +317,89 @@ impl Shard {
         occupied.remove();
         let removed = self.indexed(slot);
         self.unlink(slot);
-        self.bytes -= removed.weight;
-        self.nodes[slot as usize].newer = self.free;
+        if self.nodes[slot as usize].place == Place::New {
+            self.note_ghost(&id.hash);
+        }
+        let node = &mut self.nodes[slot as usize];
+        node.place = Place::Free;
+        node.newer = self.free;
         self.free = slot;
         Some(removed)
     }
 
-    /// The least recently used entry with a use count of at most `uses`.
-    fn victim(&self, now: u64, uses: u8) -> Option<u32> {
-        let mut slot = self.oldest;
+    /// Place of the mark of a key whose entry has left the new queue. There are as many places as
+    /// nodes, or half as many, and a mark stays until another key has the same place: on average, for
+    /// as many evictions as there are places.
+    fn ghost(&mut self, hash: &[u8; 16]) -> Option<&mut u32> {
+        let places = 1 << self.nodes.len().checked_ilog2()?;
+        let place = slot_hash(hash) % places;
+        Some(&mut self.nodes[place as usize].ghost)
+    }
+
+    /// Remember a key whose entry leaves the new queue.
+    fn note_ghost(&mut self, hash: &[u8; 16]) {
+        if let Some(ghost) = self.ghost(hash) {
+            *ghost = mark(hash);
+        }
+    }
+
+    /// True if the entry of a key has left the new queue recently. One key in 2^32 is taken for
+    /// another one.
+    fn is_ghost(&mut self, hash: &[u8; 16]) -> bool {
+        self.ghost(hash).is_some_and(|ghost| *ghost == mark(hash))
+    }
+
+    /// Note a use of an entry. It counts if the entry is of the generation `counted` or before, or
+    /// in the older half of the new queue.
+    fn touch(&mut self, slot: u32, now: u64, counted: u64) {
+        let node = &self.nodes[slot as usize];
+        let counts = node.place != Place::New
+            || node.generation <= counted
+            || node.generation <= self.middle_of_new();
+        let node = &mut self.nodes[slot as usize];
+        node.uses = node.frequency(now).saturating_add(1);
+        node.used = now;
+        if counts {
+            node.turns = node.turns.saturating_add(1).min(MAX_TURNS);
+        }
+    }
+
+    /// The generation in the middle of the new queue, which must not be empty.
+    fn middle_of_new(&self) -> u64 {
+        let [oldest, newest] =
+            [self.new.oldest, self.new.newest].map(|slot| self.nodes[slot as usize].generation);
+        oldest.midpoint(newest)
+    }
+
+    /// Give the oldest entries of a queue the turns that they have earned. `false`: the oldest one
+    /// has more, because this takes a limited time with the lock held.
+    fn give_turns(&mut self, place: Place) -> bool {
+        for _ in 0..CANDIDATES {
+            let slot = self.queue(place).oldest;
+            if slot == NONE || self.nodes[slot as usize].turns == 0 {
+                return true;
+            }
+            let node = &mut self.nodes[slot as usize];
+            node.turns = match place {
+                Place::New => 0,
+                Place::Main | Place::Free => node.turns - 1,
+            };
+            self.unlink(slot);
+            self.link_newest(slot, Place::Main);
+        }
+        false
+    }
+
+    /// The oldest entry of a queue with a use count of at most `uses`, among the first few, and not
+    /// of the generation `spared`.
+    fn victim(&mut self, place: Place, now: u64, uses: u8, spared: u64) -> Option<u32> {
+        let mut slot = self.queue(place).oldest;
         for _ in 0..CANDIDATES {
             if slot == NONE {
                 return None;
             }
             let node = &self.nodes[slot as usize];
-            if node.frequency(now) <= uses {
+            if node.frequency(now) <= uses && node.generation != spared {
                 return Some(slot);
             }
             slot = node.newer;
@@ -264,14 +407,17 @@ impl Shard {
         None
     }
 
-    /// Sort the list by time of use.
+    /// Sort the main queue by time of use, and entries of earlier runs by generation.
     fn sort(&mut self) {
-        let mut order: Vec<u32> = self.slots.iter().copied().collect();
-        order.sort_unstable_by_key(|slot| self.nodes[*slot as usize].used);
-        self.newest = NONE;
-        self.oldest = NONE;
+        let main = |slot: &u32| self.nodes[*slot as usize].place == Place::Main;
+        let mut order: Vec<u32> = self.slots.iter().copied().filter(main).collect();
+        order.sort_unstable_by_key(|slot| {
+            let node = &self.nodes[*slot as usize];
+            (node.used, node.generation)
+        });
+        self.main = Queue::default();
         for slot in order {
-            self.link_newest(slot);
+            self.link_newest(slot, Place::Main);
         }
     }
 }
@@ -280,6 +426,8 @@ impl Default for Index {
     fn default() -> Self {
         Index {
             shards: std::array::from_fn(|_| Mutex::default()),
+            entries: AtomicUsize::new(0),
+            newest: AtomicU64::new(0),
         }
     }
 }
@@ -297,16 +445,19 @@ impl Index {
 
     /// The current entry for a key, which is used `now`.
     pub fn touch(&self, hash: &[u8; 16], now: u64) -> Option<Indexed> {
+        let counted = self.newest_counted();
         let mut shard = self.shard(hash).lock();
         let slot = shard.find(hash)?;
-        let node = &mut shard.nodes[slot as usize];
-        node.uses = node.frequency(now).saturating_add(1);
-        node.used = now;
-        if shard.newest != slot {
-            shard.unlink(slot);
-            shard.link_newest(slot);
-        }
+        shard.touch(slot, now, counted);
         Some(shard.indexed(slot))
+    }
+
+    /// The newest generation whose uses count wherever an entry is. Half of the new queue is newer
+    /// once the cache is full, and nothing in a cache of a few entries.
+    fn newest_counted(&self) -> u64 {
+        let window = self.len() as u64 / (2 * NEW_SHARE);
+        let newest = self.newest.load(Ordering::Relaxed);
+        newest.saturating_sub(window)
     }
 
     /// True if this entry is current.
@@ -316,16 +467,28 @@ impl Index {
 
     /// Insert an entry that has just been written, unless there is a newer one.
     pub fn insert(&self, entry: Indexed) -> Inserted {
-        self.shard(&entry.id.hash).lock().insert(entry, true)
+        let inserted = self.insert_into(entry, None);
+        self.newest
+            .fetch_max(entry.id.generation, Ordering::Relaxed);
+        inserted
     }
 
-    /// Insert an entry of an earlier run. It counts as least recently used until
-    /// [`sort`](Self::sort).
+    /// Insert an entry of an earlier run, in no order until [`sort`](Self::sort).
     pub fn insert_found(&self, entry: Indexed) -> Inserted {
-        self.shard(&entry.id.hash).lock().insert(entry, false)
+        self.insert_into(entry, Some(Place::Main))
     }
 
-    /// Sort all entries by time of use.
+    fn insert_into(&self, entry: Indexed, place: Option<Place>) -> Inserted {
+        let mut shard = self.shard(&entry.id.hash).lock();
+        let inserted = shard.insert(entry, place);
+        // With the lock held, so that no removal of the entry comes first.
+        if inserted == Inserted::New {
+            self.entries.fetch_add(1, Ordering::Relaxed);
+        }
+        inserted
+    }
+
+    /// Sort the entries of earlier runs: those that were stored first are evicted first.
     pub fn sort(&self) {
         for shard in &self.shards {
             shard.lock().sort();
@@ -341,36 +504,83 @@ impl Index {
         let node = &mut shard.nodes[slot as usize];
         if node.generation == id.generation {
             let old = std::mem::replace(&mut node.weight, weight);
-            shard.bytes = shard.bytes - old + weight;
+            let place = node.place;
+            let queue = shard.queue(place);
+            queue.bytes = queue.bytes - old + weight;
         }
     }
 
     /// Remove this entry. A newer one of the same key stays.
     pub fn remove(&self, id: &EntryId) -> Option<Indexed> {
-        self.shard(&id.hash).lock().remove(id)
+        let mut shard = self.shard(&id.hash).lock();
+        let removed = shard.remove(id);
+        if removed.is_some() {
+            self.entries.fetch_sub(1, Ordering::Relaxed);
+        }
+        removed
     }
 
-    /// The least recently used entry.
-    pub fn oldest(&self) -> Option<Indexed> {
-        self.shards
-            .iter()
-            .filter_map(|shard| {
-                let shard = shard.lock();
-                (shard.oldest != NONE).then(|| shard.indexed(shard.oldest))
-            })
-            .min_by_key(|entry| entry.used)
-    }
-
-    /// The entry to evict for an object with a use count of `uses`: the least recently
-    /// used entry with no higher count. `None`: all entries searched have a higher one.
+    /// The entry to evict for an object with a use count of `uses`: none with a higher count.
+    /// `None`: all entries searched have a higher one.
     pub fn victim(&self, now: u64, uses: u8) -> Option<Indexed> {
-        self.shards
+        let [new, all] = self.sum(|shard| [shard.new.bytes, shard.new.bytes + shard.main.bytes]);
+        let places = match new >= all / NEW_SHARE {
+            true => [Place::New, Place::Main],
+            false => [Place::Main, Place::New],
+        };
+        // If the limit is exceeded when an entry has been written, another one goes.
+        let newest = self.newest.load(Ordering::Relaxed);
+        [newest, NO_GENERATION].into_iter().find_map(|spared| {
+            let victim_in = |place| self.victim_in(place, now, uses, spared);
+            places.into_iter().find_map(victim_in)
+        })
+    }
+
+    /// Of the candidates of all shards, the least recently used one.
+    fn victim_in(&self, place: Place, now: u64, uses: u8, spared: u64) -> Option<Indexed> {
+        loop {
+            let mut all_turns_given = true;
+            let candidates = self.shards.iter().filter_map(|shard| {
+                let mut shard = shard.lock();
+                if !shard.give_turns(place) {
+                    all_turns_given = false;
+                    return None;
+                }
+                let slot = shard.victim(place, now, uses, spared)?;
+                Some(shard.indexed(slot))
+            });
+            let victim = candidates.min_by_key(|entry| (entry.used, entry.id.generation));
+            if victim.is_some() || all_turns_given {
+                return victim;
+            }
+        }
+    }
+
+    fn sum<const N: usize>(&self, of: impl Fn(&Shard) -> [u64; N]) -> [u64; N] {
+        let mut sums = [0; N];
+        for shard in &self.shards {
+            let of_shard = of(&shard.lock());
+            for (sum, part) in sums.iter_mut().zip(of_shard) {
+                *sum += part;
+            }
+        }
+        sums
+    }
+
+    /// At most `most` entries of one of the [`parts`](Self::parts) that were last used before `time`.
+    pub fn unused_since(&self, part: usize, time: u64, most: usize) -> Vec<EntryId> {
+        let shard = self.shards[part].lock();
+        let unused = |node: &&Node| node.place != Place::Free && node.used < time;
+        shard
+            .nodes
             .iter()
-            .filter_map(|shard| {
-                let shard = shard.lock();
-                shard.victim(now, uses).map(|slot| shard.indexed(slot))
+            .filter(unused)
+            .take(most)
+            .map(|node| EntryId {
+                hash: node.hash,
+                generation: node.generation,
             })
-            .min_by_key(|entry| entry.used)
+            .collect()
     }
 
     /// The entries of one of the [`parts`](Self::parts), in no order.
@@ -390,10 +600,7 @@ impl Index {
 
     /// Number of entries.
     pub fn len(&self) -> usize {
-        self.shards
-            .iter()
-            .map(|shard| shard.lock().slots.len())
-            .sum()
+        self.entries.load(Ordering::Relaxed)
     }
 
     /// True if there are no entries.
@@ -404,7 +611,8 @@ impl Index {
 
     /// Bytes of all entries on the disk.
     pub fn bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.lock().bytes).sum()
+        let [bytes] = self.sum(|shard| [shard.new.bytes + shard.main.bytes]);
+        bytes
     }
 
     /// Memory that the index takes, in bytes.
@@ -459,16 +667,17 @@ mod tests {
         assert_eq!(index.bytes(), 0);
     }
 
-    fn drain(index: &Index) -> Vec<u8> {
+    /// Evict all entries that are left at `now`.
+    fn drain(index: &Index, now: u64) -> Vec<u8> {
         std::iter::from_fn(|| {
-            let oldest = index.oldest()?;
-            index.remove(&oldest.id).map(|entry| entry.id.hash[0])
+            let victim = index.victim(now, u8::MAX)?;
+            index.remove(&victim.id).map(|entry| entry.id.hash[0])
         })
         .collect()
     }
 
     #[test]
-    fn the_least_recently_used_of_all_shards_goes_first() {
+    fn the_oldest_of_all_shards_goes_first_and_what_was_used_goes_last() {
         let index = Index::default();
         for key in 0..100 {
             index.insert(entry(key, 1, 1, u64::from(key)));
@@ -477,21 +686,192 @@ mod tests {
         index.touch(&[50; 16], 201);
         let mut expected: Vec<u8> = (1..100).filter(|key| *key != 50).collect();
         expected.extend([0, 50]);
-        assert_eq!(drain(&index), expected);
+        assert_eq!(drain(&index, 300), expected);
     }
 
     #[test]
-    fn found_entries_are_older_than_used_ones_and_sorted_in() {
+    fn entries_of_an_earlier_run_go_in_the_order_in_which_they_were_stored() {
         let index = Index::default();
         // All of one shard.
-        let keys = [0, 32, 64, 96, 128];
-        for (used, key) in [30, 10, 40, 20].into_iter().zip(keys) {
-            index.insert_found(entry(key, 1, 1, used));
+        let keys = [0, 32, 64, 96];
+        for (generation, key) in [30, 10, 40, 20].into_iter().zip(keys) {
+            index.insert_found(entry(key, generation, 1000, 5));
         }
-        index.insert(entry(128, 1, 1, 5));
-        assert_ne!(index.oldest().unwrap().id.hash[0], 128);
+        // Another shard, with entries of both runs.
+        index.insert_found(entry(1, 25, 1000, 5));
+        index.insert(entry(33, 50, 100, 6));
+        index.touch(&[32; 16], 7);
         index.sort();
-        assert_eq!(drain(&index), [128, 32, 96, 0, 64]);
+        assert_eq!(drain(&index, 8), [96, 1, 0, 64, 32, 33]);
+    }
+
+    fn number_of(number: u64) -> [u8; 16] {
+        let hash = (u128::from(number) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        (hash ^ (hash >> 64)).to_le_bytes()
+    }
+
+    /// A cache with room for 1000 entries.
+    #[derive(Default)]
+    struct Cache {
+        index: Index,
+        now: u64,
+        stored: u64,
+    }
+
+    impl Cache {
+        fn request(&mut self, number: u64) -> bool {
+            self.now += 1;
+            let hash = number_of(number);
+            if self.index.touch(&hash, self.now).is_some() {
+                return true;
+            }
+            while self.index.bytes() >= 1000 {
+                let victim = self.index.victim(self.now, u8::MAX).unwrap();
+                self.index.remove(&victim.id);
+            }
+            self.stored += 1;
+            let id = EntryId {
+                hash,
+                generation: self.stored,
+            };
+            self.index.insert(Indexed {
+                id,
+                weight: 1,
+                used: self.now,
+            });
+            false
+        }
+
+        fn hits(&mut self, numbers: std::ops::Range<u64>) -> usize {
+            numbers.filter(|number| self.request(*number)).count()
+        }
+    }
+
+    #[test]
+    fn a_scan_displaces_no_more_than_the_share_of_new_entries() {
+        for parts in [1, 5] {
+            let mut cache = Cache::default();
+            // The others make the last of these older than the window.
+            for others in [5_000..5_200, 6_000..6_000] {
+                cache.hits(0..800);
+                cache.hits(others);
+            }
+            // Clients request the parts of an object one after the other.
+            for number in 10_000..30_000 {
+                for _ in 0..parts {
+                    cache.request(number);
+                }
+            }
+            let hits = cache.hits(0..800);
+            assert!(hits >= 780, "{hits} hits after a scan in {parts} parts");
+        }
+    }
+
+    #[test]
+    fn in_a_cache_of_a_few_entries_every_use_counts() {
+        let index = Index::default();
+        // All in one shard.
+        for (generation, key) in (1..).zip([0, 32, 64]) {
+            index.insert(entry(key, generation, 1, generation));
+        }
+        index.touch(&[64; 16], 10);
+        index.touch(&[0; 16], 11);
+        assert_eq!(drain(&index, 12), [32, 0, 64]);
+    }
+
+    #[test]
+    fn what_was_just_stored_goes_last() {
+        let index = Index::default();
+        for (generation, key) in (1..).zip([0, 1, 2]) {
+            index.insert(entry(key, generation, 1, generation));
+            index.touch(&[key; 16], 10 + generation);
+        }
+        index.insert(entry(3, 4, 1, 20));
+        assert_eq!(drain(&index, 21), [0, 1, 2, 3]);
+        index.insert(entry(4, 5, 1, 22));
+        assert_eq!(drain(&index, 23), [4], "if there is no other");
+    }
+
+    #[test]
+    fn what_is_stored_again_soon_stays_longer() {
+        let mut cache = Cache::default();
+        cache.hits(10_000..11_000);
+        // Each of these leaves before it is used.
+        for again in 0..2 {
+            cache.hits(0..50);
+            cache.hits(20_000 + 1_000 * again..21_000 + 1_000 * again);
+        }
+        let hits = cache.hits(0..50);
+        assert!(hits >= 40, "{hits} hits");
+        assert_eq!(cache.hits(20_000..20_050), 0);
+    }
+
+    #[test]
+    fn each_use_earns_a_turn() {
+        let index = Index::default();
+        // All in one shard.
+        let [often, second, third, fourth] = [0, 32, 64, 96];
+        let victim = || {
+            let victim = index.victim(10, u8::MAX)?;
+            index.remove(&victim.id).map(|entry| entry.id.hash[0])
+        };
+        for (generation, key) in (1..).zip([often, second, third]) {
+            index.insert_found(entry(key, generation, 1, 1));
+        }
+        index.touch(&[often; 16], 2);
+        index.touch(&[often; 16], 3);
+        assert_eq!(victim(), Some(second));
+        index.insert_found(entry(fourth, 4, 1, 1));
+        assert_eq!(victim(), Some(third));
+        assert_eq!(victim(), Some(fourth));
+        assert_eq!(victim(), Some(often));
+    }
+
+    #[test]
+    fn one_leaves_even_if_all_are_used() {
+        let index = Index::default();
+        let count = 3 * CANDIDATES as u64;
+        let in_one_shard = |number| {
+            let mut hash = number_of(number);
+            hash[15] = 0;
+            hash
+        };
+        for number in 0..count {
+            let id = EntryId {
+                hash: in_one_shard(number),
+                generation: 1,
+            };
+            index.insert_found(Indexed {
+                id,
+                weight: 1,
+                used: 1,
+            });
+        }
+        for number in 0..count {
+            index.touch(&in_one_shard(number), 2 + number);
+        }
+        let victim = index.victim(100, u8::MAX).map(|victim| victim.id.hash);
+        assert_eq!(victim, Some(in_one_shard(0)));
+    }
+
+    #[test]
+    fn entries_unused_since_a_time_are_found() {
+        let index = Index::default();
+        for key in 0..100 {
+            index.insert(entry(key, 1, 1, u64::from(key)));
+        }
+        index.touch(&[5; 16], 200);
+        index.remove(&entry(6, 1, 0, 0).id);
+        let unused = |most| -> Vec<u8> {
+            let all = (0..index.parts()).flat_map(|part| index.unused_since(part, 40, most));
+            let mut keys: Vec<u8> = all.map(|id| id.hash[0]).collect();
+            keys.sort_unstable();
+            keys
+        };
+        let expected: Vec<u8> = (0..40).filter(|key| ![5, 6].contains(key)).collect();
+        assert_eq!(unused(100), expected);
+        // Of keys 0 to 7, there are two in a part.
+        assert_eq!(unused(1).len(), 32 - 2 + 2);
     }
 
     #[test]
@@ -552,6 +932,9 @@ mod tests {
                 }
                 _ => {
                     assert!(index.remove(&entry(key, u64::MAX, 0, 0).id).is_none());
+                    let victim = index.victim(step, u8::MAX).map(|victim| victim.id);
+                    assert!(victim.is_none_or(|id| index.contains(&id)));
+                    assert_eq!(victim.is_none(), model.is_empty());
                 }
             }
             assert_eq!(index.len(), model.len());
@@ -560,12 +943,12 @@ mod tests {
             index.bytes(),
             model.values().map(|known| known.1).sum::<u64>()
         );
-        let mut last = 0;
-        while let Some(oldest) = index.oldest() {
-            assert!(oldest.used >= last);
-            last = oldest.used;
-            index.remove(&oldest.id);
-        }
+        let mut left = drain(&index, 20_000);
+        left.sort_unstable();
+        let mut expected: Vec<u8> = model.into_keys().collect();
+        expected.sort_unstable();
+        assert_eq!(left, expected);
+        assert_eq!((index.len(), index.bytes()), (0, 0));
     }
 
     #[test]

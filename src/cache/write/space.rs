@@ -34,9 +34,8 @@ const DISK_FULL_STEP: u64 = 64 << 10;
 /// cache fills it.
 const DISK_FULL_PAUSE: Duration = Duration::from_secs(10);
 
-/// Reserve `bytes` for an object with a use count of `uses`. The least recently used entries
-/// are evicted for it, except those with a higher count. `None`: there is no space, or not
-/// soon.
+/// Reserve `bytes` for an object with a use count of `uses`. Entries are evicted for it, except
+/// those with a higher count. `None`: there is no space, or not soon.
 pub(crate) async fn reserve(core: &'static Core, bytes: u64, uses: u8) -> Option<Reservation> {
     if let Some(reservation) = try_reserve(core, bytes) {
         return Some(reservation);
