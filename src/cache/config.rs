@@ -42,6 +42,26 @@ impl SendfileConfig {
     }
 }
 
+/// Large bodies that are stored in blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlocksConfig {
+    /// Length of a block, in bytes: a power of two from 64 KiB to 64 MiB. Bodies of more than 2^18 such
+    /// blocks have longer ones. Bodies that are stored already keep theirs.
+    pub block_bytes: u32,
+    /// Most bytes of neighbouring blocks that one request to the origin fetches, unless a block is
+    /// longer. As many are fetched ahead of a client that reads on.
+    pub read_ahead_bytes: u64,
+}
+
+impl Default for BlocksConfig {
+    fn default() -> Self {
+        BlocksConfig {
+            block_bytes: 1 << 20,
+            read_ahead_bytes: 16 << 20,
+        }
+    }
+}
+
 /// Location, limits and maintenance of a disk cache.
 ///
 /// ```
@@ -66,8 +86,13 @@ pub struct DiskCacheConfig {
     /// Limit for bodies and metadata, in bytes. Beyond it, entries are evicted that are requested
     /// rarely.
     pub max_size_bytes: u64,
+    /// Longest body that is stored, in bytes; `None`: any. One that is longer than the cache can only
+    /// be stored in blocks.
+    pub max_object_bytes: Option<u64>,
     /// The bodies that are sent by sendfile.
     pub sendfile: SendfileConfig,
+    /// The bodies that are stored in blocks.
+    pub blocks: BlocksConfig,
     /// The way files are accessed.
     pub backend: BackendChoice,
     /// Memory for bodies that are not sent by sendfile, in bytes; 0: none.
@@ -97,7 +122,9 @@ impl DiskCacheConfig {
         DiskCacheConfig {
             path: path.into(),
             max_size_bytes,
+            max_object_bytes: None,
             sendfile: SendfileConfig::default(),
+            blocks: BlocksConfig::default(),
             backend: BackendChoice::default(),
             memory_bytes: 256_000_000,
             max_open_files: 1024,

@@ -145,6 +145,11 @@ impl DiskCache {
         self.core.max_size_bytes
     }
 
+    /// The length of the longest body that is stored, in bytes.
+    pub fn max_object_bytes(&self) -> u64 {
+        self.core.max_object_bytes
+    }
+
     /// Number of entries.
     pub fn entries(&self) -> usize {
         self.core.index.len()

@@ -31,7 +31,7 @@ use pingora_cache::key::{CacheHashKey, CompactCacheKey};
 use pingora_cache::CacheKey;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cache::config::{DiskCacheConfig, SendfileConfig};
+use crate::cache::config::{BlocksConfig, DiskCacheConfig, SendfileConfig};
 use crate::cache::io::backend::DiskBackend;
 use crate::cache::io::disk_io::DiskIo;
 use crate::cache::io::files::EntryFiles;
@@ -63,7 +63,10 @@ pub(crate) struct Core {
     pub io: DiskIo,
     pub layout: Layout,
     pub sendfile: SendfileConfig,
+    pub blocks: BlocksConfig,
     pub max_size_bytes: u64,
+    /// Longest body that is stored.
+    pub max_object_bytes: u64,
     pub index: Index,
     pub fills: Fills,
     pub fill_permits: FillPermits,
@@ -134,7 +137,9 @@ impl Core {
             io: opened.io,
             layout: opened.layout,
             sendfile: config.sendfile,
+            blocks: config.blocks,
             max_size_bytes: config.max_size_bytes,
+            max_object_bytes: config.max_object_bytes.unwrap_or(u64::MAX),
             index: Index::default(),
             fills: Fills::new(config.fill_without_readers, config.max_size_bytes),
             fill_permits: FillPermits::new(config.max_fills),

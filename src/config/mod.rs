@@ -36,7 +36,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::cache::{BackendChoice, DiskCacheConfig, SendfileConfig};
+use crate::cache::{BackendChoice, BlocksConfig, DiskCacheConfig, SendfileConfig};
 use crate::http::{CachingOptions, RangeFillLimits};
 use crate::jwt::Keys;
 use document::{Kind, Node};
@@ -522,6 +522,8 @@ pub struct Cache {
     pub lock_age: Period,
     /// Fetching of whole objects after requests for parts.
     pub range_fill: RangeFill,
+    /// Blocks of large objects.
+    pub blocks: Blocks,
     /// Memory tier.
     pub memory: Memory,
     /// Disk tier.
@@ -596,6 +598,18 @@ pub struct RangeFill {
     pub max_wait: Period,
 }
 
+/// Storage of large objects in parts, see [Blocks](caching.md#blocks).
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Blocks {
+    /// Size of a block in KiB, rounded up to a power of two. Blocks of objects that are stored keep their
+    /// size.
+    pub size_kib: Whole<u32, 64, 65_536>,
+    /// Most neighbouring blocks, in MiB, that are requested from the origin at a time. As many are
+    /// fetched ahead of a client that reads on.
+    pub read_ahead_mib: Whole<u32, 1, 1024>,
+}
+
 /// The memory tier, which holds bodies up to `cache.disk.sendfile.threshold_bytes`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -616,6 +630,10 @@ pub struct Disk {
     pub path: Option<Folder>,
     /// Size of the cache. Beyond it, entries are evicted that are requested rarely.
     pub max_size_gb: Gigabytes,
+    /// Largest object that is stored. Default: any; one larger than the cache is stored in
+    /// [blocks](caching.md#blocks) only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_object_gb: Option<Gigabytes>,
     /// I/O backend.
     #[serde(with = "Backend")]
     pub backend: BackendChoice,
@@ -768,6 +786,7 @@ impl Default for Cache {
             miss_timeout: Period(caching.miss_timeout),
             lock_age: Period(caching.lock_age),
             range_fill: RangeFill::default(),
+            blocks: Blocks::default(),
             memory: Memory::default(),
             disk: Disk {
                 enabled: false,
@@ -811,6 +830,16 @@ impl Default for RangeFill {
     }
 }
 
+impl Default for Blocks {
+    fn default() -> Self {
+        let library = BlocksConfig::default();
+        Blocks {
+            size_kib: Whole(library.block_bytes >> 10),
+            read_ahead_mib: Whole((library.read_ahead_bytes >> 20) as u32),
+        }
+    }
+}
+
 impl Default for Memory {
     fn default() -> Self {
         Memory {
@@ -826,6 +855,7 @@ impl Default for Disk {
             enabled: true,
             path: None,
             max_size_gb: Gigabytes(10.0),
+            max_object_gb: None,
             backend: library.backend,
             inactive: Period(library.inactive.unwrap_or_default()),
             max_open_files: Whole(library.max_open_files),
@@ -1127,6 +1157,18 @@ impl RangeFill {
     pub fn client_bytes_per_minute(&self) -> Option<u64> {
         let bytes = self.client_mb_per_minute.bytes();
         (bytes > 0).then_some(bytes)
+    }
+}
+
+// === impl Blocks ===
+
+impl Blocks {
+    /// The configuration of the cache.
+    pub fn config(&self) -> BlocksConfig {
+        BlocksConfig {
+            block_bytes: *self.size_kib << 10,
+            read_ahead_bytes: u64::from(*self.read_ahead_mib) << 20,
+        }
     }
 }
 

@@ -139,6 +139,9 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(config.cache.range_fill.max_in_flight_bytes(8_000), 1_000);
     let budget = config.cache.range_fill.client_bytes_per_minute();
     assert_eq!(budget, Some(1_000_000_000));
+    assert_eq!(config.cache.blocks.config().block_bytes, 1 << 20);
+    assert_eq!(config.cache.blocks.config().read_ahead_bytes, 16 << 20);
+    assert!(config.cache.disk.max_object_gb.is_none());
     assert_eq!(*config.cache.fill_without_readers, 0.5);
     assert_eq!(*config.cache.max_fills, 128);
     assert_eq!(*config.cache.max_misses, 1024);
@@ -157,12 +160,16 @@ fn the_defaults_are_the_documented_ones() {
 #[test]
 fn the_cache_is_told_what_to_keep_and_how() {
     let config = good(&disk(
-        "    backend: uring\n    inactive: 30d\n    max_open_files: 0\n    \
+        "    backend: uring\n    inactive: 30d\n    max_open_files: 0\n    max_object_gb: 3\n    \
          scrub_mb_per_second: 0.5\n  min_uses: 255\n  memory: {max_size_mb: 1.5}\n  \
          range_fill: {max_in_flight: 0, max_size_gb: 0.5, max_in_flight_gb: 2, \
-         client_mb_per_minute: 0}\n  fill_without_readers: 0\n  max_fills: 7\n  lock_age: 2s\n  \
+         client_mb_per_minute: 0}\n  blocks: {size_kib: 64, read_ahead_mib: 1}\n  fill_without_readers: 0\n  max_fills: 7\n  lock_age: 2s\n  \
          max_misses: 9\n  miss_timeout: 3s",
     ));
+    assert_eq!(config.cache.blocks.config().block_bytes, 64 << 10);
+    assert_eq!(config.cache.blocks.config().read_ahead_bytes, 1 << 20);
+    let max_object = config.cache.disk.max_object_gb.map(Gigabytes::bytes);
+    assert_eq!(max_object, Some(3_000_000_000));
     assert_eq!(*config.cache.fill_without_readers, 0.0);
     assert_eq!(*config.cache.max_fills, 7);
     assert_eq!(*config.cache.max_misses, 9);
@@ -427,6 +434,9 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (disk("  range_fill: {max_in_flight_gb: 0}"), "cache.range_fill.max_in_flight_gb", "out of range", "10^9"),
         (disk("  range_fill: {client_mb_per_minute: -1}"), "cache.range_fill.client_mb_per_minute", "out of range", "0: no limit"),
         (disk("  range_fill: {max_size_gb: 0}"), "cache.range_fill.max_size_gb", "out of range", "10^9"),
+        (disk("  blocks: {size_kib: 63}"), "cache.blocks.size_kib", "out of range", "from 64 to 65536"),
+        (disk("  blocks: {read_ahead_mib: 0}"), "cache.blocks.read_ahead_mib", "out of range", "from 1 to"),
+        (disk("    max_object_gb: 0"), "cache.disk.max_object_gb", "out of range", "10^9"),
         (disk("  memory: {max_size_mb: -1}"), "cache.memory.max_size_mb", "out of range", "from 0 to"),
         (disk("  memory: {max_size_mb: 64MB}"), "cache.memory.max_size_mb", "is a string", "10^6"),
         (disk("  memory: 64"), "cache.memory", "is a number, not a section", "max_size_mb"),

@@ -27,7 +27,7 @@ use super::listener::{wait_for, Listener, StartError};
 use super::s3_proxy::S3ProxyHttp;
 use super::{send_buffer, tls};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
-use crate::config::{Config, KernelTls};
+use crate::config::{Config, Gigabytes, KernelTls};
 use crate::metrics::{MetricsApp, METRICS};
 use crate::s3::Refreshed;
 
@@ -359,6 +359,8 @@ fn open_cache(
         return Ok(None);
     };
     let cache = DiskCache::open(DiskCacheConfig {
+        max_object_bytes: disk.max_object_gb.map(Gigabytes::bytes),
+        blocks: config.cache.blocks.config(),
         sendfile: SendfileConfig {
             enabled: disk.sendfile.enabled,
             threshold_bytes: *disk.sendfile.threshold_bytes,

@@ -7,7 +7,9 @@ use std::sync::{
 use std::thread;
 
 use crate::proxy;
-use test_support::{eventually, Connection, Gate, Origin, Pattern, Proxy, Reply, Request};
+use test_support::{
+    entry_files, eventually, Connection, Gate, Origin, Pattern, Proxy, Reply, Request,
+};
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = MIB;
@@ -39,6 +41,10 @@ fn read(client: &mut Connection, version: u64, first: u64, len: u64) -> String {
 
 /// Has an entry in blocks made for the object.
 fn store_in_blocks(proxy: &Proxy) {
+    // Before that, nothing is stored in blocks.
+    eventually("the recovery is over", || {
+        proxy.stderr().contains(" entries found in ")
+    });
     let mut client = Connection::open(proxy.addr());
     assert_eq!(read(&mut client, 1, LEN / 2, 1), "MISS");
     eventually("there is an entry", || proxy.metric("cache_entries") == 1);
@@ -119,6 +125,62 @@ fn a_download_in_parallel_parts_costs_the_object_once() {
     assert_eq!(whole.status, 200);
     assert_eq!(whole.check(Pattern::new(1), 0).len, LEN);
     assert_eq!(origin.requests().len(), 0);
+}
+
+#[test]
+fn blocks_and_requests_for_them_have_the_configured_size() {
+    let origin = origin_of(LEN);
+    let blocks = "{size_kib: 100, read_ahead_mib: 2}";
+    let proxy = proxy(&origin).cache("blocks", blocks).start();
+    store_in_blocks(&proxy);
+    origin.forget_requests();
+    let mut client = Connection::open(proxy.addr());
+    assert_eq!(read(&mut client, 1, 1_000_000, 1), "PARTIAL");
+    // 100 KiB are rounded up to 128.
+    assert_eq!(ranges(&origin), ["bytes=917504-1048575"]);
+    origin.forget_requests();
+    assert_eq!(read(&mut client, 1, 8 * MIB, 4 * MIB), "PARTIAL");
+    let mut asked = ranges(&origin);
+    asked.sort();
+    assert_eq!(asked, ["bytes=10485760-12582911", "bytes=8388608-10485759"]);
+}
+
+#[test]
+fn objects_above_the_limit_are_not_stored() {
+    const LIMIT: u64 = 20_000_000;
+    let origin = Origin::start(|request| {
+        let reply = match request.path() {
+            "/bucket/small" => reply(LIMIT, 1),
+            "/bucket/unknown" => reply(LIMIT + 1, 1).chunked(),
+            _ => reply(LIMIT + 1, 1),
+        };
+        reply.answering(request)
+    });
+    let proxy = proxy(&origin).max_object_gb(0.02).start();
+    let mut client = Connection::open(proxy.addr());
+    let get = |client: &mut Connection, path: &str, headers: &[(&str, &str)]| {
+        let response = client.begin("GET", path, headers);
+        let x_cache = response
+            .headers
+            .get("x-cache")
+            .unwrap_or_default()
+            .to_owned();
+        assert!(response.check(Pattern::new(1), 0).complete, "{path}");
+        x_cache
+    };
+    for path in ["/assets/large", "/assets/unknown"] {
+        for _ in 0..2 {
+            assert_ne!(get(&mut client, path, &[]), "HIT", "{path}");
+        }
+    }
+    for _ in 0..2 {
+        let x_cache = get(&mut client, "/assets/in-parts", &[("Range", "bytes=0-9")]);
+        assert_eq!(x_cache, "MISS");
+    }
+    assert_eq!(get(&mut client, "/assets/small", &[]), "MISS");
+    proxy.expect_metric("cache_entries", 1);
+    assert_eq!(get(&mut client, "/assets/small", &[]), "HIT");
+    assert_eq!(proxy.metric("cache_entries"), 1);
 }
 
 #[test]
@@ -316,6 +378,45 @@ fn a_fill_that_breaks_off_goes_on_from_there() {
     sends(&origin, before + LEN - 40 * BLOCK);
     let rest = format!("bytes={}-{}", 40 * BLOCK, 56 * BLOCK - 1);
     assert_eq!(ranges(&origin)[0], rest);
+}
+
+#[test]
+fn a_kill_in_mid_fill_costs_what_has_arrived_since_the_last_checkpoint() {
+    const LEN: u64 = 160 * MIB;
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |request| {
+            let reply = reply(LEN, 1).answering(request);
+            match request.header("range") {
+                Some(_) => reply,
+                None => reply.hold_at(100 * MIB, &gate),
+            }
+        }
+    });
+    let mut proxy = proxy(&origin).start();
+    let mut client = Connection::open(proxy.addr());
+    let mut whole = client.begin("GET", OBJECT, &[]);
+    Pattern::new(1).check(0, &whole.read_some(100 * MIB as usize));
+    eventually("what has arrived is recorded", || {
+        !entry_files(&proxy.cache_dir(), "meta").is_empty()
+    });
+    proxy.kill();
+    drop(whole);
+    gate.open();
+
+    proxy.restart();
+    eventually("the entry is found", || proxy.metric("cache_entries") == 1);
+    let before = origin.bytes_sent();
+    let mut client = Connection::open(proxy.addr());
+    assert_eq!(read(&mut client, 1, 0, 64 * MIB), "HIT");
+    let whole = client.begin("GET", OBJECT, &[]);
+    assert_eq!(whole.headers.get("x-cache"), Some("PARTIAL"));
+    let received = whole.check(Pattern::new(1), 0);
+    assert!(received.complete && received.len == LEN);
+    // A checkpoint comes after 64 MiB, or after some seconds.
+    let fetched = origin.bytes_sent() - before;
+    assert!(fetched <= LEN - 64 * MIB, "{fetched}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
 use crate::{builder, S3_PROXY};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
-use test_support::{eventually, Bucket, Origin, Proxy, ProxyBuilder, Reply};
+use test_support::{entry_files, eventually, Bucket, Origin, Proxy, ProxyBuilder, Reply};
 
 // --- purge ---
 
@@ -175,7 +175,9 @@ fn ls_names_entries_as_clients_do() {
         assert!(stored.starts_with("20") && stored.ends_with('Z'), "{line}");
         assert!(fresh.starts_with("1h59m") || fresh == "2h0m", "{line}");
         let body = format!("{file}.body");
-        assert!(bodies(&proxy).iter().any(|path| path.ends_with(&body)));
+        assert!(entry_files(&proxy.cache_dir(), "body")
+            .iter()
+            .any(|path| path.ends_with(&body)));
     }
     assert_eq!(paths(&list(&proxy, &["/assets/"])), paths(&all)[..2]);
     assert_eq!(paths(&list(&proxy, &["/assets/a b"])), ["/assets/a%20b"]);
@@ -244,7 +246,7 @@ fn verify_finds_what_the_disk_has_changed() {
     let said = stderr(&sound);
     assert_eq!(said, "s3-proxy: 3 entries verified, 27 B: 0 damaged\n");
 
-    let spoilt = flip_a_bit(&bodies(&proxy)[0]);
+    let spoilt = flip_a_bit(&entry_files(&proxy.cache_dir(), "body")[0]);
     let damaged = proxy.s3_proxy(&["cache", "verify"]);
     assert_eq!(damaged.status.code(), Some(1));
     let said = stdout(&damaged);
@@ -271,7 +273,7 @@ fn verify_names_an_entry_whose_metadata_is_damaged() {
     let mut proxy = proxy(&origin).start();
     ask(&proxy, "/assets/1");
     proxy.stop_gracefully();
-    let meta = bodies(&proxy)[0].with_extension("meta");
+    let meta = entry_files(&proxy.cache_dir(), "body")[0].with_extension("meta");
     flip_a_bit(&meta);
 
     let output = proxy.s3_proxy(&["cache", "verify", "--remove"]);
@@ -281,7 +283,7 @@ fn verify_names_an_entry_whose_metadata_is_damaged() {
         meta.display()
     );
     assert_eq!(stdout(&output), expected);
-    assert!(bodies(&proxy).is_empty());
+    assert!(entry_files(&proxy.cache_dir(), "body").is_empty());
 }
 
 #[test]
@@ -290,7 +292,7 @@ fn a_running_proxy_is_told_what_verify_removes() {
     let proxy = proxy(&origin).admin().start();
     ask(&proxy, "/assets/1");
     proxy.expect_metric("cache_entries", 1);
-    let spoilt = flip_a_bit(&bodies(&proxy)[0]);
+    let spoilt = flip_a_bit(&entry_files(&proxy.cache_dir(), "body")[0]);
 
     let output = proxy.s3_proxy(&["cache", "verify", "--remove"]);
     assert_eq!(output.status.code(), Some(1));
@@ -306,7 +308,7 @@ fn what_a_running_proxy_can_not_be_told_of_is_left_to_it() {
     let proxy = proxy(&origin).admin().start();
     ask(&proxy, "/assets/1");
     proxy.expect_metric("cache_entries", 1);
-    let meta = flip_a_bit(&bodies(&proxy)[0].with_extension("meta"));
+    let meta = flip_a_bit(&entry_files(&proxy.cache_dir(), "body")[0].with_extension("meta"));
 
     let output = proxy.s3_proxy(&["cache", "verify", "--remove"]);
     assert_eq!(output.status.code(), Some(1));
@@ -346,7 +348,7 @@ fn rm_removes_files_when_no_proxy_runs() {
         "removed 2\n",
     );
     assert_eq!(self::paths(&list(&proxy, &[])), ["/models/dir/3"]);
-    assert_eq!(bodies(&proxy).len(), 1);
+    assert_eq!(entry_files(&proxy.cache_dir(), "body").len(), 1);
 
     proxy.restart();
     eventually("what was left is found", || {
@@ -446,19 +448,6 @@ fn paths(lines: &[String]) -> Vec<&str> {
 
 fn path_of(line: &str) -> &str {
     line.split_whitespace().nth(3).expect("a path")
-}
-
-/// The body files of a cache.
-fn bodies(proxy: &Proxy) -> Vec<PathBuf> {
-    let list = |folder: &Path| -> Vec<PathBuf> {
-        let entries = fs::read_dir(folder).expect("list a folder");
-        entries.map(|entry| entry.expect("list").path()).collect()
-    };
-    list(&proxy.cache_dir().join("v2"))
-        .iter()
-        .flat_map(|shard| list(shard))
-        .filter(|file| file.extension().is_some_and(|is| is == "body"))
-        .collect()
 }
 
 fn flip_a_bit(file: &Path) -> PathBuf {

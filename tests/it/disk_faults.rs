@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::S3_PROXY;
 use tempfile::TempDir;
 use test_support::{
-    eventually, Connection, FaultyDisk, Op, Origin, Pattern, Proxy, Reply, BACKEND,
+    entry_files, eventually, Connection, FaultyDisk, Op, Origin, Pattern, Proxy, Reply, BACKEND,
 };
 
 const MIB: u64 = 1 << 20;
@@ -135,7 +135,7 @@ fn a_full_disk_costs_the_client_nothing_if_the_length_is_known() {
         assert_eq!(origin.requests().len(), asked);
     }
     expect_cause(&proxy, "cache_fill_errors_total", "no_space", 2);
-    assert!(entry_files(disk.path()).is_empty());
+    assert!(entry_files(disk.path(), "").is_empty());
     eventually("the room of the failed fills is given back", || {
         proxy.metric("cache_size_bytes") == 0
     });
@@ -221,7 +221,9 @@ fn a_disk_that_fills_up_under_a_body_of_unknown_length_costs_the_client_nothing(
     assert_eq!(whole.body.len() as u64, LEN);
     Pattern::new(1).check(0, &whole.body);
     expect_cause(&proxy, "cache_fill_errors_total", "no_space", 1);
-    eventually("nothing is left", || entry_files(disk.path()).is_empty());
+    eventually("nothing is left", || {
+        entry_files(disk.path(), "").is_empty()
+    });
 
     disk.limit_bytes(None);
     let whole = proxy.get("/assets/1");
@@ -294,14 +296,7 @@ fn an_open_entry_that_cannot_be_read_comes_from_the_origin() {
 
 /// The file of the only body there is.
 fn the_body_on(disk: &FaultyDisk) -> PathBuf {
-    let list = |folder: PathBuf| {
-        let files = fs::read_dir(folder).expect("list a folder of the cache");
-        files.map(|file| file.expect("a file of the cache").path())
-    };
-    let mut bodies = list(disk.path().join("v2")).flat_map(list).filter(|file| {
-        file.extension()
-            .is_some_and(|extension| extension == "body")
-    });
+    let mut bodies = entry_files(disk.path(), "body").into_iter();
     let body = bodies.next().expect("a body");
     assert_eq!(bodies.next(), None, "there is one only");
     body
@@ -395,7 +390,9 @@ fn a_write_that_fails_breaks_the_transfer() {
     let broken = proxy.get("/assets/1");
     assert!(!broken.complete || broken.status >= 500, "{broken:?}");
     expect_cause(&proxy, "cache_fill_errors_total", "io", 1);
-    eventually("nothing is left", || entry_files(disk.path()).is_empty());
+    eventually("nothing is left", || {
+        entry_files(disk.path(), "").is_empty()
+    });
     disk.heal();
     assert_eq!(ask(&proxy, 1), "MISS");
     assert_eq!(ask(&proxy, 1), "HIT");
@@ -446,10 +443,7 @@ fn a_flipped_bit_in_a_large_body_is_found_by_the_scrubber() {
     }
     proxy.expect_metric("cache_entries", 2);
     proxy.stop_gracefully();
-    let bodies: Vec<_> = entry_files(dir.path())
-        .into_iter()
-        .filter(|file| file.extension().is_some_and(|e| e == "body"))
-        .collect();
+    let bodies = entry_files(dir.path(), "body");
     flip(&bodies[0], MIB as usize);
 
     proxy.restart();
@@ -470,7 +464,7 @@ fn a_flipped_bit_in_a_small_body_is_found_when_it_is_read() {
     let proxy = start(dir.path(), &origin, "scrub_mb_per_second: 0");
     assert_eq!(ask(&proxy, 1), "MISS");
     proxy.expect_metric("cache_entries", 1);
-    let files = entry_files(dir.path());
+    let files = entry_files(dir.path(), "");
     let body = files
         .iter()
         .find(|file| file.extension().unwrap() == "body");
@@ -532,15 +526,6 @@ fn check(addr: SocketAddr, seed: u64) -> String {
 
 fn expect_cause(proxy: &Proxy, metric: &str, cause: &str, expected: u64) {
     proxy.expect_metric_where(metric, &[("cause", cause)], expected);
-}
-
-/// All files of entries.
-fn entry_files(folder: &Path) -> Vec<PathBuf> {
-    fs::read_dir(folder.join("v2"))
-        .expect("list the shards")
-        .flat_map(|shard| fs::read_dir(shard.expect("a shard").path()).expect("list a shard"))
-        .map(|file| file.expect("a file").path())
-        .collect()
 }
 
 fn flip(file: &Path, at: usize) {

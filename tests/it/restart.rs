@@ -13,7 +13,9 @@ use std::{
 
 use crate::{proxy, S3_PROXY};
 use tempfile::TempDir;
-use test_support::{eventually, pattern, Connection, Gate, Origin, Pattern, Proxy, Reply};
+use test_support::{
+    entry_files, eventually, pattern, Connection, Gate, Origin, Pattern, Proxy, Reply,
+};
 
 const LEN: u64 = 300_000;
 
@@ -54,15 +56,15 @@ fn a_crash_in_mid_fill_leaves_no_entry_and_no_files() {
     let mut miss = connection.begin("GET", "/assets/1", &[]);
     gate.wait_for_arrivals(1);
     Pattern::new(1).check(0, &miss.read_some(100_000));
-    let unfinished = entry_files(&proxy);
+    let unfinished = entry_files(&proxy.cache_dir(), "");
     assert_eq!(extensions(&unfinished), ["tmp"], "{unfinished:?}");
     proxy.kill();
     assert!(!miss.finish().complete);
-    assert_eq!(entry_files(&proxy), unfinished);
+    assert_eq!(entry_files(&proxy.cache_dir(), ""), unfinished);
 
     proxy.restart();
     eventually("the unfinished entry is removed", || {
-        entry_files(&proxy).is_empty()
+        entry_files(&proxy.cache_dir(), "").is_empty()
     });
     assert_eq!(proxy.metric("cache_entries"), 0);
 
@@ -266,12 +268,12 @@ fn a_lock_that_another_process_took_ends_the_writing_until_it_lets_go() {
         });
     };
     writable(0);
-    let before = entry_files(&proxy);
+    let before = entry_files(&proxy.cache_dir(), "");
     assert_eq!(ask(&proxy, 1, LEN), "HIT");
     for _ in 0..2 {
         assert_eq!(ask(&proxy, 2, LEN), "MISS");
     }
-    assert_eq!(entry_files(&proxy), before);
+    assert_eq!(entry_files(&proxy.cache_dir(), ""), before);
     let said = proxy.stderr();
     let errors: Vec<_> = said
         .lines()
@@ -418,7 +420,7 @@ fn the_least_recently_used_entry_makes_room() {
 
     assert_eq!(ask(&proxy, 4, LEN), "MISS");
     eventually("the cache is back under its limit", || {
-        let files = entry_files(&proxy);
+        let files = entry_files(&proxy.cache_dir(), "");
         let on_disk: u64 = files.iter().map(|file| size(file)).sum();
         on_disk <= LIMIT
             && proxy.metric("cache_size_bytes") <= LIMIT
@@ -440,7 +442,9 @@ fn an_object_larger_than_the_cache_is_served_and_not_stored() {
         assert_eq!(ask(&proxy, 1, LEN), "MISS");
         assert_eq!(origin.requests().len(), asked);
     }
-    eventually("nothing is left of it", || entry_files(&proxy).is_empty());
+    eventually("nothing is left of it", || {
+        entry_files(&proxy.cache_dir(), "").is_empty()
+    });
     assert_eq!(proxy.metric("cache_entries"), 0);
 }
 
@@ -454,7 +458,7 @@ fn an_entry_evicted_in_mid_send_is_sent_to_the_end() {
     let mut hit = connection.begin("GET", "/assets/1", &[]);
     assert_eq!(hit.headers.get("x-cache"), Some("HIT"));
     assert_eq!(hit.read_some(1000), pattern(1, 1000));
-    let evicted = entry_files(&proxy);
+    let evicted = entry_files(&proxy.cache_dir(), "");
 
     ask(&proxy, 2, LEN);
     eventually("the first entry is evicted", || {
@@ -502,7 +506,7 @@ impl Entry {
     fn only(proxy: &Proxy) -> Self {
         let mut files = BTreeMap::new();
         eventually("one entry, a body and its metadata", || {
-            let found = entry_files(proxy);
+            let found = entry_files(&proxy.cache_dir(), "");
             let whole = extensions(&found) == ["body", "meta"];
             files = found
                 .into_iter()
@@ -524,17 +528,6 @@ impl Entry {
             fs::rename(file, renamed).expect("rename");
         }
     }
-}
-
-/// Every file in the folder of the entries.
-fn entry_files(proxy: &Proxy) -> Vec<PathBuf> {
-    let shards = fs::read_dir(proxy.cache_dir().join("v2")).expect("list the shards");
-    let mut files: Vec<_> = shards
-        .flat_map(|shard| fs::read_dir(shard.expect("a shard").path()).expect("list a shard"))
-        .map(|file| file.expect("a file").path())
-        .collect();
-    files.sort();
-    files
 }
 
 fn extension(file: &Path) -> String {

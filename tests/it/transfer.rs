@@ -18,8 +18,8 @@ use crate::proxy;
 use http::Version;
 use socket2::{Domain, Socket, Type};
 use test_support::{
-    eventually, https_client, pattern, Connection, HttpVersion, Origin, Pattern, Proxy, Reply,
-    PATIENCE,
+    entry_files, eventually, https_client, pattern, Connection, HttpVersion, Origin, Pattern,
+    Proxy, Reply, PATIENCE,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -413,10 +413,7 @@ fn read_head(stream: &mut TcpStream) -> (String, Vec<u8>) {
 /// Cuts every body in the cache down to `len`, a multiple of the page size: the
 /// bytes before stay what they are, also those on their way to a socket.
 fn truncate_bodies(proxy: &Proxy, len: u64) {
-    let bodies: Vec<_> = files_in(&proxy.cache_dir().join("v2"))
-        .into_iter()
-        .filter(|file| file.extension().is_some_and(|e| e == "body"))
-        .collect();
+    let bodies = entry_files(&proxy.cache_dir(), "body");
     assert_eq!(bodies.len(), 1, "{bodies:?}");
     let body = File::options().write(true).open(&bodies[0]);
     body.expect("open the body").set_len(len).expect("truncate");

@@ -115,6 +115,8 @@ impl Recovery<'_> {
         for (id, files) in entries {
             self.known.remove(&id);
             match files {
+                // This process is writing it.
+                _ if self.core.fills.by_generation(id.generation).is_some() => {}
                 Files {
                     body: true,
                     meta: true,

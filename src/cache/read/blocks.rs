@@ -12,9 +12,6 @@ use crate::cache::state::sparse_body::{BlocksWanted, Found, Run, RunState, Spars
 /// The error of a part that the origin does not have any more: it has another version, or nothing.
 pub const OUTDATED: ErrorType = ErrorType::new("CacheEntryOutdated");
 
-/// Most bytes of missing blocks that one request fetches, unless a block is longer.
-const RUN: u64 = 16 << 20;
-
 /// A source of parts of a body: requests to the origin.
 pub(crate) trait PartSource: Send + Sync {
     /// A request for a part. Nothing is asked for yet.
@@ -30,6 +27,9 @@ pub(crate) trait FetchBlocks: Send + Sync {
 
     /// A request for a part that is not to be stored.
     fn request(&self) -> Box<dyn Remainder>;
+
+    /// Most bytes of missing blocks that a run has, unless a block is longer.
+    fn max_run(&self) -> u64;
 }
 
 /// A reader of a body in blocks.
@@ -127,7 +127,9 @@ impl BlockReader {
 
     /// Begin to fetch missing blocks. `None`: another reader has begun to.
     fn begin_run(&self, body: &Arc<SparseBody>, missing: Range<u64>) -> Option<Arc<Run>> {
-        let end = missing.end.min(missing.start.saturating_add(RUN));
+        let end = missing
+            .end
+            .min(missing.start.saturating_add(self.fetcher.max_run()));
         // Runs end where a block ends.
         let (_, last) = body.block_at(end - 1);
         let end = match last.end > end && last.start > missing.start {

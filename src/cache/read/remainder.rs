@@ -28,7 +28,8 @@ pub(crate) trait Remainder: Send + Sync {
     /// The origin does not answer with this range of the same version.
     async fn begin(&mut self, range: Range<u64>) -> Result<()>;
 
-    /// The next bytes; `None`: the end of the range.
+    /// The next bytes; `None`: the end of the range. Nothing is lost if the future is dropped before it
+    /// is ready.
     ///
     /// # Errors
     /// The origin breaks off.

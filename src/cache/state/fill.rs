@@ -88,6 +88,8 @@ pub struct Fill {
     for_parts: Option<ForParts>,
     /// True if the blocks that have arrived are kept if it breaks off.
     pub is_resumable: bool,
+    /// True once a checkpoint gives the body the name that it has in an entry.
+    is_named: AtomicBool,
     /// Notified when the last reader leaves.
     left: Arc<Notify>,
     /// The rest of the body, once there is no space to store it.
@@ -158,6 +160,7 @@ impl Fill {
             in_background: new.in_background,
             for_parts: new.for_parts,
             is_resumable: new.is_resumable,
+            is_named: AtomicBool::new(false),
             begun: Instant::now(),
             left: Arc::default(),
             window: OnceLock::new(),
@@ -295,6 +298,17 @@ impl Fill {
 
     fn is_invalidated(&self) -> bool {
         self.invalidated.load(Ordering::Acquire)
+    }
+
+    /// Note that a checkpoint gives the body the name that it has in an entry.
+    pub(crate) fn set_named(&self) {
+        self.is_named.store(true, Ordering::Release);
+    }
+
+    /// True if a checkpoint has given the body the name that it has in an entry. The files of both
+    /// names may be there if it has failed.
+    pub(crate) fn has_name(&self) -> bool {
+        self.is_named.load(Ordering::Acquire)
     }
 
     /// Publish the progress.

@@ -16,9 +16,6 @@ const MAGIC: &[u8; 8] = b"PSFMETA2";
 /// The magic of metadata with a map of blocks.
 const BLOCKS_MAGIC: &[u8; 8] = b"PSFMETA3";
 
-/// Length of most blocks, in bytes.
-const BLOCK: u64 = 1 << 20;
-
 /// Most blocks of a body.
 const MAX_BLOCKS: u64 = 1 << 18;
 
@@ -72,11 +69,13 @@ pub struct BlockSums {
     whole: crc32fast::Hasher,
 }
 
-/// Length of a block of a body of `body_len` bytes; `None`: the body is too long for blocks. Longer
-/// bodies have longer blocks, so that their map stays short.
-pub fn block_len(body_len: u64) -> Option<u32> {
-    let len = body_len.div_ceil(MAX_BLOCKS).checked_next_power_of_two()?;
-    u32::try_from(len.max(BLOCK)).ok()
+/// Length of a block of a body of `body_len` bytes, at least `configured`, rounded up to a power of
+/// two; `None`: the body is too long for blocks. Long bodies have longer blocks, so that their map
+/// stays short.
+pub fn block_len(body_len: u64, configured: u32) -> Option<u32> {
+    let least = u64::from(configured.max(MIN_BLOCK));
+    let len = body_len.div_ceil(MAX_BLOCKS).max(least);
+    u32::try_from(len.checked_next_power_of_two()?).ok()
 }
 
 // === impl BlockSums ===
@@ -125,6 +124,11 @@ impl BlockSums {
     }
 
     /// The map of the blocks that are complete.
+    pub fn map(&self) -> &BlockMap {
+        &self.map
+    }
+
+    /// [`map`](Self::map), which is not copied.
     pub fn into_map(self) -> BlockMap {
         self.map
     }
@@ -487,10 +491,14 @@ mod tests {
 
     #[test]
     fn a_map_stays_short_however_long_the_body_is() {
-        assert_eq!(block_len(1), Some(1 << 20));
-        assert_eq!(block_len(256 << 30), Some(1 << 20));
-        assert_eq!(block_len((256 << 30) + 1), Some(2 << 20));
-        assert_eq!(block_len(u64::MAX), None);
+        assert_eq!(block_len(1, 1 << 20), Some(1 << 20));
+        assert_eq!(block_len(256 << 30, 1 << 20), Some(1 << 20));
+        assert_eq!(block_len((256 << 30) + 1, 1 << 20), Some(2 << 20));
+        assert_eq!(block_len(u64::MAX, 1 << 20), None);
+        assert_eq!(block_len(1, 0), Some(MIN_BLOCK));
+        assert_eq!(block_len(1, MIN_BLOCK + 1), Some(2 * MIN_BLOCK));
+        assert_eq!(block_len(256 << 30, MIN_BLOCK), Some(1 << 20));
+        assert_eq!(block_len(1, u32::MAX), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Entries in blocks: what is stored of them after faults of the disk and of the origin.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pingora_cache::key::CacheHashKey;
+use pingora_cache::storage::MissHandler;
 use pingora_cache::trace::Span;
 use pingora_cache::{CacheKey, CacheMeta, HitHandler, Storage};
 use pingora_core::{Error, ErrorType, Result};
@@ -20,6 +21,9 @@ use crate::cache::io::faulty::{Fault, Faults, FaultyBackend, Op};
 use crate::cache::jobs::scrub;
 use crate::cache::read::blocks::{PartSource, OUTDATED};
 use crate::cache::read::remainder::{Remainder, FILL_BROKEN};
+use crate::cache::state::fill_extensions::Resumable;
+use crate::cache::store::format::EntryMeta;
+use crate::cache::store::layout::VERSION_FOLDER;
 use crate::cache::{DiskCache, DiskCacheConfig, DiskHit, SendfileCapable};
 
 const MIB: u64 = 1 << 20;
@@ -49,12 +53,17 @@ struct Request {
     sent: u64,
 }
 
-fn byte(at: u64) -> u8 {
-    (at / 13 % 251) as u8
-}
-
 fn bytes(range: Range<u64>) -> Vec<u8> {
-    range.map(byte).collect()
+    const PERIOD: u64 = 13 * 251;
+    let len = (range.end - range.start) as usize;
+    let period: Vec<u8> = (0..PERIOD).map(|at| (at / 13) as u8).collect();
+    let begun = &period[(range.start % PERIOD) as usize..];
+    let mut bytes = begun[..begun.len().min(len)].to_vec();
+    while bytes.len() < len {
+        let more = period.len().min(len - bytes.len());
+        bytes.extend_from_slice(&period[..more]);
+    }
+    bytes
 }
 
 impl PartSource for Arc<Origin> {
@@ -79,6 +88,7 @@ impl Remainder for Request {
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>> {
+        tokio::task::yield_now().await;
         // Of a length that fits nothing.
         let mut end = self.range.end.min(self.range.start + 50_001);
         let breaks_after = self.origin.breaks_after.load(Ordering::Acquire);
@@ -91,7 +101,6 @@ impl Remainder for Request {
         let piece = self.range.start..end;
         self.range.start = end;
         self.sent += piece.end - piece.start;
-        tokio::task::yield_now().await;
         Ok((!piece.is_empty()).then(|| bytes(piece).into()))
     }
 }
@@ -114,29 +123,81 @@ fn key() -> CacheKey {
     CacheKey::new("key", "bucket")
 }
 
+fn meta() -> CacheMeta {
+    let mut header = ResponseHeader::build(200, None).unwrap();
+    header.insert_header("content-length", LEN).unwrap();
+    let now = SystemTime::now();
+    CacheMeta::new(now, now, 0, 0, header)
+}
+
+async fn send(miss: &mut MissHandler, range: Range<u64>) {
+    for start in range.clone().step_by(64 << 10) {
+        let piece = bytes(start..range.end.min(start + (64 << 10)));
+        miss.write_body(piece.into(), false).await.unwrap();
+    }
+}
+
 impl Disk {
     /// A cache with an entry of which nothing is stored.
     async fn new() -> Disk {
-        let dir = tempfile::tempdir().unwrap();
-        let faults = Faults::new();
-        let cache = open(dir.path(), &faults);
-        let disk = Disk {
-            dir,
-            faults,
-            cache,
-            origin: Arc::default(),
-        };
+        let disk = Disk::empty();
         assert!(disk.create().await);
         disk
     }
 
+    fn empty() -> Disk {
+        let dir = tempfile::tempdir().unwrap();
+        let faults = Faults::new();
+        let cache = open(dir.path(), &faults);
+        Disk {
+            dir,
+            faults,
+            cache,
+            origin: Arc::default(),
+        }
+    }
+
     async fn create(&self) -> bool {
-        let mut header = ResponseHeader::build(200, None).unwrap();
-        header.insert_header("content-length", LEN).unwrap();
-        let now = SystemTime::now();
-        let meta = CacheMeta::new(now, now, 0, 0, header);
-        let created = self.cache.create_in_blocks(&key(), &meta, LEN).await;
+        let created = self.cache.create_in_blocks(&key(), &meta(), LEN).await;
         created.unwrap()
+    }
+
+    /// Begins a fill whose blocks are kept if it breaks off, and has `len` bytes of it arrive.
+    async fn begin_fill(&self, len: u64) -> MissHandler {
+        let mut meta = meta();
+        meta.extensions_mut().insert(Resumable);
+        let span = Span::inactive().handle();
+        let miss = self.cache.get_miss_handler(&key(), &meta, &span).await;
+        let mut miss = miss.unwrap();
+        send(&mut miss, 0..len).await;
+        miss
+    }
+
+    /// Names of the files of entries.
+    fn files(&self) -> Vec<PathBuf> {
+        let shards = std::fs::read_dir(self.dir.path().join(VERSION_FOLDER)).unwrap();
+        let files = shards.flat_map(|shard| std::fs::read_dir(shard.unwrap().path()).unwrap());
+        files.map(|file| file.unwrap().path()).collect()
+    }
+
+    /// Waits for the first checkpoint of a fill. Returns the number of blocks that it has.
+    async fn checkpoint(&self) -> u64 {
+        let blocks = || {
+            let meta = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "meta");
+            let meta = std::fs::read(self.files().into_iter().find(meta)?).ok()?;
+            let blocks = EntryMeta::decode(&meta).ok()?.blocks?;
+            Some(blocks.checksums.len() as u64)
+        };
+        let found = async {
+            loop {
+                match blocks() {
+                    Some(blocks) => break blocks,
+                    None => tokio::time::sleep(Duration::from_millis(2)).await,
+                }
+            }
+        };
+        let found = tokio::time::timeout(Duration::from_secs(20), found).await;
+        found.expect("what has arrived is recorded")
     }
 
     async fn lookup(&self) -> Option<HitHandler> {
@@ -389,4 +450,99 @@ async fn one_body_does_not_take_the_whole_cache() {
     assert_eq!(disk.weight() / MIB, 5);
     assert_eq!(disk.reads(0..MIB).await, []);
     disk.assert_consistent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_in_mid_fill_costs_what_has_arrived_since_the_last_checkpoint() {
+    let mut disk = Disk::empty();
+    let _miss = disk.begin_fill(5 * MIB / 2).await;
+    let blocks = disk.checkpoint().await;
+    assert!((1..=2).contains(&blocks), "{blocks}");
+    disk.crash();
+    assert_eq!(disk.reads(0..blocks * MIB).await, []);
+    let asked = disk.reads(0..LEN).await;
+    let missing: u64 = asked.iter().map(|(start, end)| end - start).sum();
+    assert_eq!(missing, LEN - blocks * MIB);
+    disk.assert_consistent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_is_no_entry_while_its_fill_goes_on() {
+    let disk = Disk::empty();
+    let mut miss = disk.begin_fill(5 * MIB).await;
+    disk.checkpoint().await;
+    assert!(!disk.is_stored());
+    send(&mut miss, 5 * MIB..LEN).await;
+    miss.finish().await.unwrap();
+    disk.assert_consistent().await;
+    assert_eq!(disk.reads(0..LEN).await, []);
+    // The metadata is that of a whole body.
+    let files = disk.files();
+    assert_eq!(files.len(), 2, "{files:?}");
+    let whole = disk.cache.get_sendfile(&key()).await.unwrap();
+    assert_eq!(whole.expect("it is whole").len, LEN);
+    let id = disk
+        .cache
+        .core()
+        .index
+        .get(&key().combined_bin())
+        .unwrap()
+        .id;
+    let meta = std::fs::read(disk.cache.core().files(&id).meta()).unwrap();
+    let meta = EntryMeta::decode(&meta).unwrap();
+    assert!(meta.blocks.is_none());
+    assert_eq!(meta.body_crc32, crc32fast::hash(&bytes(0..LEN)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_in_mid_fill_holds_after_a_kill() {
+    let mut disk = Disk::empty();
+    let _miss = disk.begin_fill(5 * MIB).await;
+    disk.checkpoint().await;
+    assert!(disk.cache.purge_key(&key()).await.unwrap());
+    disk.crash();
+    assert!(disk.lookup().await.is_none());
+    disk.assert_consistent().await;
+    assert_eq!(disk.files(), Vec::<PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_that_cannot_be_an_entry_takes_its_checkpoints_along() {
+    let disk = Disk::empty();
+    for is_purged in [false, true] {
+        let miss = disk.begin_fill(5 * MIB).await;
+        disk.checkpoint().await;
+        if is_purged {
+            assert!(disk.cache.purge_key(&key()).await.unwrap());
+        }
+        // The origin says that this is all.
+        assert!(miss.finish().await.is_err());
+        disk.assert_consistent().await;
+        assert!(!disk.is_stored());
+        assert_eq!(disk.files(), Vec::<PathBuf>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_fails_costs_the_clients_nothing() {
+    for op in [Op::Commit, Op::Record] {
+        let disk = Disk::empty();
+        disk.faults.set(op, Fault::Errno(libc::EIO), 1);
+        let mut miss = disk.begin_fill(MIB).await;
+        let mut hit = disk.lookup().await.expect("the fill");
+        let reading = tokio::spawn(async move {
+            let mut read = Vec::new();
+            while let Some(bytes) = hit.read_body().await.unwrap() {
+                read.extend_from_slice(&bytes);
+            }
+            read
+        });
+        send(&mut miss, MIB..LEN).await;
+        miss.finish().await.unwrap();
+        assert!(reading.await.unwrap() == bytes(0..LEN), "{op:?}");
+        // The kernel may have lost some of it.
+        disk.assert_consistent().await;
+        assert!(!disk.is_stored(), "{op:?}");
+        assert_eq!(disk.files(), Vec::<PathBuf>::new(), "{op:?}");
+    }
 }

@@ -72,7 +72,8 @@ pub(crate) async fn create(
         if is_stored || pending::is_purged_since(core, &key) {
             return false;
         }
-        let Some(block_len) = format::block_len(len) else {
+        let block_len = format::block_len(len, core.blocks.block_bytes);
+        let Some(block_len) = block_len.filter(|_| len <= core.max_object_bytes) else {
             return false;
         };
         let meta = EntryMeta {
@@ -205,6 +206,10 @@ impl FetchBlocks for Fetcher {
 
     fn request(&self) -> Box<dyn Remainder> {
         self.source.request()
+    }
+
+    fn max_run(&self) -> u64 {
+        self.core.blocks.read_ahead_bytes
     }
 }
 

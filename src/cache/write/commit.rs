@@ -22,25 +22,14 @@ pub(crate) enum Content {
     Blocks(BlockMap),
 }
 
-/// Make a fill an entry: a complete one, or one that has broken off and leaves blocks.
-pub(crate) async fn commit(
-    core: &'static Core,
-    fill: &Arc<Fill>,
-    body_len: u64,
-    content: Content,
-    reservation: Reservation,
-) {
-    if core.is_banned_fill(fill) {
-        core.fills.remove(fill);
-        return discard(core, fill, reservation).await;
-    }
-    let mut reservation = Some(reservation);
+/// The metadata of the entry that a fill becomes.
+pub(crate) fn entry_meta(fill: &Fill, body_len: u64, content: Content) -> EntryMeta {
     let (internal, header) = fill.meta();
     let (body_crc32, blocks) = match content {
         Content::Whole(crc32) => (crc32, None),
         Content::Blocks(map) => (0, Some(map)),
     };
-    let mut meta = EntryMeta {
+    EntryMeta {
         key: fill.key.clone(),
         primary_key: fill.primary_key.clone(),
         generation: fill.id.generation,
@@ -50,14 +39,36 @@ pub(crate) async fn commit(
         blocks,
         internal,
         header,
-    };
+    }
+}
+
+/// Make a fill an entry: a complete one, or one that has broken off and leaves blocks.
+/// `checkpoint` is the result of the last checkpoint.
+pub(crate) async fn commit(
+    core: &'static Core,
+    fill: &Arc<Fill>,
+    body_len: u64,
+    content: Content,
+    reservation: Reservation,
+    checkpoint: io::Result<()>,
+) {
+    if core.is_banned_fill(fill) {
+        core.fills.remove(fill);
+        return discard(core, fill, reservation).await;
+    }
+    let mut reservation = Some(reservation);
+    let mut meta = entry_meta(fill, body_len, content);
     let files = core.files(&fill.id);
     let backend = core.backend();
     let commit = async {
         if !core.is_writable() {
             return Err(io::Error::other(NOT_WRITABLE));
         }
+        checkpoint?;
         let file = fill.body.file();
+        if fill.has_name() {
+            return backend.record(&files, file, meta.encode()).await;
+        }
         if meta.blocks.is_some() {
             backend.set_len(file, body_len).await?;
         }
@@ -135,9 +146,14 @@ fn count_fill(core: &Core, meta: &EntryMeta) {
     core.count_written(meta.weight());
 }
 
-/// Remove the body of a fill that does not become an entry.
+/// Remove the files of a fill that does not become an entry.
 pub(crate) async fn discard(core: &'static Core, fill: &Fill, reservation: Reservation) {
-    match core.backend().discard(&core.files(&fill.id)).await {
+    let (backend, files) = (core.backend(), core.files(&fill.id));
+    let discarded = match fill.has_name() {
+        true => backend.remove(&files).await,
+        false => backend.discard(&files).await,
+    };
+    match discarded {
         Ok(()) => core.open_bodies.hold(&fill.id, reservation),
         // It is tried again.
         Err(_) => core.remove_fill(fill.id, Some(reservation)),

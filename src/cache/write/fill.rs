@@ -15,6 +15,7 @@ use crate::cache::state::window::{self, Window};
 use crate::cache::state::Core;
 use crate::cache::store::format::{block_len, BlockSums};
 use crate::cache::write::block_writer::{Block, Blocks, Piece};
+use crate::cache::write::checkpoints::Checkpoints;
 use crate::cache::write::commit::{commit, discard, Content};
 use crate::cache::write::space;
 
@@ -51,8 +52,14 @@ async fn run(
     permit: Permit,
 ) {
     let mut blocks = Blocks::new(pieces);
-    let mut sums = BlockSums::new(fill.promised.and_then(block_len).unwrap_or(u32::MAX));
-    let written = write(core, &fill, &mut blocks, &mut sums, &mut reservation).await;
+    let block_len = fill
+        .promised
+        .and_then(|len| block_len(len, core.blocks.block_bytes));
+    let mut sums = BlockSums::new(block_len.unwrap_or(u32::MAX));
+    let mut checkpoints = Checkpoints::new(fill.promised.unwrap_or(0));
+    let stored = (&mut sums, &mut checkpoints);
+    let written = write(core, &fill, &mut blocks, stored, &mut reservation).await;
+    let checkpoint = checkpoints.end().await;
     fill.ends();
     let GivenUp {
         cause,
@@ -62,7 +69,7 @@ async fn run(
     } = match written {
         Ok(body_len) => {
             let content = Content::Whole(sums.of_all());
-            commit(core, &fill, body_len, content, reservation).await;
+            commit(core, &fill, body_len, content, reservation, checkpoint).await;
             return;
         }
         Err(given_up) => given_up,
@@ -78,7 +85,8 @@ async fn run(
     if let Some(body_len) = fill.promised {
         if is_sound && fill.is_resumable && !map.checksums.is_empty() {
             // Before its readers are told: who asks again then finds the blocks.
-            commit(core, &fill, body_len, Content::Blocks(map), reservation).await;
+            let content = Content::Blocks(map);
+            commit(core, &fill, body_len, content, reservation, checkpoint).await;
             return fill.advance(written, State::Broken);
         }
     }
@@ -169,7 +177,7 @@ async fn write(
     core: &'static Core,
     fill: &Arc<Fill>,
     blocks: &mut Blocks,
-    sums: &mut BlockSums,
+    (sums, checkpoints): (&mut BlockSums, &mut Checkpoints),
     reservation: &mut Reservation,
 ) -> Result<u64, GivenUp> {
     let mut written = 0;
@@ -202,11 +210,16 @@ async fn write(
                 Audience::Present => u8::MAX,
                 Audience::Gone | Audience::Satisfied => fill.uses(),
             };
-            if !space::grow(core, reservation, end + meta_len, uses).await {
-                if fill.promised.is_none() && end + meta_len > core.max_size_bytes {
+            let is_too_large = end > core.max_object_bytes || end + meta_len > core.max_size_bytes;
+            if is_too_large || !space::grow(core, reservation, end + meta_len, uses).await {
+                if fill.promised.is_none() && is_too_large {
                     core.too_large.add(&fill.id.hash);
                 }
-                let why = "there is no room for it in the cache".to_owned();
+                let why = match is_too_large {
+                    true => "it is longer than what is stored",
+                    false => "there is no room for it in the cache",
+                };
+                let why = why.to_owned();
                 return Err(GivenUp {
                     rest: Some(block),
                     ..given_up(Cause::NoSpace, why)
@@ -235,6 +248,12 @@ async fn write(
             return Ok(end);
         }
         fill.advance(written, State::Writing);
+        if let Err(e) = checkpoints.advance(core, fill, sums, written).await {
+            return Err(GivenUp {
+                rest: Some(Block::default()),
+                ..given_up(Cause::of(&e), format!("recording what has arrived: {e}"))
+            });
+        }
     }
 }
 

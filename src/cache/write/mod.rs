@@ -3,6 +3,7 @@
 pub(crate) mod admission;
 pub(crate) mod block_writer;
 pub(crate) mod blocks;
+pub(crate) mod checkpoints;
 pub(crate) mod commit;
 pub(crate) mod fill;
 pub(crate) mod invalidate;

@@ -259,8 +259,10 @@ fn credentials_are_used_until_they_expire_and_then_there_is_503() {
         assert!(matches!(response.status, 200 | 503), "{}", response.status);
         response.status == 503
     });
+    eventually("the log says so", || {
+        proxy.stderr().contains("bucket bucket: no credentials")
+    });
     let log = proxy.stderr();
-    assert!(log.contains("bucket bucket: no credentials"), "{log}");
     assert!(!log.contains(SECRET), "{log}");
     let metrics = proxy.metrics();
     let refused = metrics.sum_where("origin_credentials_refused_total", &bucket);

@@ -177,6 +177,11 @@ impl ProxyBuilder {
         self
     }
 
+    pub fn max_object_gb(mut self, size: impl Display) -> Self {
+        self.disk.push(("max_object_gb", size.to_string()));
+        self
+    }
+
     pub fn max_size_gb(mut self, size: impl Display) -> Self {
         self.disk.push(("max_size_gb", size.to_string()));
         self

@@ -13,6 +13,7 @@ mod client;
 mod config;
 mod content;
 pub mod date;
+mod entry_files;
 pub mod fuse;
 mod gate;
 mod head;
@@ -35,6 +36,7 @@ pub use client::{
 };
 pub use config::{Bucket, ProxyBuilder, BACKEND};
 pub use content::{pattern, sha256, Pattern};
+pub use entry_files::entry_files;
 pub use fuse::{FaultyDisk, Op};
 pub use gate::Gate;
 pub use head::Headers;

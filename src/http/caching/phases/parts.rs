@@ -148,6 +148,9 @@ impl HttpCaching {
                 && offers_remainder(meta.headers())
                 && meta.headers().len() <= MAX_STORED_FIELDS
         });
+        if whole_len > cache.max_object_bytes() {
+            return None;
+        }
         let limit = limits.max_bytes.min(cache.max_size_bytes());
         (meta.is_some() || whole_len <= limit).then_some(FillCandidate {
             key,
