@@ -21,6 +21,7 @@ mod heads;
 mod hit;
 mod http2;
 mod http_cache;
+mod ideal_cache;
 mod log;
 mod minio;
 mod origin;

@@ -287,6 +287,11 @@ impl Reply {
         let Some(range) = request.header("range").filter(|_| wanted) else {
             return self;
         };
+        self.part(range)
+    }
+
+    /// 206 or 416, as a single range of the body asks for it.
+    pub fn part(mut self, range: &str) -> Self {
         let whole = self.body.len;
         match parse_range(range, whole) {
             Some((first, last)) => {
