@@ -89,6 +89,9 @@ pub struct DiskCacheConfig {
     /// Longest body that is stored, in bytes; `None`: any. One that is longer than the cache can only
     /// be stored in blocks.
     pub max_object_bytes: Option<u64>,
+    /// Bytes of the file system that the cache leaves free, whoever takes the others: it evicts entries
+    /// for them, and stores nothing in their place. 0: none.
+    pub min_free_bytes: u64,
     /// The bodies that are sent by sendfile.
     pub sendfile: SendfileConfig,
     /// The bodies that are stored in blocks.
@@ -123,6 +126,7 @@ impl DiskCacheConfig {
             path: path.into(),
             max_size_bytes,
             max_object_bytes: None,
+            min_free_bytes: 0,
             sendfile: SendfileConfig::default(),
             blocks: BlocksConfig::default(),
             backend: BackendChoice::default(),

@@ -67,6 +67,8 @@ pub(crate) struct Core {
     pub max_size_bytes: u64,
     /// Longest body that is stored.
     pub max_object_bytes: u64,
+    /// Bytes of the file system that are left free.
+    pub min_free_bytes: u64,
     pub index: Index,
     pub fills: Fills,
     pub fill_permits: FillPermits,
@@ -140,6 +142,7 @@ impl Core {
             blocks: config.blocks,
             max_size_bytes: config.max_size_bytes,
             max_object_bytes: config.max_object_bytes.unwrap_or(u64::MAX),
+            min_free_bytes: config.min_free_bytes,
             index: Index::default(),
             fills: Fills::new(config.fill_without_readers, config.max_size_bytes),
             fill_permits: FillPermits::new(config.max_fills),

@@ -630,6 +630,9 @@ pub struct Disk {
     pub path: Option<Folder>,
     /// Size of the cache. Beyond it, entries are evicted that are requested rarely.
     pub max_size_gb: Gigabytes,
+    /// Space of the file system that the cache leaves free, also if others fill it. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_free_gb: Option<Gigabytes>,
     /// Largest object that is stored. Default: any; one larger than the cache is stored in
     /// [blocks](caching.md#blocks) only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -855,6 +858,7 @@ impl Default for Disk {
             enabled: true,
             path: None,
             max_size_gb: Gigabytes(10.0),
+            min_free_gb: None,
             max_object_gb: None,
             backend: library.backend,
             inactive: Period(library.inactive.unwrap_or_default()),

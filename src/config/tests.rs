@@ -160,7 +160,7 @@ fn the_defaults_are_the_documented_ones() {
 #[test]
 fn the_cache_is_told_what_to_keep_and_how() {
     let config = good(&disk(
-        "    backend: uring\n    inactive: 30d\n    max_open_files: 0\n    max_object_gb: 3\n    \
+        "    backend: uring\n    inactive: 30d\n    max_open_files: 0\n    max_object_gb: 3\n    min_free_gb: 4\n    \
          scrub_mb_per_second: 0.5\n  min_uses: 255\n  memory: {max_size_mb: 1.5}\n  \
          range_fill: {max_in_flight: 0, max_size_gb: 0.5, max_in_flight_gb: 2, \
          client_mb_per_minute: 0}\n  blocks: {size_kib: 64, read_ahead_mib: 1}\n  fill_without_readers: 0\n  max_fills: 7\n  lock_age: 2s\n  \
@@ -170,6 +170,8 @@ fn the_cache_is_told_what_to_keep_and_how() {
     assert_eq!(config.cache.blocks.config().read_ahead_bytes, 1 << 20);
     let max_object = config.cache.disk.max_object_gb.map(Gigabytes::bytes);
     assert_eq!(max_object, Some(3_000_000_000));
+    let min_free = config.cache.disk.min_free_gb.map(Gigabytes::bytes);
+    assert_eq!(min_free, Some(4_000_000_000));
     assert_eq!(*config.cache.fill_without_readers, 0.0);
     assert_eq!(*config.cache.max_fills, 7);
     assert_eq!(*config.cache.max_misses, 9);

@@ -359,6 +359,7 @@ fn open_cache(
         return Ok(None);
     };
     let cache = DiskCache::open(DiskCacheConfig {
+        min_free_bytes: disk.min_free_gb.map_or(0, Gigabytes::bytes),
         max_object_bytes: disk.max_object_gb.map(Gigabytes::bytes),
         blocks: config.cache.blocks.config(),
         sendfile: SendfileConfig {

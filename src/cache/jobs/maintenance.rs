@@ -1,4 +1,4 @@
-//! Maintenance of the entries: eviction of banned and inactive ones.
+//! Maintenance of the entries: eviction of banned and inactive ones, and for a disk that others fill.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use crate::cache::state::stats::Eviction;
 use crate::cache::state::Core;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::format::EntryMeta;
+use crate::cache::write::space;
 
 /// The longest time between two searches for inactive entries. Each looks at all entries.
 const INACTIVE_INTERVAL: Duration = Duration::from_secs(60);
@@ -17,6 +18,15 @@ const INACTIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// Most inactive entries that are evicted at once. Those of an earlier run become inactive at
 /// the same time.
 const INACTIVE_BATCH: usize = 10_000;
+
+/// The time between two looks at how much the file system has left.
+const FREE_INTERVAL: Duration = match cfg!(test) {
+    true => Duration::from_millis(20),
+    false => Duration::from_secs(1),
+};
+
+/// The shortest time between two warnings that it has too little left.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The time from the end of one search for banned entries to the next.
 const BAN_INTERVAL: Duration = Duration::from_secs(60);
@@ -26,7 +36,36 @@ const BAN_DUTY: u32 = 20;
 
 /// Evict banned and inactive entries, as long as the cache lives.
 pub(crate) async fn run(core: &'static Core, inactive: Option<Duration>) {
-    tokio::join!(evict_all_banned(core), evict_all_inactive(core, inactive));
+    tokio::join!(
+        evict_all_banned(core),
+        evict_all_inactive(core, inactive),
+        keep_disk_free(core)
+    );
+}
+
+/// Evict entries when the file system has less left than it must have, as long as the cache lives.
+async fn keep_disk_free(core: &'static Core) {
+    if core.min_free_bytes == 0 {
+        return;
+    }
+    let mut warned: Option<Instant> = None;
+    let mut tick = tokio::time::interval(FREE_INTERVAL);
+    loop {
+        tick.tick().await;
+        let keep = || space::keep_disk_free(core);
+        let free = core.io.runtime().spawn_blocking(keep).await;
+        let Ok(Some(free)) = free else { continue };
+        let is_due = warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL);
+        if free < core.min_free_bytes && is_due {
+            warned = Some(Instant::now());
+            warn!(
+                "{}: the file system has {free} bytes left, and the cache is to leave {}; it evicts \
+                 entries and stores less",
+                core.path.display(),
+                core.min_free_bytes
+            );
+        }
+    }
 }
 
 async fn evict_all_banned(core: &'static Core) {

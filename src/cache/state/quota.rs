@@ -217,9 +217,10 @@ impl Quota {
         self.disk.store(self.taken(index), Ordering::Relaxed);
     }
 
-    /// Note how many bytes the disk has left.
-    pub(crate) fn note_free_disk(&self, index: &Index, free: u64) {
-        let capacity = self.taken(index).saturating_add(free);
+    /// Note how many bytes the disk has left, of which `min_free` stay free.
+    pub(crate) fn note_free_disk(&self, index: &Index, free: u64, min_free: u64) {
+        let all = self.taken(index).saturating_add(free);
+        let capacity = all.saturating_sub(min_free);
         let capacity = if capacity < self.max {
             capacity
         } else {

@@ -136,11 +136,60 @@ impl Disk {
     }
 }
 
-fn open(path: &Path, faults: &Faults) -> &'static DiskCache {
+#[tokio::test(flavor = "multi_thread")]
+async fn space_that_others_take_is_left_to_them() {
+    const MIN_FREE: u64 = 10 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Faults::new();
+    faults.set_free(MIN_FREE + LIMIT);
     let config = DiskCacheConfig {
+        min_free_bytes: MIN_FREE,
+        ..config(dir.path())
+    };
+    let cache = open_with(config, &faults);
+    let disk = Disk { dir, faults, cache };
+    for name in ["a", "b", "c", "d", "e"] {
+        disk.store(name, LARGE).await;
+    }
+    // Somebody takes all that the cache has left, and a bit more.
+    disk.faults.set_free(MIN_FREE - LARGE as u64);
+    let evicted = async {
+        while disk.cache.entries() == 5 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // The files that were removed make up for it.
+        disk.faults.set_free(MIN_FREE);
+    };
+    timeout(Duration::from_secs(20), evicted).await.unwrap();
+    disk.assert_consistent().await;
+    let left = disk.cache.entries();
+    assert!(left > 0);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(disk.cache.entries(), left);
+    let evicted = disk.cache.stats().evictions(Eviction::Size).get();
+    assert_eq!(evicted, 5 - left as u64);
+
+    // There is no space for more, although the limit of the cache is not reached.
+    disk.faults.set_free(MIN_FREE - 1);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(disk.try_store("f", LARGE).await.is_err());
+    disk.faults.set_free(MIN_FREE + LIMIT);
+    disk.store("f", LARGE).await;
+    disk.assert_consistent().await;
+}
+
+fn open(path: &Path, faults: &Faults) -> &'static DiskCache {
+    open_with(config(path), faults)
+}
+
+fn config(path: &Path) -> DiskCacheConfig {
+    DiskCacheConfig {
         scrub_bytes_per_second: 0,
         ..DiskCacheConfig::new(path, LIMIT)
-    };
+    }
+}
+
+fn open_with(config: DiskCacheConfig, faults: &Faults) -> &'static DiskCache {
     let faults = faults.clone();
     let cache = DiskCache::open_with(config, |runtime| {
         Ok(Box::new(FaultyBackend::new(runtime.clone(), faults)))

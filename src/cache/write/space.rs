@@ -258,20 +258,41 @@ async fn free_disk_space(core: &'static Core, bytes: u64, uses: u8) -> bool {
     evicted
 }
 
-/// Find out how much a disk that was full has left now.
-async fn look_at_disk(core: &'static Core) {
-    // Both figures are of one moment, as far as possible.
-    let look = || {
-        if let Some(free) = core.backend().free_space(&core.path) {
-            core.quota.note_free_disk(&core.index, free);
-        }
-    };
-    let _ = core.io.runtime().spawn_blocking(look).await;
+/// Evict entries if the file system has less left than it must have. Returns the bytes that it has
+/// left; `None`: unknown. Blocks.
+pub(crate) fn keep_disk_free(core: &Core) -> Option<u64> {
+    let free = note_free(core)?;
+    let (removing, unlinked) = core.quota.leaving_bytes();
+    let coming = free.saturating_add(removing).saturating_add(unlinked);
+    let mut missing = core.min_free_bytes.saturating_sub(coming);
+    while missing > 0 && core.recovery.is_complete() && core.is_writable() {
+        let Some(evicted) = evict_one(core, u8::MAX) else {
+            break;
+        };
+        missing = missing.saturating_sub(evicted);
+    }
+    Some(free)
 }
 
-/// Bytes that the file system has left; `None`: unknown.
+/// Find out how much a disk that was full has left now.
+async fn look_at_disk(core: &'static Core) {
+    let _ = core.io.runtime().spawn_blocking(|| note_free(core)).await;
+}
+
+/// Note how much of the disk the cache may take. Returns the bytes that the file system has left;
+/// `None`: unknown. Blocks.
+fn note_free(core: &Core) -> Option<u64> {
+    // Both figures are of one moment, as far as possible.
+    let free = core.backend().free_space(&core.path)?;
+    core.quota
+        .note_free_disk(&core.index, free, core.min_free_bytes);
+    Some(free)
+}
+
+/// Bytes that the file system has left for the cache; `None`: unknown.
 pub(crate) async fn free_space(core: &'static Core) -> Option<u64> {
     let free = || core.backend().free_space(&core.path);
     let free = core.io.runtime().spawn_blocking(free).await;
-    free.ok().flatten()
+    let free = free.ok().flatten();
+    free.map(|free| free.saturating_sub(core.min_free_bytes))
 }
