@@ -846,7 +846,7 @@ fn after_a_restart_the_first_stored_goes_first_whatever_the_times_of_the_files()
     let folder = TempDir::new().expect("make a folder");
     // Three of these fit.
     let object = |seed| Object::new(seed, 30_000);
-    let reopen = || engine::open(engine::config(folder.path(), 100_000));
+    let reopen = || engine::open(engine::config(folder.path(), 120_000));
     let fill = |cache, name, seed| {
         engine::block_on(async {
             engine::fill(cache, name, object(seed)).await;
@@ -1024,7 +1024,8 @@ impl Files {
             for file in listed {
                 let file = file.expect("a file");
                 // 0: removed since it was listed.
-                files.bytes += file.metadata().map_or(0, |metadata| metadata.len());
+                let len = file.metadata().map_or(0, |metadata| metadata.len());
+                files.bytes += len.next_multiple_of(4096);
                 let path = file.path();
                 let kind = match path.extension().and_then(|extension| extension.to_str()) {
                     Some("body") => &mut files.bodies,

@@ -6,13 +6,38 @@ use crate::builder;
 use crate::engine::{self, Object};
 use pingora_sendfile::cache::{Cause, DESERTED, NO_ROOM};
 use tempfile::TempDir;
-use test_support::{eventually, pattern, Bucket, Connection, Gate, Origin, Pattern, Proxy, Reply};
+use test_support::{
+    entry_files, eventually, pattern, Bucket, Connection, Gate, Origin, Pattern, Proxy, Reply,
+};
 
 /// The limit of all caches here, in bytes.
 const LIMIT: u64 = 20_000_000;
-/// Bytes that files about to be removed, and the blocks of small files, may take beyond
-/// the limit.
-const SLACK: u64 = LIMIT / 64 + 200_000;
+/// Bytes that files about to be removed may take beyond the limit.
+const SLACK: u64 = LIMIT / 64;
+
+#[test]
+fn the_size_is_that_of_the_blocks_on_the_disk() {
+    const OBJECTS: u64 = 40;
+    let origin = Origin::start(|request| {
+        let number: u64 = request.path().rsplit('/').next().unwrap().parse().unwrap();
+        Reply::pattern(number, number * 997)
+    });
+    let mut proxy = proxy(&origin);
+    for number in 0..OBJECTS {
+        assert_eq!(proxy.get(&format!("/assets/{number}")).status, 200);
+    }
+    proxy.expect_metric("cache_entries", OBJECTS);
+    let files = entry_files(&proxy.cache_dir(), "");
+    let stats = files.iter().map(|file| fs::metadata(file).expect("a file"));
+    let on_disk: u64 = stats.map(|stat| stat.blocks() * 512).sum();
+    let lens: u64 = (0..OBJECTS).map(|number| number * 997).sum();
+    assert!(on_disk > lens + OBJECTS * 4096, "{on_disk}");
+    assert_eq!(proxy.metric("cache_size_bytes"), on_disk);
+    proxy.kill();
+    proxy.restart();
+    proxy.expect_metric("cache_entries", OBJECTS);
+    assert_eq!(proxy.metric("cache_size_bytes"), on_disk);
+}
 
 #[test]
 fn large_objects_asked_for_at_once_do_not_pass_the_limit() {

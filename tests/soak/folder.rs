@@ -125,7 +125,8 @@ impl Folder {
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("tmp") => content.temporary.push(path),
                 Some(extension @ ("body" | "meta")) => {
-                    content.bytes += fs::metadata(&path).map_or(0, |stat| stat.len());
+                    let len = fs::metadata(&path).map_or(0, |stat| stat.len());
+                    content.bytes += len.next_multiple_of(4096);
                     content.entries += u64::from(extension == "meta");
                 }
                 _ => {}

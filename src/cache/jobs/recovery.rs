@@ -10,7 +10,7 @@ use log::{info, warn};
 use crate::cache::io::folder::FileStat;
 use crate::cache::state::Core;
 use crate::cache::store::entry_id::EntryId;
-use crate::cache::store::format::MIN_BLOCK;
+use crate::cache::store::format::{disk_len, MIN_BLOCK};
 use crate::cache::store::index::{Indexed, Inserted};
 use crate::cache::store::layout::{parse_name, FileKind, VERSION_FOLDER};
 use crate::cache::write::space;
@@ -162,7 +162,7 @@ impl Recovery<'_> {
         };
         let entry = Indexed {
             id,
-            weight: stored_len(&body).saturating_add(meta.len),
+            weight: stored_len(&body).saturating_add(disk_len(meta.len)),
             used: core.clock.started(),
         };
         match core.index.insert_found(entry) {
@@ -185,11 +185,11 @@ impl Recovery<'_> {
     }
 }
 
-/// Bytes of a body that are stored. One in blocks has holes, each at least as long as a block.
+/// Bytes that a body takes on the disk. One in blocks has holes, each at least as long as a block.
 fn stored_len(body: &FileStat) -> u64 {
     match body.len.saturating_sub(body.allocated) >= u64::from(MIN_BLOCK) {
         true => body.allocated,
-        false => body.len,
+        false => disk_len(body.len),
     }
 }
 

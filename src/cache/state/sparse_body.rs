@@ -521,7 +521,7 @@ mod tests {
         assert!(body.is_complete());
         assert_eq!(stored(body.find(&(0..BLOCK + 10))), BLOCK + 10);
         let (meta, change) = body.to_record().unwrap();
-        assert_eq!(meta.weight(), BLOCK + 10 + meta.encoded_len());
+        assert_eq!(meta.stored_len(), BLOCK + 10);
         body.set_recorded(change);
         assert!(body.to_record().is_none());
     }

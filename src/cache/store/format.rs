@@ -19,6 +19,9 @@ const BLOCKS_MAGIC: &[u8; 8] = b"PSFMETA3";
 /// Most blocks of a body.
 const MAX_BLOCKS: u64 = 1 << 18;
 
+/// Bytes of a block of ext4 and XFS as they are usually made. Files take whole ones.
+const DISK_BLOCK: u64 = 4096;
+
 /// Least length of a block, of which all lengths are multiples, in bytes.
 pub const MIN_BLOCK: u32 = 64 << 10;
 
@@ -76,6 +79,11 @@ pub fn block_len(body_len: u64, configured: u32) -> Option<u32> {
     let least = u64::from(configured.max(MIN_BLOCK));
     let len = body_len.div_ceil(MAX_BLOCKS).max(least);
     u32::try_from(len.checked_next_power_of_two()?).ok()
+}
+
+/// Bytes that a file of this length takes on the disk (`st_blocks` of stat(2)), without holes.
+pub fn disk_len(len: u64) -> u64 {
+    len.checked_next_multiple_of(DISK_BLOCK).unwrap_or(u64::MAX)
 }
 
 // === impl BlockSums ===
@@ -204,13 +212,17 @@ impl EntryMeta {
             + self.header.len()) as u64
     }
 
-    /// Bytes that the entry takes on disk: body and metadata.
-    pub fn weight(&self) -> u64 {
-        let stored = match &self.blocks {
+    /// Bytes of the body that are stored.
+    pub fn stored_len(&self) -> u64 {
+        match &self.blocks {
             Some(blocks) => blocks.stored_len(self.body_len),
             None => self.body_len,
-        };
-        stored.saturating_add(self.encoded_len())
+        }
+    }
+
+    /// Bytes that the entry takes on the disk: body and metadata.
+    pub fn weight(&self) -> u64 {
+        disk_len(self.stored_len()).saturating_add(disk_len(self.encoded_len()))
     }
 
     /// The CRC-32 of each stored range of the body.
@@ -463,9 +475,9 @@ mod tests {
         assert_eq!(&data[..8], b"PSFMETA3");
         let expected = [0, 0, 16, 0, 1, 0, 0, 0, 2, 0, 0, 0, 1, 2, 3, 4];
         assert_eq!(&data[36..52], expected);
-        assert_eq!(meta.weight(), (1 << 20) + data.len() as u64);
+        assert_eq!(meta.weight(), (1 << 20) + 4096);
         meta.body_len = (2 << 20) + 5;
-        assert_eq!(meta.weight(), 5 + data.len() as u64, "the last block");
+        assert_eq!(meta.weight(), 2 * 4096, "the last block");
 
         // A block that the body does not have.
         meta.body_len = 2 << 20;

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::cache::io::faulty::{Fault, Faults, FaultyBackend, Op};
 use crate::cache::jobs::{maintenance, scrub};
+use crate::cache::store::format::disk_len;
 use crate::cache::{Cause, DiskCache, DiskCacheConfig, Eviction, FILL_BROKEN, NO_ROOM};
 
 const LIMIT: u64 = 4 << 20;
@@ -105,7 +106,7 @@ impl Disk {
             for id in core.index.part(part) {
                 let files = core.files(&id);
                 for file in [files.body(), files.meta()] {
-                    bytes += fs::metadata(&file).unwrap().len();
+                    bytes += disk_len(fs::metadata(&file).unwrap().len());
                     expected.insert(file);
                 }
             }

@@ -13,7 +13,7 @@ use crate::cache::state::readers::Audience;
 use crate::cache::state::stats::Cause;
 use crate::cache::state::window::{self, Window};
 use crate::cache::state::Core;
-use crate::cache::store::format::{block_len, BlockSums};
+use crate::cache::store::format::{block_len, disk_len, BlockSums};
 use crate::cache::write::block_writer::{Block, Blocks, Piece};
 use crate::cache::write::checkpoints::Checkpoints;
 use crate::cache::write::commit::{commit, discard, Content};
@@ -210,8 +210,9 @@ async fn write(
                 Audience::Present => u8::MAX,
                 Audience::Gone | Audience::Satisfied => fill.uses(),
             };
-            let is_too_large = end > core.max_object_bytes || end + meta_len > core.max_size_bytes;
-            if is_too_large || !space::grow(core, reservation, end + meta_len, uses).await {
+            let space = disk_len(end).saturating_add(meta_len);
+            let is_too_large = end > core.max_object_bytes || space > core.max_size_bytes;
+            if is_too_large || !space::grow(core, reservation, space, uses).await {
                 if fill.promised.is_none() && is_too_large {
                     core.too_large.add(&fill.id.hash);
                 }

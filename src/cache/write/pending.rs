@@ -19,6 +19,7 @@ use crate::cache::state::quota::Reservation;
 use crate::cache::state::stats::Cause;
 use crate::cache::state::{Core, NOT_WRITABLE};
 use crate::cache::store::entry_id::EntryId;
+use crate::cache::store::format::disk_len;
 use crate::cache::write::fill;
 use crate::cache::write::miss::DiskMiss;
 use crate::cache::write::space;
@@ -66,7 +67,8 @@ pub(crate) async fn begin(
         return refuse(core, key, id, Cause::TooMany);
     };
     let meta_len = META_LEN + (serialized.0.len() + serialized.1.len()) as u64;
-    let reserved = space::reserve_for_fill(core, promised.unwrap_or(0), meta_len).await;
+    let [body, meta_len] = [promised.unwrap_or(0), meta_len].map(disk_len);
+    let reserved = space::reserve_for_fill(core, body, meta_len).await;
     let Some(reservation) = reserved else {
         return refuse(core, key, id, Cause::NoSpace);
     };

@@ -24,6 +24,10 @@ pub(crate) const RECOVERY_PATIENCE: Duration = Duration::from_millis(200);
 /// as the one before.
 const DISK_FULL_TRIES: u32 = 4;
 
+/// Pause before more is evicted, because some file systems free blocks a moment after the last
+/// close(2): XFS in the background, FUSE when its daemon gets to it. It doubles each time.
+const FREEING_PAUSE: Duration = Duration::from_millis(5);
+
 /// The longest time that a fill waits, on a full disk, for removed files to be closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -187,14 +191,20 @@ where
     F: Future<Output = io::Result<T>>,
 {
     let mut tries = 0;
+    let mut has_waited = true;
     loop {
         match work().await {
+            Err(e) if folder::is_full(&e) && !has_waited => {
+                tokio::time::sleep(FREEING_PAUSE * (1 << tries)).await;
+                has_waited = true;
+            }
             Err(e) if folder::is_full(&e) && tries < DISK_FULL_TRIES => {
                 let most = bytes.max(DISK_FULL_STEP) << tries;
                 if !free_disk_space(core, most, uses).await {
                     return Err(e);
                 }
                 tries += 1;
+                has_waited = false;
             }
             Err(e) => {
                 if tries > 0 {

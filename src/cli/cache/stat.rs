@@ -61,7 +61,7 @@ impl Summary {
             Found::Entry(entry) => {
                 let meta = &entry.meta;
                 self.entries += 1;
-                self.bodies += meta.body_len;
+                self.bodies += meta.stored_len();
                 self.metadata += meta.encoded_len();
                 let (oldest, newest) = self.stored.unwrap_or((u64::MAX, 0));
                 self.stored = Some((oldest.min(meta.stored_at), newest.max(meta.stored_at)));
