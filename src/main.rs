@@ -137,7 +137,8 @@ fn check(file: &Path, print: bool) -> Outcome {
     warn_of_expiry(&config);
     let mut output = Output::new();
     if print {
-        let config = config.effective(descriptors::default_connections());
+        let connections = descriptors::default_connections();
+        let config = config.effective(connections, descriptors::default_cached_files());
         output.line(config.to_yaml().trim_end())?;
     } else {
         output.line(format_args!("{}: ok", file.display()))?;

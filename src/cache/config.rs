@@ -62,6 +62,13 @@ impl Default for BlocksConfig {
     }
 }
 
+/// Part of the process's limit on open files that a cache may keep open: one in so many.
+pub const OPEN_FILES_SHARE: usize = 4;
+
+/// Most body files that are kept open unless configured. With its entry, one takes at most 8 KiB of
+/// the process's memory on average, 128 MiB in all, and about 2 KiB of the kernel's.
+pub const MAX_OPEN_FILES: usize = 16_384;
+
 /// Location, limits and maintenance of a disk cache.
 ///
 /// ```
@@ -100,9 +107,9 @@ pub struct DiskCacheConfig {
     pub backend: BackendChoice,
     /// Memory for bodies that are not sent by sendfile, in bytes; 0: none.
     pub memory_bytes: u64,
-    /// Most body files that are kept open; at most a quarter of the process's limit on open
-    /// files.
-    pub max_open_files: usize,
+    /// Most body files that are kept open; `None`: as many as [`open_files`](Self::open_files)
+    /// allows.
+    pub max_open_files: Option<usize>,
     /// Time without requests after which an entry is evicted.
     pub inactive: Option<Duration>,
     /// Number of the request from which on an object is stored; 1: the first one.
@@ -131,7 +138,7 @@ impl DiskCacheConfig {
             blocks: BlocksConfig::default(),
             backend: BackendChoice::default(),
             memory_bytes: 256_000_000,
-            max_open_files: 1024,
+            max_open_files: None,
             inactive: None,
             min_uses: 1,
             fill_without_readers: 0.5,
@@ -139,6 +146,14 @@ impl DiskCacheConfig {
             scrub_bytes_per_second: 8_000_000,
             successor: false,
         }
+    }
+
+    /// Most body files that are kept open in a process that may open `limit` files: a quarter of
+    /// them, because each connection of a client may need one itself, one to the origin and one of
+    /// the cache; [`MAX_OPEN_FILES`] at most, unless another number is configured.
+    pub fn open_files(&self, limit: usize) -> usize {
+        let most = self.max_open_files.unwrap_or(MAX_OPEN_FILES);
+        most.min(limit / OPEN_FILES_SHARE)
     }
 }
 
@@ -159,5 +174,29 @@ mod tests {
             ..config
         };
         assert!(!off.applies_to(u64::MAX));
+    }
+
+    #[test]
+    fn open_files_are_a_bounded_share_of_the_limit() {
+        let open_files = |max_open_files, limit| {
+            let config = DiskCacheConfig {
+                max_open_files,
+                ..DiskCacheConfig::new("", 0)
+            };
+            config.open_files(limit)
+        };
+        for (limit, expected) in [
+            (0, 0),
+            (256, 64),
+            (20_000, 5_000),
+            (1 << 20, MAX_OPEN_FILES),
+            (usize::MAX, MAX_OPEN_FILES),
+        ] {
+            assert_eq!(open_files(None, limit), expected, "of {limit}");
+        }
+        assert_eq!(open_files(Some(0), 1024), 0);
+        assert_eq!(open_files(Some(7), 1024), 7);
+        assert_eq!(open_files(Some(300), 1024), 256);
+        assert_eq!(open_files(Some(100_000), 1 << 20), 100_000);
     }
 }

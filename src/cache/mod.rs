@@ -32,7 +32,7 @@ mod store;
 mod tests;
 mod write;
 
-pub use config::{BackendChoice, BlocksConfig, DiskCacheConfig, SendfileConfig};
+pub use config::{BackendChoice, BlocksConfig, DiskCacheConfig, SendfileConfig, MAX_OPEN_FILES};
 pub use disk::DiskCache;
 pub use io::backend::{DiskBackend, OpenFiles};
 pub use io::files::EntryFiles;

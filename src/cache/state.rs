@@ -148,7 +148,7 @@ impl Core {
             fill_permits: FillPermits::new(config.max_fills),
             open_entries: OpenEntries::new(
                 config.memory_bytes,
-                config.max_open_files.min(open_files_limit() / 4),
+                config.open_files(open_files_limit()),
             ),
             open_bodies: OpenBodies::default(),
             sparse_bodies: SparseBodies::default(),

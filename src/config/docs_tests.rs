@@ -365,7 +365,9 @@ impl Row {
         let mut of_type = match &key.allowed {
             Allowed::Words(words) => match type_name(words) {
                 Some(name) => name.to_owned(),
-                None => words.replace("a whole number from ", "integer, "),
+                None => words
+                    .replace("auto or a whole number from ", "`auto` or integer, ")
+                    .replace("a whole number from ", "integer, "),
             },
             Allowed::Enumeration(name, variants) => {
                 for variant in *variants {

@@ -42,10 +42,10 @@ use crate::jwt::Keys;
 use document::{Kind, Node};
 pub use error::{ConfigError, Mistake, Place};
 pub use values::{
-    Address, BucketName, ExternalId, FieldName, Folder, Gigabytes, HmacKeyFile, HostName, JwksFile,
-    KeyPrefix, Megabytes, MegabytesPerMinute, MegabytesPerSecond, PathPrefix, Pattern, PemFile,
-    Period, Plain, PublicKeyFile, Region, RoleArn, Secret, Service, SessionName, Share, Socket,
-    TlsName, TlsVersion, Whole,
+    Address, AutoOr, BucketName, ExternalId, FieldName, Folder, Gigabytes, HmacKeyFile, HostName,
+    JwksFile, KeyPrefix, Megabytes, MegabytesPerMinute, MegabytesPerSecond, PathPrefix, Pattern,
+    PemFile, Period, Plain, PublicKeyFile, Region, RoleArn, Secret, Service, SessionName, Share,
+    Socket, TlsName, TlsVersion, Whole,
 };
 use variables::Env;
 use wording::Secrets;
@@ -643,8 +643,9 @@ pub struct Disk {
     /// Time after which an entry that nobody requests is evicted. `0`: off.
     pub inactive: Period,
     /// Most open files of entries in use that are kept, never more than a quarter of the limit on
-    /// open files.
-    pub max_open_files: Whole<usize, 0, 1_000_000>,
+    /// open files, which is raised to the hard limit at startup. `auto`: a quarter of the limit, at
+    /// most 16384.
+    pub max_open_files: AutoOr<usize, 0, 1_000_000>,
     /// Rate at which the scrubber reads bodies to find flipped bits. `0`: off.
     pub scrub_mb_per_second: MegabytesPerSecond,
     /// Use of `sendfile(2)`.
@@ -862,7 +863,7 @@ impl Default for Disk {
             max_object_gb: None,
             backend: library.backend,
             inactive: Period(library.inactive.unwrap_or_default()),
-            max_open_files: Whole(library.max_open_files),
+            max_open_files: AutoOr(library.max_open_files),
             scrub_mb_per_second: MegabytesPerSecond::from_bytes(library.scrub_bytes_per_second),
             sendfile: Sendfile::default(),
         }
@@ -963,12 +964,14 @@ impl Config {
     }
 
     /// The configuration with the defaults that depend on the machine or on other keys.
-    /// `max_connections` is the default of that key.
+    /// `max_connections` is the default of that key, `max_open_files` the meaning of `auto`.
     #[must_use]
-    pub fn effective(&self, max_connections: usize) -> Config {
+    pub fn effective(&self, max_connections: usize, max_open_files: usize) -> Config {
         let mut config = self.clone();
         let connections = &mut config.server.max_connections;
         connections.get_or_insert(Whole(max_connections.clamp(1, 10_000_000)));
+        let open_files = &mut config.cache.disk.max_open_files.0;
+        open_files.get_or_insert(max_open_files.min(1_000_000));
         let size = config.cache.disk.max_size_gb;
         let range_fill = &mut config.cache.range_fill;
         range_fill.max_size_gb.get_or_insert(size);

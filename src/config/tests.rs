@@ -150,7 +150,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(*config.cache.lock_age, Duration::from_secs(10));
     assert_eq!(config.cache.disk.backend, BackendChoice::Auto);
     assert_eq!(*config.cache.disk.inactive, Duration::ZERO);
-    assert_eq!(*config.cache.disk.max_open_files, 1024);
+    assert_eq!(*config.cache.disk.max_open_files, None);
     assert_eq!(config.cache.disk.scrub_bytes_per_second(), 8_000_000);
     assert_eq!(config.server.max_connections, None);
     let sock = config.server.upgrade_sock;
@@ -184,7 +184,7 @@ fn the_cache_is_told_what_to_keep_and_how() {
     assert_eq!(config.cache.range_fill.max_size_bytes(), 500_000_000);
     assert_eq!(config.cache.disk.backend, BackendChoice::Uring);
     assert_eq!(*config.cache.disk.inactive, Duration::from_secs(30 * 86400));
-    assert_eq!(*config.cache.disk.max_open_files, 0);
+    assert_eq!(*config.cache.disk.max_open_files, Some(0));
     assert_eq!(config.cache.disk.scrub_bytes_per_second(), 500_000);
     assert_eq!(*config.cache.min_uses, 255);
     assert_eq!(config.cache.memory.max_size_bytes(), 1_500_000);
@@ -442,7 +442,10 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (disk("  memory: {max_size_mb: -1}"), "cache.memory.max_size_mb", "out of range", "from 0 to"),
         (disk("  memory: {max_size_mb: 64MB}"), "cache.memory.max_size_mb", "is a string", "10^6"),
         (disk("  memory: 64"), "cache.memory", "is a number, not a section", "max_size_mb"),
-        (disk("    max_open_files: 1000001"), "cache.disk.max_open_files", "out of range", "from 0 to 1000000"),
+        (disk("    max_open_files: 1000001"), "cache.disk.max_open_files", "out of range", "auto or a whole number from 0 to 1000000"),
+        (disk("    max_open_files: -1"), "cache.disk.max_open_files", "out of range", "auto or a whole number"),
+        (disk("    max_open_files: 1.5"), "cache.disk.max_open_files", "not a whole number", "auto or a whole number"),
+        (disk("    max_open_files: all"), "cache.disk.max_open_files", "\"all\" is neither auto nor a whole number", "write auto or"),
         (disk("    scrub_mb_per_second: 10001"), "cache.disk.scrub_mb_per_second", "out of range", "0: off"),
         (disk("    scrub_mb_per_second: .inf"), "cache.disk.scrub_mb_per_second", "out of range", "to 10000"),
         (disk("    inactive: 30"), "cache.disk.inactive", "30 has no unit", "365d"),
@@ -1067,7 +1070,7 @@ cache:
   fill_without_readers: 0.1
   lock_age: 1ms
   range_fill: {max_size_gb: 0.048, client_mb_per_minute: 0.1}
-  disk: {path: 'true', max_size_gb: 1e6, backend: uring, scrub_mb_per_second: 1.5, sendfile: {enabled: false, threshold_bytes: 18446744073709551615}}
+  disk: {path: 'true', max_size_gb: 1e6, backend: uring, scrub_mb_per_second: 1.5, max_open_files: 3, sendfile: {enabled: false, threshold_bytes: 18446744073709551615}}
 metrics: {address: '127.0.0.1:9090'}
 admin: {address: '127.0.0.1:9091'}
 ";
@@ -1088,7 +1091,9 @@ admin: {address: '127.0.0.1:9091'}
         };
         assert_eq!(of(&again), of(&config), "{}", config.to_yaml());
         assert!(!config.to_yaml().contains("hunter2"));
-        let effective = good(&config.effective(9).to_yaml());
+        let effective = good(&config.effective(9, 11).to_yaml());
+        let open_files = effective.cache.disk.max_open_files;
+        assert_eq!(*open_files, config.cache.disk.max_open_files.or(Some(11)));
         let connections = effective.server.max_connections.map(|max| *max);
         assert_eq!(
             connections,

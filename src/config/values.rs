@@ -1001,6 +1001,76 @@ impl<'de, T: TryFrom<u64>, const MIN: u64, const MAX: u64> Deserialize<'de> for 
     }
 }
 
+/// A whole number from `MIN` to `MAX`; `None`: `auto`, what suits the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AutoOr<T, const MIN: u64, const MAX: u64>(pub(super) Option<T>);
+
+struct AutoOrVisitor<T, const MIN: u64, const MAX: u64>(PhantomData<T>);
+
+// === impl AutoOr ===
+
+const AUTO: &str = "auto";
+
+impl<T, const MIN: u64, const MAX: u64> Deref for AutoOr<T, MIN, MAX> {
+    type Target = Option<T>;
+
+    fn deref(&self) -> &Option<T> {
+        &self.0
+    }
+}
+
+impl<T: TryFrom<u64>, const MIN: u64, const MAX: u64> Visitor<'_> for AutoOrVisitor<T, MIN, MAX> {
+    type Value = AutoOr<T, MIN, MAX>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "write {AUTO} or a whole number from {MIN} to {MAX}")
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+        let Whole(number) = WholeVisitor::<T, MIN, MAX>(PhantomData).visit_u64(number)?;
+        Ok(AutoOr(Some(number)))
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Self::Value, E> {
+        Err(unfit("is out of range"))
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Self::Value, E> {
+        Err(unfit("is not a whole number"))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        if text == AUTO {
+            return Ok(AutoOr(None));
+        }
+        match text.parse() {
+            Ok(number) => self.visit_u64(number),
+            Err(_) => Err(unfit("is neither auto nor a whole number")),
+        }
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(AutoOr(None))
+    }
+}
+
+impl<'de, T: TryFrom<u64>, const MIN: u64, const MAX: u64> Deserialize<'de>
+    for AutoOr<T, MIN, MAX>
+{
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(AutoOrVisitor(PhantomData))
+    }
+}
+
+impl<T: Serialize, const MIN: u64, const MAX: u64> Serialize for AutoOr<T, MIN, MAX> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            None => to.serialize_str(AUTO),
+            Some(number) => number.serialize(to),
+        }
+    }
+}
+
 /// Numbers with fractions, in a range.
 macro_rules! decimals {
     ($($(#[$doc:meta])* $name:ident: $min:literal..=$max:literal, $expected:literal;)*) => {$(

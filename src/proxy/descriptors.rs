@@ -6,6 +6,8 @@ use log::{info, warn};
 use pingora_core::listeners::ConnectionLimit;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 
+use crate::cache::DiskCacheConfig;
+
 /// The most client connections, unless configured.
 const MAX_CONNECTIONS: usize = 65_536;
 
@@ -52,10 +54,15 @@ fn shown(limit: Option<u64>) -> String {
     limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string())
 }
 
-/// The limit of client connections. It is a quarter of the open files, because each connection may
+/// The limit of client connections, see [`max_clients`].
+pub fn clients(open_files: usize, configured: Option<usize>) -> Arc<ConnectionLimit> {
+    Arc::new(ConnectionLimit::new(max_clients(open_files, configured)))
+}
+
+/// The most client connections. It is a quarter of the open files, because each connection may
 /// need one to an origin, and files of the cache. `configured` sets another number, up to three
 /// quarters of the open files.
-pub fn clients(open_files: usize, configured: Option<usize>) -> Arc<ConnectionLimit> {
+pub fn max_clients(open_files: usize, configured: Option<usize>) -> usize {
     let allowed = open_files / 4 * 3;
     let max = match configured {
         None => default_clients(open_files),
@@ -68,7 +75,7 @@ pub fn clients(open_files: usize, configured: Option<usize>) -> Arc<ConnectionLi
         }
         Some(max) => max,
     };
-    Arc::new(ConnectionLimit::new(max.max(1)))
+    max.max(1)
 }
 
 fn default_clients(open_files: usize) -> usize {
@@ -78,11 +85,40 @@ fn default_clients(open_files: usize) -> usize {
 /// The most client connections, unless configured, for a process that raises its limit of open
 /// files to the hard one.
 pub fn default_connections() -> usize {
+    default_clients(hard_limit())
+}
+
+/// The most files of the cache that are kept open, unless configured, for such a process.
+pub fn default_cached_files() -> usize {
+    DiskCacheConfig::new("", 0).open_files(hard_limit())
+}
+
+fn hard_limit() -> usize {
     let limit = getrlimit(Resource::Nofile).maximum;
-    let open_files = limit.map_or(usize::MAX, |limit| {
+    limit.map_or(usize::MAX, |limit| {
         usize::try_from(limit).unwrap_or(usize::MAX)
-    });
-    default_clients(open_files)
+    })
+}
+
+/// The number of files that a cache keeps open, which is logged if fewer than configured are
+/// allowed.
+pub fn cached_files(open_files: usize, cache: &DiskCacheConfig) -> usize {
+    let allowed = cache.open_files(open_files);
+    if let Some(max) = cache.max_open_files.filter(|max| *max > allowed) {
+        warn!(
+            "cache.disk.max_open_files: {max} is more than a quarter of the limit of open files; \
+             lowered to {allowed}, since the limit is {open_files}"
+        );
+    }
+    allowed
+}
+
+/// Log the limit and its shares.
+pub fn log_shares(open_files: usize, clients: usize, cached: usize) {
+    info!(
+        "limit of open files: {open_files}; at most {clients} client connections and {cached} \
+         files of the cache"
+    );
 }
 
 /// The number of idle connections to origins that are kept.

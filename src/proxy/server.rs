@@ -11,7 +11,7 @@ use log::{debug, info};
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::apps::HttpServerOptions;
 use pingora_core::listeners::tls::TlsSettings;
-use pingora_core::listeners::{L4BufferSettings, ListenerConfig, NotsentLimit};
+use pingora_core::listeners::{ConnectionLimit, L4BufferSettings, ListenerConfig, NotsentLimit};
 use pingora_core::protocols::http::v2::server::{default_h2_options, H2Options};
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_core::server::configuration::{Opt, ServerConf};
@@ -111,7 +111,13 @@ impl ProxyServer {
         let admin = config.admin.as_ref().map(|admin| *admin.address);
         let admin = optional(admin, "admin.address")?;
 
-        let cache = open_cache(config, listeners)?;
+        let (cache, cached_files) = match cache_config(config, listeners) {
+            Some(config) => {
+                let cached_files = descriptors::cached_files(open_files, &config);
+                (Some(DiskCache::open(config)?), cached_files)
+            }
+            None => (None, 0),
+        };
         let mut proxy = S3ProxyHttp::new(config, cache);
         if let Some(https) = &https {
             proxy.set_chosen_https_port(https.address().port());
@@ -158,7 +164,9 @@ impl ProxyServer {
             proxy.h2_options = Some(http2_options(config));
         }
         let max_connections = config.server.max_connections.map(|max| *max);
-        let connections = descriptors::clients(open_files, max_connections);
+        let max_connections = descriptors::max_clients(open_files, max_connections);
+        let connections = Arc::new(ConnectionLimit::new(max_connections));
+        descriptors::log_shares(open_files, max_connections, cached_files);
         METRICS.watch_connections(&connections);
         METRICS.watch_tls_lent(tls::lent_bytes);
         let mut limits = vec![connections.clone()];
@@ -350,15 +358,11 @@ fn use_kernel_tls(choice: KernelTls, settings: &mut TlsSettings) {
     }
 }
 
-fn open_cache(
-    config: &Config,
-    listeners: Listeners,
-) -> Result<Option<&'static DiskCache>, StartError> {
+/// The configuration of the cache; `None`: there is none.
+fn cache_config(config: &Config, listeners: Listeners) -> Option<DiskCacheConfig> {
     let disk = &config.cache.disk;
-    let Some(folder) = disk.folder() else {
-        return Ok(None);
-    };
-    let cache = DiskCache::open(DiskCacheConfig {
+    let folder = disk.folder()?;
+    Some(DiskCacheConfig {
         min_free_bytes: disk.min_free_gb.map_or(0, Gigabytes::bytes),
         max_object_bytes: disk.max_object_gb.map(Gigabytes::bytes),
         blocks: config.cache.blocks.config(),
@@ -376,6 +380,5 @@ fn open_cache(
         scrub_bytes_per_second: disk.scrub_bytes_per_second(),
         successor: listeners == Listeners::Inherited,
         ..DiskCacheConfig::new(folder, disk.max_size_bytes())
-    })?;
-    Ok(Some(cache))
+    })
 }

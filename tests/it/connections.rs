@@ -76,6 +76,55 @@ fn the_limit_of_open_files_is_raised() {
 }
 
 #[test]
+fn the_limit_of_open_files_decides_how_many_files_are_kept_open() {
+    const OBJECTS: usize = 300;
+    let origin = Origin::start(|_| Reply::pattern(1, 20_000));
+    let mut proxy = proxy(&origin).start();
+    for (limit, shares, open_files) in [
+        (
+            256,
+            "at most 64 client connections and 64 files of the cache",
+            32..=64,
+        ),
+        (
+            4096,
+            "at most 1024 client connections and 1024 files of the cache",
+            OBJECTS as u64..=OBJECTS as u64,
+        ),
+    ] {
+        let limited = proxy.restart_under(&["prlimit", &format!("--nofile={limit}:{limit}")]);
+        assert!(limited, "{}", proxy.stderr());
+        let log = proxy.stderr();
+        let said = format!("limit of open files: {limit}; {shares}");
+        assert!(log.contains(&said), "no {said:?} in\n{log}");
+        let mut client = Connection::open(proxy.addr());
+        for _ in 0..2 {
+            for number in 0..OBJECTS {
+                let response = client.request("GET", &format!("/assets/{number}"), &[]);
+                assert!(response.status == 200 && response.complete, "{number}");
+            }
+            proxy.expect_metric("cache_entries", OBJECTS as u64);
+        }
+        let open = proxy.metric("cache_open_files");
+        assert!(open_files.contains(&open), "{open} of {limit}");
+        assert_eq!(proxy.metric("response_errors_total"), 0);
+    }
+}
+
+#[test]
+fn more_open_files_than_the_limit_allows_are_not_kept() {
+    let origin = origin();
+    let mut proxy = proxy(&origin).max_open_files(1000).start();
+    let limited = proxy.restart_under(&["prlimit", "--nofile=256:256"]);
+    assert!(limited, "{}", proxy.stderr());
+    let log = proxy.stderr();
+    let said =
+        "cache.disk.max_open_files: 1000 is more than a quarter of the limit of open files; \
+                lowered to 64, since the limit is 256";
+    assert!(log.contains(said), "{log}");
+}
+
+#[test]
 fn where_nobody_is_idle_a_new_client_is_told_at_once() {
     let origin = origin();
     let proxy = proxy(&origin).max_connections(2).start();
