@@ -6,6 +6,9 @@
 //! - `-- --quick`: a smoke run of about two minutes; its figures mean little
 //! - `-- --parts http,https,http2,handshakes`, `--sizes 4KiB,1MiB`, `--connections 1,16`,
 //!   `--peers KEY,KEY`, `--rounds N`, `--turn MILLISECONDS`, `--no-cpu`: parts of it
+//! - `--objects N`: so many objects of each size
+//! - `--open-files N`: the proxy and nginx's `open_file_cache` keep at most N files open;
+//!   `default`: as many as the proxy does where nothing is set
 //! - `--machine-network`: not in a network namespace of its own
 //! - `--reloaded`: all objects are read back from the disk before they are raced, as
 //!   after a restart

@@ -12,7 +12,7 @@ use std::{
 use rustix::process::geteuid;
 use test_support::{SelfSigned, PATIENCE};
 
-use crate::process::{open_files, Server};
+use crate::process::Server;
 
 /// The ways in which nginx sends a cached body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,7 @@ pub fn start(
     core: Option<usize>,
     dir: &Path,
     origin: SocketAddr,
+    open_files: u64,
     certificate: &SelfSigned,
 ) -> (Server, Vec<Addrs>) {
     let program = program().expect("there is an nginx");
@@ -88,7 +89,7 @@ pub fn start(
     let addr = |port: &TcpListener| port.local_addr().expect("a free port");
     let addrs: Vec<Addrs> = ports.iter().map(|two| two.each_ref().map(addr)).collect();
     let config = dir.join("nginx.conf");
-    let text = configuration(dir, origin, &addrs, certificate);
+    let text = configuration(dir, origin, open_files, &addrs, certificate);
     fs::write(&config, text).expect("write nginx's configuration");
     // nginx cannot be given a port that is taken, even by a socket like these.
     drop(ports);
@@ -117,12 +118,11 @@ pub fn start(
 fn configuration(
     dir: &Path,
     origin: SocketAddr,
+    open_files: u64,
     addrs: &[Addrs],
     certificate: &SelfSigned,
 ) -> String {
     let dir = dir.display();
-    // One for all servers that do not turn it off: two would need twice as many.
-    let open_files = open_files();
     let (certificate, key) = (certificate.certificate.display(), certificate.key.display());
     // Or root's workers could not reach the folder.
     let user = if geteuid().is_root() {
@@ -146,6 +146,7 @@ events {{
 }}
 http {{
     access_log off;
+    # One for all servers that do not turn it off: two would need twice as many.
     open_file_cache max={open_files} inactive=1h;
     open_file_cache_valid 1h;
     default_type application/octet-stream;

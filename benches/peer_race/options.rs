@@ -2,9 +2,12 @@
 
 use std::{fmt::Display, path::PathBuf, process, str::FromStr, time::Duration};
 
+use pingora_sendfile::cache::DiskCacheConfig;
+
 use crate::{
     objects::{Objects, FULL, MIB, QUICK},
     peers::{PeerKind, BUILDS},
+    process::{descriptor_limit, open_files},
     protocol::Protocol,
 };
 
@@ -22,6 +25,17 @@ pub enum Part {
     Handshakes,
 }
 
+/// The files that the proxy and nginx keep open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenFiles {
+    /// As many as a process may open.
+    Most,
+    /// The proxy's default, and the same number for nginx.
+    Default,
+    /// So many.
+    Number(u64),
+}
+
 pub struct Options {
     pub memory: bool,
     pub parts: Vec<Part>,
@@ -33,6 +47,7 @@ pub struct Options {
     pub partial: bool,
     quick: bool,
     pub objects: Vec<Objects>,
+    pub open_files: OpenFiles,
     /// The numbers of connections, where they are given.
     connections: Option<Vec<usize>>,
     pub peers: Vec<PeerKind>,
@@ -69,6 +84,30 @@ impl Part {
     }
 }
 
+// === impl OpenFiles ===
+
+impl OpenFiles {
+    /// The number of files.
+    pub fn number(self) -> u64 {
+        match self {
+            Self::Most => open_files(),
+            Self::Default => {
+                let limit = usize::try_from(descriptor_limit()).unwrap_or(usize::MAX);
+                DiskCacheConfig::new("", 0).open_files(limit) as u64
+            }
+            Self::Number(files) => files,
+        }
+    }
+
+    /// The key of the proxy's configuration, if one is set.
+    pub fn key(self) -> String {
+        match self {
+            Self::Default => String::new(),
+            _ => format!("max_open_files: {}", self.number()),
+        }
+    }
+}
+
 // === impl Options ===
 
 impl Options {
@@ -83,6 +122,7 @@ impl Options {
             partial: quick,
             quick,
             objects: if quick { QUICK } else { FULL }.to_vec(),
+            open_files: OpenFiles::Most,
             connections: None,
             peers: PeerKind::ALL.to_vec(),
             builds: Vec::new(),
@@ -90,6 +130,7 @@ impl Options {
             turn: Duration::from_millis(if quick { 40 } else { 100 }),
             paced_turn: Some(Duration::from_millis(if quick { 200 } else { 1500 })),
         };
+        let mut count = None;
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
             let mut value = || {
@@ -120,6 +161,13 @@ impl Options {
                     let labels = value();
                     options.objects = choose(&labels, &options.objects, |o| o.label);
                 }
+                "--objects" => count = Some(number::<u64>(&value()).max(1)),
+                "--open-files" => {
+                    options.open_files = match value().as_str() {
+                        "default" => OpenFiles::Default,
+                        files => OpenFiles::Number(number(files)),
+                    };
+                }
                 "--peers" => {
                     let keys = value();
                     options.peers = choose(&keys, &options.peers, |peer| peer.key());
@@ -131,6 +179,9 @@ impl Options {
                 other => fail(format!("{other:?} is no option of this benchmark")),
             }
             options.partial = true;
+        }
+        for objects in &mut options.objects {
+            objects.count = count.unwrap_or(objects.count);
         }
         let builds = (0..options.builds.len()).map(PeerKind::Build);
         options.peers.splice(0..0, builds);

@@ -18,7 +18,8 @@ use crate::{
     client::{tls::client_config, Address, Client, Order},
     nginx,
     objects::{self, Objects},
-    process::{open_files, Server},
+    options::OpenFiles,
+    process::Server,
     protocol::Protocol,
     roles,
 };
@@ -85,6 +86,7 @@ pub struct Stage<'a> {
     /// The folder of the objects, as files.
     pub files: &'a Path,
     pub origin: SocketAddr,
+    pub open_files: OpenFiles,
     /// Other builds of the proxy.
     pub builds: &'a [PathBuf],
     /// The certificate of all servers.
@@ -217,8 +219,13 @@ pub fn start(kinds: &[PeerKind], stage: &Stage) -> Vec<Peer> {
             PeerKind::Nginx(mode) => {
                 let (server, addrs) = the_nginx.get_or_insert_with(|| {
                     let dir = stage.dir.join("nginx");
-                    let (server, addrs) =
-                        nginx::start(stage.core, &dir, stage.origin, stage.certificate);
+                    let (server, addrs) = nginx::start(
+                        stage.core,
+                        &dir,
+                        stage.origin,
+                        stage.open_files.number(),
+                        stage.certificate,
+                    );
                     (Rc::new(server), addrs)
                 });
                 let [http, https] = addrs[mode];
@@ -270,13 +277,11 @@ fn start_proxy(kind: PeerKind, stage: &Stage) -> Started {
         PeerKind::ProxyMinio => roles::MINIO_BUCKET,
         _ => BUCKET,
     };
-    let files = open_files();
+    let files = stage.open_files.key();
     let disk = match kind {
         PeerKind::ProxyTlsDefaults => String::new(),
-        PeerKind::ProxyCopy => {
-            format!("max_open_files: {files}\n    sendfile:\n      enabled: false")
-        }
-        _ => format!("max_open_files: {files}"),
+        PeerKind::ProxyCopy => format!("{files}\n    sendfile:\n      enabled: false"),
+        _ => files,
     };
     let name = kind.key();
     let dir = stage.dir.join(name);

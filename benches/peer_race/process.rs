@@ -138,8 +138,12 @@ pub fn raise_descriptor_limit() {
 /// The number of files that a peer may keep open, beside its connections and all else.
 pub fn open_files() -> u64 {
     const OTHERS: u64 = 2 * 1024;
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS);
-    limit.saturating_sub(OTHERS).max(16)
+    descriptor_limit().saturating_sub(OTHERS).max(16)
+}
+
+/// The number of files that a peer may open.
+pub fn descriptor_limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS)
 }
 
 /// In the child: pins itself to the core of the first argument (`-`: none), sees

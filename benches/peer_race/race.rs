@@ -114,6 +114,7 @@ pub fn run(options: &Options) {
         dir: work.path(),
         files: &files,
         origin: origin.read_until(|line| line.parse().ok()),
+        open_files: options.open_files,
         builds: &options.builds,
         certificate: &certificate,
     };

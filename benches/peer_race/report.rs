@@ -65,7 +65,7 @@ fn markdown(results: &Results, options: &Options) -> String {
          Medians of {} interleaved rounds of {} ms a peer, and where more than {} MiB are under \
          way of {} of {} ms; spread: half of the distance between the quartiles, of the median; ratios: medians of each round's, against the mode of \
          nginx that was best here, in responses or in its 99th percentile; busy: the part of its core that the server used. Objects \
-         a peer: {} ({} MiB), {}, asked for in a pseudo-random order.\n\n",
+         a peer: {} ({} MiB), {}, asked for in a pseudo-random order. Open files at most: {}.\n\n",
         load[0],
         load[1],
         stolen * 100.0,
@@ -81,6 +81,7 @@ fn markdown(results: &Results, options: &Options) -> String {
         } else {
             "stored just before they are raced"
         },
+        options.open_files.number(),
     )
     .expect("write to a string");
     for protocol in options.protocols() {
