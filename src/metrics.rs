@@ -174,6 +174,7 @@ pub struct CacheCollector {
     size_bytes: IntGauge,
     fills_in_flight: IntGauge,
     memory_bytes: IntGauge,
+    metadata_bytes: IntGauge,
     open_files: IntGauge,
     bans: IntGauge,
     writable: IntGauge,
@@ -189,6 +190,7 @@ pub struct CacheCollector {
     memory_hits: IntCounter,
     descriptor_hits: IntCounter,
     opens: IntCounter,
+    body_opens: IntCounter,
     not_admitted: IntCounter,
 }
 
@@ -613,6 +615,10 @@ impl CacheCollector {
                 "cache_memory_bytes",
                 "Memory that bodies of small entries take",
             ),
+            metadata_bytes: make.gauge(
+                "cache_metadata_bytes",
+                "Memory that metadata and headers of large entries take",
+            ),
             open_files: make.gauge(
                 "cache_open_files",
                 "Files of entries in use that are kept open",
@@ -674,6 +680,10 @@ impl CacheCollector {
                 "cache_opens_total",
                 "Lookups that had to open an entry's files",
             ),
+            body_opens: make.counter(
+                "cache_body_opens_total",
+                "Lookups that had to open the body alone, because the metadata was in memory",
+            ),
             not_admitted: make.counter(
                 "cache_not_admitted_total",
                 "Misses not stored because the object was not asked for often enough",
@@ -692,6 +702,7 @@ impl CacheCollector {
         self.size_bytes.set(cache.size_bytes() as i64);
         self.fills_in_flight.set(cache.fills_in_flight() as i64);
         self.memory_bytes.set(cache.memory_bytes() as i64);
+        self.metadata_bytes.set(cache.metadata_bytes() as i64);
         self.open_files.set(cache.open_files() as i64);
         self.bans.set(cache.bans() as i64);
         self.writable.set(i64::from(cache.is_writable()));
@@ -721,6 +732,7 @@ impl CacheCollector {
             (&self.memory_hits, &stats.memory_hits),
             (&self.descriptor_hits, &stats.descriptor_hits),
             (&self.opens, &stats.opens),
+            (&self.body_opens, &stats.body_opens),
             (&self.not_admitted, &stats.not_admitted),
         ] {
             catch_up(metric, counter);
@@ -732,6 +744,7 @@ impl CacheCollector {
             &self.size_bytes,
             &self.fills_in_flight,
             &self.memory_bytes,
+            &self.metadata_bytes,
             &self.open_files,
             &self.bans,
             &self.writable,
@@ -747,6 +760,7 @@ impl CacheCollector {
             &self.memory_hits,
             &self.descriptor_hits,
             &self.opens,
+            &self.body_opens,
             &self.not_admitted,
         ]
     }

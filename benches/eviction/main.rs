@@ -22,6 +22,7 @@
 
 mod engine;
 #[path = "../../src/cache/store/entry_id.rs"]
+#[allow(unused_imports, reason = "its tests are left out")]
 mod entry_id;
 #[path = "../../src/cache/store/index.rs"]
 #[allow(dead_code, reason = "the bench uses a part")]

@@ -186,6 +186,11 @@ impl DiskCache {
         self.core.open_entries.memory_bytes()
     }
 
+    /// Memory for what is known of entries whose files may be closed, in bytes.
+    pub fn metadata_bytes(&self) -> u64 {
+        self.core.open_entries.metadata_bytes()
+    }
+
     /// Number of files that are kept open.
     pub fn open_files(&self) -> usize {
         self.core.open_entries.open_files()
@@ -314,9 +319,10 @@ impl DiskCache {
         invalidate::ban_prefix(&self.core, user_tag, prefix).await
     }
 
-    /// The hit that [`lookup`](Storage::lookup) would return, if it is an entry in use whose
-    /// [prepared header](DiskHit::set_fast_header) satisfies `is_usable`. Waits for nothing and
-    /// copies nothing. Not for keys of variants.
+    /// The hit that [`lookup`](Storage::lookup) would return, if it is an entry in use, or one whose
+    /// file the kernel opens without the disk, and its
+    /// [prepared header](DiskHit::set_fast_header) satisfies `is_usable`. Waits for nothing. Not for
+    /// keys of variants.
     pub(crate) fn lookup_fast(
         &'static self,
         key: &CacheKey,
@@ -344,7 +350,7 @@ impl SendfileCapable for DiskCache {
         let Some((meta, entry)) = lookup::find(&self.core, key).await else {
             return Ok(None);
         };
-        let len = entry.meta.body_len;
+        let len = entry.body_len();
         Ok(match entry.file() {
             Some(body) if entry.incomplete().is_none() && self.core.sends_file(Some(len)) => {
                 Some(SendfileResponse {

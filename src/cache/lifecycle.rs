@@ -131,8 +131,8 @@ impl Lifecycle {
                 core.recovery.start(size);
                 core.reset_written();
                 core.recovery.restart();
-                // The other process may have stored blocks since they were opened.
-                core.open_entries.close_files();
+                // The other process may have stored blocks, or newer metadata, since they were opened.
+                core.open_entries.forget_all();
                 core.sparse_bodies.clear();
                 core.set_writable(true);
                 info!("{path}: taken over");

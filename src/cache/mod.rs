@@ -34,7 +34,7 @@ mod write;
 
 pub use config::{BackendChoice, BlocksConfig, DiskCacheConfig, SendfileConfig, MAX_OPEN_FILES};
 pub use disk::DiskCache;
-pub use io::backend::{DiskBackend, OpenFiles};
+pub use io::backend::{DiskBackend, OpenBody, OpenFiles};
 pub use io::files::EntryFiles;
 pub use io::folder::{FileStat, FolderAccess};
 pub use io::tokio_fs::TokioFsBackend;

@@ -1,12 +1,14 @@
 //! The state that the parts of a cache share.
 
 pub(crate) mod body_file;
+pub(crate) mod change_counts;
 pub(crate) mod clock;
 pub(crate) mod fast_header;
 pub(crate) mod fill;
 pub(crate) mod fill_extensions;
 pub(crate) mod fill_permits;
 pub(crate) mod generations;
+pub(crate) mod known_entry;
 pub(crate) mod miss_counts;
 pub(crate) mod open_bodies;
 pub(crate) mod open_entries;
@@ -148,6 +150,7 @@ impl Core {
             fill_permits: FillPermits::new(config.max_fills),
             open_entries: OpenEntries::new(
                 config.memory_bytes,
+                config.metadata_bytes,
                 config.open_files(open_files_limit()),
             ),
             open_bodies: OpenBodies::default(),

@@ -610,12 +610,16 @@ pub struct Blocks {
     pub read_ahead_mib: Whole<u32, 1, 1024>,
 }
 
-/// The memory tier, which holds bodies up to `cache.disk.sendfile.threshold_bytes`.
+/// Memory for bodies up to `cache.disk.sendfile.threshold_bytes`, and for what is known of larger ones.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Memory {
-    /// Size of the memory tier. `0`: off.
+    /// Size of the memory tier, which holds bodies up to `cache.disk.sendfile.threshold_bytes`.
+    /// `0`: off.
     pub max_size_mb: Megabytes,
+    /// Memory for the metadata of larger objects whose files may be closed, about 1.6 KB each. A hit
+    /// then opens the body and reads nothing else. Objects in blocks have none. `0`: off.
+    pub max_metadata_mb: Megabytes,
 }
 
 /// The disk tier. Without the section, nothing is stored.
@@ -846,8 +850,10 @@ impl Default for Blocks {
 
 impl Default for Memory {
     fn default() -> Self {
+        let library = DiskCacheConfig::new("", 0);
         Memory {
-            max_size_mb: Megabytes::from_bytes(DiskCacheConfig::new("", 0).memory_bytes),
+            max_size_mb: Megabytes::from_bytes(library.memory_bytes),
+            max_metadata_mb: Megabytes::from_bytes(library.metadata_bytes),
         }
     }
 }
@@ -1185,6 +1191,11 @@ impl Memory {
     /// Memory for bodies, in bytes.
     pub fn max_size_bytes(&self) -> u64 {
         self.max_size_mb.bytes()
+    }
+
+    /// Memory for what is known of larger objects, in bytes.
+    pub fn max_metadata_bytes(&self) -> u64 {
+        self.max_metadata_mb.bytes()
     }
 }
 

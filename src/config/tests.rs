@@ -134,6 +134,7 @@ fn the_defaults_are_the_documented_ones() {
     let config = good(&format!("{SERVER}{BUCKETS}cache: {{disk: {{path: c}}}}\n"));
     assert_eq!(*config.cache.min_uses, 1);
     assert_eq!(config.cache.memory.max_size_bytes(), 256_000_000);
+    assert_eq!(config.cache.memory.max_metadata_bytes(), 256_000_000);
     assert_eq!(*config.cache.range_fill.max_in_flight, 32);
     assert_eq!(config.cache.range_fill.max_size_bytes(), u64::MAX);
     assert_eq!(config.cache.range_fill.max_in_flight_bytes(8_000), 1_000);
@@ -161,7 +162,7 @@ fn the_defaults_are_the_documented_ones() {
 fn the_cache_is_told_what_to_keep_and_how() {
     let config = good(&disk(
         "    backend: uring\n    inactive: 30d\n    max_open_files: 0\n    max_object_gb: 3\n    min_free_gb: 4\n    \
-         scrub_mb_per_second: 0.5\n  min_uses: 255\n  memory: {max_size_mb: 1.5}\n  \
+         scrub_mb_per_second: 0.5\n  min_uses: 255\n  memory: {max_size_mb: 1.5, max_metadata_mb: 0.5}\n  \
          range_fill: {max_in_flight: 0, max_size_gb: 0.5, max_in_flight_gb: 2, \
          client_mb_per_minute: 0}\n  blocks: {size_kib: 64, read_ahead_mib: 1}\n  fill_without_readers: 0\n  max_fills: 7\n  lock_age: 2s\n  \
          max_misses: 9\n  miss_timeout: 3s",

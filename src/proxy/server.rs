@@ -372,6 +372,7 @@ fn cache_config(config: &Config, listeners: Listeners) -> Option<DiskCacheConfig
         },
         backend: disk.backend,
         memory_bytes: config.cache.memory.max_size_bytes(),
+        metadata_bytes: config.cache.memory.max_metadata_bytes(),
         max_open_files: *disk.max_open_files,
         inactive: disk.inactive.non_zero(),
         min_uses: *config.cache.min_uses,

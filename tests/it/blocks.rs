@@ -93,6 +93,26 @@ fn random_reads_of_a_large_object_cost_a_block_each_and_once() {
 }
 
 #[test]
+fn blocks_stored_since_a_file_was_closed_are_found() {
+    let origin = origin_of(LEN);
+    let proxy = proxy(&origin).max_open_files(0).start();
+    store_in_blocks(&proxy);
+    let mut client = Connection::open(proxy.addr());
+    let parts = (0..5).map(|number| 4 * number * BLOCK);
+    for (number, first) in parts.clone().enumerate() {
+        assert_eq!(read(&mut client, 1, first, 2 * BLOCK), "PARTIAL");
+        origin.forget_requests();
+        for first in parts.clone().take(number + 1) {
+            assert_eq!(read(&mut client, 1, first, 2 * BLOCK), "HIT");
+        }
+        assert_eq!(origin.requests().len(), 0);
+    }
+    assert_eq!(proxy.metric("cache_open_files"), 0);
+    assert_eq!(proxy.metric("cache_metadata_bytes"), 0);
+    assert_eq!(proxy.metric("cache_body_opens_total"), 0);
+}
+
+#[test]
 fn a_download_in_parallel_parts_costs_the_object_once() {
     const PART: u64 = 8 * MIB;
     const LEN: u64 = 256 * MIB;

@@ -356,6 +356,64 @@ fn an_entry_whose_files_are_open_needs_no_names() {
 }
 
 #[test]
+fn an_entry_whose_file_is_closed_needs_no_metadata() {
+    let origin = numbered_origin(LEN);
+    let proxy = proxy(&origin).max_open_files(0).start();
+    assert_eq!(ask(&proxy, 1, LEN), "MISS");
+    proxy.expect_metric("cache_entries", 1);
+    assert_eq!(ask(&proxy, 1, LEN), "HIT");
+    assert_eq!(proxy.metric("cache_open_files"), 0);
+    assert!(proxy.metric("cache_metadata_bytes") > 0);
+    assert_eq!(proxy.metric("cache_body_opens_total"), 0);
+
+    let entry = Entry::only(&proxy);
+    remove(&entry.meta);
+    for opens in 1..=2 {
+        assert_eq!(ask(&proxy, 1, LEN), "HIT");
+        proxy.expect_metric("cache_body_opens_total", opens);
+    }
+    // Nor does a hit whose header is not prepared.
+    let mut connection = Connection::open(proxy.addr());
+    let part = connection.request("GET", "/assets/1", &[("range", "bytes=1000-1999")]);
+    assert_eq!(part.status, 206);
+    assert!(part.body == pattern(1, 2000)[1000..]);
+    proxy.expect_metric("cache_body_opens_total", 3);
+    proxy.expect_metric("cache_opens_total", 4);
+    assert_eq!(origin.requests().len(), 1);
+}
+
+#[test]
+fn metadata_is_read_for_each_hit_where_no_memory_is_for_it() {
+    let origin = numbered_origin(LEN);
+    let proxy = proxy(&origin).max_open_files(0).metadata_mb(0).start();
+    assert_eq!(ask(&proxy, 1, LEN), "MISS");
+    proxy.expect_metric("cache_entries", 1);
+    assert_eq!(ask(&proxy, 1, LEN), "HIT");
+    assert_eq!(ask(&proxy, 1, LEN), "HIT");
+    assert_eq!(proxy.metric("cache_metadata_bytes"), 0);
+    assert_eq!(proxy.metric("cache_body_opens_total"), 0);
+    remove(&Entry::only(&proxy).meta);
+    assert_eq!(ask(&proxy, 1, LEN), "MISS");
+}
+
+#[test]
+fn a_body_damaged_while_its_file_is_closed_is_fetched_again() {
+    let origin = numbered_origin(LEN);
+    let of_body = |(what, _): &(&str, Damage)| what.contains("body");
+    for (key, (what, damage)) in (1..).zip(DAMAGE.into_iter().filter(of_body)) {
+        let proxy = proxy(&origin).max_open_files(0).start();
+        assert_eq!(ask(&proxy, key, LEN), "MISS");
+        proxy.expect_metric("cache_entries", 1);
+        assert_eq!(ask(&proxy, key, LEN), "HIT");
+        damage(&Entry::only(&proxy));
+        assert_eq!(ask(&proxy, key, LEN), "MISS", "{what}");
+        assert_eq!(ask(&proxy, key, LEN), "HIT", "{what}");
+        assert_eq!(origin.requests().len(), 2 * key as usize, "{what}");
+        Entry::only(&proxy);
+    }
+}
+
+#[test]
 fn a_body_truncated_while_it_is_open_costs_no_transfer() {
     let origin = numbered_origin(LEN);
     let proxy = proxy(&origin).start();

@@ -24,6 +24,15 @@ pub struct OpenFiles {
     pub prefetched: Option<Bytes>,
 }
 
+/// The body of an entry, opened and not yet checked.
+#[derive(Debug)]
+pub struct OpenBody {
+    /// The body file.
+    pub body: Arc<File>,
+    /// Length of the body file, in bytes.
+    pub body_len: u64,
+}
+
 /// File access of the disk cache. None of the futures blocks the thread that polls it.
 ///
 /// An operation that was begun continues when its future is dropped, and its buffers and
@@ -55,6 +64,10 @@ pub trait DiskBackend: FolderAccess {
     ///
     /// `NotFound`: there is no such entry. `InvalidData`: a file is not a regular file.
     async fn open(&self, files: &EntryFiles, prefetch: u64) -> io::Result<OpenFiles>;
+
+    /// Open the body of an entry whose metadata is known. The errors are those of
+    /// [`open`](Self::open).
+    async fn open_body(&self, files: &EntryFiles) -> io::Result<OpenBody>;
 
     /// Create the body file of a new entry, for writing and reading. `reserve` sets aside
     /// disk space for that many bytes; the error is `StorageFull` if there is none, and no

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::cache::io::backend::DiskBackend;
 use crate::cache::io::files::EntryFiles;
-use crate::cache::io::nowait::open_nowait;
+use crate::cache::io::nowait::{open_body_nowait, open_nowait};
 
 /// `backend_suite!(backend)`: a test for each function here.
 macro_rules! backend_suite {
@@ -87,11 +87,25 @@ pub(crate) async fn a_committed_entry_is_found_and_removed(
     let open = backend.open(&files, 0).await.unwrap();
     assert_eq!((&*open.meta, open.body_len), (META, 10));
     assert!(open.prefetched.is_none());
+    let open = backend.open_body(&files).await.unwrap();
+    assert_eq!(open.body_len, 10);
+    let body = backend.read(&open.body, 0, 10).await.unwrap();
+    assert_eq!(body, &b"0123456789"[..]);
+    for (len, has_len) in [(9, false), (10, cfg!(target_os = "linux")), (11, false)] {
+        assert_eq!(
+            open_body_nowait(files.clone(), len).is_some(),
+            has_len,
+            "{len}"
+        );
+    }
 
     backend.remove(&files).await.unwrap();
     backend.remove(&files).await.unwrap();
     let e = backend.open(&files, 0).await.unwrap_err();
     assert_eq!(e.kind(), io::ErrorKind::NotFound);
+    let e = backend.open_body(&files).await.unwrap_err();
+    assert_eq!(e.kind(), io::ErrorKind::NotFound);
+    assert!(open_body_nowait(files.clone(), 10).is_none());
     assert!(names(path).is_empty());
 }
 
@@ -171,6 +185,11 @@ pub(crate) async fn what_is_no_regular_file_is_no_entry(path: &Path, backend: &i
             for prefetch in [0, 100] {
                 assert!(open_nowait(&files, prefetch).is_none());
                 let e = backend.open(&files, prefetch).await.unwrap_err();
+                assert_eq!(e.kind(), io::ErrorKind::InvalidData, "{kind}: {e}");
+            }
+            if file == files.body() {
+                assert!(open_body_nowait(files.clone(), 10).is_none());
+                let e = backend.open_body(&files).await.unwrap_err();
                 assert_eq!(e.kind(), io::ErrorKind::InvalidData, "{kind}: {e}");
             }
             match kind {

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::cache::io::backend::{DiskBackend, OpenFiles};
+use crate::cache::io::backend::{DiskBackend, OpenBody, OpenFiles};
 use crate::cache::io::files::EntryFiles;
 use crate::cache::io::folder::{FileStat, FolderAccess, LocalFolder};
 use crate::cache::io::tokio_fs::TokioFsBackend;
@@ -24,6 +24,7 @@ use crate::cache::io::tokio_fs::TokioFsBackend;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Op {
     Open,
+    OpenBody,
     Create,
     Write,
     Read,
@@ -262,6 +263,15 @@ impl DiskBackend for FaultyBackend {
         let mut open = self.files.open(files, prefetch).await?;
         if is_short {
             open.meta.truncate(open.meta.len() / 2);
+        }
+        Ok(open)
+    }
+
+    async fn open_body(&self, files: &EntryFiles) -> io::Result<OpenBody> {
+        let is_short = self.faults.begin(Op::OpenBody).await?;
+        let mut open = self.files.open_body(files).await?;
+        if is_short {
+            open.body_len /= 2;
         }
         Ok(open)
     }

@@ -37,6 +37,20 @@ impl EntryFiles {
         }
     }
 
+    /// The files whose paths begin so, up to their extension.
+    pub(crate) fn with_stem(stem: PathBuf) -> Self {
+        EntryFiles { stem }
+    }
+
+    /// The path of the body, in the same memory.
+    #[cfg(any(target_os = "linux", test))]
+    pub(crate) fn into_body(self) -> PathBuf {
+        let mut path = self.stem.into_os_string();
+        path.push(".");
+        path.push(BODY);
+        path.into()
+    }
+
     fn file(&self, extension: &str) -> PathBuf {
         // The stem ends with a generation, which with_extension() would replace.
         let stem = self.stem.as_os_str();
@@ -82,6 +96,7 @@ mod tests {
     fn names_keep_what_looks_like_an_extension() {
         let files = EntryFiles::new(Path::new("/c/ab"), "ab.01");
         assert_eq!(files.body(), Path::new("/c/ab/ab.01.body"));
+        assert_eq!(files.clone().into_body(), files.body());
         assert_eq!(files.meta(), Path::new("/c/ab/ab.01.meta"));
         assert_eq!(files.body_tmp(), Path::new("/c/ab/ab.01.body.tmp"));
         assert_eq!(files.folder(), Path::new("/c/ab"));

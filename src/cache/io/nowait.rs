@@ -1,4 +1,4 @@
-//! Opening an entry, and checking the length of a file, without waiting.
+//! Opening an entry or its body, and checking the length of a file, without waiting.
 //!
 //! When names and contents are cached anyway, a detour through other threads takes longer
 //! than the work itself.
@@ -40,18 +40,44 @@ pub(crate) fn open_nowait(_files: &EntryFiles, _prefetch: u64) -> Option<OpenFil
     None
 }
 
+/// Open the body of an entry as [`DiskBackend::open_body`](crate::cache::DiskBackend::open_body)
+/// does, if nothing has to be read from the disk and it has this length. `None`: the backend has
+/// to open it, or to report what is wrong.
+///
+/// Its type is not asked for: what is no regular file has no such length, or cannot be read at an
+/// offset.
+#[cfg(target_os = "linux")]
+pub(crate) fn open_body_nowait(files: EntryFiles, len: u64) -> Option<std::fs::File> {
+    let body = open_if_cached(&files.into_body())?;
+    if !has_len(&body, len) {
+        return None;
+    }
+    crate::cache::io::page_cache::no_read_ahead(&body);
+    Some(body)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn open_body_nowait(_files: EntryFiles, _len: u64) -> Option<std::fs::File> {
+    None
+}
+
 /// A regular file and its length, if the kernel has cached its path
 /// (openat2(2), RESOLVE_CACHED; Linux 5.12).
 #[cfg(target_os = "linux")]
 fn open_cached(path: &std::path::Path) -> Option<(std::fs::File, u64)> {
-    use rustix::fs::{openat2, Mode, OFlags, ResolveFlags, CWD};
-
-    // The flags of `regular`.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok()?;
-    let file = std::fs::File::from(file);
+    let file = open_if_cached(path)?;
     let stat = file.metadata().ok()?;
     stat.is_file().then_some((file, stat.len()))
+}
+
+#[cfg(target_os = "linux")]
+fn open_if_cached(path: &std::path::Path) -> Option<std::fs::File> {
+    use rustix::fs::{openat2, Mode, OFlags, ResolveFlags, CWD};
+
+    // The flags of `regular`. A path relative to a descriptor of the folder takes as long.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED);
+    file.ok().map(Into::into)
 }
 
 /// True if a file has this length, as far as the kernel knows without asking a server.

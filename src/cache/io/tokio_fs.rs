@@ -2,13 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, IoSlice, Write};
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-use crate::cache::io::backend::{DiskBackend, OpenFiles};
+use crate::cache::io::backend::{DiskBackend, OpenBody, OpenFiles};
 use crate::cache::io::files::{EntryFiles, MAX_META_LEN};
 use crate::cache::io::folder::{read_file, remove_if_there, FolderAccess};
 use crate::cache::io::page_cache::{load, no_read_ahead, read_exact_at};
@@ -50,6 +51,11 @@ impl DiskBackend for TokioFsBackend {
     async fn open(&self, files: &EntryFiles, prefetch: u64) -> io::Result<OpenFiles> {
         let files = files.clone();
         self.blocking(move || open(&files, prefetch)).await
+    }
+
+    async fn open_body(&self, files: &EntryFiles) -> io::Result<OpenBody> {
+        let path = files.body();
+        self.blocking(move || open_body(&path)).await
     }
 
     async fn create(&self, files: &EntryFiles, reserve: Option<u64>) -> io::Result<Arc<File>> {
@@ -167,8 +173,7 @@ impl DiskBackend for TokioFsBackend {
 
 fn open(files: &EntryFiles, prefetch: u64) -> io::Result<OpenFiles> {
     let meta = read_file(&files.meta(), MAX_META_LEN)?;
-    let body = regular::open(&files.body())?;
-    let body_len = body.metadata()?.len();
+    let OpenBody { body, body_len } = open_body(&files.body())?;
     let prefetched = if body_len <= prefetch {
         let mut buf = vec![0; body_len as usize];
         // At an offset, so that the position of the descriptor stays at 0: see
@@ -178,12 +183,21 @@ fn open(files: &EntryFiles, prefetch: u64) -> io::Result<OpenFiles> {
     } else {
         None
     };
-    no_read_ahead(&body);
     Ok(OpenFiles {
         meta,
-        body: Arc::new(body),
+        body,
         body_len,
         prefetched,
+    })
+}
+
+fn open_body(path: &Path) -> io::Result<OpenBody> {
+    let body = regular::open(path)?;
+    let body_len = body.metadata()?.len();
+    no_read_ahead(&body);
+    Ok(OpenBody {
+        body: Arc::new(body),
+        body_len,
     })
 }
 

@@ -106,7 +106,7 @@ impl DiskHit {
     pub(crate) fn of_entry(core: &'static Core, entry: Arc<ReadyEntry>, sendfile: bool) -> Self {
         DiskHit {
             core,
-            remaining: 0..entry.meta.body_len,
+            remaining: 0..entry.body_len(),
             sendfile,
             piece: PIECE,
             source: Source::Entry(entry),
@@ -211,7 +211,7 @@ impl DiskHit {
 
     /// Length of the body of an entry; `None`: it is a fill.
     pub fn complete_len(&self) -> Option<u64> {
-        self.entry().map(|entry| entry.meta.body_len)
+        self.entry().map(|entry| entry.body_len())
     }
 
     /// Pingora's metadata of a complete entry.
@@ -227,10 +227,12 @@ impl DiskHit {
     /// Set the prepared header for as long as the entry is in use and its metadata does not
     /// change. The first one stays. Does nothing for a fill.
     ///
-    /// The header is not counted as memory; it should take no more than the metadata.
+    /// Where it is kept with an open file or a body, the header is not counted as memory; it
+    /// should take no more than the metadata.
     pub(crate) fn set_fast_header(&self, header: FastHeader) {
         if let Some(entry) = self.entry() {
             entry.set_fast_header(header);
+            self.core.open_entries.keep_header(entry);
         }
     }
 
@@ -281,7 +283,7 @@ impl DiskHit {
 
     fn body_len(&self) -> u64 {
         match &self.source {
-            Source::Entry(entry) => entry.meta.body_len,
+            Source::Entry(entry) => entry.body_len(),
             Source::Fill(reader, _) => reader.fill().promised.unwrap_or(u64::MAX),
             Source::Remainder(_, promised, _) => promised.unwrap_or(u64::MAX),
         }

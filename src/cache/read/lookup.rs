@@ -1,24 +1,29 @@
 //! Lookups: from a key to an entry that is ready to be served, or to a fill.
 
+use std::io;
 use std::sync::Arc;
 
 use pingora_cache::key::{CacheHashKey, HashBinary};
 use pingora_cache::{CacheKey, CacheMeta};
 use pingora_core::Result;
 
-use crate::cache::io::nowait::open_nowait;
+use crate::cache::io::backend::OpenBody;
+use crate::cache::io::nowait::{open_body_nowait, open_nowait};
 use crate::cache::io::regular::invalid;
 use crate::cache::read::hit::DiskHit;
 use crate::cache::state::body_file::BodyFile;
+use crate::cache::state::change_counts::Changes;
 use crate::cache::state::fast_header::FastHeader;
 use crate::cache::state::fill::Fill;
 use crate::cache::state::generations::LookupSnapshot;
+use crate::cache::state::known_entry::KnownEntry;
 use crate::cache::state::open_entries::{ReadyBody, ReadyEntry};
 use crate::cache::state::reader::Reader;
 use crate::cache::state::sparse_body::SparseBody;
 use crate::cache::state::stats::Eviction;
 use crate::cache::state::{is_for, Core};
 use crate::cache::store::entry::OpenEntry;
+use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::index::Indexed;
 
 /// Longest body that is read together with its metadata, in bytes, where none is sent by
@@ -27,6 +32,8 @@ const PREFETCH: u64 = 64 * 1024;
 
 /// Bytes of a body that are read when an entry is opened, if they have to come from the disk.
 const FIRST_READ: u64 = 16 * 1024;
+
+const WRONG_LENGTH: &str = "body file does not have the recorded length";
 
 /// The entry or the fill of a key.
 pub(crate) async fn lookup(
@@ -55,8 +62,9 @@ pub(crate) fn lookup_own_fill(
     reader.map(|reader| follow(core, reader)).transpose()
 }
 
-/// The hit that [`lookup`] would return, if it is an entry in use whose prepared header
-/// satisfies `is_usable`. Waits for nothing and copies nothing. Not for keys of variants.
+/// The hit that [`lookup`] would return, if it is an entry in use, or one whose file the kernel
+/// opens without the disk, and its prepared header satisfies `is_usable`. Waits for nothing. Not
+/// for keys of variants.
 pub(crate) fn lookup_fast(
     core: &'static Core,
     key: &CacheKey,
@@ -67,17 +75,30 @@ pub(crate) fn lookup_fast(
         return None;
     }
     let indexed = current(core, key, &primary)?;
-    let entry = in_use(core, &indexed)?;
-    let header = entry.fast_header()?;
-    let usable = is_usable(header)
-        && header.has_tag(&key.user_tag)
-        && entry.incomplete().is_none()
-        && matches_index(&entry, key, &primary)
-        && is_sound(core, &entry);
-    usable.then(|| {
-        let sendfile = core.sends_file(Some(entry.meta.body_len));
-        DiskHit::of_entry(core, entry, sendfile)
-    })
+    let is_usable = |header: &FastHeader| is_usable(header) && header.has_tag(&key.user_tag);
+    // An entry without a variance has the hash of its key, which is that of the index.
+    let entry = match find_in_memory(core, &indexed)? {
+        Found::Ready(entry) => {
+            let header = entry.fast_header()?;
+            let is_whole = entry.incomplete().is_none();
+            if entry.is_variant() || !is_whole || !is_usable(header) || !is_sound(core, &entry) {
+                return None;
+            }
+            entry
+        }
+        Found::Known(known, since) => {
+            let header = known.fast_header()?;
+            if known.is_variant() || !is_usable(header) {
+                return None;
+            }
+            let entry = reopen_nowait(core, indexed.id, &known, since)?;
+            core.stats.opens.inc();
+            core.stats.body_opens.inc();
+            entry
+        }
+    };
+    let sendfile = core.sends_file(Some(entry.body_len()));
+    Some(DiskHit::of_entry(core, entry, sendfile))
 }
 
 /// True if there is an entry of a key, or a fill with readers, that a lookup could not find
@@ -139,13 +160,20 @@ pub(crate) async fn find(
 /// An entry, from memory or opened. A damaged one is dropped and is no entry.
 pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<Arc<ReadyEntry>> {
     let id = indexed.id;
-    if let Some(entry) = in_use(core, &indexed) {
-        return is_sound(core, &entry).then_some(entry);
+    match find_in_memory(core, &indexed) {
+        Some(Found::Ready(entry)) => return is_sound(core, &entry).then_some(entry),
+        Some(Found::Known(known, since)) => {
+            core.stats.opens.inc();
+            core.stats.body_opens.inc();
+            let reopened = reopen(core, id, &known, since).await;
+            return reopened.inspect_err(|e| core.drop_damaged(id, e)).ok();
+        }
+        None => core.stats.opens.inc(),
     }
-    core.stats.opens.inc();
     let prefetch = prefetch(core);
     // Before the open(2): a removal in between finds it.
     let space = core.open_bodies.open(id);
+    let since = core.open_entries.changes(&id);
     let files = core.files(&id);
     let cached = match core.io.has_page_cache() {
         // A cached file that is no entry is reported by the backend.
@@ -182,19 +210,15 @@ pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<
         }
         _ => {
             let body = Arc::new(BodyFile::in_space(body, space));
-            // A disk that fails is noticed while the origin can still answer instead.
-            let start = 0..meta.body_len.min(FIRST_READ);
-            if !body.is_resident(&core.io, &start) {
-                if let Err(e) = body.load(&core.io, &start).await {
-                    core.drop_damaged(id, &e);
-                    return None;
-                }
+            if let Err(e) = load_start(core, &body, meta.body_len).await {
+                core.drop_damaged(id, &e);
+                return None;
             }
             ReadyBody::File(body)
         }
     };
     let entry = ReadyEntry::new(id, meta, body);
-    core.open_entries.keep(&entry);
+    core.open_entries.keep(&entry, since);
     // If it was evicted while it was opened, nothing else forgets it.
     if !core.index.contains(&id) {
         core.open_entries.forget(&id);
@@ -202,10 +226,92 @@ pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<
     Some(entry)
 }
 
-fn in_use(core: &Core, entry: &Indexed) -> Option<Arc<ReadyEntry>> {
-    // Metadata is rarely that long.
-    let large = entry.weight > 2 * prefetch(core);
-    core.open_entries.get(&entry.id, large)
+/// Bring the start of a body into the page cache. A disk that fails is noticed while the origin can
+/// still answer instead.
+async fn load_start(core: &'static Core, body: &Arc<BodyFile>, body_len: u64) -> io::Result<()> {
+    let start = 0..body_len.min(FIRST_READ);
+    if !body.is_resident(&core.io, &start) {
+        body.load(&core.io, &start).await?;
+    }
+    Ok(())
+}
+
+/// Open the body of a known entry.
+async fn reopen(
+    core: &'static Core,
+    id: EntryId,
+    known: &KnownEntry,
+    since: Changes,
+) -> io::Result<Arc<ReadyEntry>> {
+    let entry = match reopen_nowait(core, id, known, since) {
+        Some(entry) => entry,
+        None => {
+            let space = core.open_bodies.open(id);
+            let OpenBody { body, body_len } = core.backend().open_body(&core.files(&id)).await?;
+            if body_len != known.meta.body_len {
+                return Err(invalid(WRONG_LENGTH));
+            }
+            keep_reopened(core, id, known, since, BodyFile::in_space(body, space))
+        }
+    };
+    if let ReadyBody::File(body) = &entry.body {
+        load_start(core, body, entry.body_len()).await?;
+    }
+    Ok(entry)
+}
+
+/// [`reopen`] without waiting. `None`: it needs the disk, or something is wrong.
+fn reopen_nowait(
+    core: &Core,
+    id: EntryId,
+    known: &KnownEntry,
+    since: Changes,
+) -> Option<Arc<ReadyEntry>> {
+    if !core.io.has_page_cache() {
+        return None;
+    }
+    // Before the open(2): a removal in between finds it.
+    let space = core.open_bodies.open(id);
+    let body = open_body_nowait(core.files(&id), known.meta.body_len)?;
+    let body = BodyFile::in_space(Arc::new(body), space);
+    Some(keep_reopened(core, id, known, since, body))
+}
+
+fn keep_reopened(
+    core: &Core,
+    id: EntryId,
+    known: &KnownEntry,
+    since: Changes,
+    body: BodyFile,
+) -> Arc<ReadyEntry> {
+    let entry = ReadyEntry::reopened(id, known, Arc::new(body));
+    core.open_entries.keep_file(&entry, since);
+    entry
+}
+
+/// What memory has of an entry.
+enum Found {
+    Ready(Arc<ReadyEntry>),
+    /// Its file is closed.
+    Known(KnownEntry, Changes),
+}
+
+fn find_in_memory(core: &Core, entry: &Indexed) -> Option<Found> {
+    let open_entries = &core.open_entries;
+    let id = &entry.id;
+    let known = || {
+        let (known, since) = open_entries.known(id)?;
+        Some(Found::Known(known, since))
+    };
+    // Metadata is rarely that long, so the body is more likely in a file than in memory.
+    if entry.weight > 2 * prefetch(core) {
+        let file = open_entries.file(id).map(Found::Ready);
+        let memory = || open_entries.get(id).map(Found::Ready);
+        file.or_else(known).or_else(memory)
+    } else {
+        let in_use = open_entries.get(id).map(Found::Ready);
+        in_use.or_else(known)
+    }
 }
 
 /// True if a kept entry can be served, which is counted. An entry whose file was changed
@@ -214,9 +320,8 @@ fn is_sound(core: &Core, entry: &ReadyEntry) -> bool {
     match entry.file() {
         None => core.stats.memory_hits.inc(),
         Some(body) => {
-            if !body.has_len(entry.meta.body_len) {
-                let why = "body file does not have the recorded length";
-                core.drop_damaged(entry.id, &invalid(why));
+            if !body.has_len(entry.body_len()) {
+                core.drop_damaged(entry.id, &invalid(WRONG_LENGTH));
                 return false;
             }
             core.stats.descriptor_hits.inc();

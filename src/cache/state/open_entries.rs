@@ -1,15 +1,19 @@
-//! The entries in use: small bodies in memory, open files of the others.
+//! The entries in use: small bodies in memory, open files of the others, and what is known of those
+//! whose files may be closed.
 
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use pingora_cache::CacheMeta;
 use pingora_core::Result;
 use quick_cache::sync::Cache;
 use quick_cache::Weighter;
 
 use crate::cache::state::body_file::BodyFile;
+use crate::cache::state::change_counts::{ChangeCounts, Changes};
 use crate::cache::state::fast_header::FastHeader;
+use crate::cache::state::known_entry::KnownEntry;
 use crate::cache::state::sparse_body::SparseBody;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::format::EntryMeta;
@@ -26,12 +30,17 @@ pub enum ReadyBody {
 }
 
 /// An entry that was opened and checked, ready to be served.
+///
+/// A hit with a prepared header reads nothing of the metadata: what it needs is repeated here, see
+/// [`FastHeader`].
 #[derive(Debug)]
 pub struct ReadyEntry {
     /// The entry.
     pub id: EntryId,
+    body_len: u64,
+    is_variant: bool,
     /// Content of the metadata file.
-    pub meta: EntryMeta,
+    pub meta: Arc<EntryMeta>,
     /// The metadata in the form of Pingora, made on first use.
     parsed: OnceLock<CacheMeta>,
     /// Set by the first hit that can prepare it.
@@ -49,13 +58,42 @@ fn parsed_len(encoded_len: u64) -> u64 {
 impl ReadyEntry {
     /// An entry that was opened.
     pub fn new(id: EntryId, meta: EntryMeta, body: ReadyBody) -> Arc<ReadyEntry> {
+        Self::with(id, Arc::new(meta), OnceLock::new(), body)
+    }
+
+    /// A known entry whose body was opened.
+    pub(crate) fn reopened(id: EntryId, known: &KnownEntry, body: Arc<BodyFile>) -> Arc<Self> {
+        // A copy, because what HTTP/2 adds to it is not counted as memory.
+        let fast_header = known.fast_header().map(FastHeader::compact);
+        let fast_header = fast_header.map_or_else(OnceLock::new, OnceLock::from);
+        Self::with(id, known.meta.clone(), fast_header, ReadyBody::File(body))
+    }
+
+    fn with(
+        id: EntryId,
+        meta: Arc<EntryMeta>,
+        fast_header: OnceLock<FastHeader>,
+        body: ReadyBody,
+    ) -> Arc<ReadyEntry> {
         Arc::new(ReadyEntry {
             id,
+            body_len: meta.body_len,
+            is_variant: meta.key.variance.is_some(),
             meta,
             parsed: OnceLock::new(),
-            fast_header: OnceLock::new(),
+            fast_header,
             body,
         })
+    }
+
+    /// Length of the body, in bytes.
+    pub fn body_len(&self) -> u64 {
+        self.body_len
+    }
+
+    /// True if its key has a variance.
+    pub fn is_variant(&self) -> bool {
+        self.is_variant
     }
 
     /// The open file, if the body is not in memory.
@@ -100,16 +138,22 @@ impl ReadyEntry {
     fn memory(&self) -> u64 {
         let body = match &self.body {
             ReadyBody::Memory(body) => body.len(),
+            // The map of blocks grows, so it is not counted. It takes 20 bytes for each MiB that is
+            // stored.
             ReadyBody::File(_) | ReadyBody::Sparse(_) => 0,
         };
         let meta = self.meta.encoded_len();
-        size_of::<ReadyEntry>() as u64 + meta + parsed_len(meta) + body as u64
+        let structs = size_of::<ReadyEntry>() + size_of::<EntryMeta>();
+        structs as u64 + meta + parsed_len(meta) + body as u64
     }
 }
 
-/// Longest metadata that is kept with an open file, so that the limit on files is a limit on
-/// memory as well.
+/// Longest metadata that is kept with an open file, or without its file.
 const MAX_META_KEPT: u64 = 64 * 1024;
+
+/// Memory that an open file may take with its entry on average, in bytes. One that takes more counts
+/// as several files, so that the limit on files is a limit on memory as well.
+const MEMORY_PER_FILE: u64 = 16 * 1024;
 
 #[derive(Clone)]
 struct ByMemory;
@@ -120,24 +164,61 @@ impl Weighter<EntryId, Arc<ReadyEntry>> for ByMemory {
     }
 }
 
-/// Two bounded tiers: small bodies in memory, and open files of the others.
+#[derive(Clone)]
+struct ByFile;
+
+impl Weighter<EntryId, Arc<ReadyEntry>> for ByFile {
+    fn weight(&self, _: &EntryId, entry: &Arc<ReadyEntry>) -> u64 {
+        entry.memory().div_ceil(MEMORY_PER_FILE)
+    }
+}
+
+#[derive(Clone)]
+struct ByMetadata;
+
+impl Weighter<EntryId, KnownEntry> for ByMetadata {
+    fn weight(&self, _: &EntryId, entry: &KnownEntry) -> u64 {
+        entry.memory()
+    }
+}
+
+/// Three bounded tiers: small bodies in memory, open files of the others, and what is known of
+/// entries with such files, except those in blocks.
 pub struct OpenEntries {
     memory: Option<Cache<EntryId, Arc<ReadyEntry>, ByMemory>>,
-    files: Option<Cache<EntryId, Arc<ReadyEntry>>>,
+    files: Option<Cache<EntryId, Arc<ReadyEntry>, ByFile>>,
+    known: Option<Cache<EntryId, KnownEntry, ByMetadata>>,
+    /// Entries that were forgotten, or have got new metadata. A change is counted before the tiers
+    /// are searched for the entry, and once more between `known` and the others.
+    changes: ChangeCounts,
+    /// Held while metadata is replaced, so that no header is kept with other metadata.
+    renewing: Mutex<()>,
 }
 
 /// Number of entries that a tier is laid out for. It grows and shrinks with their size.
-fn expected(memory_bytes: u64) -> usize {
-    (memory_bytes / 8192).clamp(16, 1 << 20) as usize
+fn expected(memory_bytes: u64, bytes_an_entry: u64) -> usize {
+    (memory_bytes / bytes_an_entry).clamp(16, 1 << 20) as usize
 }
 
 impl OpenEntries {
-    /// Keep bodies in at most `memory_bytes`, and at most `max_open_files` files open. 0: none.
-    pub fn new(memory_bytes: u64, max_open_files: usize) -> Self {
+    /// Keep bodies in at most `memory_bytes`, what is known of others in `metadata_bytes`, and at
+    /// most `max_open_files` files open. 0: none.
+    pub fn new(memory_bytes: u64, metadata_bytes: u64, max_open_files: usize) -> Self {
+        let bodies = || {
+            let expected = expected(memory_bytes, 8192);
+            Cache::with_weighter(expected, memory_bytes, ByMemory)
+        };
+        let known = || {
+            let expected = expected(metadata_bytes, 1024);
+            Cache::with_weighter(expected, metadata_bytes, ByMetadata)
+        };
+        let files = || Cache::with_weighter(max_open_files, max_open_files as u64, ByFile);
         OpenEntries {
-            memory: (memory_bytes > 0)
-                .then(|| Cache::with_weighter(expected(memory_bytes), memory_bytes, ByMemory)),
-            files: (max_open_files > 0).then(|| Cache::new(max_open_files)),
+            memory: (memory_bytes > 0).then(bodies),
+            files: (max_open_files > 0).then(files),
+            known: (metadata_bytes > 0).then(known),
+            changes: ChangeCounts::default(),
+            renewing: Mutex::default(),
         }
     }
 
@@ -146,46 +227,134 @@ impl OpenEntries {
         self.memory.is_some()
     }
 
-    /// An entry, if it is in use. `large`: its body is more likely a file than in memory, so
-    /// that tier is searched first.
-    pub fn get(&self, id: &EntryId, large: bool) -> Option<Arc<ReadyEntry>> {
-        let memory = || self.memory.as_ref().and_then(|tier| tier.get(id));
-        let files = || self.files.as_ref().and_then(|tier| tier.get(id));
-        if large {
-            files().or_else(memory)
-        } else {
-            memory().or_else(files)
+    /// An entry whose file is open.
+    pub fn file(&self, id: &EntryId) -> Option<Arc<ReadyEntry>> {
+        self.files.as_ref()?.get(id)
+    }
+
+    /// An entry whose body is in memory, or whose file is open.
+    pub fn get(&self, id: &EntryId) -> Option<Arc<ReadyEntry>> {
+        let memory = self.memory.as_ref().and_then(|tier| tier.get(id));
+        memory.or_else(|| self.file(id))
+    }
+
+    /// The changes to an entry so far.
+    pub(crate) fn changes(&self, id: &EntryId) -> Changes {
+        self.changes.of(id)
+    }
+
+    /// What is known of an entry whose file may be closed, and the changes to it so far.
+    pub(crate) fn known(&self, id: &EntryId) -> Option<(KnownEntry, Changes)> {
+        let known = self.known.as_ref()?;
+        let changes = self.changes(id);
+        Some((known.get(id)?, changes))
+    }
+
+    /// Keep an entry that was opened, unless it is kept already. `since`: the changes before its
+    /// metadata was read. It is not kept if it was forgotten meanwhile, or has got new metadata.
+    pub(crate) fn keep(&self, entry: &Arc<ReadyEntry>, since: Changes) {
+        if self.get(&entry.id).is_none() {
+            self.replace(entry.clone());
+        }
+        if self.changes(&entry.id) != since {
+            self.forget(&entry.id);
         }
     }
 
-    /// Keep an entry, unless it is kept already.
-    pub fn keep(&self, entry: &Arc<ReadyEntry>) {
-        if self.get(&entry.id, false).is_none() {
-            self.replace(entry.clone());
+    /// Keep the open file of an entry that was [known](Self::known) at the time of `since`. It is
+    /// not kept if the entry was forgotten meanwhile, or has got new metadata.
+    pub(crate) fn keep_file(&self, entry: &Arc<ReadyEntry>, since: Changes) {
+        let Some(files) = &self.files else {
+            return;
+        };
+        files.insert(entry.id, entry.clone());
+        if self.changes(&entry.id) != since && !self.is_known(entry) {
+            files.remove(&entry.id);
         }
+    }
+
+    /// Keep the prepared header of an entry for when its file is closed.
+    pub(crate) fn keep_header(&self, entry: &ReadyEntry) {
+        let (Some(known), Some(header)) = (&self.known, entry.fast_header()) else {
+            return;
+        };
+        let _renewing = self.renewing.lock();
+        if self.is_known(entry) {
+            let with_header = KnownEntry::new(entry.meta.clone(), Some(header.compact()));
+            // One that has just been forgotten stays so.
+            let _ = known.replace(entry.id, with_header, true);
+        }
+    }
+
+    /// True if this is the latest metadata of a known entry.
+    fn is_known(&self, entry: &ReadyEntry) -> bool {
+        let known = self.known.as_ref().and_then(|known| known.peek(&entry.id));
+        known.is_some_and(|known| Arc::ptr_eq(&known.meta, &entry.meta))
     }
 
     /// Keep an entry, replacing an older state of it.
-    pub fn replace(&self, entry: Arc<ReadyEntry>) {
-        match (&entry.body, &self.memory, &self.files) {
-            (ReadyBody::Memory(_), Some(memory), _) => memory.insert(entry.id, entry),
-            (ReadyBody::File(_) | ReadyBody::Sparse(_), _, Some(files))
-                if entry.meta.encoded_len() <= MAX_META_KEPT =>
-            {
-                files.insert(entry.id, entry);
+    fn replace(&self, entry: Arc<ReadyEntry>) {
+        let fits = entry.meta.encoded_len() <= MAX_META_KEPT;
+        match (&entry.body, &self.memory) {
+            (ReadyBody::Memory(_), Some(memory)) => memory.insert(entry.id, entry),
+            (ReadyBody::File(_) | ReadyBody::Sparse(_), _) if fits => {
+                // Blocks are added to a sparse body, so nothing of it is known once it is closed.
+                if let (Some(known), ReadyBody::File(_)) = (&self.known, &entry.body) {
+                    known.insert(entry.id, KnownEntry::new(entry.meta.clone(), None));
+                }
+                if let Some(files) = &self.files {
+                    files.insert(entry.id, entry);
+                }
             }
             _ => self.forget(&entry.id),
         }
     }
 
+    /// Replace the metadata of an entry, if it is kept.
+    pub fn set_meta(&self, id: EntryId, mut meta: EntryMeta) {
+        // Serialization leaves room, which is not counted.
+        meta.internal.shrink_to_fit();
+        meta.header.shrink_to_fit();
+        let meta = Arc::new(meta);
+        let _renewing = self.renewing.lock();
+        self.changes.add(&id);
+        if let Some(known) = &self.known {
+            // One that is not known stays so.
+            let _ = known.replace(id, KnownEntry::new(meta.clone(), None), true);
+        }
+        self.changes.add(&id);
+        if let Some(kept) = self.get(&id) {
+            let entry = ReadyEntry::with(id, meta, OnceLock::new(), kept.body.clone());
+            self.replace(entry);
+        }
+    }
+
     /// Forget an entry.
     pub fn forget(&self, id: &EntryId) {
+        self.changes.add(id);
+        if let Some(known) = &self.known {
+            known.remove(id);
+        }
+        self.changes.add(id);
         if let Some(memory) = &self.memory {
             memory.remove(id);
         }
         if let Some(files) = &self.files {
             files.remove(id);
         }
+    }
+
+    /// Forget all entries.
+    pub fn forget_all(&self) {
+        self.changes.add_to_all();
+        if let Some(known) = &self.known {
+            known.clear();
+        }
+        self.changes.add_to_all();
+        if let Some(memory) = &self.memory {
+            memory.clear();
+        }
+        self.close_files();
     }
 
     /// Close all files that are not being sent.
@@ -200,6 +369,11 @@ impl OpenEntries {
         self.memory.as_ref().map_or(0, Cache::weight)
     }
 
+    /// Bytes of what is known of entries whose files may be closed.
+    pub fn metadata_bytes(&self) -> u64 {
+        self.known.as_ref().map_or(0, Cache::weight)
+    }
+
     /// Files that are kept open.
     pub fn open_files(&self) -> usize {
         self.files.as_ref().map_or(0, Cache::len)
@@ -209,6 +383,7 @@ impl OpenEntries {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::store::format::BlockMap;
     use pingora_cache::key::CompactCacheKey;
 
     fn entry(number: u64, body: ReadyBody) -> Arc<ReadyEntry> {
@@ -226,10 +401,15 @@ mod tests {
             body_len: 0,
             body_crc32: 0,
             blocks: None,
+
             internal: vec![0; 20],
             header: vec![0; 100],
         };
         ReadyEntry::new(id, meta, body)
+    }
+
+    fn keep(entries: &OpenEntries, entry: &Arc<ReadyEntry>) {
+        entries.keep(entry, entries.changes(&entry.id));
     }
 
     fn file() -> ReadyBody {
@@ -239,9 +419,12 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_by_bytes() {
-        let entries = OpenEntries::new(1_000_000, 10);
+        let entries = OpenEntries::new(1_000_000, 1_000_000, 10);
         for number in 0..1000 {
-            entries.keep(&entry(number, ReadyBody::Memory(vec![0; 10_000].into())));
+            keep(
+                &entries,
+                &entry(number, ReadyBody::Memory(vec![0; 10_000].into())),
+            );
             assert!(entries.memory_bytes() <= 1_000_000);
         }
         assert!(entries.memory_bytes() > 500_000);
@@ -250,43 +433,262 @@ mod tests {
 
     #[test]
     fn open_files_are_bounded_by_number() {
-        let entries = OpenEntries::new(0, 10);
+        let entries = OpenEntries::new(0, 0, 10);
         for number in 0..1000 {
-            entries.keep(&entry(number, file()));
+            keep(&entries, &entry(number, file()));
             assert!(entries.open_files() <= 10);
         }
         entries.close_files();
         assert_eq!(entries.open_files(), 0);
-        entries.keep(&entry(1, ReadyBody::Memory(Bytes::new())));
+        keep(&entries, &entry(1, ReadyBody::Memory(Bytes::new())));
         assert!(
-            entries.get(&entry(1, file()).id, false).is_none(),
+            entries.get(&entry(1, file()).id).is_none(),
             "no memory tier"
         );
     }
 
     #[test]
     fn what_is_kept_can_be_replaced_and_forgotten() {
-        let entries = OpenEntries::new(1_000_000, 10);
+        let entries = OpenEntries::new(1_000_000, 1_000_000, 10);
         for body in [ReadyBody::Memory(Bytes::from_static(b"x")), file()] {
             let entry = entry(1, body);
-            entries.keep(&entry);
-            let header = |entries: &OpenEntries| {
-                entries
-                    .get(&entry.id, false)
-                    .map(|kept| kept.meta.header.len())
-            };
+            keep(&entries, &entry);
+            let header =
+                |entries: &OpenEntries| entries.get(&entry.id).map(|kept| kept.meta.header.len());
             assert_eq!(header(&entries), Some(100));
             let meta = EntryMeta {
                 header: vec![0; 7],
-                ..entry.meta.clone()
+                ..EntryMeta::clone(&entry.meta)
             };
-            let newer = ReadyEntry::new(entry.id, meta, entry.body.clone());
-            entries.keep(&newer);
+            let newer = ReadyEntry::new(entry.id, meta.clone(), entry.body.clone());
+            keep(&entries, &newer);
             assert_eq!(header(&entries), Some(100), "the first stays");
-            entries.replace(newer);
+            entries.set_meta(entry.id, meta.clone());
             assert_eq!(header(&entries), Some(7));
             entries.forget(&entry.id);
             assert_eq!(header(&entries), None);
+            entries.set_meta(entry.id, meta);
+            assert_eq!(header(&entries), None);
+            assert!(entries.known(&entry.id).is_none());
+        }
+    }
+
+    fn fast_header() -> FastHeader {
+        use pingora_http::ResponseHeader;
+        use std::time::SystemTime;
+
+        let mut header = ResponseHeader::build(200, None).unwrap();
+        header.insert_header("Content-Length", 0).unwrap();
+        let now = SystemTime::UNIX_EPOCH;
+        let meta = CacheMeta::new(now, now, 0, 0, header.clone());
+        FastHeader::new(header, &meta).expect("a header to prepare")
+    }
+
+    #[test]
+    fn more_entries_are_known_than_files_are_open() {
+        const ENTRIES: u64 = 1000;
+        let entries = OpenEntries::new(0, 1_000_000, 10);
+        for number in 0..ENTRIES {
+            keep(&entries, &entry(number, file()));
+        }
+        assert!(entries.open_files() <= 10);
+        let known = (0..ENTRIES).filter(|number| {
+            let id = entry(*number, file()).id;
+            entries.known(&id).is_some()
+        });
+        assert_eq!(known.count() as u64, ENTRIES);
+        assert!(entries.metadata_bytes() <= 1_000_000);
+        // Beyond the limit, there are fewer.
+        for number in ENTRIES..10 * ENTRIES {
+            keep(&entries, &entry(number, file()));
+            assert!(entries.metadata_bytes() <= 1_000_000);
+        }
+        assert!(entries.metadata_bytes() > 900_000);
+    }
+
+    #[test]
+    fn what_is_known_changes_with_the_entry() {
+        let entries = OpenEntries::new(0, 1_000_000, 10);
+        let first = entry(1, file());
+        let id = first.id;
+        first.set_fast_header(fast_header());
+        entries.keep_header(&first);
+        assert!(entries.known(&id).is_none(), "it is not kept");
+        keep(&entries, &first);
+        entries.keep_header(&first);
+        let (before, since) = entries.known(&id).expect("it is kept");
+        assert!(before.fast_header().is_some());
+        entries.close_files();
+
+        // A file that was opened with former metadata is not kept.
+        let body = || match file() {
+            ReadyBody::File(body) => body,
+            ReadyBody::Memory(_) | ReadyBody::Sparse(_) => unreachable!(),
+        };
+        entries.keep_file(&ReadyEntry::reopened(id, &before, body()), since);
+        assert_eq!(entries.open_files(), 1);
+        entries.close_files();
+        let meta = EntryMeta {
+            header: vec![0; 7],
+            ..EntryMeta::clone(&before.meta)
+        };
+        entries.set_meta(id, meta);
+        let former = ReadyEntry::reopened(id, &before, body());
+        assert!(former.fast_header().is_some());
+        entries.keep_file(&former, since);
+        assert_eq!(entries.open_files(), 0);
+        entries.keep_header(&former);
+        let (after, since) = entries.known(&id).expect("it is kept");
+        assert_eq!(after.meta.header.len(), 7);
+        assert!(after.fast_header().is_none());
+
+        // Nor is one of an entry that was forgotten, but others are no obstacle.
+        let other = entry(2, file());
+        keep(&entries, &other);
+        entries.close_files();
+        entries.forget(&other.id);
+        entries.keep_file(&ReadyEntry::reopened(id, &after, body()), since);
+        assert_eq!(entries.open_files(), 1);
+        entries.forget(&id);
+        entries.keep_file(&ReadyEntry::reopened(id, &after, body()), since);
+        assert_eq!(entries.open_files(), 0);
+    }
+
+    #[test]
+    fn what_changed_while_it_was_opened_is_not_kept() {
+        let entries = OpenEntries::new(1_000_000, 1_000_000, 10);
+        for body in [ReadyBody::Memory(Bytes::from_static(b"x")), file()] {
+            let opened = entry(1, body);
+            let changes: [&dyn Fn(); 3] = [
+                &|| entries.set_meta(opened.id, EntryMeta::clone(&opened.meta)),
+                &|| entries.forget(&opened.id),
+                &|| entries.forget_all(),
+            ];
+            for change in changes {
+                let since = entries.changes(&opened.id);
+                change();
+                entries.keep(&opened, since);
+                assert!(entries.get(&opened.id).is_none());
+                assert!(entries.known(&opened.id).is_none());
+            }
+            keep(&entries, &opened);
+            assert!(entries.get(&opened.id).is_some());
+            entries.forget_all();
+            assert!(entries.get(&opened.id).is_none());
+            assert!(entries.known(&opened.id).is_none());
+        }
+    }
+
+    #[test]
+    fn nothing_old_is_kept_whatever_happens_at_once() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use std::sync::Barrier;
+        use std::thread;
+
+        const OLD: usize = 100;
+        const NEW: usize = 7;
+        let entries = OpenEntries::new(0, 10_000_000, 10);
+        for number in 0..2000 {
+            // What the metadata file has.
+            let on_disk = AtomicUsize::new(OLD);
+            let opened = |len| {
+                let entry = entry(number, file());
+                let meta = EntryMeta {
+                    header: vec![0; len],
+                    ..EntryMeta::clone(&entry.meta)
+                };
+                ReadyEntry::new(entry.id, meta, file())
+            };
+            let first = opened(OLD);
+            let id = first.id;
+            keep(&entries, &first);
+            let barrier = Barrier::new(3);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    on_disk.store(NEW, Ordering::SeqCst);
+                    entries.set_meta(id, EntryMeta::clone(&opened(NEW).meta));
+                });
+                scope.spawn(|| {
+                    barrier.wait();
+                    let since = entries.changes(&id);
+                    entries.keep(&opened(on_disk.load(Ordering::SeqCst)), since);
+                    entries.close_files();
+                });
+                scope.spawn(|| {
+                    barrier.wait();
+                    first.set_fast_header(fast_header());
+                    entries.keep_header(&first);
+                    if let (Some((known, since)), ReadyBody::File(body)) =
+                        (entries.known(&id), file())
+                    {
+                        entries.keep_file(&ReadyEntry::reopened(id, &known, body), since);
+                    }
+                });
+            });
+            let file = entries.file(&id).map(|entry| entry.meta.header.len());
+            let known = entries.known(&id).map(|(known, _)| known);
+            assert!(file.is_none_or(|len| len == NEW), "{number}: its file");
+            assert!(known
+                .as_ref()
+                .is_none_or(|known| known.meta.header.len() == NEW));
+            let has_header = known.is_some_and(|known| known.fast_header().is_some());
+            assert!(
+                !has_header,
+                "{number}: the header is that of older metadata"
+            );
+        }
+    }
+
+    #[test]
+    fn of_a_body_in_blocks_nothing_is_known_once_its_file_is_closed() {
+        let entries = OpenEntries::new(1_000_000, 1_000_000, 10);
+        let whole = entry(1, file());
+        let body = SparseBody::new(
+            whole.id,
+            Arc::new(BodyFile::new(Arc::new(
+                std::fs::File::open("/dev/null").unwrap(),
+            ))),
+            EntryMeta::clone(&whole.meta),
+            BlockMap {
+                block_len: 1 << 20,
+                checksums: Default::default(),
+            },
+        );
+        let in_blocks = ReadyEntry::new(
+            whole.id,
+            EntryMeta::clone(&whole.meta),
+            ReadyBody::Sparse(Arc::new(body)),
+        );
+        keep(&entries, &in_blocks);
+        in_blocks.set_fast_header(fast_header());
+        entries.keep_header(&in_blocks);
+        let meta = EntryMeta {
+            header: vec![0; 7],
+            ..EntryMeta::clone(&in_blocks.meta)
+        };
+        entries.set_meta(whole.id, meta);
+        let kept = entries.file(&whole.id).expect("its file is open");
+        assert_eq!(kept.meta.header.len(), 7);
+        assert!(matches!(kept.body, ReadyBody::Sparse(_)));
+        assert!(entries.known(&whole.id).is_none());
+        entries.close_files();
+        assert!(entries.get(&whole.id).is_none());
+        assert!(entries.known(&whole.id).is_none());
+        assert_eq!(entries.metadata_bytes(), 0);
+    }
+
+    #[test]
+    fn long_metadata_counts_as_several_files() {
+        let entries = OpenEntries::new(0, 0, 100);
+        for number in 0..100 {
+            let short = entry(number, file());
+            let meta = EntryMeta {
+                header: vec![0; 60_000],
+                ..EntryMeta::clone(&short.meta)
+            };
+            keep(&entries, &ReadyEntry::new(short.id, meta, file()));
+            assert!(entries.open_files() <= 3);
         }
     }
 }

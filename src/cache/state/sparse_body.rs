@@ -396,6 +396,16 @@ impl SparseBodies {
         body
     }
 
+    /// Number of bodies in use.
+    #[cfg(test)]
+    pub(crate) fn in_use(&self) -> usize {
+        let bodies = self.0.lock();
+        bodies
+            .values()
+            .filter(|body| body.strong_count() > 0)
+            .count()
+    }
+
     /// Forget the bodies in use: the next readers open them again.
     pub(crate) fn clear(&self) {
         self.0.lock().clear();

@@ -153,6 +153,8 @@ pub struct Stats {
     pub descriptor_hits: Counter,
     /// Hits that opened their files.
     pub opens: Counter,
+    /// Those of them whose metadata was in memory, so that only the body was opened.
+    pub body_opens: Counter,
     /// Entries that the scrubber found sound.
     pub scrubbed_ok: Counter,
     /// Entries that the scrubber found damaged.

@@ -63,7 +63,16 @@ impl Layout {
 
     /// The files of an entry.
     pub fn files(&self, id: &EntryId) -> EntryFiles {
-        EntryFiles::new(&self.shard(id.hash[0]), &id.to_string())
+        // One allocation, because each open of a file needs a path.
+        let entries = self.entries.as_os_str();
+        let names = "/ab/".len() + EntryId::TEXT_LEN + ".body".len();
+        let mut stem = PathBuf::with_capacity(entries.len() + names);
+        stem.push(entries);
+        let mut name = [0; EntryId::TEXT_LEN];
+        let name = id.write_to(&mut name);
+        stem.push(&name[..2]);
+        stem.push(name);
+        EntryFiles::with_stem(stem)
     }
 
     /// Path of the body of an entry.

@@ -245,6 +245,34 @@ impl Disk {
         assert!(recorded.is_ok(), "{} bytes", self.weight());
     }
 
+    /// Closes the file of the body, and waits until nothing but the disk has the map of blocks.
+    async fn close_files(&self) {
+        self.cache.settle().await;
+        let core = self.cache.core();
+        core.open_entries.close_files();
+        let closed = async {
+            while core.sparse_bodies.in_use() > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let closed = tokio::time::timeout(Duration::from_secs(20), closed).await;
+        closed.expect("nobody uses the body");
+    }
+
+    /// Stores the whole body, as a miss does.
+    async fn store_whole(&self) {
+        let span = Span::inactive().handle();
+        let miss = self.cache.get_miss_handler(&key(), &meta(), &span).await;
+        let mut miss = miss.unwrap();
+        let body = bytes(0..LEN);
+        for piece in body.chunks(1 << 20) {
+            let piece = Bytes::copy_from_slice(piece);
+            miss.write_body(piece, false).await.unwrap();
+        }
+        miss.finish().await.unwrap();
+        self.cache.settle().await;
+    }
+
     /// Ends as a killed process does, and starts again.
     fn crash(&mut self) {
         self.cache.kill();
@@ -291,6 +319,94 @@ async fn an_entry_with_holes_is_not_handed_out_as_a_file() {
     let span = Span::inactive().handle();
     let (_, mut hit) = disk.cache.lookup(&key(), &span).await.unwrap().unwrap();
     assert!(hit.read_body().await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_stored_before_a_file_was_closed_are_found_again() {
+    let disk = Disk::new().await;
+    for blocks in 1..=3 {
+        let block = (blocks - 1) * MIB..blocks * MIB;
+        let asked = (block.start, block.end);
+        assert_eq!(disk.reads(block).await, [asked]);
+        disk.recorded(blocks).await;
+        disk.close_files().await;
+        assert_eq!(disk.reads(0..blocks * MIB).await, []);
+        disk.close_files().await;
+        let incomplete = disk.cache.get_sendfile(&key()).await.unwrap();
+        assert!(incomplete.is_none(), "{blocks} blocks");
+    }
+    disk.reads(3 * MIB..LEN).await;
+    disk.cache.settle().await;
+    let opens = disk.cache.stats().opens.get();
+    for _ in 0..2 {
+        disk.close_files().await;
+        assert_eq!(disk.reads(0..LEN).await, []);
+        let whole = disk.cache.get_sendfile(&key()).await.unwrap();
+        assert_eq!(whole.expect("all blocks are stored").len, LEN);
+    }
+    // The map of blocks is read each time.
+    assert_eq!(disk.cache.stats().opens.get(), opens + 2);
+    assert_eq!(disk.cache.stats().body_opens.get(), 0);
+    assert_eq!(disk.cache.metadata_bytes(), 0);
+    disk.assert_consistent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_whole_body_is_not_mistaken_for_one_in_blocks_of_its_key() {
+    let disk = Disk::new().await;
+    for _ in 0..2 {
+        // In blocks, then whole, and known, then in blocks again.
+        assert_eq!(disk.reads(0..MIB).await, [(0, MIB)]);
+        disk.close_files().await;
+        assert_eq!(disk.cache.metadata_bytes(), 0);
+
+        disk.store_whole().await;
+        assert_eq!(disk.reads(0..LEN).await, []);
+        assert!(disk.cache.metadata_bytes() > 0);
+        disk.close_files().await;
+        let opens = disk.cache.stats().body_opens.get();
+        assert_eq!(disk.reads(0..LEN).await, []);
+        assert_eq!(disk.cache.stats().body_opens.get(), opens + 1);
+        disk.close_files().await;
+
+        assert!(disk.cache.purge_key(&key()).await.unwrap());
+        assert_eq!(disk.cache.metadata_bytes(), 0);
+        assert!(disk.create().await);
+    }
+    disk.assert_consistent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revalidation_of_a_body_in_blocks_is_seen_with_its_file_open_and_closed() {
+    let disk = Disk::new().await;
+    disk.reads(0..MIB).await;
+    let span = Span::inactive().handle();
+    let found = || async {
+        let found = disk.cache.lookup(&key(), &span).await.unwrap();
+        found.expect("an entry").0
+    };
+    let mut reader = disk.lookup().await.unwrap();
+    reader.seek(0, Some(MIB as usize)).unwrap();
+    for (etag, is_closed) in [("\"1\"", false), ("\"2\"", true)] {
+        let mut meta = found().await;
+        if is_closed {
+            disk.cache.core().open_entries.close_files();
+        }
+        let header = meta.response_header_mut();
+        header.insert_header("etag", etag).unwrap();
+        assert!(disk.cache.update_meta(&key(), &meta, &span).await.unwrap());
+        // While a reader has the body open, and once it is read from the disk.
+        assert_eq!(found().await.response_header().headers["etag"], etag);
+        disk.cache.core().open_entries.close_files();
+        assert_eq!(found().await.response_header().headers["etag"], etag);
+        assert_eq!(disk.reads(0..MIB).await, []);
+    }
+    assert!(reader.read_body().await.unwrap().is_some());
+    drop(reader);
+    disk.close_files().await;
+    assert_eq!(found().await.response_header().headers["etag"], "\"2\"");
+    assert_eq!(disk.reads(0..MIB).await, []);
+    disk.assert_consistent().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -379,6 +379,151 @@ async fn without_descriptors_an_entry_is_a_miss_and_is_kept() {
     disk.assert_consistent().await;
 }
 
+/// A disk with an entry that was read, and whose file was closed.
+async fn known() -> Disk {
+    let disk = Disk::new();
+    disk.store("body", LARGE).await;
+    disk.assert_served("body", LARGE).await;
+    disk.cache.core().open_entries.close_files();
+    assert_eq!(disk.faults.count(Op::Open), 1);
+    disk
+}
+
+#[tokio::test]
+async fn metadata_is_read_once_however_often_a_file_is_opened() {
+    let disk = known().await;
+    for opens in 1..=3 {
+        disk.assert_served("body", LARGE).await;
+        assert_eq!(disk.faults.count(Op::OpenBody), opens);
+        disk.cache.core().open_entries.close_files();
+    }
+    assert_eq!(disk.faults.count(Op::Open), 1);
+    assert_eq!(disk.cache.stats().opens.get(), 4);
+    assert_eq!(disk.cache.stats().body_opens.get(), 3);
+    disk.assert_consistent().await;
+}
+
+#[tokio::test]
+async fn a_known_entry_that_cannot_be_opened_is_a_miss_and_is_dropped() {
+    let faults = [
+        (Op::OpenBody, Fault::Errno(libc::EIO), Cause::Io),
+        (Op::OpenBody, Fault::Errno(libc::ENOENT), Cause::Missing),
+        (Op::OpenBody, Fault::Short, Cause::Damaged),
+        (Op::Load, Fault::Errno(libc::EIO), Cause::Io),
+    ];
+    for (op, fault, cause) in faults {
+        let disk = known().await;
+        disk.faults.set(op, fault, 1);
+        assert!(disk.lookup("body").await.is_none(), "{op:?} {fault:?}");
+        assert_eq!(disk.read_errors(cause), 1, "{op:?} {fault:?}");
+        assert_eq!(disk.cache.metadata_bytes(), 0, "{op:?} {fault:?}");
+        disk.assert_consistent().await;
+        disk.store("body", LARGE).await;
+        disk.assert_served("body", LARGE).await;
+    }
+}
+
+#[tokio::test]
+async fn without_descriptors_a_known_entry_is_a_miss_and_stays_known() {
+    let disk = known().await;
+    disk.faults.set(Op::OpenBody, Fault::Errno(libc::EMFILE), 1);
+    assert!(disk.lookup("body").await.is_none());
+    assert_eq!(disk.read_errors(Cause::Descriptors), 1);
+    disk.assert_served("body", LARGE).await;
+    assert_eq!(disk.faults.count(Op::Open), 1);
+    disk.assert_consistent().await;
+}
+
+#[tokio::test]
+async fn an_entry_purged_while_its_file_is_opened_is_not_known() {
+    let disk = known().await;
+    disk.faults.hold(Op::OpenBody);
+    let mut lookup = Box::pin(disk.lookup("body"));
+    assert!(futures::poll!(&mut lookup).is_pending());
+    while disk.faults.count(Op::OpenBody) == 0 {
+        assert!(futures::poll!(&mut lookup).is_pending());
+    }
+    disk.cache.purge_key(&key("body")).await.unwrap();
+    disk.faults.release(Op::OpenBody);
+    let hit = lookup.await;
+    assert_eq!(disk.cache.metadata_bytes(), 0);
+    assert_eq!(disk.cache.open_files(), 0);
+    drop(hit);
+    disk.assert_consistent().await;
+}
+
+#[tokio::test]
+async fn a_known_entry_has_the_metadata_of_its_last_revalidation() {
+    let disk = known().await;
+    let span = Span::inactive().handle();
+    let found = || async {
+        let found = disk.cache.lookup(&key("body"), &span).await.unwrap();
+        let (meta, _) = found.expect("an entry");
+        disk.cache.core().open_entries.close_files();
+        meta
+    };
+    let before = found().await;
+    for etag in ["\"1\"", "\"2\""] {
+        let mut meta = before.clone();
+        meta.response_header_mut()
+            .insert_header("etag", etag)
+            .unwrap();
+        let updated = disk.cache.update_meta(&key("body"), &meta, &span).await;
+        assert!(updated.unwrap());
+        disk.cache.core().open_entries.close_files();
+        assert_eq!(found().await.response_header().headers["etag"], etag);
+    }
+    assert_eq!(disk.faults.count(Op::Open), 1);
+    disk.assert_consistent().await;
+}
+
+#[tokio::test]
+async fn metadata_replaced_while_an_entry_is_opened_is_not_kept_as_it_was() {
+    let disk = Disk::new();
+    disk.store("body", LARGE).await;
+    let span = Span::inactive().handle();
+    let found = || async {
+        let found = disk.cache.lookup(&key("body"), &span).await.unwrap();
+        let (meta, _) = found.expect("an entry");
+        meta.response_header().headers.get("etag").cloned()
+    };
+    let (mut meta, _) = disk
+        .cache
+        .lookup(&key("body"), &span)
+        .await
+        .unwrap()
+        .unwrap();
+    let header = meta.response_header_mut();
+    header.insert_header("etag", "\"1\"").unwrap();
+
+    // It is opened once its new metadata is about to be written, and before it is.
+    let written = disk.faults.count(Op::WriteMeta);
+    disk.faults.hold(Op::WriteMeta);
+    let renewed = key("body");
+    let mut update = Box::pin(disk.cache.update_meta(&renewed, &meta, &span));
+    while disk.faults.count(Op::WriteMeta) == written {
+        assert!(futures::poll!(&mut update).is_pending());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    disk.cache.core().open_entries.forget_all();
+    let loads = disk.faults.count(Op::Load);
+    disk.faults.hold(Op::Load);
+    let mut lookup = Box::pin(found());
+    while disk.faults.count(Op::Load) == loads {
+        assert!(futures::poll!(&mut lookup).is_pending());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    disk.faults.release(Op::WriteMeta);
+    assert!(update.await.unwrap());
+    disk.faults.release(Op::Load);
+    assert_eq!(lookup.await, None, "it was read before");
+    for _ in 0..2 {
+        assert_eq!(found().await.expect("an entry"), "\"1\"");
+        disk.cache.core().open_entries.close_files();
+    }
+    disk.assert_consistent().await;
+}
+
 #[tokio::test]
 async fn a_hit_that_cannot_be_read_breaks_and_drops_the_entry() {
     for fault in [Fault::Errno(libc::EIO), Fault::Short] {

@@ -144,6 +144,7 @@ async fn commit(
         let opened = SparseBody::new(id, file, meta.clone(), blocks);
         core.sparse_bodies.share(id, opened)
     });
+    let since = core.open_entries.changes(&id);
     // From here on, invalidations find the entry.
     let (inserted, replaced) = core.quota.insert(&core.index, entry);
     match inserted {
@@ -167,7 +168,7 @@ async fn commit(
     }
     if let Some(body) = body {
         let entry = ReadyEntry::new(id, meta, ReadyBody::Sparse(body));
-        core.open_entries.keep(&entry);
+        core.open_entries.keep(&entry, since);
         // If it was evicted meanwhile, nothing else forgets it.
         if !core.index.contains(&id) {
             core.open_entries.forget(&id);

@@ -8,7 +8,7 @@ use pingora_cache::{CacheKey, CacheMeta};
 use pingora_core::Result;
 
 use crate::cache::read::lookup;
-use crate::cache::state::open_entries::{ReadyBody, ReadyEntry};
+use crate::cache::state::open_entries::ReadyBody;
 use crate::cache::state::sparse_body::SparseBody;
 use crate::cache::state::stats::Cause;
 use crate::cache::state::Core;
@@ -50,7 +50,7 @@ pub(crate) async fn update_meta(
     let new = EntryMeta {
         internal,
         header,
-        ..entry.meta.clone()
+        ..EntryMeta::clone(&entry.meta)
     };
     // Continues when the request is dropped.
     let store = store_meta(core, indexed.id, new);
@@ -65,25 +65,16 @@ async fn store_header(
     internal: Vec<u8>,
     header: Vec<u8>,
 ) -> bool {
-    let id = body.id;
     let meta = body.set_header(internal, header);
-    let recorder = body.clone();
     // Continues when the request is dropped.
-    let record = core
-        .io
-        .runtime()
-        .spawn(async move { blocks::record(core, &recorder).await });
-    let is_current = record.await.unwrap_or(false);
-    if is_current {
-        let entry = ReadyEntry::new(id, meta, ReadyBody::Sparse(body));
-        core.open_entries.replace(entry);
-        // If it was evicted meanwhile, nothing else forgets it.
-        if !core.index.contains(&id) {
-            core.open_entries.forget(&id);
+    let recorded = core.io.runtime().spawn(async move {
+        let is_current = blocks::record(core, &body).await;
+        if is_current {
+            renew(core, body.id, meta);
         }
-        record_revalidation(core, id.hash);
-    }
-    is_current
+        is_current
+    });
+    recorded.await.unwrap_or(false)
 }
 
 /// Replace the metadata of an entry. True if the entry is still current.
@@ -101,16 +92,18 @@ async fn store_meta(core: &'static Core, id: EntryId, meta: EntryMeta) -> bool {
         return false;
     }
     core.index.set_weight(&id, weight);
-    if let Some(kept) = core.open_entries.get(&id, false) {
-        let entry = ReadyEntry::new(id, meta, kept.body.clone());
-        core.open_entries.replace(entry);
-        // If it was evicted meanwhile, nothing else forgets it.
-        if !core.index.contains(&id) {
-            core.open_entries.forget(&id);
-        }
+    renew(core, id, meta);
+    true
+}
+
+/// Have lookups find new metadata, which is stored.
+fn renew(core: &Core, id: EntryId, meta: EntryMeta) {
+    core.open_entries.set_meta(id, meta);
+    // If it was evicted meanwhile, nothing else forgets it.
+    if !core.index.contains(&id) {
+        core.open_entries.forget(&id);
     }
     record_revalidation(core, id.hash);
-    true
 }
 
 /// Note that lookups find new metadata from now on.

@@ -160,6 +160,11 @@ impl ProxyBuilder {
         self
     }
 
+    pub fn metadata_mb(mut self, size: impl Display) -> Self {
+        self.memory.push(("max_metadata_mb", size.to_string()));
+        self
+    }
+
     pub fn memory_mb(mut self, size: impl Display) -> Self {
         self.memory.push(("max_size_mb", size.to_string()));
         self

@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-use crate::cache::io::backend::{DiskBackend, OpenFiles};
+use crate::cache::io::backend::{DiskBackend, OpenBody, OpenFiles};
 use crate::cache::io::files::{EntryFiles, MAX_META_LEN};
 use crate::cache::io::folder::FolderAccess;
 use crate::cache::io::page_cache::no_read_ahead;
@@ -214,6 +214,12 @@ impl DiskBackend for UringBackend {
             body_len,
             prefetched,
         })
+    }
+
+    async fn open_body(&self, files: &EntryFiles) -> io::Result<OpenBody> {
+        let (body, body_len) = self.open_to_read(&files.body()).await?;
+        no_read_ahead(&body);
+        Ok(OpenBody { body, body_len })
     }
 
     async fn create(&self, files: &EntryFiles, reserve: Option<u64>) -> io::Result<Arc<File>> {
