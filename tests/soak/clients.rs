@@ -8,11 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use test_support::{Connection, Headers, Incoming, Transfer};
+use test_support::{Connection, Headers, Incoming, Random, Transfer};
 
 use crate::{
     objects::{Objects, Version},
-    random::Random,
     Shared,
 };
 

@@ -10,9 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use test_support::Proxy;
+use test_support::{Proxy, Random};
 
-use crate::{folder::Folder, random::Random, Shared};
+use crate::{folder::Folder, Shared};
 
 /// The age at which a fault is forgotten: no response takes so long.
 const PAST: Duration = Duration::from_secs(180);

@@ -10,8 +10,7 @@ use std::{
 
 use rustix::fs::{fadvise, statvfs, Advice};
 use tempfile::TempDir;
-
-use crate::random::Random;
+use test_support::Random;
 
 /// Bodies up to this length are read whole, and their checksum is verified,
 /// before they are served: `cache.disk.sendfile.threshold_bytes`.

@@ -27,7 +27,6 @@ mod faults;
 mod folder;
 mod frames;
 mod objects;
-mod random;
 mod siege;
 
 use std::{
@@ -41,13 +40,12 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use test_support::{eventually, Origin, Proxy};
+use test_support::{eventually, Origin, Proxy, Random};
 
 use clients::{Clients, Counts};
 use faults::{Faults, Saboteur};
 use folder::Folder;
 use objects::Objects;
-use random::Random;
 
 const CLIENTS: usize = 16;
 

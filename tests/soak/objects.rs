@@ -10,9 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use test_support::{Gate, Pattern, Reply, Request};
-
-use crate::random::Random;
+use test_support::{Gate, Pattern, Random, Reply, Request};
 
 /// Around the limits of the engine: what is kept in memory and what goes by
 /// sendfile (64 KiB), a block (1 MiB), a part (2 MiB).
