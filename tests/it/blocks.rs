@@ -662,3 +662,21 @@ fn a_stale_entry_with_holes_is_not_served_when_the_origin_fails() {
     let part = client.request("GET", OBJECT, &[("Range", "bytes=9000000-9000009")]);
     assert_eq!(part.status, 503);
 }
+
+#[test]
+fn stat_counts_the_blocks_that_are_stored() {
+    let origin = origin_of(LEN);
+    let proxy = proxy(&origin).start();
+    store_in_blocks(&proxy);
+    let mut client = Connection::open(proxy.addr());
+    for number in [2, 5, 7] {
+        read(&mut client, 1, number * BLOCK, BLOCK);
+    }
+    eventually("stat and the metric agree on three blocks", || {
+        let output = proxy.s3_proxy(&["cache", "stat", "--json"]);
+        let stat: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let [body, metadata] = ["body_bytes", "metadata_bytes"].map(|key| stat[key].as_u64());
+        let taken = body.and_then(|body| Some(body + metadata?));
+        body == Some(3 * BLOCK) && taken == Some(proxy.metric("cache_size_bytes"))
+    });
+}
