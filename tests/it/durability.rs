@@ -768,6 +768,41 @@ fn other_versions_are_removed_and_other_names_stay() {
     engine::close(cache);
 }
 
+/// As a power failure leaves it: the name is in the journal, the content was still in memory.
+#[test]
+fn an_entry_whose_metadata_was_not_written_is_removed_at_the_start() {
+    let folder = TempDir::new().expect("make a folder");
+    let reopen = || engine::open(engine::config(folder.path(), LIMIT));
+    let cache = reopen();
+    let objects = [
+        ("lost", Object::new(1, 1000)),
+        ("kept", Object::new(2, 1000)),
+    ];
+    engine::block_on(async {
+        for (key, object) in objects {
+            engine::fill(cache, key, object).await;
+        }
+        cache.settle().await;
+    });
+    let body = cache.get_file_path(&engine::key("lost")).expect("a body");
+    engine::close(cache);
+    let meta = File::options()
+        .write(true)
+        .open(body.with_extension("meta"));
+    meta.and_then(|meta| meta.set_len(0)).expect("truncate it");
+
+    let cache = reopen();
+    assert_eq!(cache.entries(), 1);
+    engine::block_on(async {
+        assert_eq!(engine::stored(cache, "lost").await, None);
+        assert_eq!(engine::stored(cache, "kept").await, Some(objects[1].1));
+    });
+    let files = Files::of(folder.path());
+    assert_eq!(files.are_whole(), Ok(()));
+    assert_eq!((files.metas.len(), cache.size_bytes()), (1, files.bytes));
+    engine::close(cache);
+}
+
 #[test]
 fn a_damaged_epoch_leads_to_no_generation_a_second_time() {
     let folder = TempDir::new().expect("make a folder");

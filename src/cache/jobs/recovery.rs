@@ -10,7 +10,7 @@ use log::{info, warn};
 use crate::cache::io::folder::FileStat;
 use crate::cache::state::Core;
 use crate::cache::store::entry_id::EntryId;
-use crate::cache::store::format::{disk_len, MIN_BLOCK};
+use crate::cache::store::format::{disk_len, FIXED_LEN, MIN_BLOCK};
 use crate::cache::store::index::{Indexed, Inserted};
 use crate::cache::store::layout::{parse_name, FileKind, VERSION_FOLDER};
 use crate::cache::write::space;
@@ -160,6 +160,11 @@ impl Recovery<'_> {
                 return;
             }
         };
+        // A power failure came before the kernel had written the metadata, whose name was written.
+        if meta.len < FIXED_LEN as u64 {
+            self.remove_leftover(id, &files.meta());
+            return self.remove_leftover(id, &files.body());
+        }
         let entry = Indexed {
             id,
             weight: stored_len(&body).saturating_add(disk_len(meta.len)),

@@ -25,8 +25,8 @@ const DISK_BLOCK: u64 = 4096;
 /// Least length of a block, of which all lengths are multiples, in bytes.
 pub const MIN_BLOCK: u32 = 64 << 10;
 
-/// Bytes of all fields that have a fixed length.
-const FIXED_LEN: usize = 8 + 8 + 8 + 8 + 4 + 16 + 1 + 2 + 3 * 4 + 4;
+/// Bytes of all fields that have a fixed length: no metadata is shorter.
+pub const FIXED_LEN: usize = 8 + 8 + 8 + 8 + 4 + 16 + 1 + 2 + 3 * 4 + 4;
 
 /// Content of the metadata file of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
