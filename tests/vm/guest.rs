@@ -376,13 +376,13 @@ fn both_sides_say_that_they_close(machine: &Machine) {
     client.ask(&target, "connection: close\r\n");
     let head = client.head();
     client.body(pattern, 0, head.length, 64 * 1024, Duration::ZERO);
-    assert_eq!(client.read_to_close(), []);
+    assert_eq!(client.read_to_close(), b"");
 
     // The client first, behind its request: the answer comes all the same, or not at all.
     let mut client = machine.client();
     client.get(&target, pattern, 100_000);
     client.close();
-    assert_eq!(client.read_to_close(), []);
+    assert_eq!(client.read_to_close(), b"");
 }
 
 fn a_slow_reader_gets_it_all(machine: &Machine) {
@@ -426,7 +426,7 @@ fn the_keys_of_both_directions_change(machine: &Machine) {
         assert_eq!(now[counter], before[counter] + 3, "{counter}");
     }
     client.close();
-    assert_eq!(client.read_to_close(), []);
+    assert_eq!(client.read_to_close(), b"");
 
     // TLS 1.2 has no such thing.
     let suite = CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256;
@@ -464,7 +464,7 @@ fn a_client_that_changes_its_key_is_let_go(machine: &Machine) {
     client.get(&target, pattern, length);
     client.tls.refresh_traffic_keys().expect("change the key");
     client.tls.complete_io(&mut client.tcp).expect("send it");
-    assert_eq!(client.read_to_close(), []);
+    assert_eq!(client.read_to_close(), b"");
     // Others go on.
     machine.client().get(&target, pattern, length);
 }

@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::guest;
+use crate::{guest, power};
 
 /// The kernels, by the name of their folder.
 const KERNELS: [(&str, guest::Kernel); 2] = [
@@ -39,12 +39,22 @@ pub fn run() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let (mut passed, mut failed) = (0, 0);
-    for (name, kernel) in KERNELS {
+    // With `POWER_CUTS`, nothing else runs.
+    let kernels = if power::cuts().is_some() {
+        &[]
+    } else {
+        &KERNELS[..]
+    };
+    for (name, kernel) in kernels {
         println!("\nkernel {name}");
-        let (p, f) = test(&folder.join(name), kernel, &ours);
+        let (p, f) = test(&folder.join(name), *kernel, &ours);
         passed += p;
         failed += f;
     }
+    println!("\npower cuts");
+    let (p, f) = power::run(&ours.machine(&folder.join(KERNELS[0].0)));
+    passed += p;
+    failed += f;
     let result = if failed == 0 { "ok" } else { "FAILED" };
     println!("\ntest result: {result}. {passed} passed; {failed} failed; 0 ignored");
     if failed == 0 {
@@ -67,9 +77,11 @@ fn folder() -> Result<PathBuf, String> {
             ));
         }
     }
-    for program in PROGRAMS
-        .iter()
-        .chain(&["qemu-system-x86_64", "go", "strip"])
+    for program in
+        PROGRAMS
+            .iter()
+            .chain(&power::PROGRAMS)
+            .chain(&["qemu-system-x86_64", "go", "strip"])
     {
         let found = Command::new("sh")
             .args(["-c", "command -v \"$0\"", program])
@@ -111,7 +123,7 @@ struct Ours {
     proxy: PathBuf,
     go: PathBuf,
     // They are gone with it.
-    _work: TempDir,
+    work: TempDir,
 }
 
 impl Ours {
@@ -125,12 +137,30 @@ impl Ours {
             vm: work.path().join("vm"),
             proxy: work.path().join("s3-proxy"),
             go: work.path().join("go-client"),
-            _work: work,
+            work,
         };
         strip(&env::current_exe().expect("this program"), &ours.vm);
         strip(&proxy, &ours.proxy);
         build_go_client(&ours.go);
         ours
+    }
+
+    /// A machine whose power is cut.
+    fn machine(&self, kernel: &Path) -> power::Machine {
+        let machine = power::Machine {
+            kernel: kernel.to_owned(),
+            folder: self.work.path().join("machine"),
+        };
+        let [vm, proxy] = [&self.vm, &self.proxy].map(|path| path.display().to_string());
+        let made = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/boot"))
+            .arg(kernel)
+            .args([&vm, power::ARGUMENT, &proxy])
+            .env("VM_MACHINE", &machine.folder)
+            .env("VM_MODULES", "xfs")
+            .env("VM_PROGRAMS", format!("{vm} {proxy}"))
+            .status();
+        assert!(made.is_ok_and(|status| status.success()), "make a machine");
+        machine
     }
 
     /// A machine that runs this program.

@@ -75,19 +75,29 @@ struct State {
 impl Origin {
     /// Starts an origin that answers with `handler`, on a thread a connection.
     pub fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        Self::listen(State {
+        Self::start_at(0, handler)
+    }
+
+    /// As [`Self::start`], on a port that is part of the cache's keys: for a test that finds again what
+    /// an earlier run has stored, on a machine of its own.
+    pub fn start_at(
+        port: u16,
+        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let state = State {
             handler: Some(Arc::new(move |request, _| handler(request))),
             ..State::default()
-        })
+        };
+        Self::listen(port, state)
     }
 
     /// Starts an origin whose every path waits for [`Self::script`].
     pub fn scripted() -> Self {
-        Self::listen(State::default())
+        Self::listen(0, State::default())
     }
 
-    fn listen(state: State) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("listen on 127.0.0.1");
+    fn listen(port: u16, state: State) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).expect("listen on 127.0.0.1");
         let addr = listener.local_addr().expect("the origin's address");
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
