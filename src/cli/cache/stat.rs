@@ -19,6 +19,8 @@ struct Summary {
     entries: u64,
     bodies: u64,
     metadata: u64,
+    /// Bytes that both take on the disk.
+    on_disk: u64,
     /// The start of the first and of the last fill.
     stored: Option<(u64, u64)>,
     leftovers: u64,
@@ -63,6 +65,7 @@ impl Summary {
                 self.entries += 1;
                 self.bodies += meta.stored_len();
                 self.metadata += meta.encoded_len();
+                self.on_disk += meta.weight();
                 let (oldest, newest) = self.stored.unwrap_or((u64::MAX, 0));
                 self.stored = Some((oldest.min(meta.stored_at), newest.max(meta.stored_at)));
             }
@@ -84,6 +87,7 @@ impl Summary {
             "entries": self.entries,
             "body_bytes": self.bodies,
             "metadata_bytes": self.metadata,
+            "disk_bytes": self.on_disk,
             "limit_bytes": self.limit,
             "oldest": self.stored.map(|(oldest, _)| rfc3339(oldest)),
             "newest": self.stored.map(|(_, newest)| rfc3339(newest)),
@@ -97,7 +101,7 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let size = |bytes: u64| format!("{} ({bytes} bytes)", DecimalBytes(bytes));
-        let used = (self.bodies + self.metadata) as f64 / self.limit as f64 * 100.0;
+        let used = self.on_disk as f64 / self.limit as f64 * 100.0;
         writeln!(f, "folder     {}", self.path)?;
         let in_use = if self.in_use {
             "yes, a process serves from it"
@@ -108,6 +112,7 @@ impl fmt::Display for Summary {
         writeln!(f, "entries    {}", self.entries)?;
         writeln!(f, "bodies     {}", size(self.bodies))?;
         writeln!(f, "metadata   {}", size(self.metadata))?;
+        writeln!(f, "on disk    {}", size(self.on_disk))?;
         writeln!(f, "limit      {}, {used:.1} % used", size(self.limit))?;
         if let Some((oldest, newest)) = self.stored {
             writeln!(f, "stored     {} to {}", rfc3339(oldest), rfc3339(newest))?;

@@ -288,11 +288,15 @@ impl Content {
             Some("body") => {
                 let allocated = stat.blocks() * 512;
                 let has_holes = stat.len().saturating_sub(allocated) >= MIN_BLOCK;
-                self.bytes += if has_holes { allocated } else { stat.len() };
+                self.bytes += if has_holes {
+                    allocated
+                } else {
+                    stat.len().next_multiple_of(4096)
+                };
                 self.bodies.insert(stem);
             }
             Some("meta") => {
-                self.bytes += stat.len();
+                self.bytes += stat.len().next_multiple_of(4096);
                 self.metas.insert(stem);
             }
             _ => self.others.push(path),

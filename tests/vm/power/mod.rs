@@ -1,7 +1,7 @@
 //! Power cuts: the proxy in a virtual machine on a disk that loses its power at any moment.
 //!
 //! A cycle boots the machine, checks what is left of the cache, and puts load on the proxy until the
-//! power is cut. `POWER_CUTS=100` is the number of cycles for each file system (2). `POWER_SEED`, which is
+//! power is cut. `POWER_CUTS=100` is the number of cycles for each file system (1, on ext4 alone). `POWER_SEED`, which is
 //! printed, repeats the choices of an earlier run; the timing differs.
 //!
 //! After each cut,
