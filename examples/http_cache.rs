@@ -249,11 +249,11 @@ impl ProxyHttp for HttpCacheProxy {
     fn suppress_proxy_warn_log(
         &self,
         _: &Session,
-        _: &CachingCtx,
+        ctx: &CachingCtx,
         error: &Error,
         context: ProxyWarnLogContext,
     ) -> bool {
-        self.caching.suppress_proxy_warn_log(error, context)
+        self.caching.suppress_proxy_warn_log(ctx, error, context)
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut CachingCtx) {

@@ -24,13 +24,13 @@ use crate::cache::io::select;
 use crate::cache::jobs::{maintenance, removal, scrub};
 use crate::cache::lifecycle::{self, Lifecycle};
 use crate::cache::read::blocks::PartSource;
-use crate::cache::read::hit::DiskHit;
-use crate::cache::read::lookup;
+use crate::cache::read::hit::{DiskHit, FollowedFill};
+use crate::cache::read::lookup::{self, StoredBody};
 use crate::cache::sendfile::{SendfileCapable, SendfileResponse};
 use crate::cache::state::fast_header::FastHeader;
 use crate::cache::state::generations::LookupSnapshot;
 use crate::cache::state::recovery_progress::RecoveryProgress;
-use crate::cache::state::stats::{Eviction, Stats};
+use crate::cache::state::stats::{Cause, Eviction, Stats};
 use crate::cache::state::Core;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::write::admission::Admission;
@@ -56,6 +56,7 @@ pub struct DiskCache {
     core: Core,
     lifecycle: Lifecycle,
     admission: Admission,
+    admission_at_once: Admission,
 }
 
 impl DiskCache {
@@ -97,9 +98,11 @@ impl DiskCache {
             core,
             lifecycle,
             admission: Admission::new(config.min_uses),
+            admission_at_once: Admission::new(1),
         }));
         let core = &cache.core;
         cache.admission.set_core(core);
+        cache.admission_at_once.set_core(core);
         let runtime = core.io.runtime();
         runtime.spawn(removal::run(core, queues.removals));
         runtime.spawn(maintenance::run(core, config.inactive));
@@ -132,6 +135,11 @@ impl DiskCache {
     /// [`HttpCache::set_admission_policy`](pingora_cache::HttpCache::set_admission_policy).
     pub fn admission(&'static self) -> &'static dyn AdmissionPolicy {
         &self.admission
+    }
+
+    /// [`admission`](Self::admission) that does not ask how often a miss was requested.
+    pub(crate) fn admission_at_once(&'static self) -> &'static dyn AdmissionPolicy {
+        &self.admission_at_once
     }
 
     /// The present state of the cache, for the extensions of the [`CacheKey`] of a request
@@ -251,9 +259,26 @@ impl DiskCache {
         blocks::create(&self.core, key, meta, len).await
     }
 
-    /// Let a hit fetch blocks that are not stored from `source`.
-    pub(crate) fn let_fetch(&'static self, hit: &mut DiskHit, source: Box<dyn PartSource>) {
-        hit.fetch_by(Box::new(Fetcher::new(&self.core, source)));
+    /// Let a hit fetch blocks that are not stored from `source`. `in_background`: nobody waits for
+    /// them.
+    pub(crate) fn let_fetch(
+        &'static self,
+        hit: &mut DiskHit,
+        source: Box<dyn PartSource>,
+        in_background: bool,
+    ) {
+        hit.fetch_by(Box::new(Fetcher::new(&self.core, source, in_background)));
+    }
+
+    /// The body that is stored for a key. Does not count as a use.
+    pub(crate) async fn stored(&'static self, key: &CacheKey) -> Option<StoredBody> {
+        lookup::stored(&self.core, key).await
+    }
+
+    /// Wait until a fill is an entry, or is given up: then for this reason.
+    pub(crate) async fn fill_end(&'static self, fill: &FollowedFill) -> Option<(Cause, String)> {
+        self.core.fills.ended(&fill.0).await;
+        fill.0.broken_by()
     }
 
     /// True if something may be stored for a key, or may be stored soon.

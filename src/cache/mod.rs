@@ -41,12 +41,14 @@ pub use io::tokio_fs::TokioFsBackend;
 #[cfg(io_uring)]
 pub use io::uring::UringBackend;
 pub(crate) use read::blocks::{PartSource, OUTDATED};
+pub(crate) use read::hit::FollowedFill;
 pub use read::hit::{DiskHit, Filling};
+pub(crate) use read::lookup::StoredBody;
 pub(crate) use read::remainder::Remainder;
 pub use read::remainder::FILL_BROKEN;
 pub use sendfile::{SendfileCapable, SendfileResponse};
 pub(crate) use state::fast_header::FastHeader;
-pub(crate) use state::fill_extensions::{ForParts, InBackground, Resumable};
+pub(crate) use state::fill_extensions::{ForParts, InBackground, Resumable, YieldsRoom};
 pub use state::generations::LookupSnapshot;
 pub use state::recovery_progress::RecoveryProgress;
 pub use state::stats::{Cause, Counter, Eviction, Stats};
@@ -54,7 +56,7 @@ pub use store::entry_id::EntryId;
 pub use store::format::{BlockMap, EntryMeta};
 pub use store::inspect;
 pub use write::miss::DESERTED;
-pub use write::pending::NO_ROOM;
+pub use write::pending::{NO_ROOM, TOO_MANY_FILLS};
 
 /// Internals for the fuzz targets. Not part of the API.
 #[cfg(feature = "internals")]

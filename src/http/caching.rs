@@ -31,7 +31,7 @@ pub use error_types::{NOT_FILLED, UNUSABLE_NOT_MODIFIED, UNUSABLE_PART};
 use phases::parts::is_incomplete;
 use phases::relay::relay_variance;
 pub use shared::{CachingOptions, ErrorBody, HttpCaching, CACHE_NAME};
-pub use state::{CachingCtx, Probe, RelayedRequest, ServedStale};
+pub use state::{CachingCtx, Fetch, Probe, RelayedRequest, ServedStale};
 
 // === impl HttpCaching ===
 
@@ -282,7 +282,12 @@ impl HttpCaching {
 
     /// For `suppress_proxy_warn_log`: true for errors whose frequency clients decide, and which
     /// are counted. They go to the debug log.
-    pub fn suppress_proxy_warn_log(&self, error: &Error, context: ProxyWarnLogContext) -> bool {
-        self.is_counted_only(error, context)
+    pub fn suppress_proxy_warn_log(
+        &self,
+        ctx: &CachingCtx,
+        error: &Error,
+        context: ProxyWarnLogContext,
+    ) -> bool {
+        self.is_counted_only(ctx, error, context)
     }
 }

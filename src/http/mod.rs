@@ -5,6 +5,7 @@
 //! - [`rules`]: parsers and decisions that know no session
 //! - [`range_fill`]: fetching whole objects after requests for parts
 //! - [`remainder`]: fetching the remainder of a response for a client that leaves a fill
+//! - [`warming`]: storing responses that no client has requested yet
 //! - `head_cache`: responses to HEAD
 //! - `request_body`: whether a request has a body
 //! - `send_error`: the attribution of errors of sending a response
@@ -26,8 +27,11 @@ pub mod rules;
 mod send_error;
 mod too_large;
 mod variants;
+pub mod warming;
 
-pub use caching::{CachingCtx, CachingOptions, HttpCaching, Probe, RelayedRequest, ServedStale};
+pub use caching::{
+    CachingCtx, CachingOptions, Fetch, HttpCaching, Probe, RelayedRequest, ServedStale,
+};
 pub use fill_lock::FillLock;
 pub use range_fill::RangeFillLimits;
 #[cfg(feature = "s3-proxy")]

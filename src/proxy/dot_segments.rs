@@ -41,8 +41,14 @@ impl DotSegments {
 
     /// True if the origin has no object with the key of this request, which has dot segments.
     /// Subrequests use the remembered answer to the client's request.
-    pub(super) async fn is_absent(&self, session: &Session, key: &CacheKey) -> bool {
-        let subrequest = session.subrequest_ctx.as_ref();
+    pub(super) async fn is_absent(
+        &self,
+        session: &Session,
+        key: &CacheKey,
+        is_warming: bool,
+    ) -> bool {
+        // A request that stores an object stands for a client's.
+        let subrequest = session.subrequest_ctx.as_ref().filter(|_| !is_warming);
         if subrequest.is_some_and(|of| of.user_ctx().is_some_and(|of| of.is::<Probe>())) {
             return false;
         }

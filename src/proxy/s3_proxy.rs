@@ -147,7 +147,10 @@ impl ProxyHttp for S3ProxyHttp {
                 .await;
         }
         let route = routed(&ctx.route)?;
-        if route.request.reads_object() && !route.request.passes_the_cache() {
+        let is_remembered = !ctx.caching.is_warming()
+            && route.request.reads_object()
+            && !route.request.passes_the_cache();
+        if is_remembered {
             if let Some((status, left)) = self.negative_cache.get(&route.cache_key()?) {
                 let error = origin_error(status, Some(&route.request));
                 ctx.is_negative_hit = true;
@@ -245,11 +248,12 @@ impl ProxyHttp for S3ProxyHttp {
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,
-        _ctx: &Self::CTX,
+        ctx: &Self::CTX,
         error: &Error,
         context: ProxyWarnLogContext,
     ) -> bool {
-        self.caching.suppress_proxy_warn_log(error, context)
+        self.caching
+            .suppress_proxy_warn_log(&ctx.caching, error, context)
     }
 
     async fn upstream_peer(

@@ -23,7 +23,7 @@ use crate::cache::read::blocks::{BlockReader, FetchBlocks, OUTDATED};
 use crate::cache::read::remainder::{Leave, Remainder, FILL_BROKEN};
 use crate::cache::state::body_file::BodyFile;
 use crate::cache::state::fast_header::FastHeader;
-use crate::cache::state::fill::{Progress, State};
+use crate::cache::state::fill::{Fill, Progress, State};
 use crate::cache::state::open_entries::{ReadyBody, ReadyEntry};
 use crate::cache::state::reader::Reader;
 use crate::cache::state::sparse_body::SparseBody;
@@ -78,6 +78,10 @@ pub struct Filling {
     /// Time since the arrival of the response header.
     pub age: Duration,
 }
+
+/// A fill, for someone who waits for its end.
+#[derive(Debug, Clone)]
+pub(crate) struct FollowedFill(pub(crate) Arc<Fill>);
 
 enum Source {
     Entry(Arc<ReadyEntry>),
@@ -209,6 +213,34 @@ impl DiskHit {
         }
     }
 
+    /// Have all blocks fetched that are not stored, and wait for them. `false`: there is no room.
+    ///
+    /// # Errors
+    /// The origin does not send them. Those that have arrived are stored.
+    pub(crate) async fn fetch_missing(&mut self) -> Result<bool> {
+        let incomplete = self.entry().and_then(ReadyEntry::incomplete).cloned();
+        let (Some(body), Some(reader)) = (incomplete, &mut self.blocks) else {
+            return Ok(true);
+        };
+        self.waited = true;
+        let mut at = 0;
+        while at < body.len {
+            match reader.available(&body, at..body.len, true).await? {
+                Some(end) => at = end,
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The fill that this hit follows, if it follows one.
+    pub(crate) fn followed_fill(&self) -> Option<FollowedFill> {
+        match &self.source {
+            Source::Fill(reader, _) => Some(FollowedFill(reader.fill().clone())),
+            Source::Entry(_) | Source::Remainder(..) => None,
+        }
+    }
+
     /// Length of the body of an entry; `None`: it is a fill.
     pub fn complete_len(&self) -> Option<u64> {
         self.entry().map(|entry| entry.body_len())
@@ -259,7 +291,7 @@ impl DiskHit {
 
     /// The fill that this hit follows.
     #[cfg(test)]
-    pub(crate) fn fill(&self) -> Option<&Arc<crate::cache::state::fill::Fill>> {
+    pub(crate) fn fill(&self) -> Option<&Arc<Fill>> {
         match &self.source {
             Source::Fill(reader, _) => Some(reader.fill()),
             Source::Entry(_) | Source::Remainder(..) => None,

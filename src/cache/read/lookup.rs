@@ -157,6 +157,30 @@ pub(crate) async fn find(
     }
 }
 
+/// The extent of a body that is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StoredBody {
+    /// Length of the whole body, in bytes.
+    pub len: u64,
+    /// Bytes of it that are missing.
+    pub missing: u64,
+}
+
+/// The body that is stored for a key. Does not count as a use.
+pub(crate) async fn stored(core: &'static Core, key: &CacheKey) -> Option<StoredBody> {
+    let primary = key.primary_bin();
+    let indexed = core.index.get(&key.combined_bin())?;
+    let key_of = || (&*key.user_tag, key.primary_key());
+    if core.bans.is_banned(indexed.id.generation, &primary, key_of) {
+        return None;
+    }
+    let entry = open_entry(core, indexed).await?;
+    matches_index(&entry, key, &primary).then(|| StoredBody {
+        len: entry.meta.body_len,
+        missing: entry.incomplete().map_or(0, |body| body.missing()),
+    })
+}
+
 /// An entry, from memory or opened. A damaged one is dropped and is no entry.
 pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<Arc<ReadyEntry>> {
     let id = indexed.id;

@@ -83,6 +83,8 @@ pub struct Fill {
     orphaned: Mutex<Option<Orphaned>>,
     /// True if it never had readers; it does not count among the fills without readers.
     in_background: bool,
+    /// True if nothing is evicted for it that is requested more often.
+    pub yields_room: bool,
     /// Set if it was begun for parts of the body. A reader that has its part does not keep it
     /// going.
     for_parts: Option<ForParts>,
@@ -129,6 +131,8 @@ pub(crate) struct NewFill {
     pub meta: Serialized,
     /// True if it is fetched in the background and will have no readers.
     pub in_background: bool,
+    /// True if nothing is evicted for it that is requested more often.
+    pub yields_room: bool,
     /// Set if it is fetched for requests for its parts.
     pub for_parts: Option<ForParts>,
     /// True if the blocks that have arrived are kept if it breaks off.
@@ -158,6 +162,7 @@ impl Fill {
             received: AtomicU64::new(0),
             orphaned: Mutex::default(),
             in_background: new.in_background,
+            yields_room: new.yields_room,
             for_parts: new.for_parts,
             is_resumable: new.is_resumable,
             is_named: AtomicBool::new(false),
@@ -182,6 +187,11 @@ impl Fill {
             || "the fill was given up".to_owned(),
             |(_, why)| why.clone(),
         )
+    }
+
+    /// The cause and the reason for which it broke off, if it did.
+    pub(crate) fn broken_by(&self) -> Option<(Cause, String)> {
+        self.broken.get().cloned()
     }
 
     /// Pingora's metadata.
@@ -498,6 +508,16 @@ impl Fills {
             .orphaned
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
         added.ok().map(|_| Orphaned { fills: self, bytes })
+    }
+
+    /// Wait until a fill is an entry, or is given up.
+    pub(crate) async fn ended(&self, fill: &Fill) {
+        let mut changes = self.idle.subscribe();
+        while self.by_generation(fill.id.generation).is_some() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Wait until there are no fills.

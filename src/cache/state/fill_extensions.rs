@@ -11,6 +11,11 @@ use tokio::sync::Notify;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InBackground;
 
+/// Marks a response that nobody waits for. Nothing is evicted for it that is requested more often, even
+/// if it has readers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct YieldsRoom;
+
 /// Marks a response of which parts can be requested later, of the same version. If its fill breaks
 /// off, the blocks that have arrived are kept.
 #[derive(Debug, Clone, Copy)]

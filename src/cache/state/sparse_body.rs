@@ -204,6 +204,17 @@ impl SparseBody {
         self.state.lock().checksums.range(blocks).count() == count
     }
 
+    /// Bytes of the blocks that are not stored.
+    pub(crate) fn missing(&self) -> u64 {
+        let state = self.state.lock();
+        let length = |number: &u32| {
+            let block = self.block(*number);
+            block.end - block.start
+        };
+        let stored: u64 = state.checksums.keys().map(length).sum();
+        self.len.saturating_sub(stored)
+    }
+
     /// True if all blocks are stored.
     pub fn is_complete(&self) -> bool {
         let blocks = self.len.div_ceil(u64::from(self.block_len));
@@ -501,6 +512,19 @@ mod tests {
             (0..10 * BLOCK, false),
         ] {
             assert_eq!(body.has_all(&range), has, "{range:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_counted_in_bytes() {
+        for (stored, expected) in [
+            (&[][..], 2 * BLOCK + 100),
+            (&[0], BLOCK + 100),
+            (&[2], 2 * BLOCK),
+            (&[0, 1, 2], 0),
+        ] {
+            let body = body(2 * BLOCK + 100, stored);
+            assert_eq!(body.missing(), expected, "{stored:?}");
         }
     }
 

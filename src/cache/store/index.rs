@@ -443,6 +443,13 @@ impl Index {
         shard.find(hash).map(|slot| shard.indexed(slot))
     }
 
+    /// Use count now of the current entry for a key.
+    pub fn uses(&self, hash: &[u8; 16], now: u64) -> Option<u8> {
+        let shard = self.shard(hash).lock();
+        let slot = shard.find(hash)?;
+        Some(shard.nodes[slot as usize].frequency(now))
+    }
+
     /// The current entry for a key, which is used `now`.
     pub fn touch(&self, hash: &[u8; 16], now: u64) -> Option<Indexed> {
         let counted = self.newest_counted();

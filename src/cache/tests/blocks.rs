@@ -204,7 +204,8 @@ impl Disk {
         let span = Span::inactive().handle();
         let (_, mut hit) = self.cache.lookup(&key(), &span).await.unwrap()?;
         let of_disk: &mut DiskHit = hit.as_any_mut().downcast_mut().unwrap();
-        self.cache.let_fetch(of_disk, Box::new(self.origin.clone()));
+        self.cache
+            .let_fetch(of_disk, Box::new(self.origin.clone()), false);
         Some(hit)
     }
 

@@ -181,6 +181,8 @@ async fn commit(
 pub(crate) struct Fetcher {
     core: &'static Core,
     source: Box<dyn PartSource>,
+    /// True if nobody waits for the blocks. They evict nothing that is requested more often.
+    in_background: bool,
 }
 
 /// Ends a run, whatever becomes of its task.
@@ -193,8 +195,16 @@ struct RunGuard {
 // === impl Fetcher ===
 
 impl Fetcher {
-    pub(crate) fn new(core: &'static Core, source: Box<dyn PartSource>) -> Self {
-        Fetcher { core, source }
+    pub(crate) fn new(
+        core: &'static Core,
+        source: Box<dyn PartSource>,
+        in_background: bool,
+    ) -> Self {
+        Fetcher {
+            core,
+            source,
+            in_background,
+        }
     }
 }
 
@@ -202,7 +212,8 @@ impl FetchBlocks for Fetcher {
     fn fetch(&self, body: &Arc<SparseBody>, run: Arc<Run>) {
         let request = self.source.request();
         // On the runtime of the request, because the request to the origin runs there.
-        tokio::spawn(fetch(self.core, body.clone(), run, request));
+        let fetch = fetch(self.core, body.clone(), run, request, self.in_background);
+        tokio::spawn(fetch);
     }
 
     fn request(&self) -> Box<dyn Remainder> {
@@ -229,6 +240,7 @@ async fn fetch(
     body: Arc<SparseBody>,
     run: Arc<Run>,
     request: Box<dyn Remainder>,
+    in_background: bool,
 ) {
     let recorded = core.recordings.begin();
     let mut guard = RunGuard {
@@ -237,7 +249,7 @@ async fn fetch(
         end: RunState::Failed("the request was given up".into()),
     };
     let mut reservation = None;
-    guard.end = match write(core, &body, &run, request, &mut reservation).await {
+    guard.end = match write(core, &body, &run, request, in_background, &mut reservation).await {
         Ok(()) => RunState::Complete,
         Err((cause, end)) => {
             core.stats.fill_errors(cause).inc();
@@ -262,11 +274,20 @@ async fn write(
     body: &Arc<SparseBody>,
     run: &Run,
     mut request: Box<dyn Remainder>,
+    in_background: bool,
     reservation: &mut Option<Reservation>,
 ) -> Result<(), (Cause, RunState)> {
     let range = run.range();
     let len = range.end - range.start;
-    let entry = core.index.touch(&body.id.hash, core.clock.now());
+    let (hash, now) = (&body.id.hash, core.clock.now());
+    let (entry, uses) = match in_background {
+        // As the fill of an object that is requested for the first time.
+        true => {
+            let uses = core.index.uses(hash, now).unwrap_or(0).max(1);
+            (core.index.get(hash), uses)
+        }
+        false => (core.index.touch(hash, now), u8::MAX),
+    };
     if entry.is_none_or(|entry| entry.id != body.id) || !core.is_writable() {
         return Err((Cause::Missing, RunState::NoRoom));
     }
@@ -284,7 +305,7 @@ async fn write(
     let Some(_permit) = core.fill_permits.fill().await else {
         return Err((Cause::TooMany, RunState::NoRoom));
     };
-    *reservation = space::reserve(core, len, u8::MAX).await;
+    *reservation = space::reserve(core, len, uses).await;
     if reservation.is_none() {
         return Err((Cause::NoSpace, RunState::NoRoom));
     }
@@ -292,6 +313,7 @@ async fn write(
         core,
         body,
         run,
+        uses,
         at: range.start,
         data: Vec::new(),
         len: 0,
@@ -323,6 +345,8 @@ struct Writer<'a> {
     core: &'static Core,
     body: &'a SparseBody,
     run: &'a Run,
+    /// Entries that are used more often are not evicted.
+    uses: u8,
     /// Position up to which the file is written.
     at: u64,
     /// Bytes that follow.
@@ -372,7 +396,7 @@ impl Writer<'_> {
         let written = async {
             let file = writer(core, self.body).await?;
             let write = || core.backend().write(file, at, data.clone());
-            space::with_disk_space(core, len, u8::MAX, write).await
+            space::with_disk_space(core, len, self.uses, write).await
         };
         written.await.map_err(|e| match Cause::of(&e) {
             // The name is gone: the entry was evicted.

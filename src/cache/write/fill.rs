@@ -207,7 +207,8 @@ async fn write(
             // A fill without readers does not evict entries that are asked for more
             // often.
             let uses = match fill.readers().audience() {
-                Audience::Present => u8::MAX,
+                Audience::Present if !fill.yields_room => u8::MAX,
+                Audience::Present => fill.uses(),
                 Audience::Gone | Audience::Satisfied => fill.uses(),
             };
             let space = disk_len(end).saturating_add(meta_len);

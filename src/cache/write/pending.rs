@@ -13,7 +13,7 @@ use pingora_core::{Error, ErrorType, OrErr, Result};
 use crate::cache::io::page_cache;
 use crate::cache::state::body_file::BodyFile;
 use crate::cache::state::fill::NewFill;
-use crate::cache::state::fill_extensions::{ForParts, InBackground, Resumable};
+use crate::cache::state::fill_extensions::{ForParts, InBackground, Resumable, YieldsRoom};
 use crate::cache::state::generations::LookupSnapshot;
 use crate::cache::state::quota::Reservation;
 use crate::cache::state::stats::Cause;
@@ -24,9 +24,13 @@ use crate::cache::write::fill;
 use crate::cache::write::miss::DiskMiss;
 use crate::cache::write::space;
 
-/// The error of a response that is not stored for lack of space or permits. The response
+/// The error of a response that is not stored for lack of space. The response
 /// comes from the origin as if there were no cache. The error is counted and harmless.
 pub const NO_ROOM: ErrorType = ErrorType::new("NoRoomInCache");
+
+/// The error of a response that is not stored because the most fills allowed are in flight, as
+/// [`NO_ROOM`].
+pub const TOO_MANY_FILLS: ErrorType = ErrorType::new("TooManyCacheFills");
 
 /// Longest body whose space is reserved without checking how much the disk has.
 const UNCHECKED_RESERVATION: u64 = 1 << 20;
@@ -68,7 +72,12 @@ pub(crate) async fn begin(
     };
     let meta_len = META_LEN + (serialized.0.len() + serialized.1.len()) as u64;
     let [body, meta_len] = [promised.unwrap_or(0), meta_len].map(disk_len);
-    let reserved = space::reserve_for_fill(core, body, meta_len).await;
+    let yields_room = meta.extensions().get::<YieldsRoom>().is_some();
+    let evicts = match yields_room {
+        true => uses,
+        false => u8::MAX,
+    };
+    let reserved = space::reserve_for_fill(core, body, meta_len, evicts).await;
     let Some(reservation) = reserved else {
         return refuse(core, key, id, Cause::NoSpace);
     };
@@ -93,6 +102,7 @@ pub(crate) async fn begin(
         body: Arc::new(BodyFile::in_space(file, core.open_bodies.open(id))),
         in_background: meta.extensions().get::<InBackground>().is_some(),
         is_resumable: promised.is_some() && meta.extensions().get::<Resumable>().is_some(),
+        yields_room,
         for_parts: meta.extensions().get::<ForParts>().cloned(),
         created: meta.created(),
         stored_at: now(),
@@ -130,8 +140,12 @@ pub(crate) fn is_purged_since(core: &Core, key: &CacheKey) -> bool {
 fn refuse(core: &Core, key: &CacheKey, id: EntryId, cause: Cause) -> Result<DiskMiss> {
     core.refused.add(key.primary_bin());
     core.stats.fill_errors(cause).inc();
+    let error = match cause {
+        Cause::TooMany => TOO_MANY_FILLS,
+        _ => NO_ROOM,
+    };
     let cause = cause.label();
-    Error::e_explain(NO_ROOM, format!("no room for cache entry {id}: {cause}"))
+    Error::e_explain(error, format!("no room for cache entry {id}: {cause}"))
 }
 
 /// Create the body file of a fill, with the space that it will need.

@@ -54,15 +54,16 @@ pub(crate) async fn reserve(core: &'static Core, bytes: u64, uses: u8) -> Option
 }
 
 /// The reservation that a fill begins with: for its metadata and the first bytes of its body.
-/// The rest is promised to it, if the length is known.
+/// The rest is promised to it, if the length is known. `uses`: see [`reserve`].
 pub(crate) async fn reserve_for_fill(
     core: &'static Core,
     body: u64,
     meta_len: u64,
+    uses: u8,
 ) -> Option<Reservation> {
     let mut reservation = promise(core, body.saturating_add(meta_len), meta_len).await?;
     let first = body.min(core.quota.step()).saturating_add(meta_len);
-    let grown = grow(core, &mut reservation, first, u8::MAX).await;
+    let grown = grow(core, &mut reservation, first, uses).await;
     grown.then_some(reservation)
 }
 

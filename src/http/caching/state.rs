@@ -18,6 +18,7 @@ use crate::http::rules::cache_control::RequestDirectives;
 use crate::http::rules::cache_status::Forwarded;
 use crate::http::rules::request::RequestKind;
 use crate::http::rules::storing::StoringRules;
+use crate::http::warming::WarmRequest;
 
 /// The cache's part of a proxy's per-request context.
 #[derive(Default)]
@@ -74,8 +75,10 @@ pub(super) enum Initiator {
     Background { _fill: Option<FillGuard> },
     /// The proxy fetches a whole response, which the requests of a download in parts read.
     Download(ForParts),
-    /// The proxy asks the origin past the cache: for the remainder of a response, or as a
-    /// [`Probe`].
+    /// The proxy fetches a whole response, for somebody who wants it to be stored.
+    Warming(Arc<WarmRequest>),
+    /// The proxy asks the origin past the cache: for the remainder of a response, as a
+    /// [`Probe`] or as a [`Fetch`].
     PastCache,
 }
 
@@ -236,6 +239,9 @@ pub struct RelayedRequest {
 /// bypasses the cache.
 pub struct Probe;
 
+/// The context of a subrequest that gets what the origin answers. It is a GET and bypasses the cache.
+pub struct Fetch;
+
 /// The context of a subrequest that fetches the whole for a download in parts.
 pub(super) struct DownloadFill(pub ForParts);
 
@@ -258,6 +264,11 @@ impl CachingCtx {
     /// True for a subrequest that the proxy makes itself.
     pub fn is_background(&self) -> bool {
         !matches!(self.request.initiator, Initiator::Client)
+    }
+
+    /// True for a subrequest that stores a response, see [`warm`](crate::http::warming::warm).
+    pub fn is_warming(&self) -> bool {
+        self.request.initiator.warming().is_some()
     }
 
     /// True if the response comes from the cache and the origin was not asked.
@@ -333,6 +344,7 @@ impl CachingCtx {
     pub fn may_serve_stale(&self, session: &Session) -> bool {
         let stored = session.cache.maybe_cache_meta();
         !self.request.directives.no_cache
+            && !self.is_warming()
             && session.cache.phase() == CachePhase::Stale
             && stored.is_some_and(|stored| stored.serve_stale_if_error(SystemTime::now()))
     }
@@ -400,7 +412,18 @@ impl RequestFacts {
 impl Initiator {
     /// True for a subrequest that fetches or revalidates a whole response.
     pub fn is_background(&self) -> bool {
-        matches!(self, Initiator::Background { .. } | Initiator::Download(_))
+        matches!(
+            self,
+            Initiator::Background { .. } | Initiator::Download(_) | Initiator::Warming(_)
+        )
+    }
+
+    /// The request that stores a response, if it is one.
+    pub fn warming(&self) -> Option<&Arc<WarmRequest>> {
+        match self {
+            Initiator::Warming(warming) => Some(warming),
+            _ => None,
+        }
     }
 
     /// True for a subrequest that bypasses the cache.

@@ -11,7 +11,7 @@ use pingora_proxy::Session;
 
 use super::ctx::{routed, RequestCtx, Subject};
 use super::shared::{S3ProxyHttp, FORWARDED};
-use crate::http::sends_body;
+use crate::http::{sends_body, Fetch};
 use crate::proxy::auth::{Admitted, Refused};
 use crate::proxy::buckets::{self, ListRules, Listing};
 use crate::proxy::errors;
@@ -172,7 +172,8 @@ impl S3ProxyHttp {
         ctx: &mut RequestCtx,
     ) -> Result<Decision> {
         let key = routed(&ctx.route)?.cache_key()?;
-        if !self.dot_segments.is_absent(session, &key).await {
+        let is_warming = ctx.caching.is_warming();
+        if !self.dot_segments.is_absent(session, &key, is_warming).await {
             return Ok(Decision::Proceed);
         }
         let Some(mut route) = ctx.route.take() else {
@@ -244,7 +245,14 @@ impl S3ProxyHttp {
             is_open: false,
             ttl: Duration::ZERO,
         };
-        let rules = self.lists.get(route.site.index()).unwrap_or(&CLOSED);
+        const FOR_OPERATOR: ListRules = ListRules {
+            is_open: true,
+            ttl: Duration::ZERO,
+        };
+        let rules = match is_fetch(session) {
+            true => &FOR_OPERATOR,
+            false => self.lists.get(route.site.index()).unwrap_or(&CLOSED),
+        };
         let listing = match Listing::of(&route, rules) {
             Ok(Some(listing)) => listing,
             Ok(None) => {
@@ -322,4 +330,11 @@ impl S3ProxyHttp {
         .await?;
         Ok(true)
     }
+}
+
+/// True for the proxy's own request for a list.
+fn is_fetch(session: &Session) -> bool {
+    let subrequest = session.subrequest_ctx.as_ref();
+    let user = subrequest.and_then(|subrequest| subrequest.user_ctx());
+    user.is_some_and(|user| user.is::<Fetch>())
 }

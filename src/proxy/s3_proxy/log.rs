@@ -48,7 +48,10 @@ impl S3ProxyHttp {
         if session.as_downstream().is_http2() || ctx.caching.asked_origin() {
             memory::request_ended();
         }
-        let Some(error) = error else { return };
+        // The operator is told, and counted.
+        let Some(error) = error.filter(|_| !ctx.caching.is_warming()) else {
+            return;
+        };
         let source = match error.esource() {
             // The reader of a subrequest has all that it needs.
             ErrorSource::Downstream if ctx.caching.is_background() => return,

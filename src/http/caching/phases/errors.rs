@@ -9,7 +9,7 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyWarnLogContext, Session};
 
 use crate::cache::DESERTED;
-use crate::cache::NO_ROOM;
+use crate::cache::{NO_ROOM, TOO_MANY_FILLS};
 use crate::http::caching::error_types::NOT_FILLED;
 use crate::http::caching::shared::HttpCaching;
 use crate::http::caching::state::CachingCtx;
@@ -26,6 +26,10 @@ impl HttpCaching {
         }
         if ctx.state.found().is_some_and(|found| found.is_partial) {
             // The origin, which fails, would have to send the rest.
+            return false;
+        }
+        if ctx.is_warming() {
+            // It tells how the origin has failed.
             return false;
         }
         let Some(error) = error else {
@@ -87,6 +91,9 @@ impl HttpCaching {
         if let Some(download) = ctx.request.download() {
             self.note_delivered(session, error, download);
         }
+        if let Some(warming) = ctx.request.initiator.warming() {
+            warming.set_end(session, ctx.origin_status(), error);
+        }
         let Some(error) = error else { return };
         // The end of the connection would tell the client that the body is complete.
         let close_delimited = session.response_written().is_some_and(|response| {
@@ -121,12 +128,18 @@ impl HttpCaching {
 
     pub(in crate::http::caching) fn is_counted_only(
         &self,
+        ctx: &CachingCtx,
         error: &Error,
         context: ProxyWarnLogContext,
     ) -> bool {
+        if let Some(warming) = ctx.request.initiator.warming() {
+            warming.note_warning(error, context);
+        }
         let suppressed = match context {
             ProxyWarnLogContext::DownstreamCache => true,
-            ProxyWarnLogContext::CacheAdmission => *error.etype() == NO_ROOM,
+            ProxyWarnLogContext::CacheAdmission => {
+                [NO_ROOM, TOO_MANY_FILLS].contains(error.etype())
+            }
             _ => false,
         };
         if suppressed {

@@ -61,12 +61,16 @@ impl HttpCaching {
             fills.then_some(lock as &'static CacheKeyLockImpl),
             Some(self.lock_options()),
         );
-        session.cache.set_admission_policy(cache.admission());
+        let warming = ctx.is_warming();
+        session.cache.set_admission_policy(match warming {
+            true => cache.admission_at_once(),
+            false => cache.admission(),
+        });
         // RFC 9111 §4.3.4
         session.cache.set_revalidate_all_fields(true);
         // A larger object would evict all others and then itself.
         let mut limit = cache.max_size_bytes().min(cache.max_object_bytes());
-        if ctx.request.initiator.is_background() {
+        if ctx.request.initiator.is_background() && !warming {
             limit = limit.min(self.options.range_fill.max_bytes);
         }
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -207,6 +211,7 @@ impl HttpCaching {
         // The origin does not answer in time.
         let hangs = waited.is_some_and(|waited| waited >= self.options.lock_age)
             && meta.serve_stale_if_error(now)
+            && !ctx.is_warming()
             && !ctx.request.directives.no_cache;
         if hangs || (accepts && may_be_stale && !self.refuses_age(&ctx.request.directives, meta)) {
             ctx.forwarded = None;

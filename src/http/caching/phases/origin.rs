@@ -182,7 +182,7 @@ impl HttpCaching {
         }
         ctx.state.begin_exchange().status = Some(response.status);
         if session.cache.enabled()
-            && !ctx.request.initiator.is_background()
+            && (!ctx.request.initiator.is_background() || ctx.is_warming())
             && !response.headers.contains_key(CONTENT_LENGTH)
         {
             // Pingora would cut off a body that turns out too large; the cache does not.
@@ -239,7 +239,11 @@ impl HttpCaching {
             | StatusCode::REQUEST_TIMEOUT
             | StatusCode::TOO_MANY_REQUESTS => false,
             // In the foreground the client gets this answer, in the background nobody does.
-            status => ctx.request.initiator.is_background() && status.is_client_error(),
+            status => {
+                ctx.request.initiator.is_background()
+                    && !ctx.is_warming()
+                    && status.is_client_error()
+            }
         };
         if let (true, CachePhase::Stale, Some(store)) =
             (is_ended, session.cache.phase(), &self.store)

@@ -29,6 +29,7 @@ use crate::http::rules::range::{parse_content_range, parse_range, single_range, 
 use crate::http::rules::request::MAX_RANGES;
 use crate::http::rules::storing::Answer;
 use crate::http::rules::vary::Variance;
+use crate::http::warming::{one_line, BlocksMissing, WarmRequest};
 
 /// A range that begins at most this far ahead of a fill waits for it. A range further ahead waits
 /// only if the fill arrives there soon; otherwise it is fetched by itself.
@@ -251,7 +252,11 @@ impl HttpCaching {
         let Some(parts) = parts else {
             return false;
         };
-        cache.let_fetch(hit, Box::new(parts));
+        let warming = ctx.request.initiator.warming().cloned();
+        cache.let_fetch(hit, Box::new(parts), warming.is_some());
+        if let Some(warming) = warming {
+            return self.fetch_missing(session, hit, &warming).await;
+        }
         let request = session.req_header();
         let (stored, now) = (meta.headers(), SystemTime::now());
         let status = StatusCode::OK;
@@ -289,6 +294,29 @@ impl HttpCaching {
                 debug!("a hit in blocks is not served: {e}");
                 false
             }
+        }
+    }
+
+    /// Have all missing blocks of a hit fetched. `false`: the origin has another version.
+    async fn fetch_missing(
+        &self,
+        session: &Session,
+        hit: &mut DiskHit,
+        warming: &WarmRequest,
+    ) -> bool {
+        warming.set_fetches_blocks();
+        let fetched = tokio::select! {
+            fetched = hit.fetch_missing() => fetched,
+            () = warming.left() => return true,
+        };
+        match fetched {
+            Ok(true) => return true,
+            Ok(false) => warming.set_blocks_missing(BlocksMissing::NoRoom),
+            Err(e) => warming.set_blocks_missing(BlocksMissing::Failed(one_line(&e))),
+        }
+        match (self.store, session.cache.maybe_cache_key()) {
+            (Some(Store { cache, .. }), Some(key)) => cache.stored(key).await.is_some(),
+            _ => false,
         }
     }
 

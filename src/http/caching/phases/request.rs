@@ -9,7 +9,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use crate::http::caching::shared::HttpCaching;
-use crate::http::caching::state::{CachingCtx, DownloadFill, FastPath, Initiator, Probe};
+use crate::http::caching::state::{CachingCtx, DownloadFill, FastPath, Fetch, Initiator, Probe};
 use crate::http::range_fill::FillGuard;
 use crate::http::remainder::RemainderRequest;
 use crate::http::request_body::has_body;
@@ -18,6 +18,7 @@ use crate::http::rules::cache_status::Forwarded;
 use crate::http::rules::request::{
     end_at_this_hop, local_response, strip_to_target, FieldKinds, RequestKind,
 };
+use crate::http::warming::Warming;
 
 /// Outcome of [`HttpCaching::begin`] for a request.
 enum Begun {
@@ -155,12 +156,18 @@ fn begin_subrequest(session: &mut Session, ctx: &mut CachingCtx) -> Result<()> {
     } else if let Some(DownloadFill(for_parts)) = user.downcast_ref() {
         ctx.request.initiator = Initiator::Download(for_parts.clone());
         strip_to_target(request, Method::GET);
+    } else if let Some(Warming(warming)) = user.downcast_ref() {
+        ctx.request.initiator = Initiator::Warming(warming.clone());
+        strip_to_target(request, Method::GET);
     } else if let Some(remainder) = user.downcast_ref::<RemainderRequest>() {
         ctx.request.initiator = Initiator::PastCache;
         remainder.prepare(request)?;
     } else if user.is::<Probe>() {
         ctx.request.initiator = Initiator::PastCache;
         strip_to_target(request, Method::HEAD);
+    } else if user.is::<Fetch>() {
+        ctx.request.initiator = Initiator::PastCache;
+        strip_to_target(request, Method::GET);
     }
     Ok(())
 }

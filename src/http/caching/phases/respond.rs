@@ -94,6 +94,16 @@ impl HttpCaching {
         if ctx.is_relayed(phase) {
             return self.label_relayed(session, response, ctx);
         }
+        if let Some(warming) = ctx.request.initiator.warming() {
+            let hit = match phase {
+                CachePhase::Hit => Some(session.cache.hit_handler()),
+                _ => session.cache.miss_body_reader(),
+            };
+            let hit = hit.and_then(|hit| hit.as_any_mut().downcast_mut());
+            if let Some(fill) = hit.and_then(|hit: &mut DiskHit| hit.followed_fill()) {
+                warming.set_fill(fill);
+            }
+        }
         let now = SystemTime::now();
         let meta = session.cache.maybe_cache_meta();
         let ttl = meta.map(|meta| ttl(meta.fresh_until(), now));

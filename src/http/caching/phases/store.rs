@@ -10,7 +10,7 @@ use pingora_cache::{CacheMeta, NoCacheReason, RespCacheable};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
-use crate::cache::{InBackground, Resumable};
+use crate::cache::{InBackground, Resumable, YieldsRoom};
 use crate::http::caching::shared::HttpCaching;
 use crate::http::caching::state::{CachingCtx, Initiator};
 use crate::http::range_fill::SMALL;
@@ -61,6 +61,10 @@ impl HttpCaching {
                 match &ctx.request.initiator {
                     Initiator::Download(for_parts) => {
                         meta.extensions_mut().insert(for_parts.clone());
+                    }
+                    Initiator::Warming(warming) => {
+                        meta.extensions_mut().insert(warming.for_parts.clone());
+                        meta.extensions_mut().insert(YieldsRoom);
                     }
                     Initiator::Background { .. } => {
                         meta.extensions_mut().insert(InBackground);
