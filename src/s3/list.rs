@@ -16,6 +16,12 @@ use super::request::{Operation, S3Request};
 /// that is rewritten. A key takes at most a tenth of it.
 const MAX_KEPT: usize = 64 * 1024;
 
+/// The most objects of a page. S3 lists at most 1,000.
+const MAX_OBJECTS: usize = 10_000;
+
+/// The most bytes of the keys of a page, percent-encoded.
+const MAX_PAGE: usize = 8 << 20;
+
 /// The deepest nesting of elements; an owner's name is at depth 4.
 const MAX_DEPTH: usize = 16;
 
@@ -35,13 +41,57 @@ pub struct ListRewriter {
     key_prefix: String,
     /// True if keys may be percent-encoded, as the client requested.
     is_encoded: bool,
-    /// The part of a tag that has arrived.
-    kept: Vec<u8>,
+    pieces: Pieces,
     /// The names of the open elements.
     open: Vec<Vec<u8>>,
     /// The text of the open element, if that is rewritten.
     text: Option<Vec<u8>>,
     has_root: bool,
+}
+
+/// A document that arrives in pieces, as a sequence of whole tags and texts.
+#[derive(Debug, Default)]
+struct Pieces {
+    /// The part of a tag that has arrived.
+    kept: Vec<u8>,
+}
+
+/// A reader of the document of a list, as it arrives.
+#[derive(Debug, Default)]
+pub struct ListReader {
+    pieces: Pieces,
+    /// The names of the open elements.
+    open: Vec<Vec<u8>>,
+    /// The text of the open element, if it is read.
+    text: Option<Vec<u8>>,
+    has_root: bool,
+    /// Keys as they are written, with the size of their objects.
+    objects: Vec<Listed>,
+    /// Bytes of all keys.
+    bytes: usize,
+    key: Option<String>,
+    size: u64,
+    is_encoded: bool,
+    is_truncated: bool,
+    next: Option<String>,
+}
+
+/// A page of a list.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ListPage {
+    /// The objects, in the order of the list.
+    pub objects: Vec<Listed>,
+    /// The continuation token of the next page, if there is one.
+    pub next: Option<String>,
+}
+
+/// An object of a list.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its key.
+    pub key: String,
+    /// Its length in bytes.
+    pub size: u64,
 }
 
 /// The reason that the origin's document cannot be passed on.
@@ -127,7 +177,7 @@ impl ListRewriter {
             name: super::error::escape(name).into_owned(),
             key_prefix: origin.key_prefix().to_owned(),
             is_encoded: request.parameter("encoding-type") == Some("url"),
-            kept: Vec::new(),
+            pieces: Pieces::default(),
             open: Vec::new(),
             text: None,
             has_root: false,
@@ -139,20 +189,10 @@ impl ListRewriter {
     /// # Errors
     /// [`ListError`]
     pub fn write(&mut self, piece: &[u8]) -> Result<Vec<u8>, ListError> {
-        let mut document = std::mem::take(&mut self.kept);
-        document.extend_from_slice(piece);
-        let mut sent = Vec::with_capacity(document.len());
-        // Only up to the last end of a tag: the rest may be incomplete.
-        let complete = document.iter().rposition(|byte| *byte == b'>');
-        let consumed = match complete {
-            Some(end) => self.rewrite(&document[..=end], &mut sent)?,
-            None => 0,
-        };
-        document.drain(..consumed);
-        if document.len() > MAX_KEPT {
-            return Err(ListError::Malformed);
-        }
-        self.kept = document;
+        let mut pieces = std::mem::take(&mut self.pieces);
+        let mut sent = Vec::with_capacity(pieces.kept.len() + piece.len());
+        pieces.write(piece, |event, raw| self.take(event, raw, &mut sent))?;
+        self.pieces = pieces;
         Ok(sent)
     }
 
@@ -161,43 +201,9 @@ impl ListRewriter {
     /// # Errors
     /// It is incomplete.
     pub fn finish(&mut self) -> Result<Vec<u8>, ListError> {
-        let is_blank = self.kept.iter().all(u8::is_ascii_whitespace);
-        match self.has_root && self.open.is_empty() && is_blank {
-            true => Ok(std::mem::take(&mut self.kept)),
+        match self.has_root && self.open.is_empty() && self.pieces.is_blank() {
+            true => Ok(std::mem::take(&mut self.pieces.kept)),
             false => Err(ListError::Incomplete),
-        }
-    }
-
-    /// Rewrites whole tags and the text before them. Returns their length.
-    fn rewrite(&mut self, document: &[u8], sent: &mut Vec<u8>) -> Result<usize, ListError> {
-        // The reader's positions do not count a byte order mark at the beginning of its input. A
-        // document may begin with one, and so may a piece that begins within a key.
-        let mut start = 0;
-        while document[start..].starts_with(BYTE_ORDER_MARK) {
-            let mark = start..start + BYTE_ORDER_MARK.len();
-            start = mark.end;
-            self.take(&Event::Text(BytesText::new("")), &document[mark], sent)?;
-        }
-        let offset = start;
-        let mut reader = Reader::from_reader(&document[offset..]);
-        let config = reader.config_mut();
-        // A piece may begin within an element.
-        config.check_end_names = false;
-        config.allow_unmatched_ends = true;
-        loop {
-            let event = match reader.read_event() {
-                Ok(Event::Eof) => return Ok(start),
-                Ok(event) => event,
-                // It may be the beginning of something that contains a `>`.
-                Err(_) => return Ok(start),
-            };
-            let end = usize::try_from(reader.buffer_position());
-            let end = end.map_or(start, |position| offset + position);
-            let Some(raw) = document.get(start..end) else {
-                return Err(ListError::Malformed);
-            };
-            start = end;
-            self.take(&event, raw, sent)?;
         }
     }
 
@@ -261,6 +267,193 @@ impl ListRewriter {
         };
         stripped.ok_or(ListError::OutsidePrefix)
     }
+}
+
+// === impl Pieces ===
+
+impl Pieces {
+    /// Adds a further piece. `take` gets the events that are complete, each with the bytes that it was
+    /// read from.
+    fn write(
+        &mut self,
+        piece: &[u8],
+        take: impl FnMut(&Event<'_>, &[u8]) -> Result<(), ListError>,
+    ) -> Result<(), ListError> {
+        self.kept.extend_from_slice(piece);
+        // Only up to the last end of a tag: the rest may be incomplete.
+        let complete = self.kept.iter().rposition(|byte| *byte == b'>');
+        let consumed = match complete {
+            Some(end) => read_events(&self.kept[..=end], take)?,
+            None => 0,
+        };
+        self.kept.drain(..consumed);
+        match self.kept.len() > MAX_KEPT {
+            true => Err(ListError::Malformed),
+            false => Ok(()),
+        }
+    }
+
+    /// True if nothing is left but white space.
+    fn is_blank(&self) -> bool {
+        self.kept.iter().all(u8::is_ascii_whitespace)
+    }
+}
+
+/// Reads whole tags and the text before them. Returns their length.
+fn read_events(
+    document: &[u8],
+    mut take: impl FnMut(&Event<'_>, &[u8]) -> Result<(), ListError>,
+) -> Result<usize, ListError> {
+    // The reader's positions do not count a byte order mark at the beginning of its input. A
+    // document may begin with one, and so may a piece that begins within a key.
+    let mut start = 0;
+    while document[start..].starts_with(BYTE_ORDER_MARK) {
+        let mark = start..start + BYTE_ORDER_MARK.len();
+        start = mark.end;
+        take(&Event::Text(BytesText::new("")), &document[mark])?;
+    }
+    let offset = start;
+    let mut reader = Reader::from_reader(&document[offset..]);
+    let config = reader.config_mut();
+    // A piece may begin within an element.
+    config.check_end_names = false;
+    config.allow_unmatched_ends = true;
+    loop {
+        let event = match reader.read_event() {
+            Ok(Event::Eof) => return Ok(start),
+            Ok(event) => event,
+            // It may be the beginning of something that contains a `>`.
+            Err(_) => return Ok(start),
+        };
+        let end = usize::try_from(reader.buffer_position());
+        let end = end.map_or(start, |position| offset + position);
+        let Some(raw) = document.get(start..end) else {
+            return Err(ListError::Malformed);
+        };
+        start = end;
+        take(&event, raw)?;
+    }
+}
+
+// === impl ListReader ===
+
+impl ListReader {
+    /// Reads a further piece of the document, which [`ListRewriter`] has written.
+    ///
+    /// # Errors
+    /// [`ListError::Malformed`]: also if the page is longer than S3's.
+    pub fn write(&mut self, piece: &[u8]) -> Result<(), ListError> {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        pieces.write(piece, |event, raw| self.take(event, raw))?;
+        self.pieces = pieces;
+        Ok(())
+    }
+
+    /// The page.
+    ///
+    /// # Errors
+    /// The document is incomplete, or a key is not encoded as the document says.
+    pub fn finish(self) -> Result<ListPage, ListError> {
+        if !(self.has_root && self.open.is_empty() && self.pieces.is_blank()) {
+            return Err(ListError::Incomplete);
+        }
+        let mut objects = self.objects;
+        if self.is_encoded {
+            for object in &mut objects {
+                object.key = decode(&object.key)?;
+            }
+        }
+        let next = self.next.filter(|_| self.is_truncated);
+        if self.is_truncated && next.is_none() {
+            return Err(ListError::Incomplete);
+        }
+        Ok(ListPage { objects, next })
+    }
+
+    fn take(&mut self, event: &Event<'_>, raw: &[u8]) -> Result<(), ListError> {
+        match event {
+            Event::Start(tag) => {
+                if self.open.len() == MAX_DEPTH {
+                    return Err(ListError::Malformed);
+                }
+                self.has_root = true;
+                self.open.push(tag.name().as_ref().to_vec());
+                self.text = self.is_read().then(Vec::new);
+            }
+            Event::End(_) => {
+                if let Some(text) = self.text.take() {
+                    self.read(&text)?;
+                }
+                if self.is_in(&[b"Contents"]) {
+                    let key = self.key.take().ok_or(ListError::Malformed)?;
+                    let size = std::mem::take(&mut self.size);
+                    self.objects.push(Listed { key, size });
+                }
+                self.open.pop();
+            }
+            Event::Text(_) | Event::GeneralRef(_) => match &mut self.text {
+                Some(text) if text.len() + raw.len() <= MAX_KEPT => text.extend_from_slice(raw),
+                Some(_) => return Err(ListError::Malformed),
+                None => {}
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// True if these are the open elements below the root.
+    fn is_in(&self, names: &[&[u8]]) -> bool {
+        let open = self.open.iter().skip(1).map(Vec::as_slice);
+        open.eq(names.iter().copied())
+    }
+
+    /// True if the text of the open element is read.
+    fn is_read(&self) -> bool {
+        let within: [&[&[u8]]; 5] = [
+            &[b"Contents", b"Key"],
+            &[b"Contents", b"Size"],
+            &[b"EncodingType"],
+            &[b"IsTruncated"],
+            &[b"NextContinuationToken"],
+        ];
+        within.iter().any(|names| self.is_in(names))
+    }
+
+    /// Read the text of the open element.
+    fn read(&mut self, text: &[u8]) -> Result<(), ListError> {
+        let text = std::str::from_utf8(text).map_err(|_| ListError::Malformed)?;
+        let text = quick_xml::escape::unescape(text).map_err(|_| ListError::Malformed)?;
+        match self.open.last().map(Vec::as_slice) {
+            Some(b"Key") => {
+                self.bytes += text.len();
+                if self.bytes > MAX_PAGE || self.objects.len() == MAX_OBJECTS {
+                    return Err(ListError::Malformed);
+                }
+                self.key = Some(text.into_owned());
+            }
+            Some(b"Size") => self.size = text.trim().parse().unwrap_or(0),
+            Some(b"EncodingType") => self.is_encoded = &*text == "url",
+            Some(b"IsTruncated") => self.is_truncated = text.trim() == "true",
+            _ => self.next = Some(text.into_owned()).filter(|next| !next.is_empty()),
+        }
+        Ok(())
+    }
+}
+
+/// A key that was written with `encoding-type=url`.
+fn decode(written: &str) -> Result<String, ListError> {
+    let mut decoded = Vec::with_capacity(written.len());
+    let mut rest = written.as_bytes();
+    while !rest.is_empty() {
+        let (len, byte) = match rest {
+            // A reference has been replaced already.
+            [b'&', ..] => (1, vec![b'&']),
+            _ => character(rest, true).ok_or(ListError::Malformed)?,
+        };
+        decoded.extend(byte);
+        rest = &rest[len..];
+    }
+    String::from_utf8(decoded).map_err(|_| ListError::Malformed)
 }
 
 /// The rest of a text after a prefix, as it is written. Characters of the prefix may be written as
@@ -457,7 +650,62 @@ mod tests {
             let sent = rewriter.write(b"<Contents><Key>t/a</Key></Contents>");
             assert_eq!(sent.unwrap(), b"<Contents><Key>a</Key></Contents>");
         }
-        assert!(rewriter.kept.capacity() < MAX_KEPT);
+        assert!(rewriter.pieces.kept.capacity() < MAX_KEPT);
+    }
+
+    fn read(document: &str, pieces: usize) -> Result<ListPage, ListError> {
+        let mut reader = ListReader::default();
+        for piece in document.as_bytes().chunks(pieces) {
+            reader.write(piece)?;
+        }
+        reader.finish()
+    }
+
+    fn page(objects: &[(&str, u64)], next: Option<&str>) -> ListPage {
+        let objects = objects.iter().map(|(key, size)| Listed {
+            key: (*key).to_owned(),
+            size: *size,
+        });
+        ListPage {
+            objects: objects.collect(),
+            next: next.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_page_is_read_however_the_document_is_cut() {
+        let encoded = "<L><Contents><Key>a+b%2B%26%C3%BC/</Key><Size>0</Size></Contents>\
+             <Contents><Owner><Key>no</Key><ID>x</ID></Owner><Size>7</Size><Key>&amp;%25</Key>\
+             </Contents><Prefix>p</Prefix><EncodingType>url</EncodingType>\
+             <IsTruncated>true</IsTruncated>\
+             <NextContinuationToken>a&lt;b==</NextContinuationToken></L>";
+        let plain = page(&[("t&m/a<>b\u{1}", 3)], None);
+        for pieces in 1..LIST.len() {
+            let of_encoded = page(&[("a b+&ü/", 0), ("&%", 7)], Some("a<b=="));
+            assert_eq!(read(encoded, pieces), Ok(of_encoded), "{pieces}");
+            assert_eq!(read(LIST, pieces).as_ref(), Ok(&plain), "{pieces}");
+        }
+        assert_eq!(read("<L/>", 10), Err(ListError::Incomplete));
+        assert_eq!(read("<L></L>", 10), Ok(page(&[], None)));
+    }
+
+    #[test]
+    fn what_is_no_page_is_refused() {
+        use ListError::*;
+        for (document, error) in [
+            ("", Incomplete),
+            ("<L><Contents>", Incomplete),
+            ("<L><IsTruncated>true</IsTruncated></L>", Incomplete),
+            ("<L><Contents><Size>1</Size></Contents></L>", Malformed),
+            (
+                "<L><EncodingType>url</EncodingType><Contents><Key>%ff</Key></Contents></L>",
+                Malformed,
+            ),
+        ] {
+            assert_eq!(read(document, 7), Err(error), "{document}");
+        }
+        let long = "<Contents><Key>a</Key></Contents>".repeat(MAX_OBJECTS + 1);
+        assert_eq!(read(&format!("<L>{long}</L>"), 1000), Err(Malformed));
     }
 
     #[test]
