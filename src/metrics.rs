@@ -71,6 +71,8 @@ pub struct Metrics {
     pub errors: IntCounterVec,
     /// Requests refused because of the client's identity, by reason.
     pub auth_refused: IntCounterVec,
+    /// Requests of operators to store an object, by their result.
+    pub warmed: IntCounterVec,
     /// Log lines that were suppressed.
     pub log_lines_suppressed: IntCounter,
     /// Client connections: open ones, and those closed or refused at the limit.
@@ -283,6 +285,11 @@ impl Metrics {
                 "Requests refused because of who asks, by reason",
                 "reason",
             ),
+            warmed: make.counters(
+                "cache_warmed_total",
+                "Requests of operators to store an object, by their result",
+                "result",
+            ),
             log_lines_suppressed: make.counter(
                 "log_lines_suppressed_total",
                 "Log lines suppressed because their call site wrote too many",
@@ -303,6 +310,17 @@ impl Metrics {
         };
         for source in ["downstream", "upstream", "internal", "unset"] {
             metrics.errors.with_label_values(&[source]);
+        }
+        for result in [
+            "absent",
+            "already_stored",
+            "busy",
+            "failed",
+            "not_stored",
+            "refused",
+            "stored",
+        ] {
+            metrics.warmed.with_label_values(&[result]);
         }
         metrics
     }
@@ -358,6 +376,7 @@ impl Metrics {
             &self.stale,
             &self.errors,
             &self.auth_refused,
+            &self.warmed,
             &self.log_lines_suppressed,
             &self.connections.open,
             &self.connections.refused,

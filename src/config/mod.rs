@@ -75,7 +75,7 @@ pub struct Config {
     /// Listener for `/metrics` and `/health`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
-    /// Listener for `PURGE`.
+    /// Listener for `PURGE`, `WARM` and `LIST`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin: Option<Admin>,
     #[serde(skip)]
@@ -688,11 +688,11 @@ pub struct Metrics {
     pub address: Address,
 }
 
-/// The listener for `PURGE`. Without the section, there is none.
+/// The listener for `PURGE`, `WARM` and `LIST`. Without the section, there is none.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Admin {
-    /// Address of the listener, which clients must not be able to reach: `PURGE` needs no
+    /// Address of the listener, which clients must not be able to reach: its requests need no
     /// authentication. A request with `Origin`, or whose `Host` is neither an IP address nor
     /// `localhost`, is refused.
     pub address: Address,

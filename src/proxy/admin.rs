@@ -1,18 +1,21 @@
-//! Purges objects from the cache, on a separate listener.
+//! Purges and stores objects of the cache, on a separate listener.
 
+use std::future::Future;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::header::{HeaderValue, ALLOW, HOST, ORIGIN};
+use http::header::{HeaderName, HeaderValue, ALLOW, HOST, ORIGIN, RETRY_AFTER};
 use http::{Response, StatusCode};
-use log::{error, info};
+use log::{debug, error, info};
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::RequestHeader;
+use pingora_proxy::SubrequestSpawner;
 
 use super::cache_key::{requested_path, requested_query, CacheKeys};
 use super::errors::text;
+use super::warm::{Answer, Warmer};
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::logging;
@@ -21,35 +24,67 @@ use crate::s3::RouteError;
 /// The longest wait for a client that does not read its answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Serves `PURGE`.
+/// The methods that are served. A page in a browser cannot send them without a permission that is never
+/// given.
+const METHODS: &str = "PURGE, WARM, LIST";
+
+/// The answer if there is no cache.
+const NO_CACHE: &str = "there is no cache: cache.disk is not enabled";
+
+/// The response field with the marker of the next page of a list.
+const NEXT_PAGE: HeaderName = HeaderName::from_static("next-page");
+
+/// Serves `PURGE`, `WARM` and `LIST`.
 ///
 /// `PURGE /path` removes the object at that path, as clients name it. `PURGE /path*` removes all
 /// objects whose path begins with `/path`. An object whose name ends in an asterisk is `PURGE
 /// /path%2A`. `PURGE /path?versionId=VERSION` removes a version, and `//HOST/key` is the path of an
 /// object at a host.
 ///
-/// There is no authentication: anyone who reaches the listener may empty the cache. Pages in an
+/// `WARM /path` stores the object at that path, and answers once it is stored. `LIST /path` lists the
+/// objects whose path begins with `/path`: a page of lines with the length and the path of each. The
+/// field `Next-Page` is the `?after=` of the next page.
+///
+/// There is no authentication: anyone who reaches the listener may empty the cache, fill it, and list
+/// all buckets. Pages in an
 /// operator's browser may not: a request is refused if it has an `Origin`, or if its host is
 /// neither an IP address nor `localhost`.
 pub struct AdminApp {
     keys: CacheKeys,
     cache: Option<&'static DiskCache>,
+    warmer: Warmer,
 }
 
 impl AdminApp {
     /// An application that purges objects of the buckets of `config` from this cache, if there is
-    /// one.
-    pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Self {
+    /// one, and has them stored by the proxy of `spawner`, an
+    /// [`S3ProxyHttp`](super::S3ProxyHttp) with the same `config` and cache.
+    pub fn new(
+        config: &Config,
+        cache: Option<&'static DiskCache>,
+        spawner: SubrequestSpawner,
+    ) -> Self {
         AdminApp {
             keys: CacheKeys::new(config),
             cache,
+            warmer: Warmer::new(config, spawner),
         }
+    }
+
+    async fn answer_purge(&self, path: &str) -> Response<Vec<u8>> {
+        let (status, answer) = self.purge(path).await;
+        info!(
+            target: logging::OPERATOR,
+            "PURGE {path:?}: {} {}",
+            status.as_u16(),
+            answer.trim_end()
+        );
+        text(status, answer)
     }
 
     async fn purge(&self, path: &str) -> (StatusCode, String) {
         let Some(cache) = self.cache else {
-            let why = "there is no cache: cache.disk is not enabled\n";
-            return (StatusCode::NOT_FOUND, why.into());
+            return (StatusCode::NOT_FOUND, format!("{NO_CACHE}\n"));
         };
         let purged = match path.strip_suffix('*') {
             Some(beginning) => self.ban(cache, beginning).await,
@@ -90,6 +125,39 @@ impl AdminApp {
         }
         Ok((StatusCode::OK, "banned\n".into()))
     }
+
+    async fn warm(&self, path: &str) -> Answer {
+        let Some(cache) = self.cache else {
+            return Answer::new(StatusCode::NOT_FOUND, NO_CACHE);
+        };
+        let answer = self.warmer.warm(&self.keys, cache, path).await;
+        let (status, text) = (answer.status.as_u16(), answer.text.trim_end());
+        // As many lines as a bucket has objects.
+        debug!(target: logging::OPERATOR, "WARM {path:?}: {status} {text}");
+        answer
+    }
+
+    async fn list(&self, path: &str) -> Answer {
+        let (path, after) = match path.split_once("?after=") {
+            Some((path, after)) => (path, Some(after)),
+            None => (path, None),
+        };
+        let answer = self.warmer.list(&self.keys, path, after).await;
+        let status = answer.status.as_u16();
+        match answer.status {
+            StatusCode::OK => debug!(
+                target: logging::OPERATOR,
+                "LIST {path:?}: {} objects",
+                answer.text.lines().count()
+            ),
+            _ => info!(
+                target: logging::OPERATOR,
+                "LIST {path:?}: {status} {}",
+                answer.text.trim_end()
+            ),
+        }
+        answer
+    }
 }
 
 /// The reason for refusing a request that a browser may have sent for a foreign page.
@@ -128,6 +196,35 @@ fn failed(why: &str) -> (StatusCode, String) {
     (StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n"))
 }
 
+/// Answer a request, unless the client leaves before: then the work is given up.
+async fn unless_left(
+    session: &mut ServerSession,
+    work: impl Future<Output = Answer>,
+) -> Response<Vec<u8>> {
+    tokio::select! {
+        answer = work => respond(answer),
+        left = session.read_body_or_idle(true) => {
+            debug!("the client of the admin listener has left: {left:?}");
+            session.set_keepalive(None);
+            // Nobody reads it.
+            text(StatusCode::REQUEST_TIMEOUT, "")
+        }
+    }
+}
+
+fn respond(answer: Answer) -> Response<Vec<u8>> {
+    let mut response = text(answer.status, answer.text);
+    let headers = response.headers_mut();
+    if let Some(seconds) = answer.retry_after {
+        headers.insert(RETRY_AFTER, seconds.into());
+    }
+    let next = answer.next.map(HeaderValue::try_from);
+    if let Some(Ok(next)) = next {
+        headers.insert(NEXT_PAGE, next);
+    }
+    response
+}
+
 #[async_trait]
 impl ServeHttp for AdminApp {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
@@ -136,28 +233,24 @@ impl ServeHttp for AdminApp {
         if let Some(why) = foreign(request) {
             return text(StatusCode::FORBIDDEN, why);
         }
-        if request.method.as_str() != "PURGE" {
-            let mut response = text(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "only PURGE is answered here\n",
-            );
-            let headers = response.headers_mut();
-            headers.insert(ALLOW, HeaderValue::from_static("PURGE"));
-            return response;
-        }
+        let method = request.method.clone();
         let mut path = requested_path(request).into_owned();
         if let Some(query) = requested_query(request) {
             path.push('?');
             path.push_str(&String::from_utf8_lossy(query));
         }
-        let (status, answer) = self.purge(&path).await;
-        info!(
-            target: logging::OPERATOR,
-            "PURGE {path:?}: {} {}",
-            status.as_u16(),
-            answer.trim_end()
-        );
-        text(status, answer)
+        match method.as_str() {
+            "PURGE" => self.answer_purge(&path).await,
+            "WARM" => unless_left(session, self.warm(&path)).await,
+            "LIST" => unless_left(session, self.list(&path)).await,
+            _ => {
+                let why = format!("only {METHODS} are answered here\n");
+                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, why);
+                let headers = response.headers_mut();
+                headers.insert(ALLOW, HeaderValue::from_static(METHODS));
+                response
+            }
+        }
     }
 }
 

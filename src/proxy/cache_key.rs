@@ -9,7 +9,7 @@ use pingora_cache::CacheKey;
 use pingora_http::RequestHeader;
 
 use crate::config::{self, Config};
-use crate::s3::key::encode_value;
+use crate::s3::key::{encode, encode_value};
 use crate::s3::{
     decode_unreserved, Bucket, ConnectionOptions, Credentials, Lookup, ObjectKey, Origin,
     OriginCredentials, Refreshed, Role, RouteError, Router, S3Request, Site, Target, Verify,
@@ -61,6 +61,17 @@ impl CacheKeys {
     /// # Errors
     /// As [`Router::object`].
     pub fn object(&self, path: &str) -> Result<CacheKey, RouteError> {
+        let (site, request) = self.request_for(path)?;
+        let key = request.target.key().ok_or(RouteError::NotFound)?;
+        Ok(cache_key(site, key, request.version_id()))
+    }
+
+    /// The bucket of the object at a path, as [`object`](Self::object) reads it, and a request for the
+    /// object.
+    ///
+    /// # Errors
+    /// As [`Router::object`].
+    pub(super) fn request_for(&self, path: &str) -> Result<(&Arc<Site>, S3Request), RouteError> {
         let (path, query) = match path.split_once('?') {
             Some((path, query)) => (path, Some(query.as_bytes())),
             None => (path, None),
@@ -68,8 +79,7 @@ impl CacheKeys {
         let (site, key) = self.router.object(path)?;
         let request = S3Request::read(&Method::GET, Target::Object(key), query, &HeaderMap::new());
         let request = request.map_err(|_| RouteError::BadQuery)?;
-        let key = request.target.key().ok_or(RouteError::NotFound)?;
-        Ok(cache_key(site, key, request.version_id()))
+        Ok((site, request))
     }
 
     /// The beginnings of the keys of all objects whose path begins with `path`. There are several
@@ -81,6 +91,22 @@ impl CacheKeys {
     /// # Errors
     /// As [`Router::object`].
     pub fn beginning_with(&self, path: &str) -> Result<Vec<KeyPrefix>, RouteError> {
+        let buckets = self.buckets_beginning_with(path)?;
+        let prefixes = buckets.iter();
+        Ok(prefixes
+            .map(|(site, prefix)| KeyPrefix::of(site, &encode(prefix)))
+            .collect())
+    }
+
+    /// The buckets of all objects whose path begins with `path`, as
+    /// [`beginning_with`](Self::beginning_with) reads it, each with the beginning of the keys.
+    ///
+    /// # Errors
+    /// As [`Router::object`].
+    pub(super) fn buckets_beginning_with(
+        &self,
+        path: &str,
+    ) -> Result<Vec<(&Arc<Site>, String)>, RouteError> {
         if !path.starts_with('/') {
             return Err(RouteError::NotFound);
         }
@@ -99,15 +125,15 @@ impl CacheKeys {
             .sites()
             .iter()
             .filter(|site| begins(site))
-            .map(|site| KeyPrefix::of(site, ""))
+            .map(|site| (site, String::new()))
             .collect();
         if !buckets.is_empty() {
             return Ok(buckets);
         }
         let (site, key) = self.router.object(&format!("{path}{ANY_END}"))?;
-        let encoded = key.encoded();
-        let beginning = encoded.strip_suffix(ANY_END).unwrap_or(&encoded);
-        Ok(vec![KeyPrefix::of(site, beginning)])
+        let key = key.as_str();
+        let beginning = key.strip_suffix(ANY_END).unwrap_or(key);
+        Ok(vec![(site, beginning.to_owned())])
     }
 
     /// The path of the object with this key, or `//HOST/KEY` in a bucket that only hosts lead to.
@@ -120,13 +146,19 @@ impl CacheKeys {
         });
         // The most specific bucket counts.
         let (site, encoded) = holders.min_by_key(|(_, rest)| rest.len())?;
-        Some(match (site.prefix(), site.hosts()) {
-            (None, [host, ..]) => format!("//{host}/{encoded}"),
-            (prefix, _) => {
-                let prefix = prefix.unwrap_or_default().trim_end_matches('/');
-                format!("{prefix}/{encoded}")
-            }
-        })
+        Some(path_at(site, encoded))
+    }
+}
+
+/// The path of the object of a bucket with this encoded key, or `//HOST/KEY` if only hosts lead to
+/// the bucket.
+pub(super) fn path_at(site: &Site, encoded: &str) -> String {
+    match (site.prefix(), site.hosts()) {
+        (None, [host, ..]) => format!("//{host}/{encoded}"),
+        (prefix, _) => {
+            let prefix = prefix.unwrap_or_default().trim_end_matches('/');
+            format!("{prefix}/{encoded}")
+        }
     }
 }
 

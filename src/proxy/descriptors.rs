@@ -14,8 +14,8 @@ const MAX_CONNECTIONS: usize = 65_536;
 /// The most idle connections to origins; Pingora's default.
 const MAX_IDLE_ORIGIN_CONNECTIONS: usize = 128;
 
-/// The most connections of each listener for operators.
-const MAX_OPERATOR_CONNECTIONS: usize = 32;
+/// The most connections of each listener for operators: those of `warm`, and some others.
+const MAX_OPERATOR_CONNECTIONS: usize = 96;
 
 /// Raise the soft limit of open files to the hard one. Returns the new limit.
 ///
@@ -128,6 +128,6 @@ pub fn idle_origin_connections(open_files: usize) -> usize {
 
 /// The limit of connections to a listener for operators. Client connections do not count.
 pub fn operators(open_files: usize) -> Arc<ConnectionLimit> {
-    let max = (open_files / 32).clamp(4, MAX_OPERATOR_CONNECTIONS);
+    let max = (open_files / 16).clamp(4, MAX_OPERATOR_CONNECTIONS);
     Arc::new(ConnectionLimit::new(max))
 }

@@ -47,6 +47,8 @@ pub mod server;
 pub mod signals;
 #[cfg(feature = "s3-proxy")]
 mod tls;
+#[cfg(feature = "s3-proxy")]
+mod warm;
 
 #[cfg(feature = "s3-proxy")]
 pub use admin::AdminApp;

@@ -1,24 +1,28 @@
 //! A Pingora server from a configuration.
 
+use std::future::Future;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use log::{debug, info};
 use pingora_core::apps::http_app::HttpServer;
-use pingora_core::apps::HttpServerOptions;
+use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::listeners::{ConnectionLimit, L4BufferSettings, ListenerConfig, NotsentLimit};
 use pingora_core::protocols::http::v2::server::{default_h2_options, H2Options};
+use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server, ShutdownWatch};
 use pingora_core::services::background::{background_service, BackgroundService};
 use pingora_core::services::listening::Service;
 use pingora_core::Error;
+use pingora_proxy::{HttpProxy, SubrequestSpawner};
 
 use super::admin::AdminApp;
 use super::descriptors;
@@ -156,13 +160,16 @@ impl ProxyServer {
             server.add_service(background_service("credentials", Credentials(credentials)));
         }
 
-        let mut service = pingora_proxy::http_proxy_service(&server.configuration, proxy);
-        if let Some(proxy) = service.app_logic_mut() {
-            let mut options = options.clone();
-            limit_http2(&mut options, config);
-            proxy.server_options = Some(options);
-            proxy.h2_options = Some(http2_options(config));
-        }
+        let mut proxy = pingora_proxy::http_proxy(&server.configuration, proxy);
+        let mut proxy_options = options.clone();
+        limit_http2(&mut proxy_options, config);
+        proxy.server_options = Some(proxy_options);
+        proxy.h2_options = Some(http2_options(config));
+        let proxy = Arc::new(proxy);
+        let mut service = Service::new(
+            "Pingora HTTP Proxy Service".into(),
+            SharedProxy(proxy.clone()),
+        );
         let max_connections = config.server.max_connections.map(|max| *max);
         let max_connections = descriptors::max_clients(open_files, max_connections);
         let connections = Arc::new(ConnectionLimit::new(max_connections));
@@ -203,7 +210,8 @@ impl ProxyServer {
             server.add_service(service);
         }
         if let Some(listener) = &admin {
-            let mut app = HttpServer::new_app(AdminApp::new(config, cache));
+            let spawner = SubrequestSpawner::new(proxy);
+            let mut app = HttpServer::new_app(AdminApp::new(config, cache, spawner));
             app.server_options = Some(options.clone());
             let mut service = Service::new("admin".into(), app);
             let connections = descriptors::operators(open_files);
@@ -242,7 +250,7 @@ impl ProxyServer {
         self.metrics.as_ref().map(|listener| listener.address())
     }
 
-    /// The address of `PURGE`.
+    /// The address of `PURGE`, `WARM` and `LIST`.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(|listener| listener.address())
     }
@@ -282,6 +290,43 @@ impl ProxyServer {
             cache.close(FINISH_TIMEOUT);
         }
         Ok(())
+    }
+}
+
+/// The proxy, which the admin listener makes requests to as well.
+struct SharedProxy(Arc<HttpProxy<S3ProxyHttp>>);
+
+impl HttpServerApp for SharedProxy {
+    // As #[async_trait] writes it, but without a box around that of the proxy.
+    fn process_new_http<'life0, 'life1, 'async_trait>(
+        self: &'life0 Arc<Self>,
+        session: ServerSession,
+        shutdown: &'life1 ShutdownWatch,
+    ) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'async_trait>>
+    where
+        'life0: 'async_trait,
+        'life1: 'async_trait,
+        Self: 'async_trait,
+    {
+        self.0.process_new_http(session, shutdown)
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        self.0.h2_options()
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        self.0.server_options()
+    }
+
+    fn http_cleanup<'life0, 'async_trait>(
+        &'life0 self,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'async_trait>>
+    where
+        'life0: 'async_trait,
+        Self: 'async_trait,
+    {
+        self.0.http_cleanup()
     }
 }
 

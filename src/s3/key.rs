@@ -122,7 +122,7 @@ impl fmt::Display for ObjectKey {
 
 /// A key, or the beginning of one, as it is written in a request path, see
 /// [`ObjectKey::encoded`].
-pub(super) fn encode(key: &str) -> Cow<'_, str> {
+pub fn encode(key: &str) -> Cow<'_, str> {
     if key.bytes().all(stands_for_itself) {
         return Cow::Borrowed(key);
     }
