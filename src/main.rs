@@ -19,6 +19,7 @@ use pingora_sendfile::proxy::server::ProxyServer;
 use pingora_sendfile::proxy::signals;
 
 use cli::cache::CacheCommand;
+use cli::warm::Wanted;
 use cli::{preflight, url_path, Failure, Outcome, Output};
 
 /// A caching proxy for S3 that serves hits without copying them.
@@ -60,6 +61,24 @@ enum Command {
         #[arg(value_parser = url_path)]
         path: String,
     },
+    /// Have the running proxy store objects: exit 0, or 1 if it cannot store one. Run it again to go
+    /// on where it was interrupted.
+    Warm {
+        /// The YAML configuration of the running proxy.
+        #[arg(long)]
+        config: PathBuf,
+        /// A file with a path a line; -: standard input. Empty lines and those that begin with #
+        /// are skipped.
+        #[arg(long)]
+        list: Option<PathBuf>,
+        /// The number of objects at a time.
+        #[arg(long, value_name = "N", default_value_t = 8,
+              value_parser = clap::value_parser!(u8).range(1..=64))]
+        concurrency: u8,
+        /// Paths as clients request them; with a final * all objects whose path has this prefix.
+        #[arg(value_name = "PATH", value_parser = url_path, required_unless_present = "list")]
+        paths: Vec<String>,
+    },
     /// Inspect the cache on disk. The proxy may run meanwhile.
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -91,6 +110,20 @@ fn main() -> ExitCode {
         Command::Purge { config, path } => {
             load(&config).and_then(|config| cli::purge::run(&config, &path))
         }
+        Command::Warm {
+            config,
+            list,
+            concurrency,
+            paths,
+        } => load(&config).and_then(|config| {
+            let concurrency = usize::from(concurrency);
+            let wanted = Wanted {
+                paths,
+                list,
+                concurrency,
+            };
+            cli::warm::run(&config, wanted)
+        }),
         Command::Cache(command) => cli::cache::run(&command),
         #[cfg(feature = "demo")]
         Command::Demo { root, listen } => cli::demo::run(root, listen)

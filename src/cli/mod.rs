@@ -1,9 +1,11 @@
 //! The commands, and their common parts.
 
+pub mod admin;
 pub mod cache;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod purge;
+pub mod warm;
 
 use std::fmt::{self, Write as _};
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};

@@ -36,6 +36,7 @@ mod signals;
 mod strace;
 mod transfer;
 mod upgrade;
+mod warm;
 
 use test_support::{Bucket, Origin, Proxy, ProxyBuilder};
 

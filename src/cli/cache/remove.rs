@@ -9,7 +9,8 @@ use pingora_sendfile::cache::EntryMeta;
 use pingora_sendfile::s3::RouteError;
 
 use super::Cache;
-use crate::cli::purge::{self, AdminClient};
+use crate::cli::admin::AdminClient;
+use crate::cli::purge;
 use crate::cli::{Failure, Outcome, Output};
 
 pub fn run(cache: &Cache, path: &str) -> Outcome {

@@ -8,7 +8,7 @@ use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 use pingora_sendfile::cache::inspect::{Damaged, Found};
 
 use super::{damage, Cache};
-use crate::cli::purge::AdminClient;
+use crate::cli::admin::AdminClient;
 use crate::cli::{Failure, Outcome, Output};
 
 /// The number of steps of the progress bar.

@@ -1,6 +1,6 @@
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -126,7 +126,7 @@ impl Proxy {
         self.announced().metrics.expect("the proxy has no metrics")
     }
 
-    /// The address of `PURGE`.
+    /// The address of `PURGE`, `WARM` and `LIST`.
     pub fn admin_addr(&self) -> SocketAddr {
         self.announced().admin.expect("the proxy takes no PURGE")
     }
@@ -142,17 +142,38 @@ impl Proxy {
     /// Runs `s3-proxy` with these arguments and this proxy's configuration,
     /// whether or not the proxy runs.
     pub fn s3_proxy(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("run s3-proxy")
+    }
+
+    /// Like [`Self::s3_proxy`], with this standard input.
+    pub fn s3_proxy_reading(&self, arguments: &[&str], input: &str) -> Output {
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("run s3-proxy");
+        let mut stdin = child.stdin.take().expect("stdin is piped");
+        // It may end before it has read everything.
+        let _ = stdin.write_all(input.as_bytes());
+        drop(stdin);
+        child.wait_with_output().expect("the end of s3-proxy")
+    }
+
+    /// `s3-proxy` with these arguments and this proxy's configuration.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let config = match &self.running {
             Some(_) => self.pinned_config(),
             None => self.config.clone(),
         };
-        Command::new(&self.binary)
+        let mut command = Command::new(&self.binary);
+        command
             .args(arguments)
             .arg("--config")
             .arg(config)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .output()
-            .expect("run s3-proxy")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     /// The configuration file that it was started with.

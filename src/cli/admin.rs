@@ -1,0 +1,184 @@
+//! The client of the admin listener of a running proxy.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use pingora_sendfile::config::Config;
+
+use super::Failure;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time limit for an answer that does not wait for an origin. That of a purge comes once the ban is
+/// on the disk, which may be busy.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest line of the header of an answer that is read, in bytes.
+const MAX_LINE: u64 = 64 * 1024;
+/// The longest answer that is read, in bytes: a page of a list.
+const MAX_ANSWER: u64 = 64 << 20;
+
+/// The response of the admin listener.
+pub struct Answer {
+    pub status: u16,
+    pub text: String,
+    /// The time after which the request may be sent again.
+    pub retry_after: Option<Duration>,
+    /// The marker of the next page of a list.
+    pub next_page: Option<String>,
+}
+
+/// The admin listener of a running proxy.
+#[derive(Clone)]
+pub struct AdminClient {
+    address: SocketAddr,
+}
+
+/// A connection to the admin listener, for one request after another.
+pub struct AdminConnection {
+    address: SocketAddr,
+    stream: Option<BufReader<TcpStream>>,
+}
+
+// === impl AdminClient ===
+
+impl AdminClient {
+    /// The admin listener of a configuration.
+    pub fn new(config: &Config) -> Result<Self, Failure> {
+        let unfit = |what| Err(config.mistake("admin.address", what).into());
+        let Some(admin) = &config.admin else {
+            return unfit("is missing; set it, such as 127.0.0.1:9091, and start the proxy again");
+        };
+        let mut address = *admin.address;
+        if address.port() == 0 {
+            return unfit("has port 0, so the port is not known here; write a fixed port");
+        }
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        Ok(AdminClient { address })
+    }
+
+    /// Sends `PURGE`, and returns the response, whatever its status. `path` is
+    /// percent-encoded.
+    pub fn purge(&self, path: &str) -> Result<Answer, Failure> {
+        self.connection().ask("PURGE", path, Some(ANSWER_TIMEOUT))
+    }
+
+    /// A connection, which is opened by its first request.
+    pub fn connection(&self) -> AdminConnection {
+        AdminConnection {
+            address: self.address,
+            stream: None,
+        }
+    }
+}
+
+// === impl AdminConnection ===
+
+impl AdminConnection {
+    /// Sends a request, and returns the response, whatever its status. `path` is percent-encoded.
+    /// `patience` limits the wait for a part of the response.
+    pub fn ask(
+        &mut self,
+        method: &str,
+        path: &str,
+        patience: Option<Duration>,
+    ) -> Result<Answer, Failure> {
+        let address = self.address;
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        // The proxy may have closed an idle connection.
+        if let Some(stream) = self.stream.take() {
+            match self.exchange(stream, &request, patience) {
+                Err(e) if is_closed(&e) => {}
+                answer => return answer.map_err(|e| self.unanswered(&e)),
+            }
+        }
+        let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).map_err(|e| {
+            Failure::Other(format!(
+                "admin.address: cannot connect to {address}: {e}; start the proxy with this configuration"
+            ))
+        })?;
+        let answer = self.exchange(BufReader::new(stream), &request, patience);
+        answer.map_err(|e| self.unanswered(&e))
+    }
+
+    fn exchange(
+        &mut self,
+        mut stream: BufReader<TcpStream>,
+        request: &str,
+        patience: Option<Duration>,
+    ) -> io::Result<Answer> {
+        stream.get_ref().set_read_timeout(patience)?;
+        stream.get_ref().set_write_timeout(Some(ANSWER_TIMEOUT))?;
+        stream.get_mut().write_all(request.as_bytes())?;
+        let (answer, stays) = read_answer(&mut stream)?;
+        self.stream = stays.then_some(stream);
+        Ok(answer)
+    }
+
+    fn unanswered(&self, e: &io::Error) -> Failure {
+        Failure::Other(format!(
+            "admin.address: the proxy at {} does not answer: {e}; see its log",
+            self.address
+        ))
+    }
+}
+
+/// True for the error of a connection that was closed before the response began.
+fn is_closed(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        ErrorKind::UnexpectedEof
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+    )
+}
+
+/// Reads a response. True: the connection stays open.
+fn read_answer(reader: &mut BufReader<TcpStream>) -> io::Result<(Answer, bool)> {
+    let mut line = || -> io::Result<String> {
+        let mut line = String::new();
+        match reader.by_ref().take(MAX_LINE).read_line(&mut line)? {
+            0 => Err(ErrorKind::UnexpectedEof.into()),
+            _ => Ok(line.trim_end().to_owned()),
+        }
+    };
+    let invalid = || io::Error::other("not an HTTP/1.1 response");
+    let status = line()?
+        .strip_prefix("HTTP/1.1 ")
+        .and_then(|line| line.get(..3)?.parse().ok())
+        .ok_or_else(invalid)?;
+    let mut answer = Answer {
+        status,
+        text: String::new(),
+        retry_after: None,
+        next_page: None,
+    };
+    let (mut len, mut stays) = (None, true);
+    loop {
+        let field = line()?;
+        if field.is_empty() {
+            break;
+        }
+        let (name, value) = field.split_once(':').ok_or_else(invalid)?;
+        let value = value.trim();
+        match &*name.to_ascii_lowercase() {
+            "content-length" => len = Some(value.parse().map_err(|_| invalid())?),
+            "connection" => stays = !value.eq_ignore_ascii_case("close"),
+            "retry-after" => answer.retry_after = value.parse().ok().map(Duration::from_secs),
+            "next-page" => answer.next_page = Some(value.to_owned()),
+            _ => {}
+        }
+    }
+    let len = len.filter(|len| *len <= MAX_ANSWER).ok_or_else(invalid)?;
+    let read = reader.take(len).read_to_string(&mut answer.text)?;
+    if read as u64 != len {
+        return Err(io::Error::other("the response is cut short"));
+    }
+    answer.text.truncate(answer.text.trim_end().len());
+    Ok((answer, stays))
+}
