@@ -61,21 +61,21 @@ enum Command {
         #[arg(value_parser = url_path)]
         path: String,
     },
-    /// Have the running proxy store objects: exit 0, or 1 if it cannot store one. Run it again to go
-    /// on where it was interrupted.
+    /// Store objects in the cache of the running proxy. Exits with 1 if an object cannot be stored. An
+    /// interrupted run continues when the command is run again.
     Warm {
         /// The YAML configuration of the running proxy.
         #[arg(long)]
         config: PathBuf,
-        /// A file with a path a line; -: standard input. Empty lines and those that begin with #
+        /// A file with one path per line, or - for standard input. Empty lines and lines that begin with #
         /// are skipped.
         #[arg(long)]
         list: Option<PathBuf>,
-        /// The number of objects at a time.
+        /// The number of objects that are stored at a time.
         #[arg(long, value_name = "N", default_value_t = 8,
               value_parser = clap::value_parser!(u8).range(1..=64))]
         concurrency: u8,
-        /// Paths as clients request them; with a final * all objects whose path has this prefix.
+        /// Paths as clients request them. A final * stands for all objects whose path has this prefix.
         #[arg(value_name = "PATH", value_parser = url_path, required_unless_present = "list")]
         paths: Vec<String>,
     },

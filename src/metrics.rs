@@ -636,7 +636,7 @@ impl CacheCollector {
             ),
             metadata_bytes: make.gauge(
                 "cache_metadata_bytes",
-                "Memory that metadata and headers of large entries take",
+                "Bytes of metadata and headers of larger objects in memory",
             ),
             open_files: make.gauge(
                 "cache_open_files",
@@ -701,7 +701,7 @@ impl CacheCollector {
             ),
             body_opens: make.counter(
                 "cache_body_opens_total",
-                "Lookups that had to open the body alone, because the metadata was in memory",
+                "Lookups that opened only the body, because the metadata was in memory",
             ),
             not_admitted: make.counter(
                 "cache_not_admitted_total",

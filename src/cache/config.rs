@@ -49,7 +49,7 @@ pub struct BlocksConfig {
     /// blocks have longer ones. Bodies that are stored already keep theirs.
     pub block_bytes: u32,
     /// Most bytes of neighbouring blocks that one request to the origin fetches, unless a block is
-    /// longer. As many are fetched ahead of a client that reads on.
+    /// longer; at most a quarter of the cache. As many are fetched ahead of a client that reads on.
     pub read_ahead_bytes: u64,
 }
 
@@ -62,7 +62,7 @@ impl Default for BlocksConfig {
     }
 }
 
-/// Part of the process's limit on open files that a cache may keep open: one in so many.
+/// Divisor of the process's limit on open files that gives the most files a cache keeps open.
 pub const OPEN_FILES_SHARE: usize = 4;
 
 /// Most body files that are kept open unless configured. With its entry, one takes about 6 KB of the
@@ -90,14 +90,14 @@ pub const MAX_OPEN_FILES: usize = 16_384;
 pub struct DiskCacheConfig {
     /// The folder of the cache, which belongs to it alone. It is created if it is missing.
     pub path: PathBuf,
-    /// Limit for bodies and metadata, in bytes. Beyond it, entries are evicted that are requested
-    /// rarely.
+    /// Limit for bodies and metadata, in bytes, in whole blocks of 4 KiB a file. A full cache evicts
+    /// entries that are rarely requested.
     pub max_size_bytes: u64,
     /// Longest body that is stored, in bytes; `None`: any. One that is longer than the cache can only
     /// be stored in blocks.
     pub max_object_bytes: Option<u64>,
-    /// Bytes of the file system that the cache leaves free, whoever takes the others: it evicts entries
-    /// for them, and stores nothing in their place. 0: none.
+    /// Bytes that the cache leaves free on the file system, even if other programs fill it. If less is
+    /// free, the cache evicts entries and does not grow. 0: none.
     pub min_free_bytes: u64,
     /// The bodies that are sent by sendfile.
     pub sendfile: SendfileConfig,
@@ -107,9 +107,9 @@ pub struct DiskCacheConfig {
     pub backend: BackendChoice,
     /// Memory for bodies that are not sent by sendfile, in bytes; 0: none.
     pub memory_bytes: u64,
-    /// Memory for what is known of entries whose bodies are sent by sendfile, in bytes: their
-    /// metadata and their header as hits send it. It takes about 1.6 KB an entry, and saves a hit
-    /// whose file is not open all but the open(2) of the body. Entries in blocks have none. 0: none.
+    /// Memory for the metadata and headers of entries whose bodies are sent by sendfile, in bytes,
+    /// about 1.6 KB an entry. A hit whose file is closed then needs only the open(2) of the body.
+    /// Entries in blocks are not kept. 0: none.
     pub metadata_bytes: u64,
     /// Most body files that are kept open; `None`: as many as [`open_files`](Self::open_files)
     /// allows.
@@ -153,9 +153,9 @@ impl DiskCacheConfig {
         }
     }
 
-    /// Most body files that are kept open in a process that may open `limit` files: a quarter of
-    /// them, because each connection of a client may need one itself, one to the origin and one of
-    /// the cache; [`MAX_OPEN_FILES`] at most, unless another number is configured.
+    /// Most body files that are kept open in a process that may open `limit` files: at most a quarter of
+    /// them, and at most [`max_open_files`](Self::max_open_files) or [`MAX_OPEN_FILES`]. Each client
+    /// may need three more files: its connection, one to the origin, and one of the cache.
     pub fn open_files(&self, limit: usize) -> usize {
         let most = self.max_open_files.unwrap_or(MAX_OPEN_FILES);
         most.min(limit / OPEN_FILES_SHARE)

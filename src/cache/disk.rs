@@ -275,7 +275,7 @@ impl DiskCache {
         lookup::stored(&self.core, key).await
     }
 
-    /// Wait until a fill is an entry, or is given up: then for this reason.
+    /// Wait until a fill is an entry or is given up. Returns the reason if it is given up.
     pub(crate) async fn fill_end(&'static self, fill: &FollowedFill) -> Option<(Cause, String)> {
         self.core.fills.ended(&fill.0).await;
         fill.0.broken_by()

@@ -129,6 +129,10 @@ pub(crate) struct Queues {
     pub repairs: mpsc::Receiver<Repair>,
 }
 
+/// Divisor of the limit of the cache that gives the most bytes of blocks in one request to the
+/// origin. Their space is reserved at once.
+const RUN_SHARE: u64 = 4;
+
 /// Most requests for missing folders that wait.
 const MAX_REPAIRS: usize = 16;
 
@@ -141,7 +145,13 @@ impl Core {
             io: opened.io,
             layout: opened.layout,
             sendfile: config.sendfile,
-            blocks: config.blocks,
+            blocks: BlocksConfig {
+                read_ahead_bytes: config
+                    .blocks
+                    .read_ahead_bytes
+                    .min(config.max_size_bytes / RUN_SHARE),
+                ..config.blocks
+            },
             max_size_bytes: config.max_size_bytes,
             max_object_bytes: config.max_object_bytes.unwrap_or(u64::MAX),
             min_free_bytes: config.min_free_bytes,
@@ -266,6 +276,13 @@ impl Core {
     /// Have a leftover of an earlier run removed whose first removal failed.
     pub(crate) fn remove_leftover(&self, id: EntryId, path: &Path) {
         self.removals.add(id, None, Which::Leftover(path.into()));
+    }
+
+    /// Keep the fills that `matches` from becoming entries, and remove what they have recorded.
+    pub(crate) fn invalidate_fills(&self, matches: impl Fn(&Fill) -> bool) {
+        for id in self.fills.invalidate(matches) {
+            self.remove_files(id, None);
+        }
     }
 
     /// Have all files of a fill removed that was given up, and its reservation released after

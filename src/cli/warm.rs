@@ -388,10 +388,16 @@ impl Finder {
                     self.queue(found.to_owned())?;
                 }
             }
-            match listed.next_page {
-                Some(next) => page = format!("{prefix}?after={next}"),
-                None => return Ok(()),
+            let Some(next) = listed.next_page else {
+                return Ok(());
+            };
+            let next = format!("{prefix}?after={next}");
+            if next == page {
+                let why = "the origin sends the same page of the list again";
+                self.progress.fail(path, why);
+                return Ok(());
             }
+            page = next;
         }
     }
 

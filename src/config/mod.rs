@@ -602,23 +602,23 @@ pub struct RangeFill {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Blocks {
-    /// Size of a block in KiB, rounded up to a power of two. Blocks of objects that are stored keep their
-    /// size.
+    /// Size of a block in KiB, rounded up to a power of two. Objects that are already stored keep their
+    /// block size.
     pub size_kib: Whole<u32, 64, 65_536>,
-    /// Most neighbouring blocks, in MiB, that are requested from the origin at a time. As many are
-    /// fetched ahead of a client that reads on.
+    /// Most neighbouring blocks, in MiB, in one request to the origin, at most a quarter of the cache. The
+    /// same amount is fetched ahead of a client that reads sequentially.
     pub read_ahead_mib: Whole<u32, 1, 1024>,
 }
 
-/// Memory for bodies up to `cache.disk.sendfile.threshold_bytes`, and for what is known of larger ones.
+/// Memory for bodies up to `cache.disk.sendfile.threshold_bytes`, and for the metadata of larger ones.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Memory {
     /// Size of the memory tier, which holds bodies up to `cache.disk.sendfile.threshold_bytes`.
     /// `0`: off.
     pub max_size_mb: Megabytes,
-    /// Memory for the metadata of larger objects whose files may be closed, about 1.6 KB each. A hit
-    /// then opens the body and reads nothing else. Objects in blocks have none. `0`: off.
+    /// Memory for the metadata of larger objects, about 1.6 KB each. A hit whose file is closed then
+    /// opens the body and reads nothing else. Metadata of objects in blocks is not kept. `0`: off.
     pub max_metadata_mb: Megabytes,
 }
 
@@ -632,13 +632,14 @@ pub struct Disk {
     /// starts at the working directory. Default: none; required if `enabled`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<Folder>,
-    /// Size of the cache. Beyond it, entries are evicted that are requested rarely.
+    /// Size of the cache. Files count in whole blocks of 4 KiB. A full cache evicts entries that are
+    /// rarely requested.
     pub max_size_gb: Gigabytes,
-    /// Space of the file system that the cache leaves free, also if others fill it. Default: none.
+    /// Space that the cache leaves free on the file system, even if other programs fill it. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_free_gb: Option<Gigabytes>,
-    /// Largest object that is stored. Default: any; one larger than the cache is stored in
-    /// [blocks](caching.md#blocks) only.
+    /// Size of the largest object that is stored. Default: any; an object larger than the cache is stored
+    /// only in [blocks](caching.md#blocks).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_object_gb: Option<Gigabytes>,
     /// I/O backend.
@@ -646,9 +647,8 @@ pub struct Disk {
     pub backend: BackendChoice,
     /// Time after which an entry that nobody requests is evicted. `0`: off.
     pub inactive: Period,
-    /// Most open files of entries in use that are kept, never more than a quarter of the limit on
-    /// open files, which is raised to the hard limit at startup. `auto`: a quarter of the limit, at
-    /// most 16384.
+    /// Most files of entries in use that are kept open. It is never more than a quarter of the limit on
+    /// open files, which is raised to the hard limit at startup. `auto`: that quarter, at most 16384.
     pub max_open_files: AutoOr<usize, 0, 1_000_000>,
     /// Rate at which the scrubber reads bodies to find flipped bits. `0`: off.
     pub scrub_mb_per_second: MegabytesPerSecond,
@@ -1193,7 +1193,7 @@ impl Memory {
         self.max_size_mb.bytes()
     }
 
-    /// Memory for what is known of larger objects, in bytes.
+    /// Memory for the metadata of larger objects, in bytes.
     pub fn max_metadata_bytes(&self) -> u64 {
         self.max_metadata_mb.bytes()
     }

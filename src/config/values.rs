@@ -1001,7 +1001,7 @@ impl<'de, T: TryFrom<u64>, const MIN: u64, const MAX: u64> Deserialize<'de> for 
     }
 }
 
-/// A whole number from `MIN` to `MAX`; `None`: `auto`, what suits the machine.
+/// A whole number from `MIN` to `MAX`; `None`: `auto`, a default that depends on the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AutoOr<T, const MIN: u64, const MAX: u64>(pub(super) Option<T>);
 

@@ -287,7 +287,7 @@ impl End {
                 not_stored("its header or a rule of cache.rules forbids storing it")
             }
             (_, NoCacheReason::ResponseTooLarge | NoCacheReason::PredictedResponseTooLarge) => {
-                not_stored("it is larger than what is stored")
+                not_stored("it is larger than the cache or the configured limit")
             }
             (_, NoCacheReason::Deferred) if self.origin_status.is_some() => {
                 not_stored("the cache cannot be written to; see the proxy's log")

@@ -24,8 +24,8 @@ use crate::s3::RouteError;
 /// The longest wait for a client that does not read its answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The methods that are served. A page in a browser cannot send them without a permission that is never
-/// given.
+/// The methods that are served. None is CORS-safelisted, so a page in a browser needs a permission to
+/// send them, which this listener never gives.
 const METHODS: &str = "PURGE, WARM, LIST";
 
 /// The answer if there is no cache.
@@ -132,7 +132,7 @@ impl AdminApp {
         };
         let answer = self.warmer.warm(&self.keys, cache, path).await;
         let (status, text) = (answer.status.as_u16(), answer.text.trim_end());
-        // As many lines as a bucket has objects.
+        // At debug level, because there is a line for each object.
         debug!(target: logging::OPERATOR, "WARM {path:?}: {status} {text}");
         answer
     }
@@ -244,7 +244,7 @@ impl ServeHttp for AdminApp {
             "WARM" => unless_left(session, self.warm(&path)).await,
             "LIST" => unless_left(session, self.list(&path)).await,
             _ => {
-                let why = format!("only {METHODS} are answered here\n");
+                let why = format!("this listener serves only {METHODS}\n");
                 let mut response = text(StatusCode::METHOD_NOT_ALLOWED, why);
                 let headers = response.headers_mut();
                 headers.insert(ALLOW, HeaderValue::from_static(METHODS));

@@ -17,7 +17,7 @@ const MAX_IDLE_ORIGIN_CONNECTIONS: usize = 128;
 /// The most connections of each listener for operators: those of `warm`, and some others.
 const MAX_OPERATOR_CONNECTIONS: usize = 96;
 
-/// Raise the soft limit of open files to the hard one. Returns the new limit.
+/// Raise the soft limit on open files to the hard one. Returns the new limit.
 ///
 /// Call it before the cache is opened, which keeps a share of the limit open.
 pub fn raise_limit() -> usize {
@@ -31,7 +31,7 @@ pub fn raise_limit() -> usize {
         match setrlimit(Resource::Nofile, raised) {
             Ok(()) => {
                 info!(
-                    "limit of open files raised from {} to {}",
+                    "limit on open files raised from {} to {}",
                     shown(limit.current),
                     shown(limit.maximum)
                 );
@@ -39,7 +39,7 @@ pub fn raise_limit() -> usize {
             }
             // macOS allows fewer open files than its hard limit.
             Err(e) => warn!(
-                "limit of open files stays at {}: it cannot be raised to {}: {e}",
+                "limit on open files stays at {}: it cannot be raised to {}: {e}",
                 shown(limit.current),
                 shown(limit.maximum)
             ),
@@ -106,7 +106,7 @@ pub fn cached_files(open_files: usize, cache: &DiskCacheConfig) -> usize {
     let allowed = cache.open_files(open_files);
     if let Some(max) = cache.max_open_files.filter(|max| *max > allowed) {
         warn!(
-            "cache.disk.max_open_files: {max} is more than a quarter of the limit of open files; \
+            "cache.disk.max_open_files: {max} is more than a quarter of the limit on open files; \
              lowered to {allowed}, since the limit is {open_files}"
         );
     }
@@ -116,7 +116,7 @@ pub fn cached_files(open_files: usize, cache: &DiskCacheConfig) -> usize {
 /// Log the limit and its shares.
 pub fn log_shares(open_files: usize, clients: usize, cached: usize) {
     info!(
-        "limit of open files: {open_files}; at most {clients} client connections and {cached} \
+        "limit on open files: {open_files}; at most {clients} client connections and {cached} \
          files of the cache"
     );
 }

@@ -1,7 +1,7 @@
 //! Objects that are stored before a client requests them, and lists of their paths.
 //!
-//! Both are subrequests of the proxy to itself, on the thread of the admin listener. So they take at
-//! most one processor, and the same locks, limits and credentials as clients' requests.
+//! Both are subrequests of the proxy to itself, on the thread of the admin listener. They take at most
+//! one processor, and use the locks, limits and credentials of clients' requests.
 
 use std::fmt::Write as _;
 use std::io::Cursor;
@@ -53,7 +53,7 @@ pub(super) struct Warmer {
 pub(super) struct Answer {
     pub status: StatusCode,
     pub text: String,
-    /// The time after which a request has better prospects, in seconds.
+    /// `Retry-After`, in seconds.
     pub retry_after: Option<u32>,
     /// The marker of the next page of a list.
     pub next: Option<String>,
@@ -159,7 +159,7 @@ impl Warmer {
         })?;
         let page = page.map_err(|status| refused_list(site, status))?;
         let mut text = String::new();
-        // Not every origin heeds the prefix. An empty key is that of the bucket's key_prefix.
+        // Some origins ignore the prefix. The empty key is the object named like the bucket's key_prefix.
         let is_wanted = |key: &str| !key.is_empty() && key.starts_with(&**prefix);
         for object in page.objects.iter().filter(|object| is_wanted(&object.key)) {
             let path = path_at(site, &encode(&object.key));

@@ -95,7 +95,7 @@ fn the_limit_of_open_files_decides_how_many_files_are_kept_open() {
         let limited = proxy.restart_under(&["prlimit", &format!("--nofile={limit}:{limit}")]);
         assert!(limited, "{}", proxy.stderr());
         let log = proxy.stderr();
-        let said = format!("limit of open files: {limit}; {shares}");
+        let said = format!("limit on open files: {limit}; {shares}");
         assert!(log.contains(&said), "no {said:?} in\n{log}");
         let mut client = Connection::open(proxy.addr());
         for _ in 0..2 {
@@ -119,7 +119,7 @@ fn more_open_files_than_the_limit_allows_are_not_kept() {
     assert!(limited, "{}", proxy.stderr());
     let log = proxy.stderr();
     let said =
-        "cache.disk.max_open_files: 1000 is more than a quarter of the limit of open files; \
+        "cache.disk.max_open_files: 1000 is more than a quarter of the limit on open files; \
                 lowered to 64, since the limit is 256";
     assert!(log.contains(said), "{log}");
 }

@@ -22,7 +22,7 @@ const OLDER: &str = "Tue, 31 Dec 2019 23:59:59 GMT";
 const MODIFIED: &str = "Wed, 01 Jan 2020 00:00:00 GMT";
 const NEWER: &str = "Thu, 02 Jan 2020 00:00:00 GMT";
 
-/// What is stored of an object.
+/// The part of an object that is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stored {
     Nothing,
@@ -491,7 +491,7 @@ fn compare(cases: impl IntoIterator<Item = (Object, Stored, Now, Asked)>) {
         .into_iter()
         .enumerate()
         .map(|(number, (object, stored, now, asked))| {
-            // What a request does not change can serve others.
+            // Cases share an object whose state no request changes.
             let is_shared =
                 now != Now::Replaced && matches!(stored, Stored::AllBlocks | Stored::Whole);
             let number = if is_shared { usize::MAX } else { number };

@@ -145,11 +145,15 @@ fn what_is_not_stored_says_why() {
             409,
             "not stored: its header or a rule of cache.rules forbids",
         ),
-        ("large", 409, "not stored: it is larger than what is stored"),
+        (
+            "large",
+            409,
+            "not stored: it is larger than the cache or the configured limit",
+        ),
         (
             "unknown",
             409,
-            "not stored: it is longer than what is stored",
+            "not stored: it is larger than the cache or the configured limit",
         ),
         (
             "private/a",

@@ -44,8 +44,8 @@ pub(crate) fn open_nowait(_files: &EntryFiles, _prefetch: u64) -> Option<OpenFil
 /// does, if nothing has to be read from the disk and it has this length. `None`: the backend has
 /// to open it, or to report what is wrong.
 ///
-/// Its type is not asked for: what is no regular file has no such length, or cannot be read at an
-/// offset.
+/// The type of the file is not checked: a file that is not regular has another length, or cannot be
+/// read at an offset.
 #[cfg(target_os = "linux")]
 pub(crate) fn open_body_nowait(files: EntryFiles, len: u64) -> Option<std::fs::File> {
     let body = open_if_cached(&files.into_body())?;

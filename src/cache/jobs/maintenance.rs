@@ -1,4 +1,4 @@
-//! Maintenance of the entries: eviction of banned and inactive ones, and for a disk that others fill.
+//! Maintenance: eviction of banned and inactive entries, and of entries on a file system that is too full.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -19,13 +19,13 @@ const INACTIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// the same time.
 const INACTIVE_BATCH: usize = 10_000;
 
-/// The time between two looks at how much the file system has left.
+/// The time between two checks of the free space of the file system.
 const FREE_INTERVAL: Duration = match cfg!(test) {
     true => Duration::from_millis(20),
     false => Duration::from_secs(1),
 };
 
-/// The shortest time between two warnings that it has too little left.
+/// The shortest time between two warnings of too little free space.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The time from the end of one search for banned entries to the next.
@@ -43,7 +43,7 @@ pub(crate) async fn run(core: &'static Core, inactive: Option<Duration>) {
     );
 }
 
-/// Evict entries when the file system has less left than it must have, as long as the cache lives.
+/// Evict entries while the file system has too little free space, as long as the cache lives.
 async fn keep_disk_free(core: &'static Core) {
     if core.min_free_bytes == 0 {
         return;
@@ -59,8 +59,8 @@ async fn keep_disk_free(core: &'static Core) {
         if free < core.min_free_bytes && is_due {
             warned = Some(Instant::now());
             warn!(
-                "{}: the file system has {free} bytes left, and the cache is to leave {}; it evicts \
-                 entries and stores less",
+                "{}: {free} bytes of the file system are free, fewer than min_free_gb ({} bytes); the \
+                 cache evicts entries and does not grow",
                 core.path.display(),
                 core.min_free_bytes
             );

@@ -160,7 +160,7 @@ impl Recovery<'_> {
                 return;
             }
         };
-        // A power failure came before the kernel had written the metadata, whose name was written.
+        // A power failure left the name of the metadata file without its content.
         if meta.len < FIXED_LEN as u64 {
             self.remove_leftover(id, &files.meta());
             return self.remove_leftover(id, &files.body());
@@ -172,7 +172,8 @@ impl Recovery<'_> {
         };
         match core.index.insert_found(entry) {
             Inserted::New => self.found += 1,
-            Inserted::Known => {}
+            // Another process may have stored more of it since it was found first.
+            Inserted::Known => core.index.set_weight(&id, entry.weight),
             // Two generations of a key: a crash came between a refill and the removal of the
             // entry that it replaced.
             Inserted::Replaced(older) => self.remove_older(older),

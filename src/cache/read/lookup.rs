@@ -313,7 +313,7 @@ fn keep_reopened(
     entry
 }
 
-/// What memory has of an entry.
+/// An entry in memory.
 enum Found {
     Ready(Arc<ReadyEntry>),
     /// Its file is closed.

@@ -38,7 +38,7 @@ impl ChangeCounts {
 
     fn counter(&self, id: &EntryId) -> &AtomicU64 {
         let [a, b, ..] = id.hash;
-        // What happens to an older generation of a key is no change of the newer one.
+        // A change to an older generation of a key does not count for the newer one.
         let number = u16::from_le_bytes([a, b]) ^ id.generation as u16;
         &self.0[usize::from(number) % COUNTERS]
     }

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
-use pingora_cache::key::CompactCacheKey;
+use pingora_cache::key::{CompactCacheKey, HashBinary};
 use tokio::sync::{watch, Notify};
 
 use crate::cache::state::body_file::BodyFile;
@@ -306,19 +306,20 @@ impl Fill {
         window.is_some_and(|window| window.waits(&self.readers))
     }
 
-    fn is_invalidated(&self) -> bool {
-        self.invalidated.load(Ordering::Acquire)
+    /// True if it must not become an entry.
+    pub(crate) fn is_invalidated(&self) -> bool {
+        self.invalidated.load(Ordering::SeqCst)
     }
 
     /// Note that a checkpoint gives the body the name that it has in an entry.
     pub(crate) fn set_named(&self) {
-        self.is_named.store(true, Ordering::Release);
+        self.is_named.store(true, Ordering::SeqCst);
     }
 
-    /// True if a checkpoint has given the body the name that it has in an entry. The files of both
-    /// names may be there if it has failed.
+    /// True if a checkpoint has given the body its final name. If the checkpoint has failed, files of
+    /// both names may exist.
     pub(crate) fn has_name(&self) -> bool {
-        self.is_named.load(Ordering::Acquire)
+        self.is_named.load(Ordering::SeqCst)
     }
 
     /// Publish the progress.
@@ -462,17 +463,23 @@ impl Fills {
     }
 
     /// Keep the fills that `matches` from becoming entries and from being found. Their readers
-    /// may continue. Returns their number.
-    pub fn invalidate(&self, matches: impl Fn(&Fill) -> bool) -> usize {
+    /// may continue. Returns those whose checkpoints have to be removed.
+    pub fn invalidate(&self, matches: impl Fn(&Fill) -> bool) -> Vec<EntryId> {
         let mut table = self.table.lock();
-        let mut invalidated = 0;
+        let mut named = Vec::new();
         for fill in table.by_generation.values() {
-            if matches(fill) && !fill.invalidated.swap(true, Ordering::AcqRel) {
-                invalidated += 1;
+            if matches(fill) && !fill.invalidated.swap(true, Ordering::SeqCst) && fill.has_name() {
+                named.push(fill.id);
             }
         }
         table.by_hash.retain(|_, fill| !fill.is_invalidated());
-        invalidated
+        named
+    }
+
+    /// True if a fill of this primary key may leave a checkpoint, even one that was invalidated.
+    pub fn may_leave(&self, primary: &HashBinary) -> bool {
+        let leaves = |fill: &Arc<Fill>| fill.is_resumable && fill.key.primary == *primary;
+        self.len() > 0 && self.table.lock().by_generation.values().any(leaves)
     }
 
     /// The lowest generation.

@@ -1,13 +1,13 @@
-//! What is known of an entry whose file may be closed.
+//! Metadata and header of an entry whose file may be closed.
 
 use std::sync::Arc;
 
 use crate::cache::state::fast_header::FastHeader;
 use crate::cache::store::format::EntryMeta;
 
-/// All that is known of an entry but its body: enough to serve it once its file is opened. The file
-/// of a generation that is stored whole never changes, so its length is the only thing to check.
-/// Blocks are added to the others, so they have none.
+/// Metadata and header of an entry: enough to serve it once its body is opened. The body of a
+/// generation that is stored whole never changes, so only its length has to be checked. Bodies in
+/// blocks grow, so their entries are not kept.
 ///
 /// It is compact, because many more entries are hot than files may be open: the metadata as it is
 /// stored, and the header as HTTP/1 sends it. With the fields that MinIO sends, it takes 1.6 KB.

@@ -1,5 +1,5 @@
-//! The entries in use: small bodies in memory, open files of the others, and what is known of those
-//! whose files may be closed.
+//! The entries in use: small bodies in memory, open files of the others, and metadata and headers of
+//! entries whose files may be closed.
 
 use std::sync::{Arc, OnceLock};
 
@@ -182,7 +182,7 @@ impl Weighter<EntryId, KnownEntry> for ByMetadata {
     }
 }
 
-/// Three bounded tiers: small bodies in memory, open files of the others, and what is known of
+/// Three bounded tiers: small bodies in memory, open files of the others, and metadata and headers of
 /// entries with such files, except those in blocks.
 pub struct OpenEntries {
     memory: Option<Cache<EntryId, Arc<ReadyEntry>, ByMemory>>,
@@ -201,7 +201,7 @@ fn expected(memory_bytes: u64, bytes_an_entry: u64) -> usize {
 }
 
 impl OpenEntries {
-    /// Keep bodies in at most `memory_bytes`, what is known of others in `metadata_bytes`, and at
+    /// Keep bodies in at most `memory_bytes`, metadata and headers of others in `metadata_bytes`, and at
     /// most `max_open_files` files open. 0: none.
     pub fn new(memory_bytes: u64, metadata_bytes: u64, max_open_files: usize) -> Self {
         let bodies = || {
@@ -243,7 +243,7 @@ impl OpenEntries {
         self.changes.of(id)
     }
 
-    /// What is known of an entry whose file may be closed, and the changes to it so far.
+    /// The known entry, whose file may be closed, and the changes to it so far.
     pub(crate) fn known(&self, id: &EntryId) -> Option<(KnownEntry, Changes)> {
         let known = self.known.as_ref()?;
         let changes = self.changes(id);
@@ -589,7 +589,7 @@ mod tests {
         const NEW: usize = 7;
         let entries = OpenEntries::new(0, 10_000_000, 10);
         for number in 0..2000 {
-            // What the metadata file has.
+            // Content of the metadata file.
             let on_disk = AtomicUsize::new(OLD);
             let opened = |len| {
                 let entry = entry(number, file());

@@ -417,6 +417,13 @@ impl SparseBodies {
             .count()
     }
 
+    /// True if later readers share this body, so that its map of blocks is the only one.
+    pub(crate) fn has(&self, body: &SparseBody) -> bool {
+        let bodies = self.0.lock();
+        let shared = bodies.get(&body.id).map(Weak::as_ptr);
+        shared.is_some_and(|shared| std::ptr::eq(shared, body))
+    }
+
     /// Forget the bodies in use: the next readers open them again.
     pub(crate) fn clear(&self) {
         self.0.lock().clear();

@@ -30,7 +30,7 @@ const HALF_LIFE: u64 = 60_000_000;
 /// another turn at a time.
 const CANDIDATES: usize = 8;
 
-/// One part in so many of the bytes is left to new entries.
+/// Divisor of the limit in bytes that gives the share of new entries.
 const NEW_SHARE: u64 = 10;
 
 /// Most turns that the uses of an entry earn it.
@@ -72,8 +72,8 @@ struct Node {
     newer: u32,
     /// Next node towards the oldest of the queue.
     older: u32,
-    /// Mark of some key whose entry has left the new queue, see [`Shard::ghost`]. It is here because
-    /// it takes no memory here.
+    /// Mark of a key whose entry has left the new queue, see [`Shard::ghost`]. It fits into the padding
+    /// of the node.
     ghost: u32,
     /// Use count at the last use.
     uses: u8,
@@ -327,9 +327,9 @@ impl Shard {
         Some(removed)
     }
 
-    /// Place of the mark of a key whose entry has left the new queue. There are as many places as
-    /// nodes, or half as many, and a mark stays until another key has the same place: on average, for
-    /// as many evictions as there are places.
+    /// Place of the mark of a key whose entry has left the new queue. The number of places is that of
+    /// the nodes, rounded down to a power of two. A mark stays until another key takes its place: on
+    /// average, for as many evictions as there are places.
     fn ghost(&mut self, hash: &[u8; 16]) -> Option<&mut u32> {
         let places = 1 << self.nodes.len().checked_ilog2()?;
         let place = slot_hash(hash) % places;
@@ -371,8 +371,8 @@ impl Shard {
         oldest.midpoint(newest)
     }
 
-    /// Give the oldest entries of a queue the turns that they have earned. `false`: the oldest one
-    /// has more, because this takes a limited time with the lock held.
+    /// Give the oldest entries of a queue the turns that they have earned. `false`: there are more to
+    /// give. Their number is limited, because the lock is held.
     fn give_turns(&mut self, place: Place) -> bool {
         for _ in 0..CANDIDATES {
             let slot = self.queue(place).oldest;
@@ -459,8 +459,8 @@ impl Index {
         Some(shard.indexed(slot))
     }
 
-    /// The newest generation whose uses count wherever an entry is. Half of the new queue is newer
-    /// once the cache is full, and nothing in a cache of a few entries.
+    /// The newest generation whose uses count in any queue. In a full cache, half of the new queue is
+    /// newer; in a cache of a few entries, no entry is.
     fn newest_counted(&self) -> u64 {
         let window = self.len() as u64 / (2 * NEW_SHARE);
         let newest = self.newest.load(Ordering::Relaxed);
@@ -543,7 +543,7 @@ impl Index {
         })
     }
 
-    /// Of the candidates of all shards, the least recently used one.
+    /// The least recently used of the candidates of all shards.
     fn victim_in(&self, place: Place, now: u64, uses: u8, spared: u64) -> Option<Indexed> {
         loop {
             let mut all_turns_given = true;

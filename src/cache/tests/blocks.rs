@@ -663,3 +663,63 @@ async fn a_checkpoint_that_fails_costs_the_clients_nothing() {
         assert_eq!(disk.files(), Vec::<PathBuf>::new(), "{op:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_changes_in_mid_fill_does_not_come_back_after_a_kill() {
+    for at_once in [false, true] {
+        let mut disk = Disk::empty();
+        let mut miss = disk.begin_fill(5 * MIB).await;
+        disk.checkpoint().await;
+        let read = |file: PathBuf| {
+            // The temporary file of the next checkpoint comes and goes.
+            let content = std::fs::read(&file).ok()?;
+            Some((file, content))
+        };
+        let recorded: Vec<_> = disk.files().into_iter().filter_map(read).collect();
+        match at_once {
+            true => disk.cache.invalidate_nowait(&key()),
+            false => disk.cache.invalidate(&key()).await.unwrap(),
+        }
+        // What it has recorded is removed at once, and nothing more is recorded.
+        let removed = async {
+            while !disk.files().is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let removed = tokio::time::timeout(Duration::from_secs(20), removed).await;
+        removed.expect("no file has a name");
+        send(&mut miss, 5 * MIB..10 * MIB).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(disk.files(), Vec::<PathBuf>::new());
+        let bans = &disk.cache.core().bans;
+        let banned = async {
+            while bans.is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let banned = tokio::time::timeout(Duration::from_secs(20), banned).await;
+        banned.expect("a ban");
+        // A power failure may bring the files back.
+        disk.cache.kill();
+        for (file, content) in recorded {
+            std::fs::write(file, content).unwrap();
+        }
+        disk.cache = open(disk.dir.path(), &disk.faults);
+        assert!(disk.lookup().await.is_none());
+        disk.assert_consistent().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_without_the_lock_leaves_checkpoints_to_its_successor() {
+    let mut disk = Disk::empty();
+    let miss = disk.begin_fill(5 * MIB).await;
+    let blocks = disk.checkpoint().await;
+    let before = disk.cache;
+    disk.crash();
+    drop(miss);
+    before.core().fills.wait_idle().await;
+    before.settle().await;
+    assert_eq!(disk.reads(0..blocks * MIB).await, []);
+    assert_eq!(disk.files().len(), 2);
+}

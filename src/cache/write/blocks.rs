@@ -440,7 +440,9 @@ pub(crate) async fn record(core: &'static Core, body: &SparseBody) -> bool {
     let Some((meta, change)) = body.to_record() else {
         return core.index.contains(&id);
     };
-    if !core.is_writable() || !core.index.contains(&id) {
+    // Another process has stored blocks that a body from before the takeover does not know.
+    let is_current = core.is_writable() && core.sparse_bodies.has(body);
+    if !is_current || !core.index.contains(&id) {
         return false;
     }
     let recorded = async {

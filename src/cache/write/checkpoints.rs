@@ -74,7 +74,7 @@ impl Checkpoints {
         }
         self.end().await?;
         // The end of the body follows soon.
-        if written >= body_len || core.is_banned_fill(fill) {
+        if written >= body_len || fill.is_invalidated() || core.is_banned_fill(fill) {
             return Ok(());
         }
         (self.recorded, self.last) = (written, Instant::now());
@@ -104,9 +104,15 @@ async fn record(core: &'static Core, fill: &Fill, body_len: u64, map: BlockMap) 
     let (backend, files) = (core.backend(), core.files(&fill.id));
     let file = fill.body.file();
     if fill.has_name() {
-        return backend.record(&files, file, meta).await;
+        backend.record(&files, file, meta).await?;
+    } else {
+        backend.set_len(file, body_len).await?;
+        fill.set_named();
+        backend.commit(&files, file, meta).await?;
     }
-    backend.set_len(file, body_len).await?;
-    fill.set_named();
-    backend.commit(&files, file, meta).await
+    if fill.is_invalidated() {
+        // An invalidation meanwhile may have come before the files had their names.
+        backend.remove(&files).await?;
+    }
+    Ok(())
 }

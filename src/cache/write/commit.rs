@@ -91,7 +91,10 @@ pub(crate) async fn commit(
             space::make_disk_space(core, fill.uses()).await;
         }
         if let Some(reservation) = reservation.take() {
-            core.remove_fill(fill.id, Some(reservation));
+            match belongs_to_another(core, fill) {
+                true => drop(reservation),
+                false => core.remove_fill(fill.id, Some(reservation)),
+            }
         }
     }
     space::limit_enforced(core).await;
@@ -146,8 +149,16 @@ fn count_fill(core: &Core, meta: &EntryMeta) {
     core.count_written(meta.weight());
 }
 
+/// True if another process may have found the last checkpoint of a fill, and use it as an entry.
+fn belongs_to_another(core: &Core, fill: &Fill) -> bool {
+    fill.has_name() && !core.is_writable()
+}
+
 /// Remove the files of a fill that does not become an entry.
 pub(crate) async fn discard(core: &'static Core, fill: &Fill, reservation: Reservation) {
+    if belongs_to_another(core, fill) {
+        return;
+    }
     let (backend, files) = (core.backend(), core.files(&fill.id));
     let discarded = match fill.has_name() {
         true => backend.remove(&files).await,

@@ -36,7 +36,7 @@ pub(crate) fn begin(
     core.fills.add(&fill);
     // A purge while the file was being created has not seen it.
     if core.is_banned_fill(&fill) {
-        core.fills.invalidate(|other| other.id == fill.id);
+        core.invalidate_fills(|other| other.id == fill.id);
     }
     let task = run(core, fill.clone(), receiver, reservation, permit);
     core.io.runtime().spawn(task);
@@ -218,7 +218,7 @@ async fn write(
                     core.too_large.add(&fill.id.hash);
                 }
                 let why = match is_too_large {
-                    true => "it is longer than what is stored",
+                    true => "it is larger than the cache or the configured limit",
                     false => "there is no room for it in the cache",
                 };
                 let why = why.to_owned();

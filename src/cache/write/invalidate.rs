@@ -22,7 +22,10 @@ pub(crate) async fn purge(core: &'static Core, key: CompactCacheKey) -> io::Resu
     // This also applies to requests that the origin has not answered yet.
     let generation = core.generations.next();
     core.recent_invalidations.record(generation, primary);
-    let absent = found.is_none() && !has_fill && core.recovery.is_complete();
+    let absent = found.is_none()
+        && !has_fill
+        && !core.fills.may_leave(&primary)
+        && core.recovery.is_complete();
     let ban = move |generation| match absent {
         true => core.bans.ban_absent(generation, primary),
         false => core.bans.ban(generation, Banned::Exact(primary)),
@@ -37,8 +40,10 @@ pub(crate) async fn purge(core: &'static Core, key: CompactCacheKey) -> io::Resu
 /// Invalidate what is stored for a key, as [`purge`] does, and the responses that the origin
 /// has been asked for. Nothing is written if nothing is stored.
 pub(crate) async fn invalidate(core: &'static Core, key: &CacheKey) -> io::Result<()> {
-    invalidate_fills(core, &key.primary_bin());
-    if core.may_have(key) {
+    let primary = key.primary_bin();
+    invalidate_fills(core, &primary);
+    // A crash could bring back what a fill has recorded.
+    if core.may_have(key) || core.fills.may_leave(&primary) {
         purge(core, key.to_compact()).await?;
     }
     Ok(())
@@ -46,12 +51,14 @@ pub(crate) async fn invalidate(core: &'static Core, key: &CacheKey) -> io::Resul
 
 /// [`invalidate`] before this returns. A crash soon after may bring back what was stored.
 pub(crate) fn invalidate_nowait(core: &'static Core, key: &CacheKey) {
-    invalidate_fills(core, &key.primary_bin());
+    let primary = key.primary_bin();
+    invalidate_fills(core, &primary);
     core.count_purge();
-    let Some(entry) = core.index.get(&key.combined_bin()) else {
-        return;
-    };
-    core.evict(entry.id, Eviction::Purged);
+    match core.index.get(&key.combined_bin()) {
+        Some(entry) => core.evict(entry.id, Eviction::Purged),
+        None if core.fills.may_leave(&primary) => {}
+        None => return,
+    }
     let key = key.to_compact();
     core.io.runtime().spawn(async move {
         if let Err(e) = purge(core, key).await {
@@ -65,8 +72,7 @@ pub(crate) fn invalidate_nowait(core: &'static Core, key: &CacheKey) {
 fn invalidate_fills(core: &Core, primary: &HashBinary) {
     let generation = core.generations.next();
     core.recent_invalidations.record(generation, *primary);
-    core.fills
-        .invalidate(|fill| fill.id.generation < generation && fill.key.primary == *primary);
+    core.invalidate_fills(|fill| fill.id.generation < generation && fill.key.primary == *primary);
 }
 
 /// Invalidate all entries and fills of `user_tag` whose key begins with `prefix`. In force at
@@ -95,8 +101,7 @@ async fn ban_with(
 ) -> io::Result<()> {
     let generation = core.generations.next();
     let invalidate = || {
-        core.fills
-            .invalidate(|fill| fill.id.generation < generation && matches(fill))
+        core.invalidate_fills(|fill| fill.id.generation < generation && matches(fill));
     };
     invalidate();
     let banned = core

@@ -81,7 +81,7 @@ pub(crate) async fn begin(
     let Some(reservation) = reserved else {
         return refuse(core, key, id, Cause::NoSpace);
     };
-    let created = match create_detached(core, id, promised, reservation).await {
+    let created = match create_detached(core, id, promised, reservation, evicts).await {
         Err(e) if Cause::of(&e) == Cause::NoSpace => {
             return refuse(core, key, id, Cause::NoSpace);
         }
@@ -115,7 +115,7 @@ pub(crate) async fn begin(
         .recent_invalidations
         .since(id.generation, &key.primary_bin())
     {
-        core.fills.invalidate(|fill| fill.id == id);
+        core.invalidate_fills(|fill| fill.id == id);
     }
     Ok(DiskMiss::new(core, fill, pieces))
 }
@@ -149,7 +149,12 @@ fn refuse(core: &Core, key: &CacheKey, id: EntryId, cause: Cause) -> Result<Disk
 }
 
 /// Create the body file of a fill, with the space that it will need.
-async fn create(core: &'static Core, id: EntryId, promised: Option<u64>) -> io::Result<Arc<File>> {
+async fn create(
+    core: &'static Core,
+    id: EntryId,
+    promised: Option<u64>,
+    evicts: u8,
+) -> io::Result<Arc<File>> {
     // A long body takes its space as it arrives, because it may never arrive.
     let reserve = promised.map(|len| len.min(core.quota.step()));
     let free = match promised {
@@ -175,7 +180,7 @@ async fn create(core: &'static Core, id: EntryId, promised: Option<u64>) -> io::
             created => created,
         }
     };
-    space::with_disk_space(core, reserve.unwrap_or(0), u8::MAX, create).await
+    space::with_disk_space(core, reserve.unwrap_or(0), evicts, create).await
 }
 
 /// [`create`], which continues if the future is dropped: then the file is removed.
@@ -184,9 +189,10 @@ async fn create_detached(
     id: EntryId,
     promised: Option<u64>,
     reservation: Reservation,
+    evicts: u8,
 ) -> io::Result<Created> {
     let created = core.io.runtime().spawn(async move {
-        let file = create(core, id, promised).await?;
+        let file = create(core, id, promised, evicts).await?;
         Ok(Created {
             core,
             id,

@@ -269,8 +269,8 @@ async fn free_disk_space(core: &'static Core, bytes: u64, uses: u8) -> bool {
     evicted
 }
 
-/// Evict entries if the file system has less left than it must have. Returns the bytes that it has
-/// left; `None`: unknown. Blocks.
+/// Evict entries if the file system has too little free space. Returns the free bytes; `None`:
+/// unknown. Blocks.
 pub(crate) fn keep_disk_free(core: &Core) -> Option<u64> {
     let free = note_free(core)?;
     let (removing, unlinked) = core.quota.leaving_bytes();

@@ -48,7 +48,7 @@ impl S3ProxyHttp {
         if session.as_downstream().is_http2() || ctx.caching.asked_origin() {
             memory::request_ended();
         }
-        // The operator is told, and counted.
+        // The response to WARM has the error, and cache_warmed_total counts it.
         let Some(error) = error.filter(|_| !ctx.caching.is_warming()) else {
             return;
         };

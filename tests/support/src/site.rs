@@ -56,7 +56,7 @@ pub fn raise_descriptor_limit() {
         current: maximum,
         maximum,
     };
-    setrlimit(Resource::Nofile, limit).expect("raise the limit of open files");
+    setrlimit(Resource::Nofile, limit).expect("raise the limit on open files");
 }
 
 // === impl Site ===

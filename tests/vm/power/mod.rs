@@ -1,8 +1,8 @@
 //! Power cuts: the proxy in a virtual machine on a disk that loses its power at any moment.
 //!
-//! A cycle boots the machine, checks what is left of the cache, and puts load on the proxy until the
-//! power is cut. `POWER_CUTS=100` is the number of cycles for each file system (1, on ext4 alone). `POWER_SEED`, which is
-//! printed, repeats the choices of an earlier run; the timing differs.
+//! A cycle boots the machine, checks the cache that is left, and puts load on the proxy until the power
+//! is cut. `POWER_CUTS=100` sets the number of cycles for each file system; by default there is one, on
+//! ext4. `POWER_SEED`, which is printed, repeats the choices of an earlier run; the timing differs.
 //!
 //! After each cut,
 //! - each byte that is served without the origin is that of a version which the origin had;
