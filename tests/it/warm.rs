@@ -234,9 +234,9 @@ fn a_client_and_an_operator_fetch_an_object_once() {
     let mut client = Connection::open(proxy.addr());
     client.send("GET", "/assets/a", &[]).expect("send");
     gate.wait_for_arrivals(1);
+    let before = proxy.metric("cache_fill_followers_total");
     let mut operator = Connection::open(proxy.admin_addr());
     operator.send("WARM", "/assets/a", &[]).expect("send");
-    let before = proxy.metric("cache_fill_followers_total");
     eventually("the operator waits", || {
         proxy.metric("cache_fill_followers_total") > before
     });
