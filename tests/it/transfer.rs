@@ -476,7 +476,7 @@ fn an_upload_is_refused_with_an_answer_that_can_be_read() {
         (served, "GET /assets/a", length, &body, 400, ""),
         (served, "PUT /a b", length, &body, 400, ""),
         (metrics, "PUT /a", length, &body, 405, "get, head"),
-        (admin, "PUT /a", length, &body, 405, "purge"),
+        (admin, "PUT /a", length, &body, 405, "purge, warm, list"),
     ] {
         let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n");
         let got = upload(addr, &head, body).unwrap_or_else(|e| panic!("{line}: {e}"));
