@@ -3,6 +3,7 @@
 //! The response is fetched by a subrequest. It takes the lock, the limits and the retries of any other
 //! request, but nobody reads its body, and it notes what became of it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use http::StatusCode;
@@ -14,13 +15,13 @@ use pingora_proxy::subrequest::Ctx as SubrequestCtx;
 use pingora_proxy::{ProxyWarnLogContext, Session, SubrequestSpawner};
 use tokio::sync::watch;
 
-use crate::cache::{Cause, DiskCache, FollowedFill, ForParts, StoredBody, NO_ROOM, TOO_MANY_FILLS};
+use crate::cache::{
+    Cause, DiskCache, FollowedFill, ForParts, StoredBody, NO_ROOM, NO_ROOM_FOR_IT, TOO_LARGE,
+    TOO_MANY_FILLS,
+};
 
 /// The most attempts after a fill of another request was given up because its clients left.
 const MAX_DESERTED: usize = 3;
-
-/// The reason of a fill that was refused.
-const NO_ROOM_FOR_IT: &str = "there is no room for it in the cache";
 
 /// The outcome of [`warm`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +54,7 @@ pub(super) struct WarmRequest {
     fill: OnceLock<FollowedFill>,
     /// The reason that blocks of the response were not fetched.
     blocks: OnceLock<BlocksMissing>,
-    has_fetched_blocks: OnceLock<()>,
+    has_fetched_blocks: AtomicBool,
     /// The error that kept the response from being stored.
     refused: OnceLock<Refusal>,
     end: OnceLock<End>,
@@ -162,7 +163,7 @@ impl WarmRequest {
 
     /// Note that blocks are being fetched.
     pub(super) fn set_fetches_blocks(&self) {
-        let _ = self.has_fetched_blocks.set(());
+        self.has_fetched_blocks.store(true, Ordering::Release);
     }
 
     /// Note the reason that blocks are missing.
@@ -211,7 +212,7 @@ impl WarmRequest {
             }
             None => None,
         };
-        *has_fetched |= self.has_fetched_blocks.get().is_some();
+        *has_fetched |= self.has_fetched_blocks.load(Ordering::Acquire);
         let Some(end) = self.end.get() else {
             let why = "the proxy has not answered the request; see its log";
             return done(Warmed::Failed(why.to_owned()));
@@ -287,7 +288,7 @@ impl End {
                 not_stored("its header or a rule of cache.rules forbids storing it")
             }
             (_, NoCacheReason::ResponseTooLarge | NoCacheReason::PredictedResponseTooLarge) => {
-                not_stored("it is larger than the cache or the configured limit")
+                not_stored(TOO_LARGE)
             }
             (_, NoCacheReason::Deferred) if self.origin_status.is_some() => {
                 not_stored("the cache cannot be written to; see the proxy's log")

@@ -540,33 +540,34 @@ fn compare(cases: impl IntoIterator<Item = (Object, Stored, Now, Asked)>) {
     }
 }
 
-const IN_BLOCKS: [Stored; 3] = [Stored::NoBlock, Stored::SomeBlocks, Stored::AllBlocks];
+/// All requests, for an object in each of these states.
+fn compare_in(states: &[Stored], now: Now) {
+    compare(states.iter().flat_map(|stored| {
+        let case = move |asked: &Asked| (Object::Strong, *stored, now, *asked);
+        REQUESTS.iter().map(case)
+    }));
+}
+
+const STORED: &[Stored] = &[
+    Stored::NoBlock,
+    Stored::SomeBlocks,
+    Stored::AllBlocks,
+    Stored::Whole,
+];
 
 #[test]
 fn a_fresh_object_in_blocks_is_like_a_whole_one() {
-    let states = IN_BLOCKS.into_iter().chain([Stored::Whole]);
-    compare(states.flat_map(|stored| {
-        let case = move |asked: &Asked| (Object::Strong, stored, Now::Fresh, *asked);
-        REQUESTS.iter().map(case)
-    }));
+    compare_in(STORED, Now::Fresh);
 }
 
 #[test]
 fn a_validated_object_in_blocks_is_like_a_whole_one() {
-    let states = IN_BLOCKS.into_iter().chain([Stored::Whole]);
-    compare(states.flat_map(|stored| {
-        let case = move |asked: &Asked| (Object::Strong, stored, Now::Unchanged, *asked);
-        REQUESTS.iter().map(case)
-    }));
+    compare_in(STORED, Now::Unchanged);
 }
 
 #[test]
 fn a_new_version_replaces_all_blocks() {
-    let states = [Stored::NoBlock, Stored::SomeBlocks];
-    compare(states.into_iter().flat_map(|stored| {
-        let case = move |asked: &Asked| (Object::Strong, stored, Now::Replaced, *asked);
-        REQUESTS.iter().map(case)
-    }));
+    compare_in(&[Stored::NoBlock, Stored::SomeBlocks], Now::Replaced);
 }
 
 #[test]

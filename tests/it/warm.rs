@@ -1,7 +1,7 @@
 //! Objects that an operator has stored before a client requests them.
 
 use std::fmt::Write as _;
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use crate::{builder, proxy, S3_PROXY};
 use rustix::process::{kill_process, Pid, Signal};
 use test_support::{
-    encode_key, entry_files, eventually, request, Bucket, Connection, FaultyDisk, Gate, Op, Origin,
-    Pattern, Proxy, ProxyBuilder, Reply, Request, Response,
+    encode_key, entry_files, eventually, piped, request, Bucket, Connection, FaultyDisk, Gate, Op,
+    Origin, Pattern, Proxy, ProxyBuilder, Reply, Request, Response,
 };
 
 const MIB: u64 = 1 << 20;
@@ -255,6 +255,19 @@ fn in_parts(len: u64, request: &Request) -> Reply {
         .answering(request)
 }
 
+/// An origin that stops in the middle of the whole object, until the gate is opened.
+fn holding_the_whole_at(len: u64, at: u64) -> (Origin, Gate) {
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |request| match request.header("range") {
+            None => in_parts(len, request).hold_at(at, &gate),
+            Some(_) => in_parts(len, request),
+        }
+    });
+    (origin, gate)
+}
+
 #[test]
 fn only_missing_blocks_are_fetched() {
     const LEN: u64 = 20 * MIB + 123;
@@ -318,14 +331,7 @@ fn a_transfer_that_breaks_off_is_resumed() {
 #[test]
 fn an_operator_who_leaves_ends_the_fill_and_what_has_arrived_stays() {
     const LEN: u64 = 40 * MIB;
-    let gate = Gate::new();
-    let origin = Origin::start({
-        let gate = gate.clone();
-        move |request| match request.header("range") {
-            None => in_parts(LEN, request).hold_at(12 * MIB, &gate),
-            Some(_) => in_parts(LEN, request),
-        }
-    });
+    let (origin, gate) = holding_the_whole_at(LEN, 12 * MIB);
     let proxy = start(proxy(&origin));
     let mut operator = Connection::open(proxy.admin_addr());
     operator.send("WARM", "/assets/a", &[]).expect("send");
@@ -355,21 +361,9 @@ fn an_operator_who_leaves_ends_the_fill_and_what_has_arrived_stays() {
 #[test]
 fn a_crash_costs_what_was_not_recorded() {
     const LEN: u64 = 72 * MIB;
-    let gate = Gate::new();
-    let origin = Origin::start({
-        let gate = gate.clone();
-        move |request| match request.header("range") {
-            None => in_parts(LEN, request).hold_at(70 * MIB, &gate),
-            Some(_) => in_parts(LEN, request),
-        }
-    });
+    let (origin, gate) = holding_the_whole_at(LEN, 70 * MIB);
     let mut proxy = start(proxy(&origin));
-    let command = proxy
-        .command(&["warm", "/assets/a"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("run s3-proxy");
+    let command = piped(&mut proxy.command(&["warm", "/assets/a"]));
     gate.wait_for_arrivals(1);
     eventually("what has arrived is recorded", || {
         !entry_files(&proxy.cache_dir(), "meta").is_empty()
@@ -830,12 +824,7 @@ fn a_proxy_that_is_not_there_ends_the_command_at_once() {
     let mut proxy = start(proxy(&origin));
     let mut command = proxy.command(&["warm", "--list", "-"]);
     proxy.kill();
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("run s3-proxy");
+    let mut child = piped(&mut command);
     // The list goes on as long as this is open.
     let mut stdin = child.stdin.take().expect("stdin is piped");
     std::io::Write::write_all(&mut stdin, b"/assets/a\n").expect("write");
@@ -858,12 +847,8 @@ fn an_interrupted_command_says_how_far_it_came() {
         }
     });
     let proxy = start(proxy(&origin));
-    let child = proxy
-        .command(&["warm", "--concurrency", "1", "/assets/a", "/assets/held"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("run s3-proxy");
+    let child =
+        piped(&mut proxy.command(&["warm", "--concurrency", "1", "/assets/a", "/assets/held"]));
     gate.wait_for_arrivals(1);
     kill_process(Pid::from_child(&child), Signal::INT).expect("interrupt it");
     let output = child.wait_with_output().expect("its end");
@@ -901,12 +886,7 @@ fn the_command_waits_for_a_proxy_that_is_busy() {
     eventually("it is being stored", || {
         proxy.metric("cache_fills_in_flight") == 1
     });
-    let command = proxy
-        .command(&["warm", "/assets/a"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("run s3-proxy");
+    let command = piped(&mut proxy.command(&["warm", "/assets/a"]));
     let busy = [("result", "busy")];
     eventually("it was refused", || {
         proxy.metrics().sum_where("cache_warmed_total", &busy) >= 1

@@ -23,6 +23,7 @@ use crate::cache::read::blocks::{PartSource, OUTDATED};
 use crate::cache::read::remainder::{Remainder, FILL_BROKEN};
 use crate::cache::state::fill_extensions::Resumable;
 use crate::cache::store::format::EntryMeta;
+use crate::cache::store::index::Indexed;
 use crate::cache::store::layout::VERSION_FOLDER;
 use crate::cache::{DiskCache, DiskCacheConfig, DiskHit, SendfileCapable};
 
@@ -226,13 +227,16 @@ impl Disk {
         std::mem::take(&mut *self.origin.asked.lock())
     }
 
+    fn indexed(&self) -> Option<Indexed> {
+        self.cache.core().index.get(&key().combined_bin())
+    }
+
     fn is_stored(&self) -> bool {
-        self.cache.core().index.get(&key().combined_bin()).is_some()
+        self.indexed().is_some()
     }
 
     fn weight(&self) -> u64 {
-        let entry = self.cache.core().index.get(&key().combined_bin());
-        entry.map_or(0, |entry| entry.weight)
+        self.indexed().map_or(0, |entry| entry.weight)
     }
 
     /// Waits until so many blocks are recorded.
@@ -523,13 +527,7 @@ async fn a_flipped_bit_in_a_block_is_found() {
     };
     scrub().await;
     assert!(disk.is_stored());
-    let id = disk
-        .cache
-        .core()
-        .index
-        .get(&key().combined_bin())
-        .unwrap()
-        .id;
+    let id = disk.indexed().unwrap().id;
     let path = disk.cache.core().layout.body(&id);
     let file = std::fs::File::options().write(true).open(path).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"x", 2 * MIB + 77).unwrap();
@@ -598,13 +596,7 @@ async fn a_checkpoint_is_no_entry_while_its_fill_goes_on() {
     assert_eq!(files.len(), 2, "{files:?}");
     let whole = disk.cache.get_sendfile(&key()).await.unwrap();
     assert_eq!(whole.expect("it is whole").len, LEN);
-    let id = disk
-        .cache
-        .core()
-        .index
-        .get(&key().combined_bin())
-        .unwrap()
-        .id;
+    let id = disk.indexed().unwrap().id;
     let meta = std::fs::read(disk.cache.core().files(&id).meta()).unwrap();
     let meta = EntryMeta::decode(&meta).unwrap();
     assert!(meta.blocks.is_none());

@@ -19,6 +19,12 @@ use crate::cache::write::checkpoints::Checkpoints;
 use crate::cache::write::commit::{commit, discard, Content};
 use crate::cache::write::space;
 
+/// The reason of a fill that has no room.
+pub(crate) const NO_ROOM_FOR_IT: &str = "there is no room for it in the cache";
+
+/// The reason of a fill of a body that is too long.
+pub(crate) const TOO_LARGE: &str = "it is larger than the cache or the configured limit";
+
 /// Most pieces of a body that wait for the disk. Meanwhile a block of 256 KiB is being
 /// written, a piece waits to join the next block, and one is left over. Pieces of Pingora
 /// have at most 64 KiB, so this is 0.7 MB a fill.
@@ -218,8 +224,8 @@ async fn write(
                     core.too_large.add(&fill.id.hash);
                 }
                 let why = match is_too_large {
-                    true => "it is larger than the cache or the configured limit",
-                    false => "there is no room for it in the cache",
+                    true => TOO_LARGE,
+                    false => NO_ROOM_FOR_IT,
                 };
                 let why = why.to_owned();
                 return Err(GivenUp {

@@ -43,7 +43,7 @@ pub use gate::Gate;
 pub use head::Headers;
 pub use metrics::Metrics;
 pub use origin::{Origin, Request};
-pub use proxy::{Proxy, Retiring};
+pub use proxy::{piped, Proxy, Retiring};
 pub use random::Random;
 pub use reply::Reply;
 pub use rules::{Rules, Use};

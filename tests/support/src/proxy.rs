@@ -78,6 +78,16 @@ fn listens(sock: &Path) -> bool {
 
 // === impl Proxy ===
 
+/// Runs a command whose input and output are pipes.
+pub fn piped(command: &mut Command) -> Child {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("run a command")
+}
+
 impl Proxy {
     /// `binary` is `env!("CARGO_BIN_EXE_s3-proxy")`, which only the test knows.
     pub fn builder(binary: impl Into<PathBuf>) -> ProxyBuilder {
@@ -147,13 +157,7 @@ impl Proxy {
 
     /// Like [`Self::s3_proxy`], with this standard input.
     pub fn s3_proxy_reading(&self, arguments: &[&str], input: &str) -> Output {
-        let mut child = self
-            .command(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("run s3-proxy");
+        let mut child = piped(&mut self.command(arguments));
         let mut stdin = child.stdin.take().expect("stdin is piped");
         // It may end before it has read everything.
         let _ = stdin.write_all(input.as_bytes());
