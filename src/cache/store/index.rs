@@ -390,21 +390,34 @@ impl Shard {
         false
     }
 
-    /// The oldest entry of a queue with a use count of at most `uses`, among the first few, and not
+    /// The first entries of a queue to evict, the oldest one first.
+    fn candidates(&self, place: Place) -> impl Iterator<Item = u32> + '_ {
+        let oldest = match place {
+            Place::New => self.new.oldest,
+            Place::Main | Place::Free => self.main.oldest,
+        };
+        let is_entry = |slot: &u32| *slot != NONE;
+        let newer = move |slot: &u32| Some(self.nodes[*slot as usize].newer).filter(is_entry);
+        std::iter::successors(Some(oldest).filter(is_entry), newer).take(CANDIDATES)
+    }
+
+    /// The candidate to evict for an object that may displace any other: the oldest one that is not
     /// of the generation `spared`.
-    fn victim(&mut self, place: Place, now: u64, uses: u8, spared: u64) -> Option<u32> {
-        let mut slot = self.queue(place).oldest;
-        for _ in 0..CANDIDATES {
-            if slot == NONE {
-                return None;
-            }
-            let node = &self.nodes[slot as usize];
-            if node.frequency(now) <= uses && node.generation != spared {
-                return Some(slot);
-            }
-            slot = node.newer;
-        }
-        None
+    fn victim(&self, place: Place, spared: u64) -> Option<u32> {
+        self.candidates(place)
+            .find(|slot| self.nodes[*slot as usize].generation != spared)
+    }
+
+    /// The candidate to evict for an object with a use count of `uses`: of those with no higher count,
+    /// and not of the generation `spared`, the oldest one with the fewest turns. No turns are given,
+    /// because entries with a higher count must not pay for an object that yields to them. Returns
+    /// its turns as well.
+    fn rare_victim(&self, place: Place, now: u64, uses: u8, spared: u64) -> Option<(u8, u32)> {
+        self.candidates(place)
+            .map(|slot| (&self.nodes[slot as usize], slot))
+            .filter(|(node, _)| node.frequency(now) <= uses && node.generation != spared)
+            .map(|(node, slot)| (node.turns, slot))
+            .min_by_key(|(turns, _)| *turns)
     }
 
     /// Sort the main queue by time of use, and entries of earlier runs by generation.
@@ -528,7 +541,7 @@ impl Index {
     }
 
     /// The entry to evict for an object with a use count of `uses`: none with a higher count.
-    /// `None`: all entries searched have a higher one.
+    /// `u8::MAX`: any. `None`: all entries searched have a higher one, and nothing has changed.
     pub fn victim(&self, now: u64, uses: u8) -> Option<Indexed> {
         let [new, all] = self.sum(|shard| [shard.new.bytes, shard.new.bytes + shard.main.bytes]);
         let places = match new >= all / NEW_SHARE {
@@ -538,13 +551,16 @@ impl Index {
         // If the limit is exceeded when an entry has been written, another one goes.
         let newest = self.newest.load(Ordering::Relaxed);
         [newest, NO_GENERATION].into_iter().find_map(|spared| {
-            let victim_in = |place| self.victim_in(place, now, uses, spared);
-            places.into_iter().find_map(victim_in)
+            places.into_iter().find_map(|place| match uses {
+                u8::MAX => self.victim_in(place, spared),
+                uses => self.rare_victim_in(place, now, uses, spared),
+            })
         })
     }
 
-    /// The least recently used of the candidates of all shards.
-    fn victim_in(&self, place: Place, now: u64, uses: u8, spared: u64) -> Option<Indexed> {
+    /// The least recently used of the candidates of all shards, once those before it have been given
+    /// their turns.
+    fn victim_in(&self, place: Place, spared: u64) -> Option<Indexed> {
         loop {
             let mut all_turns_given = true;
             let candidates = self.shards.iter().filter_map(|shard| {
@@ -553,7 +569,7 @@ impl Index {
                     all_turns_given = false;
                     return None;
                 }
-                let slot = shard.victim(place, now, uses, spared)?;
+                let slot = shard.victim(place, spared)?;
                 Some(shard.indexed(slot))
             });
             let victim = candidates.min_by_key(|entry| (entry.used, entry.id.generation));
@@ -561,6 +577,19 @@ impl Index {
                 return victim;
             }
         }
+    }
+
+    /// The least recently used of the candidates with the fewest turns of all shards, see
+    /// [`Shard::rare_victim`].
+    fn rare_victim_in(&self, place: Place, now: u64, uses: u8, spared: u64) -> Option<Indexed> {
+        let candidates = self.shards.iter().filter_map(|shard| {
+            let shard = shard.lock();
+            let (turns, slot) = shard.rare_victim(place, now, uses, spared)?;
+            Some((turns, shard.indexed(slot)))
+        });
+        let victim =
+            candidates.min_by_key(|(turns, entry)| (*turns, entry.used, entry.id.generation));
+        victim.map(|(_, entry)| entry)
     }
 
     fn sum<const N: usize>(&self, of: impl Fn(&Shard) -> [u64; N]) -> [u64; N] {
@@ -902,6 +931,58 @@ mod tests {
         assert_eq!(victim(11 + HALF_LIFE, 1), Some(32));
         assert_eq!(victim(10 + 2 * HALF_LIFE, 1), Some(0));
         assert_eq!(victim(1000 * HALF_LIFE, 0), Some(0));
+    }
+
+    #[test]
+    fn an_object_that_is_refused_takes_no_turns() {
+        let filled = || {
+            let index = Index::default();
+            // All in one shard.
+            let [often, again, new] = [0, 32, 64];
+            index.insert_found(entry(often, 1, 1, 1));
+            index.insert_found(entry(again, 2, 1, 1));
+            index.insert(entry(new, 3, 1, 1));
+            for key in [often, often, often, again, new] {
+                index.touch(&[key; 16], 2);
+            }
+            index
+        };
+        let (index, undisturbed) = (filled(), filled());
+        for _ in 0..10 {
+            assert_eq!(index.victim(3, 1), None);
+        }
+        let cold = entry(96, 4, 1, 1);
+        for index in [&index, &undisturbed] {
+            index.insert_found(cold);
+        }
+        let left = drain(&index, 4);
+        assert_eq!(left[0], 96);
+        assert_eq!(left, drain(&undisturbed, 4));
+    }
+
+    #[test]
+    fn a_rare_object_displaces_what_is_rare_by_now_and_takes_no_turns_of_others() {
+        let index = Index::default();
+        // All in one shard.
+        let [often, before, cold] = [0, 32, 64];
+        for (generation, key) in (1..).zip([often, before, cold]) {
+            index.insert_found(entry(key, generation, 1, 1));
+        }
+        for _ in 0..3 {
+            index.touch(&[before; 16], 2);
+        }
+        let now = 3 * HALF_LIFE;
+        for _ in 0..2 {
+            index.touch(&[often; 16], now);
+        }
+        let evict = |uses| {
+            let victim = index.victim(now, uses)?;
+            index.remove(&victim.id).map(|entry| entry.id.hash[0])
+        };
+        assert_eq!(evict(1), Some(cold), "it has no turns");
+        assert_eq!(evict(1), Some(before), "its uses were long ago");
+        assert_eq!(evict(1), None);
+        assert_eq!(evict(u8::MAX), Some(often));
     }
 
     #[test]
