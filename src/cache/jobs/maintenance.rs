@@ -100,10 +100,9 @@ fn evict_inactive(core: &Core, idle: Duration) {
     let time = core.clock.idle_since(idle);
     let mut left = INACTIVE_BATCH;
     for part in 0..core.index.parts() {
-        let unused = core.index.unused_since(part, time, left);
-        left -= unused.len();
-        for id in unused {
+        for id in core.index.unused_since(part, time).take(left) {
             core.evict(id, Eviction::Inactive);
+            left -= 1;
         }
     }
 }

@@ -30,6 +30,9 @@ const HALF_LIFE: u64 = 60_000_000;
 /// another turn at a time.
 const CANDIDATES: usize = 8;
 
+/// Most nodes that a search looks at each time it holds the lock of a shard: some microseconds.
+const SEARCH_STEP: usize = 256;
+
 /// Divisor of the limit in bytes that gives the share of new entries.
 const NEW_SHARE: u64 = 10;
 
@@ -420,6 +423,21 @@ impl Shard {
             .min_by_key(|(turns, _)| *turns)
     }
 
+    /// The wanted entries of [`SEARCH_STEP`] nodes, the first of which is `from`. `None`: there are no
+    /// more nodes.
+    fn search(&self, from: usize, wanted: impl Fn(&Node) -> bool) -> Option<Vec<EntryId>> {
+        let nodes = self.nodes.get(from..).filter(|nodes| !nodes.is_empty())?;
+        let found = nodes
+            .iter()
+            .take(SEARCH_STEP)
+            .filter(|node| node.place != Place::Free && wanted(node))
+            .map(|node| EntryId {
+                hash: node.hash,
+                generation: node.generation,
+            });
+        Some(found.collect())
+    }
+
     /// Sort the main queue by time of use, and entries of earlier runs by generation.
     fn sort(&mut self) {
         let main = |slot: &u32| self.nodes[*slot as usize].place == Place::Main;
@@ -603,30 +621,30 @@ impl Index {
         sums
     }
 
-    /// At most `most` entries of one of the [`parts`](Self::parts) that were last used before `time`.
-    pub fn unused_since(&self, part: usize, time: u64, most: usize) -> Vec<EntryId> {
-        let shard = self.shards[part].lock();
-        let unused = |node: &&Node| node.place != Place::Free && node.used < time;
-        shard
-            .nodes
-            .iter()
-            .filter(unused)
-            .take(most)
-            .map(|node| EntryId {
-                hash: node.hash,
-                generation: node.generation,
-            })
-            .collect()
+    /// The entries of one of the [`parts`](Self::parts) that were last used before `time`, see
+    /// [`part`](Self::part).
+    pub fn unused_since(&self, part: usize, time: u64) -> impl Iterator<Item = EntryId> + '_ {
+        self.search(part, move |node| node.used < time)
     }
 
-    /// The entries of one of the [`parts`](Self::parts), in no order.
-    pub fn part(&self, part: usize) -> Vec<EntryId> {
-        let shard = self.shards[part].lock();
-        shard
-            .slots
-            .iter()
-            .map(|slot| shard.indexed(*slot).id)
-            .collect()
+    /// The entries of one of the [`parts`](Self::parts), in no order. One that comes or goes meanwhile
+    /// may be among them or not. No lock is held between them.
+    pub fn part(&self, part: usize) -> impl Iterator<Item = EntryId> + '_ {
+        self.search(part, |_| true)
+    }
+
+    fn search<'a>(
+        &'a self,
+        part: usize,
+        wanted: impl Fn(&Node) -> bool + 'a,
+    ) -> impl Iterator<Item = EntryId> + 'a {
+        let mut from = 0;
+        let steps = std::iter::from_fn(move || {
+            let found = self.shards[part].lock().search(from, &wanted)?;
+            from += SEARCH_STEP;
+            Some(found)
+        });
+        steps.flatten()
     }
 
     /// Number of parts in which the entries can be listed.
@@ -898,16 +916,43 @@ mod tests {
         }
         index.touch(&[5; 16], 200);
         index.remove(&entry(6, 1, 0, 0).id);
-        let unused = |most| -> Vec<u8> {
-            let all = (0..index.parts()).flat_map(|part| index.unused_since(part, 40, most));
-            let mut keys: Vec<u8> = all.map(|id| id.hash[0]).collect();
-            keys.sort_unstable();
-            keys
-        };
+        let unused = (0..index.parts()).flat_map(|part| index.unused_since(part, 40));
+        let mut keys: Vec<u8> = unused.map(|id| id.hash[0]).collect();
+        keys.sort_unstable();
         let expected: Vec<u8> = (0..40).filter(|key| ![5, 6].contains(key)).collect();
-        assert_eq!(unused(100), expected);
-        // Of keys 0 to 7, there are two in a part.
-        assert_eq!(unused(1).len(), 32 - 2 + 2);
+        assert_eq!(keys, expected);
+    }
+
+    #[test]
+    fn a_search_looks_at_a_few_entries_at_a_time() {
+        let index = Index::default();
+        let count = 3 * SEARCH_STEP as u64;
+        let in_one_shard = |number| {
+            let mut hash = number_of(number);
+            hash[15] = 0;
+            hash
+        };
+        let entry = |number| Indexed {
+            id: EntryId {
+                hash: in_one_shard(number),
+                generation: 1,
+            },
+            weight: 1,
+            used: 1,
+        };
+        for number in 0..count {
+            index.insert(entry(number));
+        }
+        let mut unused = index.unused_since(0, 2);
+        let first = unused.next().expect("an entry");
+        assert_eq!(first.hash, in_one_shard(0));
+        // The search has not come to these two.
+        index.touch(&in_one_shard(count - 1), 3);
+        index.remove(&entry(count - 2).id);
+        let rest: Vec<_> = unused.map(|id| id.hash).collect();
+        let expected: Vec<_> = (1..count - 2).map(in_one_shard).collect();
+        assert_eq!(rest, expected);
+        assert_eq!(index.part(0).count() as u64, count - 1);
     }
 
     #[test]
