@@ -13,7 +13,7 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_core::Error;
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
 use pingora_proxy::{ProxyWarnLogContext, Session, SubrequestSpawner};
-use tokio::sync::watch;
+use tokio::sync::{watch, OwnedSemaphorePermit};
 
 use crate::cache::{
     Cause, DiskCache, FollowedFill, ForParts, StoredBody, NO_ROOM, NO_ROOM_FOR_IT, TOO_LARGE,
@@ -108,11 +108,13 @@ enum Next {
 /// and evicts no entry that is requested more often.
 ///
 /// If the future is dropped, the fill stops. What has arrived of a response larger than 16 MiB stays
-/// stored, if the origin serves ranges of it.
+/// stored, if the origin serves ranges of it. `turn` is dropped after the end of the last subrequest,
+/// which may come a little later than that of the future.
 pub async fn warm(
     spawner: &SubrequestSpawner,
     request: &ServerSession,
     cache: &'static DiskCache,
+    turn: Arc<OwnedSemaphorePermit>,
 ) -> Warmed {
     let mut has_fetched = false;
     let mut missing = u64::MAX;
@@ -127,8 +129,13 @@ pub async fn warm(
         let ctx = SubrequestCtx::builder().user_ctx(Box::new(warming)).build();
         let (subrequest, handle) = spawner.create_subrequest(request, ctx);
         handle.drain_tasks();
+        let turn = turn.clone();
+        let run = async move {
+            subrequest.run().await;
+            drop(turn);
+        };
         // A task of its own, because a request that is dropped would leave its lock behind.
-        if let Err(e) = tokio::spawn(subrequest.run()).await {
+        if let Err(e) = tokio::spawn(run).await {
             return Warmed::Failed(format!("the request has ended early: {e}"));
         }
         let (next, stored) = wanted.0.judge(cache, &mut has_fetched).await;

@@ -58,16 +58,18 @@ pub struct AdminApp {
 impl AdminApp {
     /// An application that purges objects of the buckets of `config` from this cache, if there is
     /// one, and has them stored by the proxy of `spawner`, an
-    /// [`S3ProxyHttp`](super::S3ProxyHttp) with the same `config` and cache.
+    /// [`S3ProxyHttp`](super::S3ProxyHttp) with the same `config` and cache. The listener accepts
+    /// `connections` at a time.
     pub fn new(
         config: &Config,
         cache: Option<&'static DiskCache>,
         spawner: SubrequestSpawner,
+        connections: usize,
     ) -> Self {
         AdminApp {
             keys: CacheKeys::new(config),
             cache,
-            warmer: Warmer::new(config, spawner),
+            warmer: Warmer::new(config, spawner, connections),
         }
     }
 

@@ -126,8 +126,12 @@ pub fn idle_origin_connections(open_files: usize) -> usize {
     (open_files / 16).clamp(1, MAX_IDLE_ORIGIN_CONNECTIONS)
 }
 
-/// The limit of connections to a listener for operators. Client connections do not count.
+/// The limit of connections to a listener for operators, see [`max_operators`].
 pub fn operators(open_files: usize) -> Arc<ConnectionLimit> {
-    let max = (open_files / 16).clamp(4, MAX_OPERATOR_CONNECTIONS);
-    Arc::new(ConnectionLimit::new(max))
+    Arc::new(ConnectionLimit::new(max_operators(open_files)))
+}
+
+/// The most connections to a listener for operators. Client connections do not count.
+pub fn max_operators(open_files: usize) -> usize {
+    (open_files / 16).clamp(4, MAX_OPERATOR_CONNECTIONS)
 }

@@ -211,7 +211,9 @@ impl ProxyServer {
         }
         if let Some(listener) = &admin {
             let spawner = SubrequestSpawner::new(proxy);
-            let mut app = HttpServer::new_app(AdminApp::new(config, cache, spawner));
+            let operators = descriptors::max_operators(open_files);
+            let admin = AdminApp::new(config, cache, spawner, operators);
+            let mut app = HttpServer::new_app(admin);
             app.server_options = Some(options.clone());
             let mut service = Service::new("admin".into(), app);
             let connections = descriptors::operators(open_files);

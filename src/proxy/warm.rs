@@ -13,7 +13,7 @@ use pingora_core::protocols::http::{HttpTask, ServerSession};
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
 use pingora_proxy::SubrequestSpawner;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::cache_key::{path_at, CacheKeys};
 use super::rules::Rules;
@@ -31,6 +31,9 @@ const MAX_WARMING: usize = 64;
 /// The most lists that are fetched at a time. Each takes some megabytes of memory.
 const MAX_LISTS: usize = 4;
 
+/// Divisor of the connections that gives those that stay free for purges and further answers.
+const FREE_SHARE: usize = 8;
+
 /// The objects of a page of a list, as S3 limits them.
 const PAGE: usize = 1000;
 
@@ -44,8 +47,8 @@ const NO_HOST: &str = "admin.invalid";
 pub(super) struct Warmer {
     spawner: SubrequestSpawner,
     rules: Rules,
-    warming: Semaphore,
-    lists: Semaphore,
+    warming: Arc<Semaphore>,
+    lists: Arc<Semaphore>,
 }
 
 /// An answer to an operator.
@@ -62,13 +65,15 @@ pub(super) struct Answer {
 // === impl Warmer ===
 
 impl Warmer {
-    /// Makes subrequests of a proxy with this configuration.
-    pub(super) fn new(config: &Config, spawner: SubrequestSpawner) -> Warmer {
+    /// Makes subrequests of a proxy with this configuration. The listener accepts `connections` at a
+    /// time.
+    pub(super) fn new(config: &Config, spawner: SubrequestSpawner, connections: usize) -> Warmer {
+        let (warming, lists) = turns(connections);
         Warmer {
             spawner,
             rules: Rules::new(&config.cache),
-            warming: Semaphore::new(MAX_WARMING),
-            lists: Semaphore::new(MAX_LISTS),
+            warming: Arc::new(Semaphore::new(warming)),
+            lists: Arc::new(Semaphore::new(lists)),
         }
     }
 
@@ -104,14 +109,14 @@ impl Warmer {
             let why = "a rule of cache.rules has store: false";
             return Ok(Warmed::NotStored(why.to_owned()));
         }
-        let Ok(_turn) = self.warming.try_acquire() else {
+        let Ok(turn) = self.warming.clone().try_acquire_owned() else {
             return Ok(Warmed::Busy("other objects are being stored"));
         };
         let version = request.version_id().map(encode_value);
         let query = version.map(|version| format!("?versionId={version}"));
         let target = format!("{}{}", key.encoded(), query.unwrap_or_default());
         match request_to(site, &target).await {
-            Ok(session) => Ok(warm(&self.spawner, &session, cache).await),
+            Ok(session) => Ok(warm(&self.spawner, &session, cache, Arc::new(turn)).await),
             Err(e) => Ok(Warmed::Failed(e.to_string())),
         }
     }
@@ -142,7 +147,7 @@ impl Warmer {
             let why = "after is not the Next-Page of a page of this list";
             return Err(Answer::new(StatusCode::BAD_REQUEST, why));
         };
-        let Ok(_turn) = self.lists.try_acquire() else {
+        let Ok(turn) = self.lists.clone().try_acquire_owned() else {
             return Err(Answer::busy("other lists are being fetched"));
         };
         let mut query = format!(
@@ -153,7 +158,8 @@ impl Warmer {
             query += "&continuation-token=";
             query += token;
         }
-        let page = self.fetch_page(site, &query).await.map_err(|e| {
+        let page = self.fetch_page(site, &query, Arc::new(turn)).await;
+        let page = page.map_err(|e| {
             let why = format!("bucket {} cannot be listed: {e}", site.bucket());
             Answer::new(StatusCode::BAD_GATEWAY, why)
         })?;
@@ -180,16 +186,22 @@ impl Warmer {
         })
     }
 
-    /// A page of a list, or the status of an answer that is none.
+    /// A page of a list, or the status of an answer that is none. `turn` is dropped after the end of
+    /// the subrequest, which comes later than that of the future if the operator leaves.
     async fn fetch_page(
         &self,
         site: &Site,
         query: &str,
+        turn: Arc<OwnedSemaphorePermit>,
     ) -> Result<std::result::Result<ListPage, StatusCode>> {
         let session = request_to(site, query).await?;
         let ctx = SubrequestCtx::builder().user_ctx(Box::new(Fetch)).build();
         let (subrequest, mut handle) = self.spawner.create_subrequest(&session, ctx);
-        tokio::spawn(subrequest.run());
+        let of_subrequest = turn.clone();
+        tokio::spawn(async move {
+            subrequest.run().await;
+            drop(of_subrequest);
+        });
         let mut reader = ListReader::default();
         let invalid = |e| Error::because(ErrorType::InternalError, "reading a list", e);
         while let Some(task) = handle.rx.recv().await {
@@ -205,6 +217,15 @@ impl Warmer {
         }
         reader.finish().map_err(invalid).map(Ok)
     }
+}
+
+/// The numbers of objects and of lists that are fetched at a time, where the listener accepts
+/// `connections`.
+fn turns(connections: usize) -> (usize, usize) {
+    let lists = (connections / FREE_SHARE).clamp(1, MAX_LISTS);
+    let free = connections.div_ceil(FREE_SHARE);
+    let warming = connections.saturating_sub(lists + free);
+    (warming.clamp(1, MAX_WARMING), lists)
 }
 
 // === impl Answer ===
@@ -317,6 +338,21 @@ async fn request_to(site: &Site, target: &str) -> Result<ServerSession> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn some_connections_stay_free() {
+        for (connections, expected) in [
+            (4, (2, 1)),
+            (16, (12, 2)),
+            (64, (52, 4)),
+            (96, (64, 4)),
+            (usize::MAX, (64, 4)),
+        ] {
+            assert_eq!(turns(connections), expected, "of {connections}");
+            let (warming, lists) = turns(connections);
+            assert!(warming + lists < connections);
+        }
+    }
 
     #[test]
     fn each_outcome_has_its_status() {

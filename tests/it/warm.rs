@@ -420,6 +420,40 @@ fn the_number_of_objects_at_a_time_is_bounded() {
 }
 
 #[test]
+fn a_purge_is_answered_while_all_turns_are_taken() {
+    // 256 descriptors: 16 connections of operators.
+    const TURNS: usize = 12;
+    let gate = Gate::new();
+    let origin = Origin::start({
+        let gate = gate.clone();
+        move |_| Reply::pattern(1, 100_000).hold(&gate)
+    });
+    let mut proxy = start(proxy(&origin));
+    let limited = proxy.restart_under(&["prlimit", "--nofile=256:256"]);
+    assert!(limited, "{}", proxy.stderr());
+    wait_loaded(&proxy);
+    let mut operators: Vec<_> = (0..16)
+        .map(|_| Connection::open(proxy.admin_addr()))
+        .collect();
+    let (warming, others) = operators.split_at_mut(TURNS);
+    for (key, operator) in warming.iter_mut().enumerate() {
+        let path = format!("/assets/{key}");
+        operator.send("WARM", &path, &[]).expect("send");
+    }
+    gate.wait_for_arrivals(TURNS);
+    for operator in others {
+        operator.send("WARM", "/assets/more", &[]).expect("send");
+        assert_eq!(operator.receive("WARM").status, 503);
+        operator.send("PURGE", "/assets/more", &[]).expect("send");
+        assert_eq!(operator.receive("PURGE").status, 404);
+    }
+    gate.open();
+    for operator in warming {
+        expect(&operator.receive("WARM"), 200, "stored, 100000 bytes\n");
+    }
+}
+
+#[test]
 fn clients_come_before_operators_at_the_limits_of_the_proxy() {
     let gate = Gate::new();
     let origin = Origin::start({
