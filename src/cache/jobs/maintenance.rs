@@ -10,7 +10,7 @@ use crate::cache::state::stats::Eviction;
 use crate::cache::state::Core;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::format::EntryMeta;
-use crate::cache::write::space;
+use crate::cache::write::space::{self, FreedLate};
 
 /// The longest time between two searches for inactive entries. Each looks at all entries.
 const INACTIVE_INTERVAL: Duration = Duration::from_secs(60);
@@ -49,12 +49,18 @@ async fn keep_disk_free(core: &'static Core) {
         return;
     }
     let mut warned: Option<Instant> = None;
+    let mut late = FreedLate::default();
     let mut tick = tokio::time::interval(FREE_INTERVAL);
     loop {
         tick.tick().await;
-        let keep = || space::keep_disk_free(core);
-        let free = core.io.runtime().spawn_blocking(keep).await;
-        let Ok(Some(free)) = free else { continue };
+        let keep = move || {
+            let free = space::keep_disk_free(core, &mut late);
+            (free, late)
+        };
+        let kept = core.io.runtime().spawn_blocking(keep).await;
+        let free;
+        (free, late) = kept.unwrap_or_default();
+        let Some(free) = free else { continue };
         let is_due = warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL);
         if free < core.min_free_bytes && is_due {
             warned = Some(Instant::now());

@@ -269,19 +269,56 @@ async fn free_disk_space(core: &'static Core, bytes: u64, uses: u8) -> bool {
     evicted
 }
 
+/// The blocks of evicted entries that the file system has not freed yet. XFS, for one, frees the blocks
+/// of a large file in the background.
+#[derive(Debug, Default)]
+pub(crate) struct FreedLate {
+    /// Bytes that were evicted after each of the last looks at the free space, the newest first. After
+    /// three looks they count as freed: another program may have taken their place.
+    evicted: [u64; 3],
+    /// Free bytes at the last look.
+    free: u64,
+}
+
+impl FreedLate {
+    /// Look at the free space, of so many bytes. Returns the bytes that are still to be freed.
+    fn look(&mut self, free: u64) -> u64 {
+        let mut freed = free.saturating_sub(self.free);
+        for bytes in self.evicted.iter_mut().rev() {
+            let of_these = freed.min(*bytes);
+            *bytes -= of_these;
+            freed -= of_these;
+        }
+        self.free = free;
+        let to_be_freed = self.evicted.iter().sum();
+        self.evicted.rotate_right(1);
+        self.evicted[0] = 0;
+        to_be_freed
+    }
+
+    /// Note an eviction after the last look.
+    fn evicted(&mut self, bytes: u64) {
+        self.evicted[0] += bytes;
+    }
+}
+
 /// Evict entries if the file system has too little free space. Returns the free bytes; `None`:
 /// unknown. Blocks.
-pub(crate) fn keep_disk_free(core: &Core) -> Option<u64> {
+pub(crate) fn keep_disk_free(core: &Core, late: &mut FreedLate) -> Option<u64> {
     let free = note_free(core)?;
     let (removing, unlinked) = core.quota.leaving_bytes();
-    let coming = free.saturating_add(removing).saturating_add(unlinked);
-    let mut missing = core.min_free_bytes.saturating_sub(coming);
-    while missing > 0 && core.recovery.is_complete() && core.is_writable() {
-        let Some(evicted) = evict_one(core, u8::MAX) else {
+    let leaving = removing.saturating_add(unlinked);
+    // `late` counts the files evicted here that are not yet removed or closed, too.
+    let coming = free.saturating_add(leaving.max(late.look(free)));
+    let missing = core.min_free_bytes.saturating_sub(coming);
+    let mut evicted = 0;
+    while evicted < missing && core.recovery.is_complete() && core.is_writable() {
+        let Some(bytes) = evict_one(core, u8::MAX) else {
             break;
         };
-        missing = missing.saturating_sub(evicted);
+        evicted += bytes;
     }
+    late.evicted(evicted);
     Some(free)
 }
 
@@ -306,4 +343,38 @@ pub(crate) async fn free_space(core: &'static Core) -> Option<u64> {
     let free = core.io.runtime().spawn_blocking(free).await;
     let free = free.ok().flatten();
     free.map(|free| free.saturating_sub(core.min_free_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FreedLate;
+
+    #[test]
+    fn blocks_that_are_freed_late_are_expected_for_three_looks() {
+        let mut late = FreedLate::default();
+        assert_eq!(late.look(1_000), 0);
+        late.evicted(500);
+        assert_eq!(late.look(1_000), 500);
+        assert_eq!(late.look(1_200), 300);
+        assert_eq!(late.look(900), 300);
+        assert_eq!(late.look(900), 0);
+        late.evicted(500);
+        assert_eq!(late.look(1_400), 0);
+    }
+
+    #[test]
+    fn a_program_that_takes_what_is_freed_does_not_delay_evictions_for_long() {
+        const A_LOOK: u64 = 1_000;
+        const MIN_FREE: u64 = 1_000_000;
+        let mut late = FreedLate::default();
+        let (mut free, mut lowest) = (MIN_FREE, MIN_FREE);
+        for _ in 0..1_000 {
+            free -= A_LOOK;
+            lowest = lowest.min(free);
+            let evicted = MIN_FREE.saturating_sub(free + late.look(free));
+            late.evicted(evicted);
+            free += evicted;
+        }
+        assert!(lowest >= MIN_FREE - 5 * A_LOOK, "{lowest} bytes were free");
+    }
 }
