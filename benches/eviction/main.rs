@@ -20,6 +20,9 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "../../src/cache/store/chunked_vec.rs"]
+#[allow(unused_imports, reason = "its tests are left out")]
+mod chunked_vec;
 mod engine;
 #[path = "../../src/cache/store/entry_id.rs"]
 #[allow(unused_imports, reason = "its tests are left out")]
@@ -37,7 +40,7 @@ mod traces;
 /// The paths by which the parts of the engine import each other.
 mod cache {
     pub mod store {
-        pub(crate) use crate::entry_id;
+        pub(crate) use crate::{chunked_vec, entry_id};
     }
 }
 

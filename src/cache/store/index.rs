@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use hashbrown::hash_table::{Entry, HashTable};
 use parking_lot::Mutex;
 
+use crate::cache::store::chunked_vec::ChunkedVec;
 use crate::cache::store::entry_id::EntryId;
 
 const SHARDS: usize = 32;
@@ -54,7 +55,7 @@ pub struct Indexed {
 /// their eviction.
 ///
 /// An entry takes one `Node` (56 bytes) and one slot of a hash table (5 bytes
-/// and the free slots around it); see the test `an_entry_takes_less_than_200_bytes`.
+/// and the free slots around it); see the test `an_entry_takes_at_most_75_bytes`.
 /// Locks are held for one operation on one of 32 shards, never over I/O.
 #[derive(Debug)]
 pub struct Index {
@@ -107,7 +108,7 @@ impl Node {
 #[derive(Debug)]
 struct Shard {
     slots: HashTable<u32>,
-    nodes: Vec<Node>,
+    nodes: ChunkedVec<Node>,
     free: u32,
     new: Queue,
     main: Queue,
@@ -148,7 +149,7 @@ impl Default for Shard {
     fn default() -> Self {
         Shard {
             slots: HashTable::new(),
-            nodes: Vec::new(),
+            nodes: ChunkedVec::default(),
             free: NONE,
             new: Queue::default(),
             main: Queue::default(),
@@ -235,7 +236,7 @@ impl Shard {
         match self.free {
             NONE => {
                 let slot = self.nodes.len() as u32;
-                // A shard of 2^32 entries would take 200 GB of memory.
+                // A shard of 2^32 entries would take 240 GB of memory.
                 assert_ne!(slot, NONE, "the index is full");
                 self.nodes.push(node);
                 slot
@@ -426,10 +427,12 @@ impl Shard {
     /// The wanted entries of [`SEARCH_STEP`] nodes, the first of which is `from`. `None`: there are no
     /// more nodes.
     fn search(&self, from: usize, wanted: impl Fn(&Node) -> bool) -> Option<Vec<EntryId>> {
-        let nodes = self.nodes.get(from..).filter(|nodes| !nodes.is_empty())?;
-        let found = nodes
-            .iter()
-            .take(SEARCH_STEP)
+        let to = self.nodes.len().min(from.saturating_add(SEARCH_STEP));
+        if from >= to {
+            return None;
+        }
+        let found = (from..to)
+            .map(|slot| &self.nodes[slot])
             .filter(|node| node.place != Place::Free && wanted(node))
             .map(|node| EntryId {
                 hash: node.hash,
@@ -676,7 +679,7 @@ impl Index {
             .iter()
             .map(|shard| {
                 let shard = shard.lock();
-                shard.nodes.capacity() * size_of::<Node>() + shard.slots.allocation_size()
+                shard.nodes.memory_bytes() + shard.slots.allocation_size()
             })
             .sum()
     }
@@ -1085,7 +1088,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_takes_less_than_200_bytes() {
+    fn an_entry_takes_at_most_75_bytes() {
         assert_eq!(size_of::<Node>(), 56);
         let index = Index::default();
         let mut worst = 0;
@@ -1106,7 +1109,7 @@ mod tests {
             }
         }
         println!("an entry of the index takes at most {worst} bytes");
-        assert!(worst <= 200, "{worst} bytes an entry");
+        assert!(worst <= 75, "{worst} bytes an entry");
         assert_eq!(index.len(), 1_000_000);
     }
 }

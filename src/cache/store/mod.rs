@@ -1,6 +1,7 @@
 //! The cache directory: names, formats, the index, bans.
 
 pub(crate) mod bans;
+pub(crate) mod chunked_vec;
 pub(crate) mod entry;
 pub(crate) mod entry_id;
 pub(crate) mod format;
