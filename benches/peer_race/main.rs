@@ -6,7 +6,8 @@
 //! - `-- --quick`: a smoke run of about two minutes; its figures mean little
 //! - `-- --parts http,https,http2,handshakes`, `--sizes 4KiB,1MiB`, `--connections 1,16`,
 //!   `--peers KEY,KEY`, `--rounds N`, `--turn MILLISECONDS`, `--no-cpu`: parts of it
-//! - `--objects N`: so many objects of each size
+//! - `--objects N`: so many objects of each size; `--sizes` also takes `16KiB`
+//! - `--zipf EXPONENT`: objects are requested by Zipf's law
 //! - `--open-files N`: the proxy and nginx's `open_file_cache` keep at most N files open;
 //!   `default`: as many as the proxy does where nothing is set
 //! - `--machine-network`: not in a network namespace of its own
@@ -16,7 +17,8 @@
 //!   see what a change has brought
 //!
 //! `-- memory` measures resident memory a download and a connection instead; of the builds
-//! that `--build` names, if it names some.
+//! that `--build` names, if it names some. `-- growth` measures the proxy with 10^3 to 10^7
+//! entries in its cache, `--most-entries N` with no more than that.
 //!
 //! The peers (the key is what `--peers` takes):
 //! - `proxy-sendfile`, `proxy-copy`: `s3-proxy`, with sendfile on and off;
@@ -90,6 +92,8 @@ mod client;
 #[path = "../common/cores.rs"]
 mod cores;
 #[cfg(target_os = "linux")]
+mod growth;
+#[cfg(target_os = "linux")]
 mod handshakes;
 #[cfg(target_os = "linux")]
 mod machine;
@@ -138,6 +142,8 @@ fn main() {
     process::clean_up_on_signals();
     if options.memory {
         memory::run(&options.builds);
+    } else if options.growth {
+        growth::run(&options);
     } else {
         race::run(&options);
     }

@@ -32,6 +32,9 @@ pub const FULL: [Objects; 4] = [
     Objects::new("10MiB", 10 * MIB, 40),
 ];
 
+/// Sizes that are raced only if `--sizes` names them.
+pub const MORE: [Objects; 1] = [Objects::new("16KiB", 16 * KIB, 12_000)];
+
 /// For a smoke run.
 pub const QUICK: [Objects; 4] = [
     Objects::new("4KiB", 4 * KIB, 2_000),

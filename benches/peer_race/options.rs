@@ -5,7 +5,8 @@ use std::{fmt::Display, path::PathBuf, process, str::FromStr, time::Duration};
 use pingora_sendfile::cache::DiskCacheConfig;
 
 use crate::{
-    objects::{Objects, FULL, MIB, QUICK},
+    client::Order,
+    objects::{Objects, FULL, MIB, MORE, QUICK},
     peers::{PeerKind, BUILDS},
     process::{descriptor_limit, open_files},
     protocol::Protocol,
@@ -38,6 +39,9 @@ pub enum OpenFiles {
 
 pub struct Options {
     pub memory: bool,
+    pub growth: bool,
+    /// The most entries of a cache for `growth`.
+    pub most_entries: Option<u64>,
     pub parts: Vec<Part>,
     /// True if the race is on the network that the machine has.
     pub machine_network: bool,
@@ -48,6 +52,8 @@ pub struct Options {
     quick: bool,
     pub objects: Vec<Objects>,
     pub open_files: OpenFiles,
+    /// The exponent of Zipf's law, by which objects are requested; None: all alike.
+    pub zipf: Option<f64>,
     /// The numbers of connections, where they are given.
     connections: Option<Vec<usize>>,
     pub peers: Vec<PeerKind>,
@@ -116,6 +122,8 @@ impl Options {
         let quick = arguments.iter().any(|argument| argument == "--quick");
         let mut options = Self {
             memory: false,
+            growth: false,
+            most_entries: None,
             parts: Part::ALL.to_vec(),
             machine_network: false,
             reloaded: false,
@@ -123,6 +131,7 @@ impl Options {
             quick,
             objects: if quick { QUICK } else { FULL }.to_vec(),
             open_files: OpenFiles::Most,
+            zipf: None,
             connections: None,
             peers: PeerKind::ALL.to_vec(),
             builds: Vec::new(),
@@ -147,6 +156,8 @@ impl Options {
                 }
                 "--reloaded" => options.reloaded = true,
                 "memory" => options.memory = true,
+                "growth" => options.growth = true,
+                "--most-entries" => options.most_entries = Some(number(&value())),
                 "--no-cpu" => options.paced_turn = None,
                 "--rounds" => options.rounds = number::<usize>(&value()).max(1),
                 "--turn" => options.turn = Duration::from_millis(number(&value())),
@@ -159,9 +170,11 @@ impl Options {
                 }
                 "--sizes" => {
                     let labels = value();
-                    options.objects = choose(&labels, &options.objects, |o| o.label);
+                    let all = [&*options.objects, &MORE].concat();
+                    options.objects = choose(&labels, &all, |o| o.label);
                 }
                 "--objects" => count = Some(number::<u64>(&value()).max(1)),
+                "--zipf" => options.zipf = Some(number(&value())),
                 "--open-files" => {
                     options.open_files = match value().as_str() {
                         "default" => OpenFiles::Default,
@@ -206,6 +219,14 @@ impl Options {
             Protocol::Https | Protocol::Http2 => vec![16],
         };
         self.connections.clone().unwrap_or_else(usual)
+    }
+
+    /// The order in which a client requests so many objects.
+    pub fn order(&self, objects: Objects) -> Order {
+        match self.zipf {
+            Some(exponent) => Order::zipf(objects.count, exponent),
+            None => Order::random(),
+        }
     }
 
     /// The number of rounds of turns that take long.

@@ -188,11 +188,7 @@ pub fn start(kinds: &[PeerKind], stage: &Stage) -> Vec<Peer> {
     let mut peers = Vec::new();
     let mut the_nginx: Option<(Rc<Server>, Vec<nginx::Addrs>)> = None;
     let mut proxies = HashMap::new();
-    let tls = |protocol| Arc::new(client_config(stage.certificate, protocol));
-    let tls = Rc::new(TlsClients {
-        http1: tls(b"http/1.1"),
-        http2: tls(b"h2"),
-    });
+    let tls = Rc::new(TlsClients::new(stage.certificate));
     let has_nginx = nginx::version().is_some();
     if !has_nginx && kinds.iter().any(|kind| kind.is_nginx()) {
         println!("nginx is not installed: its modes are skipped");
@@ -345,9 +341,43 @@ cache:
     (server, http.expect("the proxy serves HTTP"), https)
 }
 
+// === impl TlsClients ===
+
+impl TlsClients {
+    fn new(certificate: &SelfSigned) -> Self {
+        let config = |protocol| Arc::new(client_config(certificate, protocol));
+        Self {
+            http1: config(b"http/1.1"),
+            http2: config(b"h2"),
+        }
+    }
+}
+
 // === impl Peer ===
 
 impl Peer {
+    /// The proxy that was built with this benchmark, with its files in `dir`; `disk` is the rest of the
+    /// section `cache.disk`.
+    pub fn start_in(dir: &Path, disk: &str, stage: &Stage) -> Self {
+        let kind = PeerKind::ProxySendfile;
+        let origin = (stage.origin, BUCKET);
+        let program = Path::new(PROXY);
+        let (server, http, https) =
+            run_proxy(kind.key(), program, stage.core, dir, origin, disk, None);
+        Self {
+            kind,
+            http,
+            https,
+            server: Rc::new(server),
+            tls: Rc::new(TlsClients::new(stage.certificate)),
+        }
+    }
+
+    /// The address of HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
     /// Asks for all objects until all are hits, and checks the bytes of some.
     pub fn fill(&self, objects: Objects) {
         let connect = |order| self.connect(Protocol::Http, objects, order, FILLING);

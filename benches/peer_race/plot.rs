@@ -112,7 +112,7 @@ pub fn draw(results: &Results, protocol: Protocol) -> String {
         svg.text(middle, TOP + HEIGHT + 20.0, "middle", 13, size);
         for Bar { kind, ratio, rate } in bars {
             let hint = format!("{}: {} responses/s, {ratio:.2}", kind.key(), count(*rate));
-            svg.bar(x, y(*ratio), y(0.0), colour(*kind), &hint);
+            svg.bar(x, y(*ratio), y(0.0), BAR, colour(*kind), &hint);
             svg.upright(x + BAR / 2.0 + 4.0, y(*ratio) - 4.0, &short(*rate));
             x += BAR;
         }
@@ -122,7 +122,7 @@ pub fn draw(results: &Results, protocol: Protocol) -> String {
     for (index, Bar { kind, .. }) in legend.iter().enumerate() {
         let at = TOP + index as f64 * 20.0;
         let x = LEFT + plot_width + 14.0;
-        svg.bar(x, at, at + 12.0, colour(*kind), kind.key());
+        svg.bar(x, at, at + 12.0, BAR, colour(*kind), kind.key());
         svg.text(x + BAR + 6.0, at + 11.0, "start", 12, kind.key());
     }
     svg.end()
@@ -154,12 +154,13 @@ impl<'a> Group<'a> {
     }
 }
 
-struct Svg(String);
+/// An image that is being drawn.
+pub struct Svg(String);
 
 // === impl Svg ===
 
 impl Svg {
-    fn begin(width: f64, height: f64) -> Self {
+    pub fn begin(width: f64, height: f64) -> Self {
         Self(format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
              viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\">\n\
@@ -167,12 +168,12 @@ impl Svg {
         ))
     }
 
-    fn end(mut self) -> String {
+    pub fn end(mut self) -> String {
         self.0 += "</svg>\n";
         self.0
     }
 
-    fn text(&mut self, x: f64, y: f64, anchor: &str, size: u32, text: &str) {
+    pub fn text(&mut self, x: f64, y: f64, anchor: &str, size: u32, text: &str) {
         self.push(&format!(
             "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-size=\"{size}\" \
              fill=\"#222\">{text}</text>"
@@ -180,26 +181,26 @@ impl Svg {
     }
 
     /// Small, and read from below.
-    fn upright(&mut self, x: f64, y: f64, text: &str) {
+    pub fn upright(&mut self, x: f64, y: f64, text: &str) {
         self.push(&format!(
             "<text transform=\"translate({x:.1} {y:.1}) rotate(-90)\" font-size=\"10\" \
              fill=\"#222\">{text}</text>"
         ));
     }
 
-    fn line(&mut self, from: f64, to: f64, y: f64, colour: &str) {
+    pub fn line(&mut self, from: f64, to: f64, y: f64, colour: &str) {
         self.push(&format!(
             "<line x1=\"{from:.1}\" x2=\"{to:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" \
              stroke=\"{colour}\"/>"
         ));
     }
 
-    fn bar(&mut self, x: f64, top: f64, bottom: f64, colour: &str, hint: &str) {
+    pub fn bar(&mut self, x: f64, top: f64, bottom: f64, width: f64, colour: &str, hint: &str) {
         self.push(&format!(
             "<rect x=\"{:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\" \
              fill=\"{colour}\"><title>{hint}</title></rect>",
             x + 1.0,
-            BAR - 2.0,
+            width - 2.0,
             bottom - top
         ));
     }

@@ -11,7 +11,7 @@ use rustls::HandshakeKind;
 use test_support::SelfSigned;
 
 use crate::{
-    client::{Client, Order},
+    client::Client,
     cores::{describe, pin, Cores},
     handshakes::Handshakes,
     machine,
@@ -159,7 +159,7 @@ pub fn run(options: &Options) {
             }
             let is_paced = protocol == Protocol::Http && PACED_SIZES.contains(&objects.len);
             if let Some(turn) = options.paced_turn.filter(|_| is_paced) {
-                let paced = Paced::measure(&peers, objects, turn, options.long_rounds());
+                let paced = Paced::measure(&peers, objects, turn, options);
                 print!("\n{}", report::paced(&paced));
                 results.paced.push(paced);
             }
@@ -241,7 +241,8 @@ impl Cell {
         connections: usize,
         options: &Options,
     ) -> Self {
-        let connect = |peer: &&Peer| peer.connect(protocol, objects, Order::random(), connections);
+        let connect =
+            |peer: &&Peer| peer.connect(protocol, objects, options.order(objects), connections);
         let mut clients: Vec<Client> = peers.iter().map(connect).collect();
         let mut entries: Vec<Entry> = peers.iter().map(|peer| Entry::new(peer.kind)).collect();
         let (rounds, duration) = options.turns(objects, connections * protocol.streams());
@@ -314,9 +315,11 @@ impl Entry {
 // === impl Paced ===
 
 impl Paced {
-    fn measure(peers: &[&Peer], objects: Objects, turn: Duration, rounds: usize) -> Self {
+    fn measure(peers: &[&Peer], objects: Objects, turn: Duration, options: &Options) -> Self {
+        let rounds = options.long_rounds();
         let connect = |peer: &&Peer| {
-            let client = peer.connect(Protocol::Http, objects, Order::random(), PACED_CONNECTIONS);
+            let order = options.order(objects);
+            let client = peer.connect(Protocol::Http, objects, order, PACED_CONNECTIONS);
             client.ordinary()
         };
         let mut clients: Vec<Client> = peers.iter().map(connect).collect();

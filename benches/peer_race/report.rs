@@ -65,7 +65,7 @@ fn markdown(results: &Results, options: &Options) -> String {
          Medians of {} interleaved rounds of {} ms a peer, and where more than {} MiB are under \
          way of {} of {} ms; spread: half of the distance between the quartiles, of the median; ratios: medians of each round's, against the mode of \
          nginx that was best here, in responses or in its 99th percentile; busy: the part of its core that the server used. Objects \
-         a peer: {} ({} MiB), {}, asked for in a pseudo-random order. Open files at most: {}.\n\n",
+         a peer: {} ({} MiB), {}, requested {}. Open files at most: {}.\n\n",
         load[0],
         load[1],
         stolen * 100.0,
@@ -80,6 +80,10 @@ fn markdown(results: &Results, options: &Options) -> String {
             "read back from the disk just before they are raced"
         } else {
             "stored just before they are raced"
+        },
+        match options.zipf {
+            Some(exponent) => format!("by Zipf's law with the exponent {exponent}"),
+            None => "in a pseudo-random order".to_owned(),
         },
         options.open_files.number(),
     )
@@ -236,7 +240,7 @@ pub fn fastest_nginx(cell: &Cell) -> Option<&Entry> {
     best_nginx(cell, false, |nginx| -median(&nginx.rates))
 }
 
-fn ratio(rounds: &[f64], base: Option<&Vec<f64>>) -> String {
+pub fn ratio(rounds: &[f64], base: Option<&Vec<f64>>) -> String {
     base.and_then(|base| Summary::of_ratios(rounds, base))
         .map_or_else(String::new, |ratio| format!("{:.2}", ratio.median))
 }

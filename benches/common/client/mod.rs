@@ -64,7 +64,12 @@ pub enum Order {
     InTurn(usize),
     /// The state of the generator.
     Random(u64),
+    /// The numbers, drawn before the race, and the place of the next one.
+    Drawn(Vec<u32>, usize),
 }
+
+/// The number of requests that are drawn before the race.
+const DRAWN: usize = 1 << 20;
 
 /// One thread's connections to one server.
 pub struct Client {
@@ -499,11 +504,34 @@ impl Order {
         Self::Random(0x9E37_79B9_7F4A_7C15)
     }
 
+    /// Numbers below `count` by Zipf's law: the number n is as frequent as (n + 1)^-exponent. The same
+    /// ones in every run.
+    pub fn zipf(count: u64, exponent: f64) -> Self {
+        let mut sum = 0.0;
+        let sums: Vec<f64> = (1..=count)
+            .map(|rank| {
+                sum += (rank as f64).powf(-exponent);
+                sum
+            })
+            .collect();
+        let mut random = Self::random();
+        let drawn = (0..DRAWN).map(|_| {
+            let share = (random.next() >> 11) as f64 / (1_u64 << 53) as f64;
+            sums.partition_point(|below| *below <= share * sum) as u32
+        });
+        Self::Drawn(drawn.collect(), 0)
+    }
+
     fn next(&mut self) -> usize {
         match self {
             Self::InTurn(next) => {
                 *next += 1;
                 *next - 1
+            }
+            Self::Drawn(numbers, next) => {
+                let number = numbers[*next];
+                *next = (*next + 1) % numbers.len();
+                number as usize
             }
             Self::Random(state) => {
                 // xorshift64: Marsaglia, "Xorshift RNGs", Journal of Statistical
