@@ -9,7 +9,8 @@ help:
 	@echo 'make test-uring     the tests of the disk cache once more, over io_uring'
 	@echo 'make build          target/release/s3-proxy and target/release/examples/http_cache, optimized'
 	@echo 'make bench          the benchmarks; BENCH=--quick shortens them to a smoke run'
-	@echo 'make soak           the proxy under load, faults and attacks, for SOAK_MINUTES (30)'
+	@echo 'make soak           the proxy under load, faults and attacks, for SOAK_MINUTES (30); with VM=FOLDER,'
+	@echo '                    as tests/vm/install makes it, also as many power cuts of each file system'
 	@echo 'make fuzz           parsers of cache files, requests, S3 documents and YAML, for FUZZ_SECONDS (600) each'
 	@echo 'make fuzz-check     compiles the fuzz targets'
 	@echo 'make lint           fmt, clippy and documentation, warnings are errors'
@@ -94,6 +95,7 @@ SOAK_MINUTES ?= 30
 
 soak: vendor
 	SOAK_SECONDS=$$(($(SOAK_MINUTES) * 60)) cargo test --locked --release --features $(FEATURES) --test soak -- --nocapture
+	$(if $(VM),POWER_CUTS=$(SOAK_MINUTES) VM_PROXY=$(CURDIR)/target/release/s3-proxy cargo test --locked --features $(FEATURES) --test vm)
 
 # From here, where fuzz/.cargo/config.toml does not count: what `make lint` has compiled is of use.
 fuzz-check: vendor

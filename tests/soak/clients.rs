@@ -11,7 +11,7 @@ use std::{
 use test_support::{Connection, Headers, Incoming, Random, Transfer};
 
 use crate::{
-    objects::{Objects, Version},
+    objects::{Objects, Version, IN_BLOCKS},
     Shared,
 };
 
@@ -20,6 +20,9 @@ const SMALL_BUFFER: usize = 4096;
 
 /// The speed of a slow client, in bytes a second.
 const SLOW: f64 = 3e6;
+
+/// The most bytes of a part of an object in blocks, less one.
+const LONGEST_PART: u64 = 3 << 20;
 
 /// The pause of a client that does not find the proxy.
 const RETRY: Duration = Duration::from_millis(20);
@@ -30,6 +33,8 @@ pub struct Counts {
     pub complete: AtomicU64,
     pub bytes: AtomicU64,
     pub hits: AtomicU64,
+    /// Hits some of whose blocks came from the origin.
+    pub partial: AtomicU64,
     pub ranges: AtomicU64,
     pub not_modified: AtomicU64,
     pub unsatisfiable: AtomicU64,
@@ -149,6 +154,12 @@ impl<'s> Clients<'s> {
         // The lower numbers, which are the smaller objects, more often.
         let object = random.of(0..count) * random.of(0..count) / count;
         let mut asked = Asked::whole(object as usize);
+        if random.percent(10) {
+            asked.object = self.shared.objects.in_blocks();
+            let first = random.of(0..IN_BLOCKS);
+            asked.range = Some(Range::Within(first, first + random.of(0..LONGEST_PART)));
+            return asked;
+        }
         let len = self.shared.objects.current(asked.object).len;
         let seen = self.seen[asked.object];
         match random.of(0..100) {
@@ -251,9 +262,11 @@ impl<'s> Clients<'s> {
         let counts = &shared.counts;
         let headers = &incoming.headers;
         let expected = self.expect(asked, asked_at, incoming.status, headers)?;
-        if headers.get("x-cache") == Some("HIT") {
-            counts.hits.fetch_add(1, Relaxed);
-        }
+        match headers.get("x-cache") {
+            Some("HIT") => counts.hits.fetch_add(1, Relaxed),
+            Some("PARTIAL") => counts.partial.fetch_add(1, Relaxed),
+            _ => 0,
+        };
         let body = match &expected {
             Expected::Body(body) if !asked.head => Some(body),
             _ => None,
@@ -373,7 +386,11 @@ impl<'s> Clients<'s> {
     /// A response may fail where something else failed that it may depend on.
     fn excuse(&self, asked: &Asked, asked_at: Instant) -> Result<(), String> {
         let shared = self.shared;
-        if shared.faults.since(asked_at) || shared.objects.failed_since(asked.object, asked_at) {
+        let objects = &shared.objects;
+        if shared.faults.since(asked_at)
+            || objects.failed_since(asked.object, asked_at)
+            || objects.lost_blocks_since(asked.object, asked_at)
+        {
             return Ok(());
         }
         Err(format!("{asked:?} failed though nothing had gone wrong"))

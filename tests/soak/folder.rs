@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write,
+    os::linux::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, SystemTime},
@@ -15,6 +16,9 @@ use test_support::Random;
 /// Bodies up to this length are read whole, and their checksum is verified,
 /// before they are served: `cache.disk.sendfile.threshold_bytes`.
 pub const VERIFIED_LEN: u64 = 16 * 1024;
+
+/// Length of the smallest block of a body, in bytes.
+const SMALLEST_BLOCK: u64 = 64 * 1024;
 
 /// A body is not touched before nobody follows its fill any more.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -124,8 +128,15 @@ impl Folder {
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("tmp") => content.temporary.push(path),
                 Some(extension @ ("body" | "meta")) => {
-                    let len = fs::metadata(&path).map_or(0, |stat| stat.len());
-                    content.bytes += len.next_multiple_of(4096);
+                    let taken = fs::metadata(&path).map_or(0, |stat| {
+                        let allocated = stat.st_blocks() * 512;
+                        // A body in blocks has holes of whole blocks.
+                        match stat.len().saturating_sub(allocated) >= SMALLEST_BLOCK {
+                            true => allocated,
+                            false => stat.len().next_multiple_of(4096),
+                        }
+                    });
+                    content.bytes += taken;
                     content.entries += u64::from(extension == "meta");
                 }
                 _ => {}

@@ -1,5 +1,5 @@
-//! Everything at once, for a while: objects that change, an origin that breaks
-//! off, clients that are slow or leave, a cache that is too small, and a proxy
+//! Everything at once, for a while: objects that change, whole or in blocks, an origin that
+//! breaks off, clients that are slow or leave, a cache that is too small, and a proxy
 //! that is killed, whose disk is full, and whose files are damaged. Every byte of
 //! every response is checked. Attackers come first, one kind after the other.
 //!
@@ -88,6 +88,7 @@ struct Round {
     backend: &'static str,
     on_tmpfs: bool,
     damages: bool,
+    block_kib: u64,
 }
 
 /// Stops the others when its thread ends: because it was told to, or early.
@@ -132,6 +133,7 @@ impl Round {
             backend: ["auto", "uring", "tokio"][number % 3],
             on_tmpfs: [true, false][number % 2],
             damages: [true, true, false, false][number % 4],
+            block_kib: [64, 1024][number / 4 % 2],
         }
     }
 
@@ -177,9 +179,11 @@ impl Round {
              buckets: [{{path_prefix: /soak, bucket: soak, region: us-east-1, endpoint: '{}'}}]\n\
              cache:\n  \
                memory: {{max_size_mb: {MEMORY_MB}}}\n  \
+               blocks: {{size_kib: {}, read_ahead_mib: 2}}\n  \
                disk: {{path: '{}', max_size_gb: {MAX_SIZE_GB}, backend: {}}}\n\
              metrics: {{address: '127.0.0.1:0'}}\n",
             origin.url(),
+            self.block_kib,
             folder.path().display(),
             self.backend
         )
@@ -337,10 +341,11 @@ impl fmt::Display for Counts {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         write!(
             f,
-            "{} complete ({} ranges, {} hits), {} not modified, {} unsatisfiable, {} left, {} broken, {} errors, {} reconnected, {} unreachable, {} MiB checked",
+            "{} complete ({} ranges, {} hits, {} hits in part), {} not modified, {} unsatisfiable, {} left, {} broken, {} errors, {} reconnected, {} unreachable, {} MiB checked",
             of(&self.complete),
             of(&self.ranges),
             of(&self.hits),
+            of(&self.partial),
             of(&self.not_modified),
             of(&self.unsatisfiable),
             of(&self.left),

@@ -15,8 +15,11 @@ use test_support::{Gate, Pattern, Random, Reply, Request};
 /// Around the limits of the engine: what is kept in memory and what goes by
 /// sendfile (64 KiB), a block (1 MiB), a part (2 MiB).
 const LENGTHS: [u64; 12] = [
-    0, 1, 200, 5_000, 40_000, 65_535, 70_000, 200_000, 1_048_575, 2_097_151, 5_000_000, 20_971_520,
+    0, 1, 200, 5_000, 40_000, 65_535, 70_000, 200_000, 1_048_575, 2_097_151, 5_000_000, IN_BLOCKS,
 ];
+
+/// The objects of this length are fetched in blocks, where their framing tells the length.
+pub const IN_BLOCKS: u64 = 20_971_520;
 
 /// The longest way of a response between origin, proxy and client. Much
 /// is going on, and the machine may be small.
@@ -54,6 +57,7 @@ enum Framing {
 
 struct State {
     version: u64,
+    changed_at: Option<Instant>,
     changes_at: Instant,
     /// The last time that the origin called a version the current one.
     said: BTreeMap<u64, Instant>,
@@ -82,6 +86,7 @@ impl Objects {
             unreliable: number % 5 == 0,
             state: Mutex::new(State {
                 version: 0,
+                changed_at: None,
                 changes_at: now,
                 said: BTreeMap::new(),
                 failed: Vec::new(),
@@ -105,6 +110,13 @@ impl Objects {
         for object in &self.list {
             object.state.lock().unwrap().failed.clear();
         }
+    }
+
+    /// The object that is fetched in blocks.
+    pub fn in_blocks(&self) -> usize {
+        let in_blocks = |object: &Object| object.len == IN_BLOCKS;
+        let first = self.list.iter().position(in_blocks);
+        first.expect("an object of that length")
     }
 
     pub fn path(object: usize) -> String {
@@ -136,7 +148,13 @@ impl Objects {
         let now = Instant::now();
         if !calm && now >= state.changes_at {
             state.version += 1;
-            state.changes_at = now + Duration::from_millis(random.of(2_000..10_000));
+            state.changed_at = Some(now);
+            // Blocks of a version are of use only as long as it stays.
+            let stays = match object.len {
+                IN_BLOCKS => 20_000..60_000,
+                _ => 2_000..10_000,
+            };
+            state.changes_at = now + Duration::from_millis(random.of(stays));
         }
         let version = self.version(number, state.version);
         state.said.insert(version.version, now);
@@ -152,6 +170,7 @@ impl Objects {
         }
         let mut reply = Reply::pattern(version.seed(), version.len)
             .header("ETag", version.etag())
+            .header("Accept-Ranges", "bytes")
             .header(
                 "Cache-Control",
                 format!("max-age={}", object.max_age.as_secs()),
@@ -214,6 +233,15 @@ impl Objects {
             .filter(|(_, said)| asked_at.saturating_duration_since(**said) <= oldest)
             .map(|(version, _)| self.version(object, *version).len)
             .collect()
+    }
+
+    /// True if a response asked for at `asked_at` may have begun with blocks of a version of which the
+    /// origin had no more then.
+    pub fn lost_blocks_since(&self, object: usize, asked_at: Instant) -> bool {
+        let object = &self.list[object];
+        let fresh = object.max_age + SLACK;
+        let changed_at = object.state.lock().unwrap().changed_at;
+        object.len == IN_BLOCKS && changed_at.is_some_and(|changed| changed + fresh > asked_at)
     }
 
     /// True if the origin broke off a reply about this object that a response
