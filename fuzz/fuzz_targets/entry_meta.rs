@@ -24,9 +24,24 @@ fn check(data: &[u8]) {
             assert_eq!(meta.encode(), data);
             assert_eq!(meta.encoded_len(), data.len() as u64);
             assert!(meta.blocks.is_some() || meta.weight() >= meta.body_len);
+            check_blocks(&meta);
         }
         Err(e) => assert_eq!(e.kind(), ErrorKind::InvalidData, "{e}"),
     }
+}
+
+/// The stored blocks are parts of the body, in order, and none overlaps another.
+fn check_blocks(meta: &EntryMeta) {
+    let Some(blocks) = &meta.blocks else { return };
+    let (mut end, mut stored) = (0, 0);
+    for ((range, _), number) in meta.checksums().into_iter().zip(blocks.checksums.keys()) {
+        assert_eq!(range, blocks.block(*number, meta.body_len));
+        assert!(end <= range.start && range.start < range.end);
+        (end, stored) = (range.end, stored + (range.end - range.start));
+    }
+    assert!(end <= meta.body_len);
+    assert_eq!(stored, blocks.stored_len(meta.body_len));
+    assert!(blocks.checksums.len() as u64 <= blocks.count(meta.body_len));
 }
 
 /// Metadata files, each with and without its checksum.
