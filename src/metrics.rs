@@ -636,7 +636,7 @@ impl CacheCollector {
             ),
             metadata_bytes: make.gauge(
                 "cache_metadata_bytes",
-                "Bytes of metadata and headers of larger objects in memory",
+                "Bytes of metadata and headers in memory",
             ),
             open_files: make.gauge(
                 "cache_open_files",

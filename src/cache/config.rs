@@ -107,8 +107,8 @@ pub struct DiskCacheConfig {
     pub backend: BackendChoice,
     /// Memory for bodies that are not sent by sendfile, in bytes; 0: none.
     pub memory_bytes: u64,
-    /// Memory for the metadata and headers of entries whose bodies are sent by sendfile, in bytes,
-    /// about 1.6 KB an entry. A hit whose file is closed then needs only the open(2) of the body.
+    /// Memory for the metadata and headers of entries in use, in bytes, about 1.6 KB an entry. A hit
+    /// whose body is neither in memory nor open then needs only the open(2) of the body.
     /// Entries in blocks are not kept. 0: none.
     pub metadata_bytes: u64,
     /// Most body files that are kept open; `None`: as many as [`open_files`](Self::open_files)

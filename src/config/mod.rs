@@ -610,14 +610,14 @@ pub struct Blocks {
     pub read_ahead_mib: Whole<u32, 1, 1024>,
 }
 
-/// Memory for bodies up to `cache.disk.sendfile.threshold_bytes`, and for the metadata of larger ones.
+/// Memory for bodies up to `cache.disk.sendfile.threshold_bytes`, and for metadata.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Memory {
     /// Size of the memory tier, which holds bodies up to `cache.disk.sendfile.threshold_bytes`.
     /// `0`: off.
     pub max_size_mb: Megabytes,
-    /// Memory for the metadata of larger objects, about 1.6 KB each. A hit whose file is closed then
+    /// Memory for metadata of objects, about 1.6 KB each. A hit whose body is not in memory then
     /// opens the body and reads nothing else. Metadata of objects in blocks is not kept. `0`: off.
     pub max_metadata_mb: Megabytes,
 }
@@ -1193,7 +1193,7 @@ impl Memory {
         self.max_size_mb.bytes()
     }
 
-    /// Memory for the metadata of larger objects, in bytes.
+    /// Memory for metadata of objects, in bytes.
     pub fn max_metadata_bytes(&self) -> u64 {
         self.max_metadata_mb.bytes()
     }

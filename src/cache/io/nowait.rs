@@ -61,6 +61,22 @@ pub(crate) fn open_body_nowait(_files: EntryFiles, _len: u64) -> Option<std::fs:
     None
 }
 
+/// Read the whole body of an entry, if nothing has to come from the disk and it has this length. `None`:
+/// as for [`open_body_nowait`].
+#[cfg(target_os = "linux")]
+pub(crate) fn read_body_nowait(files: EntryFiles, len: u64) -> Option<Vec<u8>> {
+    let body = open_if_cached(&files.into_body())?;
+    if !has_len(&body, len) {
+        return None;
+    }
+    crate::cache::io::page_cache::read_nowait(&body, 0, usize::try_from(len).ok()?)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn read_body_nowait(_files: EntryFiles, _len: u64) -> Option<Vec<u8>> {
+    None
+}
+
 /// A regular file and its length, if the kernel has cached its path
 /// (openat2(2), RESOLVE_CACHED; Linux 5.12).
 #[cfg(target_os = "linux")]

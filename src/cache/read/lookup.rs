@@ -8,7 +8,7 @@ use pingora_cache::{CacheKey, CacheMeta};
 use pingora_core::Result;
 
 use crate::cache::io::backend::OpenBody;
-use crate::cache::io::nowait::{open_body_nowait, open_nowait};
+use crate::cache::io::nowait::{open_body_nowait, open_nowait, read_body_nowait};
 use crate::cache::io::regular::invalid;
 use crate::cache::read::hit::DiskHit;
 use crate::cache::state::body_file::BodyFile;
@@ -186,6 +186,13 @@ pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<
     let id = indexed.id;
     match find_in_memory(core, &indexed) {
         Some(Found::Ready(entry)) => return is_sound(core, &entry).then_some(entry),
+        Some(Found::Known(known, since)) if is_for_memory(core, known.meta.body_len) => {
+            core.stats.opens.inc();
+            if let Some(entry) = reopen_nowait(core, id, &known, since) {
+                core.stats.body_opens.inc();
+                return Some(entry);
+            }
+        }
         Some(Found::Known(known, since)) => {
             core.stats.opens.inc();
             core.stats.body_opens.inc();
@@ -229,9 +236,7 @@ pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<
             let opened = SparseBody::new(id, file, meta.clone(), blocks);
             ReadyBody::Sparse(core.sparse_bodies.share(id, opened))
         }
-        Some(body) if core.open_entries.keeps_bodies() || meta.body_len == 0 => {
-            ReadyBody::Memory(body)
-        }
+        Some(body) if is_for_memory(core, meta.body_len) => ReadyBody::Memory(body),
         _ => {
             let body = Arc::new(BodyFile::in_space(body, space));
             if let Err(e) = load_start(core, &body, meta.body_len).await {
@@ -284,7 +289,8 @@ async fn reopen(
     Ok(entry)
 }
 
-/// [`reopen`] without waiting. `None`: it needs the disk, or something is wrong.
+/// [`reopen`] without waiting, also for a body that is read into memory. `None`: it needs the disk, or
+/// something is wrong.
 fn reopen_nowait(
     core: &Core,
     id: EntryId,
@@ -294,9 +300,19 @@ fn reopen_nowait(
     if !core.io.has_page_cache() {
         return None;
     }
+    let body_len = known.meta.body_len;
+    if is_for_memory(core, body_len) {
+        let body = read_body_nowait(core.files(&id), body_len)?;
+        if crc32fast::hash(&body) != known.meta.body_crc32 {
+            return None;
+        }
+        let entry = ReadyEntry::reopened(id, known, ReadyBody::Memory(body.into()));
+        core.open_entries.keep_reopened(&entry, since);
+        return Some(entry);
+    }
     // Before the open(2): a removal in between finds it.
     let space = core.open_bodies.open(id);
-    let body = open_body_nowait(core.files(&id), known.meta.body_len)?;
+    let body = open_body_nowait(core.files(&id), body_len)?;
     let body = BodyFile::in_space(Arc::new(body), space);
     Some(keep_reopened(core, id, known, since, body))
 }
@@ -308,15 +324,15 @@ fn keep_reopened(
     since: Changes,
     body: BodyFile,
 ) -> Arc<ReadyEntry> {
-    let entry = ReadyEntry::reopened(id, known, Arc::new(body));
-    core.open_entries.keep_file(&entry, since);
+    let entry = ReadyEntry::reopened(id, known, ReadyBody::File(Arc::new(body)));
+    core.open_entries.keep_reopened(&entry, since);
     entry
 }
 
 /// An entry in memory.
 enum Found {
     Ready(Arc<ReadyEntry>),
-    /// Its file is closed.
+    /// Its body is neither in memory nor open.
     Known(KnownEntry, Changes),
 }
 
@@ -352,6 +368,12 @@ fn is_sound(core: &Core, entry: &ReadyEntry) -> bool {
         }
     }
     true
+}
+
+/// True if a body of this length is read as a whole, verified, and kept in memory.
+fn is_for_memory(core: &Core, body_len: u64) -> bool {
+    let is_kept = core.open_entries.keeps_bodies() || body_len == 0;
+    is_kept && body_len <= prefetch(core)
 }
 
 /// Longest body that is read with its metadata: such bodies are copied to the client anyway.

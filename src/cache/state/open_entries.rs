@@ -1,5 +1,5 @@
 //! The entries in use: small bodies in memory, open files of the others, and metadata and headers of
-//! entries whose files may be closed.
+//! entries whose bodies may be neither.
 
 use std::sync::{Arc, OnceLock};
 
@@ -61,12 +61,12 @@ impl ReadyEntry {
         Self::with(id, Arc::new(meta), OnceLock::new(), body)
     }
 
-    /// A known entry whose body was opened.
-    pub(crate) fn reopened(id: EntryId, known: &KnownEntry, body: Arc<BodyFile>) -> Arc<Self> {
+    /// A known entry whose body was opened or read.
+    pub(crate) fn reopened(id: EntryId, known: &KnownEntry, body: ReadyBody) -> Arc<Self> {
         // A copy, because what HTTP/2 adds to it is not counted as memory.
         let fast_header = known.fast_header().map(FastHeader::compact);
         let fast_header = fast_header.map_or_else(OnceLock::new, OnceLock::from);
-        Self::with(id, known.meta.clone(), fast_header, ReadyBody::File(body))
+        Self::with(id, known.meta.clone(), fast_header, body)
     }
 
     fn with(
@@ -183,7 +183,7 @@ impl Weighter<EntryId, KnownEntry> for ByMetadata {
 }
 
 /// Three bounded tiers: small bodies in memory, open files of the others, and metadata and headers of
-/// entries with such files, except those in blocks.
+/// both, except those of entries in blocks.
 pub struct OpenEntries {
     memory: Option<Cache<EntryId, Arc<ReadyEntry>, ByMemory>>,
     files: Option<Cache<EntryId, Arc<ReadyEntry>, ByFile>>,
@@ -201,7 +201,7 @@ fn expected(memory_bytes: u64, bytes_an_entry: u64) -> usize {
 }
 
 impl OpenEntries {
-    /// Keep bodies in at most `memory_bytes`, metadata and headers of others in `metadata_bytes`, and at
+    /// Keep bodies in at most `memory_bytes`, metadata and headers in `metadata_bytes`, and at
     /// most `max_open_files` files open. 0: none.
     pub fn new(memory_bytes: u64, metadata_bytes: u64, max_open_files: usize) -> Self {
         let bodies = || {
@@ -261,15 +261,24 @@ impl OpenEntries {
         }
     }
 
-    /// Keep the open file of an entry that was [known](Self::known) at the time of `since`. It is
-    /// not kept if the entry was forgotten meanwhile, or has got new metadata.
-    pub(crate) fn keep_file(&self, entry: &Arc<ReadyEntry>, since: Changes) {
-        let Some(files) = &self.files else {
-            return;
-        };
-        files.insert(entry.id, entry.clone());
-        if self.changes(&entry.id) != since && !self.is_known(entry) {
-            files.remove(&entry.id);
+    /// Keep the body of an entry that was [known](Self::known) at the time of `since`. It is not kept
+    /// if the entry was forgotten meanwhile, or has got new metadata.
+    pub(crate) fn keep_reopened(&self, entry: &Arc<ReadyEntry>, since: Changes) {
+        let has_changed = || self.changes(&entry.id) != since && !self.is_known(entry);
+        match (&entry.body, &self.memory, &self.files) {
+            (ReadyBody::Memory(_), Some(memory), _) => {
+                memory.insert(entry.id, entry.clone());
+                if has_changed() {
+                    memory.remove(&entry.id);
+                }
+            }
+            (ReadyBody::File(_), _, Some(files)) => {
+                files.insert(entry.id, entry.clone());
+                if has_changed() {
+                    files.remove(&entry.id);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -295,13 +304,14 @@ impl OpenEntries {
     /// Keep an entry, replacing an older state of it.
     fn replace(&self, entry: Arc<ReadyEntry>) {
         let fits = entry.meta.encoded_len() <= MAX_META_KEPT;
+        // Blocks are added to a sparse body, so nothing of it is known once it is closed.
+        let is_constant = !matches!(entry.body, ReadyBody::Sparse(_));
+        if let Some(known) = self.known.as_ref().filter(|_| fits && is_constant) {
+            known.insert(entry.id, KnownEntry::new(entry.meta.clone(), None));
+        }
         match (&entry.body, &self.memory) {
             (ReadyBody::Memory(_), Some(memory)) => memory.insert(entry.id, entry),
             (ReadyBody::File(_) | ReadyBody::Sparse(_), _) if fits => {
-                // Blocks are added to a sparse body, so nothing of it is known once it is closed.
-                if let (Some(known), ReadyBody::File(_)) = (&self.known, &entry.body) {
-                    known.insert(entry.id, KnownEntry::new(entry.meta.clone(), None));
-                }
                 if let Some(files) = &self.files {
                     files.insert(entry.id, entry);
                 }
@@ -364,12 +374,21 @@ impl OpenEntries {
         }
     }
 
+    /// Drop the bodies in memory, and close the files.
+    #[cfg(test)]
+    pub(crate) fn drop_bodies(&self) {
+        self.close_files();
+        if let Some(memory) = &self.memory {
+            memory.clear();
+        }
+    }
+
     /// Bytes in memory.
     pub fn memory_bytes(&self) -> u64 {
         self.memory.as_ref().map_or(0, Cache::weight)
     }
 
-    /// Bytes of what is known of entries whose files may be closed.
+    /// Bytes of what is known of entries whose bodies may be neither in memory nor open.
     pub fn metadata_bytes(&self) -> u64 {
         self.known.as_ref().map_or(0, Cache::weight)
     }
@@ -508,9 +527,17 @@ mod tests {
 
     #[test]
     fn what_is_known_changes_with_the_entry() {
-        let entries = OpenEntries::new(0, 1_000_000, 10);
-        let first = entry(1, file());
+        let in_memory = || ReadyBody::Memory(Bytes::from_static(b"x"));
+        for body in [file as fn() -> ReadyBody, in_memory] {
+            check_changes(body);
+        }
+    }
+
+    fn check_changes(body: fn() -> ReadyBody) {
+        let entries = OpenEntries::new(1_000_000, 1_000_000, 10);
+        let first = entry(1, body());
         let id = first.id;
+        let is_kept = || entries.get(&id).is_some();
         first.set_fast_header(fast_header());
         entries.keep_header(&first);
         assert!(entries.known(&id).is_none(), "it is not kept");
@@ -518,16 +545,12 @@ mod tests {
         entries.keep_header(&first);
         let (before, since) = entries.known(&id).expect("it is kept");
         assert!(before.fast_header().is_some());
-        entries.close_files();
+        entries.drop_bodies();
 
-        // A file that was opened with former metadata is not kept.
-        let body = || match file() {
-            ReadyBody::File(body) => body,
-            ReadyBody::Memory(_) | ReadyBody::Sparse(_) => unreachable!(),
-        };
-        entries.keep_file(&ReadyEntry::reopened(id, &before, body()), since);
-        assert_eq!(entries.open_files(), 1);
-        entries.close_files();
+        // A body that was opened with former metadata is not kept.
+        entries.keep_reopened(&ReadyEntry::reopened(id, &before, body()), since);
+        assert!(is_kept());
+        entries.drop_bodies();
         let meta = EntryMeta {
             header: vec![0; 7],
             ..EntryMeta::clone(&before.meta)
@@ -535,23 +558,23 @@ mod tests {
         entries.set_meta(id, meta);
         let former = ReadyEntry::reopened(id, &before, body());
         assert!(former.fast_header().is_some());
-        entries.keep_file(&former, since);
-        assert_eq!(entries.open_files(), 0);
+        entries.keep_reopened(&former, since);
+        assert!(!is_kept());
         entries.keep_header(&former);
         let (after, since) = entries.known(&id).expect("it is kept");
         assert_eq!(after.meta.header.len(), 7);
         assert!(after.fast_header().is_none());
 
         // Nor is one of an entry that was forgotten, but others are no obstacle.
-        let other = entry(2, file());
+        let other = entry(2, body());
         keep(&entries, &other);
-        entries.close_files();
+        entries.drop_bodies();
         entries.forget(&other.id);
-        entries.keep_file(&ReadyEntry::reopened(id, &after, body()), since);
-        assert_eq!(entries.open_files(), 1);
+        entries.keep_reopened(&ReadyEntry::reopened(id, &after, body()), since);
+        assert!(is_kept());
         entries.forget(&id);
-        entries.keep_file(&ReadyEntry::reopened(id, &after, body()), since);
-        assert_eq!(entries.open_files(), 0);
+        entries.keep_reopened(&ReadyEntry::reopened(id, &after, body()), since);
+        assert!(!is_kept());
     }
 
     #[test]
@@ -619,10 +642,9 @@ mod tests {
                     barrier.wait();
                     first.set_fast_header(fast_header());
                     entries.keep_header(&first);
-                    if let (Some((known, since)), ReadyBody::File(body)) =
-                        (entries.known(&id), file())
-                    {
-                        entries.keep_file(&ReadyEntry::reopened(id, &known, body), since);
+                    if let Some((known, since)) = entries.known(&id) {
+                        let reopened = ReadyEntry::reopened(id, &known, file());
+                        entries.keep_reopened(&reopened, since);
                     }
                 });
             });

@@ -187,19 +187,26 @@ async fn an_entry_is_not_found_by_another_key_of_the_same_hash() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn the_file_of_a_prepared_hit_is_opened_without_waiting() {
+async fn the_body_of_a_prepared_hit_is_opened_without_waiting() {
+    // One in a file, and one in memory.
+    for len in [100_000, 1_000] {
+        open_without_waiting(len).await;
+    }
+}
+
+#[cfg(target_os = "linux")]
+async fn open_without_waiting(len: usize) {
     let dir = tempfile::tempdir().unwrap();
     let cache = cache(dir.path());
     cache.wait_recovered();
-    const LEN: usize = 100_000;
-    let body: &str = "0123456789".repeat(LEN / 10).leak();
+    let body: &str = "0123456789".repeat(len / 10).leak();
     finish(begin(cache, &meta("1", SystemTime::now())).await, body).await;
     cache.settle().await;
     assert!(cache.lookup_fast(&key(), |_| true).is_none(), "unknown");
     let span = Span::inactive().handle();
     let (cache_meta, hit) = cache.lookup(&key(), &span).await.unwrap().unwrap();
     let mut header = cache_meta.response_header_copy();
-    header.insert_header(CONTENT_LENGTH, LEN).unwrap();
+    header.insert_header(CONTENT_LENGTH, len).unwrap();
     let prepared = FastHeader::new(header, &cache_meta).expect("a header to prepare");
     let hit = hit.as_any().downcast_ref::<DiskHit>().expect("a hit");
     hit.set_fast_header(prepared);
@@ -211,31 +218,32 @@ async fn the_file_of_a_prepared_hit_is_opened_without_waiting() {
     assert_eq!(opens(), (1, 0));
     std::fs::remove_file(files.meta()).unwrap();
     for number in 1..=2 {
-        open_entries.close_files();
+        open_entries.drop_bodies();
         assert!(cache.lookup_fast(&key(), |_| false).is_none());
         let mut hit = cache.lookup_fast(&key(), |_| true).expect("a hit");
         assert_eq!(opens(), (1 + number, number));
-        assert_eq!(hit.fast_header().unwrap().header.content_length(), LEN);
+        assert_eq!(hit.fast_header().unwrap().header.content_length(), len);
         let mut read = 0;
         while let Some(part) = hit.next_part().await.unwrap() {
-            let BodyPart::File { len, .. } = part else {
-                panic!("{part:?}");
+            read += match part {
+                BodyPart::File { len, .. } => len,
+                BodyPart::Bytes(bytes) => bytes.len() as u64,
+                other => panic!("{other:?}"),
             };
-            read += len;
         }
-        assert_eq!(read, LEN as u64);
+        assert_eq!(read, len as u64);
         // It is kept open.
         assert!(cache.lookup_fast(&key(), |_| true).is_some());
         assert_eq!(opens(), (1 + number, number));
     }
     let other = CacheKey::new(key().primary_key(), "other");
-    open_entries.close_files();
+    open_entries.drop_bodies();
     assert_eq!(other.combined_bin(), key().combined_bin());
     assert!(cache.lookup_fast(&other, |_| true).is_none());
 
     // A body of another length is left to the lookup that may wait, which drops it.
     let body = std::fs::File::options().write(true).open(files.body());
-    body.unwrap().set_len(LEN as u64 - 1).unwrap();
+    body.unwrap().set_len(len as u64 - 1).unwrap();
     assert!(cache.lookup_fast(&key(), |_| true).is_none());
     assert!(cache.lookup(&key(), &span).await.unwrap().is_none());
     assert_eq!(cache.entries(), 0);
