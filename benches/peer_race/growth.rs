@@ -71,11 +71,7 @@ struct Grown {
 
 /// Prints and writes `growth.md` and `growth.svg`.
 pub fn run(options: &Options) {
-    let network = if options.machine_network {
-        Network::Machine
-    } else {
-        Network::enter_own()
-    };
+    let network = Network::enter(options.machine_network);
     let cores = Cores::choose();
     let work = WorkDir::make();
     let certificate = SelfSigned::write_to(work.path());

@@ -34,9 +34,17 @@ pub enum Network {
 // === impl Network ===
 
 impl Network {
+    /// The network of the race: the machine's, or one of its own.
+    pub fn enter(of_machine: bool) -> Self {
+        match of_machine {
+            true => Self::Machine,
+            false => Self::enter_own(),
+        }
+    }
+
     /// Moves this thread, and all that it starts from now on, to a network
     /// namespace of its own, which takes CAP_SYS_ADMIN and CAP_NET_ADMIN.
-    pub fn enter_own() -> Self {
+    fn enter_own() -> Self {
         if let Err(e) = unshare_network() {
             println!("no network namespace for the race ({e}): on the machine's network");
             return Self::Machine;

@@ -80,11 +80,7 @@ pub struct PacedEntry {
 }
 
 pub fn run(options: &Options) {
-    let network = if options.machine_network {
-        Network::Machine
-    } else {
-        Network::enter_own()
-    };
+    let network = Network::enter(options.machine_network);
     let cores = Cores::choose();
     let mut results = Results {
         machine: machine::describe(&network),
