@@ -108,8 +108,8 @@ enum Next {
 /// and evicts no entry that is requested more often.
 ///
 /// If the future is dropped, the fill stops. What has arrived of a response larger than 16 MiB stays
-/// stored, if the origin serves ranges of it. `turn` is dropped after the end of the last subrequest,
-/// which may come a little later than that of the future.
+/// stored, if the origin serves ranges of it. `turn` is dropped when the last subrequest has ended,
+/// which may be a little after the future is dropped.
 pub async fn warm(
     spawner: &SubrequestSpawner,
     request: &ServerSession,

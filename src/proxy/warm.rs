@@ -186,8 +186,8 @@ impl Warmer {
         })
     }
 
-    /// A page of a list, or the status of an answer that is none. `turn` is dropped after the end of
-    /// the subrequest, which comes later than that of the future if the operator leaves.
+    /// A page of a list, or the status of an answer that is none. `turn` is dropped when the
+    /// subrequest has ended: if the operator leaves, that is after the future is dropped.
     async fn fetch_page(
         &self,
         site: &Site,

@@ -579,8 +579,8 @@ impl Index {
         })
     }
 
-    /// The least recently used of the candidates of all shards, once those before it have been given
-    /// their turns.
+    /// The least recently used of the candidates of all shards. Entries before it that have turns left
+    /// are given one.
     fn victim_in(&self, place: Place, spared: u64) -> Option<Indexed> {
         loop {
             let mut all_turns_given = true;
