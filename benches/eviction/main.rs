@@ -36,6 +36,8 @@ mod policies;
 #[path = "../common/table.rs"]
 mod table;
 mod traces;
+#[path = "../common/zipf.rs"]
+mod zipf;
 
 /// The paths by which the parts of the engine import each other.
 mod cache {

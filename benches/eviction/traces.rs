@@ -2,6 +2,8 @@
 
 use std::f64::consts::TAU;
 
+use crate::zipf::Zipf;
+
 const KIB: u64 = 1024;
 const GIB: u64 = 1024 * 1024 * KIB;
 
@@ -104,13 +106,7 @@ fn generate(objects: usize, requests: usize, disturbance: Disturbance) -> Vec<Re
     for rank in (1..objects).rev() {
         by_rank.swap(rank, random.below(rank as u64 + 1) as usize);
     }
-    let mut sum = 0.0;
-    let sums: Vec<f64> = (1..=objects)
-        .map(|rank| {
-            sum += (rank as f64).powf(-EXPONENT);
-            sum
-        })
-        .collect();
+    let zipf = Zipf::new(objects, EXPONENT);
     // Drift has a sequence of its own: all traces request the same ranks.
     let mut drift = Random(3);
     let drifting = objects as u64 / DRIFTING;
@@ -123,10 +119,8 @@ fn generate(objects: usize, requests: usize, disturbance: Disturbance) -> Vec<Re
             let rank = drift.below(drifting) as usize;
             by_rank.swap(rank, drift.below(objects as u64) as usize);
         }
-        let at = random.unit() * sum;
-        let rank = sums.partition_point(|sum| *sum <= at);
         trace.push(Request {
-            object: by_rank[rank.min(objects - 1)],
+            object: by_rank[zipf.rank(random.unit())],
             parts: 1,
         });
     }

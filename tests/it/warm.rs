@@ -393,11 +393,7 @@ fn a_crash_costs_what_was_not_recorded() {
 #[test]
 fn the_number_of_objects_at_a_time_is_bounded() {
     const LIMIT: usize = 64;
-    let gate = Gate::new();
-    let origin = Origin::start({
-        let gate = gate.clone();
-        move |_| Reply::pattern(1, 100_000).hold(&gate)
-    });
+    let (origin, gate) = holding_all();
     let proxy = start(proxy(&origin));
     let mut operators: Vec<_> = (0..LIMIT)
         .map(|key| {
@@ -423,11 +419,7 @@ fn the_number_of_objects_at_a_time_is_bounded() {
 fn a_purge_is_answered_while_all_turns_are_taken() {
     // 256 descriptors: 16 connections of operators.
     const TURNS: usize = 12;
-    let gate = Gate::new();
-    let origin = Origin::start({
-        let gate = gate.clone();
-        move |_| Reply::pattern(1, 100_000).hold(&gate)
-    });
+    let (origin, gate) = holding_all();
     let mut proxy = start(proxy(&origin));
     let limited = proxy.restart_under(&["prlimit", "--nofile=256:256"]);
     assert!(limited, "{}", proxy.stderr());
@@ -928,6 +920,14 @@ fn the_command_waits_for_a_proxy_that_is_busy() {
     gate.open();
     let output = command.wait_with_output().expect("its end");
     expect_summary(&output, 0, "1 stored (1 B), 0 already stored, 0 failed\n");
+}
+
+/// An origin that holds all of its responses.
+fn holding_all() -> (Origin, Gate) {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let origin = Origin::start(move |_| Reply::pattern(1, 100_000).hold(&held));
+    (origin, gate)
 }
 
 /// Starts a proxy with an admin listener, and waits until its cache is loaded.

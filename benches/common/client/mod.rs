@@ -4,6 +4,8 @@ mod http1;
 pub mod http2;
 mod https;
 pub mod tls;
+#[path = "../zipf.rs"]
+mod zipf;
 
 use std::{
     collections::VecDeque,
@@ -27,7 +29,7 @@ use rustix::{
 use rustls::ClientConfig;
 use test_support::PATIENCE;
 
-use self::{http1::Http1, http2::Http2, https::Https, tls::Records};
+use self::{http1::Http1, http2::Http2, https::Https, tls::Records, zipf::Zipf};
 
 /// More than the head of any response here.
 const MAX_HEAD: usize = 2 * 1024;
@@ -507,17 +509,11 @@ impl Order {
     /// Numbers below `count` by Zipf's law: the number n is as frequent as (n + 1)^-exponent. The same
     /// ones in every run.
     pub fn zipf(count: u64, exponent: f64) -> Self {
-        let mut sum = 0.0;
-        let sums: Vec<f64> = (1..=count)
-            .map(|rank| {
-                sum += (rank as f64).powf(-exponent);
-                sum
-            })
-            .collect();
+        let zipf = Zipf::new(count as usize, exponent);
         let mut random = Self::random();
         let drawn = (0..DRAWN).map(|_| {
             let share = (random.next() >> 11) as f64 / (1_u64 << 53) as f64;
-            sums.partition_point(|below| *below <= share * sum) as u32
+            zipf.rank(share) as u32
         });
         Self::Drawn(drawn.collect(), 0)
     }

@@ -182,11 +182,14 @@ impl Weighter<EntryId, KnownEntry> for ByMetadata {
     }
 }
 
+/// Entries that are ready to be served.
+type Tier<W> = Cache<EntryId, Arc<ReadyEntry>, W>;
+
 /// Three bounded tiers: small bodies in memory, open files of the others, and metadata and headers of
 /// both, except those of entries in blocks.
 pub struct OpenEntries {
-    memory: Option<Cache<EntryId, Arc<ReadyEntry>, ByMemory>>,
-    files: Option<Cache<EntryId, Arc<ReadyEntry>, ByFile>>,
+    memory: Option<Tier<ByMemory>>,
+    files: Option<Tier<ByFile>>,
     known: Option<Cache<EntryId, KnownEntry, ByMetadata>>,
     /// Entries that were forgotten, or have got new metadata. A change is counted before the tiers
     /// are searched for the entry, and once more between `known` and the others.
@@ -264,21 +267,20 @@ impl OpenEntries {
     /// Keep the body of an entry that was [known](Self::known) at the time of `since`. It is not kept
     /// if the entry was forgotten meanwhile, or has got new metadata.
     pub(crate) fn keep_reopened(&self, entry: &Arc<ReadyEntry>, since: Changes) {
-        let has_changed = || self.changes(&entry.id) != since && !self.is_known(entry);
         match (&entry.body, &self.memory, &self.files) {
-            (ReadyBody::Memory(_), Some(memory), _) => {
-                memory.insert(entry.id, entry.clone());
-                if has_changed() {
-                    memory.remove(&entry.id);
-                }
-            }
-            (ReadyBody::File(_), _, Some(files)) => {
-                files.insert(entry.id, entry.clone());
-                if has_changed() {
-                    files.remove(&entry.id);
-                }
-            }
+            (ReadyBody::Memory(_), Some(memory), _) => self.keep_in(memory, entry, since),
+            (ReadyBody::File(_), _, Some(files)) => self.keep_in(files, entry, since),
             _ => {}
+        }
+    }
+
+    fn keep_in<W>(&self, tier: &Tier<W>, entry: &Arc<ReadyEntry>, since: Changes)
+    where
+        W: Weighter<EntryId, Arc<ReadyEntry>> + Clone,
+    {
+        tier.insert(entry.id, entry.clone());
+        if self.changes(&entry.id) != since && !self.is_known(entry) {
+            tier.remove(&entry.id);
         }
     }
 
