@@ -109,6 +109,10 @@ struct Disk {
     tables: Mutex<Tables>,
 }
 
+/// A file opened with O_PATH: stays the same file whatever becomes of its name, and
+/// keeps its inode number, by which the kernel knows it, from being reused.
+type Pin = Arc<File>;
+
 /// Looked up and changed under one lock, which is never held over I/O.
 #[derive(Default)]
 struct Tables {
@@ -121,9 +125,7 @@ struct Tables {
 
 /// A file or folder that the kernel knows.
 struct Node {
-    /// Opened with O_PATH: stays the same file whatever becomes of its name, and
-    /// keeps its inode number, by which the kernel knows it, from being reused.
-    pin: Arc<File>,
+    pin: Pin,
     /// The number of times that the kernel was told of it and has not forgotten.
     lookups: u64,
 }
@@ -162,7 +164,7 @@ struct Plan {
     /// Reads that failed once, and that the kernel is going to try again.
     torn: Vec<(Bytes, Errno)>,
     /// Files that cannot be read, by inode number.
-    unreadable: HashMap<u64, Errno>,
+    unreadable: HashMap<u64, (Pin, Errno)>,
     heals: u64,
 }
 
@@ -179,6 +181,8 @@ struct OpPlan {
 struct Bytes {
     ino: u64,
     range: Range<u64>,
+    /// No other file has the inode number as long as these bytes are spoken of.
+    _pin: Option<Pin>,
 }
 
 /// The faults that one op has before it.
@@ -292,13 +296,13 @@ impl FaultyDisk {
     /// Each later read of this file, which is on the disk, fails with the error number,
     /// until [`heal`](Self::heal).
     pub fn fail_reads_of(&self, file: &Path, errno: i32) {
-        let stat = rustix::fs::stat(file).expect("a file on this disk");
-        let errno = Errno::from_i32(errno);
-        self.disk
-            .faults
-            .plan()
-            .unreadable
-            .insert(stat.st_ino, errno);
+        // The kernel knows the file as long as this is open.
+        let path = OFlags::PATH | OFlags::CLOEXEC;
+        let file = rustix::fs::open(file, path, Mode::empty()).expect("a file on this disk");
+        let ino = rustix::fs::fstat(&file).expect("its attributes").st_ino;
+        let pin = self.disk.tables().pin(ino).expect("a file on this disk");
+        let failure = (pin, Errno::from_i32(errno));
+        self.disk.faults.plan().unreadable.insert(ino, failure);
     }
 
     /// No op is delayed or fails any more; what is being delayed goes on at
@@ -387,7 +391,8 @@ impl Faults {
             .map(|at| plan.torn.swap_remove(at).1);
         let unreadable = bytes
             .as_ref()
-            .and_then(|bytes| plan.unreadable.get(&bytes.ino).copied());
+            .and_then(|bytes| plan.unreadable.get(&bytes.ino))
+            .map(|(_, errno)| *errno);
         if let (Some(errno), None, Some(bytes)) = (single, again, bytes) {
             plan.torn.push((bytes, errno));
         }
@@ -515,7 +520,7 @@ impl Tables {
         self.last_handle
     }
 
-    fn pin(&self, ino: u64) -> io::Result<Arc<File>> {
+    fn pin(&self, ino: u64) -> io::Result<Pin> {
         match self.nodes.get(&ino) {
             Some(node) => Ok(node.pin.clone()),
             None => Err(rustix::io::Errno::STALE.into()),
@@ -556,7 +561,7 @@ impl Disk {
         self.tables().nodes.keys().copied().collect()
     }
 
-    fn pin(&self, ino: INodeNo) -> io::Result<Arc<File>> {
+    fn pin(&self, ino: INodeNo) -> io::Result<Pin> {
         self.tables().pin(ino.0)
     }
 
@@ -1067,6 +1072,7 @@ impl Filesystem for Server {
         let bytes = Bytes {
             ino: ino.0,
             range: offset..offset + u64::from(size),
+            _pin: self.0.pin(ino).ok(),
         };
         self.serve(
             Some(self.0.faults.arrive(Op::Read, Some(bytes))),
