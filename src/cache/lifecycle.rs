@@ -132,8 +132,8 @@ impl Lifecycle {
                 core.reset_written();
                 core.recovery.restart();
                 // The other process may have stored blocks, or newer metadata, since they were opened.
-                core.open_entries.forget_all();
                 core.sparse_bodies.clear();
+                core.open_entries.forget_all();
                 core.set_writable(true);
                 info!("{path}: taken over");
                 // The entries and leftovers of the other process.

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use log::debug;
 use pingora_cache::key::{CacheHashKey, HashBinary};
 use pingora_cache::{CacheKey, CacheMeta};
 use pingora_core::Result;
@@ -32,6 +33,9 @@ const PREFETCH: u64 = 64 * 1024;
 
 /// Bytes of a body that are read when an entry is opened, if they have to come from the disk.
 const FIRST_READ: u64 = 16 * 1024;
+
+/// Most times that the files of an entry are opened, if blocks of it are recorded meanwhile.
+const MAX_OPENS: u32 = 8;
 
 const WRONG_LENGTH: &str = "body file does not have the recorded length";
 
@@ -201,10 +205,32 @@ pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<
         }
         None => core.stats.opens.inc(),
     }
+    for _ in 0..MAX_OPENS {
+        match open_files(core, id).await {
+            Opened::Entry(entry) => return Some(entry),
+            Opened::Damaged => return None,
+            Opened::Outdated => {}
+        }
+    }
+    debug!("cache entry {id}: its blocks changed each time it was opened");
+    None
+}
+
+/// The result of opening the files of an entry.
+enum Opened {
+    Entry(Arc<ReadyEntry>),
+    /// They were damaged. The entry is dropped.
+    Damaged,
+    /// Blocks were recorded after the metadata was read.
+    Outdated,
+}
+
+async fn open_files(core: &'static Core, id: EntryId) -> Opened {
     let prefetch = prefetch(core);
     // Before the open(2): a removal in between finds it.
     let space = core.open_bodies.open(id);
     let since = core.open_entries.changes(&id);
+    let recorded_since = core.sparse_bodies.changes(&id);
     let files = core.files(&id);
     let cached = match core.io.has_page_cache() {
         // A cached file that is no entry is reported by the backend.
@@ -226,22 +252,24 @@ pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<
         Ok(opened) => opened,
         Err(e) => {
             core.drop_damaged(id, &e);
-            return None;
+            return Opened::Damaged;
         }
     };
-    let body = match prefetched {
-        _ if meta.blocks.is_some() => {
+    let body = match (meta.blocks.take(), prefetched) {
+        (Some(blocks), _) => {
             let file = Arc::new(BodyFile::in_space(body, space));
-            let blocks = meta.blocks.take()?;
             let opened = SparseBody::new(id, file, meta.clone(), blocks);
-            ReadyBody::Sparse(core.sparse_bodies.share(id, opened))
+            match core.sparse_bodies.share(opened, recorded_since) {
+                Some(body) => ReadyBody::Sparse(body),
+                None => return Opened::Outdated,
+            }
         }
-        Some(body) if is_for_memory(core, meta.body_len) => ReadyBody::Memory(body),
+        (None, Some(body)) if is_for_memory(core, meta.body_len) => ReadyBody::Memory(body),
         _ => {
             let body = Arc::new(BodyFile::in_space(body, space));
             if let Err(e) = load_start(core, &body, meta.body_len).await {
                 core.drop_damaged(id, &e);
-                return None;
+                return Opened::Damaged;
             }
             ReadyBody::File(body)
         }
@@ -252,7 +280,7 @@ pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<
     if !core.index.contains(&id) {
         core.open_entries.forget(&id);
     }
-    Some(entry)
+    Opened::Entry(entry)
 }
 
 /// Bring the start of a body into the page cache. A disk that fails is noticed while the origin can

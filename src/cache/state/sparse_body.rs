@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::{watch, OnceCell};
 
 use crate::cache::state::body_file::BodyFile;
+use crate::cache::state::change_counts::{ChangeCounts, Changes};
 use crate::cache::state::quota::Reservation;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::format::{BlockMap, EntryMeta};
@@ -100,7 +101,11 @@ pub(crate) enum Found {
 
 /// The sparse bodies in use.
 #[derive(Debug, Default)]
-pub(crate) struct SparseBodies(Mutex<HashMap<EntryId, Weak<SparseBody>>>);
+pub(crate) struct SparseBodies {
+    bodies: Mutex<HashMap<EntryId, Weak<SparseBody>>>,
+    /// Changes to metadata files. Counted while `bodies` is locked.
+    changes: ChangeCounts,
+}
 
 /// The blocks that are being recorded.
 #[derive(Debug, Default)]
@@ -336,11 +341,6 @@ impl SparseBody {
         (state.changes > state.recorded).then(|| (meta(), state.changes))
     }
 
-    /// Note that the metadata file has a change and all before it.
-    pub(crate) fn set_recorded(&self, change: u64) {
-        self.state.lock().recorded = change;
-    }
-
     /// Replace Pingora's part of the metadata. Returns all of it without the map of blocks.
     pub(crate) fn set_header(&self, internal: Vec<u8>, header: Vec<u8>) -> EntryMeta {
         let mut state = self.state.lock();
@@ -393,24 +393,42 @@ impl Drop for Recording {
 // === impl SparseBodies ===
 
 impl SparseBodies {
-    /// The body of an entry that was opened. If it is in use, its readers share it.
-    pub(crate) fn share(&self, id: EntryId, opened: SparseBody) -> Arc<SparseBody> {
-        let mut bodies = self.0.lock();
+    /// The changes to the metadata file of an entry so far.
+    pub(crate) fn changes(&self, id: &EntryId) -> Changes {
+        self.changes.of(id)
+    }
+
+    /// The body of an entry that was opened. If it is in use, its readers share it. `since`: the
+    /// [changes](Self::changes) before its metadata was read. `None`: blocks may have been recorded
+    /// meanwhile by a body that is no longer in use. The map of the opened one may lack them.
+    pub(crate) fn share(&self, opened: SparseBody, since: Changes) -> Option<Arc<SparseBody>> {
+        let id = opened.id;
+        let mut bodies = self.bodies.lock();
         if let Some(body) = bodies.get(&id).and_then(Weak::upgrade) {
-            return body;
+            return Some(body);
+        }
+        if self.changes.of(&id) != since {
+            return None;
         }
         if bodies.len() == bodies.capacity() {
             bodies.retain(|_, body| body.strong_count() > 0);
         }
         let body = Arc::new(opened);
         bodies.insert(id, Arc::downgrade(&body));
-        body
+        Some(body)
+    }
+
+    /// Note that the metadata file has a change of this body and all before it.
+    pub(crate) fn set_recorded(&self, body: &SparseBody, change: u64) {
+        body.state.lock().recorded = change;
+        let _bodies = self.bodies.lock();
+        self.changes.add(&body.id);
     }
 
     /// Number of bodies in use.
     #[cfg(test)]
     pub(crate) fn in_use(&self) -> usize {
-        let bodies = self.0.lock();
+        let bodies = self.bodies.lock();
         bodies
             .values()
             .filter(|body| body.strong_count() > 0)
@@ -419,14 +437,17 @@ impl SparseBodies {
 
     /// True if later readers share this body, so that its map of blocks is the only one.
     pub(crate) fn has(&self, body: &SparseBody) -> bool {
-        let bodies = self.0.lock();
+        let bodies = self.bodies.lock();
         let shared = bodies.get(&body.id).map(Weak::as_ptr);
         shared.is_some_and(|shared| std::ptr::eq(shared, body))
     }
 
-    /// Forget the bodies in use: the next readers open them again.
+    /// Forget the bodies in use, whose metadata files another process may have changed: the next
+    /// readers open them again.
     pub(crate) fn clear(&self) {
-        self.0.lock().clear();
+        let mut bodies = self.bodies.lock();
+        self.changes.add_to_all();
+        bodies.clear();
     }
 }
 
@@ -563,7 +584,7 @@ mod tests {
         assert_eq!(stored(body.find(&(0..BLOCK + 10))), BLOCK + 10);
         let (meta, change) = body.to_record().unwrap();
         assert_eq!(meta.stored_len(), BLOCK + 10);
-        body.set_recorded(change);
+        SparseBodies::default().set_recorded(&body, change);
         assert!(body.to_record().is_none());
     }
 
@@ -602,16 +623,37 @@ mod tests {
     #[test]
     fn a_body_in_use_is_shared() {
         let bodies = SparseBodies::default();
-        let id = |generation| EntryId {
-            hash: [0; 16],
-            generation,
+        let share = |opened: SparseBody| {
+            let since = bodies.changes(&opened.id);
+            bodies.share(opened, since).expect("it is up to date")
         };
-        let first = bodies.share(id(1), body(BLOCK, &[]));
-        let second = bodies.share(id(1), body(BLOCK, &[0]));
+        let first = share(body(BLOCK, &[]));
+        let second = share(body(BLOCK, &[0]));
         assert!(Arc::ptr_eq(&first, &second));
-        let other = bodies.share(id(2), body(BLOCK, &[]));
-        assert!(!Arc::ptr_eq(&first, &other));
+        let mut other = body(BLOCK, &[]);
+        other.id.generation = 2;
+        assert!(!Arc::ptr_eq(&first, &share(other)));
         drop((first, second));
-        assert!(bodies.share(id(1), body(BLOCK, &[0])).is_complete());
+        assert!(share(body(BLOCK, &[0])).is_complete());
+    }
+
+    #[test]
+    fn a_body_that_was_opened_before_blocks_were_recorded_is_not_used() {
+        let bodies = SparseBodies::default();
+        let in_use = body(BLOCK, &[]);
+        let since = bodies.changes(&in_use.id);
+        let in_use = bodies.share(in_use, since).expect("it is up to date");
+        let since = bodies.changes(&in_use.id);
+        // Another reader reads the metadata here.
+        in_use.add_block(0, 7);
+        bodies.set_recorded(&in_use, 1);
+        let shared = bodies.share(body(BLOCK, &[]), since);
+        assert!(shared.expect("it is in use").is_complete());
+        drop(in_use);
+        assert!(bodies.share(body(BLOCK, &[]), since).is_none());
+
+        let since = bodies.changes(&body(BLOCK, &[]).id);
+        bodies.clear();
+        assert!(bodies.share(body(BLOCK, &[]), since).is_none());
     }
 }

@@ -140,9 +140,10 @@ async fn commit(
     };
     let file = Arc::new(BodyFile::in_space(file, space));
     let weight = meta.weight();
-    let body = meta.blocks.take().map(|blocks| {
+    let since = core.sparse_bodies.changes(&id);
+    let body = meta.blocks.take().and_then(|blocks| {
         let opened = SparseBody::new(id, file, meta.clone(), blocks);
-        core.sparse_bodies.share(id, opened)
+        core.sparse_bodies.share(opened, since)
     });
     let since = core.open_entries.changes(&id);
     // From here on, invalidations find the entry.
@@ -452,7 +453,7 @@ pub(crate) async fn record(core: &'static Core, body: &SparseBody) -> bool {
     };
     let recorded = recorded.await;
     match recorded {
-        Ok(()) => body.set_recorded(change),
+        Ok(()) => core.sparse_bodies.set_recorded(body, change),
         Err(e) => {
             core.stats.fill_errors(Cause::of(&e)).inc();
             warn!("cache entry {id} is dropped: cannot record its blocks: {e}");
