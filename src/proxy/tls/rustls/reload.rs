@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 use pingora_core::listeners::tls::ServerConfigSource;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
+use tokio::sync::watch;
 
 use super::config::Loaded;
 use crate::config::Tls;
@@ -28,7 +29,11 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const CLIENT_SESSION: Duration = Duration::from_secs(3600);
 
 /// Replaces the configuration of a listener when its files change, and on SIGHUP.
-pub(in crate::proxy) struct Reload(Arc<Watched>);
+pub(in crate::proxy) struct Reload {
+    watched: Arc<Watched>,
+    /// Each SIGHUP since the files were read first.
+    hangups: watch::Receiver<()>,
+}
 
 struct Watched {
     settings: Tls,
@@ -62,21 +67,23 @@ impl Reload {
     /// # Errors
     /// As for [`Loaded::read`].
     pub fn new(settings: &Tls) -> Result<Reload, Vec<Unusable>> {
-        // Before the files are read: a later change is then noticed.
+        // Before the files are read: a later change or SIGHUP is then noticed.
+        let hangups = signals::hangups();
         let first = stamp(settings);
         let loaded = Loaded::read(settings)?;
         METRICS.tls.watch(&loaded.expiries());
         METRICS.tls.reload_failed.set(0);
-        Ok(Reload(Arc::new(Watched {
+        let watched = Arc::new(Watched {
             settings: settings.clone(),
             current: RwLock::new(Arc::new(loaded)),
             first,
-        })))
+        });
+        Ok(Reload { watched, hangups })
     }
 
     /// The current configuration, for each handshake.
     pub fn source(&self) -> ServerConfigSource {
-        let watched = self.0.clone();
+        let watched = self.watched.clone();
         Arc::new(move || watched.current.read().config.clone())
     }
 }
@@ -84,10 +91,10 @@ impl Reload {
 #[async_trait]
 impl BackgroundService for Reload {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let mut hangups = signals::hangups();
+        let mut hangups = self.hangups.clone();
         let mut looks = tokio::time::interval(INTERVAL);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut progress = Progress::new(&self.0);
+        let mut progress = Progress::new(&self.watched);
         loop {
             let is_asked = tokio::select! {
                 _ = looks.tick() => false,
@@ -98,7 +105,7 @@ impl BackgroundService for Reload {
                 // No handshake begins after that.
                 _ = shutdown.changed() => return,
             };
-            let watched = self.0.clone();
+            let watched = self.watched.clone();
             let look = tokio::task::spawn_blocking(move || {
                 progress.look(&watched, is_asked);
                 progress
