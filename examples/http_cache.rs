@@ -317,6 +317,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     service.set_connection_limit(descriptors::clients(open_files, None));
     service.add_tcp_with_settings(&listener.address().to_string(), listener.options());
     server.add_service(service);
+    if options.upgrade {
+        // The other process serves meanwhile. An entry that is not found yet would be a miss.
+        cache.wait_recovered();
+    }
     server.bootstrap();
     std::thread::spawn(move || {
         listener.wait_until_served();

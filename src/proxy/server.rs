@@ -90,9 +90,9 @@ impl ProxyServer {
     /// Like [`new`](Self::new), but take over the listeners of a running process, and share its
     /// cache until it has ended.
     ///
-    /// Waits some seconds at `server.upgrade_sock` for that process, which hands them over on
-    /// SIGQUIT, and ends once this process serves. If it does not, **this process ends** with exit
-    /// code 1: Pingora offers no other way.
+    /// Finds the entries of the cache. Then it waits some seconds at `server.upgrade_sock` for that
+    /// process, which hands them over on SIGQUIT, and ends once this process serves. If it does not,
+    /// **this process ends** with exit code 1: Pingora offers no other way.
     pub fn successor(config: &Config) -> Result<ProxyServer, StartError> {
         ProxyServer::set_up(config, Listeners::Inherited)
     }
@@ -225,6 +225,10 @@ impl ProxyServer {
         }
         server.end_grace_period_early(limits);
         if listeners == Listeners::Inherited {
+            // The other process serves meanwhile. An entry that is not found yet would be a miss.
+            if let Some(cache) = cache {
+                cache.wait_recovered();
+            }
             info!(
                 "waiting at {} for the listeners of the running process; send it SIGQUIT",
                 upgrade_sock.display()

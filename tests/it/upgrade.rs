@@ -27,6 +27,7 @@ fn no_request_fails_while_a_new_process_takes_over() {
     let origin = origin();
     let mut proxy = proxy(&origin).start();
     assert_eq!(ask(&proxy, "/assets/1"), "MISS");
+    proxy.expect_metric("cache_entries", 1);
     let (old, addr, metrics) = (proxy.pid(), proxy.addr(), proxy.metrics_addr());
 
     let asked = AtomicUsize::new(0);

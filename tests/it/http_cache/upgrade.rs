@@ -24,7 +24,7 @@ use rustix::{
     process::{kill_process, Pid, Signal},
 };
 use tempfile::TempDir;
-use test_support::{eventually, example, skip, Connection, Origin, Reply, Response};
+use test_support::{entry_files, eventually, example, skip, Connection, Origin, Reply, Response};
 
 const PATH: &str = "/object";
 const BODY: &str = "what is stored";
@@ -38,6 +38,9 @@ fn a_new_process_takes_over_listener_and_cache() {
     let old = place.start(ANY_PORT, &[]);
     let addr = old.addr();
     assert_eq!(get(addr).text(), BODY);
+    eventually("the response is stored", || {
+        !entry_files(&place.dir.path().join("cache"), "meta").is_empty()
+    });
 
     let new = place.start(addr, &["--upgrade"]);
     place.wait_for_socket();
