@@ -265,7 +265,8 @@ fn parts_that_come_while_the_first_one_waits_for_the_origin_follow_the_same_fill
                 .answering(request)
         }
     });
-    let proxy = proxy(&origin).start();
+    // The fill takes as long as this machine needs for it.
+    let proxy = proxy(&origin).range_fill("max_wait", "60s").start();
     let addr = proxy.addr();
     thread::scope(|scope| {
         scope.spawn(move || read_part(&mut Connection::open(addr), 0, 8 * MIB - 1));
