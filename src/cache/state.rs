@@ -19,6 +19,7 @@ pub(crate) mod recent_changes;
 pub(crate) mod recovery_progress;
 pub(crate) mod refusals;
 pub(crate) mod removals;
+pub(crate) mod reopened;
 pub(crate) mod sparse_body;
 pub(crate) mod stats;
 pub(crate) mod window;

@@ -341,7 +341,7 @@ fn reopen_nowait(
     // Before the open(2): a removal in between finds it.
     let space = core.open_bodies.open(id);
     let body = open_body_nowait(core.files(&id), body_len)?;
-    let body = BodyFile::in_space(Arc::new(body), space);
+    let body = BodyFile::opened_nowait(body, body_len, space);
     Some(keep_reopened(core, id, known, since, body))
 }
 

@@ -28,6 +28,8 @@ pub struct BodyFile {
     file: Option<Arc<File>>,
     loads: Mutex<Vec<Load>>,
     space: Arc<BodySpace>,
+    /// True if it takes less time to close it than to wake the thread that closes files.
+    is_closed_fast: bool,
 }
 
 /// The space that an open file takes. It exists from before the file is opened until it is
@@ -81,7 +83,16 @@ impl BodyFile {
             file: Some(file),
             loads: Mutex::default(),
             space,
+            is_closed_fast: false,
         }
+    }
+
+    /// Track an open file of this length, which was opened without waiting. Unless it is removed,
+    /// a short one is closed without waiting as well.
+    pub(crate) fn opened_nowait(file: File, len: u64, space: Arc<BodySpace>) -> Self {
+        let mut body = BodyFile::in_space(Arc::new(file), space);
+        body.is_closed_fast = len <= MAX_CLOSED_FAST;
+        body
     }
 
     /// The open file.
@@ -205,6 +216,10 @@ static CLOSER: Closer = Closer {
     }),
     wake: Condvar::new(),
 };
+
+/// Longest file that is closed where its last reader ends, in bytes. If it is removed at that very
+/// moment, the close frees no more than this.
+const MAX_CLOSED_FAST: u64 = 1 << 20;
 
 /// Number of files that are closed at once.
 const BATCH: usize = 64;
@@ -358,6 +373,9 @@ impl Drop for BodySpace {
 impl Drop for BodyFile {
     fn drop(&mut self) {
         let is_removed = self.space.close();
+        if self.is_closed_fast && !is_removed {
+            return;
+        }
         if let (Some(file), Some(closer)) = (self.file.take(), Closer::get()) {
             // Memory that another thread frees costs the allocator more.
             closer.add(match Arc::try_unwrap(file) {

@@ -14,6 +14,7 @@ use crate::cache::state::body_file::BodyFile;
 use crate::cache::state::change_counts::{ChangeCounts, Changes};
 use crate::cache::state::fast_header::FastHeader;
 use crate::cache::state::known_entry::KnownEntry;
+use crate::cache::state::reopened::Reopened;
 use crate::cache::state::sparse_body::SparseBody;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::format::EntryMeta;
@@ -183,7 +184,29 @@ impl Weighter<EntryId, KnownEntry> for ByMetadata {
 }
 
 /// Entries that are ready to be served.
-type Tier<W> = Cache<EntryId, Arc<ReadyEntry>, W>;
+struct Tier<W> {
+    entries: Cache<EntryId, Arc<ReadyEntry>, W>,
+    reopened: Reopened,
+}
+
+impl<W: Weighter<EntryId, Arc<ReadyEntry>> + Clone> Tier<W> {
+    /// A tier for about so many entries.
+    fn new(expected: usize, capacity: u64, weighter: W) -> Self {
+        Tier {
+            entries: Cache::with_weighter(expected, capacity, weighter),
+            reopened: Reopened::new(expected),
+        }
+    }
+
+    /// Note that an entry was opened again. True if it is worth keeping.
+    fn note_reopened(&self, id: &EntryId) -> bool {
+        self.reopened.note(id, || {
+            let room = self.entries.capacity() / 8;
+            let is_full = self.entries.weight() + room >= self.entries.capacity();
+            is_full.then(|| self.entries.len())
+        })
+    }
+}
 
 /// Three bounded tiers: small bodies in memory, open files of the others, and metadata and headers of
 /// both, except those of entries in blocks.
@@ -209,13 +232,13 @@ impl OpenEntries {
     pub fn new(memory_bytes: u64, metadata_bytes: u64, max_open_files: usize) -> Self {
         let bodies = || {
             let expected = expected(memory_bytes, 8192);
-            Cache::with_weighter(expected, memory_bytes, ByMemory)
+            Tier::new(expected, memory_bytes, ByMemory)
         };
         let known = || {
             let expected = expected(metadata_bytes, 1024);
             Cache::with_weighter(expected, metadata_bytes, ByMetadata)
         };
-        let files = || Cache::with_weighter(max_open_files, max_open_files as u64, ByFile);
+        let files = || Tier::new(max_open_files, max_open_files as u64, ByFile);
         OpenEntries {
             memory: (memory_bytes > 0).then(bodies),
             files: (max_open_files > 0).then(files),
@@ -232,12 +255,12 @@ impl OpenEntries {
 
     /// An entry whose file is open.
     pub fn file(&self, id: &EntryId) -> Option<Arc<ReadyEntry>> {
-        self.files.as_ref()?.get(id)
+        self.files.as_ref()?.entries.get(id)
     }
 
     /// An entry whose body is in memory, or whose file is open.
     pub fn get(&self, id: &EntryId) -> Option<Arc<ReadyEntry>> {
-        let memory = self.memory.as_ref().and_then(|tier| tier.get(id));
+        let memory = self.memory.as_ref().and_then(|tier| tier.entries.get(id));
         memory.or_else(|| self.file(id))
     }
 
@@ -264,8 +287,9 @@ impl OpenEntries {
         }
     }
 
-    /// Keep the body of an entry that was [known](Self::known) at the time of `since`. It is not kept
-    /// if the entry was forgotten meanwhile, or has got new metadata.
+    /// Keep the body of an entry that was [known](Self::known) at the time of `since`, if there is
+    /// room, or if it was opened not long ago. It is not kept if the entry was forgotten meanwhile, or
+    /// has got new metadata.
     pub(crate) fn keep_reopened(&self, entry: &Arc<ReadyEntry>, since: Changes) {
         match (&entry.body, &self.memory, &self.files) {
             (ReadyBody::Memory(_), Some(memory), _) => self.keep_in(memory, entry, since),
@@ -278,9 +302,12 @@ impl OpenEntries {
     where
         W: Weighter<EntryId, Arc<ReadyEntry>> + Clone,
     {
-        tier.insert(entry.id, entry.clone());
+        if !tier.note_reopened(&entry.id) {
+            return;
+        }
+        tier.entries.insert(entry.id, entry.clone());
         if self.changes(&entry.id) != since && !self.is_known(entry) {
-            tier.remove(&entry.id);
+            tier.entries.remove(&entry.id);
         }
     }
 
@@ -312,10 +339,10 @@ impl OpenEntries {
             known.insert(entry.id, KnownEntry::new(entry.meta.clone(), None));
         }
         match (&entry.body, &self.memory) {
-            (ReadyBody::Memory(_), Some(memory)) => memory.insert(entry.id, entry),
+            (ReadyBody::Memory(_), Some(memory)) => memory.entries.insert(entry.id, entry),
             (ReadyBody::File(_) | ReadyBody::Sparse(_), _) if fits => {
                 if let Some(files) = &self.files {
-                    files.insert(entry.id, entry);
+                    files.entries.insert(entry.id, entry);
                 }
             }
             _ => self.forget(&entry.id),
@@ -349,10 +376,10 @@ impl OpenEntries {
         }
         self.changes.add(id);
         if let Some(memory) = &self.memory {
-            memory.remove(id);
+            memory.entries.remove(id);
         }
         if let Some(files) = &self.files {
-            files.remove(id);
+            files.entries.remove(id);
         }
     }
 
@@ -364,7 +391,7 @@ impl OpenEntries {
         }
         self.changes.add_to_all();
         if let Some(memory) = &self.memory {
-            memory.clear();
+            memory.entries.clear();
         }
         self.close_files();
     }
@@ -372,7 +399,7 @@ impl OpenEntries {
     /// Close all files that are not being sent.
     pub fn close_files(&self) {
         if let Some(files) = &self.files {
-            files.clear();
+            files.entries.clear();
         }
     }
 
@@ -381,13 +408,13 @@ impl OpenEntries {
     pub(crate) fn drop_bodies(&self) {
         self.close_files();
         if let Some(memory) = &self.memory {
-            memory.clear();
+            memory.entries.clear();
         }
     }
 
     /// Bytes in memory.
     pub fn memory_bytes(&self) -> u64 {
-        self.memory.as_ref().map_or(0, Cache::weight)
+        self.memory.as_ref().map_or(0, |tier| tier.entries.weight())
     }
 
     /// Bytes of what is known of entries whose bodies may be neither in memory nor open.
@@ -397,7 +424,7 @@ impl OpenEntries {
 
     /// Files that are kept open.
     pub fn open_files(&self) -> usize {
-        self.files.as_ref().map_or(0, Cache::len)
+        self.files.as_ref().map_or(0, |tier| tier.entries.len())
     }
 }
 
@@ -408,8 +435,10 @@ mod tests {
     use pingora_cache::key::CompactCacheKey;
 
     fn entry(number: u64, body: ReadyBody) -> Arc<ReadyEntry> {
+        // Spread as a hash is.
+        let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut hash = [0; 16];
-        hash[..8].copy_from_slice(&number.to_le_bytes());
+        hash[..8].copy_from_slice(&spread.to_le_bytes());
         let id = EntryId {
             hash,
             generation: 1,
@@ -577,6 +606,30 @@ mod tests {
         entries.forget(&id);
         entries.keep_reopened(&ReadyEntry::reopened(id, &after, body()), since);
         assert!(!is_kept());
+    }
+
+    #[test]
+    fn a_full_tier_keeps_what_is_opened_again_soon() {
+        let in_memory = || ReadyBody::Memory(vec![0; 1000].into());
+        for (body, memory) in [(file as fn() -> ReadyBody, 0), (in_memory, 200_000)] {
+            let entries = OpenEntries::new(memory, 10_000_000, 100);
+            for number in 0..1000 {
+                keep(&entries, &entry(number, body()));
+            }
+            let reopen = |number| {
+                let id = entry(number, body()).id;
+                let (known, since) = entries.known(&id).expect("it is known");
+                entries.keep_reopened(&ReadyEntry::reopened(id, &known, body()), since);
+                entries.get(&id).is_some()
+            };
+            let is_kept = |number: &u64| entries.get(&entry(*number, file()).id).is_some();
+            let closed: Vec<_> = (0..1000).filter(|number| !is_kept(number)).collect();
+            assert!(closed.len() > 500);
+            assert!(!closed.iter().any(|number| reopen(*number)));
+            // The tier may have others that are worth more than one of them.
+            let last = &closed[closed.len() - 10..];
+            assert!(last.iter().any(|number| reopen(*number)));
+        }
     }
 
     #[test]
