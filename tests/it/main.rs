@@ -10,6 +10,7 @@ mod clients;
 mod conditions;
 mod config;
 mod connections;
+mod deploy;
 mod disk_faults;
 mod docs;
 #[cfg(target_os = "linux")]

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One scrape of the proxy's metrics, in Prometheus' text format.
 #[derive(Clone, Debug)]
@@ -47,6 +47,18 @@ impl Metrics {
             "{name} is {sum}, not a count"
         );
         sum as u64
+    }
+
+    /// The values that a label of the metric has. Panics where the proxy does
+    /// not expose the name, unless it has a label: it may have no samples yet.
+    pub fn values(&self, name: &str, label: &str) -> BTreeSet<&str> {
+        let named: Vec<_> = self.samples.iter().filter(|s| s.name == name).collect();
+        assert!(
+            !named.is_empty() || !label.is_empty(),
+            "the proxy exposes no metric {name}"
+        );
+        let labels = named.iter().filter_map(|sample| sample.labels.get(label));
+        labels.map(String::as_str).collect()
     }
 }
 
