@@ -9,7 +9,8 @@ mod cli;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use pingora_sendfile::config::Config;
 use pingora_sendfile::logging;
 use pingora_sendfile::proxy::descriptors;
@@ -24,7 +25,7 @@ use cli::{preflight, url_path, Failure, Outcome, Output};
 
 /// A caching proxy for S3 that serves hits without copying them.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "s3-proxy", version = env!("S3_PROXY_VERSION"))]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -82,6 +83,12 @@ enum Command {
     /// Inspect the cache on disk. The proxy may run meanwhile.
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Ask the running proxy if it serves, at metrics.address: exit 0, or 1.
+    Health {
+        /// The YAML configuration of the running proxy.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Serve sample files from an S3 server of its own; needs no account.
     #[cfg(feature = "demo")]
     Demo {
@@ -91,6 +98,16 @@ enum Command {
         /// The address to listen on; default: port 8080, or any if it is taken.
         #[arg(long)]
         listen: Option<std::net::SocketAddr>,
+    },
+    /// Write a script for a shell that completes commands and options.
+    Completions {
+        /// The shell that runs the script.
+        shell: Shell,
+    },
+    /// Write manual pages, one for each command.
+    Man {
+        /// The folder for the pages.
+        directory: PathBuf,
     },
 }
 
@@ -125,10 +142,13 @@ fn main() -> ExitCode {
             cli::warm::run(&config, wanted)
         }),
         Command::Cache(command) => cli::cache::run(&command),
+        Command::Health { config } => load(&config).and_then(|config| cli::health::run(&config)),
         #[cfg(feature = "demo")]
         Command::Demo { root, listen } => cli::demo::run(root, listen)
             .map(|()| ExitCode::SUCCESS)
             .map_err(|e| Failure::Other(e.to_string())),
+        Command::Completions { shell } => cli::manual::completions(Args::command(), shell),
+        Command::Man { directory } => cli::manual::man(Args::command(), &directory),
     };
     outcome.unwrap_or_else(|e| {
         for line in e.to_string().lines() {

@@ -1,4 +1,4 @@
-//! The client of the admin listener of a running proxy.
+//! The client of the admin listener of a running proxy, and of `/health`.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -16,6 +16,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_LINE: u64 = 64 * 1024;
 /// The longest answer that is read, in bytes: a page of a list.
 const MAX_ANSWER: u64 = 64 << 20;
+/// The longest wait for `/health`, which waits for nothing itself.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The response of the admin listener.
 pub struct Answer {
@@ -30,25 +32,44 @@ pub struct Answer {
 /// The admin listener of a running proxy.
 #[derive(Clone)]
 pub struct AdminClient {
-    address: SocketAddr,
+    listener: Listener,
 }
 
 /// A connection to the admin listener, for one request after another.
 pub struct AdminConnection {
-    address: SocketAddr,
+    listener: Listener,
     stream: Option<BufReader<TcpStream>>,
 }
 
-// === impl AdminClient ===
+/// A listener for operators.
+#[derive(Clone, Copy)]
+struct Listener {
+    /// The key of its address in the configuration.
+    key: &'static str,
+    address: SocketAddr,
+}
 
-impl AdminClient {
-    /// The admin listener of a configuration.
-    pub fn new(config: &Config) -> Result<Self, Failure> {
-        let unfit = |what| Err(config.mistake("admin.address", what).into());
-        let Some(admin) = &config.admin else {
-            return unfit("is missing; set it, such as 127.0.0.1:9091, and start the proxy again");
+/// The response of the metrics listener to `/health`.
+pub fn health(config: &Config) -> Result<Answer, Failure> {
+    let address = config.metrics.as_ref().map(|metrics| *metrics.address);
+    let missing = "is missing; set it, such as 127.0.0.1:9090, and start the proxy again";
+    let listener = Listener::new(config, "metrics.address", address, missing)?;
+    AdminConnection::new(listener).ask("GET", "/health", Some(HEALTH_TIMEOUT))
+}
+
+// === impl Listener ===
+
+impl Listener {
+    fn new(
+        config: &Config,
+        key: &'static str,
+        address: Option<SocketAddr>,
+        missing: &'static str,
+    ) -> Result<Self, Failure> {
+        let unfit = |what| Err(config.mistake(key, what).into());
+        let Some(mut address) = address else {
+            return unfit(missing);
         };
-        let mut address = *admin.address;
         if address.port() == 0 {
             return unfit("has port 0, so the port is not known here; write a fixed port");
         }
@@ -58,7 +79,19 @@ impl AdminClient {
                 SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
             });
         }
-        Ok(AdminClient { address })
+        Ok(Listener { key, address })
+    }
+}
+
+// === impl AdminClient ===
+
+impl AdminClient {
+    /// The admin listener of a configuration.
+    pub fn new(config: &Config) -> Result<Self, Failure> {
+        let address = config.admin.as_ref().map(|admin| *admin.address);
+        let missing = "is missing; set it, such as 127.0.0.1:9091, and start the proxy again";
+        let listener = Listener::new(config, "admin.address", address, missing)?;
+        Ok(AdminClient { listener })
     }
 
     /// Sends `PURGE`, and returns the response, whatever its status. `path` is
@@ -69,16 +102,20 @@ impl AdminClient {
 
     /// A connection, which is opened by its first request.
     pub fn connection(&self) -> AdminConnection {
-        AdminConnection {
-            address: self.address,
-            stream: None,
-        }
+        AdminConnection::new(self.listener)
     }
 }
 
 // === impl AdminConnection ===
 
 impl AdminConnection {
+    fn new(listener: Listener) -> Self {
+        AdminConnection {
+            listener,
+            stream: None,
+        }
+    }
+
     /// Sends a request, and returns the response, whatever its status. `path` is percent-encoded.
     /// `patience` limits the wait for a part of the response.
     pub fn ask(
@@ -87,7 +124,7 @@ impl AdminConnection {
         path: &str,
         patience: Option<Duration>,
     ) -> Result<Answer, Failure> {
-        let address = self.address;
+        let Listener { key, address } = self.listener;
         let request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
         // The proxy may have closed an idle connection.
         if let Some(stream) = self.stream.take() {
@@ -98,7 +135,7 @@ impl AdminConnection {
         }
         let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).map_err(|e| {
             Failure::Other(format!(
-                "admin.address: cannot connect to {address}: {e}; start the proxy with this configuration"
+                "{key}: cannot connect to {address}: {e}; start the proxy with this configuration"
             ))
         })?;
         let answer = self.exchange(BufReader::new(stream), &request, patience);
@@ -120,9 +157,9 @@ impl AdminConnection {
     }
 
     fn unanswered(&self, e: &io::Error) -> Failure {
+        let Listener { key, address } = self.listener;
         Failure::Other(format!(
-            "admin.address: the proxy at {} does not answer: {e}; see its log",
-            self.address
+            "{key}: the proxy at {address} does not answer: {e}; see its log"
         ))
     }
 }

@@ -4,6 +4,8 @@ pub mod admin;
 pub mod cache;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod health;
+pub mod manual;
 pub mod purge;
 pub mod warm;
 

@@ -54,12 +54,7 @@ fn purge_says_how_to_be_heard() {
     );
     assert!(said.contains("such as 127.0.0.1:9091"), "{said}");
 
-    // Bound, so that nobody else gets the port, and not listening.
-    let silent = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    let any: SocketAddr = ([127, 0, 0, 1], 0).into();
-    silent.bind(&any.into()).expect("bind it");
-    let address = silent.local_addr().expect("its address");
-    let address = address.as_socket().expect("an IP address");
+    let (_silent, address) = silent();
     let file = ConfigFile::new(&format!("admin: {{address: '{address}'}}\n"));
     let output = file.s3_proxy(&["purge", "/assets/a"]);
     expect(&output, 1, "");
@@ -401,6 +396,95 @@ fn a_running_proxy_that_can_not_be_told_keeps_its_entries() {
 /// says.
 fn origin() -> Origin {
     Origin::start(|request| Reply::bytes(request.path()))
+}
+
+// --- health ---
+
+#[test]
+fn health_tells_if_the_proxy_serves() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    expect(&proxy.s3_proxy(&["health"]), 0, "");
+
+    let (_silent, address) = silent();
+    let file = ConfigFile::new(&format!("metrics: {{address: '{address}'}}\n"));
+    let output = file.s3_proxy(&["health"]);
+    expect(&output, 1, "");
+    let said = stderr(&output);
+    assert!(
+        said.contains(&format!("metrics.address: cannot connect to {address}")),
+        "{said}"
+    );
+
+    let output = ConfigFile::new("").s3_proxy(&["health"]);
+    expect(&output, 2, "");
+    let said = stderr(&output);
+    assert!(
+        said.contains(".yaml: metrics.address: is missing; "),
+        "{said}"
+    );
+}
+
+// --- man, completions ---
+
+#[test]
+fn each_command_has_a_manual_page() {
+    let folder = TempDir::new().expect("a folder");
+    let pages = folder.path().join("man");
+    let output = s3_proxy(&["man", pages.to_str().expect("UTF-8")]);
+    expect(&output, 0, "");
+    let page = |name: &str| {
+        let page = fs::read_to_string(pages.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        page.replace("\\-", "-")
+    };
+    assert!(page("s3-proxy.1").contains("s3-proxy-warm(1)"));
+    assert!(page("s3-proxy.1").contains(".SH \"EXIT STATUS\""));
+    assert!(page("s3-proxy-run.1").contains("--upgrade"));
+    assert!(page("s3-proxy-cache-verify.1").contains("--remove"));
+
+    let taken = pages.join("s3-proxy.1");
+    let output = s3_proxy(&["man", taken.to_str().expect("UTF-8")]);
+    expect(&output, 1, "");
+    assert!(stderr(&output).contains("cannot write manual pages to "));
+}
+
+#[test]
+fn shells_complete_commands_and_options() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = s3_proxy(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let script = stdout(&output);
+        for word in ["warm", "verify", "upgrade"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    // A completion that bash makes itself.
+    let folder = TempDir::new().expect("a folder");
+    let script = folder.path().join("s3-proxy");
+    let completions = s3_proxy(&["completions", "bash"]);
+    fs::write(&script, completions.stdout).expect("write a script");
+    let complete = r#". "$0"; COMP_WORDS=(s3-proxy cache ver); COMP_CWORD=2; _s3__proxy s3-proxy ver cache; echo "${COMPREPLY[@]}""#;
+    let output = Command::new("bash")
+        .args(["-c", complete])
+        .arg(&script)
+        .output();
+    expect(&output.expect("run bash"), 0, "verify\n");
+}
+
+/// Runs `s3-proxy` without a configuration.
+fn s3_proxy(arguments: &[&str]) -> Output {
+    let output = Command::new(S3_PROXY).args(arguments).output();
+    output.expect("run s3-proxy")
+}
+
+/// An address at which nobody listens, taken until the socket is dropped.
+fn silent() -> (Socket, SocketAddr) {
+    let silent = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+    silent.bind(&any.into()).expect("bind it");
+    let address = silent.local_addr().expect("its address");
+    let address = address.as_socket().expect("an IP address");
+    (silent, address)
 }
 
 fn proxy(origin: &Origin) -> ProxyBuilder {

@@ -6,6 +6,7 @@
 
 mod monitoring;
 mod promql;
+mod version;
 
 use std::{
     env, fs,
@@ -13,6 +14,7 @@ use std::{
     process::Command,
 };
 
+use serde_json::Value;
 use test_support::skip;
 
 /// A file of the repository.
@@ -26,23 +28,41 @@ fn read(path: &str) -> String {
 }
 
 /// The value in a YAML document.
-fn yaml(text: &str) -> serde_json::Value {
+fn yaml(text: &str) -> Value {
     serde_yaml::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+/// The text of a member, which must be there.
+fn text<'a>(of: &'a Value, member: &str) -> &'a str {
+    let text = of[member].as_str();
+    text.unwrap_or_else(|| panic!("no {member}: {of}"))
+}
+
+fn list(of: &Value) -> &[Value] {
+    of.as_array().expect("a list")
 }
 
 /// A program of `tests/deploy/install`, or of this machine. None: it is missing, and not required.
 fn tool(name: &str) -> Option<PathBuf> {
-    let installed = env::var_os("DEPLOY_TOOLS").map(|folder| Path::new(&folder).join("bin"));
+    let pinned = env::var_os("DEPLOY_TOOLS").map(|folder| Path::new(&folder).join("bin"));
     let path = env::var_os("PATH").unwrap_or_default();
-    let mut folders = installed.into_iter().chain(env::split_paths(&path));
+    let mut folders = pinned.into_iter().chain(env::split_paths(&path));
     let found = folders.find_map(|folder| Some(folder.join(name)).filter(|path| path.is_file()));
+    found.or_else(|| installed(&format!("bin/{name}")))
+}
+
+/// A file of `tests/deploy/install`. None: it is missing, and not required.
+fn installed(name: &str) -> Option<PathBuf> {
+    let folder = env::var_os("DEPLOY_TOOLS");
+    let found = folder.map(|folder| Path::new(&folder).join(name));
+    let found = found.filter(|path| path.exists());
     if found.is_none() {
         assert!(
             env::var("REQUIRE_DEPLOY_TOOLS").as_deref() != Ok("1"),
             "{name} is missing, and REQUIRE_DEPLOY_TOOLS=1"
         );
         skip(&format!(
-            "{name} is missing; tests/deploy/install FOLDER installs it, DEPLOY_TOOLS=FOLDER names it"
+            "{name} is missing; tests/deploy/install FOLDER makes it, DEPLOY_TOOLS=FOLDER names it"
         ));
     }
     found

@@ -49,15 +49,15 @@ impl Metrics {
         sum as u64
     }
 
-    /// The values that a label of the metric has. Panics where the proxy does
-    /// not expose the name, unless it has a label: it may have no samples yet.
+    /// True if there is a sample of the metric.
+    pub fn has(&self, name: &str) -> bool {
+        self.samples.iter().any(|sample| sample.name == name)
+    }
+
+    /// The values that a label of the metric has.
     pub fn values(&self, name: &str, label: &str) -> BTreeSet<&str> {
-        let named: Vec<_> = self.samples.iter().filter(|s| s.name == name).collect();
-        assert!(
-            !named.is_empty() || !label.is_empty(),
-            "the proxy exposes no metric {name}"
-        );
-        let labels = named.iter().filter_map(|sample| sample.labels.get(label));
+        let named = self.samples.iter().filter(|sample| sample.name == name);
+        let labels = named.filter_map(|sample| sample.labels.get(label));
         labels.map(String::as_str).collect()
     }
 }
