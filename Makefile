@@ -1,13 +1,14 @@
 # `make -j` builds no faster: cargo uses all cores itself.
 .NOTPARALLEL:
 
-.PHONY: help prerequisites install-prerequisites vendor vendor-refresh vendor-check build run test test-uring upstream-test lint msrv bench soak fuzz fuzz-check
+.PHONY: help prerequisites install-prerequisites vendor vendor-refresh vendor-check build deb run test test-uring upstream-test lint msrv bench soak fuzz fuzz-check
 
 help:
 	@echo 'make run            try the proxy on sample files; builds a binary that is not optimized'
 	@echo 'make test           all tests; those against MinIO need Docker'
 	@echo 'make test-uring     the tests of the disk cache once more, over io_uring'
 	@echo 'make build          target/release/s3-proxy and target/release/examples/http_cache, optimized'
+	@echo 'make deb            target/debian/s3-proxy_*.deb; needs cargo-deb'
 	@echo 'make bench          the benchmarks; BENCH=--quick shortens them to a smoke run'
 	@echo 'make soak           the proxy under load, faults and attacks, for SOAK_MINUTES (30); with VM=FOLDER,'
 	@echo '                    as tests/vm/install makes it, also as many power cuts of each file system'
@@ -41,6 +42,10 @@ FEATURES ?= full
 
 build: vendor
 	cargo build --locked --release --features $(FEATURES) --bin s3-proxy --example http_cache
+
+deb: build
+	deploy/generate target/release/s3-proxy target/package
+	cargo deb --locked --no-build
 
 # Optimized for the time until the first hit: few features, and code that is not optimized.
 run: install-prerequisites vendor

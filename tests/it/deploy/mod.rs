@@ -5,6 +5,7 @@
 //! be; with `REQUIRE_DEPLOY_TOOLS=1` they fail.
 
 mod monitoring;
+mod package;
 mod promql;
 mod version;
 
