@@ -4,6 +4,7 @@
 //! folder. Tools that are in `PATH` are used too. Tests whose tool is missing are skipped, and said to
 //! be; with `REQUIRE_DEPLOY_TOOLS=1` they fail.
 
+mod chart;
 mod monitoring;
 mod package;
 mod promql;
