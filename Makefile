@@ -1,7 +1,7 @@
 # `make -j` builds no faster: cargo uses all cores itself.
 .NOTPARALLEL:
 
-.PHONY: help prerequisites install-prerequisites vendor vendor-refresh vendor-check build deb run test test-uring upstream-test lint msrv bench soak fuzz fuzz-check
+.PHONY: help prerequisites install-prerequisites vendor vendor-refresh vendor-check build deb image run test test-uring upstream-test lint msrv bench soak fuzz fuzz-check
 
 help:
 	@echo 'make run            try the proxy on sample files; builds a binary that is not optimized'
@@ -9,6 +9,7 @@ help:
 	@echo 'make test-uring     the tests of the disk cache once more, over io_uring'
 	@echo 'make build          target/release/s3-proxy and target/release/examples/http_cache, optimized'
 	@echo 'make deb            target/debian/s3-proxy_*.deb; needs cargo-deb'
+	@echo 'make image          the image s3-proxy:latest; needs Docker'
 	@echo 'make bench          the benchmarks; BENCH=--quick shortens them to a smoke run'
 	@echo 'make soak           the proxy under load, faults and attacks, for SOAK_MINUTES (30); with VM=FOLDER,'
 	@echo '                    as tests/vm/install makes it, also as many power cuts of each file system'
@@ -46,6 +47,10 @@ build: vendor
 deb: build
 	deploy/generate target/release/s3-proxy target/package
 	cargo deb --locked --no-build
+
+image:
+	docker build --file deploy/image/Dockerfile --tag s3-proxy \
+		--build-arg S3_PROXY_COMMIT="$$(git show --no-patch --format='%h %cs' --abbrev=12 HEAD)" .
 
 # Optimized for the time until the first hit: few features, and code that is not optimized.
 run: install-prerequisites vendor

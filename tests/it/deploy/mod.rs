@@ -5,6 +5,7 @@
 //! be; with `REQUIRE_DEPLOY_TOOLS=1` they fail.
 
 mod chart;
+mod image;
 mod monitoring;
 mod package;
 mod promql;
