@@ -9,6 +9,7 @@ mod image;
 mod monitoring;
 mod package;
 mod promql;
+mod release;
 mod version;
 
 use std::{

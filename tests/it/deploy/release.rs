@@ -1,0 +1,85 @@
+//! A release: its archive, and the workflow that publishes it.
+
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+
+use tempfile::TempDir;
+
+use super::{file, list, read, run, yaml};
+
+/// In place of the binary, which takes seconds to pack.
+const BINARY: &str = r#"#!/bin/sh
+case $1 in
+man) mkdir -p "$2" && echo page >"$2/s3-proxy.1" ;;
+*) echo "$1 $2" ;;
+esac
+"#;
+
+#[test]
+fn the_archive_has_what_a_user_needs_and_is_the_same_each_time() {
+    let folder = TempDir::new().expect("a folder");
+    let binary = folder.path().join("binary");
+    fs::write(&binary, BINARY).expect("write a script");
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    let [first, second] = ["first", "second"].map(|name| {
+        let folder = folder.path().join(name);
+        let mut pack = Command::new(file("deploy/archive"));
+        let path = run(pack.arg(&binary).arg("some-target").arg(folder));
+        path.trim().to_owned()
+    });
+    assert!(fs::read(&first).expect("an archive") == fs::read(second).expect("an archive"));
+
+    let name = format!("s3-proxy-{}-some-target", env!("CARGO_PKG_VERSION"));
+    assert!(first.ends_with(&format!("/{name}.tar.gz")), "{first}");
+    let listed = run(Command::new("tar").arg("-tzf").arg(&first));
+    for path in [
+        "s3-proxy",
+        "man/s3-proxy.1",
+        "completions/_s3-proxy",
+        "docs/operations.md",
+        "deploy/systemd/s3-proxy.service",
+        "LICENSE",
+    ] {
+        let line = format!("{name}/{path}");
+        assert!(listed.lines().any(|it| it == line), "{line}: {listed}");
+    }
+}
+
+#[test]
+fn the_release_workflow_runs_what_there_is() {
+    let text = read(".github/workflows/release.yml");
+    let workflow = yaml(&text);
+    let jobs = workflow["jobs"].as_object().expect("jobs");
+    for job in jobs.values() {
+        for needed in job.get("needs").map(list).unwrap_or_default() {
+            assert!(
+                jobs.contains_key(needed.as_str().expect("a name")),
+                "{needed}"
+            );
+        }
+    }
+    let paths: Vec<_> = text
+        .split_whitespace()
+        .filter(|word| word.starts_with("deploy/"))
+        .collect();
+    assert_eq!(paths.len(), 3, "{paths:?}");
+    for path in paths {
+        assert!(file(path).exists(), "{path}");
+    }
+    let makefile = read("Makefile");
+    let targets: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- run: make "))
+        .collect();
+    assert_eq!(targets, ["deb"]);
+    assert!(makefile.contains("\ndeb:"));
+
+    // Files are released under the version that they name, and can be verified.
+    for part in [
+        "= \"v$version\"",
+        "sha256sum",
+        "cargo cyclonedx",
+        "actions/attest-build-provenance@",
+    ] {
+        assert!(text.contains(part), "{part}");
+    }
+}
