@@ -1,8 +1,13 @@
-//! The documents: a link leads somewhere.
+//! The documents: a link leads somewhere, and a configuration is a good one.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::S3_PROXY;
 
 fn documents() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -71,4 +76,49 @@ fn links_of_documents_lead_to_files_and_headings() {
         }
     }
     assert!(links > 30, "{links}");
+}
+
+#[test]
+fn who_migrates_is_told_of_keys_and_values_that_exist() {
+    let read = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("docs")
+            .join(name);
+        fs::read_to_string(path).expect("a document")
+    };
+    let text = read("migrating-from-nginx-s3-gateway.md");
+    let reference = read("configuration.md");
+    let mut keys = 0;
+    // Every second part is in backticks.
+    for quoted in text.split('`').skip(1).step_by(2) {
+        let sections = ["server.", "buckets[].", "cache.", "metrics.", "admin."];
+        if !sections.iter().any(|section| quoted.starts_with(section)) {
+            continue;
+        }
+        keys += 1;
+        let (section, key) = quoted.rsplit_once('.').expect("a section");
+        let (_, rest) = reference
+            .split_once(&format!("\n## `{section}`\n"))
+            .unwrap_or_else(|| panic!("{quoted}: there is no section {section}"));
+        let rest = rest.split("\n## ").next().expect("a section");
+        // A section of its own is a key of the one around it.
+        let is_section = reference.contains(&format!("\n## `{quoted}`\n"));
+        let is_key = rest.contains(&format!("\n| `{key}` |"));
+        assert!(is_key || is_section, "{quoted}: there is no such key");
+    }
+    assert!(keys > 15, "{keys}");
+
+    let (_, example) = text.split_once("```yaml\n").expect("an example");
+    let (example, _) = example.split_once("```").expect("its end");
+    let folder = TempDir::new().expect("a folder");
+    let cache = folder.path().to_str().expect("UTF-8");
+    let file = folder.path().join("config.yaml");
+    fs::write(&file, example.replace("/var/cache/s3-proxy", cache)).expect("write it");
+    let mut check = Command::new(S3_PROXY);
+    for name in ["ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"] {
+        check.env(format!("AWS_{name}"), "value");
+    }
+    let output = check.args(["check", "--config"]).arg(&file).output();
+    let output = output.expect("run s3-proxy");
+    assert!(output.status.success(), "{output:?}");
 }
