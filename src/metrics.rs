@@ -59,6 +59,8 @@ pub struct Metrics {
     pub misses: IntCounter,
     /// Requests sent to the origin, retries included.
     pub origin_requests: IntCounter,
+    /// Error statuses of the origin, by class.
+    pub origin_error_responses: IntCounterVec,
     /// Requests to the origin that were repeated.
     pub origin_retries: IntCounter,
     /// Requests to the origin that were not repeated because too many had been.
@@ -258,6 +260,11 @@ impl Metrics {
                 "origin_requests_total",
                 "Requests sent to the origin, retries included",
             ),
+            origin_error_responses: make.counters(
+                "origin_error_responses_total",
+                "Responses of the origin with an error status, by class",
+                "class",
+            ),
             origin_retries: make.counter(
                 "origin_retries_total",
                 "Requests to the origin that were repeated because it failed",
@@ -310,6 +317,9 @@ impl Metrics {
         };
         for source in ["downstream", "upstream", "internal", "unset"] {
             metrics.errors.with_label_values(&[source]);
+        }
+        for class in ["403", "5xx"] {
+            metrics.origin_error_responses.with_label_values(&[class]);
         }
         for result in [
             "absent",
@@ -370,6 +380,7 @@ impl Metrics {
             &self.hits,
             &self.misses,
             &self.origin_requests,
+            &self.origin_error_responses,
             &self.origin_retries,
             &self.origin_retries_refused,
             &self.body_bytes,

@@ -738,6 +738,8 @@ fn keys_of_the_proxy_fetch_the_whole_of_what_s3_gave_a_part_of() {
     assert_eq!(ask(&proxy, "bob", "GET", KEY, &[]).status, 403);
     let anonymous = plainly(&proxy, "GET", KEY, &[], b"");
     assert_eq!(anonymous.status, 403);
+    // The clients' signatures were refused, not the proxy's.
+    proxy.expect_metric_where("origin_error_responses_total", &[("class", "403")], 0);
 
     // Everything else is the client's own, with its own signature.
     let other = part("alice", "/bucket/other");

@@ -11,6 +11,7 @@ use pingora_proxy::Session;
 
 use super::ctx::{routed, Body, RequestCtx, Subject};
 use super::shared::S3ProxyHttp;
+use crate::metrics::METRICS;
 use crate::proxy::buckets::Listing;
 use crate::proxy::errors;
 use crate::proxy::retries;
@@ -32,6 +33,7 @@ impl S3ProxyHttp {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         ctx.has_answer |= !response.status.is_informational();
+        count_error(response.status, ctx.relayed().is_some());
         if ctx.relayed().is_some() {
             return Box::pin(self.read_relayed_response(session, response, ctx)).await;
         }
@@ -248,6 +250,20 @@ impl S3ProxyHttp {
             .await;
         Ok(())
     }
+}
+
+/// Count an answer that says that the origin fails, or that it refuses the proxy. A 403 to a relayed
+/// request concerns the client's own signature.
+fn count_error(status: StatusCode, is_relayed: bool) {
+    let class = match status {
+        StatusCode::FORBIDDEN if !is_relayed => "403",
+        status if status.is_server_error() => "5xx",
+        _ => return,
+    };
+    METRICS
+        .origin_error_responses
+        .with_label_values(&[class])
+        .inc();
 }
 
 /// Prepare the header of a list that is rewritten.

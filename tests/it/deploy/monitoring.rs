@@ -25,6 +25,9 @@ const RUNBOOK: &str = "docs/runbook.md";
 /// Labels that Prometheus gives to what it reads.
 const TARGET: [&str; 2] = ["instance", "job"];
 
+/// Restricts a selector to the proxy: other programs export metrics of the same names.
+const JOB: (&str, &str) = ("job", "s3-proxy");
+
 /// The metrics that the proxy exports.
 struct Exported {
     /// Names, and the names of their labels.
@@ -83,7 +86,12 @@ impl Exported {
 
     fn check_selector(&self, selector: &Selector, text: &str) -> Vec<String> {
         let metric = &*selector.metric;
-        // Prometheus has it of every target.
+        let is_of_the_proxy = selector
+            .matchers
+            .iter()
+            .any(|(label, value)| (&**label, &**value) == JOB);
+        assert!(is_of_the_proxy, "{text}: {metric} of any job");
+        // Prometheus adds it for every target.
         if metric == "up" {
             return Vec::new();
         }
@@ -170,8 +178,10 @@ async fn alerts_and_dashboard_name_metrics_that_the_proxy_exports() {
     for variable in list(&dashboard["templating"]["list"]) {
         if let Some(query) = variable["query"]["query"].as_str() {
             let query = query.strip_prefix("label_values(").expect("a query");
-            let (metric, label) = query.split_once(", ").expect("a metric and a label");
+            let (selector, label) = query.rsplit_once(", ").expect("a metric and a label");
+            let (metric, matchers) = selector.split_once('{').expect("labels of the metric");
             assert!(exported.metrics.contains_key(metric), "{metric}");
+            assert_eq!(matchers, format!("{}=\"{}\"}}", JOB.0, JOB.1));
             assert!(TARGET.contains(&label.trim_end_matches(')')), "{label}");
         }
     }

@@ -152,6 +152,8 @@ fn a_name_that_is_not_found_is_an_error_of_the_origin() {
     assert_eq!(proxy.get("/assets/a").status, 502);
     let upstream = [("source", "upstream")];
     proxy.expect_metric_where("response_errors_total", &upstream, 1);
+    // The alert on an origin that is down takes both for its share.
+    assert_eq!(proxy.metric("cache_misses_total"), 0);
 }
 
 /// An origin at an address that the test chooses.

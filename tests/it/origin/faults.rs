@@ -28,6 +28,8 @@ fn an_error_that_passes_is_not_seen_by_the_client() {
             assert_eq!(origin.requests().len(), 2);
             proxy.expect_metric("origin_retries_total", 1);
             proxy.expect_metric("origin_requests_total", 2);
+            let class = [("class", "5xx")];
+            proxy.expect_metric_where("origin_error_responses_total", &class, 1);
         }
     }
 }
@@ -65,6 +67,11 @@ fn what_no_repetition_changes_is_not_repeated() {
         let proxy = proxy(&origin).start();
         assert_eq!(proxy.get(OBJECT).status, status);
         assert_eq!(origin.requests().len(), 1, "{status}");
+        for (class, counted) in [("403", status == 403), ("5xx", status >= 500)] {
+            let class = [("class", class)];
+            let metric = "origin_error_responses_total";
+            proxy.expect_metric_where(metric, &class, counted.into());
+        }
     }
     let origin = failing(usize::MAX, || slow_down().header("Retry-After", 30));
     let proxy = proxy(&origin).start();
