@@ -83,7 +83,7 @@ enum Command {
     /// Inspect the cache on disk. The proxy may run meanwhile.
     #[command(subcommand)]
     Cache(CacheCommand),
-    /// Ask the running proxy if it serves, at metrics.address: exit 0, or 1.
+    /// Ask the running proxy if it serves, at metrics.address: exit 0, or 1 on every failure.
     Health {
         /// The YAML configuration of the running proxy.
         #[arg(long)]
@@ -142,7 +142,7 @@ fn main() -> ExitCode {
             cli::warm::run(&config, wanted)
         }),
         Command::Cache(command) => cli::cache::run(&command),
-        Command::Health { config } => load(&config).and_then(|config| cli::health::run(&config)),
+        Command::Health { config } => cli::health::run(load(&config)),
         #[cfg(feature = "demo")]
         Command::Demo { root, listen } => cli::demo::run(root, listen)
             .map(|()| ExitCode::SUCCESS)

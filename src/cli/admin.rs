@@ -9,6 +9,10 @@ use pingora_sendfile::config::Config;
 use super::Failure;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The limits for `/health`, which waits for nothing itself. Together, they are shorter than the time
+/// that the image's HEALTHCHECK grants.
+const HEALTH_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const HEALTH_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The time limit for an answer that does not wait for an origin. That of a purge comes once the ban is
 /// on the disk, which may be busy.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -16,8 +20,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_LINE: u64 = 64 * 1024;
 /// The longest answer that is read, in bytes: a page of a list.
 const MAX_ANSWER: u64 = 64 << 20;
-/// The longest wait for `/health`, which waits for nothing itself.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The response of the admin listener.
 pub struct Answer {
@@ -47,14 +49,16 @@ struct Listener {
     /// The key of its address in the configuration.
     key: &'static str,
     address: SocketAddr,
+    connect_timeout: Duration,
 }
 
 /// The response of the metrics listener to `/health`.
 pub fn health(config: &Config) -> Result<Answer, Failure> {
     let address = config.metrics.as_ref().map(|metrics| *metrics.address);
     let missing = "is missing; set it, such as 127.0.0.1:9090, and start the proxy again";
-    let listener = Listener::new(config, "metrics.address", address, missing)?;
-    AdminConnection::new(listener).ask("GET", "/health", Some(HEALTH_TIMEOUT))
+    let mut listener = Listener::new(config, "metrics.address", address, missing)?;
+    listener.connect_timeout = HEALTH_CONNECT_TIMEOUT;
+    AdminConnection::new(listener).ask("GET", "/health", Some(HEALTH_ANSWER_TIMEOUT))
 }
 
 // === impl Listener ===
@@ -79,7 +83,11 @@ impl Listener {
                 SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
             });
         }
-        Ok(Listener { key, address })
+        Ok(Listener {
+            key,
+            address,
+            connect_timeout: CONNECT_TIMEOUT,
+        })
     }
 }
 
@@ -124,7 +132,11 @@ impl AdminConnection {
         path: &str,
         patience: Option<Duration>,
     ) -> Result<Answer, Failure> {
-        let Listener { key, address } = self.listener;
+        let Listener {
+            key,
+            address,
+            connect_timeout,
+        } = self.listener;
         let request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
         // The proxy may have closed an idle connection.
         if let Some(stream) = self.stream.take() {
@@ -133,7 +145,7 @@ impl AdminConnection {
                 answer => return answer.map_err(|e| self.unanswered(&e)),
             }
         }
-        let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).map_err(|e| {
+        let stream = TcpStream::connect_timeout(&address, connect_timeout).map_err(|e| {
             Failure::Other(format!(
                 "{key}: cannot connect to {address}: {e}; start the proxy with this configuration"
             ))
@@ -157,7 +169,7 @@ impl AdminConnection {
     }
 
     fn unanswered(&self, e: &io::Error) -> Failure {
-        let Listener { key, address } = self.listener;
+        let Listener { key, address, .. } = self.listener;
         Failure::Other(format!(
             "{key}: the proxy at {address} does not answer: {e}; see its log"
         ))

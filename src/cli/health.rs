@@ -6,9 +6,11 @@ use pingora_sendfile::config::Config;
 
 use super::{admin, Failure, Outcome};
 
-/// `s3-proxy health --config FILE`.
-pub fn run(config: &Config) -> Outcome {
-    let answer = admin::health(config)?;
+/// `s3-proxy health --config FILE`. All failures have the same exit code, also mistakes in the
+/// configuration: Docker takes 0 and 1 from a health check, and reserves 2.
+pub fn run(config: Result<Config, Failure>) -> Outcome {
+    let answer = config.and_then(|config| admin::health(&config));
+    let answer = answer.map_err(|e| Failure::Other(e.to_string()))?;
     if answer.status != 200 {
         let status = answer.status;
         return Err(Failure::Other(format!("/health: {status} {}", answer.text)));

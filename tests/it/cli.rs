@@ -3,9 +3,10 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use crate::{builder, S3_PROXY};
@@ -416,8 +417,19 @@ fn health_tells_if_the_proxy_serves() {
         "{said}"
     );
 
+    // It takes connections, and answers none.
+    let hanging = TcpListener::bind("127.0.0.1:0").expect("an address");
+    let address = hanging.local_addr().expect("an address");
+    let file = ConfigFile::new(&format!("metrics: {{address: '{address}'}}\n"));
+    let start = Instant::now();
+    let output = file.s3_proxy(&["health"]);
+    expect(&output, 1, "");
+    assert!(stderr(&output).contains("does not answer"), "{output:?}");
+    // The image's HEALTHCHECK ends the command after this time.
+    assert!(start.elapsed() < Duration::from_secs(6));
+
     let output = ConfigFile::new("").s3_proxy(&["health"]);
-    expect(&output, 2, "");
+    expect(&output, 1, "");
     let said = stderr(&output);
     assert!(
         said.contains(".yaml: metrics.address: is missing; "),
