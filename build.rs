@@ -7,6 +7,16 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
+/// All that the binary is made of. `vendor/pingora` comes from the pins and the patches.
+const SOURCES: [&str; 6] = [
+    "Cargo.lock",
+    "Cargo.toml",
+    "build.rs",
+    "patches",
+    "src",
+    "vendor/pins",
+];
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rustc-check-cfg=cfg(io_uring)");
@@ -22,7 +32,7 @@ fn main() {
     }
 
     let version = env::var("CARGO_PKG_VERSION").unwrap_or_default();
-    // Another commit would compile everything again, which a developer's build need not.
+    // Debug builds omit the commit; otherwise each commit would recompile the crate.
     let commit = match is("PROFILE", &["release"]) {
         true => commit(),
         false => Some("debug".to_owned()),
@@ -56,9 +66,9 @@ fn commit() -> Option<String> {
     if Path::new(&top).canonicalize().ok()? != Path::new(&root).canonicalize().ok()? {
         return None;
     }
-    // The first changes with each commit. The others are read only to notice changes.
+    // It changes with each commit.
     let head = git(&["rev-parse", "--git-path", "logs/HEAD"])?;
-    for path in [&head, "src", "Cargo.toml", "Cargo.lock"] {
+    for path in SOURCES.iter().chain([&&*head]) {
         println!("cargo::rerun-if-changed={path}");
     }
     let mut commit = git(&[
@@ -68,7 +78,7 @@ fn commit() -> Option<String> {
         "--abbrev=12",
         "HEAD",
     ])?;
-    let changes = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    let changes = git(&[&["status", "--porcelain", "--"], &SOURCES[..]].concat())?;
     if !changes.is_empty() {
         commit += ", modified";
     }

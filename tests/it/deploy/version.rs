@@ -66,6 +66,20 @@ fn an_optimized_build_has_its_commit_with_and_without_git() {
     assert_eq!(version(&root, ""), format!("{commit})"));
     fs::write(root.join("Cargo.toml"), "2").expect("write a file");
     assert_eq!(version(&root, ""), format!("{commit}, modified)"));
+    git(&["checkout", "--quiet", "Cargo.toml"]);
+    fs::write(root.join("notes"), "of no build").expect("write a file");
+    assert_eq!(version(&root, ""), format!("{commit})"));
+    for path in ["patches/api/new.patch", "vendor/pins/Cargo.toml"] {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("make a folder");
+        fs::write(&path, "new").expect("write a file");
+        assert_eq!(
+            version(&root, ""),
+            format!("{commit}, modified)"),
+            "{path:?}"
+        );
+        fs::remove_file(path).expect("remove a file");
+    }
 
     let archive = root.join("archive");
     fs::create_dir(&archive).expect("a folder");
