@@ -180,20 +180,71 @@ fn helm_accepts_the_chart_and_its_parts_agree() {
         .arg(&path));
 }
 
+/// The message with which helm refuses values.
+fn refusal(helm: &Path, values: &str) -> String {
+    let folder = TempDir::new().expect("a folder");
+    let path = folder.path().join("values.yaml");
+    fs::write(&path, values).expect("write the values");
+    let mut command = Command::new(helm);
+    command.args(["template", "files", "--kube-version", KUBERNETES]);
+    let command = command.arg(file(CHART)).arg("--values").arg(path);
+    let output = command.output().expect("run helm");
+    assert!(!output.status.success(), "{values}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 #[test]
-fn the_chart_asks_for_a_bucket() {
+fn the_chart_refuses_values_that_cannot_work() {
     let Some(helm) = tool("helm") else {
         return;
     };
-    let mut command = Command::new(helm);
-    command.args(["template", "files", "--kube-version", KUBERNETES]);
-    let output = command.arg(file(CHART)).output().expect("run helm");
-    assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        said.contains("config.buckets is empty: name at least one"),
-        "{said}"
-    );
+    let said = refusal(&helm, "{}");
+    let expected = "config.buckets is empty: name at least one";
+    assert!(said.contains(expected), "{said}");
+
+    let bucket = "bucket: b, region: us-east-1, access_key: '${A}'";
+    for (secret, key) in [
+        ("secret_key: plain-text", "secret_key"),
+        ("secret_key: 'plain-text-${A}'", "secret_key"),
+        (
+            "clients: [{access_key: plain-text, secret_key: '${B}'}]",
+            "access_key",
+        ),
+    ] {
+        let values = format!("config: {{buckets: [{{{bucket}, {secret}}}]}}");
+        let said = refusal(&helm, &values);
+        let expected = format!("config.buckets[0]: {key} is a plain value");
+        assert!(said.contains(&expected), "{said}");
+        assert!(!said.contains("plain-text"), "{said}");
+    }
+
+    let bucket = "config: {buckets: [{bucket: b, region: us-east-1}]}";
+    for (mistake, key) in [
+        ("replicas: 3", "replicas"),
+        ("persistence: {size: 100 GB}", "size"),
+        ("service: {port: 0}", "port"),
+    ] {
+        let said = refusal(&helm, &format!("{bucket}\n{mistake}\n"));
+        assert!(said.contains(key), "{said}");
+    }
+}
+
+#[test]
+fn a_cluster_may_assign_users_itself() {
+    let Some(helm) = tool("helm") else {
+        return;
+    };
+    let folder = TempDir::new().expect("a folder");
+    let values = folder.path().join("values.yaml");
+    let users = "podSecurityContext: {runAsUser: null, runAsGroup: null, fsGroup: null}\n";
+    fs::write(&values, format!("{VALUES}{users}")).expect("write the values");
+    let rendered = Rendered::new(&helm, &values);
+    let pod = &rendered.only("StatefulSet")["spec"]["template"]["spec"];
+    let context = pod["securityContext"].as_object().expect("a context");
+    for user in ["runAsUser", "runAsGroup", "fsGroup"] {
+        assert!(!context.contains_key(user), "{user}");
+    }
+    assert_eq!(context["runAsNonRoot"], true);
 }
 
 #[test]

@@ -31,6 +31,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if not .Values.config.buckets -}}
 {{- fail "config.buckets is empty: name at least one bucket, see values.yaml" -}}
 {{- end -}}
+{{- /* A ConfigMap is no place for a secret. The message does not repeat it. */ -}}
+{{- range $index, $bucket := .Values.config.buckets -}}
+{{- range $section := prepend (default list $bucket.clients) $bucket -}}
+{{- range $key := list "access_key" "secret_key" "session_token" -}}
+{{- if hasKey $section $key -}}
+{{- if not (regexMatch "^\\$\\{[A-Za-z_][A-Za-z0-9_]*\\}$" (toString (get $section $key))) -}}
+{{- fail (printf "config.buckets[%d]: %s is a plain value: write ${NAME}, and put NAME into the Secret that secretName names" $index $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $fixed := dict
     "server" (dict "address" "0.0.0.0:8080")
     "metrics" (dict "address" "0.0.0.0:9090")
