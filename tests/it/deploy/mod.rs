@@ -18,6 +18,7 @@ use std::{
     process::Command,
 };
 
+use rustix::process::geteuid;
 use serde_json::Value;
 use test_support::skip;
 
@@ -62,7 +63,7 @@ fn installed(name: &str) -> Option<PathBuf> {
     let found = found.filter(|path| path.exists());
     if found.is_none() {
         assert!(
-            env::var("REQUIRE_DEPLOY_TOOLS").as_deref() != Ok("1"),
+            !is_required(),
             "{name} is missing, and REQUIRE_DEPLOY_TOOLS=1"
         );
         skip(&format!(
@@ -70,6 +71,23 @@ fn installed(name: &str) -> Option<PathBuf> {
         ));
     }
     found
+}
+
+/// False: this test is not run by root, and need not be.
+fn is_root(does: &str) -> bool {
+    let is_root = geteuid().is_root();
+    if !is_root {
+        assert!(
+            !is_required(),
+            "only root {does}, and REQUIRE_DEPLOY_TOOLS=1"
+        );
+        skip(&format!("only root {does}"));
+    }
+    is_root
+}
+
+fn is_required() -> bool {
+    env::var("REQUIRE_DEPLOY_TOOLS").as_deref() == Ok("1")
 }
 
 /// Runs a command that must succeed, and returns its standard output.
