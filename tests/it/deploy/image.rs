@@ -7,6 +7,7 @@
 use std::{
     env, fs,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{self, Command},
 };
@@ -238,6 +239,24 @@ fn the_image_serves_as_compose_starts_it() {
 
     docker(&["stop", &project.container("s3-proxy")]);
     assert_eq!(project.inspect("s3-proxy", "{{.State.ExitCode}}"), "0");
+}
+
+#[test]
+fn an_image_without_a_library_is_not_made() {
+    let folder = TempDir::new().expect("a folder");
+    let ldd = folder.path().join("ldd");
+    let missing = "#!/bin/sh\necho '    libmissing.so.1 => not found'\n";
+    fs::write(&ldd, missing).expect("write a script");
+    fs::set_permissions(&ldd, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    let path = env::var("PATH").expect("PATH");
+    let mut command = Command::new(file("deploy/image/rootfs"));
+    command.env("PATH", format!("{}:{path}", folder.path().display()));
+    let rootfs = folder.path().join("rootfs");
+    let output = command.arg(S3_PROXY).arg(rootfs).output();
+    let output = output.expect("run deploy/image/rootfs");
+    assert!(!output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("libmissing.so.1 => not found"), "{said}");
 }
 
 /// Puts an object into a new bucket of a MinIO that is starting.
