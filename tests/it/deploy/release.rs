@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{file, list, read, run, yaml};
@@ -50,20 +51,37 @@ fn the_release_workflow_runs_what_there_is() {
     let workflow = yaml(&text);
     let jobs = workflow["jobs"].as_object().expect("jobs");
     for job in jobs.values() {
-        for needed in job.get("needs").map(list).unwrap_or_default() {
-            assert!(
-                jobs.contains_key(needed.as_str().expect("a name")),
-                "{needed}"
-            );
+        let needs = job
+            .get("needs")
+            .cloned()
+            .unwrap_or(Value::Array(Vec::new()));
+        let needs = needs.as_array().cloned().unwrap_or(vec![needs]);
+        for needed in needs {
+            let name = needed.as_str().expect("a name");
+            assert!(jobs.contains_key(name), "{name}");
         }
     }
     let paths: Vec<_> = text
         .split_whitespace()
         .filter(|word| word.starts_with("deploy/"))
         .collect();
-    assert_eq!(paths.len(), 3, "{paths:?}");
+    assert_eq!(paths.len(), 5, "{paths:?}");
     for path in paths {
         assert!(file(path).exists(), "{path}");
+    }
+    // All that others can see waits for the tests.
+    let called = jobs["checks"]["uses"].as_str().expect("a workflow");
+    let checks = yaml(&read(called.strip_prefix("./").expect("a path")));
+    for (name, job) in checks["jobs"].as_object().expect("jobs") {
+        assert!(job["steps"].is_array(), "{name}");
+    }
+    for publisher in ["build", "image"] {
+        assert_eq!(jobs[publisher]["needs"], "checks", "{publisher}");
+    }
+    assert!(list(&jobs["publish"]["needs"]).contains(&"image".into()));
+    let attested = text.find("actions/attest-build-provenance@");
+    for published in ["imagetools create", "helm push", "gh release create"] {
+        assert!(attested < text.find(published), "{published}");
     }
     let makefile = read("Makefile");
     let targets: Vec<_> = text
@@ -81,5 +99,28 @@ fn the_release_workflow_runs_what_there_is() {
         "actions/attest-build-provenance@",
     ] {
         assert!(text.contains(part), "{part}");
+    }
+}
+
+#[test]
+fn the_notes_of_a_release_are_those_of_its_version() {
+    let folder = TempDir::new().expect("a folder");
+    let changelog = folder.path().join("CHANGELOG.md");
+    let text = "# Changelog\n\n## [Unreleased]\n\n- later\n\n## [1.2.0] - 2026-01-02\n\n### Added\n\n- two\n\n\
+                ## [1.1.0] - 2026-01-01\n\n- one\n";
+    fs::write(&changelog, text).expect("write a file");
+    let notes = |version: &str| {
+        let mut notes = Command::new(file("deploy/notes"));
+        notes.arg(version).arg(&changelog);
+        notes.output().expect("run deploy/notes")
+    };
+    let printed = notes("1.2.0");
+    assert!(printed.status.success(), "{printed:?}");
+    let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+    assert_eq!(printed.trim(), "### Added\n\n- two");
+    // A version whose section was forgotten, and one that is the beginning of another.
+    for version in ["1.3.0", "1.2"] {
+        let refused = notes(version);
+        assert!(!refused.status.success(), "{refused:?}");
     }
 }
