@@ -79,7 +79,7 @@ fn links_of_documents_lead_to_files_and_headings() {
 }
 
 #[test]
-fn who_migrates_is_told_of_keys_and_values_that_exist() {
+fn the_migration_guide_names_existing_keys() {
     let read = |name: &str| {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("docs")
