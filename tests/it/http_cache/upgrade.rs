@@ -13,7 +13,7 @@ use std::{
             process::CommandExt,
         },
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     thread,
@@ -148,6 +148,9 @@ fn nothing_is_handed_to_another_user() {
     let old = place.start(ANY_PORT, &[]);
     let addr = old.addr();
     assert_eq!(get(addr).status, 200);
+    // The folder of this build may be closed to others.
+    let program = place.dir.path().join("http_cache");
+    fs::copy(example("http_cache"), &program).expect("copy the example");
     // An operator has opened what should be closed.
     let opened = Command::new("chmod")
         .args(["-R", "a+rwX"])
@@ -155,7 +158,7 @@ fn nothing_is_handed_to_another_user() {
         .status();
     assert!(opened.expect("run chmod").success());
     fs::set_permissions(place.dir.path(), Permissions::from_mode(0o777)).expect("open it");
-    let mut thief = place.command(addr, &["--upgrade"]);
+    let mut thief = place.command_of(&program, addr, &["--upgrade"]);
     thief.uid(NOBODY);
     let thief = Example::spawn(&mut thief);
     eventually("it waits for the listener, or ends", || {
@@ -213,7 +216,11 @@ impl Place {
     }
 
     fn command(&self, listen: SocketAddr, arguments: &[&str]) -> Command {
-        let mut command = Command::new(example("http_cache"));
+        self.command_of(&example("http_cache"), listen, arguments)
+    }
+
+    fn command_of(&self, program: &Path, listen: SocketAddr, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(["--listen", &listen.to_string()])
             .args(["--origin", &self.origin.addr().to_string(), "--cache"])
