@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora_cache::{CacheKey, CachePhase};
 use pingora_core::{Error, Result};
 use pingora_proxy::{Session, SubrequestSpawner};
@@ -14,7 +14,7 @@ use crate::http::head_cache::HeadLookup;
 use crate::http::origin_turns::OriginTurn;
 use crate::http::range_fill::{Download, FillCandidate, FillGuard};
 use crate::http::remainder::PartRequests;
-use crate::http::rules::cache_control::RequestDirectives;
+use crate::http::rules::cache_control::{RequestDirectives, NO_DIRECTIVES};
 use crate::http::rules::cache_status::Forwarded;
 use crate::http::rules::request::RequestKind;
 use crate::http::rules::storing::StoringRules;
@@ -32,14 +32,15 @@ pub struct CachingCtx {
 }
 
 // Every hit writes all of it.
-const _: () = assert!(std::mem::size_of::<CachingCtx>() <= 144);
+const _: () = assert!(std::mem::size_of::<CachingCtx>() <= 120);
 
 /// Facts about a request. They are known by the end of `request_filter` and
 /// `request_cache_filter`, and do not depend on the progress of the request.
 #[derive(Default)]
 pub(super) struct RequestFacts {
     pub kind: RequestKind,
-    pub directives: RequestDirectives,
+    /// `None` if the request has no directive. Boxed, because few requests have any.
+    directives: Option<Box<RequestDirectives>>,
     pub initiator: Initiator,
     pub arrived: Option<SystemTime>,
     /// The proxy has asked for the request to bypass the cache.
@@ -343,7 +344,7 @@ impl CachingCtx {
     /// True if a stale response is served should the origin fail or not answer in time.
     pub fn may_serve_stale(&self, session: &Session) -> bool {
         let stored = session.cache.maybe_cache_meta();
-        !self.request.directives.no_cache
+        !self.request.directives().no_cache
             && !self.is_warming()
             && session.cache.phase() == CachePhase::Stale
             && stored.is_some_and(|stored| stored.serve_stale_if_error(SystemTime::now()))
@@ -388,6 +389,16 @@ impl CachingCtx {
 // === impl RequestFacts ===
 
 impl RequestFacts {
+    pub fn directives(&self) -> &RequestDirectives {
+        self.directives.as_deref().unwrap_or(&NO_DIRECTIVES)
+    }
+
+    /// Read the directives of a request.
+    pub fn set_directives(&mut self, headers: &HeaderMap) {
+        let directives = RequestDirectives::from_headers(headers);
+        self.directives = (directives != NO_DIRECTIVES).then(|| Box::new(directives));
+    }
+
     /// The download in parts that the request belongs to.
     pub fn download(&self) -> Option<&Arc<Download>> {
         self.parts.as_ref()?.download.as_ref()

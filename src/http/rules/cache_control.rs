@@ -88,6 +88,17 @@ pub struct RequestDirectives {
     pub stale_if_error: Option<u32>,
 }
 
+/// The directives of a request that has none.
+pub const NO_DIRECTIVES: RequestDirectives = RequestDirectives {
+    no_cache: false,
+    no_store: false,
+    only_if_cached: false,
+    max_age: None,
+    min_fresh: None,
+    max_stale: None,
+    stale_if_error: None,
+};
+
 // === impl ResponseDirectives ===
 
 impl ResponseDirectives {

@@ -24,10 +24,10 @@ impl HttpCaching {
         session: &mut Session,
         ctx: &mut CachingCtx,
     ) -> Result<Option<ResponseHeader>> {
-        let refuses = ctx.request.directives.no_cache
-            || ctx.request.directives.no_store
-            || ctx.request.directives.max_age.is_some()
-            || ctx.request.directives.min_fresh.is_some();
+        let refuses = ctx.request.directives().no_cache
+            || ctx.request.directives().no_store
+            || ctx.request.directives().max_age.is_some()
+            || ctx.request.directives().min_fresh.is_some();
         let Some(store) = self.store.filter(|_| {
             ctx.request.kind == RequestKind::Head
                 && self.heads.are_kept()

@@ -51,8 +51,8 @@ impl HttpCaching {
         let fills = ctx.request.kind == RequestKind::Whole
             && ctx.request.may_be_stored()
             && !ctx.request.upgrades
-            && !ctx.request.directives.no_store
-            && !ctx.request.directives.only_if_cached;
+            && !ctx.request.directives().no_store
+            && !ctx.request.directives().only_if_cached;
         // No eviction manager: the cache evicts by itself.
         session.cache.enable(
             cache,
@@ -160,7 +160,7 @@ impl HttpCaching {
         }
         let from_the_future = is_from_the_future(meta.updated(), now);
         if self.origin_decides(request)
-            && (!is_fresh || from_the_future || self.refuses(&ctx.request.directives, meta, now))
+            && (!is_fresh || from_the_future || self.refuses(ctx.request.directives(), meta, now))
         {
             ctx.forward(Forwarded::Request);
             return Some(ForcedFreshness::ForceMiss);
@@ -177,7 +177,7 @@ impl HttpCaching {
         }
         let stale_for = now.duration_since(meta.fresh_until()).ok();
         if is_fresh {
-            if self.refuses(&ctx.request.directives, meta, now) {
+            if self.refuses(ctx.request.directives(), meta, now) {
                 ctx.forward(Forwarded::Request);
                 self.set_stale_lock(session, meta, ctx);
                 return Some(ForcedFreshness::ForceExpired);
@@ -194,7 +194,7 @@ impl HttpCaching {
             .is_some_and(|arrived| arrived < meta.updated());
         if waited.is_some()
             && answered_meanwhile
-            && !self.refuses(&ctx.request.directives, meta, now)
+            && !self.refuses(ctx.request.directives(), meta, now)
         {
             // The response was validated for this request too, however soon it is stale
             // (RFC 9111 §4).
@@ -205,15 +205,15 @@ impl HttpCaching {
         if let Some(found) = ctx.state.found_mut() {
             found.must_revalidate = !may_be_stale;
         }
-        let accepts = ctx.request.directives.max_stale.is_some_and(|limit| {
+        let accepts = ctx.request.directives().max_stale.is_some_and(|limit| {
             stale_for.is_some_and(|stale| stale.as_secs() <= u64::from(limit))
         });
         // The origin does not answer in time.
         let hangs = waited.is_some_and(|waited| waited >= self.options.lock_age)
             && meta.serve_stale_if_error(now)
             && !ctx.is_warming()
-            && !ctx.request.directives.no_cache;
-        if hangs || (accepts && may_be_stale && !self.refuses_age(&ctx.request.directives, meta)) {
+            && !ctx.request.directives().no_cache;
+        if hangs || (accepts && may_be_stale && !self.refuses_age(ctx.request.directives(), meta)) {
             ctx.forwarded = None;
             if let Some(found) = ctx.state.found_mut() {
                 found.accepted_stale = Some(match hangs {
@@ -224,7 +224,7 @@ impl HttpCaching {
             return Some(ForcedFreshness::ForceFresh);
         }
         self.set_stale_lock(session, meta, ctx);
-        if ctx.request.directives.no_cache {
+        if ctx.request.directives().no_cache {
             return Some(ForcedFreshness::ForceExpired);
         }
         None
@@ -288,9 +288,9 @@ impl HttpCaching {
         let collapses = (!is_always_stale(meta) || meta.stale_while_revalidate_sec() > 0)
             && ctx.request.kind == RequestKind::Whole
             && session.cache.lock_duration().is_none()
-            && !self.refuses(&ctx.request.directives, meta, meta.updated())
-            && !ctx.request.directives.no_store
-            && !ctx.request.directives.only_if_cached;
+            && !self.refuses(ctx.request.directives(), meta, meta.updated())
+            && !ctx.request.directives().no_store
+            && !ctx.request.directives().only_if_cached;
         let lock = self
             .store
             .filter(|_| collapses)

@@ -62,7 +62,7 @@ impl HttpCaching {
                 Forwarded::UriMiss
             });
         }
-        if ctx.request.directives.only_if_cached {
+        if ctx.request.directives().only_if_cached {
             // RFC 9111 §5.2.1.7
             let header = ResponseHeader::build(StatusCode::GATEWAY_TIMEOUT, Some(4))?;
             self.decline(session, header, ctx).await?;
@@ -71,7 +71,7 @@ impl HttpCaching {
         if session.cache.enabled() {
             let is_miss = session.cache.phase() == CachePhase::Miss;
             let is_relayed_miss = is_miss && ctx.request.relay.is_some();
-            let passes = ctx.request.directives.no_store
+            let passes = ctx.request.directives().no_store
                 || (is_relayed_miss
                     && (ctx.request.kind != RequestKind::Whole || !ctx.request.may_be_stored()))
                 || ctx.request.upgrades
@@ -219,7 +219,7 @@ impl HttpCaching {
         if ctx.request.kind == RequestKind::Head && session.cache.phase() == CachePhase::Stale {
             self.update_by_head(session, response, ctx).await;
         }
-        if ctx.request.kind == RequestKind::Part && !ctx.request.directives.no_store {
+        if ctx.request.kind == RequestKind::Part && !ctx.request.directives().no_store {
             // Disabled: the object is not admitted yet, or is too large.
             let key = session.cache.maybe_cache_key().cloned();
             let key = key.filter(|_| session.cache.enabled());

@@ -82,8 +82,8 @@ impl HttpCaching {
             || self.options.range_fill.in_flight == 0
             || ctx.request.initiator.is_background()
             || ctx.request.upgrades
-            || ctx.request.directives.no_store
-            || ctx.request.directives.only_if_cached
+            || ctx.request.directives().no_store
+            || ctx.request.directives().only_if_cached
             || self.origin_decides(request)
         {
             return;
@@ -277,7 +277,7 @@ impl HttpCaching {
         if let Some(found) = ctx.state.found_mut() {
             found.is_partial = is_partial;
         }
-        if is_partial && ctx.request.directives.only_if_cached {
+        if is_partial && ctx.request.directives().only_if_cached {
             return false;
         }
         let (excess, limits) = (hit.excess(&ranges), &self.options.range_fill);

@@ -13,7 +13,6 @@ use crate::http::caching::state::{CachingCtx, DownloadFill, FastPath, Fetch, Ini
 use crate::http::range_fill::FillGuard;
 use crate::http::remainder::RemainderRequest;
 use crate::http::request_body::has_body;
-use crate::http::rules::cache_control::RequestDirectives;
 use crate::http::rules::cache_status::Forwarded;
 use crate::http::rules::request::{
     end_at_this_hop, local_response, strip_to_target, FieldKinds, RequestKind,
@@ -65,7 +64,7 @@ impl HttpCaching {
             begin_subrequest(session, ctx)?;
         }
         if self.options.request_directives {
-            ctx.request.directives = RequestDirectives::from_headers(&session.req_header().headers);
+            ctx.request.set_directives(&session.req_header().headers);
         }
         ctx.request.arrived = Some(SystemTime::now());
         if session.req_header().method == Method::GET {
