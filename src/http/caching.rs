@@ -19,6 +19,7 @@ mod phases;
 mod shared;
 mod state;
 
+use bytes::Bytes;
 use http::header::STRICT_TRANSPORT_SECURITY;
 use pingora_cache::key::HashBinary;
 use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
@@ -30,6 +31,7 @@ use crate::http::rules::cache_status::Forwarded;
 pub use error_types::{NOT_FILLED, UNUSABLE_NOT_MODIFIED, UNUSABLE_PART};
 use phases::parts::is_incomplete;
 use phases::relay::relay_variance;
+use phases::respond::note_memory;
 pub use shared::{CachingOptions, ErrorBody, HttpCaching, CACHE_NAME};
 pub use state::{CachingCtx, Fetch, Probe, RelayedRequest, ServedStale};
 
@@ -142,7 +144,7 @@ impl HttpCaching {
 
     /// Answer a HEAD.
     pub async fn answer_head(&self, session: &mut Session, header: ResponseHeader) -> Result<()> {
-        self.respond(session, header).await
+        self.send(session, header, Bytes::new()).await
     }
 
     /// For `proxy_upstream_filter`: prepare to ask the origin. `false`: the client has been
@@ -243,12 +245,16 @@ impl HttpCaching {
         response: &mut ResponseHeader,
         ctx: &mut CachingCtx,
     ) -> Result<()> {
+        // Remove these before the header is prepared: listeners and requests share it.
         if self.options.hsts.is_some() {
-            // Before the header is prepared, which all listeners send.
             response.remove_header(&STRICT_TRANSPORT_SECURITY);
         }
+        if let Some(trace) = &ctx.trace {
+            trace.remove_from(response);
+        }
         self.complete_response(session, response, ctx)?;
-        self.insist_on_tls(session, response)
+        note_memory(session, ctx);
+        self.add_own_fields(session, response, ctx)
     }
 
     /// For `should_serve_stale`. `error` is `None` while another request revalidates. Pingora has

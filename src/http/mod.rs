@@ -9,6 +9,7 @@
 //! - `head_cache`: responses to HEAD
 //! - `request_body`: whether a request has a body
 //! - `send_error`: the attribution of errors of sending a response
+//! - [`trace`]: notes on a request, for a proxy that logs its requests
 //! - `fill_lock`, [`origin_turns`], `too_large`, `variants`: limits on requests and on stored
 //!   responses
 //!
@@ -26,6 +27,7 @@ mod request_body;
 pub mod rules;
 mod send_error;
 mod too_large;
+pub mod trace;
 mod variants;
 pub mod warming;
 

@@ -14,8 +14,7 @@ use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::auth::Admitted;
-use super::errors;
+use super::errors::{self, Recipient};
 use super::route::Route;
 use crate::config;
 use crate::http::HttpCaching;
@@ -104,16 +103,16 @@ pub(super) async fn answer(
     caching: &HttpCaching,
     session: &mut Session,
     route: &Route,
-    admitted: Admitted,
+    to: Recipient<'_>,
 ) -> Result<()> {
     let region = route.site.region();
     match route.request.operation {
         Operation::HeadBucket => {
             let mut header = ResponseHeader::build(StatusCode::OK, Some(3))?;
-            admitted.describe(&mut header)?;
+            to.admitted.describe(&mut header)?;
             header.insert_header(BUCKET_REGION, region)?;
             header.insert_header(CONTENT_LENGTH, 0)?;
-            caching.insist_on_tls(session, &mut header)?;
+            caching.add_own_fields(session, &mut header, to.ctx)?;
             errors::send(session, header, Bytes::new()).await
         }
         Operation::GetBucketLocation => {
@@ -123,9 +122,9 @@ pub(super) async fn answer(
                  <LocationConstraint xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{location}\
                  </LocationConstraint>"
             );
-            errors::respond_document(caching, session, document, admitted).await
+            errors::respond_document(caching, session, document, to).await
         }
-        _ => errors::respond(caching, session, &not_implemented(&route.request), admitted).await,
+        _ => errors::respond(caching, session, &not_implemented(&route.request), to).await,
     }
 }
 

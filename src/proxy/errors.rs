@@ -14,11 +14,10 @@ use pingora_proxy::Session;
 
 use super::auth::Admitted;
 use super::cache_key::requested_path;
-use super::request_id;
-
 use crate::http::caching::CACHE_NAME;
 use crate::http::rules::cache_status::CacheStatus;
-use crate::http::{classify_send_error, HttpCaching};
+use crate::http::trace::RequestId;
+use crate::http::{classify_send_error, CachingCtx, HttpCaching};
 use crate::s3::S3Error;
 
 /// Limits of reading a refused request body.
@@ -46,6 +45,14 @@ const KEPT: [HeaderName; 9] = [
     REQUEST_ID,
 ];
 
+/// The client that an answer is for.
+#[derive(Clone, Copy)]
+pub(super) struct Recipient<'a> {
+    pub(super) admitted: Admitted,
+    /// The state of its request.
+    pub(super) ctx: &'a CachingCtx,
+}
+
 /// The document of an error. `header` is made to describe it, and nothing else.
 ///
 /// S3's own error documents name the bucket, the access key and, after a failed signature, the
@@ -60,9 +67,9 @@ pub(super) fn document(
         // The operator of the origin finds the request by this name.
         Some(id) => id.to_owned(),
         None => {
-            let id = request_id::next();
-            header.insert_header(REQUEST_ID, &id)?;
-            id
+            let id = RequestId::random();
+            header.insert_header(REQUEST_ID, id.as_bytes())?;
+            id.as_str().to_owned()
         }
     };
     let body = Bytes::from(error.to_xml(&requested_path(request), &request_id));
@@ -114,14 +121,14 @@ pub(super) async fn respond_document(
     caching: &HttpCaching,
     session: &mut Session,
     document: String,
-    admitted: Admitted,
+    to: Recipient<'_>,
 ) -> Result<()> {
     let body = Bytes::from(document);
     let mut header = ResponseHeader::build(StatusCode::OK, Some(4))?;
     describe(&mut header, XML, &body)?;
-    header.insert_header(REQUEST_ID, request_id::next())?;
-    admitted.describe(&mut header)?;
-    caching.insist_on_tls(session, &mut header)?;
+    header.insert_header(REQUEST_ID, RequestId::random().as_bytes())?;
+    to.admitted.describe(&mut header)?;
+    caching.add_own_fields(session, &mut header, to.ctx)?;
     send(session, header, body).await
 }
 
@@ -147,12 +154,12 @@ pub(super) async fn respond(
     caching: &HttpCaching,
     session: &mut Session,
     error: &S3Error,
-    admitted: Admitted,
+    to: Recipient<'_>,
 ) -> Result<()> {
     let mut header = ResponseHeader::build(error.status, Some(5))?;
-    admitted.describe(&mut header)?;
+    to.admitted.describe(&mut header)?;
     // Boxed, because few requests come here.
-    Box::pin(respond_with(caching, session, header, error)).await
+    Box::pin(respond_with(caching, session, header, error, to)).await
 }
 
 /// Answer with an error. `header` may have further fields.
@@ -161,9 +168,10 @@ pub(super) async fn respond_with(
     session: &mut Session,
     mut header: ResponseHeader,
     error: &S3Error,
+    to: Recipient<'_>,
 ) -> Result<()> {
+    caching.add_own_fields(session, &mut header, to.ctx)?;
     let body = document(session.req_header(), &mut header, error)?;
-    caching.insist_on_tls(session, &mut header)?;
     send(session, header, body).await
 }
 
@@ -173,7 +181,7 @@ pub(super) async fn respond_remembered(
     session: &mut Session,
     error: &S3Error,
     left: Duration,
-    admitted: Admitted,
+    to: Recipient<'_>,
 ) -> Result<()> {
     let mut header = ResponseHeader::build(error.status, Some(6))?;
     let cache_status = CacheStatus {
@@ -182,8 +190,8 @@ pub(super) async fn respond_remembered(
     };
     header.insert_header("Cache-Status", cache_status.to_value()?)?;
     header.insert_header("X-Cache", "HIT")?;
-    admitted.describe(&mut header)?;
-    respond_with(caching, session, header, error).await
+    to.admitted.describe(&mut header)?;
+    respond_with(caching, session, header, error, to).await
 }
 
 pub(super) async fn send(session: &mut Session, header: ResponseHeader, body: Bytes) -> Result<()> {

@@ -28,8 +28,6 @@ pub mod preflight;
 #[cfg(feature = "s3-proxy")]
 mod redirect;
 #[cfg(feature = "s3-proxy")]
-mod request_id;
-#[cfg(feature = "s3-proxy")]
 mod resolve;
 #[cfg(feature = "s3-proxy")]
 mod retries;

@@ -10,6 +10,7 @@ use pingora_proxy::Session;
 use super::errors;
 use super::route::without_port;
 use crate::config::Tls;
+use crate::http::{CachingCtx, HttpCaching};
 
 /// The port that https URLs need not name (RFC 9110 §4.2.2).
 const HTTPS_PORT: u16 = 443;
@@ -41,7 +42,12 @@ impl Redirect {
 
     /// Answer with 308 (RFC 9110 §15.4.9), which keeps method and body, or with 400 if the request
     /// names no host. Always `true`, the result of `request_filter`.
-    pub(super) async fn answer(self, session: &mut Session) -> Result<bool> {
+    pub(super) async fn answer(
+        self,
+        caching: &HttpCaching,
+        session: &mut Session,
+        ctx: &CachingCtx,
+    ) -> Result<bool> {
         let location = self.location(session.req_header());
         let status = match location {
             Some(_) => StatusCode::PERMANENT_REDIRECT,
@@ -52,6 +58,7 @@ impl Redirect {
         if let Some(location) = location {
             header.insert_header(LOCATION, location)?;
         }
+        caching.add_own_fields(session, &mut header, ctx)?;
         errors::send(session, header, Bytes::new()).await?;
         Ok(true)
     }

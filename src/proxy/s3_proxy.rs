@@ -67,7 +67,7 @@ impl ProxyHttp for S3ProxyHttp {
         if let Some(resolved) = self.without_dots(ctx)? {
             let decision = Box::pin(self.resolve_to(session, resolved, ctx)).await?;
             if let Decision::Refuse(refused) = decision {
-                return self.refuse_client(session, &refused).await;
+                return self.refuse_client(session, &refused, ctx).await;
             }
         }
         let route = routed(&ctx.route)?;
@@ -154,8 +154,11 @@ impl ProxyHttp for S3ProxyHttp {
             if let Some((status, left)) = self.negative_cache.get(&route.cache_key()?) {
                 let error = origin_error(status, Some(&route.request));
                 ctx.is_negative_hit = true;
-                errors::respond_remembered(&self.caching, session, &error, left, ctx.admitted)
-                    .await?;
+                if let Some(trace) = ctx.caching.trace_mut() {
+                    trace.set_x_cache("HIT");
+                }
+                let to = ctx.recipient();
+                errors::respond_remembered(&self.caching, session, &error, left, to).await?;
                 return Ok(false);
             }
         }
@@ -261,6 +264,9 @@ impl ProxyHttp for S3ProxyHttp {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
+        if let Some(trace) = ctx.caching.trace_mut() {
+            trace.ask_origin();
+        }
         self.origin_peer(session, ctx).await
     }
 

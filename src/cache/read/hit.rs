@@ -136,6 +136,14 @@ impl DiskHit {
         }
     }
 
+    /// True if the body is kept in memory.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        match &self.source {
+            Source::Entry(entry) => matches!(entry.body, ReadyBody::Memory(_)),
+            Source::Fill(..) | Source::Remainder(..) => false,
+        }
+    }
+
     /// Progress of the fill that this hit follows; `None`: it is a complete entry.
     pub fn filling(&self) -> Option<Filling> {
         match &self.source {

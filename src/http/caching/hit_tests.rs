@@ -16,6 +16,10 @@ use tokio::sync::watch;
 use super::*;
 use crate::cache::{DiskCache, DiskCacheConfig};
 use crate::http::rules::fields::RequestFields;
+use crate::http::trace::{RequestId, Trace};
+
+/// The field that names a request.
+const ID: &str = "X-Id";
 
 const PLAIN: &str = "/plain";
 const VARIED: &str = "/varied";
@@ -54,6 +58,8 @@ struct Proxy {
     caching: HttpCaching,
     origin: SocketAddr,
     may_hit_fast: bool,
+    /// Notes are taken on requests.
+    traces: bool,
     in_phases: Arc<AtomicUsize>,
 }
 
@@ -70,6 +76,9 @@ impl ProxyHttp for Proxy {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut CachingCtx) -> Result<bool> {
+        if self.traces {
+            ctx.set_trace(Trace::new(ID, RequestId::parse(b"7").unwrap(), None));
+        }
         if !self.may_hit_fast {
             ctx.forbid_fast_hit();
         }
@@ -191,6 +200,7 @@ impl Running {
         cache: &'static DiskCache,
         origin: SocketAddr,
         may_hit_fast: bool,
+        traces: bool,
         request_fields: RequestFields,
     ) -> Running {
         let in_phases = Arc::default();
@@ -203,6 +213,7 @@ impl Running {
             caching: HttpCaching::new(Some(cache), options),
             origin,
             may_hit_fast,
+            traces,
             in_phases: Arc::clone(&in_phases),
         };
         let app = Arc::new(http_proxy(&Arc::new(ServerConf::default()), app));
@@ -272,7 +283,7 @@ fn start_origin() -> SocketAddr {
             write!(
                 stream,
                 "HTTP/1.1 200 OK\r\nETag: \"1\"\r\nLink: <a>\r\n{fields}Link: <b>\r\n\
-                 Age: 3\r\nX-Cache: of the origin\r\nContent-Length: 10\r\n\
+                 Age: 3\r\nX-Cache: of the origin\r\nX-Id: of the origin\r\nContent-Length: 10\r\n\
                  Connection: close\r\n\r\n0123456789"
             )
             .unwrap();
@@ -283,11 +294,21 @@ fn start_origin() -> SocketAddr {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fast_and_slow_hits_are_the_same_bytes() {
+    compare_hits(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fast_and_slow_hits_name_the_request_alike() {
+    compare_hits(true).await;
+}
+
+async fn compare_hits(traces: bool) {
     let folder = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(DiskCacheConfig::new(folder.path(), 1 << 20)).unwrap();
     let origin = start_origin();
-    let slow = Running::start(cache, origin, false, RequestFields::All);
-    let fast = Running::start(cache, origin, true, RequestFields::All);
+    let slow = Running::start(cache, origin, false, traces, RequestFields::All);
+    let fast = Running::start(cache, origin, true, traces, RequestFields::All);
+    let id = if traces { "7" } else { "of the origin" };
     let compare = move || {
         for path in [PLAIN, VARIED, STALE] {
             slow.ask(&format!(
@@ -311,6 +332,15 @@ async fn fast_and_slow_hits_are_the_same_bytes() {
             assert_eq!(sent.1, !is_fast, "{request}");
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
             assert_eq!(text(&sent.0), text(&slowly.0), "{request}");
+            let ids: Vec<_> = text(&sent.0)
+                .lines()
+                .filter_map(|line| {
+                    line.to_ascii_lowercase()
+                        .strip_prefix("x-id: ")
+                        .map(str::to_owned)
+                })
+                .collect();
+            assert_eq!(ids, [id], "{request}");
             if is_fast {
                 assert!(slowly.1, "{request}");
                 let response = text(&sent.0);
@@ -328,7 +358,7 @@ async fn fast_and_slow_hits_are_the_same_bytes() {
 async fn a_field_that_does_not_reach_the_origin_keeps_no_hit_from_the_fast_path() {
     let folder = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(DiskCacheConfig::new(folder.path(), 1 << 20)).unwrap();
-    let proxy = Running::start(cache, start_origin(), true, RequestFields::Only(&[]));
+    let proxy = Running::start(cache, start_origin(), true, false, RequestFields::Only(&[]));
     let ask = move || {
         let ask = |language: &str| {
             proxy.ask(&format!(

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora_cache::{CacheKey, CachePhase};
 use pingora_core::{Error, Result};
+use pingora_http::ResponseHeader;
 use pingora_proxy::{Session, SubrequestSpawner};
 
 use super::error_types::UNUSABLE_NOT_MODIFIED;
@@ -18,6 +19,7 @@ use crate::http::rules::cache_control::{RequestDirectives, NO_DIRECTIVES};
 use crate::http::rules::cache_status::Forwarded;
 use crate::http::rules::request::RequestKind;
 use crate::http::rules::storing::StoringRules;
+use crate::http::trace::Trace;
 use crate::http::warming::WarmRequest;
 
 /// The cache's part of a proxy's per-request context.
@@ -29,10 +31,12 @@ pub struct CachingCtx {
     pub(super) forwarded: Option<Forwarded>,
     /// A precondition of the client is false for the response.
     pub(super) precondition_failed: bool,
+    /// Set if the proxy logs the request. Boxed, because few proxies do.
+    pub(super) trace: Option<Box<Trace>>,
 }
 
 // Every hit writes all of it.
-const _: () = assert!(std::mem::size_of::<CachingCtx>() <= 120);
+const _: () = assert!(std::mem::size_of::<CachingCtx>() <= 128);
 
 /// Facts about a request. They are known by the end of `request_filter` and
 /// `request_cache_filter`, and do not depend on the progress of the request.
@@ -252,6 +256,32 @@ impl CachingCtx {
     /// True if the origin was asked.
     pub fn asked_origin(&self) -> bool {
         self.state.attempt().is_some()
+    }
+
+    /// Take notes on the request, and name it in its responses. Call it before anything else.
+    pub fn set_trace(&mut self, trace: Trace) {
+        self.trace = Some(Box::new(trace));
+    }
+
+    /// The notes on the request, if any are taken.
+    pub fn trace(&self) -> Option<&Trace> {
+        self.trace.as_deref()
+    }
+
+    /// The notes on the request, if any are taken.
+    pub fn trace_mut(&mut self) -> Option<&mut Trace> {
+        self.trace.as_deref_mut()
+    }
+
+    /// Name the request in a response, for a document that has the name too.
+    ///
+    /// # Errors
+    /// The name of the field is not valid.
+    pub fn identify(&self, response: &mut ResponseHeader) -> Result<()> {
+        match &self.trace {
+            Some(trace) => trace.identify(response),
+            None => Ok(()),
+        }
     }
 
     /// The means to make subrequests.

@@ -110,18 +110,20 @@ impl S3ProxyHttp {
                 session.set_keepalive(None);
                 let why = "a GET or HEAD has no body";
                 let error = S3Error::new(Code::InvalidRequest, why);
-                return self.refuse(session, error, ctx.admitted).await.map(Some);
+                return self.refuse(session, error, ctx).await.map(Some);
             }
             admission = self.admit_found(session, found, ctx);
         }
         let answered = match admission {
             Admission::Serve | Admission::MayHaveBody(_) => return Ok(None),
-            Admission::Error(error) => self.refuse(session, error, ctx.admitted).await,
-            Admission::Refuse(refused) => self.refuse_client(session, &refused).await,
+            Admission::Error(error) => self.refuse(session, error, ctx).await,
+            Admission::Refuse(refused) => self.refuse_client(session, &refused, ctx).await,
             Admission::Service(request) => self.answer_service(session, &request, ctx).await,
             Admission::Pass(route) => self.relay(session, route, ctx).await,
             Admission::Other(route) => self.answer_other(session, route, ctx).await,
-            Admission::Redirect(redirect) => redirect.answer(session).await,
+            Admission::Redirect(redirect) => {
+                redirect.answer(&self.caching, session, &ctx.caching).await
+            }
         };
         answered.map(Some)
     }
@@ -195,7 +197,7 @@ impl S3ProxyHttp {
     ) -> Result<bool> {
         if request.operation != Operation::ListBuckets {
             return self
-                .refuse(session, buckets::not_implemented(request), ctx.admitted)
+                .refuse(session, buckets::not_implemented(request), ctx)
                 .await;
         }
         // The buckets that the client may list.
@@ -220,17 +222,16 @@ impl S3ProxyHttp {
         }
         match refused {
             Some(refused) if sites.is_empty() => {
-                return self.refuse_client(session, &refused).await
+                return self.refuse_client(session, &refused, ctx).await
             }
             None if sites.is_empty() => {
-                return self
-                    .refuse(session, Code::AccessDenied.into(), ctx.admitted)
-                    .await;
+                return self.refuse(session, Code::AccessDenied.into(), ctx).await;
             }
             _ => {}
         }
         let document = buckets::list_of(sites.into_iter());
-        errors::respond_document(&self.caching, session, document, admitted).await?;
+        ctx.admitted = admitted;
+        errors::respond_document(&self.caching, session, document, ctx.recipient()).await?;
         Ok(true)
     }
 
@@ -256,10 +257,10 @@ impl S3ProxyHttp {
         let listing = match Listing::of(&route, rules) {
             Ok(Some(listing)) => listing,
             Ok(None) => {
-                buckets::answer(&self.caching, session, &route, ctx.admitted).await?;
+                buckets::answer(&self.caching, session, &route, ctx.recipient()).await?;
                 return Ok(true);
             }
-            Err(error) => return self.refuse(session, error, ctx.admitted).await,
+            Err(error) => return self.refuse(session, error, ctx).await,
         };
         // Ranges and conditions do not apply to a list.
         for name in FORWARDED {
@@ -303,9 +304,9 @@ impl S3ProxyHttp {
         &self,
         session: &mut Session,
         error: S3Error,
-        admitted: Admitted,
+        ctx: &RequestCtx,
     ) -> Result<bool> {
-        errors::respond(&self.caching, session, &error, admitted).await?;
+        errors::respond(&self.caching, session, &error, ctx.recipient()).await?;
         Ok(true)
     }
 
@@ -315,6 +316,7 @@ impl S3ProxyHttp {
         &self,
         session: &mut Session,
         refused: &Refused,
+        ctx: &RequestCtx,
     ) -> Result<bool> {
         let mut header = ResponseHeader::build(refused.error.status, Some(5))?;
         if let Some(challenge) = &refused.challenge {
@@ -326,6 +328,7 @@ impl S3ProxyHttp {
             session,
             header,
             &refused.error,
+            ctx.recipient(),
         ))
         .await?;
         Ok(true)

@@ -8,6 +8,7 @@ use pingora_core::{Error, ErrorType, Result};
 use crate::http::CachingCtx;
 use crate::proxy::auth::Admitted;
 use crate::proxy::buckets::Listing;
+use crate::proxy::errors::Recipient;
 use crate::proxy::passthrough::Relayed;
 use crate::proxy::resolve::Attempts;
 use crate::proxy::route::Route;
@@ -64,6 +65,14 @@ pub(super) enum Body {
 // === impl RequestCtx ===
 
 impl RequestCtx {
+    /// The client, for an answer of the proxy's own.
+    pub(super) fn recipient(&self) -> Recipient<'_> {
+        Recipient {
+            admitted: self.admitted,
+            ctx: &self.caching,
+        }
+    }
+
     /// The list that the client asks for.
     pub(super) fn listing(&self) -> Option<&Listing> {
         match &self.subject {

@@ -34,6 +34,9 @@ impl S3ProxyHttp {
     ) -> Result<()> {
         ctx.has_answer |= !response.status.is_informational();
         count_error(response.status, ctx.relayed().is_some());
+        if let Some(trace) = ctx.caching.trace_mut().filter(|_| ctx.has_answer) {
+            trace.answered_by_origin(response);
+        }
         if ctx.relayed().is_some() {
             return Box::pin(self.read_relayed_response(session, response, ctx)).await;
         }
@@ -86,6 +89,7 @@ impl S3ProxyHttp {
             .get(header::CONTENT_LENGTH)
             .is_some_and(|len| len == "0");
         let error = origin_error(status, Some(&route.request));
+        ctx.caching.identify(response)?;
         let mut body = errors::replace(session.req_header(), response, &error)?;
         if is_empty {
             response.insert_header(header::CONTENT_LENGTH, 0)?;

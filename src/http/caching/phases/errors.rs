@@ -54,7 +54,7 @@ impl HttpCaching {
         let status = error_status(error, ctx);
         if let Some(status) = status {
             // Boxed, because few requests come here.
-            if let Err(e) = Box::pin(self.respond_error(session, status)).await {
+            if let Err(e) = Box::pin(self.respond_error(session, status, ctx)).await {
                 debug!("an error response was not sent: {e}");
             }
         }
@@ -64,9 +64,14 @@ impl HttpCaching {
         }
     }
 
-    async fn respond_error(&self, session: &mut Session, status: u16) -> Result<()> {
+    async fn respond_error(
+        &self,
+        session: &mut Session,
+        status: u16,
+        ctx: &CachingCtx,
+    ) -> Result<()> {
         let mut header = ServerSession::generate_error(status);
-        self.insist_on_tls(session, &mut header)?;
+        self.add_own_fields(session, &mut header, ctx)?;
         let mut body = match self.options.error_body {
             Some(body) => body(session.req_header(), &mut header)?,
             None => Bytes::new(),

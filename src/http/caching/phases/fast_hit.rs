@@ -2,7 +2,6 @@
 
 use std::time::SystemTime;
 
-use http::HeaderValue;
 use pingora_cache::{BodyPart, CacheKey};
 use pingora_core::protocols::http::v2::server::HttpSession as Http2Session;
 use pingora_core::protocols::http::ServerSession;
@@ -17,6 +16,10 @@ use crate::http::caching::state::{CachingCtx, State};
 use crate::http::rules::fields::content_length;
 use crate::http::rules::request::RequestKind;
 use crate::http::send_error::classify_send_error;
+use crate::http::trace::Trace;
+
+/// Stands for a field that is not sent.
+const NO_FIELD: (&str, &[u8]) = ("", b"");
 
 impl HttpCaching {
     pub(in crate::http::caching) async fn fast_hit(
@@ -48,8 +51,17 @@ impl HttpCaching {
             _ => SystemTime::now(),
         };
         ctx.state = State::FastHit;
+        if let Some(trace) = &mut ctx.trace {
+            trace.x_cache = Some("HIT");
+            trace.in_memory = hit.is_in_memory();
+            trace.note_first_byte();
+        }
         // A separate function: its fields are freed before the body is sent.
-        self.send_header(session, prepared, now).await?;
+        self.send_header(session, prepared, now, ctx.trace())
+            .await?;
+        if let Some(trace) = &mut ctx.trace {
+            trace.is_prepared = true;
+        }
         let sent = send_body(session, &mut hit, first).await;
         if let Err(e) = &sent {
             // A short body must not look complete.
@@ -66,18 +78,20 @@ impl HttpCaching {
         session: &mut Session,
         prepared: &FastHeader,
         now: SystemTime,
+        trace: Option<&Trace>,
     ) -> Result<()> {
         let fields = prepared_fields(prepared, self.options.name, now);
         let [age, status] = fields.as_array();
-        let hsts = self.hsts(session).map_or(&b""[..], HeaderValue::as_bytes);
-        let fields = [age, status, ("Strict-Transport-Security", hsts)];
-        let fields = if hsts.is_empty() {
-            &fields[..2]
-        } else {
-            &fields[..]
-        };
+        let mut fields = [age, status, NO_FIELD, NO_FIELD];
+        let mut len = 2;
+        let hsts = self.hsts(session);
+        let hsts = hsts.map(|value| ("Strict-Transport-Security", value.as_bytes()));
+        for field in [hsts, trace.map(Trace::named_field)].into_iter().flatten() {
+            fields[len] = field;
+            len += 1;
+        }
         session
-            .write_prepared_header(&prepared.header, fields, false)
+            .write_prepared_header(&prepared.header, &fields[..len], false)
             .await
             .map_err(classify_send_error)
     }

@@ -46,7 +46,7 @@ impl HttpCaching {
         }
         if let State::Failed(failed) = &ctx.state {
             // Boxed, because few requests come here.
-            Box::pin(self.respond_failed(session, failed)).await?;
+            Box::pin(self.respond_failed(session, failed, ctx)).await?;
             return Ok(false);
         }
         if ctx.forwarded.is_none() {

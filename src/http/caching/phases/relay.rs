@@ -282,7 +282,7 @@ impl HttpCaching {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        ctx: &CachingCtx,
+        ctx: &mut CachingCtx,
     ) -> Result<()> {
         frame_for_http_1_0(session, response);
         let is_refused = response.status.is_client_error() || response.status.is_server_error();
@@ -298,7 +298,11 @@ impl HttpCaching {
         };
         response.append_header(CACHE_STATUS, status.to_value()?)?;
         let is_passed = ctx.request.kind == RequestKind::Uncached;
-        response.insert_header(X_CACHE, if is_passed { "BYPASS" } else { "MISS" })
+        let x_cache = if is_passed { "BYPASS" } else { "MISS" };
+        if let Some(trace) = &mut ctx.trace {
+            trace.x_cache = Some(x_cache);
+        }
+        response.insert_header(X_CACHE, x_cache)
     }
 
     /// The fields of a request that reach the origin.

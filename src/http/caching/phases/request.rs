@@ -37,7 +37,7 @@ impl HttpCaching {
     ) -> Result<bool> {
         match self.begin(session, ctx)? {
             Begun::Classified => Ok(false),
-            Begun::Answer(status) => Box::pin(self.respond_with_status(session, status)).await,
+            Begun::Answer(status) => Box::pin(self.respond_with_status(session, status, ctx)).await,
             Begun::MayHaveBody => {
                 let has_body = has_body(session).await;
                 self.classify(session, ctx, has_body);
@@ -115,13 +115,18 @@ impl HttpCaching {
     }
 
     /// Answer a request with a status and no body. Always `true`, for `request_filter`.
-    async fn respond_with_status(&self, session: &mut Session, status: StatusCode) -> Result<bool> {
+    async fn respond_with_status(
+        &self,
+        session: &mut Session,
+        status: StatusCode,
+        ctx: &CachingCtx,
+    ) -> Result<bool> {
         let mut header = ResponseHeader::build(status, Some(2))?;
         header.insert_header(CONTENT_LENGTH, 0)?;
         if status == StatusCode::BAD_REQUEST {
             session.set_keepalive(None);
         }
-        self.respond(session, header).await?;
+        self.respond(session, header, ctx).await?;
         Ok(true)
     }
 

@@ -232,6 +232,9 @@ impl HttpCaching {
             _ if ctx.request.kind == RequestKind::Uncached => "BYPASS",
             _ => "MISS",
         };
+        if let Some(trace) = &mut ctx.trace {
+            trace.x_cache = Some(x_cache);
+        }
         let Some(epoch) = epoch.filter(|_| phase == CachePhase::Hit) else {
             response.append_header(CACHE_STATUS, status.to_value()?)?;
             return response.insert_header(X_CACHE, x_cache);
@@ -250,6 +253,7 @@ impl HttpCaching {
         &self,
         session: &mut Session,
         failed: &FailedRequest,
+        ctx: &CachingCtx,
     ) -> Result<()> {
         session.cache.disable(NoCacheReason::DeclinedToUpstream);
         let mut header = ResponseHeader::build(failed.status, Some(7))?;
@@ -263,7 +267,7 @@ impl HttpCaching {
         };
         make_lasting(&mut header, "HIT")?;
         HitFields::new(failed.age.as_secs(), &status).append_to(&mut header)?;
-        self.respond(session, header).await
+        self.respond(session, header, ctx).await
     }
 
     /// Answer in place of the origin, without a body.
@@ -278,21 +282,28 @@ impl HttpCaching {
         }
         header.insert_header(CONTENT_LENGTH, 0)?;
         self.complete_response(session, &mut header, ctx)?;
-        self.respond(session, header).await
+        self.respond(session, header, ctx).await
     }
 
-    /// Let browsers that use TLS go on to use it (RFC 6797 §7.1).
-    pub(crate) fn insist_on_tls(
+    /// Add the fields that every response of this server has, at last: the one that lets browsers
+    /// that use TLS go on to use it (RFC 6797 §7.1), and the name of the request.
+    pub(crate) fn add_own_fields(
         &self,
         session: &Session,
         response: &mut ResponseHeader,
+        ctx: &CachingCtx,
     ) -> Result<()> {
-        match self.hsts(session) {
-            Some(value) if !response.status.is_informational() => {
-                response.insert_header(STRICT_TRANSPORT_SECURITY, value)
-            }
-            _ => Ok(()),
+        if response.status.is_informational() {
+            return Ok(());
         }
+        if let Some(value) = self.hsts(session) {
+            response.insert_header(STRICT_TRANSPORT_SECURITY, value)?;
+        }
+        if let Some(trace) = &ctx.trace {
+            trace.identify(response)?;
+            trace.note_first_byte();
+        }
+        Ok(())
     }
 
     /// The value of `Strict-Transport-Security` for a client.
@@ -307,14 +318,24 @@ impl HttpCaching {
         &self,
         session: &mut Session,
         mut header: ResponseHeader,
+        ctx: &CachingCtx,
     ) -> Result<()> {
+        self.add_own_fields(session, &mut header, ctx)?;
         let body = match self.options.error_body {
             Some(body) if header.status.is_client_error() || header.status.is_server_error() => {
                 body(session.req_header(), &mut header)?
             }
             _ => Bytes::new(),
         };
-        self.insist_on_tls(session, &mut header)?;
+        self.send(session, header, body).await
+    }
+
+    pub(in crate::http::caching) async fn send(
+        &self,
+        session: &mut Session,
+        header: ResponseHeader,
+        body: Bytes,
+    ) -> Result<()> {
         let has_body = !body.is_empty() && session.req_header().method != Method::HEAD;
         let sent = session
             .write_response_header(Box::new(header), !has_body)
@@ -323,6 +344,17 @@ impl HttpCaching {
         let body = has_body.then_some(body);
         let sent = session.write_response_body(body, true).await;
         sent.map_err(classify_send_error)
+    }
+}
+
+/// Note in the trace of a request if its stored response is kept in memory.
+pub(in crate::http::caching) fn note_memory(session: &mut Session, ctx: &mut CachingCtx) {
+    let Some(trace) = &mut ctx.trace else {
+        return;
+    };
+    if is_found(session.cache.phase()) {
+        let hit = session.cache.hit_handler().as_any().downcast_ref();
+        trace.in_memory = hit.is_some_and(DiskHit::is_in_memory);
     }
 }
 
