@@ -222,7 +222,7 @@ impl Message {
 
 /// Control characters, and those that end a line or change its direction (Unicode
 /// Standard Annex #9).
-fn changes_the_line(c: char) -> bool {
+pub(crate) fn changes_the_line(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }

@@ -84,6 +84,12 @@ pub struct Metrics {
     /// Credentials that are looked up.
     #[cfg(feature = "s3-proxy")]
     credentials: CredentialsMetrics,
+    /// Lines written to the access log.
+    #[cfg(feature = "s3-proxy")]
+    pub(crate) access_log_lines: IntCounter,
+    /// Lines of the access log that were dropped.
+    #[cfg(feature = "s3-proxy")]
+    pub(crate) access_log_dropped: IntCounter,
     /// The HTTPS listener.
     #[cfg(feature = "s3-proxy")]
     pub(crate) tls: TlsMetrics,
@@ -306,6 +312,14 @@ impl Metrics {
             #[cfg(feature = "s3-proxy")]
             credentials: CredentialsMetrics::new(&make),
             #[cfg(feature = "s3-proxy")]
+            access_log_lines: make
+                .counter("access_log_lines_total", "Lines written to the access log"),
+            #[cfg(feature = "s3-proxy")]
+            access_log_dropped: make.counter(
+                "access_log_dropped_total",
+                "Lines of the access log dropped because they could not be written in time",
+            ),
+            #[cfg(feature = "s3-proxy")]
             tls: TlsMetrics::new(&make),
             #[cfg(feature = "s3-proxy")]
             tls_lent: make.gauge(
@@ -401,6 +415,8 @@ impl Metrics {
             &self.credentials.expiry as &dyn Collector,
             &self.credentials.failures,
             &self.credentials.refused,
+            &self.access_log_lines,
+            &self.access_log_dropped,
             &self.tls.expiry,
             &self.tls.reload_failed,
             &self.tls.reloads,

@@ -8,9 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use super::document::{Entry, Kind, Node};
 use super::error::Place;
 use super::reader::{value, Finding, Problem, Step};
-use super::values::{Address, BucketName, Folder, HostName, PathPrefix, Period, Secret, Service};
+use super::values::{
+    Address, BucketName, Folder, HostName, LogPath, PathPrefix, Period, Secret, Service,
+};
 use super::variables::Env;
-use super::{Auth, ClientAuth, CredentialsFrom, TlsVerify};
+use super::{Auth, ClientAuth, CredentialsFrom, Rotate, TlsVerify};
 
 pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     prefixes(root, env, findings);
@@ -22,6 +24,7 @@ pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     disk(root, env, findings);
     https(root, env, findings);
     listeners(root, env, findings);
+    access_log(root, env, findings);
 }
 
 /// Checks that the prefixes of buckets do not overlap.
@@ -412,6 +415,26 @@ fn listeners(root: &Node, env: Env, findings: &mut Vec<Finding>) {
             findings.push(finding(node.place, path, problem));
         }
         before.push((path, address));
+    }
+}
+
+/// Checks that only a file has a date in its name.
+fn access_log(root: &Node, env: Env, findings: &mut Vec<Finding>) {
+    let Some(log) = root.get("access_log") else {
+        return;
+    };
+    let path = value::<LogPath>(log.get("path"), env);
+    let is_stdout = path.is_some_and(|path| path.file().is_none());
+    let Some(entry) = log.entry("rotate").filter(|_| is_stdout) else {
+        return;
+    };
+    if value(Some(&entry.value), env) == Some(Rotate::Daily) {
+        let problem = Problem::new(
+            "has no effect on standard output",
+            "write the path of a file in access_log.path, or leave the key out",
+        );
+        let path = ["access_log", "rotate"].map(|name| Step::Name(name.into()));
+        findings.push(finding(entry.place, path.into(), problem));
     }
 }
 

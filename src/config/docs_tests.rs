@@ -26,6 +26,7 @@ const LEAST: &str = "\
 server: {address: '127.0.0.1:0', tls: {address: '127.0.0.1:0', certificate: Cargo.toml, key: Cargo.toml, certificates: [{certificate: Cargo.toml, key: Cargo.toml}]}}
 buckets: [{path_prefix: /assets, bucket: my-bucket, region: us-east-1, assume_role: {role_arn: 'arn:aws:iam::1:role/reader'}}]
 cache: {range_fill: {}, blocks: {}, memory: {}, disk: {path: c, sendfile: {}}, rules: [{}]}
+access_log: {path: l}
 ";
 
 fn printed(text: &str) -> String {
@@ -269,7 +270,7 @@ fn comment_of_type(declaration: &str) -> String {
 }
 
 /// The types that have a name in the reference, each with the beginning of its words.
-const TYPES: [(&str, &str); 25] = [
+const TYPES: [(&str, &str); 27] = [
     ("address", "IP:PORT"),
     ("ARN", "the ARN of a role"),
     ("bucket name", "3 to 63 of"),
@@ -280,6 +281,7 @@ const TYPES: [(&str, &str); 25] = [
     ("host name", "a host name such as"),
     ("key prefix", "the beginning of keys"),
     ("key set file", "the path of a JSON Web Key Set"),
+    ("log file", "the path of a file, such as"),
     (
         "megabytes",
         "a number of megabytes (10^6 bytes) from 0 to 1000000; 0: none",
@@ -293,6 +295,7 @@ const TYPES: [(&str, &str); 25] = [
         "a number of megabytes (10^6 bytes) a second",
     ),
     ("name", "a name of letters"),
+    ("network", "an address or a network"),
     ("path prefix", "/ or a path"),
     ("pattern", "a pattern"),
     ("PEM file", "the path of a readable PEM file"),
@@ -330,7 +333,7 @@ fn printed_defaults() -> BTreeMap<String, String> {
 /// The keys that are missing where all sections are there, and nothing in them.
 fn required() -> BTreeSet<String> {
     let empty = "server: {tls: {certificates: [{}]}}\nbuckets: [{assume_role: {}, clients: [{}], jwt: {}}]\n\
-                 cache: {disk: {}}\nmetrics: {}\nadmin: {}";
+                 cache: {disk: {}}\nmetrics: {}\nadmin: {}\naccess_log: {}";
     let error = Config::parse(empty, Path::new("proxy.yaml"), &|_| None).unwrap_err();
     let missing = error.mistakes().iter().filter(|mistake| {
         let text = mistake.to_string();
@@ -583,6 +586,7 @@ fn a_default_is_stated_in_words_only_where_none_can_be_printed() {
         "buckets[].region",
         "buckets[].assume_role.role_arn",
         "cache.disk.path",
+        "access_log.path",
     ];
     assert_eq!(stated, expected.map(str::to_owned).into());
 }

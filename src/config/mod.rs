@@ -43,9 +43,9 @@ use document::{Kind, Node};
 pub use error::{ConfigError, Mistake, Place};
 pub use values::{
     Address, AutoOr, BucketName, ExternalId, FieldName, Folder, Gigabytes, HmacKeyFile, HostName,
-    JwksFile, KeyPrefix, Megabytes, MegabytesPerMinute, MegabytesPerSecond, PathPrefix, Pattern,
-    PemFile, Period, Plain, PublicKeyFile, Region, RoleArn, Secret, Service, SessionName, Share,
-    Socket, TlsName, TlsVersion, Whole,
+    JwksFile, KeyPrefix, LogPath, Megabytes, MegabytesPerMinute, MegabytesPerSecond, Network,
+    PathPrefix, Pattern, PemFile, Period, Plain, PublicKeyFile, Region, RoleArn, Secret, Service,
+    SessionName, Share, Socket, TlsName, TlsVersion, Whole,
 };
 use variables::Env;
 use wording::Secrets;
@@ -78,6 +78,9 @@ pub struct Config {
     /// Listener for `PURGE`, `WARM` and `LIST`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin: Option<Admin>,
+    /// Log of requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLog>,
     #[serde(skip)]
     source: Source,
 }
@@ -145,6 +148,15 @@ pub struct Server {
     /// `$RUNTIME_DIRECTORY`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade_sock: Option<Socket>,
+    /// Addresses of proxies in front of this one, such as `[10.0.0.0/8, 192.0.2.1]`. Their
+    /// `X-Forwarded-For` and `x-amz-request-id` state the client and the id of a request for
+    /// `access_log`, see [Proxies in front](operations.md#proxies-in-front).
+    #[serde(
+        default,
+        deserialize_with = "list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub trusted_proxies: Vec<Network>,
     /// Listener for HTTPS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
@@ -698,6 +710,47 @@ pub struct Admin {
     pub address: Address,
 }
 
+/// Log of requests, a line each, see [Access log](operations.md#access-log). Without this section,
+/// requests are not logged, and only errors carry an id of the proxy's.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessLog {
+    /// File to which lines are appended; `'-'`: standard output. A relative path starts at the working
+    /// directory.
+    pub path: LogPath,
+    /// Format of the lines.
+    #[serde(default)]
+    pub format: LogFormat,
+    /// Files that the log is divided into. On SIGUSR1, the file is opened again in any case.
+    #[serde(default)]
+    pub rotate: Rotate,
+    /// Memory for lines that wait or are being written, in KiB. Further lines are dropped and counted.
+    #[serde(default = "defaults::log_buffer")]
+    pub buffer_kib: Whole<u32, 64, 1_048_576>,
+}
+
+/// The values of `access_log.format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename = "format", rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A JSON object.
+    #[default]
+    Json,
+    /// The combined format of Apache and nginx.
+    Combined,
+}
+
+/// The values of `access_log.rotate`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename = "rotate", rename_all = "lowercase")]
+pub enum Rotate {
+    /// One file.
+    #[default]
+    None,
+    /// A file for each day (UTC), with the date behind its name: `access.log.2026-11-30`.
+    Daily,
+}
+
 /// Defaults in sections that also have required keys. The other sections have a [`Default`]. The
 /// library's defaults are used where it has them.
 mod defaults {
@@ -711,6 +764,10 @@ mod defaults {
 
     pub fn auth_ttl() -> Period {
         Period::from_secs(0)
+    }
+
+    pub fn log_buffer<const MIN: u64, const MAX: u64>() -> Whole<u32, MIN, MAX> {
+        Whole(4096)
     }
 
     pub fn write_timeout() -> Period {

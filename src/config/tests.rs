@@ -374,13 +374,14 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         format!("{SERVER}buckets: [{{path_prefix: /a, bucket: abc, region: {region}}}]")
     };
     let cache = |keys: &str| format!("{SERVER}{BUCKETS}cache: {keys}");
+    let log = |keys: &str| format!("{SERVER}{BUCKETS}access_log: {{{keys}}}");
     let endpoint = |url: &str| bucket(&format!("    endpoint: {url:?}"));
     // One case a line: text, key, problem, remedy.
     #[rustfmt::skip]
     let cases: Vec<(String, &str, &str, &str)> = vec![
         // The document as a whole.
         (String::new(), "", "contains no settings", "config.yaml.example"),
-        ("- a".into(), "", "contains no sections", "server, buckets, cache, metrics, admin"),
+        ("- a".into(), "", "contains no sections", "server, buckets, cache, metrics, admin, access_log"),
         ("a: [".into(), "", "is not valid YAML", "indentation"),
         ("a: b: c".into(), "", "is not valid YAML", "indentation"),
         ("a: 1\n---\nb: 2".into(), "", "is not valid YAML", "layout"),
@@ -482,6 +483,20 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (format!("{SERVER}{BUCKETS}metrics: {{address: '[::1]:90'}}\nadmin: {{address: '[::1]:90'}}"), "admin.address", "conflicts with metrics.address", "port 0"),
         (with_metrics("127.0.0.1:80", "[::]:80"), "metrics.address", "conflicts with", "port of its own"),
         (server("  tls: {address: '127.0.0.1:8080', certificate: Cargo.toml, key: Cargo.toml}"), "server.tls.address", "conflicts with", "port of its own"),
+        // Access log.
+        (log("format: json"), "access_log.path", "is missing", "'-' for standard output"),
+        (log("path: ''"), "access_log.path", "is empty", "'-' for standard output"),
+        (log("path: a, format: xml"), "access_log.format", "is not", "combined"),
+        (log("path: a, rotate: hourly"), "access_log.rotate", "is not", "daily"),
+        (log("path: '-', rotate: daily"), "access_log.rotate", "has no effect on standard output", "path of a file"),
+        (log("path: a, buffer_kib: 63"), "access_log.buffer_kib", "63", "from 64 to 1048576"),
+        (server("  trusted_proxies: 10.0.0.0/8"), "server.trusted_proxies", "is a string, not a list", "list"),
+        (server("  trusted_proxies: [10.0.0.0/33]"), "server.trusted_proxies[0]", "is not a network", "10.0.0.0/8"),
+        (server("  trusted_proxies: [example.com]"), "server.trusted_proxies[0]", "is not a network", "10.0.0.0/8"),
+        (server("  trusted_proxies: [10.0.0.1/8]"), "server.trusted_proxies[0]", "has bits beyond its prefix length; the network is 10.0.0.0/8", "10.0.0.0/8"),
+        (server("  trusted_proxies: [0.0.0.0/0]"), "server.trusted_proxies[0]", "is every address", "10.0.0.0/8"),
+        (server("  trusted_proxies: ['::/0']"), "server.trusted_proxies[0]", "is every address", "10.0.0.0/8"),
+        (server("  trusted_proxies: ['::ffff:0:0/96']"), "server.trusted_proxies[0]", "is every address", "10.0.0.0/8"),
         // Files.
         (server("  tls: {address: '127.0.0.1:0', certificate: no.pem, key: Cargo.toml}"), "server.tls.certificate", "\"no.pem\" cannot be opened", "PEM"),
         (server("  tls: {address: '127.0.0.1:0', certificate: Cargo.toml, key: src}"), "server.tls.key", "is not a file", "PEM"),
@@ -1062,6 +1077,7 @@ server:
   keepalive_timeout: 0
   upgrade_sock: 'a$${b}c \"d\" #e: f\\g'
   max_connections: 7
+  trusted_proxies: [192.0.2.1, 10.0.0.0/8, '2001:db8::/32']
   tls: {address: '0.0.0.0:443', certificate: Cargo.toml, key: Cargo.toml, handshake_timeout: 0s}
 buckets:
   - {path_prefix: /a/, bucket: '123', region: 'no', endpoint: 'HTTPS://S3.Example:443/'}
@@ -1074,6 +1090,7 @@ cache:
   disk: {path: 'true', max_size_gb: 1e6, backend: uring, scrub_mb_per_second: 1.5, max_open_files: 3, sendfile: {enabled: false, threshold_bytes: 18446744073709551615}}
 metrics: {address: '127.0.0.1:9090'}
 admin: {address: '127.0.0.1:9091'}
+access_log: {path: '-', format: combined, buffer_kib: 64}
 ";
     let whole = whole.replace("${SECRET}", "'${SECRET}'");
     for text in [

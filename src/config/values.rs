@@ -3,12 +3,13 @@
 use std::fmt;
 use std::io::Read;
 use std::marker::PhantomData;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use globset::{Glob, GlobBuilder, GlobSetBuilder};
+use ipnet::IpNet;
 use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
@@ -99,6 +100,10 @@ texts! {
     PemFile(PathBuf) as Path;
     /// The path of a Unix socket.
     Socket(PathBuf) as Path;
+    /// The path of a file to append to; `-` is standard output.
+    LogPath(PathBuf) as Path;
+    /// The addresses of a network.
+    Network(IpNet) as IpNet;
     /// A prefix of paths. It begins with a slash and, except for `/` itself, does not end with one.
     PathPrefix(String) as str;
     /// A host name, in lower case and without a final dot.
@@ -364,6 +369,84 @@ impl Text for Socket {
 impl Serialize for Socket {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(&self.0.display())
+    }
+}
+
+// === impl LogPath ===
+
+impl LogPath {
+    /// The file; `None`: standard output.
+    pub fn file(&self) -> Option<&Path> {
+        (self.0 != Path::new("-")).then_some(&self.0)
+    }
+}
+
+impl Text for LogPath {
+    const EXPECTED: &'static str = "write the path of a file, such as \
+                                    /var/log/s3-proxy/access.log, or '-' for standard output";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        path(text).map(LogPath)
+    }
+
+    fn stand_in() -> Self {
+        LogPath(PathBuf::new())
+    }
+}
+
+impl Serialize for LogPath {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0.display())
+    }
+}
+
+// === impl Network ===
+
+impl Text for Network {
+    const EXPECTED: &'static str =
+        "write an address or a network, such as 192.0.2.1, 10.0.0.0/8 or \
+                                    2001:db8::/32";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        let address = text.parse::<IpAddr>().map(IpNet::from);
+        let network = address.or_else(|_| text.parse::<IpNet>());
+        let network = network.map_err(|_| Unfit::Value("is not a network".into()))?;
+        // It may be a mistake in the address or in the length.
+        if network != network.trunc() {
+            return Err(Unfit::Value(format!(
+                "has bits beyond its prefix length; the network is {}",
+                network.trunc()
+            )));
+        }
+        if is_everything(&network) {
+            return Err(Unfit::Value(
+                "is every address, so any client could state the address and id of its requests"
+                    .into(),
+            ));
+        }
+        Ok(Network(network))
+    }
+
+    fn stand_in() -> Self {
+        Network(IpAddr::from([0, 0, 0, 0]).into())
+    }
+}
+
+/// True for a network of all addresses of IPv4 or IPv6. Those of IPv4 may be written as IPv6 (RFC
+/// 4291 §2.5.5.2).
+fn is_everything(network: &IpNet) -> bool {
+    let is_mapped = match network {
+        IpNet::V4(_) => false,
+        IpNet::V6(network) => {
+            network.prefix_len() <= 96 && network.contains(&Ipv4Addr::UNSPECIFIED.to_ipv6_mapped())
+        }
+    };
+    network.prefix_len() == 0 || is_mapped
+}
+
+impl Serialize for Network {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0)
     }
 }
 

@@ -267,7 +267,7 @@ impl KeyPrefix {
 /// server has to accept (RFC 9112 §3.2.2), the path follows the authority.
 pub(super) fn requested_path(request: &RequestHeader) -> Cow<'_, str> {
     fn path(target: &str) -> &str {
-        let target = after_authority(target);
+        let target = &target[authority_len(target.as_bytes())..];
         let ends = |byte: &u8| matches!(byte, b'?' | b'#');
         match target.as_bytes().iter().position(ends) {
             Some(0) => "/",
@@ -282,6 +282,18 @@ pub(super) fn requested_path(request: &RequestHeader) -> Cow<'_, str> {
     }
 }
 
+/// [`requested_path`] as bytes, which may not be UTF-8.
+pub(super) fn raw_path(request: &RequestHeader) -> &[u8] {
+    let target = request.raw_path();
+    let target = &target[authority_len(target)..];
+    match target.iter().position(|b| matches!(b, b'?' | b'#')) {
+        Some(0) => b"/",
+        Some(end) => &target[..end],
+        None if target.is_empty() => b"/",
+        None => target,
+    }
+}
+
 /// The query of a request, not decoded. `None` if it has none.
 pub(super) fn requested_query(request: &RequestHeader) -> Option<&[u8]> {
     let target = request.raw_path();
@@ -290,20 +302,21 @@ pub(super) fn requested_query(request: &RequestHeader) -> Option<&[u8]> {
     target.get(query + 1..fragment.unwrap_or(target.len()))
 }
 
-/// A target without scheme and authority, which only the absolute form has.
-fn after_authority(target: &str) -> &str {
-    if target.starts_with('/') {
-        return target;
+/// The length of the scheme and authority of a target, which only the absolute form has.
+fn authority_len(target: &[u8]) -> usize {
+    if target.first() == Some(&b'/') {
+        return 0;
     }
     let scheme = ["http://", "https://"].into_iter().find(|scheme| {
         let start = target.get(..scheme.len());
-        start.is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+        start.is_some_and(|start| start.eq_ignore_ascii_case(scheme.as_bytes()))
     });
     let Some(scheme) = scheme else {
-        return target;
+        return 0;
     };
     let rest = &target[scheme.len()..];
-    &rest[rest.find(['/', '?', '#']).unwrap_or(rest.len())..]
+    let ends = |byte: &u8| b"/?#".contains(byte);
+    scheme.len() + rest.iter().position(ends).unwrap_or(rest.len())
 }
 
 /// The key of an object in the cache.

@@ -28,7 +28,7 @@ const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 const XML: &str = "application/xml";
 
 /// The field that names a request in the logs.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 
 /// The fields of an origin's error that clients receive. All others describe the bucket or S3's own
 /// document, which clients do not receive. `Content-Range` is kept for a 416; it has the length of
@@ -48,7 +48,7 @@ const KEPT: [HeaderName; 9] = [
 /// The client that an answer is for.
 #[derive(Clone, Copy)]
 pub(super) struct Recipient<'a> {
-    pub(super) admitted: Admitted,
+    pub(super) admitted: &'a Admitted,
     /// The state of its request.
     pub(super) ctx: &'a CachingCtx,
 }

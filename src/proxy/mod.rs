@@ -1,6 +1,8 @@
 //! The S3 caching proxy as a Pingora application.
 
 #[cfg(feature = "s3-proxy")]
+pub mod access_log;
+#[cfg(feature = "s3-proxy")]
 pub mod admin;
 #[cfg(feature = "s3-proxy")]
 mod auth;
@@ -15,6 +17,8 @@ pub mod descriptors;
 mod dot_segments;
 #[cfg(feature = "s3-proxy")]
 mod errors;
+#[cfg(feature = "s3-proxy")]
+mod front;
 pub mod http1;
 pub mod listener;
 #[cfg(feature = "s3-proxy")]
@@ -48,6 +52,8 @@ mod tls;
 #[cfg(feature = "s3-proxy")]
 mod warm;
 
+#[cfg(feature = "s3-proxy")]
+pub use access_log::AccessLog;
 #[cfg(feature = "s3-proxy")]
 pub use admin::AdminApp;
 #[cfg(feature = "s3-proxy")]

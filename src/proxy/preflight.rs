@@ -9,7 +9,7 @@ use rustix::fs::{access, Access};
 
 use super::authorities;
 use super::tls::{self, Unusable};
-use crate::config::{Bucket, Config, KernelTls, Tls};
+use crate::config::{AccessLog, Bucket, Config, KernelTls, Rotate, Tls};
 
 /// A setting that is valid but does not fit this machine: the key, and one line with the
 /// problem and the remedy.
@@ -42,7 +42,8 @@ impl fmt::Display for Unfit {
 impl std::error::Error for Unfit {}
 
 /// Check that the files of `config` can be used: the certificates and keys, as the listener will
-/// load them, the folders of the cache and of the upgrade socket, and the authorities of origins.
+/// load them, the folders of the cache and of the upgrade socket, the file of the access log, and the
+/// authorities of origins.
 ///
 /// Returns everything that cannot be used. A certificate that has expired can be: a client may accept
 /// it, see [`warn_of_expiry`].
@@ -53,7 +54,9 @@ pub fn check(config: &Config) -> Vec<Unfit> {
     let sock = config.server.upgrade_sock.as_deref();
     // The cache creates its own folder.
     let sock = sock.filter(|sock| !folder.is_some_and(|folder| sock.starts_with(folder)));
-    let others = [cache, sock.map(check_socket)];
+    let log = config.access_log.as_ref();
+    let log = log.and_then(|log| log.path.file().map(|path| check_log(log, path)));
+    let others = [cache, sock.map(check_socket), log];
     let others = others
         .into_iter()
         .flatten()
@@ -145,6 +148,48 @@ fn check_folder(key: &str, path: &Path) -> Result<(), Unfit> {
         }
     }
     Ok(())
+}
+
+/// Check that a file can be appended to, or created.
+fn check_log(log: &AccessLog, path: &Path) -> Result<(), Unfit> {
+    let unfit = |what| Unfit {
+        key: "access_log.path".to_owned(),
+        what,
+    };
+    // The name of a daily file is that of a day.
+    if log.rotate == Rotate::None {
+        match fs::metadata(path) {
+            Ok(found) if found.is_dir() => {
+                let what = format!("{} is a folder; write the path of a file", path.display());
+                return Err(unfit(what));
+            }
+            Ok(_) => {
+                return access(path, Access::WRITE_OK).map_err(|e| {
+                    unfit(format!(
+                        "{} cannot be written to: {e}; let the proxy's user write there",
+                        path.display()
+                    ))
+                })
+            }
+            Err(_) => {}
+        }
+    }
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if !fs::metadata(parent).is_ok_and(|found| found.is_dir()) {
+        return Err(unfit(format!(
+            "there is no folder {}; create it, or write the path of a file in another one",
+            parent.display()
+        )));
+    }
+    access(parent, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| {
+        unfit(format!(
+            "{} cannot be written to: {e}; let the proxy's user create files there",
+            parent.display()
+        ))
+    })
 }
 
 fn check_socket(sock: &Path) -> Result<(), Unfit> {

@@ -24,6 +24,7 @@ use pingora_core::services::listening::Service;
 use pingora_core::Error;
 use pingora_proxy::{HttpProxy, SubrequestSpawner};
 
+use super::access_log::AccessLog;
 use super::admin::AdminApp;
 use super::descriptors;
 use super::http1::{server_options, HeadLimits};
@@ -75,6 +76,7 @@ enum Listeners {
 pub struct ProxyServer {
     server: Server,
     cache: Option<&'static DiskCache>,
+    access_log: Option<Arc<AccessLog>>,
     http: Listener,
     https: Option<Listener>,
     metrics: Option<Listener>,
@@ -123,6 +125,11 @@ impl ProxyServer {
             None => (None, 0),
         };
         let mut proxy = S3ProxyHttp::new(config, cache);
+        let access_log =
+            AccessLog::open(config).map_err(|e| StartError(format!("access_log: {e}")))?;
+        if let Some(log) = &access_log {
+            proxy.log_to(log.clone());
+        }
         if let Some(https) = &https {
             proxy.set_chosen_https_port(https.address().port());
         }
@@ -239,6 +246,7 @@ impl ProxyServer {
         Ok(ProxyServer {
             server,
             cache,
+            access_log,
             http,
             https,
             metrics,
@@ -292,6 +300,9 @@ impl ProxyServer {
                 announce();
             })?;
         self.server.run(RunArgs::default());
+        if let Some(log) = self.access_log {
+            log.close(FINISH_TIMEOUT);
+        }
         if let Some(cache) = self.cache {
             cache.close(FINISH_TIMEOUT);
         }

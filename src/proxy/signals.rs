@@ -4,6 +4,7 @@ use std::io;
 use std::sync::LazyLock;
 
 use log::{info, warn};
+use parking_lot::Mutex;
 use tokio::signal::unix::{signal, Signal, SignalKind};
 use tokio::sync::watch;
 
@@ -16,11 +17,21 @@ pub(super) fn hangups() -> watch::Receiver<()> {
     HANGUPS.subscribe()
 }
 
+/// The actions on SIGUSR1.
+static ON_USER_1: Mutex<Vec<Box<dyn Fn() + Send>>> = Mutex::new(Vec::new());
+
+/// Call `act` on each SIGUSR1 from now on, if the process [outlives](outlive) it.
+#[cfg(feature = "s3-proxy")]
+pub(super) fn on_user_1(act: impl Fn() + Send + 'static) {
+    ON_USER_1.lock().push(Box::new(act));
+}
+
 /// Ignore signals that would end the process but have no meaning for it.
 ///
 /// SIGHUP makes the HTTPS listener read its certificates again. It is logged, because it makes other
-/// servers read all of their configuration again. SIGUSR1 and SIGUSR2 come from log rotation and upgrades of other servers. After SIGXFSZ, the write that is
-/// too long fails (setrlimit(2), `RLIMIT_FSIZE`). The Rust runtime ignores SIGPIPE.
+/// servers read all of their configuration again. SIGUSR1 makes the access log open its file again.
+/// SIGUSR2 comes from upgrades of other servers. After SIGXFSZ, the write that is too long fails
+/// (setrlimit(2), `RLIMIT_FSIZE`). The Rust runtime ignores SIGPIPE.
 ///
 /// # Errors
 /// The kernel or the limits of the process allow no handler or no thread.
@@ -28,21 +39,24 @@ pub fn outlive() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()?;
-    let mut hangup = {
+    let (mut hangup, mut user_1) = {
         let _guard = runtime.enter();
         // The handler stays when its receiver is dropped.
         for unused in [
-            SignalKind::user_defined1(),
             SignalKind::user_defined2(),
             SignalKind::from_raw(libc::SIGXFSZ),
         ] {
             drop(signal(unused)?);
         }
-        signal(SignalKind::hangup())?
+        let user_1 = signal(SignalKind::user_defined1())?;
+        (signal(SignalKind::hangup())?, user_1)
     };
     std::thread::Builder::new()
         .name("signals".into())
-        .spawn(move || runtime.block_on(log_each(&mut hangup)))?;
+        .spawn(move || {
+            let all = async { tokio::join!(log_each(&mut hangup), act_on_each(&mut user_1)) };
+            runtime.block_on(all)
+        })?;
     Ok(())
 }
 
@@ -57,5 +71,11 @@ async fn log_each(hangup: &mut Signal) {
             "SIGHUP is ignored: the configuration cannot be read again while serving; \
              start a new process with run --upgrade, then send SIGQUIT to this one"
         );
+    }
+}
+
+async fn act_on_each(user_1: &mut Signal) {
+    while user_1.recv().await.is_some() {
+        ON_USER_1.lock().iter().for_each(|act| act());
     }
 }

@@ -8,6 +8,7 @@ mod jwt;
 mod sigv4;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use http::header::VARY;
 use http::HeaderValue;
@@ -32,12 +33,14 @@ enum Mode {
 }
 
 /// An admitted client.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Admitted {
     /// The client has proved its identity.
     pub(super) is_authenticated: bool,
     /// A cookie has admitted the client. A cache between client and proxy does not look at cookies.
     pub(super) by_cookie: bool,
+    /// The access key of its signature, which has been verified.
+    pub(super) key_id: Option<Arc<str>>,
 }
 
 /// A refused request.
@@ -52,7 +55,7 @@ pub(super) struct Refused {
 
 impl Admitted {
     /// Tell caches between client and proxy if a cookie decides who gets the response.
-    pub(super) fn describe(self, header: &mut ResponseHeader) -> pingora_core::Result<()> {
+    pub(super) fn describe(&self, header: &mut ResponseHeader) -> pingora_core::Result<()> {
         if self.by_cookie {
             header.append_header(VARY, "Cookie")?;
         }
@@ -124,10 +127,12 @@ impl Mode {
         match self {
             Mode::Open => Ok(Admitted::default()),
             Mode::Sigv4(sigv4) => {
-                may_ask(sigv4.verify(header)?, request)?;
+                let client = sigv4.verify(header)?;
+                may_ask(client.prefixes(), request)?;
                 Ok(Admitted {
                     is_authenticated: true,
                     by_cookie: false,
+                    key_id: Some(client.key_id()),
                 })
             }
             Mode::Jwt(jwt) => {
@@ -136,6 +141,7 @@ impl Mode {
                 Ok(Admitted {
                     is_authenticated: true,
                     by_cookie,
+                    key_id: None,
                 })
             }
         }

@@ -25,8 +25,8 @@ impl Sigv4 {
         }
     }
 
-    /// The prefixes of the keys that the client of a request may read.
-    pub(super) fn verify(&self, header: &RequestHeader) -> Result<&KeyPrefixes, Box<Refused>> {
+    /// The client that has signed a request.
+    pub(super) fn verify(&self, header: &RequestHeader) -> Result<&Client, Box<Refused>> {
         let (path, host) = raw_parts(header);
         let incoming = Incoming {
             method: header.method.as_str(),
@@ -35,10 +35,8 @@ impl Sigv4 {
             host,
             headers: &header.headers,
         };
-        match self.verifier.verify(&incoming, SystemTime::now()) {
-            Ok(client) => Ok(client.prefixes()),
-            Err(refusal) => Err(refused(refusal.reason.name(), error(refusal))),
-        }
+        let verified = self.verifier.verify(&incoming, SystemTime::now());
+        verified.map_err(|refusal| refused(refusal.reason.name(), error(refusal)))
     }
 }
 

@@ -12,6 +12,7 @@ use pingora_proxy::Session;
 use super::ctx::{routed, RequestCtx, Subject};
 use super::shared::{S3ProxyHttp, FORWARDED};
 use crate::http::{sends_body, Fetch};
+use crate::proxy::access_log;
 use crate::proxy::auth::{Admitted, Refused};
 use crate::proxy::buckets::{self, ListRules, Listing};
 use crate::proxy::errors;
@@ -51,6 +52,13 @@ pub(super) enum Admission {
 impl S3ProxyHttp {
     /// The part of the decision that does not wait.
     pub(super) fn admit(&self, session: &mut Session, ctx: &mut RequestCtx) -> Admission {
+        let is_logged = self.access_log.is_some();
+        if session.subrequest_ctx.is_none() && (is_logged || !self.front.is_empty()) {
+            let sender = self.front.read(session);
+            if is_logged {
+                ctx.caching.set_trace(access_log::trace(sender));
+            }
+        }
         answer_what_was_asked(session);
         session.set_write_timeout(self.write_timeout);
         session.set_min_send_rate(self.min_send_rate);
@@ -215,6 +223,7 @@ impl S3ProxyHttp {
             match self.authorise(session, request, site, ctx) {
                 Decision::Proceed => {
                     admitted.by_cookie |= ctx.admitted.by_cookie;
+                    admitted.key_id = ctx.admitted.key_id.take().or(admitted.key_id);
                     sites.push(&**site);
                 }
                 Decision::Refuse(error) => refused = Some(error),

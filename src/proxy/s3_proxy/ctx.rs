@@ -68,7 +68,7 @@ impl RequestCtx {
     /// The client, for an answer of the proxy's own.
     pub(super) fn recipient(&self) -> Recipient<'_> {
         Recipient {
-            admitted: self.admitted,
+            admitted: &self.admitted,
             ctx: &self.caching,
         }
     }

@@ -1,4 +1,4 @@
-//! The end of a request: metrics, and its name in the log.
+//! The end of a request: metrics, its line in the access log, and its name in the log.
 
 use http::{header, HeaderValue};
 use pingora_core::{Error, ErrorSource};
@@ -8,11 +8,12 @@ use super::ctx::RequestCtx;
 use super::shared::S3ProxyHttp;
 use crate::http::ServedStale;
 use crate::metrics::METRICS;
+use crate::proxy::access_log::Key;
 use crate::proxy::cache_key::requested_path;
 use crate::proxy::memory;
 
 impl S3ProxyHttp {
-    /// Count the request.
+    /// Count the request, and log it.
     pub(super) fn finish(
         &self,
         session: &mut Session,
@@ -43,6 +44,14 @@ impl S3ProxyHttp {
                 ServedStale::Accepted => "accepted",
             };
             METRICS.stale.with_label_values(&[reason]).inc();
+        }
+        if let Some(log) = &self.access_log {
+            let key = match (&ctx.admitted.key_id, ctx.relayed()) {
+                (Some(key), _) => Key::Verified(key),
+                (None, Some(_)) => Key::VerifiedByOrigin,
+                (None, None) => Key::Unverified,
+            };
+            log.write(session, error, &ctx.caching, key);
         }
         self.caching.logging(session, error, &ctx.caching);
         if session.as_downstream().is_http2() || ctx.caching.asked_origin() {

@@ -10,12 +10,14 @@ use crate::config::Config;
 use crate::http::rules::fields::RequestFields;
 use crate::http::{CachingOptions, HttpCaching, RangeFillLimits};
 use crate::metrics::METRICS;
+use crate::proxy::access_log::AccessLog;
 use crate::proxy::auth::Auth;
 use crate::proxy::authorities::Authorities;
 use crate::proxy::buckets::ListRules;
 use crate::proxy::cache_key::CacheKeys;
 use crate::proxy::dot_segments::DotSegments;
 use crate::proxy::errors;
+use crate::proxy::front::TrustedProxies;
 use crate::proxy::negative_cache::NegativeCache;
 use crate::proxy::passthrough::Passthrough;
 use crate::proxy::redirect::Redirect;
@@ -81,6 +83,8 @@ pub struct S3ProxyHttp {
     pub(super) keepalive_timeout: Option<u64>,
     /// The answer to requests without TLS, if they are not served.
     pub(super) redirect: Option<Redirect>,
+    pub(super) access_log: Option<Arc<AccessLog>>,
+    pub(super) front: TrustedProxies,
 }
 
 // === impl S3ProxyHttp ===
@@ -141,7 +145,14 @@ impl S3ProxyHttp {
             min_send_rate: (min_send_rate > 0).then_some(min_send_rate),
             keepalive_timeout: config.server.keepalive_secs(),
             redirect: tls.and_then(Redirect::of),
+            access_log: None,
+            front: TrustedProxies::new(config),
         }
+    }
+
+    /// Log all requests of clients.
+    pub fn log_to(&mut self, log: Arc<AccessLog>) {
+        self.access_log = Some(log);
     }
 
     /// Redirect requests without TLS to this port if the configuration lets the kernel choose the

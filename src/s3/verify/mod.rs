@@ -23,6 +23,7 @@ mod timestamp;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use aws_credential_types::Credentials;
@@ -81,6 +82,7 @@ struct Request<'a> {
 
 /// A client that may read a bucket.
 pub struct Client {
+    key_id: Arc<str>,
     credentials: Credentials,
     prefixes: KeyPrefixes,
     /// The derived keys, by day.
@@ -102,6 +104,7 @@ impl Client {
     /// A client with these keys and rights.
     pub fn new(credentials: Credentials, prefixes: KeyPrefixes) -> Client {
         Client {
+            key_id: credentials.access_key_id().into(),
             credentials,
             prefixes,
             keys: RwLock::default(),
@@ -111,6 +114,11 @@ impl Client {
     /// The access key, which names the client.
     pub fn access_key(&self) -> &str {
         self.credentials.access_key_id()
+    }
+
+    /// The [access key](Self::access_key), for notes on a request.
+    pub fn key_id(&self) -> Arc<str> {
+        self.key_id.clone()
     }
 
     /// The objects that the client may read.
