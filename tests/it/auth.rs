@@ -1394,3 +1394,87 @@ fn what_a_cookie_gives_is_not_for_everybody() {
     }
     assert_eq!(origin.requests().len(), 1);
 }
+
+// --- proxies in front, and the access log ---
+
+#[test]
+fn the_id_of_a_trusted_proxy_breaks_no_signature() {
+    const ID: &str = "x-amz-request-id";
+    let origin = objects();
+    for (networks, status) in [("[127.0.0.1]", 200), ("[192.0.2.1]", 403)] {
+        let bucket = bucket(&origin).set("auth", "sigv4").set("clients", CLIENTS);
+        let proxy = builder().bucket(bucket).trusted_proxies(networks).start();
+        let plain = sign_for(&proxy, Way::header(ALICE), OBJECT);
+        for ids in [&["7"][..], &["not plain"], &["7", "8"]] {
+            let add = |signed: Signed, id: &&str| signed.with(ID, id);
+            let sent = ids.iter().fold(plain.clone(), add);
+            assert_eq!(sent.send(proxy.addr()).status, status, "{ids:?}");
+        }
+        // The client itself has sent and signed this one.
+        let host = proxy.addr().to_string();
+        let signed = Way::header(ALICE).sign(&host, "GET", OBJECT, &[(ID, "7")]);
+        assert_eq!(signed.send(proxy.addr()).status, 200);
+    }
+}
+
+#[test]
+fn the_access_log_names_no_key_that_only_the_client_names() {
+    let origin = objects();
+    let keys = key_file(SECRET);
+    let section = format!("{{hmac_key_file: '{}'}}", keys.path.display());
+    let at = |path, name| Bucket::at(&origin, path, name);
+    let proxy = builder()
+        .bucket(
+            at("/assets", "bucket")
+                .set("auth", "sigv4")
+                .set("clients", CLIENTS)
+                .set("list", "true"),
+        )
+        .bucket(at("/token", "two").set("auth", "jwt").set("jwt", section))
+        .bucket(at("/open", "three"))
+        .access_log()
+        .start();
+    let bearer = format!("Bearer {}", TokenKey::hs256(SECRET).token(&claims("")));
+    let forged = "AWS AKIAMALLORY:signature=";
+    let plain = |target: &str, authorization: &str| Signed {
+        method: "GET",
+        target: target.to_owned(),
+        fields: vec![("authorization".to_owned(), authorization.to_owned())],
+    };
+    let alice = Way::header(ALICE);
+    let tampered = sign_for(&proxy, Way::presigned(ALICE), OBJECT).target_with("object", "other");
+    for (number, (request, status, key)) in [
+        (sign_for(&proxy, alice, OBJECT), 200, Some("AKIAALICE")),
+        (
+            sign_for(&proxy, Way::presigned(ALICE), OBJECT),
+            200,
+            Some("AKIAALICE"),
+        ),
+        (sign_for(&proxy, alice, "/"), 200, Some("AKIAALICE")),
+        // An error has the key that the client names, whoever it is.
+        (tampered, 403, Some("AKIAALICE")),
+        (plain("/elsewhere", forged), 404, Some("AKIAMALLORY")),
+        (plain("/open/object", forged), 200, None),
+        (
+            plain("/token/object?AWSAccessKeyId=AKIAMALLORY", &bearer),
+            200,
+            None,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert_eq!(request.send(proxy.addr()).status, status, "{request:?}");
+        let text = || fs::read_to_string(proxy.access_log()).unwrap_or_default();
+        eventually("the request has its line", || {
+            text().lines().count() > number
+        });
+        let text = text();
+        let line = text.lines().last().expect("a line");
+        let named = key.map(|key| format!("\"key_id\":\"{key}\""));
+        match named {
+            Some(named) => assert!(line.contains(&named), "{line}"),
+            None => assert!(!line.contains("key_id"), "{line}"),
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! The integration tests: one binary, a module for each capability.
 
+mod access_log;
 mod admin;
 mod auth;
 mod blocks;

@@ -319,6 +319,43 @@ fn a_hit_is_confirmed_by_the_clients_own_request() {
 }
 
 #[test]
+fn the_access_log_names_the_key_that_s3_has_judged() {
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    let proxy = s3.proxy().access_log().start();
+    let text = || std::fs::read_to_string(proxy.access_log()).unwrap_or_default();
+    for (number, (client, status)) in [("alice", 200), ("alice", 200), ("bob", 403)]
+        .into_iter()
+        .enumerate()
+    {
+        assert_eq!(ask(&proxy, client, "GET", KEY, &[]).status, status);
+        eventually("the request has its line", || {
+            text().lines().count() > number
+        });
+        let text = text();
+        let line = text.lines().last().expect("a line");
+        assert!(line.contains(&format!("\"status\":{status},")), "{line}");
+        assert!(line.contains(&format!("\"key_id\":\"{client}\"")), "{line}");
+    }
+}
+
+#[test]
+fn the_id_of_a_trusted_proxy_does_not_reach_s3() {
+    const ID: &str = "x-amz-request-id";
+    let s3 = S3::start();
+    s3.holds(KEY, pattern(1, LEN));
+    for (networks, reaches) in [("[127.0.0.1]", false), ("[192.0.2.1]", true)] {
+        let proxy = s3.proxy().trusted_proxies(networks).start();
+        assert_eq!(ask(&proxy, "alice", "GET", KEY, &[(ID, "7")]).status, 200);
+        let asked = s3.last(KEY);
+        assert_eq!(asked.header(ID).is_some(), reaches);
+        // A field that makes it to S3 is one that the cache does not know.
+        let again = ask(&proxy, "alice", "GET", KEY, &[(ID, "7")]);
+        assert_eq!(again.x_cache() == "BYPASS", reaches, "{}", again.x_cache());
+    }
+}
+
+#[test]
 fn what_the_client_signed_reaches_s3_as_it_is() {
     let s3 = S3::start();
     s3.holds(KEY, pattern(1, LEN));

@@ -188,8 +188,11 @@ fn the_debian_package_is_installed_checked_and_removed() {
     // As DynamicUser keeps it.
     fs::remove_dir_all(debian.path("var/cache/s3-proxy")).expect("remove a folder");
     let entry = debian.write("var/cache/private/s3-proxy/entry", "");
-    let link = debian.path("var/cache/s3-proxy");
-    symlink("private/s3-proxy", &link).expect("a link");
+    debian.write("var/log/private/s3-proxy/access.log", "");
+    let links = ["var/cache/s3-proxy", "var/log/s3-proxy"].map(|link| debian.path(link));
+    for link in &links {
+        symlink("private/s3-proxy", link).expect("a link");
+    }
     debian.dpkg("--remove", Path::new("s3-proxy"));
     assert_eq!(debian.invoked(), "stop s3-proxy.service\n");
     assert!(entry.exists());
@@ -198,10 +201,11 @@ fn the_debian_package_is_installed_checked_and_removed() {
         "usr/bin/s3-proxy",
         "etc/s3-proxy",
         "var/cache/private/s3-proxy",
+        "var/log/private/s3-proxy",
     ] {
         assert!(!debian.path(path).exists(), "{path} is left");
     }
-    assert!(!link.is_symlink());
+    assert!(!links.iter().any(|link| link.is_symlink()));
 }
 
 /// Runs what docs/operations.md has operators run, with a configuration that refers to secrets.

@@ -27,6 +27,7 @@ pub struct ProxyBuilder {
     handshake_timeout: Option<String>,
     ktls: Option<&'static str>,
     admin: bool,
+    access_log: Option<Vec<(&'static str, String)>>,
 }
 
 /// An entry of `buckets`.
@@ -62,6 +63,7 @@ impl ProxyBuilder {
             handshake_timeout: None,
             ktls: None,
             admin: false,
+            access_log: None,
         }
     }
 
@@ -261,6 +263,25 @@ impl ProxyBuilder {
         self
     }
 
+    /// Logs requests, as JSON in [`Proxy::access_log`] unless told otherwise.
+    pub fn access_log(mut self) -> Self {
+        self.access_log.get_or_insert_default();
+        self
+    }
+
+    /// Sets a key of `access_log`, and has one.
+    pub fn access_log_key(mut self, key: &'static str, value: impl Display) -> Self {
+        let keys = self.access_log.get_or_insert_default();
+        keys.push((key, value.to_string()));
+        self
+    }
+
+    /// As in the configuration: `"[10.0.0.0/8]"`.
+    pub fn trusted_proxies(mut self, networks: &str) -> Self {
+        self.server.push(("trusted_proxies", networks.to_owned()));
+        self
+    }
+
     /// Has a place of its own for [`Proxy::upgrade`].
     pub fn upgradable(mut self) -> Self {
         self.upgrade_sock = true;
@@ -334,6 +355,13 @@ impl ProxyBuilder {
             yaml.section(0, "admin");
             yaml.text(1, "address", ANY_PORT);
         }
+        if let Some(keys) = &self.access_log {
+            yaml.section(0, "access_log");
+            if !keys.iter().any(|(key, _)| *key == "path") {
+                yaml.text(1, "path", dir.join(ACCESS_LOG).display());
+            }
+            yaml.all(1, keys);
+        }
         yaml.text
     }
 }
@@ -344,6 +372,9 @@ pub const BACKEND: &str = "CACHE_BACKEND";
 
 /// The cache's place in the proxy's directory.
 pub(crate) const CACHE: &str = "cache";
+
+/// The access log's place in the proxy's directory.
+pub(crate) const ACCESS_LOG: &str = "access.log";
 
 /// The place of its socket for an upgrade.
 pub(crate) const UPGRADE_SOCK: &str = "upgrade.sock";

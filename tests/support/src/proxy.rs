@@ -16,7 +16,7 @@ use rustix::process::{kill_process, Pid, Signal};
 use tempfile::TempDir;
 
 use crate::{
-    config::{pinned, CACHE, UPGRADE_SOCK},
+    config::{pinned, ACCESS_LOG, CACHE, UPGRADE_SOCK},
     eventually, get, Metrics, ProxyBuilder, Response, PATIENCE,
 };
 
@@ -147,6 +147,11 @@ impl Proxy {
 
     pub fn cache_dir(&self) -> PathBuf {
         self.dir.path().join(CACHE)
+    }
+
+    /// The file of its access log.
+    pub fn access_log(&self) -> PathBuf {
+        self.dir.path().join(ACCESS_LOG)
     }
 
     /// Runs `s3-proxy` with these arguments and this proxy's configuration,
