@@ -83,6 +83,7 @@ pub fn run(options: &Options) {
         origin: origin.read_until(|line| line.parse().ok()),
         open_files: OpenFiles::Default,
         builds: &[],
+        threads: 1,
         certificate: &certificate,
     };
     let most = options.most_entries.unwrap_or(u64::MAX);

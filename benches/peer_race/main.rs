@@ -13,6 +13,8 @@
 //! - `--machine-network`: not in a network namespace of its own
 //! - `--reloaded`: all objects are read back from the disk before they are raced, as
 //!   after a restart
+//! - `--threads N`: the proxies serve with N threads, on any core; the other peers have one. With
+//!   several, compare only proxies
 //! - `--build PATH`, repeatedly: other builds of `s3-proxy` take part, over each protocol, to
 //!   see what a change has brought
 //!
@@ -25,6 +27,7 @@
 //!   everything else at its default but one worker, and as many open files as
 //!   nginx's `open_file_cache` is given (of which it takes no more than a quarter
 //!   of the process's limit)
+//! - `proxy-log`: `proxy-sendfile` with an access log in its folder
 //! - `proxy-minio`: `proxy-sendfile` in front of an origin that sends MinIO's header,
 //!   which has a `Vary`
 //! - `old-flow`: a Pingora app that reads the whole object and writes it at once

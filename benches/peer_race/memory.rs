@@ -147,7 +147,7 @@ impl Case {
         let (proxy, http, https) = run_proxy(
             "s3-proxy",
             program,
-            None,
+            (None, 1),
             dir,
             (origin, BUCKET),
             &disk,

@@ -59,6 +59,8 @@ pub struct Options {
     pub peers: Vec<PeerKind>,
     /// Other builds of the proxy that take part.
     pub builds: Vec<PathBuf>,
+    /// The threads of each proxy.
+    pub threads: usize,
     pub rounds: usize,
     pub turn: Duration,
     /// The time at a fixed rate of a peer in each round; None: not measured.
@@ -135,6 +137,7 @@ impl Options {
             connections: None,
             peers: PeerKind::ALL.to_vec(),
             builds: Vec::new(),
+            threads: 1,
             rounds: if quick { 3 } else { 35 },
             turn: Duration::from_millis(if quick { 40 } else { 100 }),
             paced_turn: Some(Duration::from_millis(if quick { 200 } else { 1500 })),
@@ -159,6 +162,7 @@ impl Options {
                 "growth" => options.growth = true,
                 "--most-entries" => options.most_entries = Some(number(&value())),
                 "--no-cpu" => options.paced_turn = None,
+                "--threads" => options.threads = number::<usize>(&value()).max(1),
                 "--rounds" => options.rounds = number::<usize>(&value()).max(1),
                 "--turn" => options.turn = Duration::from_millis(number(&value())),
                 "--connections" => {

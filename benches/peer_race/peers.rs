@@ -50,6 +50,8 @@ pub enum PeerKind {
     /// Another build of it, of those that `--build` names.
     Build(usize),
     ProxyCopy,
+    /// [`Self::ProxySendfile`] with an access log.
+    ProxyLog,
     /// [`Self::ProxySendfile`], over TLS.
     ProxyTls,
     /// The same with no setting that is not needed.
@@ -89,6 +91,8 @@ pub struct Stage<'a> {
     pub open_files: OpenFiles,
     /// Other builds of the proxy.
     pub builds: &'a [PathBuf],
+    /// The threads of each proxy. With several, no proxy is pinned to a core.
+    pub threads: usize,
     /// The certificate of all servers.
     pub certificate: &'a SelfSigned,
 }
@@ -101,10 +105,11 @@ pub const BUILDS: [&str; 6] = [
 // === impl PeerKind ===
 
 impl PeerKind {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::ProxySendfile,
         Self::ProxyMinio,
         Self::ProxyCopy,
+        Self::ProxyLog,
         Self::ProxyTls,
         Self::ProxyTlsDefaults,
         Self::Nginx(0),
@@ -126,6 +131,7 @@ impl PeerKind {
             Self::ProxyMinio => "proxy-minio",
             Self::Build(number) => BUILDS[number],
             Self::ProxyCopy => "proxy-copy",
+            Self::ProxyLog => "proxy-log",
             Self::ProxyTls => "proxy-tls",
             Self::ProxyTlsDefaults => "proxy-tls-defaults",
             Self::OldFlow => "old-flow",
@@ -277,23 +283,29 @@ fn start_proxy(kind: PeerKind, stage: &Stage) -> Started {
     let disk = match kind {
         PeerKind::ProxyTlsDefaults => String::new(),
         PeerKind::ProxyCopy => format!("{files}\n    sendfile:\n      enabled: false"),
+        PeerKind::ProxyLog => {
+            let log = stage.dir.join(kind.key()).join("access.log");
+            format!("{files}\naccess_log:\n  path: '{}'", log.display())
+        }
         _ => files,
     };
     let name = kind.key();
     let dir = stage.dir.join(name);
     let origin = (stage.origin, bucket);
     let tls = Some(stage.certificate);
-    let (server, http, https) = run_proxy(name, program, stage.core, &dir, origin, &disk, tls);
+    let core = stage.core.filter(|_| stage.threads == 1);
+    let place = (core, stage.threads);
+    let (server, http, https) = run_proxy(name, program, place, &dir, origin, &disk, tls);
     (Rc::new(server), http, https)
 }
 
-/// An `s3-proxy` with its files in `dir`; `disk` is the rest of the
-/// section `cache.disk`, `origin` an address and a bucket there. Returns where it serves HTTP
+/// An `s3-proxy` on a core (None: any) with so many threads, with its files in `dir`; `disk` is the
+/// rest of the section `cache.disk`, `origin` an address and a bucket there. Returns where it serves HTTP
 /// and, with a certificate, HTTPS.
 pub fn run_proxy(
     name: &str,
     program: &Path,
-    core: Option<usize>,
+    (core, threads): (Option<usize>, usize),
     dir: &Path,
     (origin, bucket): (SocketAddr, &str),
     disk: &str,
@@ -310,7 +322,7 @@ pub fn run_proxy(
     let yaml = format!(
         "server:
   address: 127.0.0.1:0
-  threads: 1
+  threads: {threads}
   grace_period: 0{tls}
 buckets:
   - path_prefix: /o
@@ -362,8 +374,15 @@ impl Peer {
         let kind = PeerKind::ProxySendfile;
         let origin = (stage.origin, BUCKET);
         let program = Path::new(PROXY);
-        let (server, http, https) =
-            run_proxy(kind.key(), program, stage.core, dir, origin, disk, None);
+        let (server, http, https) = run_proxy(
+            kind.key(),
+            program,
+            (stage.core, stage.threads),
+            dir,
+            origin,
+            disk,
+            None,
+        );
         Self {
             kind,
             http,

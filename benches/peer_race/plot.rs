@@ -66,6 +66,7 @@ fn colour(kind: PeerKind) -> &'static str {
         PeerKind::ProxyMinio => "#922b21",
         PeerKind::Build(_) => "#d98880",
         PeerKind::ProxyCopy | PeerKind::ProxyTlsDefaults => "#e59866",
+        PeerKind::ProxyLog => "#af601a",
         PeerKind::Nginx(0) => "#1e8449",
         PeerKind::Nginx(1) => "#27ae60",
         PeerKind::Nginx(2) => "#82c99d",

@@ -112,6 +112,7 @@ pub fn run(options: &Options) {
         origin: origin.read_until(|line| line.parse().ok()),
         open_files: options.open_files,
         builds: &options.builds,
+        threads: options.threads,
         certificate: &certificate,
     };
     let peers = peers::start(&options.peers, &stage);
