@@ -13,7 +13,8 @@ help:
 	@echo 'make bench          the benchmarks; BENCH=--quick shortens them to a smoke run'
 	@echo 'make soak           the proxy under load, faults and attacks, for SOAK_MINUTES (30); with VM=FOLDER,'
 	@echo '                    as tests/vm/install makes it, also as many power cuts of each file system'
-	@echo 'make fuzz           parsers of cache files, requests, S3 documents and YAML, for FUZZ_SECONDS (600) each'
+	@echo 'make fuzz           parsers of cache files, requests, S3 documents and YAML, and URLs in the access log,'
+	@echo '                    for FUZZ_SECONDS (600) each'
 	@echo 'make fuzz-check     compiles the fuzz targets'
 	@echo 'make lint           fmt, clippy and documentation, warnings are errors'
 	@echo 'make msrv           compiles with the oldest compiler that Cargo.toml promises'
@@ -116,7 +117,7 @@ FUZZ_SECONDS ?= 600
 # With a nightly compiler, `cargo fuzz run` does the same, and looks for misuse of
 # memory too.
 fuzz: vendor
-	@cd fuzz && for target in entry_meta bans cache_control config date range signature s3_request s3_list s3_change jwt; do \
+	@cd fuzz && for target in entry_meta bans cache_control config date range signature s3_request s3_list s3_change jwt access_log; do \
 		mkdir -p artifacts/$$target corpus/$$target && \
 		FUZZ_SEEDS=seeds/$$target cargo run --release --bin $$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 \
