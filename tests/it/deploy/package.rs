@@ -163,6 +163,7 @@ fn the_debian_package_is_installed_checked_and_removed() {
         "usr/share/fish/vendor_completions.d/s3-proxy.fish",
         "usr/share/doc/s3-proxy/config.yaml.example",
         "usr/share/doc/s3-proxy/copyright",
+        "etc/logrotate.d/s3-proxy",
     ] {
         assert!(debian.path(path).exists(), "{path}");
     }
@@ -200,6 +201,7 @@ fn the_debian_package_is_installed_checked_and_removed() {
     for path in [
         "usr/bin/s3-proxy",
         "etc/s3-proxy",
+        "etc/logrotate.d/s3-proxy",
         "var/cache/private/s3-proxy",
         "var/log/private/s3-proxy",
     ] {
@@ -260,6 +262,21 @@ fn system_calls(analyze: &Path, set: &str) -> BTreeSet<String> {
             false => [name.to_owned()].into(),
         })
         .collect()
+}
+
+#[test]
+fn the_access_log_of_the_package_is_in_the_folder_of_the_unit_and_is_rotated() {
+    let unit = read("deploy/systemd/s3-proxy.service");
+    let folder = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("LogsDirectory="))
+        .expect("a folder");
+    let log = format!("/var/log/{folder}/access.log");
+    assert!(read("deploy/debian/logrotate").contains(&format!("\n{log} {{\n")));
+    for file in ["deploy/debian/config.yaml", "config.yaml.example"] {
+        let text = read(file);
+        assert!(text.contains(&format!("path: {log}")), "{file}");
+    }
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn the_archive_has_what_a_user_needs_and_is_the_same_each_time() {
         "completions/_s3-proxy",
         "docs/operations.md",
         "deploy/systemd/s3-proxy.service",
+        "deploy/debian/logrotate",
         "LICENSE",
     ] {
         let line = format!("{name}/{path}");
