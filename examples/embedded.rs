@@ -70,7 +70,7 @@ impl ProxyHttp for MyProxy {
         session.cache.set_revalidate_all_fields(true);
         session
             .cache
-            .set_max_file_size_bytes(self.cache.max_size_bytes() as usize);
+            .set_max_file_size_bytes(self.cache.max_whole_bytes() as usize);
         Ok(())
     }
 

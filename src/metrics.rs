@@ -752,8 +752,7 @@ impl CacheCollector {
         self.open_files.set(cache.open_files() as i64);
         self.bans.set(cache.bans() as i64);
         self.writable.set(i64::from(cache.is_writable()));
-        self.recovery_progress
-            .set(cache.recovery_progress().ratio());
+        self.recovery_progress.set(cache.recovery_ratio());
         for reason in Eviction::ALL {
             let metric = self.evictions.with_label_values(&[reason.label()]);
             catch_up(&metric, stats.evictions(reason));

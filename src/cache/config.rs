@@ -49,7 +49,7 @@ pub struct BlocksConfig {
     /// blocks have longer ones. Bodies that are stored already keep theirs.
     pub block_bytes: u32,
     /// Most bytes of neighbouring blocks that one request to the origin fetches, unless a block is
-    /// longer; at most a quarter of the cache. As many are fetched ahead of a client that reads on.
+    /// longer; at most a quarter of the folder. As many are fetched ahead of a client that reads on.
     pub read_ahead_bytes: u64,
 }
 
@@ -68,6 +68,17 @@ pub const OPEN_FILES_SHARE: usize = 4;
 /// Most body files that are kept open unless configured. With its entry, one takes about 6 KB of the
 /// process's memory, at most 16 KiB on average and 256 MiB in all, and about 2 KB of the kernel's.
 pub const MAX_OPEN_FILES: usize = 16_384;
+
+/// A folder of a disk cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FolderConfig {
+    /// The folder, which belongs to the cache alone. It is created if it is missing. The spread of
+    /// the entries depends on this path as it is written here.
+    pub path: PathBuf,
+    /// Limit for bodies and metadata, in bytes, in whole blocks of 4 KiB a file. A full folder evicts
+    /// entries that are rarely requested.
+    pub max_size_bytes: u64,
+}
 
 /// Location, limits and maintenance of a disk cache.
 ///
@@ -88,16 +99,14 @@ pub const MAX_OPEN_FILES: usize = 16_384;
 /// ```
 #[derive(Debug, Clone)]
 pub struct DiskCacheConfig {
-    /// The folder of the cache, which belongs to it alone. It is created if it is missing.
-    pub path: PathBuf,
-    /// Limit for bodies and metadata, in bytes, in whole blocks of 4 KiB a file. A full cache evicts
-    /// entries that are rarely requested.
-    pub max_size_bytes: u64,
+    /// The folders of the cache, one a device. Each key belongs to one of them; a folder gets as
+    /// large a part of the keys as it has of the size.
+    pub folders: Vec<FolderConfig>,
     /// Longest body that is stored, in bytes; `None`: any. One that is longer than the cache can only
     /// be stored in blocks.
     pub max_object_bytes: Option<u64>,
-    /// Bytes that the cache leaves free on the file system, even if other programs fill it. If less is
-    /// free, the cache evicts entries and does not grow. 0: none.
+    /// Bytes that the cache leaves free on each file system, even if other programs fill it. If less is
+    /// free, the cache evicts entries there and does not grow. 0: none.
     pub min_free_bytes: u64,
     /// The bodies that are sent by sendfile.
     pub sendfile: SendfileConfig,
@@ -123,7 +132,7 @@ pub struct DiskCacheConfig {
     pub fill_without_readers: f64,
     /// Most fills in flight.
     pub max_fills: usize,
-    /// Rate at which the scrubber reads; 0: it does not run.
+    /// Rate at which the scrubber reads each folder; 0: it does not run.
     pub scrub_bytes_per_second: u64,
     /// True to share a folder that another process uses: read its entries, and take over when it
     /// releases the lock. If false, such a folder is an error.
@@ -131,11 +140,29 @@ pub struct DiskCacheConfig {
 }
 
 impl DiskCacheConfig {
-    /// The defaults.
+    /// The defaults, for one folder.
     pub fn new(path: impl Into<PathBuf>, max_size_bytes: u64) -> Self {
-        DiskCacheConfig {
+        DiskCacheConfig::spread(vec![FolderConfig {
             path: path.into(),
             max_size_bytes,
+        }])
+    }
+
+    /// The defaults, for several folders.
+    ///
+    /// ```
+    /// use pingora_sendfile::cache::{DiskCacheConfig, FolderConfig};
+    ///
+    /// let folders = ["/mnt/a", "/mnt/b"].map(|path| FolderConfig {
+    ///     path: path.into(),
+    ///     max_size_bytes: 100 << 30,
+    /// });
+    /// let config = DiskCacheConfig::spread(folders.into());
+    /// assert_eq!(config.folders.len(), 2);
+    /// ```
+    pub fn spread(folders: Vec<FolderConfig>) -> Self {
+        DiskCacheConfig {
+            folders,
             max_object_bytes: None,
             min_free_bytes: 0,
             sendfile: SendfileConfig::default(),

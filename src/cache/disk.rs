@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,28 +13,28 @@ use pingora_cache::{
     CacheEntryId, CacheKey, CacheMeta, HitHandler, MissHandler, PurgeOutcome, PurgeTarget,
     PurgeType, Storage,
 };
-use pingora_core::{ErrorType, OrErr, Result};
+use pingora_core::{Error, ErrorType, OrErr, Result};
 use tokio::runtime::Handle;
 
 use crate::cache::config::DiskCacheConfig;
 use crate::cache::io::backend::DiskBackend;
-use crate::cache::io::disk_io::{self, DiskIo};
 use crate::cache::io::regular::invalid;
 use crate::cache::io::select;
 use crate::cache::jobs::{maintenance, removal, scrub};
-use crate::cache::lifecycle::{self, Lifecycle};
+use crate::cache::lifecycle::{self, Begun, Lifecycle};
 use crate::cache::read::blocks::PartSource;
 use crate::cache::read::hit::{DiskHit, FollowedFill};
 use crate::cache::read::lookup::{self, StoredBody};
 use crate::cache::sendfile::{SendfileCapable, SendfileResponse};
+use crate::cache::state::cores::Cores;
 use crate::cache::state::fast_header::FastHeader;
 use crate::cache::state::generations::LookupSnapshot;
-use crate::cache::state::recovery_progress::RecoveryProgress;
 use crate::cache::state::stats::{Cause, Eviction, Stats};
 use crate::cache::state::Core;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::write::admission::Admission;
 use crate::cache::write::blocks::{self, Fetcher};
+use crate::cache::write::pending::NO_ROOM;
 use crate::cache::write::{invalidate, pending, update};
 
 /// A disk cache for Pingora: one immutable body file an entry, with a metadata file, found
@@ -49,14 +49,36 @@ use crate::cache::write::{invalidate, pending, update};
 ///   dropped.
 /// - [`lookup_snapshot`](Self::lookup_snapshot) in the extensions of every key
 /// - a lock, [`FillLock`](crate::http::FillLock)
-/// - [`admission`](Self::admission) and [`max_size_bytes`](Self::max_size_bytes), which
+/// - [`admission`](Self::admission) and [`max_whole_bytes`](Self::max_whole_bytes), which
 ///   determine what is stored
 /// - [`close`](Self::close) at the end of the process
+///
+/// A cache may have several folders, one a device: see [`DiskCacheConfig::folders`]. Each key belongs to
+/// one of them, with all of its variants. A folder that fails costs only its entries; purges apply to all
+/// folders, also to those that are absent at that time.
 pub struct DiskCache {
-    core: Core,
+    cores: Cores,
     lifecycle: Lifecycle,
     admission: Admission,
     admission_at_once: Admission,
+    /// That of the first folder; the others have one of the same kind.
+    backend: &'static dyn DiskBackend,
+    max_size_bytes: u64,
+    max_object_bytes: u64,
+    max_whole_bytes: u64,
+}
+
+/// The state of a folder of a cache.
+#[derive(Debug, Clone)]
+pub struct FolderState<'a> {
+    /// The path, as configured.
+    pub path: &'a Path,
+    /// False if the folder could not be opened, or cannot be written to.
+    pub is_up: bool,
+    /// Number of entries.
+    pub entries: usize,
+    /// Bytes that the entries take and that the fills in flight take or will take.
+    pub size_bytes: u64,
 }
 
 impl DiskCache {
@@ -80,55 +102,87 @@ impl DiskCache {
     /// ```
     pub fn open(config: DiskCacheConfig) -> io::Result<&'static DiskCache> {
         let choice = config.backend;
-        DiskCache::open_with(config, |runtime| select::backend(choice, runtime))
+        DiskCache::open_with(config, |_, runtime| select::backend(choice, runtime))
     }
 
-    /// [`open`](Self::open) with a backend of the caller's.
+    /// [`open`](Self::open) with a backend of the caller's for each folder, by its position.
     pub(crate) fn open_with(
         config: DiskCacheConfig,
-        backend: impl FnOnce(&Handle) -> io::Result<Box<dyn DiskBackend>>,
+        backend: impl Fn(usize, &Handle) -> io::Result<Box<dyn DiskBackend>>,
     ) -> io::Result<&'static DiskCache> {
-        let lifecycle = lifecycle::lock_folder(&config)?;
-        let runtime = disk_io::runtime()?;
-        let backend = Box::leak(backend(runtime.handle())?);
-        let opened = lifecycle.open(&config.path, DiskIo::new(backend, runtime))?;
-        let first_generation = opened.first_generation;
-        let (core, queues) = Core::new(&config, opened);
+        let mut prepared = Vec::new();
+        let mut failures = Vec::new();
+        for (position, folder) in config.folders.iter().enumerate() {
+            let backend = |runtime: &Handle| backend(position, runtime);
+            match lifecycle::prepare(&folder.path, config.successor, backend) {
+                Ok(folder) => prepared.push(Some(folder)),
+                // A mistake, and no fault of the disk.
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse => return Err(e),
+                Err(e) => {
+                    failures.push(e);
+                    prepared.push(None);
+                }
+            }
+        }
+        if prepared.iter().all(Option::is_none) {
+            let first = failures.into_iter().next();
+            return Err(first.unwrap_or_else(|| invalid("a cache needs a folder")));
+        }
+        failures.iter().for_each(lifecycle::warn_unusable);
+        let Begun {
+            cores,
+            lifecycle,
+            queues,
+        } = lifecycle::begin(&config, prepared)?;
+        let Some(first) = cores.iter().next() else {
+            return Err(invalid("a cache needs a folder"));
+        };
+        let sizes = config.folders.iter().map(|folder| folder.max_size_bytes);
+        let max_object_bytes = config.max_object_bytes.unwrap_or(u64::MAX);
         let cache: &'static DiskCache = Box::leak(Box::new(DiskCache {
-            core,
+            cores,
             lifecycle,
             admission: Admission::new(config.min_uses),
             admission_at_once: Admission::new(1),
+            backend: first.backend(),
+            max_size_bytes: sizes.clone().fold(0, u64::saturating_add),
+            max_object_bytes,
+            max_whole_bytes: sizes.fold(max_object_bytes, u64::min),
         }));
-        let core = &cache.core;
-        cache.admission.set_core(core);
-        cache.admission_at_once.set_core(core);
-        let runtime = core.io.runtime();
-        runtime.spawn(removal::run(core, queues.removals));
-        runtime.spawn(maintenance::run(core, config.inactive));
-        cache
-            .lifecycle
-            .start(core, queues.repairs, first_generation)?;
+        cache.admission.set_cores(&cache.cores);
+        cache.admission_at_once.set_cores(&cache.cores);
+        let mut repairs = Vec::new();
+        for (core, queues) in cache.cores.iter().zip(queues) {
+            let runtime = core.io.runtime();
+            runtime.spawn(removal::run(core, queues.removals));
+            runtime.spawn(maintenance::run(core, config.inactive));
+            repairs.push(queues.repairs);
+        }
+        cache.lifecycle.start(repairs)?;
         if config.scrub_bytes_per_second > 0 {
-            scrub::spawn(core, config.scrub_bytes_per_second);
+            for core in cache.cores.iter() {
+                scrub::spawn(core, config.scrub_bytes_per_second);
+            }
         }
         Ok(cache)
     }
 
     /// Wait until all entries of earlier runs are known. Blocks.
     pub fn wait_recovered(&self) {
-        self.core.recovery.wait();
+        self.cores.iter().for_each(|core| core.recovery.wait());
     }
 
-    /// Wait, at most `timeout`, until complete fills are committed, and release the folder.
+    /// Wait, at most `timeout`, until complete fills are committed, and release the folders.
     /// Blocks; for the end of a process.
     pub fn close(&self, timeout: Duration) {
-        self.lifecycle.close(&self.core, timeout);
+        self.lifecycle.close(timeout);
     }
 
     /// Wait until no fill is in flight and all files of evicted entries are removed.
     pub async fn settle(&self) {
-        lifecycle::settle(&self.core).await;
+        for core in self.cores.iter() {
+            lifecycle::settle(core).await;
+        }
     }
 
     /// The policy that determines which misses are stored, see
@@ -145,107 +199,138 @@ impl DiskCache {
     /// The present state of the cache, for the extensions of the [`CacheKey`] of a request
     /// that is being made.
     pub fn lookup_snapshot(&self) -> LookupSnapshot {
-        self.core.generations.snapshot()
+        self.cores.generations.snapshot()
     }
 
-    /// The configured limit, in bytes.
+    /// The limit of all folders together, in bytes.
     pub fn max_size_bytes(&self) -> u64 {
-        self.core.max_size_bytes
+        self.max_size_bytes
     }
 
     /// The length of the longest body that is stored, in bytes.
     pub fn max_object_bytes(&self) -> u64 {
-        self.core.max_object_bytes
+        self.max_object_bytes
+    }
+
+    /// The length of the longest body that is stored as a whole, in bytes: the limit of the smallest
+    /// folder, if [`max_object_bytes`](Self::max_object_bytes) is not less.
+    pub fn max_whole_bytes(&self) -> u64 {
+        self.max_whole_bytes
+    }
+
+    /// The folders, in the order of the configuration.
+    pub fn folders(&self) -> impl Iterator<Item = FolderState<'_>> {
+        let folders = self.lifecycle.configured().iter().zip(self.cores.all());
+        folders.map(|(folder, core)| FolderState {
+            path: &folder.path,
+            is_up: core.is_some_and(|core| core.health.is_up()),
+            entries: core.map_or(0, |core| core.index.len()),
+            size_bytes: core.map_or(0, Core::size_bytes),
+        })
     }
 
     /// Number of entries.
     pub fn entries(&self) -> usize {
-        self.core.index.len()
+        self.cores.iter().map(|core| core.index.len()).sum()
     }
 
     /// Bytes that the entries take and that the fills in flight take or will take.
     pub fn size_bytes(&self) -> u64 {
-        self.core.size_bytes()
+        self.cores.iter().map(Core::size_bytes).sum()
     }
 
     /// Number of fills in flight.
     pub fn fills_in_flight(&self) -> usize {
-        self.core.fills.len()
+        self.cores.iter().map(|core| core.fills.len()).sum()
     }
 
-    /// Progress of the recovery of the entries of earlier runs.
-    pub fn recovery_progress(&self) -> &RecoveryProgress {
-        &self.core.recovery
+    /// Progress of the recovery of the entries of earlier runs, from 0 to 1.
+    pub fn recovery_ratio(&self) -> f64 {
+        let ratios = self.cores.iter().map(|core| core.recovery.ratio());
+        let (sum, folders) = ratios.fold((0.0, 0.0), |(sum, n), ratio| (sum + ratio, n + 1.0));
+        sum / folders
+    }
+
+    /// True if all entries of earlier runs are known.
+    pub(crate) fn is_recovered(&self) -> bool {
+        self.cores.iter().all(|core| core.recovery.is_complete())
     }
 
     /// Number of purges and bans that were requested so far. Responses of the origin that are
     /// remembered elsewhere are valid only while this number does not change.
     pub fn purges(&self) -> u64 {
-        self.core.purges()
+        self.cores.iter().map(Core::purges).sum()
     }
 
-    /// Number of bans in force.
+    /// Number of bans in force. Each folder has its own list of them; this is the longest.
     pub fn bans(&self) -> usize {
-        self.core.bans.len()
+        let bans = self.cores.iter().map(|core| core.bans.len());
+        bans.max().unwrap_or(0)
     }
 
     /// Memory that small bodies take, in bytes.
     pub fn memory_bytes(&self) -> u64 {
-        self.core.open_entries.memory_bytes()
+        self.cores.open_entries.memory_bytes()
     }
 
     /// Memory for what is known of entries whose files may be closed, in bytes.
     pub fn metadata_bytes(&self) -> u64 {
-        self.core.open_entries.metadata_bytes()
+        self.cores.open_entries.metadata_bytes()
     }
 
     /// Number of files that are kept open.
     pub fn open_files(&self) -> usize {
-        self.core.open_entries.open_files()
+        self.cores.open_entries.open_files()
     }
 
     /// The counters.
     pub fn stats(&self) -> &Stats {
-        &self.core.stats
+        &self.cores.stats
     }
 
     /// The backend in use.
     pub fn backend(&self) -> &dyn DiskBackend {
-        self.core.backend()
+        self.backend
     }
 
-    /// True if this process may write to the folder.
+    /// True if this process may write to all folders that could be opened.
     pub fn is_writable(&self) -> bool {
-        self.core.is_writable()
+        self.cores.iter().all(Core::is_writable)
     }
 
     /// True if there is an entry of a key, or a fill with readers, that a lookup could not find
     /// when the key's request was made ([`lookup_snapshot`](Self::lookup_snapshot)). An entry
     /// that it could find has been looked up and was of no use.
     pub fn is_new(&self, key: &CacheKey) -> bool {
-        lookup::is_new(&self.core, key)
+        let core = self.cores.of(key);
+        core.is_some_and(|core| lookup::is_new(core, key))
     }
 
     /// True if the stored response of a key was validated or replaced after the key's request was
     /// made ([`lookup_snapshot`](Self::lookup_snapshot)): a lookup that found it stale may have
     /// been too early.
     pub fn is_renewed(&self, key: &CacheKey) -> bool {
-        lookup::is_renewed(&self.core, key)
+        let core = self.cores.of(key);
+        core.is_some_and(|core| lookup::is_renewed(core, key))
     }
 
-    /// True if an object of unknown length turned out larger than the whole cache.
+    /// True if an object of unknown length turned out larger than its folder.
     pub fn is_too_large(&self, key: &CacheKey) -> bool {
-        self.core.too_large.contains(&key.combined_bin())
+        let core = self.cores.of(key);
+        core.is_some_and(|core| core.too_large.contains(&key.combined_bin()))
     }
 
     /// Forget that an object was too large; it may have become smaller.
     pub fn forget_too_large(&self, key: &CacheKey) {
-        self.core.too_large.remove(&key.combined_bin());
+        if let Some(core) = self.cores.of(key) {
+            core.too_large.remove(&key.combined_bin());
+        }
     }
 
     /// True if a fill of a key is in flight.
     pub fn is_filling(&self, key: &CacheKey) -> bool {
-        self.core.fills.get(&key.combined_bin()).is_some()
+        let core = self.cores.of(key);
+        core.is_some_and(|core| core.fills.get(&key.combined_bin()).is_some())
     }
 
     /// Begin an entry for a body of `len` bytes, of which hits fetch and store what they need.
@@ -256,7 +341,10 @@ impl DiskCache {
         meta: &CacheMeta,
         len: u64,
     ) -> Result<bool> {
-        blocks::create(&self.core, key, meta, len).await
+        match self.cores.of(key) {
+            Some(core) => blocks::create(core, key, meta, len).await,
+            None => Ok(false),
+        }
     }
 
     /// Let a hit fetch blocks that are not stored from `source`. `in_background`: nobody waits for
@@ -267,81 +355,95 @@ impl DiskCache {
         source: Box<dyn PartSource>,
         in_background: bool,
     ) {
-        hit.fetch_by(Box::new(Fetcher::new(&self.core, source, in_background)));
+        hit.fetch_by(Box::new(Fetcher::new(hit.core(), source, in_background)));
     }
 
     /// The body that is stored for a key. Does not count as a use.
     pub(crate) async fn stored(&'static self, key: &CacheKey) -> Option<StoredBody> {
-        lookup::stored(&self.core, key).await
+        lookup::stored(self.cores.of(key)?, key).await
     }
 
     /// Wait until a fill is an entry or is given up. Returns the reason if it is given up.
     pub(crate) async fn fill_end(&'static self, fill: &FollowedFill) -> Option<(Cause, String)> {
-        self.core.fills.ended(&fill.0).await;
-        fill.0.broken_by()
+        let FollowedFill(fill) = fill;
+        if let Some(core) = self.cores.of(&fill.key) {
+            core.fills.ended(fill).await;
+        }
+        fill.broken_by()
     }
 
     /// True if something may be stored for a key, or may be stored soon.
     pub(crate) fn may_have(&self, key: &CacheKey) -> bool {
-        self.core.may_have(key)
+        let core = self.cores.of(key);
+        core.is_some_and(|core| core.may_have(key))
     }
 
     /// True if a fill of a key has just been refused, which is forgotten now.
     pub(crate) fn was_refused(&self, key: &CacheKey) -> bool {
-        self.core.refused.take(&key.primary_bin())
+        match self.cores.of(key) {
+            Some(core) => core.refused.take(&key.primary_bin()),
+            None => true,
+        }
     }
 
     /// Path of the body that is stored for a key, for operators and tools. Lists a folder, so
     /// it blocks. The file may be gone as soon as this returns.
     pub fn get_file_path(&self, key: &CacheKey) -> Option<PathBuf> {
-        let backend = self.core.backend();
-        let id = self.core.layout.newest(backend, &key.combined_bin())?;
-        Some(backend.get_file_path(&self.core.files(&id)))
+        let core = self.cores.of(key)?;
+        let backend = core.backend();
+        let id = core.layout.newest(backend, &key.combined_bin())?;
+        Some(backend.get_file_path(&core.files(&id)))
     }
 
     /// Evict the entry of a key, because it turned out to be unusable.
     pub fn drop_entry(&'static self, key: &CacheKey, why: &str) {
-        if let Some(entry) = self.core.index.get(&key.combined_bin()) {
-            self.core.drop_damaged(entry.id, &invalid(why));
+        let Some(core) = self.cores.of(key) else {
+            return;
+        };
+        if let Some(entry) = core.index.get(&key.combined_bin()) {
+            core.drop_damaged(entry.id, &invalid(why));
         }
     }
 
     /// Evict one variant of a key; others stay.
     pub fn evict_variant(&self, key: &CacheKey) {
-        if let Some(entry) = self.core.index.get(&key.combined_bin()) {
-            self.core.evict(entry.id, Eviction::Replaced);
+        let Some(core) = self.cores.of(key) else {
+            return;
+        };
+        if let Some(entry) = core.index.get(&key.combined_bin()) {
+            core.evict(entry.id, Eviction::Replaced);
         }
     }
 
     /// Remove the entries of a key, in all variants, and keep its fills from becoming entries.
     /// No crash brings them back after this returns. True if there were any.
     pub async fn purge_key(&'static self, key: &CacheKey) -> io::Result<bool> {
-        invalidate::purge(&self.core, key.to_compact()).await
+        invalidate::purge(&self.cores, key.to_compact()).await
     }
 
     /// Invalidate what is stored for a key whose object has changed at the origin, as
     /// [`purge_key`](Self::purge_key) does, and the responses that the origin has been asked
     /// for. Nothing is written if nothing is stored.
     pub async fn invalidate(&'static self, key: &CacheKey) -> io::Result<()> {
-        invalidate::invalidate(&self.core, key).await
+        invalidate::invalidate(&self.cores, key).await
     }
 
     /// [`invalidate`](Self::invalidate) before this returns. A crash soon after may bring back
     /// what was stored.
     pub fn invalidate_nowait(&'static self, key: &CacheKey) {
-        invalidate::invalidate_nowait(&self.core, key);
+        invalidate::invalidate_nowait(&self.cores, key);
     }
 
     /// Invalidate responses of the origin that are remembered elsewhere, see
     /// [`purges`](Self::purges).
     pub fn forget_answers(&self) {
-        self.core.count_purge();
+        self.cores.iter().for_each(Core::count_purge);
     }
 
     /// Invalidate all entries and fills of `user_tag` whose key begins with `prefix`. In force
     /// at once, and durable when this returns. Their files are removed in the background.
     pub async fn ban_prefix(&'static self, user_tag: &str, prefix: &[u8]) -> io::Result<()> {
-        invalidate::ban_prefix(&self.core, user_tag, prefix).await
+        invalidate::ban_prefix(&self.cores, user_tag, prefix).await
     }
 
     /// The hit that [`lookup`](Storage::lookup) would return, if it is an entry in use, or one whose
@@ -353,31 +455,35 @@ impl DiskCache {
         key: &CacheKey,
         is_usable: impl FnOnce(&FastHeader) -> bool,
     ) -> Option<DiskHit> {
-        lookup::lookup_fast(&self.core, key, is_usable)
+        lookup::lookup_fast(self.cores.of(key)?, key, is_usable)
     }
 }
 
 #[cfg(test)]
 impl DiskCache {
+    /// The first folder.
     pub(crate) fn core(&'static self) -> &'static Core {
-        &self.core
+        self.cores.iter().next().expect("a folder")
     }
 
-    /// Release the lock as a killed process does.
+    /// Release the locks as a killed process does.
     pub(crate) fn kill(&self) {
-        self.lifecycle.kill(&self.core);
+        self.lifecycle.kill();
     }
 }
 
 #[async_trait]
 impl SendfileCapable for DiskCache {
     async fn get_sendfile(&'static self, key: &CacheKey) -> Result<Option<SendfileResponse>> {
-        let Some((meta, entry)) = lookup::find(&self.core, key).await else {
+        let Some(core) = self.cores.of(key) else {
+            return Ok(None);
+        };
+        let Some((meta, entry)) = lookup::find(core, key).await else {
             return Ok(None);
         };
         let len = entry.body_len();
         Ok(match entry.file() {
-            Some(body) if entry.incomplete().is_none() && self.core.sends_file(Some(len)) => {
+            Some(body) if entry.incomplete().is_none() && core.sends_file(Some(len)) => {
                 Some(SendfileResponse {
                     meta,
                     file: body.file().clone(),
@@ -401,7 +507,10 @@ impl Storage for DiskCache {
         key: &CacheKey,
         _trace: &SpanHandle,
     ) -> Result<Option<(CacheMeta, HitHandler)>> {
-        let found = lookup::lookup(&self.core, key).await?;
+        let Some(core) = self.cores.of(key) else {
+            return Ok(None);
+        };
+        let found = lookup::lookup(core, key).await?;
         Ok(found.map(boxed))
     }
 
@@ -417,7 +526,10 @@ impl Storage for DiskCache {
         let Ok(tag) = <[u8; 8]>::try_from(tag) else {
             return Ok(None);
         };
-        let found = lookup::lookup_own_fill(&self.core, u64::from_be_bytes(tag))?;
+        let Some(core) = self.cores.of(key) else {
+            return Ok(None);
+        };
+        let found = lookup::lookup_own_fill(core, u64::from_be_bytes(tag))?;
         Ok(found.map(boxed))
     }
 
@@ -427,7 +539,10 @@ impl Storage for DiskCache {
         meta: &CacheMeta,
         _trace: &SpanHandle,
     ) -> Result<MissHandler> {
-        let miss = pending::begin(&self.core, key, meta).await?;
+        let Some(core) = self.cores.of(key) else {
+            return Error::e_explain(NO_ROOM, "its cache folder could not be opened");
+        };
+        let miss = pending::begin(core, key, meta).await?;
         Ok(Box::new(miss))
     }
 
@@ -438,10 +553,11 @@ impl Storage for DiskCache {
         _trace: &SpanHandle,
     ) -> Result<PurgeOutcome> {
         let hash = target.key().combined_bin();
+        let core = self.cores.of(target.key());
         match target {
             PurgeTarget::Active(key) => {
-                let current = self.core.index.get(&hash);
-                let purged = invalidate::purge(&self.core, key.clone())
+                let current = core.and_then(|core| core.index.get(&hash));
+                let purged = invalidate::purge(&self.cores, key.clone())
                     .await
                     .or_err(ErrorType::FileWriteError, "purging a cache entry")?;
                 let id = current.map(|entry| CacheEntryId::new(entry.id.generation));
@@ -455,10 +571,10 @@ impl Storage for DiskCache {
                     return Ok(PurgeOutcome::NotFound);
                 };
                 let id = EntryId { hash, generation };
-                if !self.core.index.contains(&id) {
+                let Some(core) = core.filter(|core| core.index.contains(&id)) else {
                     return Ok(PurgeOutcome::NotFound);
-                }
-                self.core.evict(id, Eviction::Purged);
+                };
+                core.evict(id, Eviction::Purged);
                 Ok(PurgeOutcome::Purged(Some(CacheEntryId::new(generation))))
             }
         }
@@ -470,7 +586,10 @@ impl Storage for DiskCache {
         meta: &CacheMeta,
         _trace: &SpanHandle,
     ) -> Result<bool> {
-        update::update_meta(&self.core, key, meta).await
+        match self.cores.of(key) {
+            Some(core) => update::update_meta(core, key, meta).await,
+            None => Ok(false),
+        }
     }
 
     fn support_streaming_partial_write(&self) -> bool {

@@ -32,8 +32,10 @@ mod store;
 mod tests;
 mod write;
 
-pub use config::{BackendChoice, BlocksConfig, DiskCacheConfig, SendfileConfig, MAX_OPEN_FILES};
-pub use disk::DiskCache;
+pub use config::{
+    BackendChoice, BlocksConfig, DiskCacheConfig, FolderConfig, SendfileConfig, MAX_OPEN_FILES,
+};
+pub use disk::{DiskCache, FolderState};
 pub use io::backend::{DiskBackend, OpenBody, OpenFiles};
 pub use io::files::EntryFiles;
 pub use io::folder::{FileStat, FolderAccess};
@@ -50,7 +52,6 @@ pub use sendfile::{SendfileCapable, SendfileResponse};
 pub(crate) use state::fast_header::FastHeader;
 pub(crate) use state::fill_extensions::{ForParts, InBackground, Resumable, YieldsRoom};
 pub use state::generations::LookupSnapshot;
-pub use state::recovery_progress::RecoveryProgress;
 pub use state::stats::{Cause, Counter, Eviction, Stats};
 pub use store::entry_id::EntryId;
 pub use store::format::{BlockMap, EntryMeta};

@@ -3,15 +3,18 @@
 pub(crate) mod body_file;
 pub(crate) mod change_counts;
 pub(crate) mod clock;
+pub(crate) mod cores;
 pub(crate) mod fast_header;
 pub(crate) mod fill;
 pub(crate) mod fill_extensions;
 pub(crate) mod fill_permits;
 pub(crate) mod generations;
+pub(crate) mod health;
 pub(crate) mod known_entry;
 pub(crate) mod miss_counts;
 pub(crate) mod open_bodies;
 pub(crate) mod open_entries;
+pub(crate) mod peers;
 pub(crate) mod quota;
 pub(crate) mod reader;
 pub(crate) mod readers;
@@ -20,6 +23,7 @@ pub(crate) mod recovery_progress;
 pub(crate) mod refusals;
 pub(crate) mod removals;
 pub(crate) mod reopened;
+pub(crate) mod routing;
 pub(crate) mod sparse_body;
 pub(crate) mod stats;
 pub(crate) mod window;
@@ -34,7 +38,7 @@ use pingora_cache::key::{CacheHashKey, CompactCacheKey};
 use pingora_cache::CacheKey;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cache::config::{BlocksConfig, DiskCacheConfig, SendfileConfig};
+use crate::cache::config::{BlocksConfig, DiskCacheConfig, FolderConfig, SendfileConfig};
 use crate::cache::io::backend::DiskBackend;
 use crate::cache::io::disk_io::DiskIo;
 use crate::cache::io::files::EntryFiles;
@@ -42,9 +46,11 @@ use crate::cache::state::clock::Clock;
 use crate::cache::state::fill::{Fill, Fills};
 use crate::cache::state::fill_permits::FillPermits;
 use crate::cache::state::generations::Generations;
+use crate::cache::state::health::Health;
 use crate::cache::state::miss_counts::MissCounts;
 use crate::cache::state::open_bodies::OpenBodies;
 use crate::cache::state::open_entries::OpenEntries;
+use crate::cache::state::peers::Peers;
 use crate::cache::state::quota::{Quota, Reservation};
 use crate::cache::state::recent_changes::RecentChanges;
 use crate::cache::state::recovery_progress::RecoveryProgress;
@@ -60,7 +66,7 @@ use crate::cache::store::layout::Layout;
 /// The error of operations that write while another process has the lock.
 pub(crate) const NOT_WRITABLE: &str = "another process writes to the cache folder";
 
-/// The state of a cache, which all of its parts share.
+/// The state of a folder of a cache, which all of its parts share.
 pub(crate) struct Core {
     pub path: PathBuf,
     pub io: DiskIo,
@@ -75,7 +81,7 @@ pub(crate) struct Core {
     pub index: Index,
     pub fills: Fills,
     pub fill_permits: FillPermits,
-    pub open_entries: OpenEntries,
+    pub open_entries: Arc<OpenEntries>,
     pub open_bodies: OpenBodies,
     pub sparse_bodies: SparseBodies,
     pub recordings: Recordings,
@@ -87,13 +93,17 @@ pub(crate) struct Core {
     pub recent_invalidations: RecentChanges,
     /// Revalidations by the hash of the key with its variance.
     pub recent_revalidations: RecentChanges,
-    pub generations: Generations,
+    pub generations: Arc<Generations>,
     pub recovery: RecoveryProgress,
     pub miss_counts: MissCounts,
     pub too_large: TooLarge,
     pub refused: Refused,
     pub clock: Clock,
-    pub stats: Stats,
+    pub stats: Arc<Stats>,
+    pub health: Arc<Health>,
+    pub peers: Arc<Peers>,
+    /// Entries of a lower generation are not part of the cache.
+    floor: AtomicU64,
     /// True while this process holds the lock.
     writable: AtomicBool,
     /// Bytes of entries that this run has written.
@@ -111,13 +121,23 @@ pub(crate) struct Repair {
     pub done: oneshot::Sender<io::Result<()>>,
 }
 
+/// The state that all folders of a cache share. One counter numbers the entries and bans of all of
+/// them, so the bans of one folder also apply to the entries of another.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub open_entries: Arc<OpenEntries>,
+    pub generations: Arc<Generations>,
+    pub stats: Arc<Stats>,
+    pub peers: Arc<Peers>,
+}
+
 /// The parts of a new [`Core`] that depend on the cache folder.
 pub(crate) struct Opened {
     pub io: DiskIo,
     pub layout: Layout,
     pub bans: Bans,
-    /// First generation of this run.
-    pub first_generation: u64,
+    /// Entries of a lower generation are not part of the cache.
+    pub floor: u64,
     /// Bytes of the entries of earlier runs, if they are known.
     pub size: Option<u64>,
     /// True if this process holds the lock.
@@ -137,12 +157,34 @@ const RUN_SHARE: u64 = 4;
 /// Most requests for missing folders that wait.
 const MAX_REPAIRS: usize = 16;
 
+impl Shared {
+    /// The shared state of a cache whose next generation is `first_generation`.
+    pub(crate) fn new(config: &DiskCacheConfig, first_generation: u64) -> Self {
+        let open_entries = OpenEntries::new(
+            config.memory_bytes,
+            config.metadata_bytes,
+            config.open_files(open_files_limit()),
+        );
+        Shared {
+            open_entries: Arc::new(open_entries),
+            generations: Arc::new(Generations::new(first_generation)),
+            stats: Arc::default(),
+            peers: Arc::default(),
+        }
+    }
+}
+
 impl Core {
-    pub(crate) fn new(config: &DiskCacheConfig, opened: Opened) -> (Core, Queues) {
+    pub(crate) fn new(
+        config: &DiskCacheConfig,
+        folder: &FolderConfig,
+        shared: Shared,
+        opened: Opened,
+    ) -> (Core, Queues) {
         let (removals, removal_queue) = Removals::new();
         let (repairs, repair_queue) = mpsc::channel(MAX_REPAIRS);
         let core = Core {
-            path: config.path.clone(),
+            path: folder.path.clone(),
             io: opened.io,
             layout: opened.layout,
             sendfile: config.sendfile,
@@ -150,35 +192,34 @@ impl Core {
                 read_ahead_bytes: config
                     .blocks
                     .read_ahead_bytes
-                    .min(config.max_size_bytes / RUN_SHARE),
+                    .min(folder.max_size_bytes / RUN_SHARE),
                 ..config.blocks
             },
-            max_size_bytes: config.max_size_bytes,
+            max_size_bytes: folder.max_size_bytes,
             max_object_bytes: config.max_object_bytes.unwrap_or(u64::MAX),
             min_free_bytes: config.min_free_bytes,
             index: Index::default(),
-            fills: Fills::new(config.fill_without_readers, config.max_size_bytes),
-            fill_permits: FillPermits::new(config.max_fills),
-            open_entries: OpenEntries::new(
-                config.memory_bytes,
-                config.metadata_bytes,
-                config.open_files(open_files_limit()),
-            ),
+            fills: Fills::new(config.fill_without_readers, folder.max_size_bytes),
+            fill_permits: FillPermits::new(config.max_fills, config.folders.len()),
+            open_entries: shared.open_entries,
             open_bodies: OpenBodies::default(),
             sparse_bodies: SparseBodies::default(),
             recordings: Recordings::default(),
-            quota: Quota::new(config.max_size_bytes),
+            quota: Quota::new(folder.max_size_bytes),
             removals,
             bans: opened.bans,
             recent_invalidations: RecentChanges::default(),
             recent_revalidations: RecentChanges::default(),
-            generations: Generations::new(opened.first_generation),
+            generations: shared.generations,
             recovery: RecoveryProgress::new(opened.size),
             miss_counts: MissCounts::default(),
             too_large: TooLarge::default(),
             refused: Refused::default(),
             clock: Clock::start(),
-            stats: Stats::default(),
+            stats: shared.stats,
+            health: Arc::new(Health::new(config.folders.len() > 1)),
+            peers: shared.peers,
+            floor: AtomicU64::new(opened.floor),
             writable: AtomicBool::new(opened.writable),
             bytes_written: AtomicU64::new(0),
             purges: AtomicU64::new(0),
@@ -208,6 +249,21 @@ impl Core {
     /// Note whether this process may write to the folder. Returns whether it could before.
     pub(crate) fn set_writable(&self, writable: bool) -> bool {
         self.writable.swap(writable, Ordering::AcqRel)
+    }
+
+    /// Entries of a lower generation are not part of the cache.
+    pub(crate) fn floor(&self) -> u64 {
+        self.floor.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_floor(&self, floor: u64) {
+        self.floor.store(floor, Ordering::Release);
+    }
+
+    /// Count a response that was not stored.
+    pub(crate) fn count_fill_error(&self, cause: Cause) {
+        self.stats.fill_errors(cause).inc();
+        self.health.suspect(cause);
     }
 
     /// Number of purges and bans that were requested so far.
@@ -318,6 +374,11 @@ impl Core {
             warn!(
                 "cache entry {id}: {why}; raise the limit on open files (LimitNOFILE, ulimit -n)"
             );
+            return;
+        }
+        self.health.suspect(cause);
+        if cause != Cause::Damaged && self.health.spares_entries() {
+            // The entry itself may be sound.
             return;
         }
         warn!("cache entry {id} is dropped: {why}");

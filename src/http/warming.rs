@@ -119,7 +119,7 @@ pub async fn warm(
     let mut has_fetched = false;
     let mut missing = u64::MAX;
     let mut deserted = 0;
-    if !cache.recovery_progress().is_complete() {
+    if !cache.is_recovered() {
         // Entries may not have been found yet.
         return Warmed::Busy("the cache is being loaded");
     }

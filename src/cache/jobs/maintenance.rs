@@ -140,6 +140,9 @@ pub(crate) async fn evict_banned(core: &'static Core, settled: u64) {
     ];
     let bound = bounds.into_iter().flatten().fold(newest, u64::min);
     let forgotten = core.io.runtime().spawn_blocking(move || {
+        if !core.peers.may_forget(core.bans.len())? {
+            return Ok(());
+        }
         for shard in 0..=u8::MAX {
             core.backend().sync_folder(&core.layout.shard(shard))?;
         }

@@ -115,6 +115,10 @@ impl Recovery<'_> {
         for (id, files) in entries {
             self.known.remove(&id);
             match files {
+                _ if id.generation < self.core.floor() => {
+                    self.remove_leftover(id, &layout.meta(&id));
+                    self.remove_leftover(id, &layout.body(&id));
+                }
                 // This process is writing it.
                 _ if self.core.fills.by_generation(id.generation).is_some() => {}
                 Files {

@@ -9,43 +9,68 @@ use crate::cache::store::layout::Layout;
 /// Longest of these files that is read, in bytes.
 const MAX_LEN: u64 = 1024;
 
-/// The first generation of a run: greater than any of an earlier run, however the clock jumps.
-/// `newest_ban` is the highest generation of a ban.
-pub(crate) fn next(
-    access: &dyn FolderAccess,
-    path: &Path,
-    layout: &Layout,
-    newest_ban: u64,
-) -> io::Result<u64> {
-    let file = path.join("epoch");
-    let last = match access.read_file(&file, MAX_LEN) {
+/// The last epoch of a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Last {
+    /// According to the file.
+    noted: Option<u32>,
+    /// According to the file, or without it to the entries; `None`: there are none.
+    epoch: Option<u32>,
+}
+
+/// The last epoch of the folder `path`. Blocks.
+pub(crate) fn last(access: &dyn FolderAccess, path: &Path, layout: &Layout) -> io::Result<Last> {
+    let noted = match access.read_file(&path.join("epoch"), MAX_LEN) {
         Ok(text) => parse_epoch(&text),
         // It is replaced.
         Err(e) if e.kind() == io::ErrorKind::InvalidData => None,
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => return Err(e),
     };
-    // Without the file, the generations on the disk and those of the bans determine it.
-    let last = last
-        .unwrap_or_else(|| layout.highest_generation(access).map_or(0, epoch_of))
-        .max(epoch_of(newest_ban));
-    let epoch = last.checked_add(1).ok_or_else(|| {
-        io::Error::other("the cache has been opened 2^32 times; delete the folder")
-    })?;
-    access.replace_or_overwrite(&file, format!("{epoch} {epoch}\n").as_bytes())?;
-    Ok(u64::from(epoch) << 32)
+    let epoch = noted.or_else(|| layout.highest_generation(access).map(epoch_of));
+    Ok(Last { noted, epoch })
 }
 
-/// Bytes of the entries when the run before `first_generation` was closed; `None`: it was not
-/// closed, or the file cannot be read.
-pub(crate) fn closed_size(
-    access: &dyn FolderAccess,
-    path: &Path,
-    first_generation: u64,
-) -> Option<u64> {
-    let text = access.read_file(&path.join("size"), MAX_LEN).ok()?;
-    let (epoch, size) = parse_size(&text)?;
-    (epoch.checked_add(1)? == epoch_of(first_generation)).then_some(size)
+impl Last {
+    /// The number; `None`: there was none, and there are no entries.
+    pub(crate) fn epoch(&self) -> Option<u32> {
+        self.epoch
+    }
+
+    /// Bytes of the entries when the last run was closed; `None`: it was not closed, or the file
+    /// cannot be read. Blocks.
+    pub(crate) fn closed_size(&self, access: &dyn FolderAccess, path: &Path) -> Option<u64> {
+        let text = access.read_file(&path.join("size"), MAX_LEN).ok()?;
+        let (epoch, size) = parse_size(&text)?;
+        (self.noted == Some(epoch)).then_some(size)
+    }
+}
+
+/// The epoch after all of these.
+pub(crate) fn after(earlier: impl IntoIterator<Item = u32>) -> io::Result<u32> {
+    let newest = earlier.into_iter().max().unwrap_or(0);
+    newest
+        .checked_add(1)
+        .ok_or_else(|| io::Error::other("the cache has been opened 2^32 times; delete the folder"))
+}
+
+/// Note the epoch that begins. Blocks.
+pub(crate) fn begin(access: &dyn FolderAccess, path: &Path, epoch: u32) -> io::Result<()> {
+    access.replace_or_overwrite(&path.join("epoch"), text_of(epoch).as_bytes())
+}
+
+/// Note the present epoch again, durably. Blocks.
+pub(crate) fn renew(access: &dyn FolderAccess, path: &Path, epoch: u32) -> io::Result<()> {
+    access.replace(&path.join("epoch"), text_of(epoch).as_bytes())
+}
+
+fn text_of(epoch: u32) -> String {
+    format!("{epoch} {epoch}\n")
+}
+
+/// The first generation of an epoch: greater than any of an earlier one, however the clock jumps.
+pub(crate) fn first_generation(epoch: u32) -> u64 {
+    u64::from(epoch) << 32
 }
 
 /// Note the bytes of the entries for the next run. `last` is the last generation of this one.
@@ -80,7 +105,8 @@ fn parse_epoch(text: &[u8]) -> Option<u32> {
     (number == again).then(|| number.parse().ok())?
 }
 
-fn epoch_of(generation: u64) -> u32 {
+/// The epoch of a generation.
+pub(crate) fn epoch_of(generation: u64) -> u32 {
     (generation >> 32) as u32
 }
 

@@ -107,6 +107,11 @@ impl AsRef<[u8]> for KeptBody {
 }
 
 impl DiskHit {
+    /// The folder of the hit.
+    pub(crate) fn core(&self) -> &'static Core {
+        self.core
+    }
+
     pub(crate) fn of_entry(core: &'static Core, entry: Arc<ReadyEntry>, sendfile: bool) -> Self {
         DiskHit {
             core,

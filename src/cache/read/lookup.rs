@@ -190,6 +190,7 @@ pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<
     let id = indexed.id;
     match find_in_memory(core, &indexed) {
         Some(Found::Ready(entry)) => return is_sound(core, &entry).then_some(entry),
+        Some(Found::Known(..)) if core.health.is_down() => return None,
         Some(Found::Known(known, since)) if is_for_memory(core, known.meta.body_len) => {
             core.stats.opens.inc();
             if let Some(entry) = reopen_nowait(core, id, &known, since) {
@@ -203,6 +204,7 @@ pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<
             let reopened = reopen(core, id, &known, since).await;
             return reopened.inspect_err(|e| core.drop_damaged(id, e)).ok();
         }
+        None if core.health.is_down() => return None,
         None => core.stats.opens.inc(),
     }
     for _ in 0..MAX_OPENS {

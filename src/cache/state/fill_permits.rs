@@ -12,7 +12,7 @@ const PATIENCE: Duration = match cfg!(test) {
     false => Duration::from_secs(3),
 };
 
-/// Most units of all fills together that wait for the disk.
+/// Most units of all fills of a cache together that wait for the disk.
 const QUEUED: usize = 1 << 10;
 
 /// Bytes of a unit: the most that Pingora reads at once.
@@ -23,16 +23,22 @@ const UNIT: usize = 64 << 10;
 pub(crate) struct FillPermits {
     filling: Semaphore,
     queued: Semaphore,
+    /// Most units that wait for the disk.
+    most_queued: usize,
 }
 
 /// A permit, which is returned when this is dropped.
 pub(crate) type Permit = SemaphorePermit<'static>;
 
 impl FillPermits {
-    pub(crate) fn new(max_fills: usize) -> FillPermits {
+    /// The permits of one of the `folders` of a cache. Each has its own, so that a disk that hangs
+    /// holds up the fills of its folder alone.
+    pub(crate) fn new(max_fills: usize, folders: usize) -> FillPermits {
+        let queued = QUEUED / folders.clamp(1, QUEUED);
         FillPermits {
-            filling: Semaphore::new(max_fills),
-            queued: Semaphore::new(QUEUED),
+            filling: Semaphore::new(max_fills.div_ceil(folders.max(1))),
+            queued: Semaphore::new(queued),
+            most_queued: queued,
         }
     }
 
@@ -45,7 +51,7 @@ impl FillPermits {
 
     /// Wait for the permit to let `bytes` wait for the disk.
     pub(crate) async fn queue(&'static self, bytes: usize) -> Option<Permit> {
-        let units = bytes.div_ceil(UNIT).clamp(1, QUEUED) as u32;
+        let units = bytes.div_ceil(UNIT).clamp(1, self.most_queued) as u32;
         self.queued.acquire_many(units).await.ok()
     }
 }
@@ -54,7 +60,8 @@ impl FillPermits {
 impl FillPermits {
     /// True if all permits are free.
     pub(crate) fn are_free(&self, max_fills: usize) -> bool {
-        self.filling.available_permits() == max_fills && self.queued.available_permits() == QUEUED
+        self.filling.available_permits() == max_fills
+            && self.queued.available_permits() == self.most_queued
     }
 }
 
@@ -63,7 +70,7 @@ mod tests {
     use super::*;
 
     fn permits(max_fills: usize) -> &'static FillPermits {
-        Box::leak(Box::new(FillPermits::new(max_fills)))
+        Box::leak(Box::new(FillPermits::new(max_fills, 1)))
     }
 
     #[tokio::test(start_paused = true)]

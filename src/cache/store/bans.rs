@@ -180,6 +180,55 @@ impl Bans {
         self.rewrite(&mut self.file.lock())
     }
 
+    /// All bans.
+    pub fn all(&self) -> Vec<(u64, Banned)> {
+        self.list.read().all().collect()
+    }
+
+    /// Have bans of another folder in force here. They are not written.
+    pub fn add_all(&self, bans: &[(u64, Banned)]) {
+        let mut list = self.list.write();
+        for (generation, banned) in bans {
+            list.add(*generation, banned.clone());
+        }
+        self.newest.store(list.newest(), Ordering::Release);
+    }
+
+    /// Have only the bans of other folders in force, and write them. Blocks.
+    pub fn replace_all(&self, bans: &[(u64, Banned)]) -> io::Result<()> {
+        let mut file = self.file.lock();
+        {
+            let mut list = self.list.write();
+            *list = List::default();
+            for (generation, banned) in bans {
+                list.add(*generation, banned.clone());
+            }
+            self.newest.store(list.newest(), Ordering::Release);
+        }
+        match bans.is_empty() && file.records == 0 && !file.damaged {
+            true => Ok(()),
+            false => self.rewrite(&mut file),
+        }
+    }
+
+    /// [`ban`](Self::ban) in memory alone, where nothing can be written. [`save`](Self::save) writes
+    /// it. Blocks.
+    pub fn ban_unsaved(&self, generation: u64, banned: Banned) {
+        let mut file = self.file.lock();
+        self.list.write().add_bounded(generation, banned);
+        self.newest.fetch_max(generation, Ordering::AcqRel);
+        file.damaged = true;
+    }
+
+    /// Write all bans, if some could not be written. Blocks.
+    pub fn save(&self) -> io::Result<()> {
+        let mut file = self.file.lock();
+        match file.damaged {
+            true => self.rewrite(&mut file),
+            false => Ok(()),
+        }
+    }
+
     /// The highest generation of a ban.
     pub fn newest(&self) -> u64 {
         self.newest.load(Ordering::Acquire)

@@ -8,3 +8,4 @@ pub(crate) mod format;
 pub(crate) mod index;
 pub mod inspect;
 pub(crate) mod layout;
+pub(crate) mod members;

@@ -112,8 +112,11 @@ fn open(path: &Path, faults: &Faults) -> &'static DiskCache {
         ..DiskCacheConfig::new(path, LIMIT)
     };
     let faults = faults.clone();
-    let cache = DiskCache::open_with(config, |runtime| {
-        Ok(Box::new(FaultyBackend::new(runtime.clone(), faults)))
+    let cache = DiskCache::open_with(config, |_, runtime| {
+        Ok(Box::new(FaultyBackend::new(
+            runtime.clone(),
+            faults.clone(),
+        )))
     });
     let cache = cache.unwrap();
     cache.wait_recovered();
@@ -545,8 +548,11 @@ async fn one_body_does_not_take_the_whole_cache() {
         ..DiskCacheConfig::new(dir.path(), 10 * MIB)
     };
     let with_faults = faults.clone();
-    let cache = DiskCache::open_with(config, |runtime| {
-        Ok(Box::new(FaultyBackend::new(runtime.clone(), with_faults)))
+    let cache = DiskCache::open_with(config, |_, runtime| {
+        Ok(Box::new(FaultyBackend::new(
+            runtime.clone(),
+            with_faults.clone(),
+        )))
     });
     let cache = cache.unwrap();
     cache.wait_recovered();

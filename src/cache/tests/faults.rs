@@ -192,8 +192,11 @@ fn config(path: &Path) -> DiskCacheConfig {
 
 fn open_with(config: DiskCacheConfig, faults: &Faults) -> &'static DiskCache {
     let faults = faults.clone();
-    let cache = DiskCache::open_with(config, |runtime| {
-        Ok(Box::new(FaultyBackend::new(runtime.clone(), faults)))
+    let cache = DiskCache::open_with(config, |_, runtime| {
+        Ok(Box::new(FaultyBackend::new(
+            runtime.clone(),
+            faults.clone(),
+        )))
     });
     let cache = cache.unwrap();
     cache.wait_recovered();
@@ -651,7 +654,7 @@ async fn an_entry_that_cannot_be_examined_at_the_start_is_left_alone() {
         disk.faults.set(op, Fault::Errno(libc::EIO), 256);
         disk.reopen().await;
         assert!(!disk.has("body"), "{op:?}");
-        assert!(disk.cache.recovery_progress().has_gaps(), "{op:?}");
+        assert!(disk.cache.core().recovery.has_gaps(), "{op:?}");
 
         // Its ban is still needed: a restart may find it.
         assert!(disk.cache.ban_prefix("bucket", b"bo").await.is_ok());
@@ -793,8 +796,11 @@ fn a_folder_that_cannot_be_read_is_an_error_that_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let faults = Faults::new();
     faults.always(Op::ReadFile, libc::EIO);
-    let opened = DiskCache::open_with(DiskCacheConfig::new(dir.path(), LIMIT), |runtime| {
-        Ok(Box::new(FaultyBackend::new(runtime.clone(), faults)))
+    let opened = DiskCache::open_with(DiskCacheConfig::new(dir.path(), LIMIT), |_, runtime| {
+        Ok(Box::new(FaultyBackend::new(
+            runtime.clone(),
+            faults.clone(),
+        )))
     });
     let e = opened.err().expect("an error");
     assert_ne!(e.kind(), io::ErrorKind::NotFound);

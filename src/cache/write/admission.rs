@@ -6,6 +6,7 @@ use pingora_cache::admission::{AdmissionPolicy, Decision};
 use pingora_cache::key::CacheHashKey;
 use pingora_cache::CacheKey;
 
+use crate::cache::state::cores::Cores;
 use crate::cache::state::miss_counts::MissCounts;
 use crate::cache::state::Core;
 use crate::cache::write::space::RECOVERY_PATIENCE;
@@ -13,7 +14,7 @@ use crate::cache::write::space::RECOVERY_PATIENCE;
 /// The policy of a cache, which admits nothing while nothing can be stored.
 pub(crate) struct Admission {
     min_uses: Option<MinUses>,
-    core: OnceLock<&'static Core>,
+    cores: OnceLock<&'static Cores>,
 }
 
 impl Admission {
@@ -21,19 +22,20 @@ impl Admission {
     pub(crate) fn new(min_uses: u8) -> Self {
         Admission {
             min_uses: (min_uses > 1).then(|| MinUses::new(min_uses)),
-            core: OnceLock::new(),
+            cores: OnceLock::new(),
         }
     }
 
-    /// Set the cache that the policy is for.
-    pub(crate) fn set_core(&self, core: &'static Core) {
-        let _ = self.core.set(core);
+    /// Set the folders that the policy is for.
+    pub(crate) fn set_cores(&self, cores: &'static Cores) {
+        let _ = self.cores.set(cores);
     }
 }
 
 impl AdmissionPolicy for Admission {
     fn observe(&self, key: &CacheKey) -> Decision {
-        let admits = self.core.get().is_none_or(|core| admits(core));
+        let cores = self.cores.get();
+        let admits = cores.is_none_or(|cores| cores.of(key).is_some_and(admits));
         let decision = match &self.min_uses {
             Some(policy) => policy.observe(key),
             None => Decision::Ready { observed: 1 },
@@ -43,8 +45,8 @@ impl AdmissionPolicy for Admission {
             decision => decision,
         };
         if decision.is_deferred() {
-            if let Some(core) = self.core.get() {
-                core.stats.not_admitted.inc();
+            if let Some(cores) = cores {
+                cores.stats.not_admitted.inc();
             }
         }
         decision
@@ -58,7 +60,7 @@ pub(crate) fn admits(core: &Core) -> bool {
         core.recovery.elapsed() < RECOVERY_PATIENCE
             || (core.bytes_in_recovery()).is_some_and(|bytes| bytes < core.max_size_bytes)
     };
-    core.is_writable() && (core.recovery.is_complete() || has_space())
+    core.is_writable() && !core.health.is_down() && (core.recovery.is_complete() || has_space())
 }
 
 /// Admits an object from its n-th request on, like nginx's `proxy_cache_min_uses`.

@@ -161,7 +161,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn bytes_that_wait_no_more_return_their_permits() {
-        let permits: &'static FillPermits = Box::leak(Box::new(FillPermits::new(1)));
+        let permits: &'static FillPermits = Box::leak(Box::new(FillPermits::new(1, 1)));
         let mut pieces = Vec::new();
         for byte in 0..4u8 {
             let permit = permits.queue(1).await;

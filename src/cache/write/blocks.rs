@@ -55,7 +55,7 @@ pub(crate) async fn create(
     meta: &CacheMeta,
     len: u64,
 ) -> Result<bool> {
-    if !core.is_writable() || !core.recovery.is_complete() {
+    if !core.is_writable() || core.health.is_down() || !core.recovery.is_complete() {
         return Ok(false);
     }
     let (internal, header) = meta.serialize()?;
@@ -92,14 +92,14 @@ pub(crate) async fn create(
         };
         let uses = core.miss_counts.count(&id.hash);
         let Some(reservation) = space::reserve(core, meta.weight(), uses).await else {
-            core.stats.fill_errors(Cause::NoSpace).inc();
+            core.count_fill_error(Cause::NoSpace);
             return false;
         };
         match commit(core, id, &key, meta, reservation).await {
             Ok(published) => published,
             Err(e) => {
                 let cause = Cause::of(&e);
-                core.stats.fill_errors(cause).inc();
+                core.count_fill_error(cause);
                 match cause {
                     // As often as clients ask.
                     Cause::NoSpace => debug!("cache entry {id}: cannot begin it: {e}"),
@@ -253,7 +253,7 @@ async fn fetch(
     guard.end = match write(core, &body, &run, request, in_background, &mut reservation).await {
         Ok(()) => RunState::Complete,
         Err((cause, end)) => {
-            core.stats.fill_errors(cause).inc();
+            core.count_fill_error(cause);
             debug!("cache entry {}: blocks are not fetched: {end:?}", body.id);
             end
         }
@@ -455,7 +455,7 @@ pub(crate) async fn record(core: &'static Core, body: &SparseBody) -> bool {
     match recorded {
         Ok(()) => core.sparse_bodies.set_recorded(body, change),
         Err(e) => {
-            core.stats.fill_errors(Cause::of(&e)).inc();
+            core.count_fill_error(Cause::of(&e));
             warn!("cache entry {id} is dropped: cannot record its blocks: {e}");
             core.evict(id, Eviction::Damaged);
             if folder::is_full(&e) {

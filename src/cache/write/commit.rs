@@ -84,7 +84,7 @@ pub(crate) async fn commit(
         }
     }
     if let Err(e) = committed {
-        core.stats.fill_errors(Cause::of(&e)).inc();
+        core.count_fill_error(Cause::of(&e));
         warn!("cache fill {fill} is given up: committing it: {e}");
         core.fills.remove(fill);
         if folder::is_full(&e) {

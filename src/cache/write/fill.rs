@@ -117,7 +117,7 @@ async fn run(
 /// Count a fill that is given up. Log a warning unless clients decide how often that
 /// happens.
 fn give_up(core: &Core, fill: &Fill, cause: Cause, why: &str) {
-    core.stats.fill_errors(cause).inc();
+    core.count_fill_error(cause);
     match cause {
         Cause::NoSpace | Cause::Deserted => {
             debug!("cache fill {fill} is given up: {why}");

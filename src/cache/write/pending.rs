@@ -61,6 +61,9 @@ pub(crate) async fn begin(
             "it was purged after the origin was asked for it",
         );
     }
+    if core.health.is_down() {
+        return refuse(core, key, id, Cause::Io);
+    }
     let promised: Option<u64> = meta
         .headers()
         .get(CONTENT_LENGTH)
@@ -86,7 +89,7 @@ pub(crate) async fn begin(
             return refuse(core, key, id, Cause::NoSpace);
         }
         created => created
-            .inspect_err(|e| core.stats.fill_errors(Cause::of(e)).inc())
+            .inspect_err(|e| core.count_fill_error(Cause::of(e)))
             .or_err_with(ErrorType::FileCreateError, || {
                 format!("creating cache entry {id}")
             })?,
@@ -139,7 +142,7 @@ pub(crate) fn is_purged_since(core: &Core, key: &CacheKey) -> bool {
 
 fn refuse(core: &Core, key: &CacheKey, id: EntryId, cause: Cause) -> Result<DiskMiss> {
     core.refused.add(key.primary_bin());
-    core.stats.fill_errors(cause).inc();
+    core.count_fill_error(cause);
     let error = match cause {
         Cause::TooMany => TOO_MANY_FILLS,
         _ => NO_ROOM,

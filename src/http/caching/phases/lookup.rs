@@ -69,7 +69,7 @@ impl HttpCaching {
         // RFC 9111 §4.3.4
         session.cache.set_revalidate_all_fields(true);
         // A larger object would evict all others and then itself.
-        let mut limit = cache.max_size_bytes().min(cache.max_object_bytes());
+        let mut limit = cache.max_whole_bytes();
         if ctx.request.initiator.is_background() && !warming {
             limit = limit.min(self.options.range_fill.max_bytes);
         }

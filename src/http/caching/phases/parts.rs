@@ -152,7 +152,7 @@ impl HttpCaching {
         if whole_len > cache.max_object_bytes() {
             return None;
         }
-        let limit = limits.max_bytes.min(cache.max_size_bytes());
+        let limit = limits.max_bytes.min(cache.max_whole_bytes());
         (meta.is_some() || whole_len <= limit).then_some(FillCandidate {
             key,
             whole_len,
