@@ -158,7 +158,7 @@ impl DiskCache {
             runtime.spawn(maintenance::run(core, config.inactive));
             repairs.push(queues.repairs);
         }
-        cache.lifecycle.start(repairs)?;
+        cache.lifecycle.start(&cache.cores, repairs)?;
         if config.scrub_bytes_per_second > 0 {
             for core in cache.cores.iter() {
                 scrub::spawn(core, config.scrub_bytes_per_second);
@@ -464,6 +464,10 @@ impl DiskCache {
     /// The first folder.
     pub(crate) fn core(&'static self) -> &'static Core {
         self.cores.iter().next().expect("a folder")
+    }
+
+    pub(crate) fn cores(&'static self) -> &'static Cores {
+        &self.cores
     }
 
     /// Release the locks as a killed process does.

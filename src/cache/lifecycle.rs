@@ -14,9 +14,10 @@ use tokio::sync::mpsc;
 
 use crate::cache::config::{DiskCacheConfig, FolderConfig};
 use crate::cache::io::backend::DiskBackend;
-use crate::cache::io::disk_io::{self, DiskIo};
+use crate::cache::io::disk_io::{DiskIo, Threads};
 use crate::cache::io::folder::{FolderAccess, LocalFolder};
 use crate::cache::io::folder_lock::{FolderLock, Renewed};
+use crate::cache::jobs::misplaced;
 use crate::cache::jobs::recovery::{self, Leftovers};
 use crate::cache::lifecycle::join::{Join, Joining, Past};
 use crate::cache::state::cores::Cores;
@@ -104,9 +105,9 @@ pub(crate) fn prepare(
             ),
         ));
     }
-    let runtime = disk_io::runtime()?;
-    let backend = Box::leak(backend(runtime.handle())?);
-    let io = DiskIo::new(backend, runtime);
+    let threads = Threads::start()?;
+    let backend = Box::leak(backend(threads.handle())?);
+    let io = DiskIo::new(backend, threads);
     let backend = io.backend();
     let layout = Layout::new(path);
     layout
@@ -243,7 +244,11 @@ impl Prepared {
 impl Lifecycle {
     /// Recover the entries, on threads of their own, and keep the locks, as long as the cache
     /// lives.
-    pub(crate) fn start(&'static self, repairs: Vec<mpsc::Receiver<Repair>>) -> io::Result<()> {
+    pub(crate) fn start(
+        &'static self,
+        cores: &'static Cores,
+        repairs: Vec<mpsc::Receiver<Repair>>,
+    ) -> io::Result<()> {
         for (folder, repairs) in self.folders.iter().zip(repairs) {
             let runtime = folder.core.io.runtime();
             runtime.spawn(self.keep_locked(folder));
@@ -251,7 +256,7 @@ impl Lifecycle {
             runtime.spawn(self.watch(folder));
         }
         if !self.folders.iter().all(|folder| folder.core.is_writable()) {
-            spawn_loader(|| self.recover_and_take_over())?;
+            spawn_loader(|| self.recover_and_take_over(cores))?;
             return Ok(());
         }
         let first_generation = epoch::first_generation(self.shared.peers.epoch());
@@ -259,14 +264,14 @@ impl Lifecycle {
             spawn_loader(move || {
                 recovery::recover(folder.core, Leftovers::RemoveBelow(first_generation));
                 set_recovered(folder.core);
-                folder.remove_other_versions();
+                folder.remove_outdated(cores);
             })?;
         }
         Ok(())
     }
 
     /// Recover the entries, which a successor only reads until the folders are free. Blocks.
-    fn recover_and_take_over(&self) {
+    fn recover_and_take_over(&self, cores: &Cores) {
         on_each(&self.folders, |folder| {
             recovery::recover(folder.core, Leftovers::Keep);
             set_recovered(folder.core);
@@ -283,7 +288,7 @@ impl Lifecycle {
             info!("{}: taken over", folder.core.path.display());
             // The entries and leftovers of the other process.
             recovery::recover(folder.core, Leftovers::RemoveBelow(first_generation));
-            folder.remove_other_versions();
+            folder.remove_outdated(cores);
         });
     }
 
@@ -570,7 +575,9 @@ impl Owned {
         );
     }
 
-    fn remove_other_versions(&self) {
+    /// Remove what recovered folders have from other configurations and versions. Blocks.
+    fn remove_outdated(&self, cores: &Cores) {
+        misplaced::evict(cores, self.core);
         if self.was_cache && self.core.is_writable() {
             recovery::remove_other_versions(self.core);
         }

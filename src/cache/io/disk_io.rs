@@ -19,27 +19,56 @@ const BLOCKING_THREADS: usize = 256;
 /// Access to the disk, as the parts of a cache share it.
 pub(crate) struct DiskIo {
     backend: &'static dyn DiskBackend,
-    runtime: Runtime,
+    threads: Threads,
     reads: Semaphore,
     has_page_cache: bool,
     supports_sendfile: bool,
 }
 
-/// The runtime that a cache works on, so that its work outlives requests.
-pub(crate) fn runtime() -> std::io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(RUNTIME_THREADS)
-        .max_blocking_threads(BLOCKING_THREADS)
-        .thread_name("cache-io")
-        .enable_all()
-        .build()
+/// The runtime that a cache folder works on, so that its work outlives requests.
+pub(crate) struct Threads {
+    runtime: Option<Runtime>,
+    handle: Handle,
 }
 
+// === impl Threads ===
+
+impl Threads {
+    pub(crate) fn start() -> std::io::Result<Threads> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(RUNTIME_THREADS)
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("cache-io")
+            .enable_all()
+            .build()?;
+        let handle = runtime.handle().clone();
+        Ok(Threads {
+            runtime: Some(runtime),
+            handle,
+        })
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Drop for Threads {
+    /// Only a folder that cannot be used is dropped. Nothing waits for its disk.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+// === impl DiskIo ===
+
 impl DiskIo {
-    pub(crate) fn new(backend: &'static dyn DiskBackend, runtime: Runtime) -> Self {
+    pub(crate) fn new(backend: &'static dyn DiskBackend, threads: Threads) -> Self {
         DiskIo {
             backend,
-            runtime,
+            threads,
             reads: Semaphore::new(CONCURRENT_READS),
             has_page_cache: backend.has_page_cache(),
             supports_sendfile: backend.supports_sendfile(),
@@ -51,12 +80,12 @@ impl DiskIo {
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
-        self.runtime.handle()
+        self.threads.handle()
     }
 
     /// Run a future to its end. Blocks; not for threads of a runtime.
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(future)
+        self.threads.handle().block_on(future)
     }
 
     /// See [`DiskBackend::has_page_cache`].

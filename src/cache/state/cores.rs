@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pingora_cache::key::CacheHashKey;
+use pingora_cache::key::{CacheHashKey, HashBinary};
 
 use crate::cache::config::FolderConfig;
 use crate::cache::state::generations::Generations;
@@ -55,6 +55,15 @@ impl Cores {
         match self.only {
             Some(only) => Some(only),
             None => self.all[self.routing.folder_of(&key.primary_bin())],
+        }
+    }
+
+    /// True if the keys with this primary hash belong to a folder.
+    pub(crate) fn is_at(&self, primary: &HashBinary, core: &Core) -> bool {
+        match self.only {
+            Some(_) => true,
+            None => self.all[self.routing.folder_of(primary)]
+                .is_some_and(|other| std::ptr::eq(other, core)),
         }
     }
 

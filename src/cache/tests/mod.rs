@@ -3,6 +3,7 @@
 mod blocks;
 mod disk;
 mod faults;
+mod folders;
 mod open_bodies;
 mod removal;
 mod window;

@@ -1,0 +1,764 @@
+//! Several folders: the spread of keys, purges, and folders that fail or are absent.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use pingora_cache::key::HashBinary;
+use pingora_cache::trace::Span;
+use pingora_cache::{CacheKey, CacheMeta, Storage};
+use pingora_core::Result;
+use pingora_http::ResponseHeader;
+use tempfile::TempDir;
+
+use crate::cache::io::faulty::{Fault, Faults, FaultyBackend, Op};
+use crate::cache::jobs::{maintenance, misplaced};
+use crate::cache::{Cause, DiskCache, DiskCacheConfig, Eviction, FolderConfig, Resumable, NO_ROOM};
+
+const LIMIT: u64 = 4 << 20;
+const KEYS: usize = 40;
+
+/// Folders that caches are opened in, one after the other.
+struct Disks {
+    dir: TempDir,
+    faults: Vec<Faults>,
+}
+
+impl Disks {
+    fn new(count: usize) -> Disks {
+        Disks {
+            dir: tempfile::tempdir().unwrap(),
+            faults: (0..count).map(|_| Faults::new()).collect(),
+        }
+    }
+
+    fn path(&self, disk: usize) -> PathBuf {
+        self.dir.path().join(format!("disk{disk}"))
+    }
+
+    fn config(&self, disks: &[usize]) -> DiskCacheConfig {
+        let folders = disks.iter().map(|disk| FolderConfig {
+            path: self.path(*disk),
+            max_size_bytes: LIMIT,
+        });
+        DiskCacheConfig {
+            scrub_bytes_per_second: 0,
+            memory_bytes: 0,
+            ..DiskCacheConfig::spread(folders.collect())
+        }
+    }
+
+    fn open(&self, disks: &[usize]) -> &'static DiskCache {
+        self.open_with(self.config(disks), disks)
+    }
+
+    fn open_with(&self, config: DiskCacheConfig, disks: &[usize]) -> &'static DiskCache {
+        let cache = DiskCache::open_with(config, |position, runtime| {
+            let faults = self.faults[disks[position]].clone();
+            Ok(Box::new(FaultyBackend::new(runtime.clone(), faults)))
+        });
+        let cache = cache.unwrap();
+        cache.wait_recovered();
+        cache
+    }
+
+    /// Makes a disk fail in every way.
+    fn break_disk(&self, disk: usize) {
+        for op in ALL {
+            self.faults[disk].always(op, libc::EIO);
+        }
+    }
+
+    fn mend_disk(&self, disk: usize) {
+        for op in ALL {
+            self.faults[disk].clear(op);
+        }
+    }
+}
+
+const ALL: [Op; 20] = [
+    Op::Open,
+    Op::OpenBody,
+    Op::Create,
+    Op::Write,
+    Op::Read,
+    Op::Load,
+    Op::Commit,
+    Op::Discard,
+    Op::WriteMeta,
+    Op::Record,
+    Op::OpenToWrite,
+    Op::Remove,
+    Op::ReadFile,
+    Op::Append,
+    Op::Replace,
+    Op::List,
+    Op::Stat,
+    Op::CreateFolder,
+    Op::RemoveFile,
+    Op::SyncFolder,
+];
+
+fn key(n: usize) -> CacheKey {
+    CacheKey::new(format!("/key/{n}"), "bucket")
+}
+
+fn variant(n: usize, variance: u8) -> CacheKey {
+    let mut key = key(n);
+    key.set_variance_key(HashBinary::from([variance; 16]));
+    key
+}
+
+async fn close(cache: &'static DiskCache) {
+    let close = move || cache.close(Duration::from_secs(30));
+    tokio::task::spawn_blocking(close).await.unwrap();
+}
+
+async fn store_at(cache: &'static DiskCache, key: &CacheKey, body: &str) -> Result<()> {
+    let mut header = ResponseHeader::build(200, None).unwrap();
+    header.insert_header("content-length", body.len()).unwrap();
+    let created = SystemTime::now();
+    let meta = CacheMeta::new(created, created, 0, 0, header);
+    let span = Span::inactive().handle();
+    let mut miss = cache.get_miss_handler(key, &meta, &span).await?;
+    miss.write_body(Bytes::from(body.to_owned()), true).await?;
+    miss.finish().await?;
+    cache.settle().await;
+    Ok(())
+}
+
+async fn store(cache: &'static DiskCache, n: usize) {
+    store_at(cache, &key(n), &format!("body {n}"))
+        .await
+        .unwrap();
+}
+
+async fn store_all(cache: &'static DiskCache) {
+    for n in 0..KEYS {
+        store(cache, n).await;
+    }
+}
+
+/// The body that is found for a key.
+async fn found_at(cache: &'static DiskCache, key: &CacheKey) -> Option<String> {
+    let span = Span::inactive().handle();
+    let (_, mut hit) = cache.lookup(key, &span).await.unwrap()?;
+    let mut body = Vec::new();
+    while let Some(bytes) = hit.read_body().await.unwrap() {
+        body.extend_from_slice(&bytes);
+    }
+    Some(String::from_utf8(body).unwrap())
+}
+
+/// The keys that are found, each with its own body.
+async fn found(cache: &'static DiskCache) -> Vec<usize> {
+    let mut found = Vec::new();
+    for n in 0..KEYS {
+        if let Some(body) = found_at(cache, &key(n)).await {
+            assert_eq!(body, format!("body {n}"));
+            found.push(n);
+        }
+    }
+    found
+}
+
+/// The position of the folder of a key.
+fn folder_of(cache: &'static DiskCache, key: &CacheKey) -> usize {
+    let core = cache.cores().of(key).expect("a folder");
+    let all = cache.cores().all();
+    let mut positions = 0..all.len();
+    let is_it = |at: &usize| all[*at].is_some_and(|other| other.path == core.path);
+    positions.find(is_it).expect("one of the folders")
+}
+
+/// The keys of the folder at a position.
+fn keys_of(cache: &'static DiskCache, position: usize) -> Vec<usize> {
+    let of = |n: &usize| folder_of(cache, &key(*n)) == position;
+    (0..KEYS).filter(of).collect()
+}
+
+fn all() -> Vec<usize> {
+    (0..KEYS).collect()
+}
+
+fn without(keys: &[usize]) -> Vec<usize> {
+    (0..KEYS).filter(|n| !keys.contains(n)).collect()
+}
+
+async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let wait = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), wait).await;
+    waited.unwrap_or_else(|_| panic!("{what}"));
+}
+
+fn is_up(cache: &DiskCache, position: usize) -> bool {
+    cache.folders().nth(position).unwrap().is_up
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_spread_and_found_again_in_any_order() {
+    let disks = Disks::new(3);
+    let cache = disks.open(&[0, 1, 2]);
+    store_all(cache).await;
+    assert_eq!(cache.entries(), KEYS);
+    assert_eq!(cache.max_size_bytes(), 3 * LIMIT);
+    assert_eq!(cache.max_whole_bytes(), LIMIT);
+    let folders: Vec<_> = cache.folders().collect();
+    for (position, folder) in folders.iter().enumerate() {
+        assert_eq!(folder.path, disks.path(position));
+        assert_eq!(folder.entries, keys_of(cache, position).len());
+        assert!(folder.entries > KEYS / 8, "{folders:?}");
+        assert!(folder.is_up && folder.size_bytes > 0);
+    }
+    assert_eq!(
+        cache.size_bytes(),
+        folders.iter().map(|f| f.size_bytes).sum::<u64>()
+    );
+    close(cache).await;
+
+    let cache = disks.open(&[2, 0, 1]);
+    assert_eq!(found(cache).await, all());
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_folder_takes_its_share_and_others_keep_theirs() {
+    let disks = Disks::new(3);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    close(cache).await;
+
+    let cache = disks.open(&[0, 1, 2]);
+    let moved = keys_of(cache, 2);
+    assert!(!moved.is_empty());
+    assert_eq!(found(cache).await, without(&moved));
+    // Their copies elsewhere are not used, and are removed.
+    eventually(
+        "no entry is left in a folder that it does not belong to",
+        || cache.entries() == KEYS - moved.len(),
+    )
+    .await;
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variants_are_in_the_folder_of_their_key_and_are_purged_with_it() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    for n in 0..10 {
+        store(cache, n).await;
+        for variance in [1, 2] {
+            let key = variant(n, variance);
+            assert_eq!(
+                folder_of(cache, &key),
+                folder_of(cache, &super::folders::key(n))
+            );
+            store_at(cache, &key, "a variant").await.unwrap();
+        }
+    }
+    assert!(cache.purge_key(&key(3)).await.unwrap());
+    for n in 0..10 {
+        for key in [key(n), variant(n, 1), variant(n, 2)] {
+            assert_eq!(found_at(cache, &key).await.is_some(), n != 3);
+        }
+    }
+    // Nothing of them is mistaken for an entry of another folder.
+    close(cache).await;
+    let cache = disks.open(&[0, 1]);
+    let evict = || {
+        let cores = cache.cores();
+        cores.iter().for_each(|core| misplaced::evict(cores, core));
+    };
+    tokio::task::spawn_blocking(evict).await.unwrap();
+    for n in 0..10 {
+        for key in [key(n), variant(n, 1), variant(n, 2)] {
+            assert_eq!(found_at(cache, &key).await.is_some(), n != 3);
+        }
+    }
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ban_reaches_all_folders_and_survives_a_crash() {
+    let disks = Disks::new(3);
+    let cache = disks.open(&[0, 1, 2]);
+    store_all(cache).await;
+    cache.ban_prefix("bucket", b"/key/1").await.unwrap();
+    let left: Vec<_> = (0..KEYS)
+        .filter(|n| !n.to_string().starts_with('1'))
+        .collect();
+    assert_eq!(found(cache).await, left);
+    cache.kill();
+
+    let cache = disks.open(&[0, 1, 2]);
+    assert_eq!(found(cache).await, left);
+    for n in [1, 10, 11] {
+        store(cache, n).await;
+    }
+    assert_eq!(found(cache).await.len(), left.len() + 3);
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_changes_in_mid_fill_is_banned_in_every_folder() {
+    for at_once in [false, true] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        for position in [0, 1] {
+            let key = key(keys_of(cache, position)[0]);
+            let mut header = ResponseHeader::build(200, None).unwrap();
+            header.insert_header("content-length", 1_000).unwrap();
+            let created = SystemTime::now();
+            let mut meta = CacheMeta::new(created, created, 0, 0, header);
+            // Its checkpoints would survive a crash.
+            meta.extensions_mut().insert(Resumable);
+            let span = Span::inactive().handle();
+            let fill = cache.get_miss_handler(&key, &meta, &span).await.unwrap();
+            match at_once {
+                true => cache.invalidate_nowait(&key),
+                false => cache.invalidate(&key).await.unwrap(),
+            }
+            eventually("every folder has the ban", || {
+                let mut cores = cache.cores().iter();
+                cores.all(|core| core.bans.len() == position + 1)
+            })
+            .await;
+            drop(fill);
+        }
+        cache.kill();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_fails_costs_its_entries_until_it_works_again() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let lost = keys_of(cache, 1);
+    cache.core().open_entries.forget_all();
+
+    disks.break_disk(1);
+    assert!(found_at(cache, &key(lost[0])).await.is_none());
+    eventually("the folder is down", || !is_up(cache, 1)).await;
+    let dropped = cache.stats().evictions(Eviction::Damaged).get();
+    assert!(dropped <= 1);
+    // Its entries are misses that are not stored; the others stay hits.
+    assert_eq!(found(cache).await, without(&lost));
+    for n in &lost {
+        assert!(cache.admission().observe(&key(*n)).is_deferred());
+        let refused = store_at(cache, &key(*n), "new").await.unwrap_err();
+        assert_eq!(*refused.etype(), NO_ROOM);
+    }
+    assert!(is_up(cache, 0));
+    let kept = keys_of(cache, 0)[0];
+    assert!(!cache.admission().observe(&key(kept)).is_deferred());
+    store(cache, kept).await;
+
+    disks.mend_disk(1);
+    eventually("the folder is up", || is_up(cache, 1)).await;
+    let found = found(cache).await;
+    assert_eq!(found.len() as u64, KEYS as u64 - dropped);
+    for n in lost {
+        store(cache, n).await;
+    }
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_cannot_be_written_is_read() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let faults = &disks.faults[1];
+    for op in [Op::Create, Op::Append, Op::Replace, Op::WriteMeta] {
+        faults.always(op, libc::EROFS);
+    }
+    let n = keys_of(cache, 1)[0];
+    store_at(cache, &key(n), "new").await.unwrap_err();
+    eventually("the folder is not up", || !is_up(cache, 1)).await;
+    cache.core().open_entries.forget_all();
+    assert_eq!(found(cache).await, all());
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_no_fault() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    let n = keys_of(cache, 1)[0];
+    for op in [Op::Create, Op::Append, Op::Replace] {
+        disks.faults[1].always(op, libc::ENOSPC);
+    }
+    store_at(cache, &key(n), "new").await.unwrap_err();
+    // The second examination begins when the result of the first is noted.
+    for _ in 0..2 {
+        let before = disks.faults[1].count(Op::Replace);
+        let core = cache.cores().of(&key(n)).unwrap();
+        core.health.suspect(Cause::Io);
+        eventually("the folder is examined", || {
+            disks.faults[1].count(Op::Replace) > before
+        })
+        .await;
+    }
+    assert!(is_up(cache, 1));
+    // A purge says that it is not durable.
+    cache.purge_key(&key(n)).await.unwrap_err();
+    assert!(is_up(cache, 1));
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_reaches_a_folder_that_failed_meanwhile() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let lost = keys_of(cache, 1);
+    disks.break_disk(1);
+    // The purge itself finds out.
+    cache.purge_key(&key(lost[0])).await.unwrap();
+    assert!(!is_up(cache, 1));
+    cache.invalidate(&key(lost[1])).await.unwrap();
+    cache.invalidate_nowait(&key(lost[2]));
+    cache.settle().await;
+    eventually("all three are banned", || cache.bans() == 3).await;
+    cache.kill();
+
+    // The list of the first folder has them.
+    disks.mend_disk(1);
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, without(&lost[..3]));
+    cache.kill();
+    // By now, so has that of the second.
+    disks.break_disk(0);
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, lost[3..]);
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_works_again_has_the_bans_before_it_is_used() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let lost = keys_of(cache, 1);
+    disks.break_disk(1);
+    cache.purge_key(&key(lost[0])).await.unwrap();
+    disks.mend_disk(1);
+    eventually("the folder is up", || is_up(cache, 1)).await;
+    cache.kill();
+    // Alone, from its own list.
+    disks.break_disk(0);
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, lost[1..]);
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_absent_at_the_start_leaves_the_others_their_keys() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let (kept, lost) = (keys_of(cache, 0), keys_of(cache, 1));
+    close(cache).await;
+
+    disks.break_disk(1);
+    let cache = disks.open(&[0, 1]);
+    let up: Vec<_> = cache.folders().map(|folder| folder.is_up).collect();
+    assert_eq!(up, [true, false]);
+    assert_eq!(found(cache).await, kept);
+    let refused = store_at(cache, &key(lost[0]), "new").await.unwrap_err();
+    assert_eq!(*refused.etype(), NO_ROOM);
+    assert!(cache.admission().observe(&key(lost[0])).is_deferred());
+    assert!(!cache.may_have(&key(lost[0])) && !cache.is_new(&key(lost[0])));
+    // These reach it when it is back.
+    assert!(!cache.purge_key(&key(lost[0])).await.unwrap());
+    cache.invalidate(&key(lost[1])).await.unwrap();
+    cache.ban_prefix("bucket", b"/key/1").await.unwrap();
+    let banned = |n: &usize| n.to_string().starts_with('1') || lost[..2].contains(n);
+    // Bans are kept for it, although no entry here needs them.
+    maintenance::evict_banned(cache.core(), u64::MAX).await;
+    assert_eq!(cache.bans(), 3);
+    cache.kill();
+
+    disks.mend_disk(1);
+    let cache = disks.open(&[0, 1]);
+    let expected: Vec<_> = (0..KEYS).filter(|n| !banned(n)).collect();
+    assert_eq!(found(cache).await, expected);
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_any_folder_there_is_no_cache() {
+    let disks = Disks::new(2);
+    disks.break_disk(0);
+    disks.break_disk(1);
+    let opened = DiskCache::open_with(disks.config(&[0, 1]), |position, runtime| {
+        let faults = disks.faults[position].clone();
+        Ok(Box::new(FaultyBackend::new(runtime.clone(), faults)))
+    });
+    let e = opened.map(drop).unwrap_err();
+    assert!(e.to_string().contains("disk0"), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_misses_forgotten_bans_loses_its_entries() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let (kept, lost) = (keys_of(cache, 0), keys_of(cache, 1));
+    close(cache).await;
+
+    disks.break_disk(1);
+    let cache = disks.open(&[0, 1]);
+    for n in 0..30 {
+        cache.purge_key(&key(KEYS + n)).await.unwrap();
+    }
+    cache.purge_key(&key(lost[0])).await.unwrap();
+    maintenance::evict_banned(cache.core(), u64::MAX).await;
+    assert_eq!(cache.bans(), 0);
+    cache.kill();
+
+    disks.mend_disk(1);
+    for _ in 0..2 {
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, kept);
+        cache.kill();
+    }
+    assert!(files_of(&disks, 1).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_taken_out_of_the_configuration_comes_back_empty() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    close(cache).await;
+    // Nothing is stored for the key here, so nothing is written.
+    let cache = disks.open(&[0]);
+    store_all(cache).await;
+    close(cache).await;
+
+    let cache = disks.open(&[0, 1]);
+    let moved = keys_of(cache, 1);
+    assert_eq!(found(cache).await, without(&moved));
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_former_caches_the_first_keeps_its_entries() {
+    let disks = Disks::new(2);
+    // The second one is used more often: its generations are higher.
+    for disk in [0, 1, 1, 1] {
+        let cache = disks.open(&[disk]);
+        store_all(cache).await;
+        cache.ban_prefix("bucket", b"/other").await.unwrap();
+        if disk == 1 {
+            cache.ban_prefix("bucket", b"/key").await.unwrap();
+            store_all(cache).await;
+        }
+        close(cache).await;
+    }
+    let cache = disks.open(&[0, 1]);
+    let kept = keys_of(cache, 0);
+    assert_eq!(found(cache).await, kept);
+    for n in 0..KEYS {
+        store(cache, n).await;
+    }
+    close(cache).await;
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, all());
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_that_went_separate_ways_do_not_bring_back_what_was_purged() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let of_second = keys_of(cache, 1);
+    close(cache).await;
+    // The second folder alone stores all keys, in later epochs than the purge in the first one.
+    for _ in 0..3 {
+        let cache = disks.open(&[1]);
+        store_all(cache).await;
+        close(cache).await;
+    }
+    let cache = disks.open(&[0]);
+    cache.purge_key(&key(of_second[0])).await.unwrap();
+    close(cache).await;
+
+    let cache = disks.open(&[0, 1]);
+    assert!(found_at(cache, &key(of_second[0])).await.is_none());
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_disk_takes_the_keys_of_the_one_before() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let lost = keys_of(cache, 1);
+    close(cache).await;
+    fs::rename(disks.path(1), disks.dir.path().join("old")).unwrap();
+
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(keys_of(cache, 1), lost);
+    assert_eq!(found(cache).await, without(&lost));
+    cache.purge_key(&key(lost[0])).await.unwrap();
+    store(cache, lost[1]).await;
+    close(cache).await;
+
+    // The old disk is no part of the cache any more.
+    fs::remove_dir_all(disks.path(1)).unwrap();
+    fs::rename(disks.dir.path().join("old"), disks.path(1)).unwrap();
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, without(&lost));
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_a_folder_is_not_used_beside_it() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let kept = keys_of(cache, 0);
+    close(cache).await;
+    fs::copy(disks.path(0).join("members"), disks.path(1).join("members")).unwrap();
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, kept);
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_list_costs_the_entries_of_its_folder_only() {
+    let disks = Disks::new(3);
+    let cache = disks.open(&[0, 1, 2]);
+    store_all(cache).await;
+    let lost = keys_of(cache, 0);
+    close(cache).await;
+    fs::write(disks.path(0).join("members"), "damaged").unwrap();
+    let cache = disks.open(&[0, 1, 2]);
+    assert_eq!(found(cache).await, without(&lost));
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_folder_has_no_list() {
+    let disks = Disks::new(1);
+    let cache = disks.open(&[0]);
+    store_all(cache).await;
+    close(cache).await;
+    assert!(!disks.path(0).join("members").exists());
+    let cache = disks.open(&[0]);
+    assert_eq!(found(cache).await, all());
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_folder_keeps_its_own_limit() {
+    let disks = Disks::new(2);
+    let mut config = disks.config(&[0, 1]);
+    config.folders[0].max_size_bytes = 100_000;
+    config.folders[1].max_size_bytes = 300_000;
+    let cache = disks.open_with(config, &[0, 1]);
+    for n in 0..120 {
+        let body = "x".repeat(8_000);
+        store_at(cache, &key(n), &body).await.unwrap();
+    }
+    let sizes: Vec<_> = cache.folders().map(|folder| folder.size_bytes).collect();
+    assert!(sizes[0] <= 100_000 && sizes[1] <= 300_000, "{sizes:?}");
+    assert!(sizes[0] > 70_000 && sizes[1] > 250_000, "{sizes:?}");
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_shares_all_folders_and_takes_them_over() {
+    let disks = Disks::new(3);
+    let first = disks.open(&[0, 1]);
+    store_all(first).await;
+    // The new process has one more folder.
+    let config = DiskCacheConfig {
+        successor: true,
+        ..disks.config(&[0, 1, 2])
+    };
+    let second = disks.open_with(config, &[0, 1, 2]);
+    assert!(!second.is_writable());
+    let moved = keys_of(second, 2);
+    let left = without(&moved);
+    assert_eq!(found(second).await, left);
+    assert!(second.purge_key(&key(left[0])).await.is_err());
+    assert!(second.admission().observe(&key(left[0])).is_deferred());
+    first.purge_key(&key(left[0])).await.unwrap();
+    close(first).await;
+    eventually("the folders are taken over", || second.is_writable()).await;
+    assert_eq!(found(second).await, left[1..]);
+    for n in &moved {
+        store(second, *n).await;
+    }
+    close(second).await;
+
+    let third = disks.open(&[0, 1, 2]);
+    let mut expected = all();
+    expected.retain(|n| *n != left[0]);
+    assert_eq!(found(third).await, expected);
+    close(third).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_in_use_is_an_error() {
+    let disks = Disks::new(2);
+    let first = disks.open(&[1]);
+    let opened = DiskCache::open(disks.config(&[0, 1]));
+    let e = opened.map(drop).unwrap_err();
+    assert!(e.to_string().contains("another process"), "{e}");
+    close(first).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_file_that_is_removed_renews_the_epoch_of_all_folders() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let epoch = |disk: usize| fs::read_to_string(disks.path(disk).join("epoch")).unwrap();
+    let before = epoch(0);
+    fs::remove_file(disks.path(1).join("lock")).unwrap();
+    eventually("both folders have the new epoch", || {
+        epoch(0) != before && epoch(0) == epoch(1)
+    })
+    .await;
+    store(cache, 0).await;
+    cache.kill();
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, all());
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_fails_as_the_run_begins_is_absent() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let kept = keys_of(cache, 0);
+    close(cache).await;
+    disks.faults[1].set(Op::Replace, Fault::Errno(libc::EIO), usize::MAX);
+    let cache = disks.open(&[0, 1]);
+    assert!(!is_up(cache, 1));
+    assert_eq!(found(cache).await, kept);
+    close(cache).await;
+    disks.faults[1].clear(Op::Replace);
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, all());
+    close(cache).await;
+}
+
+/// The files of entries on a disk.
+fn files_of(disks: &Disks, disk: usize) -> Vec<PathBuf> {
+    let shards = fs::read_dir(disks.path(disk).join("v2")).unwrap();
+    let files = shards.flat_map(|shard| fs::read_dir(shard.unwrap().path()).unwrap());
+    files.map(|file| file.unwrap().path()).collect()
+}
