@@ -33,10 +33,8 @@ use pingora_core::listeners::ConnectionLimit;
 use pingora_core::protocols::http::ServerSession;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-#[cfg(feature = "s3-proxy")]
-use prometheus::IntGaugeVec;
 use prometheus::{
-    Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::cache::{Cause, Counter, DiskCache, Eviction};
@@ -189,6 +187,9 @@ pub struct CacheCollector {
     bans: IntGauge,
     writable: IntGauge,
     recovery_progress: Gauge,
+    folder_up: IntGaugeVec,
+    folder_entries: IntGaugeVec,
+    folder_size_bytes: IntGaugeVec,
     evictions: IntCounterVec,
     fill_errors: IntCounterVec,
     read_errors: IntCounterVec,
@@ -237,7 +238,6 @@ impl Maker {
         Gauge::with_opts(self.opts(name, help)).expect(VALID)
     }
 
-    #[cfg(feature = "s3-proxy")]
     fn gauges(&self, name: &str, help: &str, label: &str) -> IntGaugeVec {
         IntGaugeVec::new(self.opts(name, help), &[label]).expect(VALID)
     }
@@ -681,6 +681,21 @@ impl CacheCollector {
                 "cache_load_progress_ratio",
                 "How far the entries of earlier runs are known, from 0 to 1",
             ),
+            folder_up: make.gauges(
+                "cache_folder_up",
+                "1 if a folder of the cache can be used, 0 if it is absent or fails",
+                "path",
+            ),
+            folder_entries: make.gauges(
+                "cache_folder_entries",
+                "Entries in a folder of the cache",
+                "path",
+            ),
+            folder_size_bytes: make.gauges(
+                "cache_folder_size_bytes",
+                "Bytes that a folder of the cache takes, with fills in flight",
+                "path",
+            ),
             evictions: make.counters(
                 "cache_evictions_total",
                 "Entries that left the disk cache, by reason",
@@ -753,6 +768,16 @@ impl CacheCollector {
         self.bans.set(cache.bans() as i64);
         self.writable.set(i64::from(cache.is_writable()));
         self.recovery_progress.set(cache.recovery_ratio());
+        for folder in cache.folders() {
+            let path = folder.path.to_string_lossy();
+            for (metric, value) in [
+                (&self.folder_up, i64::from(folder.is_up)),
+                (&self.folder_entries, folder.entries as i64),
+                (&self.folder_size_bytes, folder.size_bytes as i64),
+            ] {
+                metric.with_label_values(&[&*path]).set(value);
+            }
+        }
         for reason in Eviction::ALL {
             let metric = self.evictions.with_label_values(&[reason.label()]);
             catch_up(&metric, stats.evictions(reason));
@@ -794,6 +819,9 @@ impl CacheCollector {
             &self.bans,
             &self.writable,
             &self.recovery_progress,
+            &self.folder_up,
+            &self.folder_entries,
+            &self.folder_size_bytes,
             &self.evictions,
             &self.fill_errors,
             &self.read_errors,
