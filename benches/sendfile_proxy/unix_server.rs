@@ -31,7 +31,6 @@ pub fn socket(config: &Path) -> PathBuf {
 /// ready.
 pub fn run(config: &Config, file: &Path) {
     let disk = &config.cache.disk;
-    let folder = disk.folder().expect("a cache on disk");
     let cache = DiskCache::open(DiskCacheConfig {
         sendfile: SendfileConfig {
             enabled: disk.sendfile.enabled,
@@ -39,7 +38,7 @@ pub fn run(config: &Config, file: &Path) {
         },
         memory_bytes: config.cache.memory.max_size_bytes(),
         max_open_files: *disk.max_open_files,
-        ..DiskCacheConfig::new(folder, disk.max_size_bytes())
+        ..DiskCacheConfig::spread(disk.folders())
     })
     .expect("open the cache");
     let proxy = S3ProxyHttp::new(config, Some(cache));

@@ -349,10 +349,48 @@ fn disk(root: &Node, env: Env, findings: &mut Vec<Finding>) {
         None => true,
         enabled => value(enabled, env).unwrap_or(false),
     };
-    if matches!(disk.kind, Kind::Section(_)) && enabled && disk.get("path").is_none() {
-        let path = ["cache", "disk", "path"].map(|name| Step::Name(name.into()));
-        let problem = Problem::new("is missing", Folder::expected());
-        findings.push(finding(disk.place, path.into(), problem));
+    let key = |name: &str| ["cache", "disk", name].map(|name| Step::Name(name.into()));
+    let has_path = disk.get("path").is_some();
+    let Some(paths) = disk.entry("paths") else {
+        if matches!(disk.kind, Kind::Section(_)) && enabled && !has_path {
+            let problem = Problem::new("is missing", Folder::expected());
+            findings.push(finding(disk.place, key("path").into(), problem));
+        }
+        return;
+    };
+    if has_path {
+        let problem = Problem::new("is beside path", "write only one of the two");
+        findings.push(finding(paths.place, key("paths").into(), problem));
+    }
+    let Kind::List(folders) = &paths.value.kind else {
+        return;
+    };
+    if folders.is_empty() && !has_path {
+        let remedy = "list directories as - path: DIRECTORY";
+        let problem = Problem::new("is an empty list", remedy);
+        findings.push(finding(paths.place, key("paths").into(), problem));
+    }
+    let mut before: Vec<(usize, Folder)> = Vec::new();
+    for (index, folder) in folders.iter().enumerate() {
+        let Some((node, folder)) = folder
+            .get("path")
+            .and_then(|node| Some((node, value::<Folder>(Some(node), env)?)))
+        else {
+            continue;
+        };
+        let overlaps = |(_, other): &&(usize, Folder)| {
+            other.starts_with(&*folder) || folder.starts_with(&**other)
+        };
+        if let Some((other, _)) = before.iter().find(overlaps) {
+            let problem = Problem::new(
+                format!("is, contains or is in cache.disk.paths[{other}].path"),
+                "write separate directories, one a disk",
+            );
+            let mut path: Vec<_> = key("paths").into();
+            path.extend([Step::Index(index), Step::Name("path".into())]);
+            findings.push(finding(node.place, path, problem));
+        }
+        before.push((index, folder));
     }
 }
 

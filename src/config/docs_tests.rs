@@ -25,7 +25,7 @@ const MARKER: &str = "<!-- Generated from src/config/mod.rs; UPDATE_DOCS=1 rewri
 const LEAST: &str = "\
 server: {address: '127.0.0.1:0', tls: {address: '127.0.0.1:0', certificate: Cargo.toml, key: Cargo.toml, certificates: [{certificate: Cargo.toml, key: Cargo.toml}]}}
 buckets: [{path_prefix: /assets, bucket: my-bucket, region: us-east-1, assume_role: {role_arn: 'arn:aws:iam::1:role/reader'}}]
-cache: {range_fill: {}, blocks: {}, memory: {}, disk: {path: c, sendfile: {}}, rules: [{}]}
+cache: {range_fill: {}, blocks: {}, memory: {}, disk: {paths: [{path: c}], sendfile: {}}, rules: [{}]}
 access_log: {path: l}
 ";
 
@@ -585,7 +585,7 @@ fn a_default_is_stated_in_words_only_where_none_can_be_printed() {
         "buckets[].bucket",
         "buckets[].region",
         "buckets[].assume_role.role_arn",
-        "cache.disk.path",
+        "cache.disk.paths[].path",
         "access_log.path",
     ];
     assert_eq!(stated, expected.map(str::to_owned).into());

@@ -36,7 +36,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::cache::{BackendChoice, BlocksConfig, DiskCacheConfig, SendfileConfig};
+use crate::cache::{BackendChoice, BlocksConfig, DiskCacheConfig, FolderConfig, SendfileConfig};
 use crate::http::{CachingOptions, RangeFillLimits};
 use crate::jwt::Keys;
 use document::{Kind, Node};
@@ -144,8 +144,8 @@ pub struct Server {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<Whole<usize, 1, 10_000_000>>,
     /// Unix socket over which `run --upgrade` receives the listeners. Only the proxy may write to
-    /// its directory. Default: `upgrade.sock` in `cache.disk.path`, or without a cache in
-    /// `$RUNTIME_DIRECTORY`.
+    /// its directory. Default: `upgrade.sock` in `cache.disk.path`, or without that in
+    /// `$RUNTIME_DIRECTORY`, or without that in the first of `cache.disk.paths`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade_sock: Option<Socket>,
     /// Addresses of proxies in front of this one, such as `[10.0.0.0/8, 192.0.2.1]`. Their
@@ -594,12 +594,12 @@ pub struct Rule {
 pub struct RangeFill {
     /// Most concurrent range fills. `0`: no range fills, and ranges begin no blocks.
     pub max_in_flight: Whole<usize, 0, 10_000>,
-    /// Largest object that is fetched. Default: `cache.disk.max_size_gb`.
+    /// Largest object that is fetched. Default: `cache.disk.max_size_gb`, or the smallest size of
+    /// `cache.disk.paths`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_size_gb: Option<Gigabytes>,
     /// Total size of the objects that are being fetched. A larger object is fetched alone, once
-    /// clients have received as many bytes of it as it has. Default: an eighth of
-    /// `cache.disk.max_size_gb`.
+    /// clients have received as many bytes of it as it has. Default: an eighth of the cache's size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_in_flight_gb: Option<Gigabytes>,
     /// Budget of each client address: megabytes per minute that range fills and blocks for it may fetch beyond
@@ -617,8 +617,9 @@ pub struct Blocks {
     /// Size of a block in KiB, rounded up to a power of two. Objects that are already stored keep their
     /// block size.
     pub size_kib: Whole<u32, 64, 65_536>,
-    /// Most neighbouring blocks, in MiB, in one request to the origin, at most a quarter of the cache. The
-    /// same amount is fetched ahead of a client that reads sequentially.
+    /// Most neighbouring blocks, in MiB, in one request to the origin, at most a quarter of the cache, or
+    /// of the object's directory of `cache.disk.paths`. The same amount is fetched ahead of a client that
+    /// reads sequentially.
     pub read_ahead_mib: Whole<u32, 1, 1024>,
 }
 
@@ -641,13 +642,18 @@ pub struct Disk {
     /// `false`: as without the section.
     pub enabled: bool,
     /// Directory of the cache, used by nothing else and by one process at a time. A relative path
-    /// starts at the working directory. Default: none; required if `enabled`.
+    /// starts at the working directory. Default: none; required if `enabled`, without `paths`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<Folder>,
-    /// Size of the cache. Files count in whole blocks of 4 KiB. A full cache evicts entries that are
-    /// rarely requested.
+    /// Directories of the cache, one a disk, in place of `path`, see
+    /// [Several disks](operations.md#several-disks).
+    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<DiskPath>,
+    /// Size of the cache; with `paths`, of each directory that has no size of its own. Files count in
+    /// whole blocks of 4 KiB. A full cache evicts entries that are rarely requested.
     pub max_size_gb: Gigabytes,
-    /// Space that the cache leaves free on the file system, even if other programs fill it. Default: none.
+    /// Space that the cache leaves free on each file system, even if other programs fill it. Default:
+    /// none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_free_gb: Option<Gigabytes>,
     /// Size of the largest object that is stored. Default: any; an object larger than the cache is stored
@@ -662,10 +668,24 @@ pub struct Disk {
     /// Most files of entries in use that are kept open. It is never more than a quarter of the limit on
     /// open files, which is raised to the hard limit at startup. `auto`: that quarter, at most 16384.
     pub max_open_files: AutoOr<usize, 0, 1_000_000>,
-    /// Rate at which the scrubber reads bodies to find flipped bits. `0`: off.
+    /// Rate at which the scrubber reads bodies in each directory to find flipped bits. `0`: off.
     pub scrub_mb_per_second: MegabytesPerSecond,
     /// Use of `sendfile(2)`.
     pub sendfile: Sendfile,
+}
+
+/// Directories of the cache, one a disk, in place of `cache.disk.path`, see
+/// [Several disks](operations.md#several-disks).
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskPath {
+    /// The directory, used by nothing else and by one process at a time. The keys of a directory depend
+    /// on its path: under another path, it gets others. Default: none; required.
+    pub path: Folder,
+    /// Size of the cache in this directory, and weight in the spread of the keys. Default:
+    /// `cache.disk.max_size_gb`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_size_gb: Option<Gigabytes>,
 }
 
 /// The names of [`BackendChoice`] in the file.
@@ -921,6 +941,7 @@ impl Default for Disk {
         Disk {
             enabled: true,
             path: None,
+            paths: Vec::new(),
             max_size_gb: Gigabytes(10.0),
             min_free_gb: None,
             max_object_gb: None,
@@ -1035,11 +1056,16 @@ impl Config {
         connections.get_or_insert(Whole(max_connections.clamp(1, 10_000_000)));
         let open_files = &mut config.cache.disk.max_open_files.0;
         open_files.get_or_insert(max_open_files.min(1_000_000));
-        let size = config.cache.disk.max_size_gb;
+        let sizes = self.cache.disk.sizes();
+        let smallest = sizes
+            .iter()
+            .fold(f64::INFINITY, |least, size| least.min(**size));
+        let total: f64 = sizes.iter().map(|size| **size).sum();
         let range_fill = &mut config.cache.range_fill;
-        range_fill.max_size_gb.get_or_insert(size);
-        // An eighth of a very small cache is less than the smallest allowed value.
-        let eighth = Gigabytes((*size / 8.0).max(0.001));
+        range_fill.max_size_gb.get_or_insert(Gigabytes(smallest));
+        // An eighth of a very small cache is less than the smallest allowed value, one of many large disks
+        // more than the largest.
+        let eighth = Gigabytes((total / 8.0).clamp(0.001, 1e6));
         range_fill.max_in_flight_gb.get_or_insert(eighth);
         config
     }
@@ -1052,10 +1078,17 @@ impl Config {
 
     /// The default of `upgrade_sock`, in a directory to which only the proxy may write.
     fn default_upgrade_sock(&self, env: Env) -> Option<Socket> {
-        let folder = match self.cache.disk.folder() {
-            Some(folder) => folder.to_owned(),
+        let folders = self.cache.disk.folders();
+        let runtime = || {
             // It may name several directories, separated by colons.
-            None => env("RUNTIME_DIRECTORY")?.split(':').next()?.into(),
+            let folders = env("RUNTIME_DIRECTORY")?;
+            folders.split(':').next().map(PathBuf::from)
+        };
+        let folder = match &folders[..] {
+            [only] => only.path.clone(),
+            [] => runtime()?,
+            // The first disk may fail.
+            [first, ..] => runtime().unwrap_or_else(|| first.path.clone()),
         };
         let path = folder.join(UPGRADE_SOCK);
         let fits = path.as_os_str().len() <= values::MAX_SOCKET_PATH;
@@ -1259,14 +1292,38 @@ impl Memory {
 // === impl Disk ===
 
 impl Disk {
-    /// The directory of the cache; `None`: there is no cache.
-    pub fn folder(&self) -> Option<&Path> {
-        self.path.as_deref().filter(|_| self.enabled)
+    /// The directories of the cache; empty: there is no cache.
+    pub fn folders(&self) -> Vec<FolderConfig> {
+        match self.enabled {
+            true => self.named_folders(),
+            false => Vec::new(),
+        }
     }
 
-    /// The size to which the cache may grow, in bytes.
+    /// The directories that are named, enabled or not.
+    pub fn named_folders(&self) -> Vec<FolderConfig> {
+        let several = self.paths.iter().map(|folder| &folder.path);
+        let paths = self.path.iter().chain(several);
+        let folders = paths.zip(self.sizes()).map(|(path, size)| FolderConfig {
+            path: path.to_path_buf(),
+            max_size_bytes: size.bytes(),
+        });
+        folders.collect()
+    }
+
+    /// The size to which the cache may grow, in bytes, in all directories.
     pub fn max_size_bytes(&self) -> u64 {
-        self.max_size_gb.bytes()
+        let sizes = self.sizes().into_iter().map(Gigabytes::bytes);
+        sizes.fold(0, u64::saturating_add)
+    }
+
+    /// The size of each directory.
+    fn sizes(&self) -> Vec<Gigabytes> {
+        if self.paths.is_empty() {
+            return vec![self.max_size_gb];
+        }
+        let own = self.paths.iter().map(|folder| folder.max_size_gb);
+        own.map(|size| size.unwrap_or(self.max_size_gb)).collect()
     }
 
     /// The rate of the scrubber, in bytes per second; 0: off.

@@ -292,6 +292,37 @@ fn sizes_may_be_fractions() {
 }
 
 #[test]
+fn directories_have_their_own_size_or_that_of_the_disk() {
+    let paths = "paths: [{path: /a, max_size_gb: 16}, {path: /b}]\n    max_size_gb: 8";
+    let config = good(&disk("").replace("path: /c", paths));
+    let folders = config.cache.disk.folders();
+    let folders: Vec<_> = folders
+        .iter()
+        .map(|folder| (folder.path.to_str(), folder.max_size_bytes))
+        .collect();
+    assert_eq!(
+        folders,
+        [(Some("/a"), 16_000_000_000), (Some("/b"), 8_000_000_000)]
+    );
+    assert_eq!(config.cache.disk.max_size_bytes(), 24_000_000_000);
+    let effective = config.effective(9, 11);
+    let range_fill = &effective.cache.range_fill;
+    assert_eq!(range_fill.max_size_gb, Some(Gigabytes(8.0)));
+    assert_eq!(range_fill.max_in_flight_gb, Some(Gigabytes(3.0)));
+    assert_eq!(good(&config.to_yaml()).to_yaml(), config.to_yaml());
+    let off = good(&disk("    enabled: false").replace("path: /c", "paths: [{path: /a}]"));
+    assert!(off.cache.disk.folders().is_empty());
+    // The socket of an upgrade outlives the first disk, if there is a better place.
+    let sock = config.server.upgrade_sock.as_deref();
+    assert_eq!(sock, Some(Path::new("/a/upgrade.sock")));
+    let text = disk("").replace("path: /c", paths);
+    let env = |name: &str| (name == "RUNTIME_DIRECTORY").then(|| "/run/s3-proxy".to_owned());
+    let config = Config::parse(&text, Path::new("proxy.yaml"), &env).expect("a configuration");
+    let sock = config.server.upgrade_sock.as_deref();
+    assert_eq!(sock, Some(Path::new("/run/s3-proxy/upgrade.sock")));
+}
+
+#[test]
 fn variables_are_filled_in_after_yaml_is_read() {
     let config = good(&bucket(
         "    access_key: ${SECRET}\n    secret_key: 'a$${PORT}b$${c${NUMBER}$$d$'\n    \
@@ -503,6 +534,14 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (server("  tls: {address: '127.0.0.1:0', certificate: Cargo.toml}"), "server.tls.key", "is missing", "PEM"),
         (disk("").replace("/c", "''"), "cache.disk.path", "is empty", "directory"),
         (disk("").replace("path: /c", "max_size_gb: 1"), "cache.disk.path", "is missing", "directory"),
+        (disk("    paths: [{path: /a}]"), "cache.disk.paths", "is beside path", "only one of the two"),
+        (disk("").replace("path: /c", "paths: []"), "cache.disk.paths", "is an empty list", "- path: DIRECTORY"),
+        (disk("").replace("path: /c", "paths: /c"), "cache.disk.paths", "is a string, not a list", "list"),
+        (disk("").replace("path: /c", "paths: [/c]"), "cache.disk.paths[0]", "is a string, not a section", "path"),
+        (disk("").replace("path: /c", "paths: [{max_size_gb: 1}]"), "cache.disk.paths[0].path", "is missing", "directory"),
+        (disk("").replace("path: /c", "paths: [{path: /c, max_size_gb: 0}]"), "cache.disk.paths[0].max_size_gb", "out of range", "10^9"),
+        (disk("").replace("path: /c", "paths: [{path: /c}, {path: /d}, {path: /c/}]"), "cache.disk.paths[2].path", "is, contains or is in cache.disk.paths[0].path", "separate"),
+        (disk("").replace("path: /c", "paths: [{path: /c/d}, {path: /c}]"), "cache.disk.paths[1].path", "is, contains or is in cache.disk.paths[0].path", "separate"),
         // Prefixes.
         (prefixes(&["assets"]), "buckets[0].path_prefix", "does not start with /", "/assets"),
         (prefixes(&[""]), "buckets[0].path_prefix", "is empty", "/assets"),

@@ -5,10 +5,12 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
+use log::warn;
 use rustix::fs::{access, Access};
 
 use super::authorities;
 use super::tls::{self, Unusable};
+use crate::cache::FolderConfig;
 use crate::config::{AccessLog, Bucket, Config, KernelTls, Rotate, Tls};
 
 /// A setting that is valid but does not fit this machine: the key, and one line with the
@@ -49,17 +51,17 @@ impl std::error::Error for Unfit {}
 /// it, see [`warn_of_expiry`].
 pub fn check(config: &Config) -> Vec<Unfit> {
     let tls = config.server.tls.as_ref().map_or(Vec::new(), check_tls);
-    let folder = config.cache.disk.folder();
-    let cache = folder.map(|folder| check_folder("cache.disk.path", folder));
+    let folders = config.cache.disk.folders();
     let sock = config.server.upgrade_sock.as_deref();
-    // The cache creates its own folder.
-    let sock = sock.filter(|sock| !folder.is_some_and(|folder| sock.starts_with(folder)));
+    // The cache creates its own folders.
+    let sock = sock.filter(|sock| !folders.iter().any(|folder| sock.starts_with(&folder.path)));
     let log = config.access_log.as_ref();
     let log = log.and_then(|log| log.path.file().map(|path| check_log(log, path)));
-    let others = [cache, sock.map(check_socket), log];
-    let others = others
+    let others = check_folders(&folders, config.cache.disk.path.is_some())
         .into_iter()
-        .flatten()
+        .map(Err)
+        .chain(sock.map(check_socket))
+        .chain(log)
         .chain(config.buckets.iter().enumerate().map(check_origin))
         .filter_map(Result::err);
     tls.into_iter().chain(others).collect()
@@ -109,6 +111,26 @@ fn check_origin((index, bucket): (usize, &Bucket)) -> Result<(), Unfit> {
             file.display()
         ),
     })
+}
+
+/// Check the folders of the cache. Of several, one that can be used is enough; the others are logged.
+/// `is_path`: the only one is `cache.disk.path`.
+fn check_folders(folders: &[FolderConfig], is_path: bool) -> Vec<Unfit> {
+    let check = |(index, folder): (usize, &FolderConfig)| {
+        let key = match is_path {
+            true => "cache.disk.path".to_owned(),
+            false => format!("cache.disk.paths[{index}].path"),
+        };
+        check_folder(&key, &folder.path).err()
+    };
+    let unfit: Vec<_> = folders.iter().enumerate().filter_map(check).collect();
+    if unfit.len() == folders.len() {
+        return unfit;
+    }
+    for unfit in unfit {
+        warn!("{unfit}; the others are used without it");
+    }
+    Vec::new()
 }
 
 /// Check that `path` is a folder, or can become one.

@@ -423,8 +423,8 @@ fn use_kernel_tls(choice: KernelTls, settings: &mut TlsSettings) {
 /// The configuration of the cache; `None`: there is none.
 fn cache_config(config: &Config, listeners: Listeners) -> Option<DiskCacheConfig> {
     let disk = &config.cache.disk;
-    let folder = disk.folder()?;
-    Some(DiskCacheConfig {
+    let folders = disk.folders();
+    (!folders.is_empty()).then(|| DiskCacheConfig {
         min_free_bytes: disk.min_free_gb.map_or(0, Gigabytes::bytes),
         max_object_bytes: disk.max_object_gb.map(Gigabytes::bytes),
         blocks: config.cache.blocks.config(),
@@ -442,6 +442,6 @@ fn cache_config(config: &Config, listeners: Listeners) -> Option<DiskCacheConfig
         max_fills: *config.cache.max_fills,
         scrub_bytes_per_second: disk.scrub_bytes_per_second(),
         successor: listeners == Listeners::Inherited,
-        ..DiskCacheConfig::new(folder, disk.max_size_bytes())
+        ..DiskCacheConfig::spread(folders)
     })
 }
