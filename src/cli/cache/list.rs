@@ -27,8 +27,8 @@ pub fn run(cache: &Cache, prefix: Option<&str>) -> Outcome {
     };
     let now = SystemTime::now();
     let mut output = Output::new();
-    let mut exit = ExitCode::SUCCESS;
-    for found in cache.folder.walk() {
+    let mut exit = cache.exit_code();
+    for found in cache.folders.iter().flat_map(|(folder, _)| folder.walk()) {
         match found {
             Ok(Found::Entry(entry)) if wanted(&entry) => {
                 if !output.line(line(cache, &entry, now))? {

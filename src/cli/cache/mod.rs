@@ -5,7 +5,10 @@ mod remove;
 mod stat;
 mod verify;
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::Subcommand;
 use pingora_sendfile::cache::inspect::{CacheFolder, Damaged};
@@ -59,10 +62,13 @@ pub enum CacheCommand {
     },
 }
 
-/// A cache folder, and the buckets whose objects it holds.
+/// The folders of a cache, and the buckets whose objects it holds.
 struct Cache {
     config: Config,
-    folder: CacheFolder,
+    /// Those that can be read, each with its limit in bytes.
+    folders: Vec<(CacheFolder, u64)>,
+    /// True if there are others.
+    has_unreadable: bool,
     keys: CacheKeys,
 }
 
@@ -81,15 +87,44 @@ pub fn run(command: &CacheCommand) -> Outcome {
 impl Cache {
     fn open(file: &Path) -> Result<Self, Failure> {
         let config = Config::load(file)?;
-        let Some(path) = &config.cache.disk.path else {
+        let named = config.cache.disk.named_folders();
+        if named.is_empty() {
             let what = "is missing; without it there is no cache on disk";
             return Err(config.mistake("cache.disk.path", what).into());
-        };
+        }
+        let (mut folders, mut failures) = (Vec::new(), Vec::new());
+        for folder in named {
+            match CacheFolder::open(&folder.path) {
+                Ok(opened) => folders.push((opened, folder.max_size_bytes)),
+                Err(e) => failures.push(e),
+            }
+        }
+        if folders.is_empty() {
+            return Err(failures.remove(0).into());
+        }
+        failures.iter().for_each(|e| eprintln!("s3-proxy: {e}"));
         Ok(Cache {
-            folder: CacheFolder::open(path)?,
+            folders,
+            has_unreadable: !failures.is_empty(),
             keys: CacheKeys::new(&config),
             config,
         })
+    }
+
+    /// The exit code of a command that has done its work in the folders that can be read.
+    fn exit_code(&self) -> ExitCode {
+        match self.has_unreadable {
+            true => ExitCode::FAILURE,
+            false => ExitCode::SUCCESS,
+        }
+    }
+
+    /// Keeps processes from serving from the folders as long as the locks live. `None`: one does
+    /// already.
+    fn lock(&self) -> Result<Option<Vec<File>>, Failure> {
+        let locks = self.folders.iter().map(|(folder, _)| folder.lock());
+        let locks: Option<Vec<_>> = locks.collect::<io::Result<_>>()?;
+        Ok(locks)
     }
 
     /// The path of an entry, as clients request it.

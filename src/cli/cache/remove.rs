@@ -1,7 +1,6 @@
 //! `s3-proxy cache rm`.
 
 use std::collections::BTreeSet;
-use std::process::ExitCode;
 
 use pingora_cache::key::CacheHashKey;
 use pingora_sendfile::cache::inspect::Found;
@@ -15,7 +14,7 @@ use crate::cli::{Failure, Outcome, Output};
 
 pub fn run(cache: &Cache, path: &str) -> Outcome {
     // Held to the end: no process starts on a folder that is being changed.
-    let Some(_lock) = cache.folder.lock()? else {
+    let Some(_locks) = cache.lock()? else {
         let admin = cache.admin_of_process()?;
         return purge::send(&admin, path);
     };
@@ -30,49 +29,59 @@ pub fn run(cache: &Cache, path: &str) -> Outcome {
         }
         None => {
             let hash = cache.keys.object(path).map_err(unknown)?.combined_bin();
-            if !cache.folder.remove_key(&hash)? {
+            let mut removed = 0;
+            for (folder, _) in &cache.folders {
+                if folder.remove_key(&hash)? {
+                    folder.sync(&BTreeSet::from([hash[0]]))?;
+                    removed = 1;
+                }
+            }
+            if removed == 0 {
                 return Err(Failure::Other(format!("{path}: not in the cache")));
             }
-            cache.folder.sync(&BTreeSet::from([hash[0]]))?;
-            1
+            removed
         }
     };
     let mut output = Output::new();
     output.line(format_args!("removed {removed}"))?;
     output.flush()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(cache.exit_code())
 }
 
 /// The number of removed entries.
 fn remove_all(cache: &Cache, wanted: impl Fn(&EntryMeta) -> bool) -> Result<u64, Failure> {
     let mut removed = 0;
-    let mut touched = BTreeSet::new();
-    for found in cache.folder.walk() {
-        let found = found?;
-        let (id, meta) = match &found {
-            Found::Entry(entry) => (&entry.id, Some(&entry.meta)),
-            Found::Damaged(damaged) => (&damaged.id, damaged.meta.as_ref()),
-            Found::Leftover { .. } => continue,
-        };
-        if meta.is_some_and(&wanted) {
-            cache.folder.remove(&found)?;
-            touched.insert(id.hash[0]);
-            removed += 1;
+    for (folder, _) in &cache.folders {
+        let mut touched = BTreeSet::new();
+        for found in folder.walk() {
+            let found = found?;
+            let (id, meta) = match &found {
+                Found::Entry(entry) => (&entry.id, Some(&entry.meta)),
+                Found::Damaged(damaged) => (&damaged.id, damaged.meta.as_ref()),
+                Found::Leftover { .. } => continue,
+            };
+            if meta.is_some_and(&wanted) {
+                folder.remove(&found)?;
+                touched.insert(id.hash[0]);
+                removed += 1;
+            }
         }
+        folder.sync(&touched)?;
     }
-    cache.folder.sync(&touched)?;
     Ok(removed)
 }
 
 // === impl Cache ===
 
 impl Cache {
-    /// The admin listener of the process that serves from the folder.
+    /// The admin listener of the process that serves from the folders.
     pub(super) fn admin_of_process(&self) -> Result<AdminClient, Failure> {
         AdminClient::new(&self.config).map_err(|e| {
+            let paths = self.folders.iter().map(|(folder, _)| folder.path());
+            let paths: Vec<_> = paths.map(|path| path.display().to_string()).collect();
             Failure::Config(format!(
                 "{e}; or stop the process that serves from {}",
-                self.folder.path().display()
+                paths.join(" and ")
             ))
         })
     }

@@ -29,27 +29,44 @@ struct Summary {
 }
 
 pub fn run(cache: &Cache, json: bool) -> Outcome {
-    let mut summary = Summary {
-        path: cache.folder.path().display().to_string(),
-        in_use: cache.folder.is_in_use()?,
-        limit: cache.config.cache.disk.max_size_bytes(),
-        ..Summary::default()
-    };
-    let mut exit = ExitCode::SUCCESS;
-    for found in cache.folder.walk() {
-        match found {
-            Ok(found) => summary.add(&found),
-            Err(e) => {
-                eprintln!("s3-proxy: {e}");
-                exit = ExitCode::FAILURE;
+    let mut exit = cache.exit_code();
+    let mut summaries = Vec::new();
+    for (folder, limit) in &cache.folders {
+        let mut summary = Summary {
+            path: folder.path().display().to_string(),
+            in_use: folder.is_in_use()?,
+            limit: *limit,
+            ..Summary::default()
+        };
+        for found in folder.walk() {
+            match found {
+                Ok(found) => summary.add(&found),
+                Err(e) => {
+                    eprintln!("s3-proxy: {e}");
+                    exit = ExitCode::FAILURE;
+                }
             }
         }
+        summaries.push(summary);
     }
     let mut output = Output::new();
-    if json {
-        output.line(summary.json())?;
+    if let [only] = &summaries[..] {
+        match json {
+            true => output.line(only.json())?,
+            false => output.line(only)?,
+        };
     } else {
-        output.line(summary)?;
+        let total = Summary::total(&summaries);
+        if json {
+            let mut json = total.json();
+            json["folders"] = summaries.iter().map(Summary::json).collect();
+            output.line(json)?;
+        } else {
+            for summary in &summaries {
+                output.line(format_args!("{summary}\n"))?;
+            }
+            output.line(total)?;
+        }
     }
     output.flush()?;
     Ok(exit)
@@ -58,6 +75,35 @@ pub fn run(cache: &Cache, json: bool) -> Outcome {
 // === impl Summary ===
 
 impl Summary {
+    /// The sum of several folders.
+    fn total(summaries: &[Summary]) -> Summary {
+        let paths: Vec<_> = summaries.iter().map(|of| of.path.as_str()).collect();
+        let mut total = Summary {
+            path: paths.join(", "),
+            ..Summary::default()
+        };
+        for of in summaries {
+            total.in_use |= of.in_use;
+            total.limit = total.limit.saturating_add(of.limit);
+            total.entries += of.entries;
+            total.bodies += of.bodies;
+            total.metadata += of.metadata;
+            total.on_disk += of.on_disk;
+            total.leftovers += of.leftovers;
+            total.leftover_bytes += of.leftover_bytes;
+            total.damaged += of.damaged;
+            if let Some((oldest, newest)) = of.stored {
+                total.note_stored(oldest, newest);
+            }
+        }
+        total
+    }
+
+    fn note_stored(&mut self, first: u64, last: u64) {
+        let (oldest, newest) = self.stored.unwrap_or((u64::MAX, 0));
+        self.stored = Some((oldest.min(first), newest.max(last)));
+    }
+
     fn add(&mut self, found: &Found) {
         match found {
             Found::Entry(entry) => {
@@ -66,8 +112,7 @@ impl Summary {
                 self.bodies += meta.stored_len();
                 self.metadata += meta.encoded_len();
                 self.on_disk += meta.weight();
-                let (oldest, newest) = self.stored.unwrap_or((u64::MAX, 0));
-                self.stored = Some((oldest.min(meta.stored_at), newest.max(meta.stored_at)));
+                self.note_stored(meta.stored_at, meta.stored_at);
             }
             Found::Damaged(damaged) => {
                 eprintln!("s3-proxy: damaged: {}", damage(damaged));

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::process::ExitCode;
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
-use pingora_sendfile::cache::inspect::{Damaged, Found};
+use pingora_sendfile::cache::inspect::{CacheFolder, Damaged, Found};
 
 use super::{damage, Cache};
 use crate::cli::admin::AdminClient;
@@ -18,9 +18,9 @@ const STEPS: u64 = 1000;
 enum Remover {
     /// They are kept.
     No,
-    /// As files: while the lock is held, no other process knows them.
-    Files { _lock: File },
-    /// By the process that serves from the folder.
+    /// As files: while the locks are held, no other process knows them.
+    Files { _locks: Vec<File> },
+    /// By the process that serves from the folders.
     Process(AdminClient),
 }
 
@@ -36,41 +36,46 @@ pub fn run(cache: &Cache, remove: bool) -> Outcome {
             .map_err(|e| Failure::Other(format!("progress bar: {e}")))?,
     );
     let mut output = Output::new();
-    let (mut entries, mut bytes, mut damaged, mut failed) = (0u64, 0u64, 0u64, false);
-    let mut touched = BTreeSet::new();
-    let mut walk = cache.folder.walk();
-    while let Some(found) = walk.next() {
-        bar.set_position((walk.progress() * STEPS as f64) as u64);
-        let verified = match found {
-            Ok(Found::Entry(entry)) => cache.folder.verify(entry, |read| {
-                bytes += read;
-                bar.set_message(DecimalBytes(bytes).to_string());
-            }),
-            found => found.map(Some),
-        };
-        match verified {
-            Ok(Some(Found::Entry(_))) => entries += 1,
-            Ok(Some(Found::Damaged(found))) => {
-                entries += 1;
-                damaged += 1;
-                let mut line = damage(&found);
-                touched.insert(found.id.hash[0]);
-                match remover.remove(cache, found) {
-                    Ok(false) => {}
-                    Ok(true) => line += "; removed",
-                    Err(e) => line += &format!("; not removed: {e}"),
+    let (mut entries, mut bytes, mut damaged) = (0u64, 0u64, 0u64);
+    let mut failed = cache.has_unreadable;
+    let count = cache.folders.len() as f64;
+    for (position, (folder, _)) in cache.folders.iter().enumerate() {
+        let mut touched = BTreeSet::new();
+        let mut walk = folder.walk();
+        while let Some(found) = walk.next() {
+            let progress = (position as f64 + walk.progress()) / count;
+            bar.set_position((progress * STEPS as f64) as u64);
+            let verified = match found {
+                Ok(Found::Entry(entry)) => folder.verify(entry, |read| {
+                    bytes += read;
+                    bar.set_message(DecimalBytes(bytes).to_string());
+                }),
+                found => found.map(Some),
+            };
+            match verified {
+                Ok(Some(Found::Entry(_))) => entries += 1,
+                Ok(Some(Found::Damaged(found))) => {
+                    entries += 1;
+                    damaged += 1;
+                    let mut line = damage(&found);
+                    touched.insert(found.id.hash[0]);
+                    match remover.remove(cache, folder, found) {
+                        Ok(false) => {}
+                        Ok(true) => line += "; removed",
+                        Err(e) => line += &format!("; not removed: {e}"),
+                    }
+                    bar.suspend(|| output.line(line).and_then(|_| output.flush()))?;
                 }
-                bar.suspend(|| output.line(line).and_then(|_| output.flush()))?;
-            }
-            Ok(Some(Found::Leftover { .. }) | None) => {}
-            Err(e) => {
-                failed = true;
-                bar.suspend(|| eprintln!("s3-proxy: {e}"));
+                Ok(Some(Found::Leftover { .. }) | None) => {}
+                Err(e) => {
+                    failed = true;
+                    bar.suspend(|| eprintln!("s3-proxy: {e}"));
+                }
             }
         }
-    }
-    if matches!(remover, Remover::Files { .. }) {
-        cache.folder.sync(&touched)?;
+        if matches!(remover, Remover::Files { .. }) {
+            folder.sync(&touched)?;
+        }
     }
     bar.finish_and_clear();
     eprintln!(
@@ -88,18 +93,23 @@ pub fn run(cache: &Cache, remove: bool) -> Outcome {
 
 impl Remover {
     fn new(cache: &Cache) -> Result<Self, Failure> {
-        Ok(match cache.folder.lock()? {
-            Some(lock) => Remover::Files { _lock: lock },
+        Ok(match cache.lock()? {
+            Some(locks) => Remover::Files { _locks: locks },
             None => Remover::Process(cache.admin_of_process()?),
         })
     }
 
     /// Returns true if the entry was removed.
-    fn remove(&self, cache: &Cache, damaged: Damaged) -> Result<bool, Failure> {
+    fn remove(
+        &self,
+        cache: &Cache,
+        folder: &CacheFolder,
+        damaged: Damaged,
+    ) -> Result<bool, Failure> {
         match self {
             Remover::No => Ok(false),
             Remover::Files { .. } => {
-                cache.folder.remove(&Found::Damaged(damaged))?;
+                folder.remove(&Found::Damaged(damaged))?;
                 Ok(true)
             }
             Remover::Process(admin) => {
