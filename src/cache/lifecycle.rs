@@ -424,16 +424,19 @@ impl Lifecycle {
             if core.health.is_up() {
                 core.health.suspected().await;
             }
+            let mark = core.health.examine();
             let runtime = core.io.runtime();
             let mut examined = runtime.spawn_blocking(|| self.examine(folder));
             let result = match tokio::time::timeout(EXAMINE_TIMEOUT, &mut examined).await {
                 Ok(result) => result,
                 Err(_) => {
-                    set_condition(core, &Err(io::ErrorKind::TimedOut.into()));
+                    let hangs = io::Error::from(io::ErrorKind::TimedOut);
+                    note_examined(core, mark, &Err(hangs));
                     examined.await
                 }
             };
-            set_condition(core, &result.unwrap_or_else(|e| Err(io::Error::other(e))));
+            let result = result.unwrap_or_else(|e| Err(io::Error::other(e)));
+            note_examined(core, mark, &result);
             tokio::time::sleep(EXAMINE_INTERVAL).await;
         }
     }
@@ -505,7 +508,10 @@ impl Lifecycle {
         // The others as well: their entries have numbers of this epoch from now on.
         for other in self.folders.iter().filter(|f| f.core.path != core.path) {
             if let Err(e) = other.begin_epoch(epoch) {
-                set_condition(other.core, &Err(e));
+                let path = other.core.path.display();
+                warn!("{path}: cannot note the new epoch; the cache folder is examined: {e}");
+                // Its entries must not be numbered by an epoch that it does not know.
+                other.core.health.fail(Condition::Down);
             }
         }
         core.generations.raise(epoch::first_generation(epoch));
@@ -612,13 +618,14 @@ impl Owned {
     }
 }
 
-/// Note the condition of a folder in which small files were written with this result.
-fn set_condition(core: &Core, written: &io::Result<()>) {
+/// Note the result of an examination that began with `mark`.
+fn note_examined(core: &Core, mark: u64, written: &io::Result<()>) {
     let condition = Condition::of(written);
-    let before = core.health.set(condition);
+    if core.health.examined(mark, condition).is_none() {
+        return;
+    }
     let path = core.path.display();
     match (condition, written) {
-        _ if condition == before => {}
         (Condition::Down, Err(e)) if core.health.has_others() => {
             error!("{path}: the cache folder fails, and is not used until it works again: {e}");
         }

@@ -378,7 +378,8 @@ impl Core {
         }
         self.health.suspect(cause);
         if cause != Cause::Damaged && self.health.spares_entries() {
-            // The entry itself may be sound.
+            // The entry itself may be sound. Its open file must not be tried again.
+            self.open_entries.forget(&id);
             return;
         }
         warn!("cache entry {id} is dropped: {why}");

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::cache::state::stats::Cause;
@@ -25,8 +26,17 @@ pub(crate) struct Health {
     /// True if the cache has other folders, which go on without this one. The only folder is tried for
     /// each request.
     has_others: bool,
+    /// That of `state`, to be read without the lock.
     condition: AtomicU8,
+    state: Mutex<State>,
     suspicion: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    condition: Condition,
+    /// Number of failures so far that were noted without an examination.
+    failures: u64,
 }
 
 // === impl Condition ===
@@ -50,6 +60,10 @@ impl Health {
         Health {
             has_others,
             condition: AtomicU8::new(Condition::Up as u8),
+            state: Mutex::new(State {
+                condition: Condition::Up,
+                failures: 0,
+            }),
             suspicion: Notify::new(),
         }
     }
@@ -83,11 +97,34 @@ impl Health {
         self.has_others
     }
 
-    /// Note the condition. Returns the one before.
-    pub(crate) fn set(&self, condition: Condition) -> Condition {
-        let before = self.condition();
+    /// Note a condition that an operation has shown, and have the folder examined.
+    pub(crate) fn fail(&self, condition: Condition) {
+        let mut state = self.state.lock();
+        state.failures += 1;
+        self.set(&mut state, condition);
+        self.suspicion.notify_one();
+    }
+
+    /// Begin an examination. Returns a mark for its end.
+    pub(crate) fn examine(&self) -> u64 {
+        self.state.lock().failures
+    }
+
+    /// Note the result of the examination that began with `mark`. It does not hide a failure that was
+    /// noted since. Returns the condition before; `None`: nothing has changed.
+    pub(crate) fn examined(&self, mark: u64, condition: Condition) -> Option<Condition> {
+        let mut state = self.state.lock();
+        let before = state.condition;
+        if condition == before || (condition == Condition::Up && state.failures != mark) {
+            return None;
+        }
+        self.set(&mut state, condition);
+        Some(before)
+    }
+
+    fn set(&self, state: &mut State, condition: Condition) {
+        state.condition = condition;
         self.condition.store(condition as u8, Ordering::Release);
-        before
     }
 
     /// Have the folder examined, because an operation has failed for this cause.
@@ -137,7 +174,9 @@ mod tests {
     fn conditions_are_kept() {
         let health = Health::new(true);
         for condition in [Condition::Down, Condition::ReadOnly, Condition::Up] {
-            health.set(condition);
+            let before = health.condition();
+            assert_eq!(health.examined(health.examine(), condition), Some(before));
+            assert_eq!(health.examined(health.examine(), condition), None);
             assert_eq!(health.condition(), condition);
         }
     }
@@ -146,10 +185,21 @@ mod tests {
     fn the_only_folder_is_tried_for_each_request() {
         for has_others in [true, false] {
             let health = Health::new(has_others);
-            health.set(Condition::Down);
+            health.fail(Condition::Down);
             assert!(!health.is_up());
             assert_eq!(health.is_down(), has_others);
             assert_eq!(health.spares_entries(), has_others);
         }
+    }
+
+    #[test]
+    fn an_examination_does_not_hide_a_later_failure() {
+        let health = Health::new(true);
+        let mark = health.examine();
+        health.fail(Condition::Down);
+        assert_eq!(health.examined(mark, Condition::Up), None);
+        assert!(health.is_down());
+        health.examined(health.examine(), Condition::Up);
+        assert!(health.is_up());
     }
 }

@@ -181,8 +181,7 @@ async fn ban_in(
                 let path = core.path.display();
                 warn!("{path}: cannot write the ban list; the cache folder is examined: {e}");
                 // It is not used with a list that lacks a ban.
-                core.health.set(condition);
-                core.health.suspect(Cause::of(&e));
+                core.health.fail(condition);
                 Ok(false)
             }
             Err(e) => {
