@@ -19,6 +19,7 @@ mod durability;
 mod engine;
 mod examples;
 mod fill;
+mod folders;
 mod heads;
 mod hit;
 mod http2;
