@@ -192,7 +192,7 @@ pub(crate) fn begin(
         shared: shared.clone(),
     };
     if writable {
-        lifecycle.set_peers(&join);
+        lifecycle.set_peers(&join, &lifecycle.folders);
     }
     Ok(Begun {
         cores: Cores::new(&config.folders, all, shared),
@@ -361,7 +361,7 @@ impl Lifecycle {
         }
         let first_generation = join.first_generation();
         self.shared.generations.restart(first_generation);
-        self.set_peers(&join);
+        self.set_peers(&join, taken.iter().map(|(folder, _)| *folder));
         for (Owned { core, .. }, size) in &taken {
             core.recovery.start(*size);
             core.reset_written();
@@ -379,17 +379,23 @@ impl Lifecycle {
         Some((taken, first_generation))
     }
 
-    /// Have the folders of a run list each other.
-    fn set_peers(&self, join: &Join) {
-        let peers = self.folders.iter().filter_map(|Owned { core, .. }| {
+    /// Have the folders of a run, in which it was begun, list each other. The others are absent: they
+    /// may miss bans.
+    fn set_peers<'a>(&self, join: &Join, begun: impl IntoIterator<Item = &'a Owned>) {
+        let mut absent = join.absent.clone();
+        absent.extend(join.members.iter().map(|members| members.own));
+        let mut peers = Vec::new();
+        for Owned { core, .. } in begun {
             let path = path_hash(&core.path);
-            let members = join.members.iter().find(|m| m.own.path == path)?;
-            let peer = Peer::new(&core.path, core.backend(), core.health.clone());
-            Some((peer, members.clone()))
-        });
+            if let Some(members) = join.members.iter().find(|m| m.own.path == path) {
+                let peer = Peer::new(&core.path, core.backend(), core.health.clone());
+                peers.push((peer, members.clone()));
+                absent.retain(|member| member.id != members.own.id);
+            }
+        }
         self.shared
             .peers
-            .begin(join.epoch, peers, join.absent.clone(), join.is_kept);
+            .begin(join.epoch, peers, absent, join.is_kept);
     }
 
     /// The folders of the configuration.

@@ -756,6 +756,26 @@ async fn a_folder_that_fails_as_the_run_begins_is_absent() {
     close(cache).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_reaches_a_folder_that_failed_as_the_run_began() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let lost = keys_of(cache, 1);
+    close(cache).await;
+    disks.faults[1].always(Op::Replace, libc::EIO);
+    let cache = disks.open(&[0, 1]);
+    cache.purge_key(&key(lost[0])).await.unwrap();
+    cache.invalidate(&key(lost[1])).await.unwrap();
+    // No entry of the first folder needs these bans.
+    maintenance::evict_banned(cache.core(), u64::MAX).await;
+    cache.kill();
+    disks.mend_disk(1);
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, without(&lost[..2]));
+    close(cache).await;
+}
+
 /// The files of entries on a disk.
 fn files_of(disks: &Disks, disk: usize) -> Vec<PathBuf> {
     let shards = fs::read_dir(disks.path(disk).join("v2")).unwrap();
