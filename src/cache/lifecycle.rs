@@ -610,6 +610,7 @@ impl Owned {
         let _epoch = self.epoch.try_lock_for(timeout);
         let was_writable = core.set_writable(false);
         let is_exact = settled.is_ok()
+            && !core.health.is_down()
             && core.recovery.is_complete()
             && !core.recovery.has_gaps()
             && !core.removals.have_failed();

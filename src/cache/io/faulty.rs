@@ -150,6 +150,11 @@ impl Faults {
     /// [`begin`](Self::begin) for operations that block.
     fn begin_blocking(&self, op: Op) -> io::Result<bool> {
         let fault = self.take(op);
+        let mut held = self.0.held.subscribe();
+        if held.borrow().contains(&op) {
+            let released = held.wait_for(|held| !held.contains(&op));
+            let _ = Handle::current().block_on(released);
+        }
         let delay = self.0.delays.lock().get(&op).copied();
         if let Some(delay) = delay {
             std::thread::sleep(delay);

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -97,6 +97,8 @@ pub struct Bans {
     list: RwLock<List>,
     /// Entries of this generation or a later one are not banned.
     newest: AtomicU64,
+    /// True if the file may lack bans of the list.
+    has_unsaved: AtomicBool,
     /// Held over I/O, never on an async worker.
     file: Mutex<OnDisk>,
 }
@@ -138,6 +140,7 @@ impl Bans {
             path,
             newest: AtomicU64::new(list.newest()),
             list: RwLock::new(list),
+            has_unsaved: AtomicBool::new(false),
             file: Mutex::new(OnDisk {
                 records: count,
                 damaged: false,
@@ -212,18 +215,17 @@ impl Bans {
     }
 
     /// [`ban`](Self::ban) in memory alone, where nothing can be written. [`save`](Self::save) writes
-    /// it. Blocks.
+    /// it. Does not wait for the disk.
     pub fn ban_unsaved(&self, generation: u64, banned: Banned) {
-        let mut file = self.file.lock();
         self.list.write().add_bounded(generation, banned);
         self.newest.fetch_max(generation, Ordering::AcqRel);
-        file.damaged = true;
+        self.has_unsaved.store(true, Ordering::Release);
     }
 
     /// Write all bans, if some could not be written. Blocks.
     pub fn save(&self) -> io::Result<()> {
         let mut file = self.file.lock();
-        match file.damaged {
+        match file.damaged || self.has_unsaved.load(Ordering::Acquire) {
             true => self.rewrite(&mut file),
             false => Ok(()),
         }
@@ -279,7 +281,8 @@ impl Bans {
 
     fn append(&self, file: &mut OnDisk, generation: u64, banned: &Banned) -> io::Result<()> {
         let record = encode(generation, banned)?;
-        if file.damaged || file.records == 0 || file.records > self.len() + SLACK {
+        let is_behind = file.damaged || self.has_unsaved.load(Ordering::Acquire);
+        if is_behind || file.records == 0 || file.records > self.len() + SLACK {
             return self.rewrite(file);
         }
         match self.access.append(&self.path, &record) {
@@ -305,6 +308,8 @@ impl Bans {
 
     fn rewrite(&self, on_disk: &mut OnDisk) -> io::Result<()> {
         on_disk.damaged = true;
+        // Before the list is read: a ban that is added later is still unsaved.
+        self.has_unsaved.store(false, Ordering::SeqCst);
         let mut data = MAGIC.to_vec();
         let count = {
             let list = self.list.read();

@@ -459,6 +459,35 @@ async fn a_folder_that_works_again_has_the_bans_before_it_is_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_hangs_holds_up_no_purge() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let (kept, lost) = (keys_of(cache, 0), keys_of(cache, 1));
+    assert_eq!(found(cache).await, all(), "all files are open");
+    let faults = &disks.faults[1];
+    for op in [Op::Append, Op::Replace] {
+        faults.hold(op);
+    }
+    for key in [kept[0], lost[0], lost[1]].map(key) {
+        assert!(cache.purge_key(&key).await.unwrap());
+        assert!(found_at(cache, &key).await.is_none());
+    }
+    assert!(is_up(cache, 0) && !is_up(cache, 1));
+    assert_eq!(found(cache).await.len(), KEYS - 3);
+    for op in [Op::Append, Op::Replace] {
+        faults.release(op);
+    }
+    eventually("the folder is up", || is_up(cache, 1)).await;
+    cache.kill();
+    // Alone, from its own list.
+    disks.break_disk(0);
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, lost[2..]);
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_folder_absent_at_the_start_leaves_the_others_their_keys() {
     let disks = Disks::new(2);
     let cache = disks.open(&[0, 1]);

@@ -1,11 +1,13 @@
 //! Purges, bans and other invalidations.
 
 use std::io;
+use std::time::Duration;
 
 use futures::future::join_all;
 use log::warn;
 use pingora_cache::key::{CacheHashKey, CompactCacheKey, HashBinary};
 use pingora_cache::CacheKey;
+use tokio::time::timeout;
 
 use crate::cache::state::cores::Cores;
 use crate::cache::state::fill::Fill;
@@ -13,6 +15,13 @@ use crate::cache::state::health::Condition;
 use crate::cache::state::stats::{Cause, Eviction};
 use crate::cache::state::Core;
 use crate::cache::store::bans::Banned;
+
+/// The longest time that a ban waits for one of several folders, which is not used after that until it
+/// works again.
+const BAN_PATIENCE: Duration = match cfg!(test) {
+    true => Duration::from_secs(1),
+    false => Duration::from_secs(10),
+};
 
 /// Remove the entries of a key, in all variants, and keep its fills from becoming entries.
 /// No crash brings them back after this returns. True if there were any.
@@ -139,15 +148,17 @@ async fn ban_with(
     };
     invalidate();
     let may_fail = cores.are_several();
-    let written = cores
-        .iter()
-        .map(|core| ban_in(core, ban.clone(), generation, may_fail));
+    // Tasks of their own, so that a folder that hangs is noticed even if the requester leaves.
+    let written = cores.iter().map(|core| {
+        let written = ban_in(core, ban.clone(), generation, may_fail);
+        core.io.runtime().spawn(written)
+    });
     let written = join_all(written).await;
     // Fills that were about to begin have not seen the ban, or are in the table now.
     invalidate();
     let mut is_durable = false;
     for written in written {
-        is_durable |= written?;
+        is_durable |= written.map_err(io::Error::other)??;
     }
     match is_durable {
         true => Ok(()),
@@ -165,35 +176,43 @@ async fn ban_in(
     generation: u64,
     may_fail: bool,
 ) -> io::Result<bool> {
-    let write = move || {
-        if may_fail && !core.health.is_up() {
-            core.bans.ban_unsaved(generation, banned);
-            return Ok(false);
-        }
-        let written = match banned {
-            Banned::Exact(primary) if absent => core.bans.ban_absent(generation, primary),
-            banned => core.bans.ban(generation, banned),
-        };
-        let condition = Condition::of(&written);
-        match written {
-            Ok(()) => Ok(true),
-            Err(e) if may_fail && condition != Condition::Up => {
-                let path = core.path.display();
-                warn!("{path}: cannot write the ban list; the cache folder is examined: {e}");
-                // It is not used with a list that lacks a ban.
-                core.health.fail(condition);
-                Ok(false)
-            }
-            Err(e) => {
-                let path = core.path.display();
-                core.health.suspect(Cause::of(&e));
-                let why = format!("{path}: cannot write the ban list: {e}");
-                Err(io::Error::new(e.kind(), why))
-            }
-        }
+    let condition = core.health.condition();
+    if may_fail && condition != Condition::Up {
+        core.bans.ban_unsaved(generation, banned);
+        // An examination that has written the list already does not make the folder usable.
+        core.health.fail(condition);
+        return Ok(false);
+    }
+    let unsaved = banned.clone();
+    let write = move || match banned {
+        Banned::Exact(primary) if absent => core.bans.ban_absent(generation, primary),
+        banned => core.bans.ban(generation, banned),
     };
-    let written = core.io.runtime().spawn_blocking(write).await;
-    written.map_err(io::Error::other)?
+    let written = core.io.runtime().spawn_blocking(write);
+    let written = match may_fail {
+        true => timeout(BAN_PATIENCE, written).await,
+        false => Ok(written.await),
+    };
+    let written = match written {
+        Ok(written) => written.map_err(io::Error::other)?,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    let condition = Condition::of(&written);
+    let Err(e) = written else {
+        return Ok(true);
+    };
+    let path = core.path.display();
+    if may_fail && condition != Condition::Up {
+        warn!("{path}: cannot write the ban list; the cache folder is examined: {e}");
+        // One that hangs may wait for others before the ban is in memory.
+        core.bans.ban_unsaved(generation, unsaved);
+        // It is not used with a list that lacks a ban.
+        core.health.fail(condition);
+        return Ok(false);
+    }
+    core.health.suspect(Cause::of(&e));
+    let why = format!("{path}: cannot write the ban list: {e}");
+    Err(io::Error::new(e.kind(), why))
 }
 
 fn check_writable(cores: &Cores) -> io::Result<()> {
