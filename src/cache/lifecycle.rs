@@ -352,7 +352,7 @@ impl Lifecycle {
         for (at, (folder, joining)) in free.into_iter().zip(&joining).enumerate() {
             match join.write(at, joining) {
                 Ok(()) => {
-                    folder.core.set_floor(join.members[at].floor);
+                    folder.set_floor(join.members[at].floor);
                     let size = joining.past.last.closed_size(joining.access, joining.path);
                     taken.push((folder, size));
                 }
@@ -577,6 +577,19 @@ impl Owned {
         match self.lock.is_held() {
             true => epoch::renew(self.core.backend(), &self.core.path, epoch),
             false => Ok(()),
+        }
+    }
+
+    /// Have entries of a lower generation than `floor` be no part of the cache.
+    fn set_floor(&self, floor: u64) {
+        let core = self.core;
+        core.set_floor(floor);
+        for part in 0..core.index.parts() {
+            let lower = |id: &EntryId| id.generation < floor;
+            core.index
+                .part(part)
+                .filter(lower)
+                .for_each(|id| core.forget(id));
         }
     }
 

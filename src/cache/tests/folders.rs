@@ -739,6 +739,36 @@ async fn a_successor_shares_all_folders_and_takes_them_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_successor_gives_up_what_missed_bans_of_its_predecessor() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let (kept, lost) = (keys_of(cache, 0), keys_of(cache, 1));
+    close(cache).await;
+
+    disks.break_disk(1);
+    let first = disks.open(&[0, 1]);
+    disks.mend_disk(1);
+    let config = DiskCacheConfig {
+        successor: true,
+        ..disks.config(&[0, 1])
+    };
+    let second = disks.open_with(config, &[0, 1]);
+    assert_eq!(second.entries(), KEYS);
+    for n in 0..30 {
+        first.purge_key(&key(KEYS + n)).await.unwrap();
+    }
+    first.purge_key(&key(lost[0])).await.unwrap();
+    maintenance::evict_banned(first.core(), u64::MAX).await;
+    assert_eq!(first.bans(), 0);
+    close(first).await;
+    eventually("the folders are taken over", || second.is_writable()).await;
+    assert_eq!(second.entries(), kept.len());
+    assert_eq!(found(second).await, kept);
+    close(second).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_folder_in_use_is_an_error() {
     let disks = Disks::new(2);
     let first = disks.open(&[1]);
