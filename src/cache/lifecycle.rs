@@ -5,6 +5,7 @@ mod join;
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use log::{error, info, warn};
@@ -60,6 +61,8 @@ struct Owned {
     lock: FolderLock,
     /// True if the folder was a cache before. Otherwise nothing in it is ours to remove.
     was_cache: bool,
+    /// True once the folder is released for good.
+    is_closed: AtomicBool,
     /// Held while its epoch is written and while its lock is released, never on an async worker.
     epoch: Mutex<()>,
 }
@@ -183,6 +186,7 @@ pub(crate) fn begin(
             core,
             lock,
             was_cache,
+            is_closed: AtomicBool::new(false),
             epoch: Mutex::default(),
         });
     }
@@ -379,18 +383,20 @@ impl Lifecycle {
         Some((taken, first_generation))
     }
 
-    /// Have the folders of a run, in which it was begun, list each other. The others are absent: they
-    /// may miss bans.
+    /// Have the folders in which the run has begun list each other. All other folders of the
+    /// configuration are absent: they may miss bans.
     fn set_peers<'a>(&self, join: &Join, begun: impl IntoIterator<Item = &'a Owned>) {
+        let begun: Vec<_> = begun.into_iter().map(|folder| folder.core).collect();
         let mut absent = join.absent.clone();
-        absent.extend(join.members.iter().map(|members| members.own));
         let mut peers = Vec::new();
-        for Owned { core, .. } in begun {
-            let path = path_hash(&core.path);
-            if let Some(members) = join.members.iter().find(|m| m.own.path == path) {
-                let peer = Peer::new(&core.path, core.backend(), core.health.clone());
-                peers.push((peer, members.clone()));
-                absent.retain(|member| member.id != members.own.id);
+        for (at, members) in join.members.iter().enumerate() {
+            let is_it = |core: &&&Core| path_hash(&core.path) == members.own.path;
+            match begun.iter().find(is_it) {
+                Some(core) => {
+                    let peer = Peer::new(&core.path, core.backend(), core.health.clone());
+                    peers.push((peer, members.clone()));
+                }
+                None => absent.extend(join.listed(at)),
             }
         }
         self.shared
@@ -404,7 +410,7 @@ impl Lifecycle {
     }
 
     async fn keep_locked(&'static self, folder: &'static Owned) {
-        loop {
+        while !folder.is_closed() {
             tokio::time::sleep(LOCK_INTERVAL).await;
             let runtime = folder.core.io.runtime();
             let kept = runtime.spawn_blocking(|| self.keep_lock(folder));
@@ -426,7 +432,7 @@ impl Lifecycle {
     /// Examine a folder whenever it may have failed, and until it works again.
     async fn watch(&'static self, folder: &'static Owned) {
         let core = folder.core;
-        loop {
+        while !folder.is_closed() {
             if core.health.is_up() {
                 core.health.suspected().await;
             }
@@ -458,10 +464,11 @@ impl Lifecycle {
         if !lock.is_held() || !core.is_writable() {
             return Ok(());
         }
-        let epoch = self.shared.peers.epoch();
-        epoch::renew(core.backend(), &core.path, epoch)?;
         core.bans.save()?;
-        self.shared.peers.rejoin(&core.path)
+        self.shared.peers.rejoin(&core.path)?;
+        // Last: a list with an older epoch would count as that of another program.
+        let epoch = self.shared.peers.epoch();
+        epoch::renew(core.backend(), &core.path, epoch)
     }
 
     /// If the lock file was removed, take the lock again; stop writing if another process was
@@ -508,11 +515,12 @@ impl Lifecycle {
         let newest = core.bans.newest().max(core.generations.last());
         let last = epoch::last(core.backend(), &core.path, &core.layout)?;
         let epoch = epoch::after(last.epoch().into_iter().chain([epoch::epoch_of(newest)]))?;
-        epoch::begin(core.backend(), &core.path, epoch)?;
         self.shared.peers.raise(epoch);
+        epoch::begin(core.backend(), &core.path, epoch)?;
         drop(own);
         // The others as well: their entries have numbers of this epoch from now on.
-        for other in self.folders.iter().filter(|f| f.core.path != core.path) {
+        let is_other = |other: &&Owned| other.core.path != core.path && other.core.health.is_up();
+        for other in self.folders.iter().filter(is_other) {
             if let Err(e) = other.begin_epoch(epoch) {
                 let path = other.core.path.display();
                 warn!("{path}: cannot note the new epoch; the cache folder is examined: {e}");
@@ -548,6 +556,7 @@ impl Lifecycle {
     pub(crate) fn kill(&self) {
         for folder in &self.folders {
             folder.core.set_writable(false);
+            folder.is_closed.store(true, Ordering::Release);
             folder.lock.close();
         }
     }
@@ -634,7 +643,12 @@ impl Owned {
                 warn!("{}: cannot note its size: {e}", core.path.display());
             }
         }
+        self.is_closed.store(true, Ordering::Release);
         self.lock.close();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
     }
 }
 

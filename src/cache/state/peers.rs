@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::cache::io::folder::FolderAccess;
-use crate::cache::state::health::Health;
+use crate::cache::state::health::{Condition, Health};
 use crate::cache::state::stats::Cause;
 use crate::cache::store::members::{Member, Members};
 
@@ -31,15 +31,21 @@ struct List {
     /// False for a single folder that has always been one: it has no such file.
     is_kept: bool,
     peers: Vec<Listed>,
-    /// Folders of the configuration that could not be opened.
+    /// Folders of the configuration that could not be opened, with each epoch that they may have.
     absent: Vec<Member>,
-    /// True if the files may list folders that were struck off.
+    /// True if the files may list folders that were struck off, or with epochs that they do not have any
+    /// more.
     is_outdated: bool,
+    /// Number of changes so far.
+    changes: u64,
 }
 
 struct Listed {
     peer: Arc<Peer>,
+    /// Its epoch is the one that its file gets next.
     own: Member,
+    /// Other epochs that its file may have.
+    earlier: Vec<u32>,
     floor: u64,
     /// False while it is struck off.
     is_listed: bool,
@@ -87,6 +93,7 @@ impl Peers {
         let peers = peers.into_iter().map(|(peer, members)| Listed {
             peer,
             own: members.own,
+            earlier: Vec::new(),
             floor: members.floor,
             is_listed: true,
         });
@@ -94,7 +101,8 @@ impl Peers {
             is_kept,
             peers: peers.collect(),
             absent,
-            is_outdated: false,
+            is_outdated: is_kept,
+            changes: 0,
         };
     }
 
@@ -108,72 +116,98 @@ impl Peers {
         self.list.lock().is_complete()
     }
 
-    /// Note a new epoch of all folders. Those whose file cannot be written are suspected. Blocks.
+    /// Note a new epoch in the files of all folders, before it begins. A folder that fails gets it when
+    /// it works again. Blocks.
     pub(crate) fn raise(&self, epoch: u32) {
         let peers = {
             let mut list = self.list.lock();
             self.epoch.store(epoch, Ordering::Release);
-            for listed in &mut list.peers {
-                listed.own.epoch = epoch;
+            if !list.is_kept {
+                return;
             }
+            let up = list.peers.iter_mut().filter(|of| of.peer.health.is_up());
+            up.for_each(|listed| listed.set_epoch(epoch));
+            list.change();
             list.working()
         };
         for peer in peers {
-            if let Err(e) = self.store(&peer) {
-                peer.health.suspect(Cause::of(&e));
+            match self.store(&peer) {
+                Ok(()) => self.list.lock().has_stored(&peer, epoch),
+                Err(e) => peer.health.fail(match Condition::of(&Err(e)) {
+                    // Its entries must not be numbered by an epoch that it does not know.
+                    Condition::Up => Condition::Down,
+                    condition => condition,
+                }),
             }
         }
     }
 
-    /// True if bans may be forgotten of which no entry is left in the folders that work. If other
-    /// folders may have such entries, they are struck off first if there are so many `bans`. Blocks.
+    /// True if bans may be forgotten of which no entry is left in the folders that work. Folders that may
+    /// have such entries nevertheless are struck off first, if there are more than [`MAX_KEPT`] `bans`.
+    /// Blocks.
     pub(crate) fn may_forget(&self, bans: usize) -> io::Result<bool> {
-        let peers = {
+        let (peers, changes, epoch) = {
             let mut list = self.list.lock();
-            if list.is_complete() && !list.is_outdated {
+            let is_complete = list.is_complete();
+            if is_complete && !list.is_outdated {
                 return Ok(true);
             }
-            if list.is_kept && bans <= MAX_KEPT && !list.is_complete() {
+            if list.is_kept && bans <= MAX_KEPT && !is_complete {
                 return Ok(false);
             }
-            list.absent.clear();
-            for listed in &mut list.peers {
-                listed.is_listed = listed.peer.health.is_up();
+            if !is_complete {
+                list.absent.clear();
+                for listed in &mut list.peers {
+                    listed.is_listed = listed.peer.health.is_up();
+                }
+                list.change();
             }
-            list.is_outdated = true;
-            list.working()
+            (list.working(), list.changes, self.epoch())
         };
+        // Twice: a folder must have its epoch before the others list it with no other.
+        for peer in &peers {
+            self.store(peer)?;
+            self.list.lock().has_stored(peer, epoch);
+        }
         for peer in &peers {
             self.store(peer)?;
         }
-        self.list.lock().is_outdated = false;
+        let mut list = self.list.lock();
+        if list.changes != changes {
+            return Ok(false);
+        }
+        list.is_outdated = false;
         Ok(true)
     }
 
-    /// List a folder again that works again. Blocks.
+    /// List a folder again that works again and has all bans. Blocks.
     pub(crate) fn rejoin(&self, path: &Path) -> io::Result<()> {
-        let (own, others) = {
-            let list = self.list.lock();
-            let own = list.peers.iter().find(|listed| listed.peer.path == path);
-            let Some(own) = own.filter(|_| list.is_kept) else {
+        let (own, epoch, others) = {
+            let mut list = self.list.lock();
+            let epoch = self.epoch();
+            let is_kept = list.is_kept;
+            let Some(listed) = list.listed_mut(path).filter(|_| is_kept) else {
                 return Ok(());
             };
-            let others = match own.is_listed {
-                true => Vec::new(),
-                false => list.working(),
-            };
-            (own.peer.clone(), others)
-        };
-        // The folder itself first: the others must not list it with an epoch that it does not know.
-        self.store(&own)?;
-        if let Some(listed) = self.list.lock().listed_mut(path) {
+            let is_listed = listed.is_listed && listed.own.epoch == epoch;
             listed.is_listed = true;
-        }
+            listed.set_epoch(epoch);
+            let own = listed.peer.clone();
+            if !is_listed {
+                list.change();
+            }
+            let mut others = list.working();
+            others.retain(|other| !is_listed && !Arc::ptr_eq(other, &own));
+            (own, epoch, others)
+        };
+        // The others first: they list it with its former epoch, too.
         for peer in others {
             if let Err(e) = self.store(&peer) {
                 peer.health.suspect(Cause::of(&e));
             }
         }
+        self.store(&own)?;
+        self.list.lock().has_stored(&own, epoch);
         Ok(())
     }
 
@@ -188,9 +222,45 @@ impl Peers {
     }
 }
 
+// === impl Listed ===
+
+impl Listed {
+    /// Have its file written with this epoch, and not known to have it until then.
+    fn set_epoch(&mut self, epoch: u32) {
+        let before = std::mem::replace(&mut self.own.epoch, epoch);
+        if before != epoch && !self.earlier.contains(&before) {
+            self.earlier.push(before);
+        }
+    }
+
+    /// The folder as the others list it.
+    fn listings(&self) -> impl Iterator<Item = Member> + '_ {
+        let with = |epoch: &u32| Member {
+            epoch: *epoch,
+            ..self.own
+        };
+        std::iter::once(self.own).chain(self.earlier.iter().map(with))
+    }
+}
+
 // === impl List ===
 
 impl List {
+    /// Note that the files do not have what they should have.
+    fn change(&mut self) {
+        self.changes += 1;
+        self.is_outdated = true;
+    }
+
+    /// Note that the file of a folder was written with this epoch.
+    fn has_stored(&mut self, peer: &Arc<Peer>, epoch: u32) {
+        let of = self.peers.iter_mut();
+        let mut of = of.filter(|listed| Arc::ptr_eq(&listed.peer, peer));
+        if let Some(listed) = of.find(|listed| listed.own.epoch == epoch) {
+            listed.earlier.clear();
+        }
+    }
+
     fn is_complete(&self) -> bool {
         let is_up = |listed: &Listed| listed.is_listed && listed.peer.health.is_up();
         self.absent.is_empty() && self.peers.iter().all(is_up)
@@ -212,10 +282,9 @@ impl List {
     fn members_of(&self, path: &Path) -> Option<Members> {
         let of = self.peers.iter().find(|listed| listed.peer.path == path);
         let of = of.filter(|_| self.is_kept)?;
-        let others = self.peers.iter().filter(|other| other.is_listed);
-        let others = others
-            .map(|other| other.own)
-            .filter(|other| other.id != of.own.id);
+        let others = self.peers.iter();
+        let others = others.filter(|other| other.is_listed && other.own.id != of.own.id);
+        let others = others.flat_map(Listed::listings);
         Some(Members {
             own: of.own,
             floor: of.floor,

@@ -2,7 +2,7 @@
 //!
 //! A purge reaches a folder that is absent at that time when it is back: then the bans of all folders
 //! are joined. That works as long as the others have forgotten no ban since. So each folder lists the
-//! others with the last epoch that they had in common, and those that miss something are struck off.
+//! others with the last epoch in which they were used, and those that miss something are struck off.
 //! The format is in docs/on-disk-format.md.
 
 use std::fmt::Write as _;
@@ -15,8 +15,8 @@ use crate::cache::io::folder::{is_full, FolderAccess};
 /// Longest file that is read, in bytes.
 const MAX_LEN: u64 = 64 * 1024;
 
-/// Most folders that are listed.
-const MAX_MEMBERS: usize = 256;
+/// Most lines of folders: two for each of 256.
+const MAX_LINES: usize = 512;
 
 /// A folder of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(crate) struct Members {
     pub own: Member,
     /// Entries of a lower generation are not part of the cache.
     pub floor: u64,
-    /// The other folders.
+    /// The other folders. One whose last epoch is uncertain is there with each.
     pub others: Vec<Member>,
 }
 
@@ -68,15 +68,21 @@ impl Members {
         }
     }
 
-    /// The last epoch that a folder is listed with.
-    pub(crate) fn epoch_of(&self, id: u128) -> Option<u32> {
+    /// True if a folder is listed with this epoch.
+    pub(crate) fn lists(&self, id: u128, epoch: u32) -> bool {
+        let is_it = |member: &Member| (member.id, member.epoch) == (id, epoch);
+        self.others.iter().any(is_it)
+    }
+
+    /// The lowest epoch that a folder is listed with.
+    pub(crate) fn first_epoch_of(&self, id: u128) -> Option<u32> {
         let of = self.others.iter().filter(|member| member.id == id);
-        of.map(|member| member.epoch).max()
+        of.map(|member| member.epoch).min()
     }
 
     fn to_text(&self) -> String {
         let mut text = format!("floor {:016x}\n", self.floor);
-        for member in std::iter::once(&self.own).chain(self.others.iter().take(MAX_MEMBERS)) {
+        for member in std::iter::once(&self.own).chain(self.others.iter().take(MAX_LINES)) {
             let Member { id, epoch, path } = member;
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{id:032x} {epoch} {path:016x}");

@@ -1,7 +1,7 @@
 //! Several folders: the spread of keys, purges, and folders that fail or are absent.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -184,6 +184,33 @@ fn all() -> Vec<usize> {
 
 fn without(keys: &[usize]) -> Vec<usize> {
     (0..KEYS).filter(|n| !keys.contains(n)).collect()
+}
+
+/// Purges more keys than bans are kept for a folder that is absent, the last of them `n`.
+async fn purge_many(cache: &'static DiskCache, n: usize) {
+    for other in KEYS..KEYS + 30 {
+        cache.purge_key(&key(other)).await.unwrap();
+    }
+    cache.purge_key(&key(n)).await.unwrap();
+}
+
+/// Has the folders forget the bans that no entry needs.
+async fn forget_bans(cache: &'static DiskCache) {
+    for core in cache.cores().iter() {
+        maintenance::evict_banned(core, u64::MAX).await;
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        let to = to.join(file.file_name());
+        match file.file_type().unwrap().is_dir() {
+            true => copy_folder(&file.path(), &to),
+            false => fs::copy(file.path(), to).map(drop).unwrap(),
+        }
+    }
 }
 
 async fn eventually(what: &str, is_so: impl Fn() -> bool) {
@@ -536,144 +563,305 @@ async fn without_any_folder_there_is_no_cache() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_misses_forgotten_bans_loses_its_entries() {
-    let disks = Disks::new(2);
-    let cache = disks.open(&[0, 1]);
-    store_all(cache).await;
-    let (kept, lost) = (keys_of(cache, 0), keys_of(cache, 1));
-    close(cache).await;
+    for stale in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let (kept, lost) = (keys_of(cache, 1 - stale), keys_of(cache, stale));
+        close(cache).await;
 
-    disks.break_disk(1);
-    let cache = disks.open(&[0, 1]);
-    for n in 0..30 {
-        cache.purge_key(&key(KEYS + n)).await.unwrap();
+        disks.break_disk(stale);
+        let cache = disks.open(&[0, 1]);
+        purge_many(cache, lost[0]).await;
+        forget_bans(cache).await;
+        assert_eq!(cache.bans(), 0);
+        cache.kill();
+
+        disks.mend_disk(stale);
+        for _ in 0..2 {
+            let cache = disks.open(&[0, 1]);
+            assert_eq!(found(cache).await, kept);
+            cache.kill();
+        }
+        assert!(files_of(&disks, stale).is_empty());
     }
-    cache.purge_key(&key(lost[0])).await.unwrap();
-    maintenance::evict_banned(cache.core(), u64::MAX).await;
-    assert_eq!(cache.bans(), 0);
-    cache.kill();
+}
 
-    disks.mend_disk(1);
-    for _ in 0..2 {
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_that_miss_forgotten_bans_do_not_outnumber_the_others() {
+    for live in [0, 1, 2] {
+        let disks = Disks::new(3);
+        let cache = disks.open(&[0, 1, 2]);
+        store_all(cache).await;
+        let kept = keys_of(cache, live);
+        close(cache).await;
+
+        let stale = [0, 1, 2].into_iter().filter(|disk| *disk != live);
+        stale.clone().for_each(|disk| disks.break_disk(disk));
+        let cache = disks.open(&[0, 1, 2]);
+        purge_many(cache, without(&kept)[0]).await;
+        forget_bans(cache).await;
+        assert_eq!(cache.bans(), 0);
+        cache.kill();
+
+        stale.for_each(|disk| disks.mend_disk(disk));
+        let cache = disks.open(&[0, 1, 2]);
+        assert_eq!(found(cache).await, kept);
+        close(cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_does_not_bring_back_a_folder_that_was_struck_off() {
+    for stale in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let (kept, lost) = (keys_of(cache, 1 - stale), keys_of(cache, stale));
+        disks.break_disk(stale);
+        purge_many(cache, lost[0]).await;
+        let live = cache.cores().all()[1 - stale].unwrap();
+        maintenance::evict_banned(live, u64::MAX).await;
+        assert!(live.bans.is_empty());
+        cache.kill();
+
+        disks.mend_disk(stale);
         let cache = disks.open(&[0, 1]);
         assert_eq!(found(cache).await, kept);
-        cache.kill();
+        close(cache).await;
     }
-    assert!(files_of(&disks, 1).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_was_struck_off_and_works_again_is_listed_again() {
+    for failing in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let lost = keys_of(cache, failing);
+        disks.break_disk(failing);
+        purge_many(cache, lost[0]).await;
+        let live = cache.cores().all()[1 - failing].unwrap();
+        maintenance::evict_banned(live, u64::MAX).await;
+        disks.mend_disk(failing);
+        eventually("the folder is up", || is_up(cache, failing)).await;
+        cache.kill();
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, without(&lost[..1]));
+        close(cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_between_the_files_of_a_start_costs_nothing() {
+    for written in [0, 1] {
+        for epoch_alone in [false, true] {
+            let disks = Disks::new(2);
+            let cache = disks.open(&[0, 1]);
+            store_all(cache).await;
+            close(cache).await;
+            let names: &[&str] = match epoch_alone {
+                true => &["epoch"],
+                false => &["members", "epoch"],
+            };
+            let files = names.iter().map(|name| disks.path(1 - written).join(name));
+            let before: Vec<_> = files.map(|file| (fs::read(&file).unwrap(), file)).collect();
+            for _ in 0..2 {
+                disks.open(&[0, 1]).kill();
+                for (content, file) in &before {
+                    fs::write(file, content).unwrap();
+                }
+            }
+            let cache = disks.open(&[0, 1]);
+            assert_eq!(found(cache).await, all());
+            close(cache).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_an_older_version_has_used_alone_is_found_out() {
+    for used in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let (kept, purged) = (keys_of(cache, used), keys_of(cache, 1 - used)[0]);
+        close(cache).await;
+        // The older version leaves the list as it is.
+        let list = disks.path(used).join("members");
+        let before = fs::read(&list).unwrap();
+        let cache = disks.open(&[used]);
+        cache.purge_key(&key(purged)).await.unwrap();
+        forget_bans(cache).await;
+        close(cache).await;
+        fs::write(list, before).unwrap();
+
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, kept);
+        close(cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_of_a_folder_does_not_bring_back_what_was_purged() {
+    for stale in [0, 1] {
+        for restarts in [0, 1] {
+            let disks = Disks::new(2);
+            let cache = disks.open(&[0, 1]);
+            store_all(cache).await;
+            let (kept, lost) = (keys_of(cache, 1 - stale), keys_of(cache, stale));
+            close(cache).await;
+            let backup = disks.dir.path().join("backup");
+            copy_folder(&disks.path(stale), &backup);
+
+            let cache = disks.open(&[0, 1]);
+            cache.purge_key(&key(lost[0])).await.unwrap();
+            forget_bans(cache).await;
+            assert_eq!(cache.bans(), 0);
+            close(cache).await;
+            for _ in 0..restarts {
+                close(disks.open(&[0, 1])).await;
+            }
+            fs::remove_dir_all(disks.path(stale)).unwrap();
+            fs::rename(&backup, disks.path(stale)).unwrap();
+            let cache = disks.open(&[0, 1]);
+            assert_eq!(found(cache).await, kept);
+            close(cache).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_taken_out_of_the_configuration_comes_back_empty() {
-    let disks = Disks::new(2);
-    let cache = disks.open(&[0, 1]);
-    store_all(cache).await;
-    close(cache).await;
-    // Nothing is stored for the key here, so nothing is written.
-    let cache = disks.open(&[0]);
-    store_all(cache).await;
-    close(cache).await;
+    for kept in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        close(cache).await;
+        // Nothing is stored for the key here, so nothing is written.
+        let cache = disks.open(&[kept]);
+        store_all(cache).await;
+        close(cache).await;
 
-    let cache = disks.open(&[0, 1]);
-    let moved = keys_of(cache, 1);
-    assert_eq!(found(cache).await, without(&moved));
-    close(cache).await;
+        let cache = disks.open(&[0, 1]);
+        let moved = keys_of(cache, 1 - kept);
+        assert_eq!(found(cache).await, without(&moved));
+        close(cache).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_former_caches_the_first_keeps_its_entries() {
-    let disks = Disks::new(2);
-    // The second one is used more often: its generations are higher.
-    for disk in [0, 1, 1, 1] {
-        let cache = disks.open(&[disk]);
-        store_all(cache).await;
-        cache.ban_prefix("bucket", b"/other").await.unwrap();
-        if disk == 1 {
-            cache.ban_prefix("bucket", b"/key").await.unwrap();
+async fn of_two_former_caches_the_one_used_in_more_runs_keeps_its_entries() {
+    for (first, second, keeps) in [(1, 3, 1), (3, 1, 0), (2, 2, 0)] {
+        let disks = Disks::new(2);
+        let runs = [vec![0; first], vec![1; second]].concat();
+        for disk in runs {
+            let cache = disks.open(&[disk]);
             store_all(cache).await;
+            cache.ban_prefix("bucket", b"/other").await.unwrap();
+            if disk == keeps {
+                cache.ban_prefix("bucket", b"/key").await.unwrap();
+                store_all(cache).await;
+            }
+            close(cache).await;
+        }
+        let cache = disks.open(&[0, 1]);
+        let kept = keys_of(cache, keeps);
+        assert_eq!(found(cache).await, kept);
+        for n in 0..KEYS {
+            store(cache, n).await;
         }
         close(cache).await;
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, all());
+        close(cache).await;
     }
-    let cache = disks.open(&[0, 1]);
-    let kept = keys_of(cache, 0);
-    assert_eq!(found(cache).await, kept);
-    for n in 0..KEYS {
-        store(cache, n).await;
-    }
-    close(cache).await;
-    let cache = disks.open(&[0, 1]);
-    assert_eq!(found(cache).await, all());
-    close(cache).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn folders_that_went_separate_ways_do_not_bring_back_what_was_purged() {
-    let disks = Disks::new(2);
-    let cache = disks.open(&[0, 1]);
-    store_all(cache).await;
-    let of_second = keys_of(cache, 1);
-    close(cache).await;
-    // The second folder alone stores all keys, in later epochs than the purge in the first one.
-    for _ in 0..3 {
-        let cache = disks.open(&[1]);
+    for stale in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
         store_all(cache).await;
+        let of_other = keys_of(cache, 1 - stale);
+        close(cache).await;
+        // The other folder alone stores all keys, in later epochs than the purge in this one.
+        for _ in 0..3 {
+            let cache = disks.open(&[1 - stale]);
+            store_all(cache).await;
+            close(cache).await;
+        }
+        let cache = disks.open(&[stale]);
+        cache.purge_key(&key(of_other[0])).await.unwrap();
+        close(cache).await;
+
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, of_other[1..]);
         close(cache).await;
     }
-    let cache = disks.open(&[0]);
-    cache.purge_key(&key(of_second[0])).await.unwrap();
-    close(cache).await;
-
-    let cache = disks.open(&[0, 1]);
-    assert!(found_at(cache, &key(of_second[0])).await.is_none());
-    close(cache).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replaced_disk_takes_the_keys_of_the_one_before() {
-    let disks = Disks::new(2);
-    let cache = disks.open(&[0, 1]);
-    store_all(cache).await;
-    let lost = keys_of(cache, 1);
-    close(cache).await;
-    fs::rename(disks.path(1), disks.dir.path().join("old")).unwrap();
+    for replaced in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let lost = keys_of(cache, replaced);
+        close(cache).await;
+        let old = disks.dir.path().join("old");
+        fs::rename(disks.path(replaced), &old).unwrap();
 
-    let cache = disks.open(&[0, 1]);
-    assert_eq!(keys_of(cache, 1), lost);
-    assert_eq!(found(cache).await, without(&lost));
-    cache.purge_key(&key(lost[0])).await.unwrap();
-    store(cache, lost[1]).await;
-    close(cache).await;
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(keys_of(cache, replaced), lost);
+        assert_eq!(found(cache).await, without(&lost));
+        cache.purge_key(&key(lost[0])).await.unwrap();
+        store(cache, lost[1]).await;
+        close(cache).await;
 
-    // The old disk is no part of the cache any more.
-    fs::remove_dir_all(disks.path(1)).unwrap();
-    fs::rename(disks.dir.path().join("old"), disks.path(1)).unwrap();
-    let cache = disks.open(&[0, 1]);
-    assert_eq!(found(cache).await, without(&lost));
-    close(cache).await;
+        // The old disk is no part of the cache any more.
+        fs::remove_dir_all(disks.path(replaced)).unwrap();
+        fs::rename(&old, disks.path(replaced)).unwrap();
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, without(&lost));
+        close(cache).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_of_a_folder_is_not_used_beside_it() {
-    let disks = Disks::new(2);
-    let cache = disks.open(&[0, 1]);
-    store_all(cache).await;
-    let kept = keys_of(cache, 0);
-    close(cache).await;
-    fs::copy(disks.path(0).join("members"), disks.path(1).join("members")).unwrap();
-    let cache = disks.open(&[0, 1]);
-    assert_eq!(found(cache).await, kept);
-    close(cache).await;
+    for copy in [0, 1, 2] {
+        let disks = Disks::new(3);
+        let cache = disks.open(&[0, 1, 2]);
+        store_all(cache).await;
+        let lost = keys_of(cache, copy);
+        close(cache).await;
+        let original = (copy + 1) % 3;
+        fs::copy(
+            disks.path(original).join("members"),
+            disks.path(copy).join("members"),
+        )
+        .unwrap();
+        let cache = disks.open(&[0, 1, 2]);
+        assert_eq!(found(cache).await, without(&lost));
+        close(cache).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_list_costs_the_entries_of_its_folder_only() {
-    let disks = Disks::new(3);
-    let cache = disks.open(&[0, 1, 2]);
-    store_all(cache).await;
-    let lost = keys_of(cache, 0);
-    close(cache).await;
-    fs::write(disks.path(0).join("members"), "damaged").unwrap();
-    let cache = disks.open(&[0, 1, 2]);
-    assert_eq!(found(cache).await, without(&lost));
-    close(cache).await;
+    for damaged in [0, 1, 2] {
+        let disks = Disks::new(3);
+        let cache = disks.open(&[0, 1, 2]);
+        store_all(cache).await;
+        let lost = keys_of(cache, damaged);
+        close(cache).await;
+        fs::write(disks.path(damaged).join("members"), "damaged").unwrap();
+        let cache = disks.open(&[0, 1, 2]);
+        assert_eq!(found(cache).await, without(&lost));
+        close(cache).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -799,40 +987,46 @@ async fn a_lock_file_that_is_removed_renews_the_epoch_of_all_folders() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_fails_as_the_run_begins_is_absent() {
-    let disks = Disks::new(2);
-    let cache = disks.open(&[0, 1]);
-    store_all(cache).await;
-    let kept = keys_of(cache, 0);
-    close(cache).await;
-    disks.faults[1].set(Op::Replace, Fault::Errno(libc::EIO), usize::MAX);
-    let cache = disks.open(&[0, 1]);
-    assert!(!is_up(cache, 1));
-    assert_eq!(found(cache).await, kept);
-    close(cache).await;
-    disks.faults[1].clear(Op::Replace);
-    let cache = disks.open(&[0, 1]);
-    assert_eq!(found(cache).await, all());
-    close(cache).await;
+    for absent in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let kept = keys_of(cache, 1 - absent);
+        close(cache).await;
+        disks.faults[absent].set(Op::Replace, Fault::Errno(libc::EIO), usize::MAX);
+        for _ in 0..2 {
+            let cache = disks.open(&[0, 1]);
+            assert!(!is_up(cache, absent));
+            assert_eq!(found(cache).await, kept);
+            close(cache).await;
+        }
+        disks.faults[absent].clear(Op::Replace);
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, all());
+        close(cache).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purge_reaches_a_folder_that_failed_as_the_run_began() {
-    let disks = Disks::new(2);
-    let cache = disks.open(&[0, 1]);
-    store_all(cache).await;
-    let lost = keys_of(cache, 1);
-    close(cache).await;
-    disks.faults[1].always(Op::Replace, libc::EIO);
-    let cache = disks.open(&[0, 1]);
-    cache.purge_key(&key(lost[0])).await.unwrap();
-    cache.invalidate(&key(lost[1])).await.unwrap();
-    // No entry of the first folder needs these bans.
-    maintenance::evict_banned(cache.core(), u64::MAX).await;
-    cache.kill();
-    disks.mend_disk(1);
-    let cache = disks.open(&[0, 1]);
-    assert_eq!(found(cache).await, without(&lost[..2]));
-    close(cache).await;
+    for absent in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let lost = keys_of(cache, absent);
+        close(cache).await;
+        disks.faults[absent].always(Op::Replace, libc::EIO);
+        let cache = disks.open(&[0, 1]);
+        cache.purge_key(&key(lost[0])).await.unwrap();
+        cache.invalidate(&key(lost[1])).await.unwrap();
+        // No entry of the other folder needs these bans.
+        forget_bans(cache).await;
+        cache.kill();
+        disks.mend_disk(absent);
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, without(&lost[..2]));
+        close(cache).await;
+    }
 }
 
 /// The files of entries on a disk.
