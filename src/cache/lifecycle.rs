@@ -116,8 +116,9 @@ pub(crate) fn prepare(
     layout
         .create_folders(backend)
         .map_err(|e| in_folder(path, "create folders", e))?;
-    let bans = Bans::load(backend, path, lock.is_held())
+    let mut bans = Bans::load(backend, path, lock.is_held())
         .map_err(|e| in_folder(&path.join("bans"), "read the ban list", e))?;
+    bans.keep_on(lock.mount().clone());
     let past = Past::load(backend, path, &layout)
         .map_err(|e| in_folder(path, "read the files of the cache folder", e))?;
     Ok(Prepared {
@@ -232,6 +233,7 @@ impl Prepared {
             false => Some(0),
         };
         let opened = Opened {
+            mount: self.lock.mount().clone(),
             io: self.io,
             layout: self.layout,
             bans: self.bans,
@@ -464,6 +466,10 @@ impl Lifecycle {
         if !lock.is_held() || !core.is_writable() {
             return Ok(());
         }
+        if core.is_missing() {
+            // The latest writes may be in a folder that took its place.
+            core.bans.set_unsaved();
+        }
         core.bans.save()?;
         self.shared.peers.rejoin(&core.path)?;
         // Last: a list with an older epoch would count as that of another program.
@@ -492,6 +498,7 @@ impl Lifecycle {
                     core.set_writable(lock.is_held());
                     warn!("{path}: the lock file was replaced; this process holds the lock again");
                     if !is_new && core.recovery.is_complete() {
+                        core.recovery.request();
                         recover_again(core);
                     }
                 }
@@ -653,10 +660,23 @@ impl Owned {
 }
 
 /// Note the result of an examination that began with `mark`.
-fn note_examined(core: &Core, mark: u64, written: &io::Result<()>) {
+fn note_examined(core: &'static Core, mark: u64, written: &io::Result<()>) {
     let condition = Condition::of(written);
-    if core.health.examined(mark, condition).is_none() {
-        return;
+    // Files that were missing may be there again. No ban that they need is forgotten from here on.
+    let may_return = condition == Condition::Up && core.health.spares_entries();
+    if may_return {
+        core.recovery.request();
+    }
+    let before = core.health.examined(mark, condition);
+    match before {
+        Some(_) if may_return => recover_again(core),
+        Some(_) => {}
+        None => {
+            if may_return {
+                core.recovery.cancel();
+            }
+            return;
+        }
     }
     let path = core.path.display();
     match (condition, written) {
@@ -701,16 +721,17 @@ fn set_recovered(core: &Core) {
     core.quota.notify();
 }
 
-/// Find the entries that another process has stored meanwhile.
+/// Find the entries that another process has stored meanwhile, or that are there again.
 fn recover_again(core: &'static Core) {
     core.recovery.start(None);
     core.reset_written();
     let spawned = std::thread::Builder::new()
         .name("cache-load".into())
-        // Fills of this process have temporary files there.
-        .spawn(move || recovery::recover(core, Leftovers::Keep));
+        .spawn(|| recovery::recover_again(core));
     if let Err(e) = spawned {
         warn!("{}: cannot list it again: {e}", core.path.display());
+        core.recovery.add_gap();
+        core.recovery.cancel();
     }
 }
 

@@ -42,6 +42,7 @@ use crate::cache::config::{BlocksConfig, DiskCacheConfig, FolderConfig, Sendfile
 use crate::cache::io::backend::DiskBackend;
 use crate::cache::io::disk_io::DiskIo;
 use crate::cache::io::files::EntryFiles;
+use crate::cache::io::folder_lock::Mount;
 use crate::cache::state::clock::Clock;
 use crate::cache::state::fill::{Fill, Fills};
 use crate::cache::state::fill_permits::FillPermits;
@@ -69,6 +70,7 @@ pub(crate) const NOT_WRITABLE: &str = "another process writes to the cache folde
 /// The state of a folder of a cache, which all of its parts share.
 pub(crate) struct Core {
     pub path: PathBuf,
+    pub mount: Mount,
     pub io: DiskIo,
     pub layout: Layout,
     pub sendfile: SendfileConfig,
@@ -133,6 +135,7 @@ pub(crate) struct Shared {
 
 /// The parts of a new [`Core`] that depend on the cache folder.
 pub(crate) struct Opened {
+    pub mount: Mount,
     pub io: DiskIo,
     pub layout: Layout,
     pub bans: Bans,
@@ -185,6 +188,7 @@ impl Core {
         let (repairs, repair_queue) = mpsc::channel(MAX_REPAIRS);
         let core = Core {
             path: folder.path.clone(),
+            mount: opened.mount,
             io: opened.io,
             layout: opened.layout,
             sendfile: config.sendfile,
@@ -249,6 +253,12 @@ impl Core {
     /// Note whether this process may write to the folder. Returns whether it could before.
     pub(crate) fn set_writable(&self, writable: bool) -> bool {
         self.writable.swap(writable, Ordering::AcqRel)
+    }
+
+    /// True while what is missing in the folder may come back, because the folder fails or is absent.
+    /// Always false without other folders. Blocks.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.health.has_others() && !(self.health.is_up() && self.mount.is_there())
     }
 
     /// Entries of a lower generation are not part of the cache.

@@ -12,12 +12,17 @@ use crate::cache::io::regular;
 /// The most attempts to lock the file while other processes remove it.
 const MAX_ATTEMPTS: usize = 16;
 
+/// A folder on the file system on which it was found first.
+#[derive(Debug, Clone)]
+pub(crate) struct Mount {
+    folder: PathBuf,
+    device: u64,
+}
+
 /// The lock of a cache folder, from the point of view of this process.
 #[derive(Debug)]
 pub(crate) struct FolderLock {
-    folder: PathBuf,
-    /// The file system of the folder.
-    device: u64,
+    mount: Mount,
     /// Held over I/O, never on an async worker.
     state: Mutex<State>,
 }
@@ -51,17 +56,51 @@ struct Locked {
     is_new: bool,
 }
 
+impl Mount {
+    /// Blocks.
+    pub(crate) fn of(folder: &Path) -> io::Result<Mount> {
+        Ok(Mount {
+            device: fs::metadata(folder)?.dev(),
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// False if the folder is gone, or is now on another file system because it is not mounted.
+    /// Nothing must be written there. Blocks.
+    pub(crate) fn is_there(&self) -> bool {
+        fs::metadata(&self.folder).is_ok_and(|folder| folder.dev() == self.device)
+    }
+
+    /// An error unless [`is_there`](Self::is_there). Blocks.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        match self.is_there() {
+            true => Ok(()),
+            false => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the cache folder is gone, or is not mounted",
+            )),
+        }
+    }
+
+    /// The folder as it is while its file system is not mounted.
+    #[cfg(test)]
+    pub(crate) fn unmounted(folder: &Path) -> Mount {
+        let mut mount = Mount::of(folder).unwrap();
+        mount.device ^= 1;
+        mount
+    }
+}
+
 impl FolderLock {
     /// Take the lock if no other process has it. Blocks.
     pub(crate) fn take(folder: &Path) -> io::Result<FolderLock> {
-        let device = fs::metadata(folder)?.dev();
+        let mount = Mount::of(folder)?;
         let state = match acquire(folder, true)? {
             Some(locked) => State::Held(locked.file),
             None => State::Waiting,
         };
         Ok(FolderLock {
-            folder: folder.to_owned(),
-            device,
+            mount,
             state: Mutex::new(state),
         })
     }
@@ -70,7 +109,7 @@ impl FolderLock {
     pub(crate) fn take_over(&self) -> io::Result<bool> {
         let mut state = self.state.lock();
         if let State::Waiting = *state {
-            if let Some(locked) = acquire(&self.folder, true)? {
+            if let Some(locked) = acquire(&self.mount.folder, true)? {
                 *state = State::Held(locked.file);
             }
         }
@@ -87,10 +126,10 @@ impl FolderLock {
         let mut state = self.state.lock();
         match &*state {
             State::Waiting | State::Closed => return Renewed::Same,
-            State::Held(file) if is_at(&self.folder, file) => return Renewed::Same,
+            State::Held(file) if is_at(&self.mount.folder, file) => return Renewed::Same,
             State::Held(_) | State::Lost => {}
         }
-        match acquire(&self.folder, self.is_mounted()) {
+        match acquire(&self.mount.folder, self.is_mounted()) {
             Ok(Some(Locked { file, is_new })) => {
                 *state = State::Held(file);
                 Renewed::Taken { is_new }
@@ -104,10 +143,14 @@ impl FolderLock {
         }
     }
 
-    /// False if the folder is gone, or is now on another file system because it is not mounted.
-    /// Nothing must be written there. Blocks.
+    /// The folder.
+    pub(crate) fn mount(&self) -> &Mount {
+        &self.mount
+    }
+
+    /// [`Mount::is_there`]
     pub(crate) fn is_mounted(&self) -> bool {
-        fs::metadata(&self.folder).is_ok_and(|folder| folder.dev() == self.device)
+        self.mount.is_there()
     }
 
     /// Release the lock until [`renew`](Self::renew) takes it again.

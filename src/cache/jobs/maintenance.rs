@@ -100,7 +100,7 @@ async fn evict_all_inactive(core: &'static Core, inactive: Option<Duration>) {
 }
 
 fn evict_inactive(core: &Core, idle: Duration) {
-    if !core.recovery.is_complete() || !core.is_writable() {
+    if !core.recovery.is_complete() || !core.is_writable() || core.is_missing() {
         return;
     }
     let time = core.clock.idle_since(idle);
@@ -120,12 +120,18 @@ pub(crate) async fn evict_banned(core: &'static Core, settled: u64) {
     if core.bans.is_empty() || !core.recovery.is_complete() || !core.is_writable() {
         return;
     }
+    let recoveries = core.recovery.count();
     let newest = core.bans.newest();
     let search = core
         .io
         .runtime()
-        .spawn_blocking(move || search(core, newest));
-    let Ok(found) = search.await else { return };
+        .spawn_blocking(move || match core.is_missing() {
+            true => None,
+            false => Some(search(core, newest)),
+        });
+    let Ok(Some(found)) = search.await else {
+        return;
+    };
     core.removals.done().await;
     // Files that could not be examined, or not be removed, may be found after a restart.
     if core.recovery.has_gaps() || core.removals.have_failed() {
@@ -145,6 +151,10 @@ pub(crate) async fn evict_banned(core: &'static Core, settled: u64) {
         }
         for shard in 0..=u8::MAX {
             core.backend().sync_folder(&core.layout.shard(shard))?;
+        }
+        // The folder may have been absent meanwhile, and have entries that were not found.
+        if core.is_missing() || core.recovery.count() != recoveries {
+            return Ok(());
         }
         core.bans.forget_below(bound + 1)
     });

@@ -30,8 +30,23 @@ pub(crate) enum Leftovers {
 /// Index the entries in the cache folder, from names and sizes alone. Their content is checked
 /// when they are opened. Blocks; runs on a thread of its own.
 pub(crate) fn recover(core: &Core, leftovers: Leftovers) {
+    let running = core.recovery.begin(false);
+    list(core, leftovers);
+    drop(running);
+}
+
+/// [`recover`] that was requested: see [`RecoveryProgress::request`].
+///
+/// [`RecoveryProgress::request`]: crate::cache::state::recovery_progress::RecoveryProgress::request
+pub(crate) fn recover_again(core: &Core) {
+    let running = core.recovery.begin(true);
+    // Fills of this process have temporary files there.
+    list(core, Leftovers::Keep);
+    drop(running);
+}
+
+fn list(core: &Core, leftovers: Leftovers) {
     let start = Instant::now();
-    core.recovery.restart();
     // Only a successor has any: entries that its predecessor may have removed meanwhile.
     let known: HashSet<EntryId> = (0..core.index.parts())
         .flat_map(|part| core.index.part(part))

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::{timeout_at, Instant};
 
 use crate::cache::state::removals::{Files, Removal, Which};
+use crate::cache::state::stats::Cause;
 use crate::cache::state::Core;
 
 /// Most entries that are removed at the same time.
@@ -100,10 +101,26 @@ async fn remove(core: &'static Core, files: &Files) -> io::Result<()> {
             let path = path.clone();
             let remove = move || core.backend().remove_file(&path);
             let removed = core.io.runtime().spawn_blocking(remove).await;
-            return removed.map_err(io::Error::other)?;
+            removed.map_err(io::Error::other)??;
+            return check_present(core).await;
         }
     };
-    core.backend().remove(&names).await.and(body)
+    core.backend().remove(&names).await.and(body)?;
+    check_present(core).await
+}
+
+/// Fails if the files may only be hidden. A restart would find them.
+async fn check_present(core: &'static Core) -> io::Result<()> {
+    if !core.health.has_others() {
+        return Ok(());
+    }
+    let is_missing = core.io.runtime().spawn_blocking(|| core.is_missing());
+    if !is_missing.await.map_err(io::Error::other)? {
+        return Ok(());
+    }
+    core.health.suspect(Cause::Missing);
+    let why = "the cache folder fails, or is not mounted";
+    Err(io::Error::new(io::ErrorKind::NotConnected, why))
 }
 
 // === impl Failed ===

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::cache::store::layout::SHARDS;
 
@@ -11,6 +11,11 @@ use crate::cache::store::layout::SHARDS;
 #[derive(Debug)]
 pub struct RecoveryProgress {
     shards: AtomicUsize,
+    /// Number of recoveries that were requested so far, and of those that began.
+    requested: AtomicUsize,
+    begun: AtomicUsize,
+    /// Held during a recovery, on a thread of its own.
+    running: Mutex<()>,
     gaps: AtomicBool,
     /// True once the first recovery has ended.
     ended: Mutex<bool>,
@@ -31,6 +36,9 @@ impl RecoveryProgress {
     pub(crate) fn new(size: Option<u64>) -> Self {
         RecoveryProgress {
             shards: AtomicUsize::default(),
+            requested: AtomicUsize::default(),
+            begun: AtomicUsize::default(),
+            running: Mutex::default(),
             gaps: AtomicBool::default(),
             ended: Mutex::default(),
             signal: Condvar::new(),
@@ -53,7 +61,38 @@ impl RecoveryProgress {
 
     /// True if all entries of earlier runs are known.
     pub fn is_complete(&self) -> bool {
+        let begun = self.begun.load(Ordering::Acquire);
+        // In this order: a recovery that begins in between has no shard yet.
         self.shards.load(Ordering::Acquire) >= SHARDS
+            && begun == self.requested.load(Ordering::Acquire)
+    }
+
+    /// Number of recoveries after the first that were requested so far.
+    pub(crate) fn count(&self) -> usize {
+        self.requested.load(Ordering::Acquire)
+    }
+
+    /// Have all entries count as unknown until a recovery has ended that begins with
+    /// [`begin`](Self::begin).
+    pub(crate) fn request(&self) {
+        self.requested.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Withdraw a [`request`](Self::request).
+    pub(crate) fn cancel(&self) {
+        self.requested.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Begin with the first shard, once no other recovery runs. Blocks. `is_requested`: see
+    /// [`request`](Self::request).
+    pub(crate) fn begin(&self, is_requested: bool) -> MutexGuard<'_, ()> {
+        let running = self.running.lock();
+        self.gaps.store(false, Ordering::Release);
+        self.restart();
+        if is_requested {
+            self.begun.fetch_add(1, Ordering::AcqRel);
+        }
+        running
     }
 
     /// Note that files could not be examined.

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use crate::cache::io::folder::FolderAccess;
+use crate::cache::io::folder_lock::Mount;
 
 const MAGIC: &[u8; 8] = b"PSFBANS2";
 const KIND_PREFIX: u8 = 1;
@@ -94,6 +95,8 @@ pub struct Records<'a> {
 pub struct Bans {
     access: &'static dyn FolderAccess,
     path: PathBuf,
+    /// The folder of the file; `None`: it is not written while it may be absent.
+    mount: Option<Mount>,
     list: RwLock<List>,
     /// Entries of this generation or a later one are not banned.
     newest: AtomicU64,
@@ -138,6 +141,7 @@ impl Bans {
         let bans = Bans {
             access,
             path,
+            mount: None,
             newest: AtomicU64::new(list.newest()),
             list: RwLock::new(list),
             has_unsaved: AtomicBool::new(false),
@@ -155,6 +159,16 @@ impl Bans {
             bans.rewrite(&mut bans.file.lock())?;
         }
         Ok(bans)
+    }
+
+    /// Write the file only while the folder is there.
+    pub(crate) fn keep_on(&mut self, mount: Mount) {
+        self.mount = Some(mount);
+    }
+
+    /// Have all bans written by the next [`save`](Self::save): the file may be an older one.
+    pub(crate) fn set_unsaved(&self) {
+        self.has_unsaved.store(true, Ordering::Release);
     }
 
     /// Read the list again, to which another process writes, or has written before it released
@@ -281,6 +295,7 @@ impl Bans {
 
     fn append(&self, file: &mut OnDisk, generation: u64, banned: &Banned) -> io::Result<()> {
         let record = encode(generation, banned)?;
+        self.check_mount()?;
         let is_behind = file.damaged || self.has_unsaved.load(Ordering::Acquire);
         if is_behind || file.records == 0 || file.records > self.len() + SLACK {
             return self.rewrite(file);
@@ -306,7 +321,13 @@ impl Bans {
         self.rewrite(&mut file)
     }
 
+    /// A list in a mount point without its file system would be hidden when that is back.
+    fn check_mount(&self) -> io::Result<()> {
+        self.mount.as_ref().map_or(Ok(()), Mount::check)
+    }
+
     fn rewrite(&self, on_disk: &mut OnDisk) -> io::Result<()> {
+        self.check_mount()?;
         on_disk.damaged = true;
         // Before the list is read: a ban that is added later is still unsaved.
         self.has_unsaved.store(false, Ordering::SeqCst);
@@ -749,6 +770,32 @@ mod tests {
                 assert!(is_banned(&bans, 4, key), "{key}");
             }
         }
+    }
+
+    #[test]
+    fn nothing_is_written_while_the_folder_is_not_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bans = Bans::load(&LocalFolder, dir.path(), true).unwrap();
+        bans.keep_on(Mount::of(dir.path()).unwrap());
+        bans.ban(5, prefix("/a/")).unwrap();
+        let path = dir.path().join("bans");
+        let before = fs::read(&path).unwrap();
+        bans.keep_on(Mount::unmounted(dir.path()));
+        for is_gone in [false, true] {
+            let e = bans.ban(6, prefix("/b/")).unwrap_err();
+            assert_eq!(e.kind(), io::ErrorKind::NotFound);
+            bans.set_unsaved();
+            bans.save().unwrap_err();
+            match is_gone {
+                false => assert_eq!(fs::read(&path).unwrap(), before),
+                true => assert!(!path.exists()),
+            }
+            let _ = fs::remove_file(&path);
+        }
+        assert!(is_banned(&bans, 4, "/b/x"));
+        bans.keep_on(Mount::of(dir.path()).unwrap());
+        bans.save().unwrap();
+        assert_eq!(Bans::load(&LocalFolder, dir.path(), true).unwrap().len(), 2);
     }
 
     #[test]

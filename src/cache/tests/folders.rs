@@ -515,6 +515,42 @@ async fn a_folder_that_hangs_holds_up_no_purge() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_is_gone_for_a_while_does_not_bring_back_what_was_purged() {
+    for (gone, forget) in [(0, false), (1, false), (1, true)] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let lost = keys_of(cache, gone);
+        let elsewhere = disks.dir.path().join("elsewhere");
+        fs::rename(disks.path(gone), &elsewhere).unwrap();
+        // The purge itself finds out.
+        cache.purge_key(&key(lost[0])).await.unwrap();
+        assert!(!is_up(cache, gone));
+        purge_many(cache, lost[1]).await;
+        forget_bans(cache).await;
+
+        fs::rename(&elsewhere, disks.path(gone)).unwrap();
+        eventually("the folder is up", || is_up(cache, gone)).await;
+        if forget {
+            let core = cache.cores().all()[gone].unwrap();
+            eventually("its files are removed", || {
+                core.recovery.is_complete() && !core.removals.have_failed()
+            })
+            .await;
+            assert_eq!(found(cache).await, without(&lost[..2]));
+            forget_bans(cache).await;
+            assert_eq!(cache.bans(), 0);
+        }
+        cache.kill();
+        // Alone, from its own list.
+        disks.break_disk(1 - gone);
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, lost[2..]);
+        close(cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_folder_absent_at_the_start_leaves_the_others_their_keys() {
     let disks = Disks::new(2);
     let cache = disks.open(&[0, 1]);

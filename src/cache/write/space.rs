@@ -305,6 +305,9 @@ impl FreedLate {
 /// Evict entries if the file system has too little free space. Returns the free bytes; `None`:
 /// unknown. Blocks.
 pub(crate) fn keep_disk_free(core: &Core, late: &mut FreedLate) -> Option<u64> {
+    if core.is_missing() {
+        return None;
+    }
     let free = note_free(core)?;
     let (removing, unlinked) = core.quota.leaving_bytes();
     let leaving = removing.saturating_add(unlinked);
