@@ -61,6 +61,8 @@ struct Owned {
     lock: FolderLock,
     /// True if the folder was a cache before. Otherwise nothing in it is ours to remove.
     was_cache: bool,
+    /// True once a takeover has failed: the folder is absent until a restart.
+    is_given_up: AtomicBool,
     /// True once the folder is released for good.
     is_closed: AtomicBool,
     /// Held while its epoch is written and while its lock is released, never on an async worker.
@@ -187,6 +189,7 @@ pub(crate) fn begin(
             core,
             lock,
             was_cache,
+            is_given_up: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             epoch: Mutex::default(),
         });
@@ -310,7 +313,7 @@ impl Lifecycle {
                     true
                 }
                 Err(e) => {
-                    folder.warn_not_taken(&lock_error(&folder.core.path, e));
+                    folder.give_up(&lock_error(&folder.core.path, e));
                     false
                 }
             });
@@ -343,14 +346,14 @@ impl Lifecycle {
                 true
             }
             Err(e) => {
-                folder.warn_not_taken(&e);
+                folder.give_up(&e);
                 false
             }
         });
         let join = match join::join(&joining, &paths(&self.configured), 0) {
             Ok(join) => join,
             Err(e) => {
-                free.iter().for_each(|folder| folder.warn_not_taken(&e));
+                free.iter().for_each(|folder| folder.give_up(&e));
                 return None;
             }
         };
@@ -362,7 +365,7 @@ impl Lifecycle {
                     let size = joining.past.last.closed_size(joining.access, joining.path);
                     taken.push((folder, size));
                 }
-                Err(e) => folder.warn_not_taken(&e),
+                Err(e) => folder.give_up(&e),
             }
         }
         let first_generation = join.first_generation();
@@ -464,7 +467,13 @@ impl Lifecycle {
         }
         let _epoch = folder.epoch.lock();
         if !lock.is_held() || !core.is_writable() {
-            return Ok(());
+            // A successor has not begun its run: all folders are read.
+            let has_begun = self.shared.peers.epoch() > 0;
+            let is_absent = has_begun || folder.is_given_up.load(Ordering::Acquire);
+            return match is_absent && core.health.has_others() {
+                true => Err(io::Error::other(NOT_WRITABLE)),
+                false => Ok(()),
+            };
         }
         if core.is_missing() {
             // The latest writes may be in a folder that took its place.
@@ -491,6 +500,10 @@ impl Lifecycle {
                     "{path}: the lock file was removed, and another process has taken this cache folder; \
                      nothing is stored until it ends: stop it, or give each its own cache.disk.path"
                 );
+                if core.health.has_others() {
+                    // It has the bans of this process only when it is taken again.
+                    core.health.fail(Condition::Down);
+                }
             }
             Renewed::Taken { is_new } => match self.start_epoch(folder) {
                 Ok(()) => {
@@ -523,6 +536,9 @@ impl Lifecycle {
         let last = epoch::last(core.backend(), &core.path, &core.layout)?;
         let epoch = epoch::after(last.epoch().into_iter().chain([epoch::epoch_of(newest)]))?;
         self.shared.peers.raise(epoch);
+        if !core.health.is_up() {
+            self.shared.peers.rejoin(&core.path)?;
+        }
         epoch::begin(core.backend(), &core.path, epoch)?;
         drop(own);
         // The others as well: their entries have numbers of this epoch from now on.
@@ -609,7 +625,12 @@ impl Owned {
         }
     }
 
-    fn warn_not_taken(&self, e: &io::Error) {
+    /// Have the folder count as absent, because it cannot be taken over.
+    fn give_up(&self, e: &io::Error) {
+        self.is_given_up.store(true, Ordering::Release);
+        if self.core.health.has_others() {
+            self.core.health.fail(Condition::Down);
+        }
         warn!(
             "{}: cannot take the cache folder over: {e}; nothing will be stored until a restart",
             self.core.path.display()

@@ -13,6 +13,7 @@ use pingora_http::ResponseHeader;
 use tempfile::TempDir;
 
 use crate::cache::io::faulty::{Fault, Faults, FaultyBackend, Op};
+use crate::cache::io::folder_lock::FolderLock;
 use crate::cache::jobs::{maintenance, misplaced};
 use crate::cache::{Cause, DiskCache, DiskCacheConfig, Eviction, FolderConfig, Resumable, NO_ROOM};
 
@@ -990,6 +991,64 @@ async fn a_successor_gives_up_what_missed_bans_of_its_predecessor() {
     assert_eq!(second.entries(), kept.len());
     assert_eq!(found(second).await, kept);
     close(second).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_cannot_be_taken_over_is_absent() {
+    for failing in [0, 1] {
+        let disks = Disks::new(2);
+        let first = disks.open(&[0, 1]);
+        store_all(first).await;
+        let (kept, lost) = (keys_of(first, 1 - failing), keys_of(first, failing));
+        let config = DiskCacheConfig {
+            successor: true,
+            ..disks.config(&[0, 1])
+        };
+        let second = disks.open_with(config, &[0, 1]);
+        assert_eq!(found(second).await, all());
+        close(first).await;
+        disks.faults[failing].always(Op::Replace, libc::EIO);
+        let taken = second.cores().all()[1 - failing].unwrap();
+        eventually("the other folder is taken over", || taken.is_writable()).await;
+        assert!(!is_up(second, failing));
+        assert_eq!(found(second).await, kept);
+        second.purge_key(&key(lost[0])).await.unwrap();
+        forget_bans(second).await;
+        second.kill();
+
+        disks.mend_disk(failing);
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, without(&lost[..1]));
+        close(cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_another_process_has_taken_is_absent_until_it_lets_go() {
+    for taken in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let lost = keys_of(cache, taken);
+        fs::remove_file(disks.path(taken).join("lock")).unwrap();
+        let other = FolderLock::take(&disks.path(taken)).unwrap();
+        match other.is_held() {
+            true => eventually("the folder is down", || !is_up(cache, taken)).await,
+            // The cache was faster.
+            false => continue,
+        }
+        assert_eq!(found(cache).await, without(&lost));
+        cache.purge_key(&key(lost[0])).await.unwrap();
+        other.close();
+        eventually("the folder is up", || is_up(cache, taken)).await;
+        assert_eq!(found(cache).await, without(&lost[..1]));
+        cache.kill();
+        // Alone, from its own list.
+        disks.break_disk(1 - taken);
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, lost[1..]);
+        close(cache).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

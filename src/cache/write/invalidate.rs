@@ -176,7 +176,11 @@ async fn ban_in(
     generation: u64,
     may_fail: bool,
 ) -> io::Result<bool> {
-    let condition = core.health.condition();
+    let condition = match core.is_writable() {
+        true => core.health.condition(),
+        // Another process may write the list.
+        false => Condition::Down,
+    };
     if may_fail && condition != Condition::Up {
         core.bans.ban_unsaved(generation, banned);
         // An examination that has written the list already does not make the folder usable.
@@ -215,7 +219,13 @@ async fn ban_in(
     Err(io::Error::new(e.kind(), why))
 }
 
+/// Refuse a purge while another process writes to all folders, as the predecessor of this one does. A
+/// single folder of several is absent instead, and has the ban when it is back.
 fn check_writable(cores: &Cores) -> io::Result<()> {
+    let has_begun = cores.peers.epoch() > 0;
+    if has_begun && cores.iter().any(Core::is_writable) {
+        return Ok(());
+    }
     let Some(core) = cores.iter().find(|core| !core.is_writable()) else {
         return Ok(());
     };
