@@ -99,8 +99,8 @@ pub struct FolderConfig {
 /// ```
 #[derive(Debug, Clone)]
 pub struct DiskCacheConfig {
-    /// The folders of the cache, one a device. Each key belongs to one of them; a folder gets as
-    /// large a part of the keys as it has of the size.
+    /// The folders of the cache, one a device. Each key belongs to one of them. A folder gets keys in
+    /// proportion to its size.
     pub folders: Vec<FolderConfig>,
     /// Longest body that is stored, in bytes; `None`: any. One that is longer than the cache can only
     /// be stored in blocks.

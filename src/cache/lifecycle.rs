@@ -31,8 +31,8 @@ use crate::cache::store::bans::Bans;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::layout::Layout;
 
-/// Time between two attempts of a successor to take the folders over. It reads the bans of the
-/// other process as often.
+/// Time between two attempts of a successor to take the folders over, beside the time that an attempt
+/// takes. Each reads the bans of the other process.
 const TAKEOVER_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Time between two checks of the lock file.
@@ -123,6 +123,8 @@ pub(crate) fn prepare(
     bans.keep_on(lock.mount().clone());
     let past = Past::load(backend, path, &layout)
         .map_err(|e| in_folder(path, "read the files of the cache folder", e))?;
+    past.check(&bans)
+        .map_err(|e| in_folder(path, "use the cache folder", e))?;
     Ok(Prepared {
         lock,
         was_cache,
@@ -211,7 +213,9 @@ pub(crate) fn begin(
 
 /// Warn that a folder cannot be used.
 pub(crate) fn warn_unusable(e: &io::Error) {
-    error!("{e}; its objects are not cached until a restart");
+    error!(
+        "{e}; its objects are not cached: mend it or take it out of cache.disk.paths, and restart"
+    );
 }
 
 fn paths(folders: &[FolderConfig]) -> Vec<&Path> {
@@ -592,11 +596,13 @@ impl Owned {
     fn joining(&self) -> io::Result<Joining<'_>> {
         let core = self.core;
         core.bans.reload(true)?;
+        let past = Past::load(core.backend(), &core.path, &core.layout)?;
+        past.check(&core.bans)?;
         Ok(Joining {
             path: &core.path,
             access: core.backend(),
             bans: &core.bans,
-            past: Past::load(core.backend(), &core.path, &core.layout)?,
+            past,
         })
     }
 

@@ -56,6 +56,8 @@ pub use state::stats::{Cause, Counter, Eviction, Stats};
 pub use store::entry_id::EntryId;
 pub use store::format::{BlockMap, EntryMeta};
 pub use store::inspect;
+#[cfg(feature = "s3-proxy")]
+pub(crate) use store::members::MAX_FOLDERS;
 pub(crate) use write::fill::{NO_ROOM_FOR_IT, TOO_LARGE};
 pub use write::miss::DESERTED;
 pub use write::pending::{NO_ROOM, TOO_MANY_FILLS};

@@ -13,6 +13,7 @@ use super::values::{
 };
 use super::variables::Env;
 use super::{Auth, ClientAuth, CredentialsFrom, Rotate, TlsVerify};
+use crate::cache::MAX_FOLDERS;
 
 pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     prefixes(root, env, findings);
@@ -369,6 +370,14 @@ fn disk(root: &Node, env: Env, findings: &mut Vec<Finding>) {
         let remedy = "list directories as - path: DIRECTORY";
         let problem = Problem::new("is an empty list", remedy);
         findings.push(finding(paths.place, key("paths").into(), problem));
+    }
+    if folders.len() > MAX_FOLDERS {
+        let problem = Problem::new(
+            format!("has {} directories", folders.len()),
+            format!("list at most {MAX_FOLDERS}"),
+        );
+        findings.push(finding(paths.place, key("paths").into(), problem));
+        return;
     }
     let mut before: Vec<(usize, Folder)> = Vec::new();
     for (index, folder) in folders.iter().enumerate() {

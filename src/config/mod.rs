@@ -674,7 +674,7 @@ pub struct Disk {
     pub sendfile: Sendfile,
 }
 
-/// Directories of the cache, one a disk, in place of `cache.disk.path`, see
+/// Directories of the cache, one a disk, at most 256, in place of `cache.disk.path`, see
 /// [Several disks](operations.md#several-disks).
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

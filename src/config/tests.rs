@@ -535,6 +535,7 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (disk("").replace("/c", "''"), "cache.disk.path", "is empty", "directory"),
         (disk("").replace("path: /c", "max_size_gb: 1"), "cache.disk.path", "is missing", "directory"),
         (disk("    paths: [{path: /a}]"), "cache.disk.paths", "is beside path", "only one of the two"),
+        (disk("").replace("path: /c", &format!("paths: [{}]", vec!["{path: /c}"; 257].join(", "))), "cache.disk.paths", "has 257 directories", "at most 256"),
         (disk("").replace("path: /c", "paths: []"), "cache.disk.paths", "is an empty list", "- path: DIRECTORY"),
         (disk("").replace("path: /c", "paths: /c"), "cache.disk.paths", "is a string, not a list", "list"),
         (disk("").replace("path: /c", "paths: [/c]"), "cache.disk.paths[0]", "is a string, not a section", "path"),

@@ -49,9 +49,9 @@ impl Last {
 /// The epoch after all of these.
 pub(crate) fn after(earlier: impl IntoIterator<Item = u32>) -> io::Result<u32> {
     let newest = earlier.into_iter().max().unwrap_or(0);
-    newest
-        .checked_add(1)
-        .ok_or_else(|| io::Error::other("the cache has been opened 2^32 times; delete the folder"))
+    newest.checked_add(1).ok_or_else(|| {
+        io::Error::other("no epoch follows the one in its files; delete the cache folder")
+    })
 }
 
 /// Note the epoch that begins. Blocks.

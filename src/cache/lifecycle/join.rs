@@ -70,6 +70,19 @@ impl Past {
         listed.or(self.last.epoch())
     }
 
+    /// The newest epoch that the files of the folder know of.
+    pub(crate) fn newest(&self, bans: &Bans) -> u32 {
+        let others = self.members.iter().flat_map(|members| &members.others);
+        let listed = others.map(|other| other.epoch);
+        let known = self.epoch().into_iter().chain(listed);
+        known.fold(epoch::epoch_of(bans.newest()), u32::max)
+    }
+
+    /// Fails if no epoch can follow: the other folders must not fail with this one.
+    pub(crate) fn check(&self, bans: &Bans) -> io::Result<()> {
+        epoch::after([self.newest(bans)]).map(drop)
+    }
+
     fn id(&self) -> Option<u128> {
         self.members.as_ref().map(|members| members.own.id)
     }
@@ -141,12 +154,7 @@ pub(crate) fn join(folders: &[Joining], configured: &[&Path], newest: u32) -> io
         _ => reference(&pasts),
     };
     let is_member: Vec<bool> = pasts.iter().map(|past| keeps(reference, past)).collect();
-    let epochs = folders.iter().zip(&pasts).flat_map(|(folder, past)| {
-        let members = folder.past.members.iter();
-        let listed = members.flat_map(|members| members.others.iter().map(|other| other.epoch));
-        let banned = epoch::epoch_of(folder.bans.newest());
-        past.epoch().into_iter().chain(listed).chain([banned])
-    });
+    let epochs = folders.iter().map(|folder| folder.past.newest(folder.bans));
     let epoch = epoch::after(epochs.chain([newest]))?;
 
     let mut own: Vec<Member> = Vec::new();

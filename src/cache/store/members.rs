@@ -15,8 +15,11 @@ use crate::cache::io::folder::{is_full, FolderAccess};
 /// Longest file that is read, in bytes.
 const MAX_LEN: u64 = 64 * 1024;
 
-/// Most lines of folders: two for each of 256.
-const MAX_LINES: usize = 512;
+/// Most folders of a cache.
+pub(crate) const MAX_FOLDERS: usize = 256;
+
+/// Most lines of folders. One whose last epoch is uncertain has two.
+const MAX_LINES: usize = 2 * MAX_FOLDERS;
 
 /// A folder of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

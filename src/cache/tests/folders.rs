@@ -586,6 +586,23 @@ async fn a_folder_absent_at_the_start_leaves_the_others_their_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_folder_whose_epoch_is_the_last_one_is_absent() {
+    for broken in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let kept = keys_of(cache, 1 - broken);
+        close(cache).await;
+        let last = format!("{0} {0}\n", u32::MAX);
+        fs::write(disks.path(broken).join("epoch"), last).unwrap();
+        let cache = disks.open(&[0, 1]);
+        assert!(!is_up(cache, broken));
+        assert_eq!(found(cache).await, kept);
+        close(cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_any_folder_there_is_no_cache() {
     let disks = Disks::new(2);
     disks.break_disk(0);
