@@ -28,12 +28,14 @@ pub(crate) mod sparse_body;
 pub(crate) mod stats;
 pub(crate) mod window;
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use log::warn;
+use parking_lot::Mutex;
 use pingora_cache::key::{CacheHashKey, CompactCacheKey};
 use pingora_cache::CacheKey;
 use tokio::sync::{mpsc, oneshot};
@@ -103,6 +105,9 @@ pub(crate) struct Core {
     pub clock: Clock,
     pub stats: Arc<Stats>,
     pub health: Arc<Health>,
+    /// Entries that could not be read, and the number of examinations of the folder that had begun by
+    /// then.
+    unreadable: Mutex<HashMap<EntryId, u64>>,
     pub peers: Arc<Peers>,
     /// Entries of a lower generation are not part of the cache.
     floor: AtomicU64,
@@ -156,6 +161,9 @@ pub(crate) struct Queues {
 /// Divisor of the limit of the cache that gives the most bytes of blocks in one request to the
 /// origin. Their space is reserved at once.
 const RUN_SHARE: u64 = 4;
+
+/// Most entries that could not be read and are kept until the folder is examined.
+const MAX_UNREADABLE: usize = 1024;
 
 /// Most requests for missing folders that wait.
 const MAX_REPAIRS: usize = 16;
@@ -222,6 +230,7 @@ impl Core {
             clock: Clock::start(),
             stats: shared.stats,
             health: Arc::new(Health::new(config.folders.len() > 1)),
+            unreadable: Mutex::default(),
             peers: shared.peers,
             floor: AtomicU64::new(opened.floor),
             writable: AtomicBool::new(opened.writable),
@@ -387,13 +396,41 @@ impl Core {
             return;
         }
         self.health.suspect(cause);
-        if cause != Cause::Damaged && self.health.spares_entries() {
+        let is_spared = match cause {
+            Cause::Damaged => false,
+            Cause::Io => self.health.spares_entries() || self.may_be_sound(&id),
+            _ => self.health.spares_entries(),
+        };
+        if is_spared {
             // The entry itself may be sound. Its open file must not be tried again.
             self.open_entries.forget(&id);
             return;
         }
         warn!("cache entry {id} is dropped: {why}");
         self.evict(id, Eviction::Damaged);
+    }
+
+    /// True if the folder may be the reason that an entry cannot be read: no examination that began after
+    /// the first failure has found the folder up. Always false without other folders.
+    fn may_be_sound(&self, id: &EntryId) -> bool {
+        if !self.health.has_others() {
+            return false;
+        }
+        let mut unreadable = self.unreadable.lock();
+        match unreadable.get(id) {
+            Some(before) if self.health.was_up_after(*before) => {
+                unreadable.remove(id);
+                false
+            }
+            Some(_) => true,
+            None => {
+                if unreadable.len() >= MAX_UNREADABLE {
+                    unreadable.clear();
+                }
+                unreadable.insert(*id, self.health.examinations());
+                true
+            }
+        }
     }
 
     /// True if a ban applies to an entry of this generation.

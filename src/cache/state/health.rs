@@ -37,6 +37,10 @@ struct State {
     condition: Condition,
     /// Number of failures so far that were noted without an examination.
     failures: u64,
+    /// Number of examinations that have begun.
+    examinations: u64,
+    /// The last of them that has found the folder up.
+    found_up: u64,
 }
 
 // === impl Condition ===
@@ -63,6 +67,8 @@ impl Health {
             state: Mutex::new(State {
                 condition: Condition::Up,
                 failures: 0,
+                examinations: 0,
+                found_up: 0,
             }),
             suspicion: Notify::new(),
         }
@@ -107,13 +113,28 @@ impl Health {
 
     /// Begin an examination. Returns a mark for its end.
     pub(crate) fn examine(&self) -> u64 {
-        self.state.lock().failures
+        let mut state = self.state.lock();
+        state.examinations += 1;
+        state.failures
+    }
+
+    /// Number of examinations that have begun.
+    pub(crate) fn examinations(&self) -> u64 {
+        self.state.lock().examinations
+    }
+
+    /// True if an examination after that of this number has found the folder up.
+    pub(crate) fn was_up_after(&self, examination: u64) -> bool {
+        self.state.lock().found_up > examination
     }
 
     /// Note the result of the examination that began with `mark`. It does not hide a failure that was
     /// noted since. Returns the condition before; `None`: nothing has changed.
     pub(crate) fn examined(&self, mark: u64, condition: Condition) -> Option<Condition> {
         let mut state = self.state.lock();
+        if condition == Condition::Up && state.failures == mark {
+            state.found_up = state.examinations;
+        }
         let before = state.condition;
         if condition == before || (condition == Condition::Up && state.failures != mark) {
             return None;
@@ -190,6 +211,19 @@ mod tests {
             assert_eq!(health.is_down(), has_others);
             assert_eq!(health.spares_entries(), has_others);
         }
+    }
+
+    #[test]
+    fn only_an_examination_that_begins_later_clears_a_folder() {
+        let health = Health::new(true);
+        let mark = health.examine();
+        let failed_at = health.examinations();
+        health.examined(mark, Condition::Up);
+        assert!(!health.was_up_after(failed_at));
+        health.examined(health.examine(), Condition::Down);
+        assert!(!health.was_up_after(failed_at));
+        health.examined(health.examine(), Condition::Up);
+        assert!(health.was_up_after(failed_at));
     }
 
     #[test]
