@@ -695,15 +695,16 @@ fn note_examined(core: &'static Core, mark: u64, written: &io::Result<()>) {
         core.recovery.request();
     }
     let before = core.health.examined(mark, condition);
-    match before {
-        Some(_) if may_return => recover_again(core),
-        Some(_) => {}
-        None => {
-            if may_return {
-                core.recovery.cancel();
-            }
-            return;
+    if may_return {
+        match before {
+            Some(_) => recover_again(core),
+            None => core.recovery.cancel(),
         }
+    }
+    // A failed ban may have found out before.
+    let is_found = before.is_some() || condition != Condition::Up;
+    if !is_found || !core.health.set_stated(condition) {
+        return;
     }
     let path = core.path.display();
     match (condition, written) {

@@ -35,6 +35,8 @@ pub(crate) struct Health {
 #[derive(Debug)]
 struct State {
     condition: Condition,
+    /// The condition that the log states.
+    stated: Condition,
     /// Number of failures so far that were noted without an examination.
     failures: u64,
     /// Number of examinations that have begun.
@@ -66,6 +68,7 @@ impl Health {
             condition: AtomicU8::new(Condition::Up as u8),
             state: Mutex::new(State {
                 condition: Condition::Up,
+                stated: Condition::Up,
                 failures: 0,
                 examinations: 0,
                 found_up: 0,
@@ -141,6 +144,11 @@ impl Health {
         }
         self.set(&mut state, condition);
         Some(before)
+    }
+
+    /// Note that the log is to state a condition. False: it does already.
+    pub(crate) fn set_stated(&self, condition: Condition) -> bool {
+        std::mem::replace(&mut self.state.lock().stated, condition) != condition
     }
 
     fn set(&self, state: &mut State, condition: Condition) {
@@ -224,6 +232,16 @@ mod tests {
         assert!(!health.was_up_after(failed_at));
         health.examined(health.examine(), Condition::Up);
         assert!(health.was_up_after(failed_at));
+    }
+
+    #[test]
+    fn a_failure_is_stated_once_even_if_the_examination_only_confirms_it() {
+        let health = Health::new(true);
+        health.fail(Condition::Down);
+        assert_eq!(health.examined(health.examine(), Condition::Down), None);
+        assert!(health.set_stated(Condition::Down));
+        assert!(!health.set_stated(Condition::Down));
+        assert!(health.set_stated(Condition::Up));
     }
 
     #[test]
