@@ -102,19 +102,18 @@ impl DiskCache {
     /// ```
     pub fn open(config: DiskCacheConfig) -> io::Result<&'static DiskCache> {
         let choice = config.backend;
-        DiskCache::open_with(config, |_, runtime| select::backend(choice, runtime))
+        DiskCache::open_with(config, move |_, runtime| select::backend(choice, runtime))
     }
 
     /// [`open`](Self::open) with a backend of the caller's for each folder, by its position.
     pub(crate) fn open_with(
         config: DiskCacheConfig,
-        backend: impl Fn(usize, &Handle) -> io::Result<Box<dyn DiskBackend>>,
+        backend: impl Fn(usize, &Handle) -> io::Result<Box<dyn DiskBackend>> + Send + Sync + 'static,
     ) -> io::Result<&'static DiskCache> {
         let mut prepared = Vec::new();
         let mut failures = Vec::new();
-        for (position, folder) in config.folders.iter().enumerate() {
-            let backend = |runtime: &Handle| backend(position, runtime);
-            match lifecycle::prepare(&folder.path, config.successor, backend) {
+        for folder in lifecycle::prepare_all(&config, backend) {
+            match folder {
                 Ok(folder) => prepared.push(Some(folder)),
                 // A mistake, and no fault of the disk.
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse => return Err(e),

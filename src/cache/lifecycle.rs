@@ -6,7 +6,8 @@ mod join;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use parking_lot::Mutex;
@@ -18,6 +19,7 @@ use crate::cache::io::backend::DiskBackend;
 use crate::cache::io::disk_io::{DiskIo, Threads};
 use crate::cache::io::folder::{FolderAccess, LocalFolder};
 use crate::cache::io::folder_lock::{FolderLock, Renewed};
+use crate::cache::io::patience::{self, LONG_PATIENCE, PATIENCE};
 use crate::cache::jobs::misplaced;
 use crate::cache::jobs::recovery::{self, Leftovers};
 use crate::cache::lifecycle::join::{Join, Joining, Past};
@@ -44,14 +46,11 @@ const EXAMINE_INTERVAL: Duration = match cfg!(test) {
     false => Duration::from_secs(1),
 };
 
-/// The longest time that an examination takes in a folder that works.
-const EXAMINE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// The ownership of the folders of a cache.
 pub(crate) struct Lifecycle {
     /// The paths of the configuration, including folders that could not be opened.
     configured: Vec<FolderConfig>,
-    folders: Vec<Owned>,
+    folders: Vec<&'static Owned>,
     shared: Shared,
 }
 
@@ -77,6 +76,8 @@ pub(crate) struct Prepared {
     layout: Layout,
     bans: Bans,
     past: Past,
+    /// Bytes of the entries, if they are known.
+    size: Option<u64>,
 }
 
 /// The folders of a new cache.
@@ -87,8 +88,22 @@ pub(crate) struct Begun {
     pub queues: Vec<Queues>,
 }
 
+/// Prepare the folders of `config`, each with the backend for its position. Blocks.
+pub(crate) fn prepare_all(
+    config: &DiskCacheConfig,
+    backend: impl Fn(usize, &Handle) -> io::Result<Box<dyn DiskBackend>> + Send + Sync + 'static,
+) -> Vec<io::Result<Prepared>> {
+    let successor = config.successor;
+    let paths = config.folders.iter().map(|folder| folder.path.clone());
+    let folders = paths.enumerate().map(|(position, path)| (path, position));
+    patience::each(LONG_PATIENCE, folders.collect(), move |path, position| {
+        let backend = |runtime: &Handle| backend(position, runtime);
+        prepare(path, successor, backend)
+    })
+}
+
 /// Create a folder, lock it, and read its lists. Blocks.
-pub(crate) fn prepare(
+fn prepare(
     path: &Path,
     successor: bool,
     backend: impl FnOnce(&Handle) -> io::Result<Box<dyn DiskBackend>>,
@@ -125,6 +140,10 @@ pub(crate) fn prepare(
         .map_err(|e| in_folder(path, "read the files of the cache folder", e))?;
     past.check(&bans)
         .map_err(|e| in_folder(path, "use the cache folder", e))?;
+    let size = match was_cache {
+        true => past.last.closed_size(backend, path),
+        false => Some(0),
+    };
     Ok(Prepared {
         lock,
         was_cache,
@@ -132,6 +151,7 @@ pub(crate) fn prepare(
         layout,
         bans,
         past,
+        size,
     })
 }
 
@@ -139,62 +159,66 @@ pub(crate) fn prepare(
 /// epoch starts if this process holds all locks. Blocks.
 pub(crate) fn begin(
     config: &DiskCacheConfig,
-    mut prepared: Vec<Option<Prepared>>,
+    prepared: Vec<Option<Prepared>>,
 ) -> io::Result<Begun> {
     let writable = prepared
         .iter()
         .flatten()
         .all(|folder| folder.lock.is_held());
-    let (positions, joining): (Vec<_>, Vec<_>) = (config.folders.iter().zip(&prepared))
-        .enumerate()
-        .filter_map(|(at, (folder, prepared))| Some((at, prepared.as_ref()?.joining(&folder.path))))
+    let (positions, prepared): (Vec<_>, Vec<_>) = (prepared.into_iter().enumerate())
+        .filter_map(|(position, prepared)| Some((position, prepared?)))
         .unzip();
+    let path = |position: &usize| &*config.folders[*position].path;
+    let joining = positions.iter().map(path).zip(&prepared);
+    let joining: Vec<_> = joining.map(|(path, of)| of.joining(path)).collect();
     let join = join::join(&joining, &paths(&config.folders), 0)?;
-    let mut failed = Vec::new();
-    for (at, (folder, position)) in joining.iter().zip(&positions).enumerate() {
-        if !writable {
-            join.share_bans(folder);
-        } else if let Err(e) = join.write(at, folder) {
-            failed.push((
-                *position,
-                in_folder(folder.path, "write to the cache folder", e),
-            ));
-        }
-    }
     drop(joining);
-    let all_failed = failed.len() == positions.len();
-    for (position, e) in failed {
-        if all_failed {
-            return Err(e);
+    let join = Arc::new(join);
+    let folders = positions.iter().zip(prepared).enumerate();
+    let folders = folders.map(|(at, (position, prepared))| (path(position).into(), (at, prepared)));
+    let begun = {
+        let join = join.clone();
+        patience::each(
+            LONG_PATIENCE,
+            folders.collect(),
+            move |path, (at, folder)| {
+                folder.begin(&join, at, path, writable)?;
+                Ok(folder)
+            },
+        )
+    };
+    let all_failed = begun.iter().all(io::Result::is_err);
+    let mut opened: Vec<_> = config.folders.iter().map(|_| None).collect();
+    for (at, (position, begun)) in positions.into_iter().zip(begun).enumerate() {
+        match begun {
+            Ok(begun) => opened[position] = Some((at, begun)),
+            Err(e) if all_failed => return Err(e),
+            Err(e) => warn_unusable(&e),
         }
-        warn_unusable(&e);
-        prepared[position] = None;
     }
 
     let first_generation = if writable { join.first_generation() } else { 0 };
     let shared = Shared::new(config, first_generation);
     let (mut all, mut folders, mut queues) = (Vec::new(), Vec::new(), Vec::new());
-    for (position, prepared) in prepared.into_iter().enumerate() {
-        let Some(prepared) = prepared else {
+    for (folder, opened) in config.folders.iter().zip(opened) {
+        let Some((at, prepared)) = opened else {
             all.push(None);
             continue;
         };
-        let joined = positions.iter().position(|at| *at == position);
-        let floor = joined.map_or(0, |at| join.members[at].floor);
-        let folder = &config.folders[position];
-        let (lock, was_cache, opened) = prepared.open(&folder.path, floor, writable);
+        let floor = join.members[at].floor;
+        let (lock, was_cache, opened) = prepared.open(floor, writable);
         let (core, of_core) = Core::new(config, folder, shared.clone(), opened);
         let core: &'static Core = Box::leak(Box::new(core));
         all.push(Some(core));
         queues.push(of_core);
-        folders.push(Owned {
+        folders.push(&*Box::leak(Box::new(Owned {
             core,
             lock,
             was_cache,
             is_given_up: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             epoch: Mutex::default(),
-        });
+        })));
     }
     let lifecycle = Lifecycle {
         configured: config.folders.clone(),
@@ -202,7 +226,7 @@ pub(crate) fn begin(
         shared: shared.clone(),
     };
     if writable {
-        lifecycle.set_peers(&join, &lifecycle.folders);
+        lifecycle.set_peers(&join, lifecycle.folders.iter().copied());
     }
     Ok(Begun {
         cores: Cores::new(&config.folders, all, shared),
@@ -234,18 +258,25 @@ impl Prepared {
         }
     }
 
-    fn open(self, path: &Path, floor: u64, writable: bool) -> (FolderLock, bool, Opened) {
-        let size = match self.was_cache {
-            true => self.past.last.closed_size(self.io.backend(), path),
-            false => Some(0),
-        };
+    /// Begin the run in the folder, or have its bans in force if another process writes to it. Blocks.
+    fn begin(&self, join: &Join, at: usize, path: &Path, writable: bool) -> io::Result<()> {
+        let joining = self.joining(path);
+        if !writable {
+            join.share_bans(&joining);
+            return Ok(());
+        }
+        join.write(at, &joining)
+            .map_err(|e| in_folder(path, "write to the cache folder", e))
+    }
+
+    fn open(self, floor: u64, writable: bool) -> (FolderLock, bool, Opened) {
         let opened = Opened {
             mount: self.lock.mount().clone(),
             io: self.io,
             layout: self.layout,
             bans: self.bans,
             floor,
-            size,
+            size: self.size,
             writable,
         };
         (self.lock, self.was_cache, opened)
@@ -269,8 +300,13 @@ impl Lifecycle {
             runtime.spawn(self.watch(folder));
         }
         if !self.folders.iter().all(|folder| folder.core.is_writable()) {
-            spawn_loader(|| self.recover_and_take_over(cores))?;
-            return Ok(());
+            for folder in &self.folders {
+                spawn_loader(|| {
+                    recovery::recover(folder.core, Leftovers::Keep);
+                    set_recovered(folder.core);
+                })?;
+            }
+            return spawn_loader(move || self.take_over(cores));
         }
         let first_generation = epoch::first_generation(self.shared.peers.epoch());
         for folder in &self.folders {
@@ -283,53 +319,63 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Recover the entries, which a successor only reads until the folders are free. Blocks.
-    fn recover_and_take_over(&self, cores: &Cores) {
-        on_each(&self.folders, |folder| {
-            recovery::recover(folder.core, Leftovers::Keep);
-            set_recovered(folder.core);
+    /// Begin a run in the folders as soon as the other process has released them. Blocks.
+    fn take_over(&self, cores: &'static Cores) {
+        for Owned { core, .. } in &self.folders {
             info!(
                 "{}: another process writes to this cache folder; nothing is stored until it releases the lock",
-                folder.core.path.display()
+                core.path.display()
             );
-        });
+        }
         let free = self.wait_for_locks();
-        let Some((taken, first_generation)) = self.take_over(free) else {
+        let Some((taken, first_generation)) = self.begin_runs(free) else {
             return;
         };
-        on_each(&taken, |folder| {
-            info!("{}: taken over", folder.core.path.display());
-            // The entries and leftovers of the other process.
-            recovery::recover(folder.core, Leftovers::RemoveBelow(first_generation));
-            folder.remove_outdated(cores);
-        });
+        for folder in taken {
+            let recover = move || {
+                // The folder is listed by one thread at a time.
+                folder.core.recovery.wait();
+                // The entries and leftovers of the other process.
+                let leftovers = Leftovers::RemoveBelow(first_generation);
+                recovery::recover_again(folder.core, leftovers);
+                folder.remove_outdated(cores);
+            };
+            let path = folder.core.path.display();
+            info!("{path}: taken over");
+            if let Err(e) = spawn_loader(recover) {
+                warn!("{path}: cannot list it again: {e}");
+            }
+        }
     }
 
     /// Wait until the other process releases the folders, and apply its purges meanwhile. Returns
     /// those that are locked now. Blocks.
-    fn wait_for_locks(&self) -> Vec<&Owned> {
-        let mut folders: Vec<_> = self.folders.iter().collect();
+    fn wait_for_locks(&self) -> Vec<&'static Owned> {
+        let is_held = |folder: &&&Owned| folder.lock.is_held();
+        let held_before = self.folders.iter().filter(is_held).count();
+        let mut folders = self.folders.clone();
+        let mut released: Option<Instant> = None;
         loop {
-            let mut is_free = true;
-            folders.retain(|folder| match folder.lock.take_over() {
-                Ok(is_held) => {
-                    is_free &= is_held;
-                    true
-                }
-                Err(e) => {
-                    folder.give_up(&lock_error(&folder.core.path, e));
-                    false
-                }
-            });
-            if is_free {
-                return folders;
-            }
-            for folder in &folders {
-                if let Err(e) = folder.core.bans.reload(false) {
-                    let path = folder.core.path.display();
-                    warn!("{path}: cannot read the ban list: {e}");
+            let (mut held, mut waiting) = (Vec::new(), Vec::new());
+            for (folder, is_held) in folders.iter().zip(each(&folders, Owned::try_lock)) {
+                match is_held {
+                    Ok(true) => held.push(*folder),
+                    Ok(false) => waiting.push(*folder),
+                    Err(e) => folder.give_up(&e),
                 }
             }
+            if held.len() > held_before {
+                // A process releases all its folders at the same time, except those that hang.
+                let released = released.get_or_insert_with(Instant::now);
+                if released.elapsed() > LONG_PATIENCE {
+                    let why = io::Error::other("the other process does not release it");
+                    waiting.drain(..).for_each(|folder| folder.give_up(&why));
+                }
+            }
+            if waiting.is_empty() {
+                return held;
+            }
+            folders.retain(|folder| !folder.is_given_up());
             if let [_, _, ..] = folders[..] {
                 // A folder may miss some that another has.
                 let bans = folders.iter().flat_map(|folder| folder.core.bans.all());
@@ -342,31 +388,38 @@ impl Lifecycle {
 
     /// Begin an epoch in folders that the other process has released. Returns those that are taken
     /// over, and the first generation. Blocks.
-    fn take_over<'a>(&'a self, mut free: Vec<&'a Owned>) -> Option<(Vec<&'a Owned>, u64)> {
-        let mut joining = Vec::new();
-        free.retain(|folder| match folder.joining() {
-            Ok(folder) => {
-                joining.push(folder);
-                true
+    fn begin_runs(&self, free: Vec<&'static Owned>) -> Option<(Vec<&'static Owned>, u64)> {
+        let (mut joining, mut folders) = (Vec::new(), Vec::new());
+        for (folder, of) in free.iter().zip(each(&free, Owned::joining)) {
+            match of {
+                Ok(of) => {
+                    joining.push(of);
+                    folders.push(*folder);
+                }
+                Err(e) => folder.give_up(&e),
             }
-            Err(e) => {
-                folder.give_up(&e);
-                false
-            }
-        });
+        }
         let join = match join::join(&joining, &paths(&self.configured), 0) {
-            Ok(join) => join,
+            Ok(join) => Arc::new(join),
             Err(e) => {
-                free.iter().for_each(|folder| folder.give_up(&e));
+                folders.iter().for_each(|folder| folder.give_up(&e));
                 return None;
             }
         };
+        let joining = joining.into_iter().enumerate();
+        let joining = joining.map(|(at, folder)| (folder.path.to_owned(), (at, folder)));
+        let begun = {
+            let join = join.clone();
+            patience::each(LONG_PATIENCE, joining.collect(), move |_, (at, folder)| {
+                join.write(at, &folder)?;
+                Ok(folder.past.last.closed_size(folder.access, folder.path))
+            })
+        };
         let mut taken = Vec::new();
-        for (at, (folder, joining)) in free.into_iter().zip(&joining).enumerate() {
-            match join.write(at, joining) {
-                Ok(()) => {
-                    folder.set_floor(join.members[at].floor);
-                    let size = joining.past.last.closed_size(joining.access, joining.path);
+        for ((folder, begun), members) in folders.into_iter().zip(begun).zip(&join.members) {
+            match begun {
+                Ok(size) => {
+                    folder.set_floor(members.floor);
                     taken.push((folder, size));
                 }
                 Err(e) => folder.give_up(&e),
@@ -378,7 +431,7 @@ impl Lifecycle {
         for (Owned { core, .. }, size) in &taken {
             core.recovery.start(*size);
             core.reset_written();
-            core.recovery.restart();
+            core.recovery.request();
         }
         // The other process may have stored blocks, or newer metadata, since they were opened.
         for (Owned { core, .. }, _) in &taken {
@@ -422,8 +475,15 @@ impl Lifecycle {
         while !folder.is_closed() {
             tokio::time::sleep(LOCK_INTERVAL).await;
             let runtime = folder.core.io.runtime();
-            let kept = runtime.spawn_blocking(|| self.keep_lock(folder));
-            if let Err(e) = kept.await {
+            let mut kept = runtime.spawn_blocking(|| self.keep_lock(folder));
+            let kept = match tokio::time::timeout(PATIENCE, &mut kept).await {
+                Ok(kept) => kept,
+                Err(_) => {
+                    folder.core.health.suspect(Cause::Other);
+                    kept.await
+                }
+            };
+            if let Err(e) = kept {
                 warn!("cannot check the lock of the cache folder: {e}");
             }
         }
@@ -448,7 +508,7 @@ impl Lifecycle {
             let mark = core.health.examine();
             let runtime = core.io.runtime();
             let mut examined = runtime.spawn_blocking(|| self.examine(folder));
-            let result = match tokio::time::timeout(EXAMINE_TIMEOUT, &mut examined).await {
+            let result = match tokio::time::timeout(PATIENCE, &mut examined).await {
                 Ok(result) => result,
                 Err(_) => {
                     let hangs = io::Error::from(io::ErrorKind::TimedOut);
@@ -473,7 +533,7 @@ impl Lifecycle {
         if !lock.is_held() || !core.is_writable() {
             // A successor has not begun its run: all folders are read.
             let has_begun = self.shared.peers.epoch() > 0;
-            let is_absent = has_begun || folder.is_given_up.load(Ordering::Acquire);
+            let is_absent = has_begun || folder.is_given_up();
             return match is_absent && core.health.has_others() {
                 true => Err(io::Error::other(NOT_WRITABLE)),
                 false => Ok(()),
@@ -546,10 +606,13 @@ impl Lifecycle {
         epoch::begin(core.backend(), &core.path, epoch)?;
         drop(own);
         // The others as well: their entries have numbers of this epoch from now on.
-        let is_other = |other: &&Owned| other.core.path != core.path && other.core.health.is_up();
-        for other in self.folders.iter().filter(is_other) {
-            if let Err(e) = other.begin_epoch(epoch) {
-                let path = other.core.path.display();
+        let is_other =
+            |other: &&'static Owned| other.core.path != core.path && other.core.health.is_up();
+        for other in self.folders.iter().copied().filter(is_other) {
+            let path = &other.core.path;
+            let begun = patience::within(PATIENCE, path, move || other.begin_epoch(epoch));
+            if let Err(e) = begun {
+                let path = path.display();
                 warn!("{path}: cannot note the new epoch; the cache folder is examined: {e}");
                 // Its entries must not be numbered by an epoch that it does not know.
                 other.core.health.fail(Condition::Down);
@@ -572,10 +635,23 @@ impl Lifecycle {
         core.backend().create_folder(&core.layout.shard(id.hash[0]))
     }
 
-    /// Wait, at most `timeout`, until complete fills are committed, and release the folders.
-    /// Blocks; for the end of a process.
+    /// Wait, at most `timeout`, until complete fills are committed, and release the folders, at about
+    /// the same time. Blocks; for the end of a process.
     pub(crate) fn close(&self, timeout: Duration) {
-        on_each(&self.folders, |folder| folder.close(timeout));
+        let folders = || self.folders.iter().map(|of| (of.core.path.clone(), *of));
+        let settle = move |_: &Path, of: &'static Owned| Ok(of.settle(timeout));
+        let settled = patience::each(timeout + PATIENCE, folders().collect(), settle);
+        let settled = settled.into_iter().map(|settled| settled.unwrap_or(false));
+        let folders = folders().zip(settled);
+        let folders = folders.map(|((path, of), is_settled)| (path, (of, is_settled)));
+        let close = |_: &Path, (of, is_settled): (&'static Owned, bool)| of.close(is_settled);
+        let closed = patience::each(2 * PATIENCE, folders.collect(), close);
+        for (of, closed) in self.folders.iter().zip(closed) {
+            if let Err(e) = closed {
+                let path = of.core.path.display();
+                warn!("{path}: cannot release the cache folder before the process ends: {e}");
+            }
+        }
     }
 
     /// Release the locks as a killed process does.
@@ -592,8 +668,22 @@ impl Lifecycle {
 // === impl Owned ===
 
 impl Owned {
+    /// Lock the folder if the other process has released it. Otherwise, read its purges. Blocks.
+    fn try_lock(&self) -> io::Result<bool> {
+        let core = self.core;
+        let is_held = self.lock.take_over();
+        let is_held = is_held.map_err(|e| lock_error(&core.path, e))?;
+        if !is_held {
+            if let Err(e) = core.bans.reload(false) {
+                let path = core.path.display();
+                warn!("{path}: cannot read the ban list: {e}");
+            }
+        }
+        Ok(is_held)
+    }
+
     /// The state of the folder as the other process has left it. Blocks.
-    fn joining(&self) -> io::Result<Joining<'_>> {
+    fn joining(&self) -> io::Result<Joining<'static>> {
         let core = self.core;
         core.bans.reload(true)?;
         let past = Past::load(core.backend(), &core.path, &core.layout)?;
@@ -610,7 +700,7 @@ impl Owned {
     fn begin_epoch(&self, epoch: u32) -> io::Result<()> {
         let _epoch = self
             .epoch
-            .try_lock_for(EXAMINE_TIMEOUT)
+            .try_lock_for(PATIENCE)
             .ok_or(io::ErrorKind::TimedOut)?;
         match self.lock.is_held() {
             true => epoch::renew(self.core.backend(), &self.core.path, epoch),
@@ -629,6 +719,10 @@ impl Owned {
                 .filter(lower)
                 .for_each(|id| core.forget(id));
         }
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Acquire)
     }
 
     /// Have the folder count as absent, because it cannot be taken over.
@@ -651,21 +745,29 @@ impl Owned {
         }
     }
 
-    fn close(&self, timeout: Duration) {
+    /// Wait, at most `timeout`, until complete fills are committed. False: some are not. Blocks.
+    fn settle(&self, timeout: Duration) -> bool {
         let core = self.core;
         let settle = async { tokio::time::timeout(timeout, settle(core)).await };
-        let settled = core.io.block_on(settle);
-        if settled.is_err() {
+        let is_settled = core.io.block_on(settle).is_ok();
+        if !is_settled {
             warn!(
                 "{}: {} fills were not complete, and are lost",
                 core.path.display(),
                 core.fills.len()
             );
         }
-        // A write in progress must not replace files of the next process.
-        let _epoch = self.epoch.try_lock_for(timeout);
+        is_settled
+    }
+
+    /// Release the folder. While it hangs, the lock is kept to the end of the process: a write in
+    /// progress must not replace files of the next one. Blocks.
+    fn close(&self, is_settled: bool) -> io::Result<()> {
+        let core = self.core;
+        let epoch = self.epoch.try_lock_for(PATIENCE);
         let was_writable = core.set_writable(false);
-        let is_exact = settled.is_ok()
+        let _epoch = epoch.ok_or(io::ErrorKind::TimedOut)?;
+        let is_exact = is_settled
             && !core.health.is_down()
             && core.recovery.is_complete()
             && !core.recovery.has_gaps()
@@ -679,6 +781,7 @@ impl Owned {
         }
         self.is_closed.store(true, Ordering::Release);
         self.lock.close();
+        Ok(())
     }
 
     fn is_closed(&self) -> bool {
@@ -719,17 +822,13 @@ fn note_examined(core: &'static Core, mark: u64, written: &io::Result<()>) {
     }
 }
 
-/// Call `work` for each of the folders, on threads of their own.
-fn on_each<T: Sync>(folders: &[T], work: impl Fn(&T) + Sync) {
-    std::thread::scope(|threads| {
-        let Some((last, others)) = folders.split_last() else {
-            return;
-        };
-        for folder in others {
-            threads.spawn(|| work(folder));
-        }
-        work(last);
-    });
+/// [`patience::each`] for folders that are open.
+fn each<T: Send + 'static>(
+    folders: &[&'static Owned],
+    work: impl Fn(&'static Owned) -> io::Result<T> + Send + Sync + 'static,
+) -> Vec<io::Result<T>> {
+    let folders = folders.iter().map(|of| (of.core.path.clone(), *of));
+    patience::each(LONG_PATIENCE, folders.collect(), move |_, of| work(of))
 }
 
 fn spawn_loader(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -753,10 +852,8 @@ fn set_recovered(core: &Core) {
 fn recover_again(core: &'static Core) {
     core.recovery.start(None);
     core.reset_written();
-    let spawned = std::thread::Builder::new()
-        .name("cache-load".into())
-        .spawn(|| recovery::recover_again(core));
-    if let Err(e) = spawned {
+    let recover = || recovery::recover_again(core, Leftovers::Keep);
+    if let Err(e) = spawn_loader(recover) {
         warn!("{}: cannot list it again: {e}", core.path.display());
         core.recovery.add_gap();
         core.recovery.cancel();

@@ -39,6 +39,8 @@ pub use disk::{DiskCache, FolderState};
 pub use io::backend::{DiskBackend, OpenBody, OpenFiles};
 pub use io::files::EntryFiles;
 pub use io::folder::{FileStat, FolderAccess};
+#[cfg(feature = "s3-proxy")]
+pub(crate) use io::patience;
 pub use io::tokio_fs::TokioFsBackend;
 #[cfg(io_uring)]
 pub use io::uring::UringBackend;

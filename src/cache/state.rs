@@ -29,16 +29,19 @@ pub(crate) mod stats;
 pub(crate) mod window;
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 use log::warn;
 use parking_lot::Mutex;
 use pingora_cache::key::{CacheHashKey, CompactCacheKey};
 use pingora_cache::CacheKey;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::cache::config::{BlocksConfig, DiskCacheConfig, FolderConfig, SendfileConfig};
 use crate::cache::io::backend::DiskBackend;
@@ -270,6 +273,20 @@ impl Core {
         self.health.has_others() && !(self.health.is_up() && self.mount.is_there())
     }
 
+    /// The result of an operation on the disk. One that takes longer than `limit` is an error, because
+    /// the disk may hang, unless there are no other folders.
+    pub(crate) async fn patiently<T>(
+        &self,
+        limit: Duration,
+        operation: impl Future<Output = io::Result<T>>,
+    ) -> io::Result<T> {
+        if !self.health.has_others() {
+            return operation.await;
+        }
+        let result = timeout(limit, operation).await;
+        result.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
     /// Entries of a lower generation are not part of the cache.
     pub(crate) fn floor(&self) -> u64 {
         self.floor.load(Ordering::Acquire)
@@ -398,6 +415,7 @@ impl Core {
         self.health.suspect(cause);
         let is_spared = match cause {
             Cause::Damaged => false,
+            _ if why.kind() == io::ErrorKind::TimedOut => true,
             Cause::Io => self.health.spares_entries() || self.may_be_sound(&id),
             _ => self.health.spares_entries(),
         };

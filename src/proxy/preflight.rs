@@ -10,6 +10,7 @@ use rustix::fs::{access, Access};
 
 use super::authorities;
 use super::tls::{self, Unusable};
+use crate::cache::patience::{self, PATIENCE};
 use crate::cache::FolderConfig;
 use crate::config::{AccessLog, Bucket, Config, KernelTls, Rotate, Tls};
 
@@ -116,14 +117,25 @@ fn check_origin((index, bucket): (usize, &Bucket)) -> Result<(), Unfit> {
 /// Check the folders of the cache. Of several, one that can be used is enough; the others are logged.
 /// `is_path`: the only one is `cache.disk.path`.
 fn check_folders(folders: &[FolderConfig], is_path: bool) -> Vec<Unfit> {
-    let check = |(index, folder): (usize, &FolderConfig)| {
-        let key = match is_path {
-            true => "cache.disk.path".to_owned(),
-            false => format!("cache.disk.paths[{index}].path"),
-        };
-        check_folder(&key, &folder.path).err()
+    let key = |index| match is_path {
+        true => "cache.disk.path".to_owned(),
+        false => format!("cache.disk.paths[{index}].path"),
     };
-    let unfit: Vec<_> = folders.iter().enumerate().filter_map(check).collect();
+    let with_keys = folders.iter().enumerate();
+    let with_keys = with_keys.map(|(index, folder)| (folder.path.clone(), key(index)));
+    let checked = patience::each(PATIENCE, with_keys.collect(), |path, key| {
+        Ok(check_folder(&key, path).err())
+    });
+    let unfit = checked
+        .into_iter()
+        .enumerate()
+        .filter_map(|(index, checked)| {
+            checked.unwrap_or_else(|e| {
+                let (key, what) = (key(index), e.to_string());
+                Some(Unfit { key, what })
+            })
+        });
+    let unfit: Vec<_> = unfit.collect();
     if unfit.len() == folders.len() {
         return unfit;
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::S3_PROXY;
 use tempfile::TempDir;
@@ -181,6 +182,64 @@ fn the_commands_cover_all_folders() {
     }
 }
 
+#[test]
+fn a_disk_that_hangs_costs_its_own_objects_only() {
+    const AN_HOUR: Duration = Duration::from_secs(3600);
+    let Some(second) = FaultyDisk::mount() else {
+        return;
+    };
+    let hang = || {
+        for op in [Op::Create, Op::Write, Op::Rename, Op::Fsync, Op::Readdir] {
+            second.delay(op, AN_HOUR);
+        }
+    };
+    let dir = TempDir::new().expect("a folder");
+    let origin = origin();
+    let mut proxy = on(&[dir.path(), second.path()], &origin);
+    fill(&proxy);
+    let _healed = Healed(&second);
+    let kept = folder(&proxy, "cache_folder_entries", dir.path());
+    hang();
+    assert_eq!(purge(&proxy, "/assets/1"), 200);
+    assert_eq!(folder(&proxy, "cache_folder_up", second.path()), 0);
+    assert_eq!(answer(&proxy, 1), "MISS");
+    second.heal();
+    eventually("the disk is used again", || {
+        folder(&proxy, "cache_folder_up", second.path()) == 1
+    });
+    proxy.kill();
+
+    hang();
+    proxy.restart();
+    eventually("the entries of the other disk are known", || {
+        folder(&proxy, "cache_folder_entries", dir.path()) + 1 >= kept
+    });
+    assert_eq!(folder(&proxy, "cache_folder_up", second.path()), 0);
+    let (hits, _) = answers(&proxy);
+    assert!(hits + 1 >= kept, "{hits} of {kept}");
+    let purged = purge(&proxy, "/assets/2");
+    assert!(matches!(purged, 200 | 404), "{purged}");
+    second.heal();
+    proxy.kill();
+    proxy.restart();
+    eventually("all entries are known", || {
+        proxy.metric("cache_entries") + 2 >= OBJECTS
+    });
+    assert_eq!(folder(&proxy, "cache_folder_up", second.path()), 1);
+    assert_eq!(answer(&proxy, 2), "MISS");
+    let (hits, _) = answers(&proxy);
+    assert!(hits + 2 >= OBJECTS, "{hits}");
+}
+
+/// Heals a disk before the proxy is killed, which cannot end while it waits for the disk.
+struct Healed<'a>(&'a FaultyDisk);
+
+impl Drop for Healed<'_> {
+    fn drop(&mut self) {
+        self.0.heal();
+    }
+}
+
 fn origin() -> Origin {
     Origin::start(|request| {
         let name = request.path().rsplit('/').next().unwrap_or_default();
@@ -218,17 +277,23 @@ fn fill(proxy: &Proxy) {
 fn answers(proxy: &Proxy) -> (u64, u64) {
     let (mut hits, mut misses) = (0, 0);
     for object in 1..=OBJECTS {
-        let mut connection = Connection::open(proxy.addr());
-        let response = connection.begin("GET", &format!("/assets/{object}"), &[]);
-        assert_eq!(response.status, 200);
-        match response.headers.get("x-cache") {
-            Some("HIT") => hits += 1,
-            Some("MISS") => misses += 1,
-            other => panic!("object {object}: X-Cache is {other:?}"),
+        match &*answer(proxy, object) {
+            "HIT" => hits += 1,
+            "MISS" => misses += 1,
+            other => panic!("object {object}: X-Cache is {other}"),
         }
-        assert!(response.check(Pattern::new(object), 0).complete);
     }
     (hits, misses)
+}
+
+/// Asks for an object, and returns `X-Cache`.
+fn answer(proxy: &Proxy, object: u64) -> String {
+    let mut connection = Connection::open(proxy.addr());
+    let response = connection.begin("GET", &format!("/assets/{object}"), &[]);
+    assert_eq!(response.status, 200);
+    let x_cache = response.headers.get("x-cache").expect("X-Cache").to_owned();
+    assert!(response.check(Pattern::new(object), 0).complete);
+    x_cache
 }
 
 /// A metric of one folder.

@@ -153,7 +153,7 @@ impl Faults {
         let mut held = self.0.held.subscribe();
         if held.borrow().contains(&op) {
             let released = held.wait_for(|held| !held.contains(&op));
-            let _ = Handle::current().block_on(released);
+            let _ = futures::executor::block_on(released);
         }
         let delay = self.0.delays.lock().get(&op).copied();
         if let Some(delay) = delay {

@@ -12,6 +12,7 @@ pub(crate) mod folder;
 pub(crate) mod folder_lock;
 pub(crate) mod nowait;
 pub(crate) mod page_cache;
+pub(crate) mod patience;
 pub(crate) mod regular;
 pub(crate) mod select;
 #[cfg(target_os = "linux")]

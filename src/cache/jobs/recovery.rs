@@ -23,7 +23,7 @@ const MAX_FAILED: usize = 4096;
 pub(crate) enum Leftovers {
     /// Remove those of a lower generation than this: no process writes to them.
     RemoveBelow(u64),
-    /// Keep them: another process may still be writing.
+    /// Keep them: this process or another may still be writing.
     Keep,
 }
 
@@ -35,13 +35,12 @@ pub(crate) fn recover(core: &Core, leftovers: Leftovers) {
     drop(running);
 }
 
-/// [`recover`] that was requested: see [`RecoveryProgress::request`].
+/// [`recover`] that was requested, if need be while this process stores entries: see [`RecoveryProgress::request`].
 ///
 /// [`RecoveryProgress::request`]: crate::cache::state::recovery_progress::RecoveryProgress::request
-pub(crate) fn recover_again(core: &Core) {
+pub(crate) fn recover_again(core: &Core, leftovers: Leftovers) {
     let running = core.recovery.begin(true);
-    // Fills of this process have temporary files there.
-    list(core, Leftovers::Keep);
+    list(core, leftovers);
     drop(running);
 }
 
@@ -197,6 +196,10 @@ impl Recovery<'_> {
             // entry that it replaced.
             Inserted::Replaced(older) => self.remove_older(older),
             Inserted::Outdated => self.remove_older(id),
+        }
+        // A takeover may have given up older entries meanwhile.
+        if id.generation < core.floor() {
+            core.forget(id);
         }
     }
 

@@ -10,6 +10,7 @@ use pingora_core::Result;
 
 use crate::cache::io::backend::OpenBody;
 use crate::cache::io::nowait::{open_body_nowait, open_nowait, read_body_nowait};
+use crate::cache::io::patience::PATIENCE;
 use crate::cache::io::regular::invalid;
 use crate::cache::read::hit::DiskHit;
 use crate::cache::state::body_file::BodyFile;
@@ -242,7 +243,8 @@ async fn open_files(core: &'static Core, id: EntryId) -> Opened {
     let opened = match cached {
         Some(opened) => Ok(opened),
         None => {
-            let opened = core.backend().open(&files, prefetch).await;
+            let opened = core.backend().open(&files, prefetch);
+            let opened = core.patiently(PATIENCE, opened).await;
             opened.and_then(|open| OpenEntry::checked(&id, open))
         }
     };
@@ -306,7 +308,9 @@ async fn reopen(
         Some(entry) => entry,
         None => {
             let space = core.open_bodies.open(id);
-            let OpenBody { body, body_len } = core.backend().open_body(&core.files(&id)).await?;
+            let files = core.files(&id);
+            let opened = core.backend().open_body(&files);
+            let OpenBody { body, body_len } = core.patiently(PATIENCE, opened).await?;
             if body_len != known.meta.body_len {
                 return Err(invalid(WRONG_LENGTH));
             }

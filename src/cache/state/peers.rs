@@ -8,6 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::cache::io::folder::FolderAccess;
+use crate::cache::io::patience::{self, PATIENCE};
 use crate::cache::state::health::{Condition, Health};
 use crate::cache::state::stats::Cause;
 use crate::cache::store::members::{Member, Members};
@@ -118,7 +119,7 @@ impl Peers {
 
     /// Note a new epoch in the files of all folders, before it begins. A folder that fails gets it when
     /// it works again. Blocks.
-    pub(crate) fn raise(&self, epoch: u32) {
+    pub(crate) fn raise(self: &Arc<Self>, epoch: u32) {
         let peers = {
             let mut list = self.list.lock();
             self.epoch.store(epoch, Ordering::Release);
@@ -145,7 +146,7 @@ impl Peers {
     /// True if bans may be forgotten of which no entry is left in the folders that work. Folders that may
     /// have such entries nevertheless are struck off first, if there are more than [`MAX_KEPT`] `bans`.
     /// Blocks.
-    pub(crate) fn may_forget(&self, bans: usize) -> io::Result<bool> {
+    pub(crate) fn may_forget(self: &Arc<Self>, bans: usize) -> io::Result<bool> {
         let (peers, changes, epoch) = {
             let mut list = self.list.lock();
             let is_complete = list.is_complete();
@@ -164,14 +165,16 @@ impl Peers {
             }
             (list.working(), list.changes, self.epoch())
         };
+        let store = |peer: &Arc<Peer>| {
+            let stored = self.store(peer);
+            stored.inspect_err(|e| peer.health.suspect(Cause::of(e)))
+        };
         // Twice: a folder must have its epoch before the others list it with no other.
         for peer in &peers {
-            self.store(peer)?;
+            store(peer)?;
             self.list.lock().has_stored(peer, epoch);
         }
-        for peer in &peers {
-            self.store(peer)?;
-        }
+        peers.iter().try_for_each(store)?;
         let mut list = self.list.lock();
         if list.changes != changes {
             return Ok(false);
@@ -181,7 +184,7 @@ impl Peers {
     }
 
     /// List a folder again that works again and has all bans. Blocks.
-    pub(crate) fn rejoin(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn rejoin(self: &Arc<Self>, path: &Path) -> io::Result<()> {
         let (own, epoch, others) = {
             let mut list = self.list.lock();
             let epoch = self.epoch();
@@ -211,14 +214,17 @@ impl Peers {
         Ok(())
     }
 
-    /// Write the file of a folder.
-    fn store(&self, peer: &Peer) -> io::Result<()> {
-        let _file = peer.file.lock();
-        let members = self.list.lock().members_of(&peer.path);
-        match members {
-            Some(members) => members.store(peer.access, &peer.path),
-            None => Ok(()),
-        }
+    /// Write the file of a folder. A disk that hangs is an error.
+    fn store(self: &Arc<Self>, peer: &Arc<Peer>) -> io::Result<()> {
+        let (peers, of) = (self.clone(), peer.clone());
+        patience::within(PATIENCE, &peer.path, move || {
+            let _file = of.file.lock();
+            let members = peers.list.lock().members_of(&of.path);
+            match members {
+                Some(members) => members.store(of.access, &of.path),
+                None => Ok(()),
+            }
+        })
     }
 }
 

@@ -112,7 +112,7 @@ fn open(path: &Path, faults: &Faults) -> &'static DiskCache {
         ..DiskCacheConfig::new(path, LIMIT)
     };
     let faults = faults.clone();
-    let cache = DiskCache::open_with(config, |_, runtime| {
+    let cache = DiskCache::open_with(config, move |_, runtime| {
         Ok(Box::new(FaultyBackend::new(
             runtime.clone(),
             faults.clone(),
@@ -548,7 +548,7 @@ async fn one_body_does_not_take_the_whole_cache() {
         ..DiskCacheConfig::new(dir.path(), 10 * MIB)
     };
     let with_faults = faults.clone();
-    let cache = DiskCache::open_with(config, |_, runtime| {
+    let cache = DiskCache::open_with(config, move |_, runtime| {
         Ok(Box::new(FaultyBackend::new(
             runtime.clone(),
             with_faults.clone(),

@@ -192,7 +192,7 @@ fn config(path: &Path) -> DiskCacheConfig {
 
 fn open_with(config: DiskCacheConfig, faults: &Faults) -> &'static DiskCache {
     let faults = faults.clone();
-    let cache = DiskCache::open_with(config, |_, runtime| {
+    let cache = DiskCache::open_with(config, move |_, runtime| {
         Ok(Box::new(FaultyBackend::new(
             runtime.clone(),
             faults.clone(),
@@ -796,12 +796,15 @@ fn a_folder_that_cannot_be_read_is_an_error_that_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let faults = Faults::new();
     faults.always(Op::ReadFile, libc::EIO);
-    let opened = DiskCache::open_with(DiskCacheConfig::new(dir.path(), LIMIT), |_, runtime| {
-        Ok(Box::new(FaultyBackend::new(
-            runtime.clone(),
-            faults.clone(),
-        )))
-    });
+    let opened = DiskCache::open_with(
+        DiskCacheConfig::new(dir.path(), LIMIT),
+        move |_, runtime| {
+            Ok(Box::new(FaultyBackend::new(
+                runtime.clone(),
+                faults.clone(),
+            )))
+        },
+    );
     let e = opened.err().expect("an error");
     assert_ne!(e.kind(), io::ErrorKind::NotFound);
     let named = dir.path().join("bans").display().to_string();

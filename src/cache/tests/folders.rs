@@ -1,6 +1,7 @@
 //! Several folders: the spread of keys, purges, and folders that fail or are absent.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -55,13 +56,20 @@ impl Disks {
     }
 
     fn open_with(&self, config: DiskCacheConfig, disks: &[usize]) -> &'static DiskCache {
-        let cache = DiskCache::open_with(config, |position, runtime| {
-            let faults = self.faults[disks[position]].clone();
-            Ok(Box::new(FaultyBackend::new(runtime.clone(), faults)))
-        });
-        let cache = cache.unwrap();
+        let cache = self.try_open(config, disks).unwrap();
         cache.wait_recovered();
         cache
+    }
+
+    fn try_open(&self, config: DiskCacheConfig, disks: &[usize]) -> io::Result<&'static DiskCache> {
+        let faults: Vec<_> = disks
+            .iter()
+            .map(|disk| self.faults[*disk].clone())
+            .collect();
+        DiskCache::open_with(config, move |position, runtime| {
+            let faults = faults[position].clone();
+            Ok(Box::new(FaultyBackend::new(runtime.clone(), faults)))
+        })
     }
 
     /// Makes a disk fail in every way.
@@ -69,6 +77,15 @@ impl Disks {
         for op in ALL {
             self.faults[disk].always(op, libc::EIO);
         }
+    }
+
+    /// Has a disk answer nothing until it is [released](Self::release_disk).
+    fn hold_disk(&self, disk: usize) {
+        ALL.iter().for_each(|op| self.faults[disk].hold(*op));
+    }
+
+    fn release_disk(&self, disk: usize) {
+        ALL.iter().for_each(|op| self.faults[disk].release(*op));
     }
 
     fn mend_disk(&self, disk: usize) {
@@ -117,6 +134,12 @@ async fn close(cache: &'static DiskCache) {
 }
 
 async fn store_at(cache: &'static DiskCache, key: &CacheKey, body: &str) -> Result<()> {
+    try_store(cache, key, body).await?;
+    cache.settle().await;
+    Ok(())
+}
+
+async fn try_store(cache: &'static DiskCache, key: &CacheKey, body: &str) -> Result<()> {
     let mut header = ResponseHeader::build(200, None).unwrap();
     header.insert_header("content-length", body.len()).unwrap();
     let created = SystemTime::now();
@@ -125,7 +148,6 @@ async fn store_at(cache: &'static DiskCache, key: &CacheKey, body: &str) -> Resu
     let mut miss = cache.get_miss_handler(key, &meta, &span).await?;
     miss.write_body(Bytes::from(body.to_owned()), true).await?;
     miss.finish().await?;
-    cache.settle().await;
     Ok(())
 }
 
@@ -538,6 +560,170 @@ async fn a_folder_that_hangs_holds_up_no_purge() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_hangs_holds_up_no_start_and_no_end() {
+    // The folder hangs as it is prepared, as the run begins in it, or as it is listed.
+    for (op, is_absent) in [(Op::ReadFile, true), (Op::Replace, true), (Op::List, false)] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let kept = keys_of(cache, 0);
+        close(cache).await;
+        disks.faults[1].hold(op);
+        let open = || disks.try_open(disks.config(&[0, 1]), &[0, 1]);
+        let cache = tokio::task::block_in_place(open).unwrap();
+        cache.core().recovery.wait();
+        assert!(is_up(cache, 0));
+        assert_eq!(is_up(cache, 1), !is_absent, "{op:?}");
+        assert_eq!(found(cache).await, kept);
+        store(cache, kept[0]).await;
+        cache.purge_key(&key(kept[1])).await.unwrap();
+        close(cache).await;
+
+        disks.faults[1].release(op);
+        // A start that was given up has the lock until it notices.
+        let reopened = || tokio::task::block_in_place(open).ok();
+        let mut cache = reopened();
+        while cache.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            cache = reopened();
+        }
+        let cache = cache.unwrap();
+        cache.wait_recovered();
+        assert_eq!(found(cache).await, without(&kept[1..2]));
+        close(cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_hangs_holds_up_no_takeover() {
+    for op in [Op::ReadFile, Op::Replace, Op::List] {
+        let disks = Disks::new(2);
+        let first = disks.open(&[0, 1]);
+        store_all(first).await;
+        let (kept, lost) = (keys_of(first, 0), keys_of(first, 1));
+        let config = DiskCacheConfig {
+            successor: true,
+            ..disks.config(&[0, 1])
+        };
+        let second = match op {
+            Op::List => {
+                disks.faults[1].hold(op);
+                disks.try_open(config, &[0, 1]).unwrap()
+            }
+            _ => {
+                let second = disks.open_with(config, &[0, 1]);
+                disks.faults[1].hold(op);
+                second
+            }
+        };
+        close(first).await;
+        let taken = second.core();
+        eventually("the other folder is taken over", || {
+            taken.is_writable() && taken.recovery.is_complete()
+        })
+        .await;
+        let found_now = found(second).await;
+        assert!(kept.iter().all(|n| found_now.contains(n)), "{op:?}");
+        store(second, kept[0]).await;
+        second.purge_key(&key(lost[0])).await.unwrap();
+        assert!(!found(second).await.contains(&lost[0]));
+        close(second).await;
+        disks.faults[1].release(op);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_another_process_does_not_release_holds_up_no_takeover() {
+    let disks = Disks::new(2);
+    let first = disks.open(&[0, 1]);
+    store_all(first).await;
+    let (kept, lost) = (keys_of(first, 0), keys_of(first, 1));
+    let config = DiskCacheConfig {
+        successor: true,
+        ..disks.config(&[0, 1])
+    };
+    let second = disks.open_with(config, &[0, 1]);
+    // An examination that hangs keeps the lock.
+    disks.faults[1].hold(Op::Replace);
+    first.cores().all()[1].unwrap().health.suspect(Cause::Io);
+    eventually("the folder is down", || !is_up(first, 1)).await;
+    close(first).await;
+    eventually("the other folder is taken over", || {
+        second.core().is_writable()
+    })
+    .await;
+    assert_eq!(found(second).await, kept);
+    second.purge_key(&key(lost[0])).await.unwrap();
+    close(second).await;
+    disks.faults[1].release(Op::Replace);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_hangs_holds_up_no_other_that_renews_its_lock_or_forgets_bans() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let kept = keys_of(cache, 0);
+    cache.purge_key(&key(kept[0])).await.unwrap();
+    let [core, hanging] = [0, 1].map(|at| cache.cores().all()[at].unwrap());
+    disks.faults[1].hold(Op::Replace);
+    maintenance::evict_banned(core, u64::MAX).await;
+    eventually("the folder is down", || hanging.health.is_down()).await;
+    assert_eq!(core.bans.len(), 1);
+
+    let epoch = || fs::read_to_string(disks.path(0).join("epoch")).unwrap();
+    let before = epoch();
+    fs::remove_file(disks.path(0).join("lock")).unwrap();
+    eventually("the folder has a new epoch", || epoch() != before).await;
+    eventually("the folder is up", || is_up(cache, 0)).await;
+    store(cache, kept[0]).await;
+    disks.faults[1].release(Op::Replace);
+    eventually("the folder is up", || is_up(cache, 1)).await;
+    cache.kill();
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, all());
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_for_a_folder_that_hangs_are_misses_that_are_not_stored() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let (kept, lost) = (keys_of(cache, 0), keys_of(cache, 1));
+    cache.core().open_entries.forget_all();
+    disks.hold_disk(1);
+    assert!(found_at(cache, &key(lost[0])).await.is_none());
+    eventually("the folder is down", || !is_up(cache, 1)).await;
+    assert_eq!(found(cache).await, kept);
+    let refused = store_at(cache, &key(lost[0]), "new").await.unwrap_err();
+    assert_eq!(*refused.etype(), NO_ROOM);
+    disks.release_disk(1);
+    eventually("the folder is up", || is_up(cache, 1)).await;
+    let core = cache.cores().all()[1].unwrap();
+    eventually("its entries are known", || core.recovery.is_complete()).await;
+    assert_eq!(found(cache).await, all());
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_on_a_disk_that_hangs_is_given_up() {
+    for op in [Op::Create, Op::Write] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        let n = keys_of(cache, 1)[0];
+        disks.faults[1].hold(op);
+        assert!(try_store(cache, &key(n), "new").await.is_err(), "{op:?}");
+        assert!(found_at(cache, &key(n)).await.is_none());
+        disks.faults[1].release(op);
+        cache.settle().await;
+        store(cache, n).await;
+        assert!(found_at(cache, &key(n)).await.is_some());
+        close(cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_is_gone_for_a_while_does_not_bring_back_what_was_purged() {
     for (gone, forget) in [(0, false), (1, false), (1, true)] {
         let disks = Disks::new(2);
@@ -629,10 +815,7 @@ async fn without_any_folder_there_is_no_cache() {
     let disks = Disks::new(2);
     disks.break_disk(0);
     disks.break_disk(1);
-    let opened = DiskCache::open_with(disks.config(&[0, 1]), |position, runtime| {
-        let faults = disks.faults[position].clone();
-        Ok(Box::new(FaultyBackend::new(runtime.clone(), faults)))
-    });
+    let opened = disks.try_open(disks.config(&[0, 1]), &[0, 1]);
     let e = opened.map(drop).unwrap_err();
     assert!(e.to_string().contains("disk0"), "{e}");
 }

@@ -1,7 +1,6 @@
 //! Purges, bans and other invalidations.
 
 use std::io;
-use std::time::Duration;
 
 use futures::future::join_all;
 use log::warn;
@@ -9,19 +8,13 @@ use pingora_cache::key::{CacheHashKey, CompactCacheKey, HashBinary};
 use pingora_cache::CacheKey;
 use tokio::time::timeout;
 
+use crate::cache::io::patience::PATIENCE;
 use crate::cache::state::cores::Cores;
 use crate::cache::state::fill::Fill;
 use crate::cache::state::health::Condition;
 use crate::cache::state::stats::{Cause, Eviction};
 use crate::cache::state::Core;
 use crate::cache::store::bans::Banned;
-
-/// The longest time that a ban waits for one of several folders, which is not used after that until it
-/// works again.
-const BAN_PATIENCE: Duration = match cfg!(test) {
-    true => Duration::from_secs(1),
-    false => Duration::from_secs(10),
-};
 
 /// Remove the entries of a key, in all variants, and keep its fills from becoming entries.
 /// No crash brings them back after this returns. True if there were any.
@@ -193,8 +186,9 @@ async fn ban_in(
         banned => core.bans.ban(generation, banned),
     };
     let written = core.io.runtime().spawn_blocking(write);
+    // One of several that hangs is not used after that until it works again.
     let written = match may_fail {
-        true => timeout(BAN_PATIENCE, written).await,
+        true => timeout(PATIENCE, written).await,
         false => Ok(written.await),
     };
     let written = match written {

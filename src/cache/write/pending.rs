@@ -11,6 +11,7 @@ use pingora_cache::{CacheKey, CacheMeta};
 use pingora_core::{Error, ErrorType, OrErr, Result};
 
 use crate::cache::io::page_cache;
+use crate::cache::io::patience::LONG_PATIENCE;
 use crate::cache::state::body_file::BodyFile;
 use crate::cache::state::fill::NewFill;
 use crate::cache::state::fill_extensions::{ForParts, InBackground, Resumable, YieldsRoom};
@@ -84,7 +85,8 @@ pub(crate) async fn begin(
     let Some(reservation) = reserved else {
         return refuse(core, key, id, Cause::NoSpace);
     };
-    let created = match create_detached(core, id, promised, reservation, evicts).await {
+    let created = create_detached(core, id, promised, reservation, evicts);
+    let created = match core.patiently(LONG_PATIENCE, created).await {
         Err(e) if Cause::of(&e) == Cause::NoSpace => {
             return refuse(core, key, id, Cause::NoSpace);
         }

@@ -7,6 +7,7 @@ use pingora_cache::key::{CacheHashKey, HashBinary};
 use pingora_cache::{CacheKey, CacheMeta};
 use pingora_core::Result;
 
+use crate::cache::io::patience::PATIENCE;
 use crate::cache::read::lookup;
 use crate::cache::state::open_entries::ReadyBody;
 use crate::cache::state::sparse_body::SparseBody;
@@ -81,7 +82,8 @@ async fn store_header(
 async fn store_meta(core: &'static Core, id: EntryId, meta: EntryMeta) -> bool {
     let weight = meta.weight();
     let files = core.files(&id);
-    if let Err(e) = core.backend().write_meta(&files, meta.encode()).await {
+    let written = core.backend().write_meta(&files, meta.encode());
+    if let Err(e) = core.patiently(PATIENCE, written).await {
         core.stats.read_errors(Cause::of(&e)).inc();
         warn!("cache entry {id}: cannot update its metadata: {e}");
         return false;
