@@ -22,7 +22,7 @@ use crate::cache::io::folder_lock::{FolderLock, Renewed};
 use crate::cache::io::patience::{self, LONG_PATIENCE, PATIENCE};
 use crate::cache::jobs::misplaced;
 use crate::cache::jobs::recovery::{self, Leftovers};
-use crate::cache::lifecycle::join::{Join, Joining, Past};
+use crate::cache::lifecycle::join::{unless_full, Join, Joining, Past};
 use crate::cache::state::cores::Cores;
 use crate::cache::state::health::Condition;
 use crate::cache::state::peers::Peer;
@@ -182,8 +182,8 @@ pub(crate) fn begin(
             LONG_PATIENCE,
             folders.collect(),
             move |path, (at, folder)| {
-                folder.begin(&join, at, path, writable)?;
-                Ok(folder)
+                let is_current = folder.begin(&join, at, path, writable)?;
+                Ok((folder, is_current))
             },
         )
     };
@@ -201,7 +201,7 @@ pub(crate) fn begin(
     let shared = Shared::new(config, first_generation);
     let (mut all, mut folders, mut queues) = (Vec::new(), Vec::new(), Vec::new());
     for (folder, opened) in config.folders.iter().zip(opened) {
-        let Some((at, prepared)) = opened else {
+        let Some((at, (prepared, is_current))) = opened else {
             all.push(None);
             continue;
         };
@@ -209,6 +209,9 @@ pub(crate) fn begin(
         let (lock, was_cache, opened) = prepared.open(floor, writable);
         let (core, of_core) = Core::new(config, folder, shared.clone(), opened);
         let core: &'static Core = Box::leak(Box::new(core));
+        if !is_current {
+            core.health.fall_behind();
+        }
         all.push(Some(core));
         queues.push(of_core);
         folders.push(&*Box::leak(Box::new(Owned {
@@ -258,12 +261,13 @@ impl Prepared {
         }
     }
 
-    /// Begin the run in the folder, or have its bans in force if another process writes to it. Blocks.
-    fn begin(&self, join: &Join, at: usize, path: &Path, writable: bool) -> io::Result<()> {
+    /// Begin the run in the folder, or have its bans in force if another process writes to it. False:
+    /// its disk is full. Blocks.
+    fn begin(&self, join: &Join, at: usize, path: &Path, writable: bool) -> io::Result<bool> {
         let joining = self.joining(path);
         if !writable {
             join.share_bans(&joining);
-            return Ok(());
+            return Ok(true);
         }
         join.write(at, &joining)
             .map_err(|e| in_folder(path, "write to the cache folder", e))
@@ -411,15 +415,19 @@ impl Lifecycle {
         let begun = {
             let join = join.clone();
             patience::each(LONG_PATIENCE, joining.collect(), move |_, (at, folder)| {
-                join.write(at, &folder)?;
-                Ok(folder.past.last.closed_size(folder.access, folder.path))
+                let is_current = join.write(at, &folder)?;
+                let size = folder.past.last.closed_size(folder.access, folder.path);
+                Ok((is_current, size))
             })
         };
         let mut taken = Vec::new();
         for ((folder, begun), members) in folders.into_iter().zip(begun).zip(&join.members) {
             match begun {
-                Ok(size) => {
+                Ok((is_current, size)) => {
                     folder.set_floor(members.floor);
+                    if !is_current {
+                        folder.core.health.fall_behind();
+                    }
                     taken.push((folder, size));
                 }
                 Err(e) => folder.give_up(&e),
@@ -543,11 +551,18 @@ impl Lifecycle {
             // The latest writes may be in a folder that took its place.
             core.bans.set_unsaved();
         }
-        core.bans.save()?;
-        self.shared.peers.rejoin(&core.path)?;
+        let is_saved = unless_full(core.bans.save())?;
+        let is_listed = unless_full(self.shared.peers.rejoin(&core.path, is_saved))?;
         // Last: a list with an older epoch would count as that of another program.
         let epoch = self.shared.peers.epoch();
-        epoch::renew(core.backend(), &core.path, epoch)
+        if !unless_full(epoch::renew(core.backend(), &core.path, epoch))? {
+            // Its entries must not be numbered by an epoch that it does not know.
+            return Err(io::Error::other("the disk is too full to note the epoch"));
+        }
+        match is_saved && is_listed {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        }
     }
 
     /// If the lock file was removed, take the lock again; stop writing if another process was
@@ -601,7 +616,7 @@ impl Lifecycle {
         let epoch = epoch::after(last.epoch().into_iter().chain([epoch::epoch_of(newest)]))?;
         self.shared.peers.raise(epoch);
         if !core.health.is_up() {
-            self.shared.peers.rejoin(&core.path)?;
+            self.shared.peers.rejoin(&core.path, true)?;
         }
         epoch::begin(core.backend(), &core.path, epoch)?;
         drop(own);
@@ -798,6 +813,8 @@ fn note_examined(core: &'static Core, mark: u64, written: &io::Result<()>) {
         core.recovery.request();
     }
     let before = core.health.examined(mark, condition);
+    core.health
+        .set_behind(mark, written.is_err() && condition == Condition::Up);
     if may_return {
         match before {
             Some(_) => recover_again(core),

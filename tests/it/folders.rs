@@ -183,6 +183,37 @@ fn the_commands_cover_all_folders() {
 }
 
 #[test]
+fn a_full_disk_keeps_its_hits_and_is_purged() {
+    let Some(second) = FaultyDisk::mount() else {
+        return;
+    };
+    let dir = TempDir::new().expect("a folder");
+    let origin = origin();
+    let mut proxy = on(&[dir.path(), second.path()], &origin);
+    fill(&proxy);
+    // The full disk has a list of bans that has to grow.
+    assert_eq!(purge(&proxy, "/assets/1"), 200);
+    second.limit_bytes(Some(0));
+    for object in 2..=5 {
+        assert_eq!(purge(&proxy, &format!("/assets/{object}")), 200);
+    }
+    for starts in [2, 3] {
+        proxy.kill();
+        proxy.restart();
+        eventually("the entries are known", || {
+            proxy.stderr().matches(" entries found in ").count() == 2 * starts
+        });
+        assert_eq!(folder(&proxy, "cache_folder_up", second.path()), 1);
+        for object in 6..=OBJECTS {
+            assert_eq!(answer(&proxy, object), "HIT", "{object}");
+        }
+    }
+    for object in 1..=5 {
+        assert_eq!(answer(&proxy, object), "MISS", "{object}");
+    }
+}
+
+#[test]
 fn a_disk_that_hangs_costs_its_own_objects_only() {
     const AN_HOUR: Duration = Duration::from_secs(3600);
     let Some(second) = FaultyDisk::mount() else {

@@ -144,6 +144,14 @@ pub(crate) fn is_full(e: &io::Error) -> bool {
     )
 }
 
+/// [`FolderAccess::replace`], but on a full disk [`FolderAccess::replace_or_overwrite`].
+pub(crate) fn replace_small(access: &dyn FolderAccess, path: &Path, data: &[u8]) -> io::Result<()> {
+    match access.replace(path, data) {
+        Err(e) if is_full(&e) => access.replace_or_overwrite(path, data),
+        replaced => replaced,
+    }
+}
+
 /// [`FolderAccess::read_file`]
 pub(crate) fn read_file(path: &Path, max_len: u64) -> io::Result<Vec<u8>> {
     // Most metadata fits, and is then read by one call.

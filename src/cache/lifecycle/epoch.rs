@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::cache::io::folder::FolderAccess;
+use crate::cache::io::folder::{replace_small, FolderAccess};
 use crate::cache::store::layout::Layout;
 
 /// Longest of these files that is read, in bytes.
@@ -59,9 +59,9 @@ pub(crate) fn begin(access: &dyn FolderAccess, path: &Path, epoch: u32) -> io::R
     access.replace_or_overwrite(&path.join("epoch"), text_of(epoch).as_bytes())
 }
 
-/// Note the present epoch again, durably. Blocks.
+/// Note the present epoch again, durably unless the disk is full. Blocks.
 pub(crate) fn renew(access: &dyn FolderAccess, path: &Path, epoch: u32) -> io::Result<()> {
-    access.replace(&path.join("epoch"), text_of(epoch).as_bytes())
+    replace_small(access, &path.join("epoch"), text_of(epoch).as_bytes())
 }
 
 fn text_of(epoch: u32) -> String {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::cache::io::folder::FolderAccess;
+use crate::cache::io::folder::{is_full, FolderAccess};
 use crate::cache::lifecycle::epoch::{self, Last};
 use crate::cache::state::routing::path_hash;
 use crate::cache::store::bans::{Banned, Bans};
@@ -120,13 +120,16 @@ impl Join {
         epoch::first_generation(self.epoch)
     }
 
-    /// Begin the run in a folder. Blocks.
-    pub(crate) fn write(&self, at: usize, folder: &Joining) -> io::Result<()> {
+    /// Begin the run in a folder. False: its disk is full, and has an older list of bans or members.
+    /// Blocks.
+    pub(crate) fn write(&self, at: usize, folder: &Joining) -> io::Result<bool> {
+        let mut is_current = true;
         if self.is_kept {
-            folder.bans.replace_all(&self.bans)?;
-            self.members[at].store(folder.access, folder.path)?;
+            is_current &= unless_full(folder.bans.replace_all(&self.bans))?;
+            is_current &= unless_full(self.members[at].store(folder.access, folder.path))?;
         }
-        epoch::begin(folder.access, folder.path, self.epoch)
+        epoch::begin(folder.access, folder.path, self.epoch)?;
+        Ok(is_current)
     }
 
     /// A folder as the others list it: with the new epoch, and with the one before, as long as it may not
@@ -138,6 +141,14 @@ impl Join {
     /// Have the bans of all folders in force in one. Nothing is written.
     pub(crate) fn share_bans(&self, folder: &Joining) {
         folder.bans.add_all(&self.bans);
+    }
+}
+
+/// False: the disk is full, which is no fault.
+pub(crate) fn unless_full(written: io::Result<()>) -> io::Result<bool> {
+    match written {
+        Err(e) if is_full(&e) => Ok(false),
+        written => written.map(|()| true),
     }
 }
 

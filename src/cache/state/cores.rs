@@ -82,8 +82,9 @@ impl Cores {
         self.all.len() > 1
     }
 
-    /// True if entries may be stored in another folder, which is absent or does not work.
+    /// True if entries may be stored in another folder, which is absent or does not work, or lacks
+    /// bans.
     pub(crate) fn lack_one(&self) -> bool {
-        self.are_several() && !self.peers.are_all_up()
+        self.are_several() && !self.peers.are_all_current()
     }
 }

@@ -1,12 +1,20 @@
 //! The state of the disk of a folder.
 
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::cache::state::stats::Cause;
+
+/// Time between two examinations of a folder whose disk is full.
+const BEHIND_INTERVAL: Duration = match cfg!(test) {
+    true => Duration::from_millis(20),
+    false => Duration::from_secs(10),
+};
 
 /// The state of the disk of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +37,8 @@ pub(crate) struct Health {
     /// That of `state`, to be read without the lock.
     condition: AtomicU8,
     state: Mutex<State>,
+    /// True while files of the folder lack what those of other folders have, because the disk is full.
+    is_behind: AtomicBool,
     suspicion: Notify,
 }
 
@@ -73,6 +83,7 @@ impl Health {
                 examinations: 0,
                 found_up: 0,
             }),
+            is_behind: AtomicBool::new(false),
             suspicion: Notify::new(),
         }
     }
@@ -96,6 +107,11 @@ impl Health {
         self.has_others && self.condition() == Condition::Down
     }
 
+    /// True if the folder works and has all bans.
+    pub(crate) fn is_current(&self) -> bool {
+        self.is_up() && !self.is_behind.load(Ordering::Acquire)
+    }
+
     /// True if an entry that cannot be read may be sound, because the folder fails.
     pub(crate) fn spares_entries(&self) -> bool {
         self.has_others && !self.is_up()
@@ -112,6 +128,25 @@ impl Health {
         state.failures += 1;
         self.set(&mut state, condition);
         self.suspicion.notify_one();
+    }
+
+    /// Note that the files of the folder lack something because the disk is full, and have the folder
+    /// examined until they have it.
+    pub(crate) fn fall_behind(&self) {
+        let mut state = self.state.lock();
+        state.failures += 1;
+        self.is_behind.store(true, Ordering::Release);
+        self.suspicion.notify_one();
+    }
+
+    /// Note whether the examination that began with `mark` could not write everything for lack of space.
+    /// One that could does not hide what was noted since.
+    pub(crate) fn set_behind(&self, mark: u64, is_behind: bool) {
+        let state = self.state.lock();
+        if is_behind || state.failures == mark {
+            let is_behind = is_behind && self.has_others;
+            self.is_behind.store(is_behind, Ordering::Release);
+        }
     }
 
     /// Begin an examination. Returns a mark for its end.
@@ -172,9 +207,13 @@ impl Health {
         }
     }
 
-    /// Wait for a suspicion.
+    /// Wait until the folder has to be examined.
     pub(crate) async fn suspected(&self) {
-        self.suspicion.notified().await;
+        let suspected = self.suspicion.notified();
+        match self.is_behind.load(Ordering::Acquire) {
+            true => drop(timeout(BEHIND_INTERVAL, suspected).await),
+            false => suspected.await,
+        }
     }
 }
 

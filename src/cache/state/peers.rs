@@ -112,8 +112,8 @@ impl Peers {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// True if every folder of the configuration is open and works.
-    pub(crate) fn are_all_up(&self) -> bool {
+    /// True if every folder of the configuration is open, works, and has all bans.
+    pub(crate) fn are_all_current(&self) -> bool {
         self.list.lock().is_complete()
     }
 
@@ -159,7 +159,7 @@ impl Peers {
             if !is_complete {
                 list.absent.clear();
                 for listed in &mut list.peers {
-                    listed.is_listed = listed.peer.health.is_up();
+                    listed.is_listed = listed.peer.health.is_current();
                 }
                 list.change();
             }
@@ -183,8 +183,9 @@ impl Peers {
         Ok(true)
     }
 
-    /// List a folder again that works again and has all bans. Blocks.
-    pub(crate) fn rejoin(self: &Arc<Self>, path: &Path) -> io::Result<()> {
+    /// Note the epoch of a folder that works again, and list it again if it `has_bans`, all of them.
+    /// Blocks.
+    pub(crate) fn rejoin(self: &Arc<Self>, path: &Path, has_bans: bool) -> io::Result<()> {
         let (own, epoch, others) = {
             let mut list = self.list.lock();
             let epoch = self.epoch();
@@ -192,15 +193,16 @@ impl Peers {
             let Some(listed) = list.listed_mut(path).filter(|_| is_kept) else {
                 return Ok(());
             };
-            let is_listed = listed.is_listed && listed.own.epoch == epoch;
-            listed.is_listed = true;
+            let before = (listed.is_listed, listed.own.epoch);
+            listed.is_listed |= has_bans;
             listed.set_epoch(epoch);
+            let is_changed = (listed.is_listed, listed.own.epoch) != before;
             let own = listed.peer.clone();
-            if !is_listed {
+            if is_changed {
                 list.change();
             }
             let mut others = list.working();
-            others.retain(|other| !is_listed && !Arc::ptr_eq(other, &own));
+            others.retain(|other| is_changed && !Arc::ptr_eq(other, &own));
             (own, epoch, others)
         };
         // The others first: they list it with its former epoch, too.
@@ -268,8 +270,8 @@ impl List {
     }
 
     fn is_complete(&self) -> bool {
-        let is_up = |listed: &Listed| listed.is_listed && listed.peer.health.is_up();
-        self.absent.is_empty() && self.peers.iter().all(is_up)
+        let has_all = |listed: &Listed| listed.is_listed && listed.peer.health.is_current();
+        self.absent.is_empty() && self.peers.iter().all(has_all)
     }
 
     fn working(&self) -> Vec<Arc<Peer>> {

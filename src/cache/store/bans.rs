@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::cache::io::folder::FolderAccess;
+use crate::cache::io::folder::{is_full, FolderAccess};
 use crate::cache::io::folder_lock::Mount;
 
 const MAGIC: &[u8; 8] = b"PSFBANS2";
@@ -53,7 +53,7 @@ pub enum Banned {
 }
 
 /// Bans in memory.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct List {
     /// By user tag.
     prefixes: HashMap<String, Prefixes>,
@@ -68,14 +68,14 @@ pub struct List {
 /// The longer of two nested prefixes has the higher generation; otherwise it would be redundant.
 /// The longest prefix of a key therefore decides. A lookup finds it next to the place of the key
 /// in the order, however many prefixes there are.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Prefixes {
     bans: BTreeMap<Box<[u8]>, Ban>,
     /// Bytes of all prefixes.
     bytes: usize,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Ban {
     generation: u64,
     /// Length of the longest other banned prefix with which this one begins.
@@ -155,8 +155,11 @@ impl Bans {
                 "{}: the end of the ban list is damaged and ignored; purge again what was purged last",
                 bans.path.display()
             );
-            // Records after the damage would not be found.
-            bans.rewrite(&mut bans.file.lock())?;
+            // Records after the damage would not be found. On a full disk, the next ban tries again.
+            match bans.rewrite(&mut bans.file.lock()) {
+                Err(e) if is_full(&e) => {}
+                rewritten => rewritten?,
+            }
         }
         Ok(bans)
     }
@@ -211,7 +214,8 @@ impl Bans {
         self.newest.store(list.newest(), Ordering::Release);
     }
 
-    /// Have only the bans of other folders in force, and write them. Blocks.
+    /// Have only the bans of other folders in force, and write them unless the file has them already: a
+    /// full disk takes no other file. Blocks.
     pub fn replace_all(&self, bans: &[(u64, Banned)]) -> io::Result<()> {
         let mut file = self.file.lock();
         {
@@ -222,10 +226,25 @@ impl Bans {
             }
             self.newest.store(list.newest(), Ordering::Release);
         }
-        match bans.is_empty() && file.records == 0 && !file.damaged {
+        match self.is_saved() {
             true => Ok(()),
             false => self.rewrite(&mut file),
         }
+    }
+
+    /// True if the file has exactly the bans in force. Blocks.
+    fn is_saved(&self) -> bool {
+        let data = match self.access.read_file(&self.path, MAX_FILE) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(_) => return false,
+            Ok(data) => data,
+        };
+        let mut saved = List::default();
+        let mut records = Records::of(&data);
+        for (generation, banned) in &mut records {
+            saved.add(generation, banned);
+        }
+        records.rest().is_empty() && saved == *self.list.read()
     }
 
     /// [`ban`](Self::ban) in memory alone, where nothing can be written. [`save`](Self::save) writes

@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::Path;
 
-use crate::cache::io::folder::{is_full, FolderAccess};
+use crate::cache::io::folder::{replace_small, FolderAccess};
 
 /// Longest file that is read, in bytes.
 const MAX_LEN: u64 = 64 * 1024;
@@ -62,13 +62,9 @@ impl Members {
         }
     }
 
-    /// Write the file, durably.
+    /// Write the file, durably unless the disk is full.
     pub(crate) fn store(&self, access: &dyn FolderAccess, path: &Path) -> io::Result<()> {
-        let (file, text) = (path.join("members"), self.to_text());
-        match access.replace(&file, text.as_bytes()) {
-            Err(e) if is_full(&e) => access.replace_or_overwrite(&file, text.as_bytes()),
-            replaced => replaced,
-        }
+        replace_small(access, &path.join("members"), self.to_text().as_bytes())
     }
 
     /// True if a folder is listed with this epoch.

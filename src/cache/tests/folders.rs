@@ -79,6 +79,13 @@ impl Disks {
         }
     }
 
+    /// Leaves a disk no space for new files.
+    fn fill_disk(&self, disk: usize) {
+        for op in [Op::Create, Op::Append, Op::Replace] {
+            self.faults[disk].always(op, libc::ENOSPC);
+        }
+    }
+
     /// Has a disk answer nothing until it is [released](Self::release_disk).
     fn hold_disk(&self, disk: usize) {
         ALL.iter().for_each(|op| self.faults[disk].hold(*op));
@@ -463,9 +470,7 @@ async fn a_full_disk_is_no_fault() {
     let disks = Disks::new(2);
     let cache = disks.open(&[0, 1]);
     let n = keys_of(cache, 1)[0];
-    for op in [Op::Create, Op::Append, Op::Replace] {
-        disks.faults[1].always(op, libc::ENOSPC);
-    }
+    disks.fill_disk(1);
     store_at(cache, &key(n), "new").await.unwrap_err();
     // The second examination begins when the result of the first is noted.
     for _ in 0..2 {
@@ -478,9 +483,88 @@ async fn a_full_disk_is_no_fault() {
         .await;
     }
     assert!(is_up(cache, 1));
-    // A purge says that it is not durable.
-    cache.purge_key(&key(n)).await.unwrap_err();
+    // A purge is durable on the other disk.
+    cache.purge_key(&key(n)).await.unwrap();
     assert!(is_up(cache, 1));
+    disks.fill_disk(0);
+    cache.purge_key(&key(n)).await.unwrap_err();
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_stays_full_costs_neither_hits_nor_purges() {
+    for full in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let of_full = keys_of(cache, full);
+        disks.fill_disk(full);
+        cache.purge_key(&key(of_full[0])).await.unwrap();
+        assert!(is_up(cache, full));
+        cache.kill();
+
+        // The lists of bans differ, and that of the full disk cannot be written.
+        let cache = disks.open(&[0, 1]);
+        assert!(is_up(cache, full));
+        assert_eq!(found(cache).await, without(&of_full[..1]));
+        cache.purge_key(&key(of_full[1])).await.unwrap();
+        assert_eq!(found(cache).await, without(&of_full[..2]));
+        // The other folder keeps the bans that this one could not write.
+        forget_bans(cache).await;
+        assert_eq!(cache.bans(), 2);
+        cache.kill();
+
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, without(&of_full[..2]));
+        disks.faults[full].clear(Op::Replace);
+        let core = cache.cores().all()[full].unwrap();
+        eventually("the bans are written", || core.health.is_current()).await;
+        cache.kill();
+        // Alone, from its own list.
+        disks.break_disk(1 - full);
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, of_full[2..]);
+        close(cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_for_too_many_purges_loses_its_entries_in_a_crash() {
+    for full in [0, 1] {
+        let disks = Disks::new(2);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let (kept, of_full) = (keys_of(cache, 1 - full), keys_of(cache, full));
+        disks.fill_disk(full);
+        purge_many(cache, of_full[0]).await;
+        let other = cache.cores().all()[1 - full].unwrap();
+        maintenance::evict_banned(other, u64::MAX).await;
+        assert!(other.bans.is_empty());
+        assert_eq!(found(cache).await, without(&of_full[..1]));
+        cache.kill();
+        let cache = disks.open(&[0, 1]);
+        assert_eq!(found(cache).await, kept);
+        close(cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_works_again_on_a_full_disk_lacks_bans() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let lost = keys_of(cache, 1);
+    disks.break_disk(1);
+    cache.purge_key(&key(lost[0])).await.unwrap();
+    assert!(!is_up(cache, 1));
+    disks.mend_disk(1);
+    disks.fill_disk(1);
+    eventually("the folder is up", || is_up(cache, 1)).await;
+    assert_eq!(found(cache).await, without(&lost[..1]));
+    forget_bans(cache).await;
+    cache.kill();
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, without(&lost[..1]));
     close(cache).await;
 }
 

@@ -127,7 +127,8 @@ struct Ban {
 }
 
 /// Ban in all folders: a key may have an entry in one that it no longer belongs to. A folder that fails
-/// gets the ban in memory, and writes it before it is used again.
+/// gets the ban in memory, and writes it before it is used again; one whose disk is full writes it when it
+/// can.
 async fn ban_with(
     cores: &'static Cores,
     ban: Ban,
@@ -161,8 +162,8 @@ async fn ban_with(
     }
 }
 
-/// Ban in one folder. `false`: the folder fails, and has it in memory alone. Where that may not be, as
-/// there is no other folder, it is an error.
+/// Ban in one folder. `false`: the folder fails or its disk is full, and has it in memory alone. Where
+/// that may not be, as there is no other folder, it is an error.
 async fn ban_in(
     core: &'static Core,
     Ban { banned, absent }: Ban,
@@ -200,12 +201,16 @@ async fn ban_in(
         return Ok(true);
     };
     let path = core.path.display();
-    if may_fail && condition != Condition::Up {
+    if may_fail {
         warn!("{path}: cannot write the ban list; the cache folder is examined: {e}");
         // One that hangs may wait for others before the ban is in memory.
         core.bans.ban_unsaved(generation, unsaved);
-        // It is not used with a list that lacks a ban.
-        core.health.fail(condition);
+        match condition {
+            // The disk is full. The others do not forget the ban before it is written here.
+            Condition::Up => core.health.fall_behind(),
+            // It is not used with a list that lacks a ban.
+            _ => core.health.fail(condition),
+        }
         return Ok(false);
     }
     core.health.suspect(Cause::of(&e));
