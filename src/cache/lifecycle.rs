@@ -32,6 +32,7 @@ use crate::cache::state::{Core, Opened, Queues, Repair, Shared, NOT_WRITABLE};
 use crate::cache::store::bans::Bans;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::layout::Layout;
+use crate::cache::store::members::Members;
 
 /// Time between two attempts of a successor to take the folders over, beside the time that an attempt
 /// takes. Each reads the bans of the other process.
@@ -585,7 +586,16 @@ impl Lifecycle {
                 }
             }
             Renewed::Taken { is_new } => match self.start_epoch(folder) {
-                Ok(()) => {
+                Ok(false) => {
+                    core.set_writable(false);
+                    core.health.fail(Condition::Down);
+                    folder.forget_open();
+                    error!(
+                        "{path}: another folder is in the place of this cache folder, which is not used until \
+                         it is back; to use the other one, restart"
+                    );
+                }
+                Ok(true) => {
                     // It may have been closed meanwhile.
                     core.set_writable(lock.is_held());
                     warn!("{path}: the lock file was replaced; this process holds the lock again");
@@ -606,10 +616,13 @@ impl Lifecycle {
     }
 
     /// Number the next entries above those that another process may have written meanwhile, and
-    /// write the files again that a start would have written. Blocks.
-    fn start_epoch(&self, folder: &Owned) -> io::Result<()> {
+    /// write the files again that a start would have written. False: another folder is there. Blocks.
+    fn start_epoch(&self, folder: &Owned) -> io::Result<bool> {
         let core = folder.core;
         let own = folder.epoch.lock();
+        if !self.is_same(core)? {
+            return Ok(false);
+        }
         core.bans.restore()?;
         let newest = core.bans.newest().max(core.generations.last());
         let last = epoch::last(core.backend(), &core.path, &core.layout)?;
@@ -634,7 +647,20 @@ impl Lifecycle {
             }
         }
         core.generations.raise(epoch::first_generation(epoch));
-        Ok(())
+        Ok(true)
+    }
+
+    /// True if a folder whose lock file was replaced is still the one that was opened, or was emptied: the
+    /// bans of this cache say nothing about the entries of another. Blocks.
+    fn is_same(&self, core: &Core) -> io::Result<bool> {
+        let found = Members::load(core.backend(), &core.path)?;
+        let is_own = self
+            .shared
+            .peers
+            .is_own(&core.path, found.as_ref().map(|found| &found.own));
+        let is_empty =
+            || found.is_none() && core.layout.highest_generation(core.backend()).is_none();
+        Ok(is_own || is_empty())
     }
 
     /// Create the folders that a new entry needs, in a cache folder that was emptied. Blocks.
@@ -725,15 +751,20 @@ impl Owned {
 
     /// Have entries of a lower generation than `floor` be no part of the cache.
     fn set_floor(&self, floor: u64) {
-        let core = self.core;
-        core.set_floor(floor);
-        for part in 0..core.index.parts() {
-            let lower = |id: &EntryId| id.generation < floor;
-            core.index
-                .part(part)
-                .filter(lower)
-                .for_each(|id| core.forget(id));
-        }
+        self.core.set_floor(floor);
+        let lower = self.entries().filter(|id| id.generation < floor);
+        lower.for_each(|id| self.core.forget(id));
+    }
+
+    /// Have no entry of the folder open.
+    fn forget_open(&self) {
+        self.entries()
+            .for_each(|id| self.core.open_entries.forget(&id));
+    }
+
+    fn entries(&self) -> impl Iterator<Item = EntryId> {
+        let index = &self.core.index;
+        (0..index.parts()).flat_map(|part| index.part(part))
     }
 
     fn is_given_up(&self) -> bool {

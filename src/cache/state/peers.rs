@@ -183,6 +183,16 @@ impl Peers {
         Ok(true)
     }
 
+    /// True if a folder that is found at a path is the one that was opened there, as it was used last.
+    /// `found`: its file; `None`: it has none. Always true without other folders.
+    pub(crate) fn is_own(&self, path: &Path, found: Option<&Member>) -> bool {
+        let list = self.list.lock();
+        let mut peers = list.peers.iter().filter(|_| list.is_kept);
+        let own = peers.find(|listed| listed.peer.path == path);
+        let is_it = |own: Member| found.is_some_and(|of| (own.id, own.epoch) == (of.id, of.epoch));
+        own.is_none_or(|own| own.listings().any(is_it))
+    }
+
     /// Note the epoch of a folder that works again, and list it again if it `has_bans`, all of them.
     /// Blocks.
     pub(crate) fn rejoin(self: &Arc<Self>, path: &Path, has_bans: bool) -> io::Result<()> {

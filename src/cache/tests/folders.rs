@@ -1358,6 +1358,76 @@ async fn a_folder_that_another_process_has_taken_is_absent_until_it_lets_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_folder_in_the_place_of_another_is_not_used() {
+    // A folder of another cache, and a backup of the folder itself.
+    for is_backup in [false, true] {
+        let disks = Disks::new(3);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let lost = keys_of(cache, 1);
+        close(cache).await;
+        let other = disks.dir.path().join("other");
+        match is_backup {
+            true => copy_folder(&disks.path(1), &other),
+            false => {
+                let cache = disks.open(&[2]);
+                for n in 0..KEYS {
+                    store_at(cache, &key(n), "of another").await.unwrap();
+                }
+                close(cache).await;
+                fs::rename(disks.path(2), &other).unwrap();
+            }
+        }
+        let cache = disks.open(&[0, 1]);
+        cache.purge_key(&key(lost[0])).await.unwrap();
+        assert_eq!(found(cache).await, without(&lost[..1]));
+        let core = cache.cores().all()[1].unwrap();
+        let away = disks.dir.path().join("away");
+        fs::rename(disks.path(1), &away).unwrap();
+        fs::rename(&other, disks.path(1)).unwrap();
+        let before = files_of(&disks, 1);
+        eventually("the folder is down", || core.health.is_down()).await;
+        assert_eq!(found(cache).await, without(&lost));
+        store_at(cache, &key(lost[1]), "new").await.unwrap_err();
+        // It stays so, and nothing changes there.
+        let examined = core.health.examinations();
+        eventually("the folder is examined", || {
+            core.health.examinations() > examined + 2
+        })
+        .await;
+        assert!(!is_up(cache, 1));
+        assert_eq!(files_of(&disks, 1), before);
+        cache.purge_key(&key(lost[1])).await.unwrap();
+
+        fs::rename(disks.path(1), &other).unwrap();
+        fs::rename(&away, disks.path(1)).unwrap();
+        eventually("the folder is up", || is_up(cache, 1)).await;
+        eventually("its entries are known", || core.recovery.is_complete()).await;
+        assert_eq!(found(cache).await, without(&lost[..2]));
+        close(cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_is_emptied_is_used_again() {
+    let disks = Disks::new(2);
+    let cache = disks.open(&[0, 1]);
+    store_all(cache).await;
+    let lost = keys_of(cache, 1);
+    fs::remove_dir_all(disks.path(1)).unwrap();
+    fs::create_dir(disks.path(1)).unwrap();
+    eventually("it has a list", || disks.path(1).join("members").exists()).await;
+    eventually("the folder is up", || is_up(cache, 1)).await;
+    for n in &lost {
+        store(cache, *n).await;
+    }
+    close(cache).await;
+    let cache = disks.open(&[0, 1]);
+    assert_eq!(found(cache).await, all());
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_folder_in_use_is_an_error() {
     let disks = Disks::new(2);
     let first = disks.open(&[1]);
