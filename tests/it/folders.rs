@@ -183,6 +183,56 @@ fn the_commands_cover_all_folders() {
 }
 
 #[test]
+fn the_commands_go_on_after_a_folder_that_fails() {
+    let dir = TempDir::new().expect("a folder");
+    let [first, second] = ["first", "second"].map(|name| dir.path().join(name));
+    let origin = origin();
+    let mut proxy = on(&[&first, &second], &origin);
+    fill(&proxy);
+    assert!(proxy.stop_gracefully().success());
+    // A part of the first folder cannot be read, and it cannot be locked.
+    let of_first = entry_files(&first, "body");
+    let part = of_first[0].parent().expect("a folder").to_owned();
+    let lost = fs::read_dir(&part).expect("list").count() as u64 / 2;
+    let left = of_first.len() as u64 - lost;
+    fs::remove_dir_all(&part).expect("remove");
+    fs::write(&part, "").expect("a file");
+    let lock = first.join("lock");
+    fs::remove_file(&lock).expect("remove");
+    fs::create_dir(&lock).expect("a folder");
+    let run = |arguments: &[&str], bad: &[&Path]| {
+        let output = proxy.s3_proxy(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        for bad in bad {
+            let named = format!("s3-proxy: {}: ", bad.display());
+            assert!(stderr.contains(&named), "{stderr}");
+        }
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+
+    let stat = run(&["cache", "stat", "--json"], &[&part, &lock]);
+    let entries = format!("\"entries\":{}", OBJECTS - lost);
+    assert!(stat.contains(&entries), "{stat}");
+    let list = run(&["cache", "ls"], &[&part]);
+    assert_eq!(list.lines().count() as u64, OBJECTS - lost);
+    run(&["cache", "verify"], &[&part]);
+
+    // Nothing is removed from a folder without its lock.
+    let body = entry_files(&second, "body").remove(0);
+    fs::write(&body, "damaged").expect("write");
+    let verified = run(&["cache", "verify", "--remove"], &[&lock]);
+    assert_eq!(verified.matches("; removed").count(), 1, "{verified}");
+    let removed = run(&["cache", "rm", "/assets/*"], &[&lock]);
+    let expected = OBJECTS - lost - left - 1;
+    assert_eq!(removed.trim(), format!("removed {expected}"));
+    assert!(entry_files(&second, "").is_empty());
+    let list = run(&["cache", "ls"], &[&part]);
+    assert_eq!(list.lines().count() as u64, left);
+    run(&["cache", "rm", "/assets/1"], &[&lock]);
+}
+
+#[test]
 fn a_full_disk_keeps_its_hits_and_is_purged() {
     let Some(second) = FaultyDisk::mount() else {
         return;

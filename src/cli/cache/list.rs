@@ -1,6 +1,5 @@
 //! `s3-proxy cache ls`.
 
-use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use pingora_sendfile::cache::inspect::{Entry, Found};
@@ -27,24 +26,20 @@ pub fn run(cache: &Cache, prefix: Option<&str>) -> Outcome {
     };
     let now = SystemTime::now();
     let mut output = Output::new();
-    let mut exit = cache.exit_code();
     for found in cache.folders.iter().flat_map(|(folder, _)| folder.walk()) {
         match found {
             Ok(Found::Entry(entry)) if wanted(&entry) => {
                 if !output.line(line(cache, &entry, now))? {
-                    return Ok(exit);
+                    return Ok(cache.exit_code());
                 }
             }
             Ok(Found::Damaged(damaged)) => eprintln!("s3-proxy: damaged: {}", damage(&damaged)),
             Ok(Found::Entry(_) | Found::Leftover { .. }) => {}
-            Err(e) => {
-                eprintln!("s3-proxy: {e}");
-                exit = ExitCode::FAILURE;
-            }
+            Err(e) => cache.report(e),
         }
     }
     output.flush()?;
-    Ok(exit)
+    Ok(cache.exit_code())
 }
 
 fn line(cache: &Cache, entry: &Entry, now: SystemTime) -> String {

@@ -5,8 +5,9 @@ mod remove;
 mod stat;
 mod verify;
 
+use std::cell::Cell;
+use std::fmt;
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -65,10 +66,10 @@ pub enum CacheCommand {
 /// The folders of a cache, and the buckets whose objects it holds.
 struct Cache {
     config: Config,
-    /// Those that can be read, each with its limit in bytes.
+    /// Those that can be used, each with its limit in bytes.
     folders: Vec<(CacheFolder, u64)>,
-    /// True if there are others.
-    has_unreadable: bool,
+    /// True once something could not be done in a folder.
+    has_failed: Cell<bool>,
     keys: CacheKeys,
 }
 
@@ -77,8 +78,8 @@ pub fn run(command: &CacheCommand) -> Outcome {
     match command {
         CacheCommand::Stat { config, json } => stat::run(&Cache::open(config)?, *json),
         CacheCommand::Ls { config, prefix } => list::run(&Cache::open(config)?, prefix.as_deref()),
-        CacheCommand::Verify { config, remove } => verify::run(&Cache::open(config)?, *remove),
-        CacheCommand::Rm { config, path } => remove::run(&Cache::open(config)?, path),
+        CacheCommand::Verify { config, remove } => verify::run(Cache::open(config)?, *remove),
+        CacheCommand::Rm { config, path } => remove::run(Cache::open(config)?, path),
     }
 }
 
@@ -102,29 +103,44 @@ impl Cache {
         if folders.is_empty() {
             return Err(failures.remove(0).into());
         }
-        failures.iter().for_each(|e| eprintln!("s3-proxy: {e}"));
-        Ok(Cache {
+        let cache = Cache {
             folders,
-            has_unreadable: !failures.is_empty(),
+            has_failed: Cell::new(false),
             keys: CacheKeys::new(&config),
             config,
-        })
+        };
+        failures.iter().for_each(|e| cache.report(e));
+        Ok(cache)
     }
 
-    /// The exit code of a command that has done its work in the folders that can be read.
+    /// Prints an error that names a folder or a file. The work goes on with the next.
+    fn report(&self, e: impl fmt::Display) {
+        eprintln!("s3-proxy: {e}");
+        self.has_failed.set(true);
+    }
+
+    /// The exit code of a command that has done what it could.
     fn exit_code(&self) -> ExitCode {
-        match self.has_unreadable {
+        match self.has_failed.get() {
             true => ExitCode::FAILURE,
             false => ExitCode::SUCCESS,
         }
     }
 
     /// Keeps processes from serving from the folders as long as the locks live. `None`: one does
-    /// already.
-    fn lock(&self) -> Result<Option<Vec<File>>, Failure> {
-        let locks = self.folders.iter().map(|(folder, _)| folder.lock());
-        let locks: Option<Vec<_>> = locks.collect::<io::Result<_>>()?;
-        Ok(locks)
+    /// already. A folder that cannot be locked is left out from now on.
+    fn lock(&mut self) -> Option<Vec<File>> {
+        let mut locks = Vec::new();
+        for (folder, limit) in std::mem::take(&mut self.folders) {
+            match folder.lock() {
+                Ok(lock) => {
+                    locks.push(lock);
+                    self.folders.push((folder, limit));
+                }
+                Err(e) => self.report(e),
+            }
+        }
+        locks.into_iter().collect()
     }
 
     /// The path of an entry, as clients request it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use pingora_cache::key::CacheHashKey;
-use pingora_sendfile::cache::inspect::Found;
+use pingora_sendfile::cache::inspect::{CacheFolder, Found};
 use pingora_sendfile::cache::EntryMeta;
 use pingora_sendfile::s3::RouteError;
 
@@ -12,9 +12,9 @@ use crate::cli::admin::AdminClient;
 use crate::cli::purge;
 use crate::cli::{Failure, Outcome, Output};
 
-pub fn run(cache: &Cache, path: &str) -> Outcome {
+pub fn run(mut cache: Cache, path: &str) -> Outcome {
     // Held to the end: no process starts on a folder that is being changed.
-    let Some(_locks) = cache.lock()? else {
+    let Some(_locks) = cache.lock() else {
         let admin = cache.admin_of_process()?;
         return purge::send(&admin, path);
     };
@@ -22,18 +22,22 @@ pub fn run(cache: &Cache, path: &str) -> Outcome {
     let removed = match path.strip_suffix('*') {
         Some(beginning) => {
             let prefixes = cache.keys.beginning_with(beginning).map_err(unknown)?;
-            remove_all(cache, |meta| {
+            remove_all(&cache, |meta| {
                 let (tag, key) = (meta.key.user_tag.as_ref(), &meta.primary_key);
                 prefixes.iter().any(|prefix| prefix.matches(tag, key))
-            })?
+            })
         }
         None => {
             let hash = cache.keys.object(path).map_err(unknown)?.combined_bin();
             let mut removed = 0;
             for (folder, _) in &cache.folders {
-                if folder.remove_key(&hash)? {
-                    folder.sync(&BTreeSet::from([hash[0]]))?;
-                    removed = 1;
+                match folder.remove_key(&hash) {
+                    Ok(true) => {
+                        removed = 1;
+                        sync(&cache, folder, &BTreeSet::from([hash[0]]));
+                    }
+                    Ok(false) => {}
+                    Err(e) => cache.report(e),
                 }
             }
             if removed == 0 {
@@ -49,26 +53,38 @@ pub fn run(cache: &Cache, path: &str) -> Outcome {
 }
 
 /// The number of removed entries.
-fn remove_all(cache: &Cache, wanted: impl Fn(&EntryMeta) -> bool) -> Result<u64, Failure> {
+fn remove_all(cache: &Cache, wanted: impl Fn(&EntryMeta) -> bool) -> u64 {
     let mut removed = 0;
     for (folder, _) in &cache.folders {
         let mut touched = BTreeSet::new();
         for found in folder.walk() {
-            let found = found?;
             let (id, meta) = match &found {
-                Found::Entry(entry) => (&entry.id, Some(&entry.meta)),
-                Found::Damaged(damaged) => (&damaged.id, damaged.meta.as_ref()),
-                Found::Leftover { .. } => continue,
+                Ok(Found::Entry(entry)) => (&entry.id, Some(&entry.meta)),
+                Ok(Found::Damaged(damaged)) => (&damaged.id, damaged.meta.as_ref()),
+                Ok(Found::Leftover { .. }) => continue,
+                Err(e) => {
+                    cache.report(e);
+                    continue;
+                }
             };
-            if meta.is_some_and(&wanted) {
-                folder.remove(&found)?;
-                touched.insert(id.hash[0]);
-                removed += 1;
+            if !meta.is_some_and(&wanted) {
+                continue;
+            }
+            touched.insert(id.hash[0]);
+            match found.and_then(|found| folder.remove(&found)) {
+                Ok(()) => removed += 1,
+                Err(e) => cache.report(e),
             }
         }
-        folder.sync(&touched)?;
+        sync(cache, folder, &touched);
     }
-    Ok(removed)
+    removed
+}
+
+fn sync(cache: &Cache, folder: &CacheFolder, shards: &BTreeSet<u8>) {
+    if let Err(e) = folder.sync(shards) {
+        cache.report(e);
+    }
 }
 
 // === impl Cache ===

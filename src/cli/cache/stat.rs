@@ -1,7 +1,6 @@
 //! `s3-proxy cache stat`.
 
 use std::fmt;
-use std::process::ExitCode;
 
 use indicatif::DecimalBytes;
 use pingora_sendfile::cache::inspect::Found;
@@ -29,22 +28,21 @@ struct Summary {
 }
 
 pub fn run(cache: &Cache, json: bool) -> Outcome {
-    let mut exit = cache.exit_code();
     let mut summaries = Vec::new();
     for (folder, limit) in &cache.folders {
         let mut summary = Summary {
             path: folder.path().display().to_string(),
-            in_use: folder.is_in_use()?,
+            in_use: folder.is_in_use().unwrap_or_else(|e| {
+                cache.report(e);
+                false
+            }),
             limit: *limit,
             ..Summary::default()
         };
         for found in folder.walk() {
             match found {
                 Ok(found) => summary.add(&found),
-                Err(e) => {
-                    eprintln!("s3-proxy: {e}");
-                    exit = ExitCode::FAILURE;
-                }
+                Err(e) => cache.report(e),
             }
         }
         summaries.push(summary);
@@ -69,7 +67,7 @@ pub fn run(cache: &Cache, json: bool) -> Outcome {
         }
     }
     output.flush()?;
-    Ok(exit)
+    Ok(cache.exit_code())
 }
 
 // === impl Summary ===

@@ -24,9 +24,9 @@ enum Remover {
     Process(AdminClient),
 }
 
-pub fn run(cache: &Cache, remove: bool) -> Outcome {
+pub fn run(mut cache: Cache, remove: bool) -> Outcome {
     let remover = if remove {
-        Remover::new(cache)?
+        Remover::new(&mut cache)?
     } else {
         Remover::No
     };
@@ -37,7 +37,6 @@ pub fn run(cache: &Cache, remove: bool) -> Outcome {
     );
     let mut output = Output::new();
     let (mut entries, mut bytes, mut damaged) = (0u64, 0u64, 0u64);
-    let mut failed = cache.has_unreadable;
     let count = cache.folders.len() as f64;
     for (position, (folder, _)) in cache.folders.iter().enumerate() {
         let mut touched = BTreeSet::new();
@@ -59,7 +58,7 @@ pub fn run(cache: &Cache, remove: bool) -> Outcome {
                     damaged += 1;
                     let mut line = damage(&found);
                     touched.insert(found.id.hash[0]);
-                    match remover.remove(cache, folder, found) {
+                    match remover.remove(&cache, folder, found) {
                         Ok(false) => {}
                         Ok(true) => line += "; removed",
                         Err(e) => line += &format!("; not removed: {e}"),
@@ -67,14 +66,13 @@ pub fn run(cache: &Cache, remove: bool) -> Outcome {
                     bar.suspend(|| output.line(line).and_then(|_| output.flush()))?;
                 }
                 Ok(Some(Found::Leftover { .. }) | None) => {}
-                Err(e) => {
-                    failed = true;
-                    bar.suspend(|| eprintln!("s3-proxy: {e}"));
-                }
+                Err(e) => bar.suspend(|| cache.report(e)),
             }
         }
         if matches!(remover, Remover::Files { .. }) {
-            folder.sync(&touched)?;
+            if let Err(e) = folder.sync(&touched) {
+                bar.suspend(|| cache.report(e));
+            }
         }
     }
     bar.finish_and_clear();
@@ -82,18 +80,17 @@ pub fn run(cache: &Cache, remove: bool) -> Outcome {
         "s3-proxy: {entries} entries verified, {}: {damaged} damaged",
         DecimalBytes(bytes)
     );
-    Ok(if damaged > 0 || failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
+    Ok(match damaged {
+        0 => cache.exit_code(),
+        _ => ExitCode::FAILURE,
     })
 }
 
 // === impl Remover ===
 
 impl Remover {
-    fn new(cache: &Cache) -> Result<Self, Failure> {
-        Ok(match cache.lock()? {
+    fn new(cache: &mut Cache) -> Result<Self, Failure> {
+        Ok(match cache.lock() {
             Some(locks) => Remover::Files { _locks: locks },
             None => Remover::Process(cache.admin_of_process()?),
         })
