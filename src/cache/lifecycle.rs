@@ -94,12 +94,12 @@ pub(crate) fn prepare_all(
     config: &DiskCacheConfig,
     backend: impl Fn(usize, &Handle) -> io::Result<Box<dyn DiskBackend>> + Send + Sync + 'static,
 ) -> Vec<io::Result<Prepared>> {
-    let successor = config.successor;
+    let (successor, is_one_of_several) = (config.successor, config.folders.len() > 1);
     let paths = config.folders.iter().map(|folder| folder.path.clone());
     let folders = paths.enumerate().map(|(position, path)| (path, position));
     patience::each(LONG_PATIENCE, folders.collect(), move |path, position| {
         let backend = |runtime: &Handle| backend(position, runtime);
-        prepare(path, successor, backend)
+        prepare(path, successor, is_one_of_several, backend)
     })
 }
 
@@ -107,6 +107,7 @@ pub(crate) fn prepare_all(
 fn prepare(
     path: &Path,
     successor: bool,
+    is_one_of_several: bool,
     backend: impl FnOnce(&Handle) -> io::Result<Box<dyn DiskBackend>>,
 ) -> io::Result<Prepared> {
     LocalFolder
@@ -121,8 +122,9 @@ fn prepare(
         return Err(io::Error::new(
             io::ErrorKind::AddrInUse,
             format!(
-                "{}: another process uses this cache folder; stop it, or give each its own cache.disk.path",
-                path.display()
+                "{}: another process uses this cache folder; stop it, or give each its own {}",
+                path.display(),
+                path_key(is_one_of_several)
             ),
         ));
     }
@@ -224,6 +226,7 @@ pub(crate) fn begin(
             epoch: Mutex::default(),
         })));
     }
+    warn_shared(&folders);
     let lifecycle = Lifecycle {
         configured: config.folders.clone(),
         folders,
@@ -237,6 +240,29 @@ pub(crate) fn begin(
         lifecycle,
         queues,
     })
+}
+
+/// The key of the configuration that names the folder, or all of them.
+fn path_key(is_one_of_several: bool) -> &'static str {
+    match is_one_of_several {
+        true => "cache.disk.paths",
+        false => "cache.disk.path",
+    }
+}
+
+/// Warn of folders on one file system: it has less space than each of them expects.
+fn warn_shared(owned: &[&Owned]) {
+    for (at, folder) in owned.iter().enumerate() {
+        let mount = folder.lock.mount();
+        let shares = |other: &&&Owned| other.lock.mount().is_on_same_file_system(mount);
+        if let Some(other) = owned[..at].iter().find(shares) {
+            warn!(
+                "{} and {} are on one file system: it needs space for both, and min_free_gb makes both evict",
+                other.core.path.display(),
+                folder.core.path.display()
+            );
+        }
+    }
 }
 
 /// Warn that a folder cannot be used.
@@ -578,7 +604,8 @@ impl Lifecycle {
                 core.set_writable(false);
                 error!(
                     "{path}: the lock file was removed, and another process has taken this cache folder; \
-                     nothing is stored until it ends: stop it, or give each its own cache.disk.path"
+                     nothing is stored until it ends: stop it, or give each its own {}",
+                    path_key(core.health.has_others())
                 );
                 if core.health.has_others() {
                     // It has the bans of this process only when it is taken again.

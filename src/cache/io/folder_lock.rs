@@ -71,6 +71,11 @@ impl Mount {
         fs::metadata(&self.folder).is_ok_and(|folder| folder.dev() == self.device)
     }
 
+    /// True if two folders take the same space.
+    pub(crate) fn is_on_same_file_system(&self, other: &Mount) -> bool {
+        self.device == other.device
+    }
+
     /// An error unless [`is_there`](Self::is_there). Blocks.
     pub(crate) fn check(&self) -> io::Result<()> {
         match self.is_there() {

@@ -1433,7 +1433,15 @@ async fn a_folder_in_use_is_an_error() {
     let first = disks.open(&[1]);
     let opened = DiskCache::open(disks.config(&[0, 1]));
     let e = opened.map(drop).unwrap_err();
-    assert!(e.to_string().contains("another process"), "{e}");
+    let said = format!(
+        "{}: another process uses this cache folder; stop it, or give each its own cache.disk.paths",
+        disks.path(1).display()
+    );
+    assert_eq!(e.to_string(), said);
+    // A single folder has another key.
+    let opened = DiskCache::open(disks.config(&[1]));
+    let e = opened.map(drop).unwrap_err();
+    assert_eq!(e.to_string(), said.strip_suffix('s').unwrap());
     close(first).await;
 }
 
