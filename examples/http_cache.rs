@@ -319,7 +319,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     server.add_service(service);
     if options.upgrade {
         // The other process serves meanwhile. An entry that is not found yet would be a miss.
-        cache.wait_recovered();
+        cache.wait_listed();
     }
     server.bootstrap();
     std::thread::spawn(move || {

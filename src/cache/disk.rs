@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 
 use crate::cache::config::DiskCacheConfig;
 use crate::cache::io::backend::DiskBackend;
+use crate::cache::io::patience::LONG_PATIENCE;
 use crate::cache::io::regular::invalid;
 use crate::cache::io::select;
 use crate::cache::jobs::{maintenance, removal, scrub};
@@ -169,6 +170,16 @@ impl DiskCache {
     /// Wait until all entries of earlier runs are known. Blocks.
     pub fn wait_recovered(&self) {
         self.cores.iter().for_each(|core| core.recovery.wait());
+    }
+
+    /// [`wait_recovered`](Self::wait_recovered), but do not wait for one of several folders that hangs.
+    pub fn wait_listed(&self) {
+        if !self.cores.are_several() {
+            return self.wait_recovered();
+        }
+        for core in self.cores.iter() {
+            core.recovery.wait_while_it_advances(LONG_PATIENCE);
+        }
     }
 
     /// Wait, at most `timeout`, until complete fills are committed, and release the folders.

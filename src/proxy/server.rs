@@ -234,7 +234,7 @@ impl ProxyServer {
         if listeners == Listeners::Inherited {
             // The other process serves meanwhile. An entry that is not found yet would be a miss.
             if let Some(cache) = cache {
-                cache.wait_recovered();
+                cache.wait_listed();
             }
             info!(
                 "waiting at {} for the listeners of the running process; send it SIGQUIT",

@@ -143,9 +143,57 @@ impl RecoveryProgress {
         }
     }
 
+    /// Wait for the end of the first recovery, as long as no shard takes longer than `limit`. Blocks.
+    pub(crate) fn wait_while_it_advances(&self, limit: Duration) {
+        let mut ended = self.ended.lock();
+        let mut before = self.shards.load(Ordering::Acquire);
+        while !*ended {
+            let is_late = self.signal.wait_for(&mut ended, limit).timed_out();
+            let shards = self.shards.load(Ordering::Acquire);
+            if is_late && shards == before {
+                return;
+            }
+            before = shards;
+        }
+    }
+
     /// Pretend that the recovery started earlier.
     #[cfg(test)]
     pub(crate) fn backdate(&self, by: Duration) {
         self.start.lock().since -= by;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recovery_that_hangs_is_not_waited_for() {
+        let progress = RecoveryProgress::new(None);
+        progress.wait_while_it_advances(Duration::from_millis(10));
+        progress.end();
+        progress.wait_while_it_advances(Duration::MAX);
+    }
+
+    #[test]
+    fn a_recovery_is_waited_for_as_long_as_it_advances() {
+        // On a busy machine, it may seem to hang with a short limit.
+        let limits = [200, 1_000, 5_000, 25_000].map(Duration::from_millis);
+        assert!(limits.into_iter().any(|limit| {
+            let progress = RecoveryProgress::new(None);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    for _ in 0..4 {
+                        std::thread::sleep(limit / 2);
+                        progress.add_shard();
+                    }
+                    progress.end();
+                });
+                progress.wait_while_it_advances(limit);
+                let is_ended = *progress.ended.lock();
+                is_ended
+            })
+        }));
     }
 }
