@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 
 use crate::cache::config::DiskCacheConfig;
 use crate::cache::io::backend::DiskBackend;
-use crate::cache::io::patience::LONG_PATIENCE;
+use crate::cache::io::patience::Patience;
 use crate::cache::io::regular::invalid;
 use crate::cache::io::select;
 use crate::cache::jobs::{maintenance, removal, scrub};
@@ -111,9 +111,18 @@ impl DiskCache {
         config: DiskCacheConfig,
         backend: impl Fn(usize, &Handle) -> io::Result<Box<dyn DiskBackend>> + Send + Sync + 'static,
     ) -> io::Result<&'static DiskCache> {
+        DiskCache::open_within(config, |_| Patience::default(), backend)
+    }
+
+    /// [`open_with`](Self::open_with) with time limits for each folder, by its position.
+    pub(crate) fn open_within(
+        config: DiskCacheConfig,
+        patience: impl Fn(usize) -> Patience,
+        backend: impl Fn(usize, &Handle) -> io::Result<Box<dyn DiskBackend>> + Send + Sync + 'static,
+    ) -> io::Result<&'static DiskCache> {
         let mut prepared = Vec::new();
         let mut failures = Vec::new();
-        for folder in lifecycle::prepare_all(&config, backend) {
+        for folder in lifecycle::prepare_all(&config, patience, backend) {
             match folder {
                 Ok(folder) => prepared.push(Some(folder)),
                 // A mistake, and no fault of the disk.
@@ -178,7 +187,7 @@ impl DiskCache {
             return self.wait_recovered();
         }
         for core in self.cores.iter() {
-            core.recovery.wait_while_it_advances(LONG_PATIENCE);
+            core.recovery.wait_while_it_advances(core.patience.long());
         }
     }
 

@@ -19,7 +19,7 @@ use crate::cache::io::backend::DiskBackend;
 use crate::cache::io::disk_io::{DiskIo, Threads};
 use crate::cache::io::folder::{FolderAccess, LocalFolder};
 use crate::cache::io::folder_lock::{FolderLock, Renewed};
-use crate::cache::io::patience::{self, LONG_PATIENCE, PATIENCE};
+use crate::cache::io::patience::{self, Patience};
 use crate::cache::jobs::misplaced;
 use crate::cache::jobs::recovery::{self, Leftovers};
 use crate::cache::lifecycle::join::{unless_full, Join, Joining, Past};
@@ -74,6 +74,7 @@ pub(crate) struct Prepared {
     lock: FolderLock,
     was_cache: bool,
     io: DiskIo,
+    patience: Patience,
     layout: Layout,
     bans: Bans,
     past: Past,
@@ -89,23 +90,32 @@ pub(crate) struct Begun {
     pub queues: Vec<Queues>,
 }
 
-/// Prepare the folders of `config`, each with the backend for its position. Blocks.
+/// Prepare the folders of `config`, each with the time limits and the backend for its position. Blocks.
 pub(crate) fn prepare_all(
     config: &DiskCacheConfig,
+    patience: impl Fn(usize) -> Patience,
     backend: impl Fn(usize, &Handle) -> io::Result<Box<dyn DiskBackend>> + Send + Sync + 'static,
 ) -> Vec<io::Result<Prepared>> {
     let (successor, is_one_of_several) = (config.successor, config.folders.len() > 1);
     let paths = config.folders.iter().map(|folder| folder.path.clone());
-    let folders = paths.enumerate().map(|(position, path)| (path, position));
-    patience::each(LONG_PATIENCE, folders.collect(), move |path, position| {
+    let folders = paths.enumerate().map(|(position, path)| {
+        let patience = patience(position);
+        patience::Folder {
+            path,
+            limit: patience.long(),
+            of: (position, patience),
+        }
+    });
+    patience::each(folders.collect(), move |path, (position, patience)| {
         let backend = |runtime: &Handle| backend(position, runtime);
-        prepare(path, successor, is_one_of_several, backend)
+        prepare(path, patience, successor, is_one_of_several, backend)
     })
 }
 
 /// Create a folder, lock it, and read its lists. Blocks.
 fn prepare(
     path: &Path,
+    patience: Patience,
     successor: bool,
     is_one_of_several: bool,
     backend: impl FnOnce(&Handle) -> io::Result<Box<dyn DiskBackend>>,
@@ -151,6 +161,7 @@ fn prepare(
         lock,
         was_cache,
         io,
+        patience,
         layout,
         bans,
         past,
@@ -178,17 +189,17 @@ pub(crate) fn begin(
     drop(joining);
     let join = Arc::new(join);
     let folders = positions.iter().zip(prepared).enumerate();
-    let folders = folders.map(|(at, (position, prepared))| (path(position).into(), (at, prepared)));
+    let folders = folders.map(|(at, (position, prepared))| patience::Folder {
+        path: path(position).into(),
+        limit: prepared.patience.long(),
+        of: (at, prepared),
+    });
     let begun = {
         let join = join.clone();
-        patience::each(
-            LONG_PATIENCE,
-            folders.collect(),
-            move |path, (at, folder)| {
-                let is_current = folder.begin(&join, at, path, writable)?;
-                Ok((folder, is_current))
-            },
-        )
+        patience::each(folders.collect(), move |path, (at, folder)| {
+            let is_current = folder.begin(&join, at, path, writable)?;
+            Ok((folder, is_current))
+        })
     };
     let all_failed = begun.iter().all(io::Result::is_err);
     let mut opened: Vec<_> = config.folders.iter().map(|_| None).collect();
@@ -304,6 +315,7 @@ impl Prepared {
         let opened = Opened {
             mount: self.lock.mount().clone(),
             io: self.io,
+            patience: self.patience,
             layout: self.layout,
             bans: self.bans,
             floor,
@@ -397,11 +409,15 @@ impl Lifecycle {
             }
             if held.len() > held_before {
                 // A process releases all its folders at the same time, except those that hang.
-                let released = released.get_or_insert_with(Instant::now);
-                if released.elapsed() > LONG_PATIENCE {
-                    let why = io::Error::other("the other process does not release it");
-                    waiting.drain(..).for_each(|folder| folder.give_up(&why));
-                }
+                let released = *released.get_or_insert_with(Instant::now);
+                waiting.retain(|folder| {
+                    let may_come = released.elapsed() <= folder.core.patience.long();
+                    if !may_come {
+                        let why = io::Error::other("the other process does not release it");
+                        folder.give_up(&why);
+                    }
+                    may_come
+                });
             }
             if waiting.is_empty() {
                 return held;
@@ -437,11 +453,15 @@ impl Lifecycle {
                 return None;
             }
         };
-        let joining = joining.into_iter().enumerate();
-        let joining = joining.map(|(at, folder)| (folder.path.to_owned(), (at, folder)));
+        let joining = joining.into_iter().zip(&folders).enumerate();
+        let joining = joining.map(|(at, (folder, of))| patience::Folder {
+            path: folder.path.to_owned(),
+            limit: of.core.patience.long(),
+            of: (at, folder),
+        });
         let begun = {
             let join = join.clone();
-            patience::each(LONG_PATIENCE, joining.collect(), move |_, (at, folder)| {
+            patience::each(joining.collect(), move |_, (at, folder)| {
                 let is_current = join.write(at, &folder)?;
                 let size = folder.past.last.closed_size(folder.access, folder.path);
                 Ok((is_current, size))
@@ -483,16 +503,13 @@ impl Lifecycle {
     /// Have the folders in which the run has begun list each other. All other folders of the
     /// configuration are absent: they may miss bans.
     fn set_peers<'a>(&self, join: &Join, begun: impl IntoIterator<Item = &'a Owned>) {
-        let begun: Vec<_> = begun.into_iter().map(|folder| folder.core).collect();
+        let begun: Vec<_> = begun.into_iter().collect();
         let mut absent = join.absent.clone();
         let mut peers = Vec::new();
         for (at, members) in join.members.iter().enumerate() {
-            let is_it = |core: &&&Core| path_hash(&core.path) == members.own.path;
+            let is_it = |of: &&&Owned| path_hash(&of.core.path) == members.own.path;
             match begun.iter().find(is_it) {
-                Some(core) => {
-                    let peer = Peer::new(&core.path, core.backend(), core.health.clone());
-                    peers.push((peer, members.clone()));
-                }
+                Some(of) => peers.push((of.peer(), members.clone())),
                 None => absent.extend(join.listed(at)),
             }
         }
@@ -511,7 +528,8 @@ impl Lifecycle {
             tokio::time::sleep(LOCK_INTERVAL).await;
             let runtime = folder.core.io.runtime();
             let mut kept = runtime.spawn_blocking(|| self.keep_lock(folder));
-            let kept = match tokio::time::timeout(PATIENCE, &mut kept).await {
+            let limit = folder.core.patience.short();
+            let kept = match tokio::time::timeout(limit, &mut kept).await {
                 Ok(kept) => kept,
                 Err(_) => {
                     folder.core.health.suspect(Cause::Other);
@@ -543,7 +561,8 @@ impl Lifecycle {
             let mark = core.health.examine();
             let runtime = core.io.runtime();
             let mut examined = runtime.spawn_blocking(|| self.examine(folder));
-            let result = match tokio::time::timeout(PATIENCE, &mut examined).await {
+            let limit = core.patience.short();
+            let result = match tokio::time::timeout(limit, &mut examined).await {
                 Ok(result) => result,
                 Err(_) => {
                     let hangs = io::Error::from(io::ErrorKind::TimedOut);
@@ -664,8 +683,8 @@ impl Lifecycle {
         let is_other =
             |other: &&'static Owned| other.core.path != core.path && other.core.health.is_up();
         for other in self.folders.iter().copied().filter(is_other) {
-            let path = &other.core.path;
-            let begun = patience::within(PATIENCE, path, move || other.begin_epoch(epoch));
+            let (path, limit) = (&other.core.path, other.core.patience.short());
+            let begun = patience::within(limit, path, move || other.begin_epoch(epoch));
             if let Err(e) = begun {
                 let path = path.display();
                 warn!("{path}: cannot note the new epoch; the cache folder is examined: {e}");
@@ -706,14 +725,16 @@ impl Lifecycle {
     /// Wait, at most `timeout`, until complete fills are committed, and release the folders, at about
     /// the same time. Blocks; for the end of a process.
     pub(crate) fn close(&self, timeout: Duration) {
-        let folders = || self.folders.iter().map(|of| (of.core.path.clone(), *of));
         let settle = move |_: &Path, of: &'static Owned| Ok(of.settle(timeout));
-        let settled = patience::each(timeout + PATIENCE, folders().collect(), settle);
+        let limit = |of: &Owned| timeout.saturating_add(of.core.patience.short());
+        let folders = self.folders.iter().map(|of| of.work(limit(of), *of));
+        let settled = patience::each(folders.collect(), settle);
         let settled = settled.into_iter().map(|settled| settled.unwrap_or(false));
-        let folders = folders().zip(settled);
-        let folders = folders.map(|((path, of), is_settled)| (path, (of, is_settled)));
+        let folders = self.folders.iter().zip(settled);
+        let limit = |of: &Owned| of.core.patience.short().saturating_mul(2);
+        let folders = folders.map(|(of, is_settled)| of.work(limit(of), (*of, is_settled)));
         let close = |_: &Path, (of, is_settled): (&'static Owned, bool)| of.close(is_settled);
-        let closed = patience::each(2 * PATIENCE, folders.collect(), close);
+        let closed = patience::each(folders.collect(), close);
         for (of, closed) in self.folders.iter().zip(closed) {
             if let Err(e) = closed {
                 let path = of.core.path.display();
@@ -736,6 +757,22 @@ impl Lifecycle {
 // === impl Owned ===
 
 impl Owned {
+    /// The folder as the others know it.
+    fn peer(&self) -> Arc<Peer> {
+        let core = self.core;
+        let (health, patience) = (core.health.clone(), core.patience.clone());
+        Peer::new(&core.path, core.backend(), health, patience)
+    }
+
+    /// The argument of a work in this folder that takes at most `limit`.
+    fn work<A>(&self, limit: Duration, of: A) -> patience::Folder<A> {
+        patience::Folder {
+            path: self.core.path.clone(),
+            limit,
+            of,
+        }
+    }
+
     /// Lock the folder if the other process has released it. Otherwise, read its purges. Blocks.
     fn try_lock(&self) -> io::Result<bool> {
         let core = self.core;
@@ -768,7 +805,7 @@ impl Owned {
     fn begin_epoch(&self, epoch: u32) -> io::Result<()> {
         let _epoch = self
             .epoch
-            .try_lock_for(PATIENCE)
+            .try_lock_for(self.core.patience.short())
             .ok_or(io::ErrorKind::TimedOut)?;
         match self.lock.is_held() {
             true => epoch::renew(self.core.backend(), &self.core.path, epoch),
@@ -837,7 +874,8 @@ impl Owned {
     /// progress must not replace files of the next one. Blocks.
     fn close(&self, is_settled: bool) -> io::Result<()> {
         let core = self.core;
-        let epoch = self.epoch.try_lock_for(PATIENCE);
+        let limit = core.patience.short();
+        let epoch = self.epoch.try_lock_for(limit);
         let was_writable = core.set_writable(false);
         let _epoch = epoch.ok_or(io::ErrorKind::TimedOut)?;
         let is_exact = is_settled
@@ -902,8 +940,9 @@ fn each<T: Send + 'static>(
     folders: &[&'static Owned],
     work: impl Fn(&'static Owned) -> io::Result<T> + Send + Sync + 'static,
 ) -> Vec<io::Result<T>> {
-    let folders = folders.iter().map(|of| (of.core.path.clone(), *of));
-    patience::each(LONG_PATIENCE, folders.collect(), move |_, of| work(of))
+    let folders = folders.iter();
+    let folders = folders.map(|of| of.work(of.core.patience.long(), *of));
+    patience::each(folders.collect(), move |_, of| work(of))
 }
 
 fn spawn_loader(work: impl FnOnce() + Send + 'static) -> io::Result<()> {

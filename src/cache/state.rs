@@ -48,6 +48,7 @@ use crate::cache::io::backend::DiskBackend;
 use crate::cache::io::disk_io::DiskIo;
 use crate::cache::io::files::EntryFiles;
 use crate::cache::io::folder_lock::Mount;
+use crate::cache::io::patience::Patience;
 use crate::cache::state::clock::Clock;
 use crate::cache::state::fill::{Fill, Fills};
 use crate::cache::state::fill_permits::FillPermits;
@@ -77,6 +78,7 @@ pub(crate) struct Core {
     pub path: PathBuf,
     pub mount: Mount,
     pub io: DiskIo,
+    pub patience: Patience,
     pub layout: Layout,
     pub sendfile: SendfileConfig,
     pub blocks: BlocksConfig,
@@ -145,6 +147,7 @@ pub(crate) struct Shared {
 pub(crate) struct Opened {
     pub mount: Mount,
     pub io: DiskIo,
+    pub patience: Patience,
     pub layout: Layout,
     pub bans: Bans,
     /// Entries of a lower generation are not part of the cache.
@@ -201,6 +204,7 @@ impl Core {
             path: folder.path.clone(),
             mount: opened.mount,
             io: opened.io,
+            patience: opened.patience,
             layout: opened.layout,
             sendfile: config.sendfile,
             blocks: BlocksConfig {

@@ -10,7 +10,7 @@ use rustix::fs::{access, Access};
 
 use super::authorities;
 use super::tls::{self, Unusable};
-use crate::cache::patience::{self, PATIENCE};
+use crate::cache::patience::{self, Patience};
 use crate::cache::FolderConfig;
 use crate::config::{AccessLog, Bucket, Config, KernelTls, Rotate, Tls};
 
@@ -122,8 +122,12 @@ fn check_folders(folders: &[FolderConfig], is_path: bool) -> Vec<Unfit> {
         false => format!("cache.disk.paths[{index}].path"),
     };
     let with_keys = folders.iter().enumerate();
-    let with_keys = with_keys.map(|(index, folder)| (folder.path.clone(), key(index)));
-    let checked = patience::each(PATIENCE, with_keys.collect(), |path, key| {
+    let with_keys = with_keys.map(|(index, folder)| patience::Folder {
+        path: folder.path.clone(),
+        limit: Patience::default().short(),
+        of: key(index),
+    });
+    let checked = patience::each(with_keys.collect(), |path, key: String| {
         Ok(check_folder(&key, path).err())
     });
     let unfit = checked

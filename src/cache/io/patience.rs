@@ -7,26 +7,64 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The longest time that an operation on small files takes on a disk that works.
-pub(crate) const PATIENCE: Duration = match cfg!(test) {
-    true => Duration::from_secs(3),
-    false => Duration::from_secs(10),
-};
+/// See [`Patience::short`].
+const SHORT: Duration = Duration::from_secs(10);
 
-/// The longest time that a step of a start, and a write of a body, takes on a disk that works.
-pub(crate) const LONG_PATIENCE: Duration = match cfg!(test) {
-    true => PATIENCE,
-    false => Duration::from_secs(20),
-};
+/// See [`Patience::long`].
+const LONG: Duration = Duration::from_secs(20);
+
+/// The longest times that operations take on the disk of a folder while it works.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Patience {
+    /// The limit that a test has set.
+    #[cfg(test)]
+    limit: Arc<parking_lot::Mutex<Option<Duration>>>,
+}
+
+impl Patience {
+    /// That of an operation on small files.
+    pub(crate) fn short(&self) -> Duration {
+        self.or(SHORT)
+    }
+
+    /// That of a step of a start, and of a write of a body.
+    pub(crate) fn long(&self) -> Duration {
+        self.or(LONG)
+    }
+
+    #[cfg(not(test))]
+    fn or(&self, limit: Duration) -> Duration {
+        limit
+    }
+
+    #[cfg(test)]
+    fn or(&self, limit: Duration) -> Duration {
+        self.limit.lock().unwrap_or(limit)
+    }
+
+    /// Set both limits, for operations that begin later.
+    #[cfg(test)]
+    pub(crate) fn set(&self, limit: Duration) {
+        *self.limit.lock() = Some(limit);
+    }
+}
+
+/// A folder that something is done in.
+pub(crate) struct Folder<A> {
+    pub path: PathBuf,
+    /// The longest time that the work takes there.
+    pub limit: Duration,
+    /// The argument of the work.
+    pub of: A,
+}
 
 /// Call `work` for each folder at the same time, on threads of their own, and wait for the results, in
-/// this order, at most `limit`. After that, the error is `TimedOut`, the work goes on alone, and its
-/// result is dropped. Blocks.
+/// this order, at most until the limit of each. After that, the error is `TimedOut`, the work goes on
+/// alone, and its result is dropped. Blocks.
 ///
 /// A single folder has no limit: nothing else could be done meanwhile.
 pub(crate) fn each<A, T>(
-    limit: Duration,
-    folders: Vec<(PathBuf, A)>,
+    folders: Vec<Folder<A>>,
     work: impl Fn(&Path, A) -> io::Result<T> + Send + Sync + 'static,
 ) -> Vec<io::Result<T>>
 where
@@ -35,18 +73,20 @@ where
 {
     if folders.len() <= 1 {
         let only = folders.into_iter();
-        return only.map(|(path, of)| work(&path, of)).collect();
+        return only
+            .map(|Folder { path, of, .. }| work(&path, of))
+            .collect();
     }
     let work = Arc::new(work);
-    let until = Instant::now() + limit;
-    let start = |(path, of): (PathBuf, A)| {
+    let start = |Folder { path, limit, of }: Folder<A>| {
         let (work, folder) = (work.clone(), path.clone());
-        (path, start(move || work(&folder, of)))
+        let until = Instant::now() + limit;
+        (path, start(move || work(&folder, of)), until)
     };
     let started: Vec<_> = folders.into_iter().map(start).collect();
     let results = started.into_iter();
     results
-        .map(|(path, started)| wait(&path, started?, until))
+        .map(|(path, started, until)| wait(&path, started?, until))
         .collect()
 }
 
@@ -86,12 +126,23 @@ fn wait<T>(folder: &Path, result: Receiver<io::Result<T>>, until: Instant) -> io
 mod tests {
     use super::*;
 
+    const MINUTES: Duration = Duration::from_secs(600);
+
     #[test]
     fn a_folder_that_hangs_is_an_error_and_the_others_are_done() {
         let (end, hangs) = sync_channel::<()>(0);
         let hangs = std::sync::Mutex::new(hangs);
-        let folders = ["/a", "/b", "/c"].map(|path| (path.into(), path.len()));
-        let results = each(Duration::from_millis(50), folders.into(), move |path, n| {
+        let folders = [
+            ("/a", MINUTES),
+            ("/b", Duration::from_millis(5)),
+            ("/c", MINUTES),
+        ];
+        let folders = folders.map(|(path, limit)| Folder {
+            path: path.into(),
+            limit,
+            of: path.len(),
+        });
+        let results = each(folders.into(), move |path, n| {
             if path == Path::new("/b") {
                 let _ = hangs.lock().unwrap().recv();
             }
@@ -106,7 +157,12 @@ mod tests {
 
     #[test]
     fn the_only_folder_has_no_limit() {
-        let results = each(Duration::ZERO, vec![("/a".into(), ())], |_, ()| {
+        let only = Folder {
+            path: "/a".into(),
+            limit: Duration::ZERO,
+            of: (),
+        };
+        let results = each(vec![only], |_, ()| {
             thread::sleep(Duration::from_millis(5));
             Ok(())
         });

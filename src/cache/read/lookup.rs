@@ -10,7 +10,6 @@ use pingora_core::Result;
 
 use crate::cache::io::backend::OpenBody;
 use crate::cache::io::nowait::{open_body_nowait, open_nowait, read_body_nowait};
-use crate::cache::io::patience::PATIENCE;
 use crate::cache::io::regular::invalid;
 use crate::cache::read::hit::DiskHit;
 use crate::cache::state::body_file::BodyFile;
@@ -244,7 +243,7 @@ async fn open_files(core: &'static Core, id: EntryId) -> Opened {
         Some(opened) => Ok(opened),
         None => {
             let opened = core.backend().open(&files, prefetch);
-            let opened = core.patiently(PATIENCE, opened).await;
+            let opened = core.patiently(core.patience.short(), opened).await;
             opened.and_then(|open| OpenEntry::checked(&id, open))
         }
     };
@@ -310,7 +309,7 @@ async fn reopen(
             let space = core.open_bodies.open(id);
             let files = core.files(&id);
             let opened = core.backend().open_body(&files);
-            let OpenBody { body, body_len } = core.patiently(PATIENCE, opened).await?;
+            let OpenBody { body, body_len } = core.patiently(core.patience.short(), opened).await?;
             if body_len != known.meta.body_len {
                 return Err(invalid(WRONG_LENGTH));
             }

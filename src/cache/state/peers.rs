@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::cache::io::folder::FolderAccess;
-use crate::cache::io::patience::{self, PATIENCE};
+use crate::cache::io::patience::{self, Patience};
 use crate::cache::state::health::{Condition, Health};
 use crate::cache::state::stats::Cause;
 use crate::cache::store::members::{Member, Members};
@@ -57,6 +57,7 @@ pub(crate) struct Peer {
     path: PathBuf,
     access: &'static dyn FolderAccess,
     health: Arc<Health>,
+    patience: Patience,
     /// Held while its file is written, never on an async worker.
     file: Mutex<()>,
 }
@@ -68,11 +69,13 @@ impl Peer {
         path: &Path,
         access: &'static dyn FolderAccess,
         health: Arc<Health>,
+        patience: Patience,
     ) -> Arc<Peer> {
         Arc::new(Peer {
             path: path.into(),
             access,
             health,
+            patience,
             file: Mutex::default(),
         })
     }
@@ -229,7 +232,7 @@ impl Peers {
     /// Write the file of a folder. A disk that hangs is an error.
     fn store(self: &Arc<Self>, peer: &Arc<Peer>) -> io::Result<()> {
         let (peers, of) = (self.clone(), peer.clone());
-        patience::within(PATIENCE, &peer.path, move || {
+        patience::within(peer.patience.short(), &peer.path, move || {
             let _file = of.file.lock();
             let members = peers.list.lock().members_of(&of.path);
             match members {

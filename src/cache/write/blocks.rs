@@ -12,7 +12,6 @@ use pingora_cache::{CacheKey, CacheMeta};
 use pingora_core::Result;
 use tokio::time::timeout;
 
-use crate::cache::io::patience::LONG_PATIENCE;
 use crate::cache::io::{folder, page_cache};
 use crate::cache::read::blocks::{FetchBlocks, PartSource, OUTDATED};
 use crate::cache::read::remainder::Remainder;
@@ -400,7 +399,7 @@ impl Writer<'_> {
             let write = || core.backend().write(file, at, data.clone());
             space::with_disk_space(core, len, self.uses, write).await
         };
-        let written = core.patiently(LONG_PATIENCE, written).await;
+        let written = core.patiently(core.patience.long(), written).await;
         written.map_err(|e| match Cause::of(&e) {
             // The name is gone: the entry was evicted.
             cause @ (Cause::NoSpace | Cause::Missing) => (cause, RunState::NoRoom),

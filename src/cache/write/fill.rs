@@ -6,7 +6,6 @@ use std::time::Duration;
 use log::{debug, warn};
 use tokio::sync::mpsc;
 
-use crate::cache::io::patience::LONG_PATIENCE;
 use crate::cache::state::fill::{Fill, NewFill, State};
 use crate::cache::state::fill_permits::Permit;
 use crate::cache::state::quota::Reservation;
@@ -237,7 +236,7 @@ async fn write(
             let write = || {
                 let data = block.data.clone();
                 let written = core.backend().write(fill.body.file(), written, data);
-                core.patiently(LONG_PATIENCE, written)
+                core.patiently(core.patience.long(), written)
             };
             if let Err(e) = space::with_disk_space(core, block.len, uses, write).await {
                 let cause = Cause::of(&e);

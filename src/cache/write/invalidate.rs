@@ -8,7 +8,6 @@ use pingora_cache::key::{CacheHashKey, CompactCacheKey, HashBinary};
 use pingora_cache::CacheKey;
 use tokio::time::timeout;
 
-use crate::cache::io::patience::PATIENCE;
 use crate::cache::state::cores::Cores;
 use crate::cache::state::fill::Fill;
 use crate::cache::state::health::Condition;
@@ -189,7 +188,7 @@ async fn ban_in(
     let written = core.io.runtime().spawn_blocking(write);
     // One of several that hangs is not used after that until it works again.
     let written = match may_fail {
-        true => timeout(PATIENCE, written).await,
+        true => timeout(core.patience.short(), written).await,
         false => Ok(written.await),
     };
     let written = match written {

@@ -11,7 +11,6 @@ use pingora_cache::{CacheKey, CacheMeta};
 use pingora_core::{Error, ErrorType, OrErr, Result};
 
 use crate::cache::io::page_cache;
-use crate::cache::io::patience::LONG_PATIENCE;
 use crate::cache::state::body_file::BodyFile;
 use crate::cache::state::fill::NewFill;
 use crate::cache::state::fill_extensions::{ForParts, InBackground, Resumable, YieldsRoom};
@@ -86,7 +85,7 @@ pub(crate) async fn begin(
         return refuse(core, key, id, Cause::NoSpace);
     };
     let created = create_detached(core, id, promised, reservation, evicts);
-    let created = match core.patiently(LONG_PATIENCE, created).await {
+    let created = match core.patiently(core.patience.long(), created).await {
         Err(e) if Cause::of(&e) == Cause::NoSpace => {
             return refuse(core, key, id, Cause::NoSpace);
         }

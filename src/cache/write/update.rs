@@ -7,7 +7,6 @@ use pingora_cache::key::{CacheHashKey, HashBinary};
 use pingora_cache::{CacheKey, CacheMeta};
 use pingora_core::Result;
 
-use crate::cache::io::patience::PATIENCE;
 use crate::cache::read::lookup;
 use crate::cache::state::open_entries::ReadyBody;
 use crate::cache::state::sparse_body::SparseBody;
@@ -83,7 +82,7 @@ async fn store_meta(core: &'static Core, id: EntryId, meta: EntryMeta) -> bool {
     let weight = meta.weight();
     let files = core.files(&id);
     let written = core.backend().write_meta(&files, meta.encode());
-    if let Err(e) = core.patiently(PATIENCE, written).await {
+    if let Err(e) = core.patiently(core.patience.short(), written).await {
         core.stats.read_errors(Cause::of(&e)).inc();
         warn!("cache entry {id}: cannot update its metadata: {e}");
         return false;
