@@ -58,7 +58,7 @@ pub(crate) struct Lifecycle {
 /// The ownership of a folder.
 struct Owned {
     core: &'static Core,
-    lock: FolderLock,
+    lock: Arc<FolderLock>,
     /// True if the folder was a cache before. Otherwise nothing in it is ours to remove.
     was_cache: bool,
     /// True once a takeover has failed: the folder is absent until a restart.
@@ -67,11 +67,13 @@ struct Owned {
     is_closed: AtomicBool,
     /// Held while its epoch is written and while its lock is released, never on an async worker.
     epoch: Mutex<()>,
+    /// Held while the lock is checked, never on an async worker.
+    check: Mutex<()>,
 }
 
 /// A folder that is locked, or shared, and not yet part of a run.
 pub(crate) struct Prepared {
-    lock: FolderLock,
+    lock: Arc<FolderLock>,
     was_cache: bool,
     io: DiskIo,
     patience: Patience,
@@ -148,6 +150,7 @@ fn prepare(
         .map_err(|e| in_folder(path, "create folders", e))?;
     let mut bans = Bans::load(backend, path, lock.is_held())
         .map_err(|e| in_folder(&path.join("bans"), "read the ban list", e))?;
+    let lock = Arc::new(lock);
     bans.keep_on(lock.mount().clone());
     let past = Past::load(backend, path, &layout)
         .map_err(|e| in_folder(path, "read the files of the cache folder", e))?;
@@ -235,6 +238,7 @@ pub(crate) fn begin(
             is_given_up: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             epoch: Mutex::default(),
+            check: Mutex::default(),
         })));
     }
     warn_shared(&folders);
@@ -311,7 +315,7 @@ impl Prepared {
             .map_err(|e| in_folder(path, "write to the cache folder", e))
     }
 
-    fn open(self, floor: u64, writable: bool) -> (FolderLock, bool, Opened) {
+    fn open(self, floor: u64, writable: bool) -> (Arc<FolderLock>, bool, Opened) {
         let opened = Opened {
             mount: self.lock.mount().clone(),
             io: self.io,
@@ -593,6 +597,7 @@ impl Lifecycle {
                 false => Ok(()),
             };
         }
+        lock.check_in_place()?;
         if core.is_missing() {
             // The latest writes may be in a folder that took its place.
             core.bans.set_unsaved();
@@ -616,6 +621,7 @@ impl Lifecycle {
     fn keep_lock(&self, folder: &'static Owned) {
         let Owned { core, lock, .. } = folder;
         let path = core.path.display();
+        let _check = folder.check.lock();
         match lock.renew() {
             Renewed::Same if !lock.is_mounted() => core.health.suspect(Cause::Missing),
             Renewed::Same => {}
@@ -642,8 +648,12 @@ impl Lifecycle {
                     );
                 }
                 Ok(true) => {
+                    // Files of another folder, which was in its place meanwhile, may be open.
+                    folder.forget_open();
+                    let own = folder.epoch.lock();
                     // It may have been closed meanwhile.
                     core.set_writable(lock.is_held());
+                    drop(own);
                     warn!("{path}: the lock file was replaced; this process holds the lock again");
                     if !is_new && core.recovery.is_complete() {
                         core.recovery.request();
@@ -669,6 +679,7 @@ impl Lifecycle {
         if !self.is_same(core)? {
             return Ok(false);
         }
+        folder.lock.confirm();
         core.bans.restore()?;
         let newest = core.bans.newest().max(core.generations.last());
         let last = epoch::last(core.backend(), &core.path, &core.layout)?;
@@ -747,6 +758,10 @@ impl Lifecycle {
     #[cfg(test)]
     pub(crate) fn kill(&self) {
         for folder in &self.folders {
+            // A killed process writes nothing after that, whereas the threads of this one go on.
+            let limit = folder.core.patience.short();
+            let _epoch = folder.epoch.try_lock_for(limit);
+            let _writes = folder.lock.pause_writes(limit);
             folder.core.set_writable(false);
             folder.is_closed.store(true, Ordering::Release);
             folder.lock.close();
@@ -761,7 +776,8 @@ impl Owned {
     fn peer(&self) -> Arc<Peer> {
         let core = self.core;
         let (health, patience) = (core.health.clone(), core.patience.clone());
-        Peer::new(&core.path, core.backend(), health, patience)
+        let lock = self.lock.clone();
+        Peer::new(&core.path, core.backend(), health, patience, lock)
     }
 
     /// The argument of a work in this folder that takes at most `limit`.
@@ -807,10 +823,11 @@ impl Owned {
             .epoch
             .try_lock_for(self.core.patience.short())
             .ok_or(io::ErrorKind::TimedOut)?;
-        match self.lock.is_held() {
-            true => epoch::renew(self.core.backend(), &self.core.path, epoch),
-            false => Ok(()),
+        if !self.lock.is_held() {
+            return Ok(());
         }
+        self.lock.check_in_place()?;
+        epoch::renew(self.core.backend(), &self.core.path, epoch)
     }
 
     /// Have entries of a lower generation than `floor` be no part of the cache.
@@ -874,10 +891,13 @@ impl Owned {
     /// progress must not replace files of the next one. Blocks.
     fn close(&self, is_settled: bool) -> io::Result<()> {
         let core = self.core;
-        let limit = core.patience.short();
-        let epoch = self.epoch.try_lock_for(limit);
+        let until = Instant::now() + core.patience.short();
+        let left = || until.saturating_duration_since(Instant::now());
+        let epoch = self.epoch.try_lock_for(left());
         let was_writable = core.set_writable(false);
         let _epoch = epoch.ok_or(io::ErrorKind::TimedOut)?;
+        let writes = self.lock.pause_writes(left());
+        let _writes = writes.ok_or(io::ErrorKind::TimedOut)?;
         let is_exact = is_settled
             && !core.health.is_down()
             && core.recovery.is_complete()

@@ -4,8 +4,9 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::cache::io::regular;
 
@@ -25,6 +26,8 @@ pub(crate) struct FolderLock {
     mount: Mount,
     /// Held over I/O, never on an async worker.
     state: Mutex<State>,
+    /// Held during [`write`](Self::write), never on an async worker.
+    writes: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -32,6 +35,8 @@ enum State {
     /// Another process has held the lock since this one started.
     Waiting,
     Held(File),
+    /// The file was replaced, and this process has locked the new one, perhaps in another folder.
+    Found(File),
     /// The file was removed, and another process has locked the new one.
     Lost,
     Closed,
@@ -42,8 +47,8 @@ enum State {
 pub(crate) enum Renewed {
     /// Nothing has changed.
     Same,
-    /// The file had been replaced, and the new one is locked now. `is_new`: no other process
-    /// had locked it before.
+    /// The file had been replaced, and the new one is locked now. Nothing may be written to the folder
+    /// before [`FolderLock::confirm`]. `is_new`: no other process had locked the file before.
     Taken { is_new: bool },
     /// Another process has locked the new file.
     Lost,
@@ -107,6 +112,7 @@ impl FolderLock {
         Ok(FolderLock {
             mount,
             state: Mutex::new(state),
+            writes: Mutex::default(),
         })
     }
 
@@ -123,7 +129,7 @@ impl FolderLock {
 
     /// True if this process has the lock.
     pub(crate) fn is_held(&self) -> bool {
-        matches!(*self.state.lock(), State::Held(_))
+        matches!(*self.state.lock(), State::Held(_) | State::Found(_))
     }
 
     /// Lock the file that has replaced the one that this process has locked. Blocks.
@@ -131,12 +137,14 @@ impl FolderLock {
         let mut state = self.state.lock();
         match &*state {
             State::Waiting | State::Closed => return Renewed::Same,
-            State::Held(file) if is_at(&self.mount.folder, file) => return Renewed::Same,
-            State::Held(_) | State::Lost => {}
+            State::Held(file) | State::Found(file) if is_at(&self.mount.folder, file) => {
+                return Renewed::Same
+            }
+            State::Held(_) | State::Found(_) | State::Lost => {}
         }
         match acquire(&self.mount.folder, self.is_mounted()) {
             Ok(Some(Locked { file, is_new })) => {
-                *state = State::Held(file);
+                *state = State::Found(file);
                 Renewed::Taken { is_new }
             }
             Ok(None) => match std::mem::replace(&mut *state, State::Lost) {
@@ -158,6 +166,37 @@ impl FolderLock {
         self.mount.is_there()
     }
 
+    /// Note that the folder whose lock was [taken again](Renewed::Taken) is the one it was before.
+    pub(crate) fn confirm(&self) {
+        let mut state = self.state.lock();
+        *state = match std::mem::replace(&mut *state, State::Lost) {
+            State::Found(file) => State::Held(file),
+            other => other,
+        };
+    }
+
+    /// An error if the lock file was removed, until the folder is [confirmed](Self::confirm): another one
+    /// may be in its place, which would pass for it with the files of this run. Blocks.
+    pub(crate) fn check_in_place(&self) -> io::Result<()> {
+        match &*self.state.lock() {
+            State::Held(file) if is_at(&self.mount.folder, file) => Ok(()),
+            _ => Err(io::Error::other("the lock file was removed")),
+        }
+    }
+
+    /// Write to the folder, one caller after the other, if it is [in place](Self::check_in_place). Blocks.
+    pub(crate) fn write<T>(&self, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let _write = self.writes.lock();
+        self.check_in_place()?;
+        write()
+    }
+
+    /// Wait, at most `limit`, until no [`write`](Self::write) is in progress, and have none begin before the
+    /// guard is dropped. `None`: one still is. Blocks.
+    pub(crate) fn pause_writes(&self, limit: Duration) -> Option<MutexGuard<'_, ()>> {
+        self.writes.try_lock_for(limit)
+    }
+
     /// Release the lock until [`renew`](Self::renew) takes it again.
     pub(crate) fn lose(&self) {
         self.release(State::Lost);
@@ -169,7 +208,8 @@ impl FolderLock {
     }
 
     fn release(&self, next: State) {
-        if let State::Held(file) = std::mem::replace(&mut *self.state.lock(), next) {
+        let before = std::mem::replace(&mut *self.state.lock(), next);
+        if let State::Held(file) | State::Found(file) = before {
             // Closing the file would not suffice while a process is being started: until its
             // execve(2), it has the file open as well.
             let _ = file.unlock();
@@ -286,6 +326,45 @@ mod tests {
         lock.close();
         assert_eq!(lock.renew(), Renewed::Same, "a closed one stays closed");
         assert!(FolderLock::take(dir.path()).unwrap().is_held());
+    }
+
+    #[test]
+    fn nothing_is_written_until_a_new_lock_file_is_confirmed() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = FolderLock::take(dir.path()).unwrap();
+        let write = || lock.write(|| Ok(()));
+        write().unwrap();
+        remove_lock(dir.path());
+        write().unwrap_err();
+        assert_eq!(lock.renew(), Renewed::Taken { is_new: true });
+        assert!(lock.is_held());
+        write().unwrap_err();
+        lock.confirm();
+        write().unwrap();
+        // The same applies if it is removed again before that.
+        remove_lock(dir.path());
+        lock.renew();
+        remove_lock(dir.path());
+        assert_eq!(lock.renew(), Renewed::Taken { is_new: true });
+        write().unwrap_err();
+        lock.confirm();
+        write().unwrap();
+        lock.close();
+        lock.confirm();
+        write().unwrap_err();
+    }
+
+    #[test]
+    fn a_write_in_progress_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = FolderLock::take(dir.path()).unwrap();
+        let pause = || lock.pause_writes(Duration::ZERO).is_some();
+        lock.write(|| {
+            assert!(!pause());
+            Ok(())
+        })
+        .unwrap();
+        assert!(pause());
     }
 
     #[test]

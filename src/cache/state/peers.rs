@@ -8,6 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::cache::io::folder::FolderAccess;
+use crate::cache::io::folder_lock::FolderLock;
 use crate::cache::io::patience::{self, Patience};
 use crate::cache::state::health::{Condition, Health};
 use crate::cache::state::stats::Cause;
@@ -58,8 +59,7 @@ pub(crate) struct Peer {
     access: &'static dyn FolderAccess,
     health: Arc<Health>,
     patience: Patience,
-    /// Held while its file is written, never on an async worker.
-    file: Mutex<()>,
+    lock: Arc<FolderLock>,
 }
 
 // === impl Peer ===
@@ -70,13 +70,14 @@ impl Peer {
         access: &'static dyn FolderAccess,
         health: Arc<Health>,
         patience: Patience,
+        lock: Arc<FolderLock>,
     ) -> Arc<Peer> {
         Arc::new(Peer {
             path: path.into(),
             access,
             health,
             patience,
-            file: Mutex::default(),
+            lock,
         })
     }
 }
@@ -233,12 +234,14 @@ impl Peers {
     fn store(self: &Arc<Self>, peer: &Arc<Peer>) -> io::Result<()> {
         let (peers, of) = (self.clone(), peer.clone());
         patience::within(peer.patience.short(), &peer.path, move || {
-            let _file = of.file.lock();
-            let members = peers.list.lock().members_of(&of.path);
-            match members {
-                Some(members) => members.store(of.access, &of.path),
-                None => Ok(()),
-            }
+            // The list of the latest caller is written last.
+            of.lock.write(|| {
+                let members = peers.list.lock().members_of(&of.path);
+                match members {
+                    Some(members) => members.store(of.access, &of.path),
+                    None => Ok(()),
+                }
+            })
         })
     }
 }

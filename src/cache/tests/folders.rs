@@ -1454,6 +1454,54 @@ async fn a_folder_in_the_place_of_another_is_not_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_examination_of_a_folder_in_the_place_of_another_writes_nothing() {
+    for is_backup in [false, true] {
+        let disks = Disks::new(3);
+        let cache = disks.open(&[0, 1]);
+        store_all(cache).await;
+        let lost = keys_of(cache, 1);
+        close(cache).await;
+        let other = disks.dir.path().join("other");
+        match is_backup {
+            true => copy_folder(&disks.path(1), &other),
+            false => {
+                let cache = disks.open(&[2]);
+                store_all(cache).await;
+                close(cache).await;
+                fs::rename(disks.path(2), &other).unwrap();
+            }
+        }
+        let files = ["bans", "members", "epoch"].map(|name| disks.path(1).join(name));
+        let contents = || files.clone().map(|file| fs::read(file).ok());
+        let cache = disks.open(&[0, 1]);
+        cache.purge_key(&key(lost[0])).await.unwrap();
+        let core = cache.cores().all()[1].unwrap();
+        let away = disks.dir.path().join("away");
+        // The folder is examined all the time while it is down.
+        fs::rename(disks.path(1), &away).unwrap();
+        core.health.suspect(Cause::Missing);
+        eventually("the folder is down", || core.health.is_down()).await;
+        fs::rename(&other, disks.path(1)).unwrap();
+        let before = contents();
+        let examined = core.health.examinations();
+        eventually("the folder is examined", || {
+            core.health.examinations() > examined + 2
+        })
+        .await;
+        eventually("its lock is checked", || !core.is_writable()).await;
+        assert!(!is_up(cache, 1));
+        assert_eq!(contents(), before);
+
+        fs::rename(disks.path(1), &other).unwrap();
+        fs::rename(&away, disks.path(1)).unwrap();
+        eventually("the folder is up", || is_up(cache, 1)).await;
+        eventually("its entries are known", || core.recovery.is_complete()).await;
+        assert_eq!(found(cache).await, without(&lost[..1]));
+        close(cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_is_emptied_is_used_again() {
     let disks = Disks::new(2);
     let cache = disks.open(&[0, 1]);
