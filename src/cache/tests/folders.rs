@@ -282,6 +282,17 @@ async fn examined_up(cache: &'static DiskCache, position: usize) {
         health.was_up_after(examined) && health.is_up()
     })
     .await;
+    usable(cache, position).await;
+}
+
+/// Waits until a folder is up and its entries are known. Until then, the space that they leave is not, and
+/// nothing may be stored.
+async fn usable(cache: &'static DiskCache, position: usize) {
+    let core = cache.cores().all()[position].unwrap();
+    eventually("the folder is usable", || {
+        core.health.is_up() && core.recovery.is_complete()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -445,7 +456,7 @@ async fn a_folder_that_fails_costs_its_entries_until_it_works_again() {
     store(cache, kept).await;
 
     disks.mend_disk(1);
-    eventually("the folder is up", || is_up(cache, 1)).await;
+    usable(cache, 1).await;
     let found = found(cache).await;
     assert_eq!(found.len() as u64, KEYS as u64 - dropped);
     for n in lost {
@@ -793,7 +804,7 @@ async fn a_folder_that_hangs_holds_up_no_other_that_renews_its_lock_or_forgets_b
     let before = epoch();
     fs::remove_file(disks.path(0).join("lock")).unwrap();
     eventually("the folder has a new epoch", || epoch() != before).await;
-    eventually("the folder is up", || is_up(cache, 0)).await;
+    usable(cache, 0).await;
     store(cache, kept[0]).await;
     disks.release(1, &[Op::Replace]);
     examined_up(cache, 1).await;
@@ -818,8 +829,6 @@ async fn requests_for_a_folder_that_hangs_are_misses_that_are_not_stored() {
     assert_eq!(*refused.etype(), NO_ROOM);
     disks.release(1, &ALL);
     examined_up(cache, 1).await;
-    let core = cache.cores().all()[1].unwrap();
-    eventually("its entries are known", || core.recovery.is_complete()).await;
     assert_eq!(found(cache).await, all());
     close(cache).await;
 }
@@ -1292,6 +1301,7 @@ async fn a_successor_shares_all_folders_and_takes_them_over() {
     close(first).await;
     eventually("the folders are taken over", || second.is_writable()).await;
     assert_eq!(found(second).await, left[1..]);
+    usable(second, 2).await;
     for n in &moved {
         store(second, *n).await;
     }
@@ -1510,7 +1520,7 @@ async fn a_folder_that_is_emptied_is_used_again() {
     fs::remove_dir_all(disks.path(1)).unwrap();
     fs::create_dir(disks.path(1)).unwrap();
     eventually("it has a list", || disks.path(1).join("members").exists()).await;
-    eventually("the folder is up", || is_up(cache, 1)).await;
+    examined_up(cache, 1).await;
     for n in &lost {
         store(cache, *n).await;
     }
