@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +67,15 @@ struct State {
     /// Operations that wait until they are released.
     held: watch::Sender<Vec<Op>>,
     counts: Mutex<HashMap<Op, usize>>,
-    free: Mutex<Option<u64>>,
+    free: Mutex<Option<Free>>,
+}
+
+/// The bytes that the disk has left.
+#[derive(Clone, Copy, Debug)]
+enum Free {
+    Always(u64),
+    /// What the files in the folder leave of so many.
+    Of(u64),
 }
 
 /// [`TokioFsBackend`] with [`Faults`].
@@ -124,7 +133,13 @@ impl Faults {
 
     /// Set the bytes that the disk has left.
     pub(crate) fn set_free(&self, bytes: u64) {
-        *self.0.free.lock() = Some(bytes);
+        *self.0.free.lock() = Some(Free::Always(bytes));
+    }
+
+    /// Set the bytes that the disk has left beside the files in `folder`, now. It has more when some are
+    /// removed.
+    pub(crate) fn set_free_beside(&self, folder: &Path, bytes: u64) {
+        *self.0.free.lock() = Some(Free::Of(bytes + allocated(folder)));
     }
 
     fn take(&self, op: Op) -> Option<Fault> {
@@ -232,7 +247,11 @@ impl FolderAccess for FaultyBackend {
 
     fn free_space(&self, path: &Path) -> Option<u64> {
         let free = *self.faults.0.free.lock();
-        free.or_else(|| LocalFolder.free_space(path))
+        match free {
+            Some(Free::Always(bytes)) => Some(bytes),
+            Some(Free::Of(bytes)) => Some(bytes.saturating_sub(allocated(path))),
+            None => LocalFolder.free_space(path),
+        }
     }
 
     fn checksum(
@@ -349,4 +368,15 @@ impl DiskBackend for FaultyBackend {
         self.faults.begin(Op::Remove).await?;
         self.files.remove(files).await
     }
+}
+
+/// Bytes that the files below `folder` take of the disk. Those that are removed meanwhile do not count.
+fn allocated(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => allocated(&entry.path()),
+        Ok(meta) => meta.blocks() * 512,
+        Err(_) => 0,
+    });
+    sizes.sum()
 }

@@ -42,6 +42,16 @@ impl Disk {
         Disk { dir, faults, cache }
     }
 
+    /// Waits until entries have been evicted.
+    async fn until_fewer_than(&self, entries: usize) {
+        let evicted = async {
+            while self.cache.entries() >= entries {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), evicted).await.unwrap();
+    }
+
     /// Closes the cache and opens it again.
     async fn reopen(&mut self) {
         let cache = self.cache;
@@ -153,15 +163,9 @@ async fn space_that_others_take_is_left_to_them() {
         disk.store(name, LARGE).await;
     }
     // Somebody takes all that the cache has left, and a bit more.
-    disk.faults.set_free(MIN_FREE - LARGE as u64);
-    let evicted = async {
-        while disk.cache.entries() == 5 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        // The files that were removed make up for it.
-        disk.faults.set_free(MIN_FREE);
-    };
-    timeout(Duration::from_secs(20), evicted).await.unwrap();
+    disk.faults
+        .set_free_beside(disk.dir.path(), MIN_FREE - LARGE as u64);
+    disk.until_fewer_than(5).await;
     disk.assert_consistent().await;
     let left = disk.cache.entries();
     assert!(left > 0);
@@ -172,7 +176,8 @@ async fn space_that_others_take_is_left_to_them() {
 
     // There is no space for more, although the limit of the cache is not reached.
     disk.faults.set_free(MIN_FREE - 1);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Its files make up for nothing, so that the next look finds no more.
+    disk.until_fewer_than(1).await;
     assert!(disk.try_store("f", LARGE).await.is_err());
     disk.faults.set_free(MIN_FREE + LIMIT);
     disk.store("f", LARGE).await;
