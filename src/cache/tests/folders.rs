@@ -258,6 +258,23 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
+/// A folder that can take the place of the second of `disks`: a backup of it, or a folder of another cache
+/// with the same keys.
+async fn in_place_of_second(disks: &Disks, is_backup: bool) -> PathBuf {
+    let other = disks.dir.path().join("other");
+    if is_backup {
+        copy_folder(&disks.path(1), &other);
+        return other;
+    }
+    let cache = disks.open(&[2]);
+    for n in 0..KEYS {
+        store_at(cache, &key(n), "of another").await.unwrap();
+    }
+    close(cache).await;
+    fs::rename(disks.path(2), &other).unwrap();
+    other
+}
+
 async fn eventually(what: &str, is_so: impl Fn() -> bool) {
     let wait = async {
         while !is_so() {
@@ -1411,18 +1428,7 @@ async fn a_folder_in_the_place_of_another_is_not_used() {
         store_all(cache).await;
         let lost = keys_of(cache, 1);
         close(cache).await;
-        let other = disks.dir.path().join("other");
-        match is_backup {
-            true => copy_folder(&disks.path(1), &other),
-            false => {
-                let cache = disks.open(&[2]);
-                for n in 0..KEYS {
-                    store_at(cache, &key(n), "of another").await.unwrap();
-                }
-                close(cache).await;
-                fs::rename(disks.path(2), &other).unwrap();
-            }
-        }
+        let other = in_place_of_second(&disks, is_backup).await;
         let cache = disks.open(&[0, 1]);
         cache.purge_key(&key(lost[0])).await.unwrap();
         assert_eq!(found(cache).await, without(&lost[..1]));
@@ -1471,16 +1477,7 @@ async fn an_examination_of_a_folder_in_the_place_of_another_writes_nothing() {
         store_all(cache).await;
         let lost = keys_of(cache, 1);
         close(cache).await;
-        let other = disks.dir.path().join("other");
-        match is_backup {
-            true => copy_folder(&disks.path(1), &other),
-            false => {
-                let cache = disks.open(&[2]);
-                store_all(cache).await;
-                close(cache).await;
-                fs::rename(disks.path(2), &other).unwrap();
-            }
-        }
+        let other = in_place_of_second(&disks, is_backup).await;
         let files = ["bans", "members", "epoch"].map(|name| disks.path(1).join(name));
         let contents = || files.clone().map(|file| fs::read(file).ok());
         let cache = disks.open(&[0, 1]);
