@@ -1,6 +1,6 @@
 //! The machine that the figures were taken on.
 
-use std::{fs, process::Command, thread};
+use std::{fs, process::Command};
 
 use crate::{network::Network, nginx};
 
@@ -11,7 +11,11 @@ pub fn describe(network: &Network) -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
         .map_or("unknown processor", |(_, model)| model.trim());
-    let cores = thread::available_parallelism().map_or(1, usize::from);
+    // Not `available_parallelism`, which counts those that this thread is pinned to.
+    let cores = cpu_info
+        .lines()
+        .filter(|line| line.starts_with("processor"))
+        .count();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let nginx = nginx::version().unwrap_or_else(|| "no nginx".to_owned());
     format!(
