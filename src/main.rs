@@ -52,6 +52,23 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
+    /// Have the running proxy read its configuration again, after a check: exit 0, 1 if it cannot, or
+    /// 2 and a line for each mistake. Keys that need a restart are named.
+    Reload {
+        /// The YAML configuration of the running proxy.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Have the running proxy start a new process and hand its listeners over to it: exit 0 once the
+    /// new one serves, or 1 if the old one goes on.
+    Upgrade {
+        /// The YAML configuration of the new process.
+        #[arg(long)]
+        config: PathBuf,
+        /// The program of the new process; default: this one.
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
+    },
     /// Remove one object from the cache of the running proxy, or with a final * all whose
     /// path has this prefix: exit 0, or 1 if there is none.
     Purge {
@@ -122,8 +139,20 @@ const DEFAULT_LOG: &str =
 fn main() -> ExitCode {
     logging::init(DEFAULT_LOG);
     let outcome = match Args::parse().command {
-        Command::Run { config, upgrade } => run(&config, upgrade),
+        Command::Run { config, upgrade } => {
+            let outcome = run(&config, upgrade);
+            if let (true, Err(e)) = (upgrade, &outcome) {
+                cli::upgrade::explain(e);
+            }
+            outcome
+        }
         Command::Check { config, print } => check(&config, print),
+        Command::Reload { config } => {
+            load(&config).and_then(|loaded| cli::reload::run(&config, &loaded))
+        }
+        Command::Upgrade { config, binary } => {
+            load(&config).and_then(|loaded| cli::upgrade::run(&config, &loaded, binary))
+        }
         Command::Purge { config, path } => {
             load(&config).and_then(|config| cli::purge::run(&config, &path))
         }

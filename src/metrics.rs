@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 #[cfg(feature = "s3-proxy")]
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use http::header::{ALLOW, CONTENT_LENGTH};
@@ -91,11 +91,23 @@ pub struct Metrics {
     /// The HTTPS listener.
     #[cfg(feature = "s3-proxy")]
     pub(crate) tls: TlsMetrics,
+    /// Reloads of the configuration.
+    #[cfg(feature = "s3-proxy")]
+    pub(crate) reload: ReloadMetrics,
     /// Encrypted bytes that wait in memory for clients, beyond 64 KiB each.
     #[cfg(feature = "s3-proxy")]
     tls_lent: IntGauge,
     #[cfg(feature = "s3-proxy")]
     tls_lent_now: std::sync::OnceLock<fn() -> usize>,
+}
+
+/// Reloads of the configuration.
+#[cfg(feature = "s3-proxy")]
+pub(crate) struct ReloadMetrics {
+    reloads: IntCounterVec,
+    has_failed: IntGauge,
+    loaded: IntGauge,
+    restart_needed: IntGauge,
 }
 
 /// The certificates of the HTTPS listener, and the handshakes that have failed.
@@ -322,6 +334,8 @@ impl Metrics {
             #[cfg(feature = "s3-proxy")]
             tls: TlsMetrics::new(&make),
             #[cfg(feature = "s3-proxy")]
+            reload: ReloadMetrics::new(&make),
+            #[cfg(feature = "s3-proxy")]
             tls_lent: make.gauge(
                 "tls_lent_bytes",
                 "Encrypted bytes that wait for HTTPS clients, beyond 64 KiB for each",
@@ -364,7 +378,7 @@ impl Metrics {
     #[cfg(feature = "s3-proxy")]
     pub fn watch_credentials(&self, all: impl Iterator<Item = (String, Arc<Refreshed>)>) {
         let all = all.map(|(bucket, credentials)| (bucket, Arc::downgrade(&credentials)));
-        *self.credentials.watched.lock() = all.collect();
+        self.credentials.watch(all.collect());
     }
 
     /// Report the bytes that `lent` returns as lent to TLS connections.
@@ -417,6 +431,10 @@ impl Metrics {
             &self.credentials.refused,
             &self.access_log_lines,
             &self.access_log_dropped,
+            &self.reload.reloads,
+            &self.reload.has_failed,
+            &self.reload.loaded,
+            &self.reload.restart_needed,
             &self.tls.expiry,
             &self.tls.reload_failed,
             &self.tls.reloads,
@@ -473,6 +491,20 @@ impl CredentialsMetrics {
         }
     }
 
+    /// Report these credentials, in place of any earlier ones.
+    fn watch(&self, all: Vec<(String, Weak<Refreshed>)>) {
+        let mut watched = self.watched.lock();
+        let is_former = |name: &&String| all.iter().all(|(other, _)| other != *name);
+        for former in watched.iter().map(|(name, _)| name).filter(is_former) {
+            let label = &[former.as_str()];
+            // An error means that it is not there.
+            let _ = self.expiry.remove_label_values(label);
+            let _ = self.failures.remove_label_values(label);
+            let _ = self.refused.remove_label_values(label);
+        }
+        *watched = all;
+    }
+
     fn update(&self) {
         for (bucket, credentials) in &*self.watched.lock() {
             let Some(credentials) = credentials.upgrade() else {
@@ -493,6 +525,59 @@ impl CredentialsMetrics {
                 metric.inc_by(count.saturating_sub(metric.get()));
             }
         }
+    }
+}
+
+// === impl ReloadMetrics ===
+
+#[cfg(feature = "s3-proxy")]
+impl ReloadMetrics {
+    fn new(make: &Maker) -> Self {
+        let metrics = ReloadMetrics {
+            reloads: make.counters(
+                "config_reloads_total",
+                "Reloads of the configuration, by their result",
+                "result",
+            ),
+            has_failed: make.gauge(
+                "config_reload_failed",
+                "1 if the last reload of the configuration has failed, so that the one of before is in use",
+            ),
+            loaded: make.gauge(
+                "config_loaded_timestamp_seconds",
+                "Time when the configuration in use was read",
+            ),
+            restart_needed: make.gauge(
+                "config_restart_needed",
+                "Keys of the configuration whose changes need a restart, at the last reload",
+            ),
+        };
+        for result in ["failed", "ok"] {
+            metrics.reloads.with_label_values(&[result]);
+        }
+        metrics
+    }
+
+    /// The configuration in use was read just now.
+    pub(crate) fn loaded(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let secs = now.unwrap_or_default().as_secs();
+        self.loaded.set(i64::try_from(secs).unwrap_or(i64::MAX));
+    }
+
+    /// A reload was made. `restart_needed`: the keys that need a restart.
+    pub(crate) fn succeeded(&self, restart_needed: usize) {
+        self.reloads.with_label_values(&["ok"]).inc();
+        self.has_failed.set(0);
+        self.restart_needed
+            .set(i64::try_from(restart_needed).unwrap_or(i64::MAX));
+        self.loaded();
+    }
+
+    /// A reload has failed.
+    pub(crate) fn failed(&self) {
+        self.reloads.with_label_values(&["failed"]).inc();
+        self.has_failed.set(1);
     }
 }
 

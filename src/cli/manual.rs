@@ -40,7 +40,7 @@ SIGQUIT
 Hand the listeners over to a new process.
 .TP
 SIGHUP
-Read the files of server.tls again.
+Read the configuration and its files again.
 .SH ENVIRONMENT
 .TP
 RUST_LOG

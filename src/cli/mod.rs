@@ -7,6 +7,8 @@ pub mod demo;
 pub mod health;
 pub mod manual;
 pub mod purge;
+pub mod reload;
+pub mod upgrade;
 pub mod warm;
 
 use std::fmt::{self, Write as _};

@@ -7,11 +7,13 @@
 //! - `variables`: `${NAME}`
 //! - `renamed`: former names of keys
 //! - `checks`: checks that span several keys
+//! - `changes`: the changes that a running process cannot apply
 //! - `wording`, [`error`]: mistakes in words, one line each
 //! - `print`: the configuration as YAML again
 //!
 //! No message contains a secret or the value of a variable.
 
+mod changes;
 mod checks;
 #[cfg(test)]
 mod docs_tests;
@@ -39,6 +41,7 @@ use zeroize::Zeroizing;
 use crate::cache::{BackendChoice, BlocksConfig, DiskCacheConfig, FolderConfig, SendfileConfig};
 use crate::http::{CachingOptions, RangeFillLimits};
 use crate::jwt::Keys;
+pub use changes::RELOADED;
 use document::{Kind, Node};
 pub use error::{ConfigError, Mistake, Place};
 pub use values::{
@@ -55,6 +58,9 @@ const TOO_LARGE: &str = "is larger than 1 MiB; write a smaller one";
 
 /// The name of the socket for an upgrade in the cache's folder.
 const UPGRADE_SOCK: &str = "upgrade.sock";
+
+/// The name of the socket for commands, in the same folder.
+const CONTROL_SOCK: &str = "control.sock";
 
 /// The whole configuration, see `docs/configuration.md`.
 ///
@@ -148,6 +154,10 @@ pub struct Server {
     /// `$RUNTIME_DIRECTORY`, or without that in the first of `cache.disk.paths`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade_sock: Option<Socket>,
+    /// Unix socket over which `reload` and `upgrade` reach the running process. Only the proxy may write
+    /// to its directory. Default: `control.sock` in the directory of the default of `upgrade_sock`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_sock: Option<Socket>,
     /// Addresses of proxies in front of this one, such as `[10.0.0.0/8, 192.0.2.1]`. Their
     /// `X-Forwarded-For` and `x-amz-request-id` state the client and the id of a request for
     /// `access_log`, see [Proxies in front](operations.md#proxies-in-front).
@@ -189,7 +199,7 @@ pub struct Http2Limits {
 }
 
 /// A second listener, for HTTPS. Without the section, there is none. The files are read again when
-/// they change and on SIGHUP, see [Certificates](operations.md#certificates).
+/// they change and in a reload, see [Certificates](operations.md#certificates).
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
@@ -432,7 +442,7 @@ pub struct Client {
 }
 
 /// Tokens of `auth: jwt`: required there, and refused with another `auth`. Exactly one of the three
-/// files must be given. They are read at startup.
+/// files must be given. They are read at startup and in a [reload](operations.md#reload).
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Jwt {
@@ -487,7 +497,7 @@ pub enum CredentialsFrom {
 
 /// A role whose credentials sign the requests to the origin. It is assumed with the keys of the
 /// bucket, or without keys with the credentials of the chain.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AssumeRole {
     /// ARN of the role.
@@ -732,7 +742,7 @@ pub struct Admin {
 
 /// Log of requests, a line each, see [Access log](operations.md#access-log). Without this section,
 /// requests are not logged, and only errors carry an id of the proxy's.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessLog {
     /// File to which lines are appended; `'-'`: standard output. A relative path starts at the working
@@ -1035,9 +1045,17 @@ impl Config {
         let lock_age = &mut config.cache.lock_age;
         *lock_age = (*lock_age).max(Period::from_secs(1));
         if config.server.upgrade_sock.is_none() {
-            config.server.upgrade_sock = config.default_upgrade_sock(env);
+            config.server.upgrade_sock = config.default_sock(UPGRADE_SOCK, env);
+        }
+        if config.server.control_sock.is_none() {
+            config.server.control_sock = config.default_sock(CONTROL_SOCK, env);
         }
         Ok(config)
+    }
+
+    /// The file that the configuration was read from.
+    pub fn file(&self) -> &Path {
+        &self.source.file
     }
 
     /// A mistake at a key that is found only when the configuration is used. `what` is the problem
@@ -1076,8 +1094,8 @@ impl Config {
         print::to_yaml(self)
     }
 
-    /// The default of `upgrade_sock`, in a directory to which only the proxy may write.
-    fn default_upgrade_sock(&self, env: Env) -> Option<Socket> {
+    /// The default path of a socket, in a directory to which only the proxy may write.
+    fn default_sock(&self, name: &str, env: Env) -> Option<Socket> {
         let folders = self.cache.disk.folders();
         let runtime = || {
             // It may name several directories, separated by colons.
@@ -1090,7 +1108,7 @@ impl Config {
             // The first disk may fail.
             [first, ..] => runtime().unwrap_or_else(|| first.path.clone()),
         };
-        let path = folder.join(UPGRADE_SOCK);
+        let path = folder.join(name);
         let fits = path.as_os_str().len() <= values::MAX_SOCKET_PATH;
         (!folder.as_os_str().is_empty() && fits).then_some(Socket(path))
     }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,11 +14,11 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_http::RequestHeader;
 use pingora_proxy::SubrequestSpawner;
 
-use super::cache_key::{requested_path, requested_query, CacheKeys};
+use super::cache_key::{requested_path, requested_query};
 use super::errors::text;
+use super::settings::SharedSettings;
 use super::warm::{Answer, Warmer};
 use crate::cache::DiskCache;
-use crate::config::Config;
 use crate::logging;
 use crate::s3::RouteError;
 
@@ -50,26 +51,26 @@ const NEXT_PAGE: HeaderName = HeaderName::from_static("next-page");
 /// operator's browser may not: a request is refused if it has an `Origin`, or if its host is
 /// neither an IP address nor `localhost`.
 pub struct AdminApp {
-    keys: CacheKeys,
+    settings: Arc<SharedSettings>,
     cache: Option<&'static DiskCache>,
     warmer: Warmer,
 }
 
 impl AdminApp {
-    /// An application that purges objects of the buckets of `config` from this cache, if there is
+    /// An application that purges objects of the buckets of `settings` from this cache, if there is
     /// one, and has them stored by the proxy of `spawner`, an
-    /// [`S3ProxyHttp`](super::S3ProxyHttp) with the same `config` and cache. The listener accepts
+    /// [`S3ProxyHttp`](super::S3ProxyHttp) with the same settings and cache. The listener accepts
     /// `connections` at a time.
     pub fn new(
-        config: &Config,
+        settings: Arc<SharedSettings>,
         cache: Option<&'static DiskCache>,
         spawner: SubrequestSpawner,
         connections: usize,
     ) -> Self {
         AdminApp {
-            keys: CacheKeys::new(config),
+            settings,
             cache,
-            warmer: Warmer::new(config, spawner, connections),
+            warmer: Warmer::new(spawner, connections),
         }
     }
 
@@ -106,7 +107,7 @@ impl AdminApp {
         cache: &'static DiskCache,
         path: &str,
     ) -> Result<(StatusCode, String), RouteError> {
-        let key = self.keys.object(path)?;
+        let key = self.settings.load().keys.object(path)?;
         Ok(match cache.purge_key(&key).await {
             Ok(true) => (StatusCode::OK, "purged\n".into()),
             Ok(false) => (StatusCode::NOT_FOUND, "not in the cache\n".into()),
@@ -119,7 +120,8 @@ impl AdminApp {
         cache: &'static DiskCache,
         beginning: &str,
     ) -> Result<(StatusCode, String), RouteError> {
-        for prefix in self.keys.beginning_with(beginning)? {
+        let prefixes = self.settings.load().keys.beginning_with(beginning)?;
+        for prefix in prefixes {
             let banned = cache.ban_prefix(&prefix.user_tag, &prefix.primary).await;
             if let Err(e) = banned {
                 return Ok(failed(&format!("{beginning}* cannot be banned: {e}")));
@@ -132,7 +134,7 @@ impl AdminApp {
         let Some(cache) = self.cache else {
             return Answer::new(StatusCode::NOT_FOUND, NO_CACHE);
         };
-        let answer = self.warmer.warm(&self.keys, cache, path).await;
+        let answer = self.warmer.warm(&self.settings.get(), cache, path).await;
         let (status, text) = (answer.status.as_u16(), answer.text.trim_end());
         // At debug level, because there is a line for each object.
         debug!(target: logging::OPERATOR, "WARM {path:?}: {status} {text}");
@@ -144,7 +146,7 @@ impl AdminApp {
             Some((path, after)) => (path, Some(after)),
             None => (path, None),
         };
-        let answer = self.warmer.list(&self.keys, path, after).await;
+        let answer = self.warmer.list(&self.settings.get(), path, after).await;
         let status = answer.status.as_u16();
         match answer.status {
             StatusCode::OK => debug!(

@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use log::error;
 use pingora_core::protocols::tls::CaType;
 use pingora_core::upstreams::peer::HttpPeer;
+use sha2::{Digest, Sha256};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
@@ -21,6 +24,8 @@ pub(super) struct Authorities(HashMap<PathBuf, Loaded>);
 
 struct Loaded {
     authorities: Arc<CaType>,
+    /// The digest of the file.
+    digest: [u8; 32],
     /// The group of connections that were checked against this file. A connection is reused only
     /// within its group.
     group: u64,
@@ -30,20 +35,30 @@ struct Loaded {
 
 impl Authorities {
     /// The authorities of these buckets' origins. For a file that cannot be read, there are none,
-    /// and no certificate is accepted.
-    pub(super) fn load(sites: &[Arc<Site>]) -> Self {
+    /// and no certificate is accepted. A file that has not changed since `former` keeps its connections.
+    pub(super) fn load(sites: &[Arc<Site>], former: Option<&Authorities>) -> Self {
+        static NEXT_GROUP: AtomicU64 = AtomicU64::new(1);
         let mut all = HashMap::new();
         let files = sites
             .iter()
             .filter_map(|site| site.connection().ca_file.as_ref());
         for file in files {
-            let group = all.len() as u64 + 1;
-            all.entry(file.clone()).or_insert_with(|| Loaded {
-                authorities: tls::authorities(read(file).unwrap_or_else(|why| {
-                    error!("{}: {why}; no origin is trusted", file.display());
-                    Vec::new()
-                })),
-                group,
+            all.entry(file.clone()).or_insert_with(|| {
+                let bytes = fs::read(file);
+                let digest = Sha256::digest(bytes.as_deref().unwrap_or_default()).into();
+                let known = former.and_then(|former| former.0.get(file));
+                let known = known.filter(|known| known.digest == digest);
+                Loaded {
+                    authorities: tls::authorities(parse(bytes).unwrap_or_else(|why| {
+                        error!("{}: {why}; no origin is trusted", file.display());
+                        Vec::new()
+                    })),
+                    digest,
+                    group: known.map_or_else(
+                        || NEXT_GROUP.fetch_add(1, Ordering::Relaxed),
+                        |known| known.group,
+                    ),
+                }
             });
         }
         Authorities(all)
@@ -66,7 +81,11 @@ impl Authorities {
 /// # Errors
 /// The problem, in words that follow the name of the file.
 pub(super) fn read(file: &Path) -> Result<Vec<Authority>, String> {
-    let bytes = fs::read(file).map_err(|e| format!("cannot be read: {e}"))?;
+    parse(fs::read(file))
+}
+
+fn parse(bytes: io::Result<Vec<u8>>) -> Result<Vec<Authority>, String> {
+    let bytes = bytes.map_err(|e| format!("cannot be read: {e}"))?;
     let mut authorities = Vec::new();
     for block in Pem::iter_from_buffer(&bytes) {
         let block = block.map_err(|e| format!("is not PEM: {e}"))?;

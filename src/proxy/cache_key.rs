@@ -42,8 +42,28 @@ pub struct KeyPrefix {
 impl CacheKeys {
     /// The keys of the buckets of `config`.
     pub fn new(config: &Config) -> CacheKeys {
-        let mut shared = Vec::new();
-        let origin = |bucket| origin(bucket, &mut shared);
+        CacheKeys::after(config, None)
+    }
+
+    /// The keys of the buckets of `config`. Credentials that `former` looks up already, and the clocks of
+    /// its services, are kept.
+    pub(super) fn after(config: &Config, former: Option<&CacheKeys>) -> CacheKeys {
+        let former = former.map_or(&[][..], |former| former.router.sites());
+        let signers = former.iter().filter_map(|site| site.signer());
+        let mut shared: Vec<_> = signers
+            .filter_map(|signer| signer.refreshed().cloned())
+            .collect();
+        let origin = |bucket| {
+            let origin = origin(bucket, &mut shared);
+            let same = former
+                .iter()
+                .find(|site| site.service() == origin.service());
+            let signers = origin.signer().zip(same.and_then(|site| site.signer()));
+            if let Some((signer, former)) = signers {
+                signer.adopt_clock(former);
+            }
+            origin
+        };
         let origins = config.buckets.iter().map(origin).collect();
         CacheKeys {
             router: Router::new(origins),

@@ -12,6 +12,8 @@ mod authorities;
 mod buckets;
 #[cfg(feature = "s3-proxy")]
 mod cache_key;
+#[cfg(feature = "s3-proxy")]
+pub mod control;
 pub mod descriptors;
 #[cfg(feature = "s3-proxy")]
 mod dot_segments;
@@ -26,11 +28,15 @@ pub mod memory;
 #[cfg(feature = "s3-proxy")]
 mod negative_cache;
 #[cfg(feature = "s3-proxy")]
+mod notify;
+#[cfg(feature = "s3-proxy")]
 mod passthrough;
 #[cfg(feature = "s3-proxy")]
 pub mod preflight;
 #[cfg(feature = "s3-proxy")]
 mod redirect;
+#[cfg(feature = "s3-proxy")]
+mod reload;
 #[cfg(feature = "s3-proxy")]
 mod resolve;
 #[cfg(feature = "s3-proxy")]
@@ -46,9 +52,13 @@ mod send_buffer;
 pub mod serve;
 #[cfg(feature = "s3-proxy")]
 pub mod server;
+#[cfg(feature = "s3-proxy")]
+mod settings;
 pub mod signals;
 #[cfg(feature = "s3-proxy")]
 mod tls;
+#[cfg(feature = "s3-proxy")]
+pub mod upgrade;
 #[cfg(feature = "s3-proxy")]
 mod warm;
 
@@ -62,3 +72,5 @@ pub use listener::Listener;
 #[cfg(feature = "s3-proxy")]
 pub use s3_proxy::S3ProxyHttp;
 pub use serve::serve_with_sendfile;
+#[cfg(feature = "s3-proxy")]
+pub use settings::{Settings, SharedSettings};

@@ -28,6 +28,7 @@ struct Answer {
     status: StatusCode,
     until: Instant,
     purges: u64,
+    access: u64,
 }
 
 // === impl NegativeCache ===
@@ -46,24 +47,33 @@ impl NegativeCache {
     }
 
     /// Remember for `ttl` that there is no object. A purge since the request was made, when there
-    /// were `purges`, invalidates the answer.
-    pub(super) fn insert(&self, key: &CacheKey, status: StatusCode, ttl: Duration, purges: u64) {
+    /// were `purges`, invalidates the answer. `access`: the number of the way to the origin.
+    pub(super) fn insert(
+        &self,
+        key: &CacheKey,
+        access: u64,
+        status: StatusCode,
+        ttl: Duration,
+        purges: u64,
+    ) {
         let answer = Answer {
             status,
             until: Instant::now() + ttl,
             purges,
+            access,
         };
         self.keys.insert(key.combined_bin(), answer);
     }
 
-    /// The origin's last answer, and the time for which it is still valid.
-    pub(super) fn get(&self, key: &CacheKey) -> Option<(StatusCode, Duration)> {
+    /// The last answer of the origin on the way `access`, and the time for which it is still valid.
+    pub(super) fn get(&self, key: &CacheKey, access: u64) -> Option<(StatusCode, Duration)> {
         if self.keys.is_empty() {
             return None;
         }
         let answer = self.keys.get(&key.combined_bin())?;
         let left = answer.until.checked_duration_since(Instant::now())?;
-        (answer.purges == self.purges()).then_some((answer.status, left))
+        let is_valid = answer.purges == self.purges() && answer.access == access;
+        is_valid.then_some((answer.status, left))
     }
 }
 
@@ -72,6 +82,7 @@ mod tests {
     use super::*;
     use crate::cache::DiskCacheConfig;
 
+    const ACCESS: u64 = 1;
     const LONG: Duration = Duration::from_secs(60);
 
     fn key(of: &str) -> CacheKey {
@@ -79,15 +90,17 @@ mod tests {
     }
 
     fn status(absent: &NegativeCache, of: &str) -> Option<u16> {
-        absent.get(&key(of)).map(|(status, _)| status.as_u16())
+        absent
+            .get(&key(of), ACCESS)
+            .map(|(status, _)| status.as_u16())
     }
 
     #[test]
     fn it_is_forgotten_in_time() {
         let absent = NegativeCache::new(None);
         let short = Duration::from_nanos(1);
-        absent.insert(&key("a"), StatusCode::NOT_FOUND, short, 0);
-        absent.insert(&key("b"), StatusCode::GONE, LONG, 0);
+        absent.insert(&key("a"), ACCESS, StatusCode::NOT_FOUND, short, 0);
+        absent.insert(&key("b"), ACCESS, StatusCode::GONE, LONG, 0);
         std::thread::sleep(Duration::from_millis(1));
         assert_eq!(status(&absent, "a"), None);
         assert_eq!(status(&absent, "b"), Some(410));
@@ -95,10 +108,24 @@ mod tests {
     }
 
     #[test]
+    fn it_is_forgotten_when_the_origin_is_asked_in_another_way() {
+        let absent = NegativeCache::new(None);
+        absent.insert(&key("a"), ACCESS, StatusCode::FORBIDDEN, LONG, 0);
+        assert_eq!(status(&absent, "a"), Some(403));
+        assert_eq!(absent.get(&key("a"), ACCESS + 1), None);
+    }
+
+    #[test]
     fn strangers_do_not_make_it_grow() {
         let absent = NegativeCache::new(None);
         for number in 0..3 * CAPACITY {
-            absent.insert(&key(&number.to_string()), StatusCode::NOT_FOUND, LONG, 0);
+            absent.insert(
+                &key(&number.to_string()),
+                ACCESS,
+                StatusCode::NOT_FOUND,
+                LONG,
+                0,
+            );
         }
         assert!(absent.keys.len() <= CAPACITY);
     }
@@ -109,15 +136,15 @@ mod tests {
         let cache = DiskCache::open(DiskCacheConfig::new(dir.path(), 1 << 20)).unwrap();
         let absent = NegativeCache::new(Some(cache));
         let asked_at = absent.purges();
-        absent.insert(&key("a"), StatusCode::NOT_FOUND, LONG, asked_at);
+        absent.insert(&key("a"), ACCESS, StatusCode::NOT_FOUND, LONG, asked_at);
         assert_eq!(status(&absent, "a"), Some(404));
         cache.purge_key(&key("a")).await.unwrap();
         assert_eq!(status(&absent, "a"), None);
         // Asked before, answered after.
-        absent.insert(&key("a"), StatusCode::NOT_FOUND, LONG, asked_at);
+        absent.insert(&key("a"), ACCESS, StatusCode::NOT_FOUND, LONG, asked_at);
         assert_eq!(status(&absent, "a"), None);
         let asked_at = absent.purges();
-        absent.insert(&key("a"), StatusCode::NOT_FOUND, LONG, asked_at);
+        absent.insert(&key("a"), ACCESS, StatusCode::NOT_FOUND, LONG, asked_at);
         assert_eq!(status(&absent, "a"), Some(404));
         cache.ban_prefix("bucket", b"").await.unwrap();
         assert_eq!(status(&absent, "a"), None);

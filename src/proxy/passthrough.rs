@@ -6,6 +6,7 @@
 //! - Entries that a request changes are invalidated before the client is answered.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use sha2::{Digest, Sha256};
 use super::buckets::LIST;
 use super::cache_key::{key_of, requested_query};
 use super::route::Route;
+use super::settings::Settings;
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::RelayedRequest;
@@ -81,19 +83,26 @@ const KNOWN_PARAMETERS: [&str; 21] = [
 /// The state that all buckets with `auth: passthrough` share.
 pub(super) struct Passthrough {
     cache: Option<&'static DiskCache>,
-    /// `auth_ttl`, by the bucket's place in the configuration.
-    ttls: Box<[Duration]>,
-    /// True for a bucket whose lists are stored, by the same place.
-    store_lists: Box<[bool]>,
     permissions: Cache<[u8; 32], Permission>,
     /// Changes when permissions may have changed.
     generation: AtomicU64,
 }
 
+/// The configuration of the buckets for relayed requests.
+#[derive(PartialEq, Eq)]
+pub(super) struct RelayRules {
+    /// `auth_ttl`, by the bucket's place in the configuration.
+    ttls: Box<[Duration]>,
+    /// True for a bucket whose lists are stored, by the same place.
+    store_lists: Box<[bool]>,
+}
+
 /// A permission: S3 has given this version of an object to a client.
 #[derive(Clone, Copy)]
 struct Permission {
-    until: SystemTime,
+    since: SystemTime,
+    /// The end of the client's signature.
+    until: Option<SystemTime>,
     version: Version,
     generation: u64,
 }
@@ -115,19 +124,28 @@ pub(super) struct Relayed {
     generation: u64,
 }
 
-// === impl Passthrough ===
+// === impl RelayRules ===
 
-impl Passthrough {
-    pub(super) fn new(config: &Config, cache: Option<&'static DiskCache>) -> Passthrough {
+impl RelayRules {
+    pub(super) fn new(config: &Config) -> RelayRules {
         let ttls = config.buckets.iter().map(|bucket| *bucket.auth_ttl);
         let store_lists = config.buckets.iter().map(|bucket| {
             let ttl: Duration = *bucket.list_ttl;
             bucket.list && !ttl.is_zero()
         });
-        Passthrough {
-            cache,
+        RelayRules {
             ttls: ttls.collect(),
             store_lists: store_lists.collect(),
+        }
+    }
+}
+
+// === impl Passthrough ===
+
+impl Passthrough {
+    pub(super) fn new(cache: Option<&'static DiskCache>) -> Passthrough {
+        Passthrough {
+            cache,
             permissions: Cache::new(PERMISSIONS),
             generation: AtomicU64::new(0),
         }
@@ -138,7 +156,7 @@ impl Passthrough {
         let mut relay = relayed_request(request, &route.request);
         relay.fills = relay.is_cached && route.site.signer().is_some() && is_canonical(request);
         relay.host = route.doubtful_name().map(Box::from);
-        let ttl = self.ttl(route);
+        let ttl = Passthrough::ttl(route);
         let proof = (relay.is_cached && !ttl.is_zero()).then(|| {
             // Routing uses both names, and a permission is for one object.
             let host = request.headers.get(HOST).map(|host| host.as_bytes());
@@ -164,37 +182,40 @@ impl Passthrough {
         (relay, relayed)
     }
 
-    fn ttl(&self, route: &Route) -> Duration {
-        let ttl = self.ttls.get(route.site.index());
+    fn ttl(route: &Route) -> Duration {
+        let ttls = &route.site.settings().relays.ttls;
+        let ttl = ttls.get(route.site.index());
         ttl.copied().unwrap_or_default()
     }
 
     /// True if the client may have the stored version, by a remembered permission.
-    pub(super) fn permits(&self, relayed: &Relayed, stored: &HeaderMap) -> bool {
+    pub(super) fn permits(&self, route: &Route, relayed: &Relayed, stored: &HeaderMap) -> bool {
         let Some(proof) = &relayed.proof else {
             return false;
         };
         let Some(known) = self.permissions.get(&proof.digest) else {
             return false;
         };
-        known.until > SystemTime::now()
+        let now = SystemTime::now();
+        // A reload may have shortened the time since then.
+        let end = known.since.checked_add(Passthrough::ttl(route));
+        end.is_some_and(|end| end > now)
+            && known.until.is_none_or(|end| end > now)
             && known.version == version(stored)
             && known.generation == self.generation.load(Ordering::Acquire)
     }
 
     /// Remember that S3 has given a version of an object to a client or confirmed it, or that it
     /// has refused.
-    pub(super) fn remember(&self, route: &Route, relayed: &Relayed, given: Option<&HeaderMap>) {
+    pub(super) fn remember(&self, relayed: &Relayed, given: Option<&HeaderMap>) {
         let Some(proof) = &relayed.proof else { return };
         let Some(given) = given.filter(|given| given.contains_key(ETAG)) else {
             self.permissions.remove(&proof.digest);
             return;
         };
-        let Some(until) = SystemTime::now().checked_add(self.ttl(route)) else {
-            return;
-        };
         let permission = Permission {
-            until: proof.until.map_or(until, |end| end.min(until)),
+            since: SystemTime::now(),
+            until: proof.until,
             version: version(given),
             generation: relayed.generation,
         };
@@ -202,15 +223,20 @@ impl Passthrough {
     }
 
     /// Invalidate what a request may have changed. Call it between the answer of S3 and that to the
-    /// client, and when the answer is lost.
-    pub(super) async fn invalidate(&self, router: &Router, route: &Route, relayed: &Relayed) {
+    /// client, and when the answer is lost. `current`: the settings of new requests.
+    pub(super) async fn invalidate(
+        &self,
+        current: &Arc<Settings>,
+        route: &Route,
+        relayed: &Relayed,
+    ) {
         if !relayed.may_have_changed() {
             return;
         }
         self.invalidate_permissions(relayed);
         let Some(cache) = self.cache else { return };
         cache.forget_answers();
-        let changed = self.changed(router, route, relayed);
+        let changed = changed(current, route, relayed);
         for key in changed.keys {
             if let Err(e) = cache.invalidate(&key).await {
                 warn!("{key:?} has changed, but its stored response was not invalidated: {e}");
@@ -221,14 +247,19 @@ impl Passthrough {
 
     /// Like [`invalidate`](Self::invalidate), at the end of an answer: S3 may begin to answer
     /// before it makes the change.
-    pub(super) fn invalidate_at_end(&self, router: &Router, route: &Route, relayed: &Relayed) {
+    pub(super) fn invalidate_at_end(
+        &self,
+        current: &Arc<Settings>,
+        route: &Route,
+        relayed: &Relayed,
+    ) {
         if !relayed.may_have_changed() {
             return;
         }
         self.invalidate_permissions(relayed);
         let Some(cache) = self.cache else { return };
         cache.forget_answers();
-        let changed = self.changed(router, route, relayed);
+        let changed = changed(current, route, relayed);
         changed
             .keys
             .iter()
@@ -238,75 +269,84 @@ impl Passthrough {
         }
     }
 
-    /// The entries that a request may have changed, in each way that S3 may interpret it.
-    fn changed(&self, router: &Router, route: &Route, relayed: &Relayed) -> Changed {
-        let mut changed = Changed::default();
-        match objects(route, relayed) {
-            Some(objects) => {
-                self.add_objects(router, route, route.bucket(), &objects, &mut changed)
-            }
-            None => add_bucket(router, route, route.bucket(), &mut changed),
-        }
-        let operation = route.request.operation;
-        let makes_object = relayed.change == Change::Object && operation != Operation::Other;
-        if relayed.change != Change::Nothing {
-            for (bucket, key) in route.other_readings(router) {
-                match key {
-                    Some(key) => {
-                        let objects = [(key.as_str(), route.request.version_id())];
-                        self.add_objects(router, route, &bucket, &objects, &mut changed);
-                    }
-                    // In this interpretation, the request creates or deletes a bucket, which has no
-                    // objects.
-                    None if makes_object => {}
-                    None => add_bucket(router, route, &bucket, &mut changed),
-                }
-            }
-        }
-        changed.keys.sort_unstable_by_key(CacheKey::combined_bin);
-        changed.keys.dedup_by_key(|key| key.combined_bin());
-        changed.prefixes.sort_unstable();
-        changed.prefixes.dedup();
-        changed
-    }
-
-    /// Add objects of a bucket, and its stored lists, on every route to the bucket.
-    fn add_objects(
-        &self,
-        router: &Router,
-        route: &Route,
-        bucket: &str,
-        objects: &[(&str, Option<&str>)],
-        changed: &mut Changed,
-    ) {
-        if objects.is_empty() {
-            return;
-        }
-        for site in router.same_bucket(route.site.service(), bucket) {
-            let primaries = objects
-                .iter()
-                .filter_map(|(key, version)| Some((site.cache_key_of(bucket, key)?, version)));
-            for (primary, version) in primaries {
-                let version = version.filter(|id| *id != "null");
-                if version.is_some() {
-                    changed.keys.push(key_of(site, primary.clone(), version));
-                }
-                // The current version may be this one.
-                changed
-                    .keys
-                    .push(key_of(site, primary.clone(), Some("null")));
-                changed.keys.push(key_of(site, primary, None));
-            }
-            if self.store_lists.get(site.index()) == Some(&true) {
-                let prefix = [site.cache_prefix(), LIST].concat();
-                changed.prefixes.push((site.user_tag().to_owned(), prefix));
-            }
-        }
-    }
-
     fn invalidate_permissions(&self, relayed: &Relayed) {
         if relayed.changes_permissions {
             self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// The entries that a request may have changed, by the settings with which it began and by the current
+/// ones.
+fn changed(current: &Arc<Settings>, route: &Route, relayed: &Relayed) -> Changed {
+    let mut changed = Changed::default();
+    let own = route.site.settings();
+    add_changed(own, route, relayed, &mut changed);
+    if !Arc::ptr_eq(own, current) {
+        add_changed(current, route, relayed, &mut changed);
+    }
+    changed.keys.sort_unstable_by_key(CacheKey::combined_bin);
+    changed.keys.dedup_by_key(|key| key.combined_bin());
+    changed.prefixes.sort_unstable();
+    changed.prefixes.dedup();
+    changed
+}
+
+/// Add the entries that a request may have changed, in each way that S3 may interpret it.
+fn add_changed(settings: &Settings, route: &Route, relayed: &Relayed, changed: &mut Changed) {
+    let router = settings.router();
+    match objects(route, relayed) {
+        Some(objects) => add_objects(settings, route, route.bucket(), &objects, changed),
+        None => add_bucket(router, route, route.bucket(), changed),
+    }
+    let operation = route.request.operation;
+    let makes_object = relayed.change == Change::Object && operation != Operation::Other;
+    if relayed.change == Change::Nothing {
+        return;
+    }
+    for (bucket, key) in route.other_readings(router) {
+        match key {
+            Some(key) => {
+                let objects = [(key.as_str(), route.request.version_id())];
+                add_objects(settings, route, &bucket, &objects, changed);
+            }
+            // In this interpretation, the request creates or deletes a bucket, which has no objects.
+            None if makes_object => {}
+            None => add_bucket(router, route, &bucket, changed),
+        }
+    }
+}
+
+/// Add objects of a bucket, and its stored lists, on every route to the bucket.
+fn add_objects(
+    settings: &Settings,
+    route: &Route,
+    bucket: &str,
+    objects: &[(&str, Option<&str>)],
+    changed: &mut Changed,
+) {
+    if objects.is_empty() {
+        return;
+    }
+    let sites = settings.router();
+    for site in sites.same_bucket(route.site.service(), bucket) {
+        let primaries = objects
+            .iter()
+            .filter_map(|(key, version)| Some((site.cache_key_of(bucket, key)?, version)));
+        for (primary, version) in primaries {
+            let version = version.filter(|id| *id != "null");
+            if version.is_some() {
+                changed.keys.push(key_of(site, primary.clone(), version));
+            }
+            // The current version may be this one.
+            changed
+                .keys
+                .push(key_of(site, primary.clone(), Some("null")));
+            changed.keys.push(key_of(site, primary, None));
+        }
+        if settings.relays.store_lists.get(site.index()) == Some(&true) {
+            let prefix = [site.cache_prefix(), LIST].concat();
+            changed.prefixes.push((site.user_tag().to_owned(), prefix));
         }
     }
 }

@@ -53,19 +53,39 @@ impl std::error::Error for Unfit {}
 pub fn check(config: &Config) -> Vec<Unfit> {
     let tls = config.server.tls.as_ref().map_or(Vec::new(), check_tls);
     let folders = config.cache.disk.folders();
-    let sock = config.server.upgrade_sock.as_deref();
-    // The cache creates its own folders.
-    let sock = sock.filter(|sock| !folders.iter().any(|folder| sock.starts_with(&folder.path)));
+    let [upgrade, control] = [&config.server.upgrade_sock, &config.server.control_sock]
+        .map(|sock| sock.as_deref())
+        // The cache creates its own folders.
+        .map(|sock| sock.filter(|sock| !folders.iter().any(|of| sock.starts_with(&of.path))));
+    // One mistake is enough for a folder of both.
+    let parent = upgrade.and_then(Path::parent);
+    let control = control.filter(|sock| parent.is_none() || sock.parent() != parent);
+    let socks = [
+        ("server.upgrade_sock", upgrade),
+        ("server.control_sock", control),
+    ];
+    let socks = socks
+        .into_iter()
+        .filter_map(|(key, sock)| Some(check_socket(key, sock?)));
     let log = config.access_log.as_ref();
     let log = log.and_then(|log| log.path.file().map(|path| check_log(log, path)));
     let others = check_folders(&folders, config.cache.disk.path.is_some())
         .into_iter()
         .map(Err)
-        .chain(sock.map(check_socket))
+        .chain(socks)
         .chain(log)
         .chain(config.buckets.iter().enumerate().map(check_origin))
         .filter_map(Result::err);
     tls.into_iter().chain(others).collect()
+}
+
+/// Check the files of `config` that a running process opens again, except for those of the HTTPS
+/// listener, and returns everything that cannot be used.
+pub(super) fn check_reloaded(config: &Config) -> Vec<Unfit> {
+    let log = config.access_log.as_ref();
+    let log = log.and_then(|log| log.path.file().map(|path| check_log(log, path)));
+    let origins = config.buckets.iter().enumerate().map(check_origin);
+    origins.chain(log).filter_map(Result::err).collect()
 }
 
 /// Log the certificates that have expired, will expire within a week, or are not valid yet. A server
@@ -230,10 +250,10 @@ fn check_log(log: &AccessLog, path: &Path) -> Result<(), Unfit> {
     })
 }
 
-fn check_socket(sock: &Path) -> Result<(), Unfit> {
+fn check_socket(key: &str, sock: &Path) -> Result<(), Unfit> {
     const REMEDY: &str = "write the path of a socket in a folder of the proxy's own";
     let unfit = |problem: String| Unfit {
-        key: "server.upgrade_sock".to_owned(),
+        key: key.to_owned(),
         what: format!("{problem}; {REMEDY}"),
     };
     let parent = match sock.parent() {

@@ -75,6 +75,19 @@ pub struct Candidate {
 // === impl Resolver ===
 
 impl Resolver {
+    /// A resolver that knows what `former` knows about these hosts.
+    pub fn after<'h>(former: &Resolver, hosts: impl Iterator<Item = (&'h str, u16)>) -> Resolver {
+        let known = former.hosts.lock();
+        let kept = hosts.filter_map(|(host, port)| {
+            let name = (host.to_owned(), port);
+            let host = known.get(&name)?.clone();
+            Some((name, host))
+        });
+        Resolver {
+            hosts: Mutex::new(kept.collect()),
+        }
+    }
+
     /// The address that a request should try next. The limit for all addresses together is `limit`.
     /// Names are looked up off the worker threads, one at a time for each host.
     ///

@@ -28,11 +28,13 @@ pub(super) struct Budget(AtomicU32);
 
 // === impl Budget ===
 
-impl Budget {
-    pub(super) fn new() -> Self {
+impl Default for Budget {
+    fn default() -> Self {
         Budget(AtomicU32::new(CAPACITY))
     }
+}
 
+impl Budget {
     /// Note an answer that needs no repetition.
     pub(super) fn earn(&self) {
         if self.0.load(Ordering::Relaxed) < CAPACITY {
@@ -92,7 +94,7 @@ mod tests {
 
     #[test]
     fn answers_pay_for_repetitions() {
-        let budget = Budget::new();
+        let budget = Budget::default();
         let all = (0..1000).filter(|_| budget.spend()).count();
         assert_eq!(all, 20);
         (0..COST - 1).for_each(|_| budget.earn());

@@ -10,6 +10,7 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_http::RequestHeader;
 
 use super::cache_key::{cache_key, key_of, requested_path, requested_query};
+use super::settings::{Served, Settings};
 use crate::s3::key::encode_value;
 use crate::s3::{decode_unreserved, Code, ObjectKey, Router, S3Error, S3Request, Site, Target};
 
@@ -18,7 +19,7 @@ const MAX_BUCKET_BYTES: usize = 63;
 
 /// A request, and its bucket.
 pub(super) struct Route {
-    pub(super) site: Arc<Site>,
+    pub(super) site: Served,
     /// The bucket, if the site is a whole service.
     bucket: Option<Box<str>>,
     /// The [doubtful name](Route::doubtful_name), and the whole path without its first slash.
@@ -31,7 +32,7 @@ pub(super) enum Found {
     /// A bucket or an object.
     Site(Route),
     /// All buckets.
-    Service(S3Request),
+    Service(Arc<Settings>, S3Request),
 }
 
 // === impl Route ===
@@ -41,7 +42,8 @@ impl Found {
     ///
     /// # Errors
     /// There is no such bucket, or the request is not one of S3.
-    pub(super) fn of(router: &Router, request: &RequestHeader) -> Result<Found, S3Error> {
+    pub(super) fn of(settings: &Arc<Settings>, request: &RequestHeader) -> Result<Found, S3Error> {
+        let router = settings.router();
         let path = requested_path(request);
         let read = |target| {
             let query = requested_query(request);
@@ -67,7 +69,7 @@ impl Found {
                     doubtful: host
                         .filter(|host| is_doubtful(site, host))
                         .map(|host| Box::new((host.to_vec(), path[1..].to_owned()))),
-                    site: site.clone(),
+                    site: Served::new(settings, site),
                 }))
             }
             Some((site, rest)) => {
@@ -79,10 +81,13 @@ impl Found {
                     request: read(target)?,
                     bucket: None,
                     doubtful: None,
-                    site: site.clone(),
+                    site: Served::new(settings, site),
                 }))
             }
-            None if *path == *"/" => read(Target::Service).map(Found::Service),
+            None if *path == *"/" => {
+                let request = read(Target::Service)?;
+                Ok(Found::Service(settings.clone(), request))
+            }
             None => Err(Code::NoSuchBucket.into()),
         }
     }
@@ -298,7 +303,11 @@ fn host(request: &RequestHeader) -> Result<Option<&[u8]>, S3Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config::Config;
+    use crate::proxy::settings::Surroundings;
     use crate::s3::{Bucket, ConnectionOptions, Origin, S3Endpoint};
 
     #[test]
@@ -350,27 +359,26 @@ mod tests {
 
     #[test]
     fn a_name_may_begin_with_each_bucket_that_is_served() {
-        let bucket = |name: &str, path: &str| Bucket {
-            path_prefix: Some(path.to_owned()),
-            hosts: Vec::new(),
-            name: name.to_owned(),
-            region: "us-east-1".to_owned(),
-            endpoint: Some(S3Endpoint::parse("http://minio.example:9000").unwrap()),
-            key_prefix: String::new(),
-            principal: None,
-            credentials: None,
-            passthrough: true,
-            connection: ConnectionOptions::default(),
+        let settings = |buckets: &[(&str, &str)]| {
+            let buckets = buckets.iter().map(|(name, path)| {
+                format!(
+                    "{{path_prefix: {path}, {name}region: us-east-1, auth: passthrough, \
+                     endpoint: 'http://minio.example:9000'}}"
+                )
+            });
+            let buckets: Vec<_> = buckets.collect();
+            let text = format!(
+                "server: {{address: '127.0.0.1:0'}}\nbuckets: [{}]",
+                buckets.join(", ")
+            );
+            let config = Config::parse(&text, Path::new("c"), &|_| None).expect(&text);
+            Arc::new(Settings::new(&config, Surroundings::default(), None))
         };
-        let router = |sites: &[(&str, &str)]| {
-            let sites = sites.iter().map(|(name, path)| bucket(name, path));
-            Router::new(sites.map(Origin::new).collect())
-        };
-        let service = router(&[("", "/")]);
-        let buckets = router(&[("dir", "/dir"), ("other", "/other")]);
+        let service = settings(&[("", "/")]);
+        let buckets = settings(&[("bucket: dir, ", "/dir"), ("bucket: other, ", "/other")]);
         let long = format!("{}.test", "a".repeat(MAX_BUCKET_BYTES));
         let too_long = format!("a{long}");
-        for (router, host, target, expected) in [
+        for (settings, host, target, expected) in [
             (&service, "minio.example", "/dir/key", vec![]),
             (
                 &service,
@@ -402,10 +410,10 @@ mod tests {
         ] {
             let mut request = RequestHeader::build("PUT", target.as_bytes(), None).unwrap();
             request.insert_header(HOST, host).unwrap();
-            let Ok(Found::Site(route)) = Found::of(router, &request) else {
+            let Ok(Found::Site(route)) = Found::of(settings, &request) else {
                 panic!("{host} {target}");
             };
-            let mut readings = route.other_readings(router);
+            let mut readings = route.other_readings(settings.router());
             readings.sort();
             let key = |key: Option<ObjectKey>| key.map(|key| key.as_str().to_owned());
             let readings: Vec<_> = readings

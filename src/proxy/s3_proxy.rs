@@ -87,7 +87,8 @@ impl ProxyHttp for S3ProxyHttp {
     fn request_cache_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
         let route = routed(&ctx.route)?;
         if let Ok(key) = route.key() {
-            let rule = self.rules.of(route.bucket(), key.as_str());
+            let rules = &route.site.settings().rules;
+            let rule = rules.of(route.bucket(), key.as_str());
             ctx.caching.set_storing(rule.storing.clone());
             ctx.rule = Some(rule.clone());
         }
@@ -124,8 +125,8 @@ impl ProxyHttp for S3ProxyHttp {
         is_fresh: bool,
         ctx: &mut Self::CTX,
     ) -> Result<Option<ForcedFreshness>> {
-        if let Some(relayed) = ctx.relayed() {
-            if self.passthrough.permits(relayed, meta.headers()) {
+        if let (Some(route), Some(relayed)) = (&ctx.route, ctx.relayed()) {
+            if self.passthrough.permits(route, relayed, meta.headers()) {
                 ctx.caching.permit();
             }
         }
@@ -151,7 +152,8 @@ impl ProxyHttp for S3ProxyHttp {
             && route.request.reads_object()
             && !route.request.passes_the_cache();
         if is_remembered {
-            if let Some((status, left)) = self.negative_cache.get(&route.cache_key()?) {
+            let (key, access) = (route.cache_key()?, route.site.access());
+            if let Some((status, left)) = self.negative_cache.get(&key, access) {
                 let error = origin_error(status, Some(&route.request));
                 ctx.is_negative_hit = true;
                 if let Some(trace) = ctx.caching.trace_mut() {
@@ -230,9 +232,9 @@ impl ProxyHttp for S3ProxyHttp {
     ) -> FailToProxy {
         if let (Some(route), Some(relayed)) = (&ctx.route, ctx.relayed()) {
             if ctx.caching.asked_origin() {
-                let router = self.keys.router();
+                let settings = self.settings.get();
                 // Boxed, because few requests come here.
-                Box::pin(self.passthrough.invalidate(router, route, relayed)).await;
+                Box::pin(self.passthrough.invalidate(&settings, route, relayed)).await;
             }
         }
         self.caching

@@ -8,7 +8,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use log::{debug, info};
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
@@ -19,7 +18,7 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server, ShutdownWatch};
-use pingora_core::services::background::{background_service, BackgroundService};
+use pingora_core::services::background::background_service;
 use pingora_core::services::listening::Service;
 use pingora_core::Error;
 use pingora_proxy::{HttpProxy, SubrequestSpawner};
@@ -29,12 +28,14 @@ use super::admin::AdminApp;
 use super::descriptors;
 use super::http1::{server_options, HeadLimits};
 use super::listener::{wait_for, Listener, StartError};
+use super::reload::Reloader;
 use super::s3_proxy::S3ProxyHttp;
-use super::{send_buffer, tls};
+use super::settings::{SharedSettings, Surroundings};
+use super::upgrade::Upgrader;
+use super::{notify, send_buffer, signals, tls};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
 use crate::config::{Config, Gigabytes, KernelTls};
 use crate::metrics::{MetricsApp, METRICS};
-use crate::s3::Refreshed;
 
 /// The time limit for the runtimes, and then for entries that are being committed, once nothing is
 /// served any more.
@@ -76,7 +77,8 @@ enum Listeners {
 pub struct ProxyServer {
     server: Server,
     cache: Option<&'static DiskCache>,
-    access_log: Option<Arc<AccessLog>>,
+    settings: Arc<SharedSettings>,
+    listeners: Listeners,
     http: Listener,
     https: Option<Listener>,
     metrics: Option<Listener>,
@@ -124,15 +126,17 @@ impl ProxyServer {
             }
             None => (None, 0),
         };
-        let mut proxy = S3ProxyHttp::new(config, cache);
+        // Before the files of the listener are read: a later signal is then noticed.
+        let hangups = signals::hangups();
         let access_log =
             AccessLog::open(config).map_err(|e| StartError(format!("access_log: {e}")))?;
-        if let Some(log) = &access_log {
-            proxy.log_to(log.clone());
-        }
-        if let Some(https) = &https {
-            proxy.set_chosen_https_port(https.address().port());
-        }
+        let https_port = https.as_ref().map(|https| https.address().port());
+        let surroundings = Surroundings {
+            https_port,
+            access_log,
+        };
+        let proxy = S3ProxyHttp::within(surroundings, config, cache);
+        let settings = proxy.settings();
 
         // Without a socket, the line that SIGQUIT leaves in the log names the key.
         let upgrade_sock = config.server.upgrade_sock.clone();
@@ -162,11 +166,6 @@ impl ProxyServer {
             max_bytes: *config.server.max_request_head_bytes,
         });
 
-        let credentials = proxy.credentials();
-        if !credentials.is_empty() {
-            server.add_service(background_service("credentials", Credentials(credentials)));
-        }
-
         let mut proxy = pingora_proxy::http_proxy(&server.configuration, proxy);
         let mut proxy_options = options.clone();
         limit_http2(&mut proxy_options, config);
@@ -187,10 +186,12 @@ impl ProxyServer {
         service.set_connection_limit(connections);
         let unsent =
             send_buffer::limit(config.server.send_buffer.map(|bytes| *bytes)).map(Arc::new);
+        let mut certificates = None;
         if let (Some(section), Some(listener)) = (&config.server.tls, &https) {
             let (mut settings, reload) =
                 tls::listener(section).map_err(|e| StartError(e.to_string()))?;
             if let Some(reload) = reload {
+                certificates = Some(reload.certificates());
                 server.add_service(background_service("certificates", reload));
             }
             use_kernel_tls(section.ktls, &mut settings);
@@ -201,6 +202,20 @@ impl ProxyServer {
                     .on_handshake_error(Arc::new(count_handshake_error)),
             );
         }
+        let upgrader = Upgrader::new(server.watch_execution_phase());
+        let reloader = Reloader::new(
+            config,
+            settings.clone(),
+            https_port,
+            certificates,
+            upgrader,
+            hangups,
+        );
+        if listeners == Listeners::Own {
+            // Before the process says that it is ready.
+            reloader.bind();
+        }
+        server.add_service(background_service("configuration", reloader));
         // This listener is added last, because a successful connection to it implies the other one;
         // see `run`.
         service.add_listener(listener_config(&http, &unsent));
@@ -219,7 +234,7 @@ impl ProxyServer {
         if let Some(listener) = &admin {
             let spawner = SubrequestSpawner::new(proxy);
             let operators = descriptors::max_operators(open_files);
-            let admin = AdminApp::new(config, cache, spawner, operators);
+            let admin = AdminApp::new(settings.clone(), cache, spawner, operators);
             let mut app = HttpServer::new_app(admin);
             app.server_options = Some(options.clone());
             let mut service = Service::new("admin".into(), app);
@@ -246,7 +261,8 @@ impl ProxyServer {
         Ok(ProxyServer {
             server,
             cache,
-            access_log,
+            settings,
+            listeners,
             http,
             https,
             metrics,
@@ -291,16 +307,21 @@ impl ProxyServer {
             addresses.push(admin.address());
         }
         lines.push("s3-proxy: ready".into());
+        let listeners = self.listeners;
         std::thread::Builder::new()
             .name("announce".into())
             .spawn(move || {
                 addresses.into_iter().for_each(wait_for);
+                // In an upgrade, the service manager listens to the other process.
+                if listeners == Listeners::Own {
+                    notify::ready("Serving");
+                }
                 // A closed standard output is no reason to stop serving.
                 let _ = writeln!(io::stdout(), "{}", lines.join("\n"));
                 announce();
             })?;
         self.server.run(RunArgs::default());
-        if let Some(log) = self.access_log {
+        if let Some(log) = &self.settings.get().access_log {
             log.close(FINISH_TIMEOUT);
         }
         if let Some(cache) = self.cache {
@@ -344,19 +365,6 @@ impl HttpServerApp for SharedProxy {
         Self: 'async_trait,
     {
         self.0.http_cleanup()
-    }
-}
-
-/// Looks up the credentials that expire. The tasks outlive the shutdown signal, because
-/// transfers do.
-struct Credentials(Vec<Arc<Refreshed>>);
-
-#[async_trait]
-impl BackgroundService for Credentials {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        self.0.iter().for_each(Refreshed::start);
-        // An error means that no shutdown can be signalled any more.
-        let _ = shutdown.changed().await;
     }
 }
 

@@ -12,24 +12,24 @@ use tokio::sync::watch;
 static HANGUPS: LazyLock<watch::Sender<()>> = LazyLock::new(|| watch::Sender::new(()));
 
 /// Each SIGHUP from now on, if the process [outlives](outlive) it.
-#[cfg(all(feature = "s3-proxy", feature = "rustls"))]
+#[cfg(feature = "s3-proxy")]
 pub(super) fn hangups() -> watch::Receiver<()> {
     HANGUPS.subscribe()
 }
 
 /// The actions on SIGUSR1.
-static ON_USER_1: Mutex<Vec<Box<dyn Fn() + Send>>> = Mutex::new(Vec::new());
+static ON_USER_1: Mutex<Vec<Box<dyn Fn() -> bool + Send>>> = Mutex::new(Vec::new());
 
-/// Call `act` on each SIGUSR1 from now on, if the process [outlives](outlive) it.
+/// Call `act` on each SIGUSR1 from now on until it returns false, if the process [outlives](outlive)
+/// the signal.
 #[cfg(feature = "s3-proxy")]
-pub(super) fn on_user_1(act: impl Fn() + Send + 'static) {
+pub(super) fn on_user_1(act: impl Fn() -> bool + Send + 'static) {
     ON_USER_1.lock().push(Box::new(act));
 }
 
 /// Ignore signals that would end the process but have no meaning for it.
 ///
-/// SIGHUP makes the HTTPS listener read its certificates again. It is logged, because it makes other
-/// servers read all of their configuration again. SIGUSR1 makes the access log open its file again.
+/// SIGHUP makes the proxy read its configuration and certificates again. SIGUSR1 makes the access log open its file again.
 /// SIGUSR2 comes from upgrades of other servers. After SIGXFSZ, the write that is too long fails
 /// (setrlimit(2), `RLIMIT_FSIZE`). The Rust runtime ignores SIGPIPE.
 ///
@@ -63,19 +63,16 @@ pub fn outlive() -> io::Result<()> {
 async fn log_each(hangup: &mut Signal) {
     while hangup.recv().await.is_some() {
         if HANGUPS.receiver_count() > 0 {
-            info!("SIGHUP: certificates are read again, the configuration is not");
+            info!("SIGHUP: the configuration and the certificates are read again");
             HANGUPS.send_replace(());
             continue;
         }
-        warn!(
-            "SIGHUP is ignored: the configuration cannot be read again while serving; \
-             start a new process with run --upgrade, then send SIGQUIT to this one"
-        );
+        warn!("SIGHUP is ignored: nothing is read again while the process starts or ends");
     }
 }
 
 async fn act_on_each(user_1: &mut Signal) {
     while user_1.recv().await.is_some() {
-        ON_USER_1.lock().iter().for_each(|act| act());
+        ON_USER_1.lock().retain(|act| act());
     }
 }

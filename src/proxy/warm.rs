@@ -15,10 +15,9 @@ use pingora_proxy::subrequest::Ctx as SubrequestCtx;
 use pingora_proxy::SubrequestSpawner;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::cache_key::{path_at, CacheKeys};
-use super::rules::Rules;
+use super::cache_key::path_at;
+use super::settings::Settings;
 use crate::cache::DiskCache;
-use crate::config::Config;
 use crate::http::warming::{warm, Warmed};
 use crate::http::Fetch;
 use crate::metrics::METRICS;
@@ -46,7 +45,6 @@ const NO_HOST: &str = "admin.invalid";
 /// Stores objects, and lists their paths.
 pub(super) struct Warmer {
     spawner: SubrequestSpawner,
-    rules: Rules,
     warming: Arc<Semaphore>,
     lists: Arc<Semaphore>,
 }
@@ -65,13 +63,11 @@ pub(super) struct Answer {
 // === impl Warmer ===
 
 impl Warmer {
-    /// Makes subrequests of a proxy with this configuration. The listener accepts `connections` at a
-    /// time.
-    pub(super) fn new(config: &Config, spawner: SubrequestSpawner, connections: usize) -> Warmer {
+    /// Makes subrequests of a proxy. The listener accepts `connections` at a time.
+    pub(super) fn new(spawner: SubrequestSpawner, connections: usize) -> Warmer {
         let (warming, lists) = turns(connections);
         Warmer {
             spawner,
-            rules: Rules::new(&config.cache),
             warming: Arc::new(Semaphore::new(warming)),
             lists: Arc::new(Semaphore::new(lists)),
         }
@@ -80,11 +76,11 @@ impl Warmer {
     /// Store the object at a path, as [`CacheKeys::object`] reads it.
     pub(super) async fn warm(
         &self,
-        keys: &CacheKeys,
+        settings: &Settings,
         cache: &'static DiskCache,
         path: &str,
     ) -> Answer {
-        let (result, answer) = match self.try_warm(keys, cache, path).await {
+        let (result, answer) = match self.try_warm(settings, cache, path).await {
             Ok(warmed) => answer_of(warmed),
             Err(answer) => ("refused", answer),
         };
@@ -96,16 +92,16 @@ impl Warmer {
     /// The answer to a request that is refused.
     async fn try_warm(
         &self,
-        keys: &CacheKeys,
+        settings: &Settings,
         cache: &'static DiskCache,
         path: &str,
     ) -> std::result::Result<Warmed, Answer> {
-        let (site, request) = keys.request_for(path)?;
+        let (site, request) = settings.keys.request_for(path)?;
         if site.is_passthrough() {
             return Err(passthrough(site));
         }
         let key = request.target.key().ok_or(RouteError::NotFound)?;
-        if !self.rules.of(site.bucket(), key.as_str()).storing.store {
+        if !settings.rules.of(site.bucket(), key.as_str()).storing.store {
             let why = "a rule of cache.rules has store: false";
             return Ok(Warmed::NotStored(why.to_owned()));
         }
@@ -123,18 +119,23 @@ impl Warmer {
 
     /// List the objects whose path begins with `path`, as [`CacheKeys::beginning_with`] reads it: a
     /// line for each, with its length and its path. `after`: the marker of the page.
-    pub(super) async fn list(&self, keys: &CacheKeys, path: &str, after: Option<&str>) -> Answer {
-        let listed = self.try_list(keys, path, after).await;
+    pub(super) async fn list(
+        &self,
+        settings: &Settings,
+        path: &str,
+        after: Option<&str>,
+    ) -> Answer {
+        let listed = self.try_list(settings, path, after).await;
         listed.unwrap_or_else(|refused| refused)
     }
 
     async fn try_list(
         &self,
-        keys: &CacheKeys,
+        settings: &Settings,
         path: &str,
         after: Option<&str>,
     ) -> std::result::Result<Answer, Answer> {
-        let buckets = keys.buckets_beginning_with(path)?;
+        let buckets = settings.keys.buckets_beginning_with(path)?;
         if let Some((site, _)) = buckets.iter().find(|(site, _)| site.is_passthrough()) {
             return Err(passthrough(site));
         }

@@ -82,6 +82,12 @@ impl Signer {
         is_news.then_some(ahead)
     }
 
+    /// Adopts what another signer knows of the clock of the same service.
+    pub fn adopt_clock(&self, other: &Signer) {
+        let skew = other.skew.load(Ordering::Relaxed);
+        self.skew.store(skew, Ordering::Relaxed);
+    }
+
     /// The time by the service's clock.
     fn service_time(&self, now: SystemTime) -> SystemTime {
         let skew = self.skew.load(Ordering::Relaxed);

@@ -251,6 +251,23 @@ fn refusals(proxy: &Proxy, reason: &str, expected: u64) {
     proxy.expect_metric_where("auth_refused_total", &[("reason", reason)], expected);
 }
 
+#[test]
+fn a_reload_admits_new_clients_and_no_former_ones() {
+    let origin = objects();
+    let proxy = private(&origin);
+    is_object(&get(&proxy, Way::header(ALICE), OBJECT), "MISS");
+    let other = "AKIAOTHER";
+    proxy.edit_config(|yaml| yaml.replace(ALICE.access_key, other));
+    assert_eq!(proxy.reload(), "ok");
+    let refused = get(&proxy, Way::header(ALICE), OBJECT);
+    is_refused(&refused, 403, "InvalidAccessKeyId");
+    let keys = Keys {
+        access_key: other,
+        ..ALICE
+    };
+    is_object(&get(&proxy, Way::header(keys), OBJECT), "HIT");
+}
+
 // --- all modes ---
 
 /// A method, the end of a target, and fields.

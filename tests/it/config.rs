@@ -273,6 +273,10 @@ fn a_folder_that_can_not_be_used_is_named() {
     let key = "server.upgrade_sock";
     sock(nowhere).expect_refused(nowhere, key, &["there is no folder nowhere"]);
     sock(file).expect_refused(file, key, &["is not a socket"]);
+    let control = GOOD.replace("buckets:", &format!("  control_sock: {nowhere}\nbuckets:"));
+    let control = ConfigFile::new(&control);
+    let key_of_control = "server.control_sock";
+    control.expect_refused(nowhere, key_of_control, &["there is no folder nowhere"]);
 
     // Both are named, though each shows only on this machine.
     let both = GOOD.replace("buckets:", &format!("  upgrade_sock: {nowhere}\nbuckets:"));
@@ -356,6 +360,7 @@ fn the_effective_configuration_is_printed_without_secrets() {
     for line in [
         "  keepalive_timeout: \"75s\"\n",
         "  upgrade_sock: \"cache/upgrade.sock\"\n",
+        "  control_sock: \"cache/control.sock\"\n",
         "    secret_key: \"[redacted]\"\n",
         "    max_in_flight_gb: 1.25\n",
         "      threshold_bytes: 16384\n",

@@ -25,15 +25,18 @@ mod hit;
 mod http2;
 mod http_cache;
 mod ideal_cache;
+mod load;
 mod log;
 mod minio;
 mod origin;
 mod passthrough;
 mod range_miss;
+mod reload;
 mod request_heads;
 mod restart;
 mod room;
 mod s3;
+mod service;
 mod signals;
 #[cfg(target_os = "linux")]
 mod strace;

@@ -119,7 +119,8 @@ fn a_signal_without_a_meaning_ends_neither_the_proxy_nor_a_transfer() {
     // A signal may end a process at any later time. The log line shows that this one has
     // arrived.
     eventually("SIGHUP is logged", || {
-        proxy.stderr().contains("SIGHUP is ignored")
+        let done = "use the configuration that the file holds now";
+        proxy.stderr().contains(done)
     });
     assert_eq!(proxy.stderr().matches("SIGHUP").count(), 1);
     assert_eq!(proxy.get("/assets/2").header("x-cache"), Some("HIT"));

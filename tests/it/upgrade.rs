@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     os::unix::{fs::PermissionsExt, net::UnixListener, process::CommandExt},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
@@ -157,6 +157,60 @@ fn a_process_that_waits_for_its_successor_still_obeys() {
     proxy.signal(Signal::QUIT);
     let _connection = successor.accept().expect("the process connects");
     assert!(proxy.stop_gracefully().success());
+}
+
+#[test]
+fn one_command_upgrades_the_process() {
+    let origin = origin();
+    let mut proxy = proxy(&origin).start();
+    assert_eq!(ask(&proxy, "/assets/1"), "MISS");
+    proxy.expect_metric("cache_entries", 1);
+    let (old, addr) = (proxy.pid(), proxy.addr());
+    let (output, retiring) = proxy.upgrade_by_command(&[]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(retiring.expect("the old process").wait().success());
+    assert_ne!(proxy.pid(), old);
+    assert_eq!(proxy.addr(), addr);
+    assert_eq!(ask(&proxy, "/assets/1"), "HIT");
+    // The new one takes orders too.
+    let (output, retiring) = proxy.upgrade_by_command(&["--binary", S3_PROXY]);
+    assert!(output.status.success(), "{output:?}");
+    drop(retiring);
+    assert_eq!(ask(&proxy, "/assets/1"), "HIT");
+}
+
+#[test]
+fn a_command_whose_process_does_not_serve_says_why_and_the_old_one_goes_on() {
+    let origin = origin();
+    let mut proxy = proxy(&origin).start();
+    let old = proxy.pid();
+    let expect = |output: Output, why: &str| {
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(why), "{why}: {said}");
+        assert!(
+            said.contains(&format!("process {old} goes on serving")),
+            "{said}"
+        );
+    };
+    // Port 0 cannot be taken over.
+    let mut upgrade = Command::new(S3_PROXY);
+    let output = upgrade
+        .args(["upgrade", "--config"])
+        .arg(proxy.config())
+        .output();
+    expect(output.expect("run s3-proxy"), "port 0 cannot be taken over");
+    expect(
+        proxy.upgrade_by_command(&["--binary", "/bin/false"]).0,
+        "has not taken over",
+    );
+
+    assert_eq!(proxy.get("/assets/1").status, 200);
+    assert_eq!(proxy.pid(), old);
+    let (output, _) = proxy.upgrade_by_command(&[]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(proxy.get("/assets/1").status, 200);
+    assert_ne!(proxy.pid(), old);
 }
 
 /// Only root can run a process as another user.

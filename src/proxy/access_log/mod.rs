@@ -52,8 +52,12 @@ const FIRST_ERROR: u16 = 400;
 pub struct AccessLog {
     format: LogFormat,
     redactor: Redactor,
-    queue: Arc<Queue>,
+    to: Arc<Destination>,
+    section: config::AccessLog,
 }
+
+/// The queue to a writer, which ends once nobody logs to it any more.
+struct Destination(Arc<Queue>);
 
 /// The access key of a request.
 #[derive(Clone, Copy)]
@@ -94,9 +98,11 @@ impl AccessLog {
         let reopened = Arc::downgrade(&queue);
         // Before the file is opened, which may be renamed right after.
         signals::on_user_1(move || {
-            if let Some(queue) = reopened.upgrade() {
+            let queue = reopened.upgrade();
+            queue.is_some_and(|queue| {
                 queue.reopen();
-            }
+                true
+            })
         });
         let to = match section.path.file() {
             Some(path) => LogFile::open(path, section.rotate == Rotate::Daily)?,
@@ -113,13 +119,34 @@ impl AccessLog {
         Ok(Some(Arc::new(AccessLog {
             format: section.format,
             redactor: Redactor::new(config),
-            queue,
+            to: Arc::new(Destination(queue)),
+            section: section.clone(),
+        })))
+    }
+
+    /// Like [`open`](Self::open), but with the file of `former` if the section is the same.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub(super) fn open_again(
+        config: &Config,
+        former: Option<&AccessLog>,
+    ) -> io::Result<Option<Arc<AccessLog>>> {
+        let same = former.filter(|former| config.access_log.as_ref() == Some(&former.section));
+        let Some(former) = same else {
+            return AccessLog::open(config);
+        };
+        Ok(Some(Arc::new(AccessLog {
+            format: former.format,
+            redactor: Redactor::new(config),
+            to: former.to.clone(),
+            section: former.section.clone(),
         })))
     }
 
     /// Write what waits, and end. Lines that cannot be written within `timeout` are lost.
     pub fn close(&self, timeout: Duration) {
-        if !self.queue.close(timeout) {
+        if !self.to.0.close(timeout) {
             warn!("access_log.path: the last lines could not be written in time");
         }
     }
@@ -175,8 +202,17 @@ impl AccessLog {
             };
             line.clear();
             entry.write(self.format, &self.redactor, clock, line);
-            self.queue.push(line);
+            self.to.0.push(line);
         });
+    }
+}
+
+// === impl Destination ===
+
+impl Drop for Destination {
+    fn drop(&mut self) {
+        // The writer takes what waits, and ends by itself.
+        self.0.close(Duration::ZERO);
     }
 }
 

@@ -19,7 +19,8 @@ use crate::proxy::errors;
 use crate::proxy::http1::answer_what_was_asked;
 use crate::proxy::redirect::{self, Redirect};
 use crate::proxy::route::{Found, Route};
-use crate::s3::{Code, ObjectKey, Operation, S3Error, S3Request, Site, Target};
+use crate::proxy::settings::{Served, Settings};
+use crate::s3::{Code, ObjectKey, Operation, S3Error, S3Request, Target};
 
 /// The decision on a request, before anything is looked up for it.
 pub(super) enum Decision {
@@ -40,7 +41,7 @@ pub(super) enum Admission {
     /// The request is a GET or HEAD that may have a body, which it must not have.
     MayHaveBody(Found),
     /// The request is for all buckets.
-    Service(S3Request),
+    Service(Arc<Settings>, S3Request),
     /// S3 decides on the request.
     Pass(Route),
     /// The request is for something other than an object.
@@ -52,21 +53,22 @@ pub(super) enum Admission {
 impl S3ProxyHttp {
     /// The part of the decision that does not wait.
     pub(super) fn admit(&self, session: &mut Session, ctx: &mut RequestCtx) -> Admission {
-        let is_logged = self.access_log.is_some();
-        if session.subrequest_ctx.is_none() && (is_logged || !self.front.is_empty()) {
-            let sender = self.front.read(session);
+        let settings = self.settings.load();
+        let is_logged = settings.access_log.is_some();
+        if session.subrequest_ctx.is_none() && (is_logged || !settings.front.is_empty()) {
+            let sender = settings.front.read(session);
             if is_logged {
                 ctx.caching.set_trace(access_log::trace(sender));
             }
         }
         answer_what_was_asked(session);
-        session.set_write_timeout(self.write_timeout);
-        session.set_min_send_rate(self.min_send_rate);
+        session.set_write_timeout(settings.write_timeout);
+        session.set_min_send_rate(settings.min_send_rate);
         self.limit_keepalive(session);
-        if let Some(redirect) = self.redirect.filter(|_| redirect::is_plain(session)) {
+        if let Some(redirect) = settings.redirect.filter(|_| redirect::is_plain(session)) {
             return Admission::Redirect(redirect);
         }
-        let found = match Found::of(self.keys.router(), session.req_header()) {
+        let found = match Found::of(&settings, session.req_header()) {
             Ok(found) => found,
             Err(error) => return Admission::Error(error),
         };
@@ -82,7 +84,7 @@ impl S3ProxyHttp {
     fn admit_found(&self, session: &Session, found: Found, ctx: &mut RequestCtx) -> Admission {
         let route = match found {
             Found::Site(route) => route,
-            Found::Service(request) => return Admission::Service(request),
+            Found::Service(settings, request) => return Admission::Service(settings, request),
         };
         if route.site.is_passthrough() {
             return Admission::Pass(route);
@@ -126,7 +128,9 @@ impl S3ProxyHttp {
             Admission::Serve | Admission::MayHaveBody(_) => return Ok(None),
             Admission::Error(error) => self.refuse(session, error, ctx).await,
             Admission::Refuse(refused) => self.refuse_client(session, &refused, ctx).await,
-            Admission::Service(request) => self.answer_service(session, &request, ctx).await,
+            Admission::Service(settings, request) => {
+                self.answer_service(session, &settings, &request, ctx).await
+            }
             Admission::Pass(route) => self.relay(session, route, ctx).await,
             Admission::Other(route) => self.answer_other(session, route, ctx).await,
             Admission::Redirect(redirect) => {
@@ -143,16 +147,14 @@ impl S3ProxyHttp {
         &self,
         session: &Session,
         request: &S3Request,
-        site: &Arc<Site>,
+        site: &Served,
         ctx: &mut RequestCtx,
     ) -> Decision {
         if session.subrequest_ctx.is_some() {
             return Decision::Proceed;
         }
-        match self
-            .auth
-            .decide(site.index(), session.req_header(), request)
-        {
+        let auth = &site.settings().auth;
+        match auth.decide(site.index(), session.req_header(), request) {
             Ok(admitted) => ctx.admitted = admitted,
             Err(refused) => return Decision::Refuse(refused),
         }
@@ -171,7 +173,8 @@ impl S3ProxyHttp {
         let route = routed(&ctx.route)?;
         let resolved = route.key()?.without_dot_segments();
         // A signed key is the key as S3 reads it, so its dot segments stay.
-        Ok(resolved.filter(|_| self.auth.is_open(route.site.index())))
+        let auth = &route.site.settings().auth;
+        Ok(resolved.filter(|_| auth.is_open(route.site.index())))
     }
 
     /// Route a request to its resolved key if the origin does not have the key with dot segments.
@@ -200,6 +203,7 @@ impl S3ProxyHttp {
     async fn answer_service(
         &self,
         session: &mut Session,
+        settings: &Arc<Settings>,
         request: &S3Request,
         ctx: &mut RequestCtx,
     ) -> Result<bool> {
@@ -212,15 +216,15 @@ impl S3ProxyHttp {
         let mut refused = None;
         let mut admitted = Admitted::default();
         let mut sites = Vec::new();
-        for site in self.keys.router().sites() {
-            if !self
+        for site in settings.router().sites() {
+            if !settings
                 .lists
                 .get(site.index())
                 .is_some_and(|rules| rules.is_open)
             {
                 continue;
             }
-            match self.authorise(session, request, site, ctx) {
+            match self.authorise(session, request, &Served::new(settings, site), ctx) {
                 Decision::Proceed => {
                     admitted.by_cookie |= ctx.admitted.by_cookie;
                     admitted.key_id = ctx.admitted.key_id.take().or(admitted.key_id);
@@ -261,7 +265,10 @@ impl S3ProxyHttp {
         };
         let rules = match is_fetch(session) {
             true => &FOR_OPERATOR,
-            false => self.lists.get(route.site.index()).unwrap_or(&CLOSED),
+            false => {
+                let lists = &route.site.settings().lists;
+                lists.get(route.site.index()).unwrap_or(&CLOSED)
+            }
         };
         let listing = match Listing::of(&route, rules) {
             Ok(Some(listing)) => listing,
@@ -303,6 +310,10 @@ impl S3ProxyHttp {
 
     /// Limit the wait for the next request. Pingora waits forever, which it expresses by zero.
     fn limit_keepalive(&self, session: &mut Session) {
+        if self.settings.is_retiring() {
+            session.set_keepalive(None);
+            return;
+        }
         if self.keepalive_timeout.is_some() && session.get_keepalive() == Some(0) {
             session.set_keepalive(self.keepalive_timeout);
         }

@@ -45,7 +45,15 @@ impl S3ProxyHttp {
             };
             METRICS.stale.with_label_values(&[reason]).inc();
         }
-        if let Some(log) = &self.access_log {
+        let now;
+        let settings = match &ctx.route {
+            Some(route) => route.site.settings(),
+            None => {
+                now = self.settings.load();
+                &*now
+            }
+        };
+        if let Some(log) = &settings.access_log {
             let key = match (&ctx.admitted.key_id, ctx.relayed()) {
                 (Some(key), _) => Key::Verified(key),
                 (None, Some(_)) => Key::VerifiedByOrigin,

@@ -15,9 +15,9 @@ use crate::metrics::METRICS;
 use crate::proxy::cache_key::requested_path;
 use crate::proxy::passthrough::CHECKSUM_MODE;
 use crate::proxy::resolve::Attempts;
-use crate::proxy::retries::{self, Budget};
+use crate::proxy::retries;
 use crate::proxy::route::Route;
-use crate::s3::Site;
+use crate::proxy::settings::Served;
 
 /// The time after which idle connections to the origin are closed. S3 closes them after 20 s.
 const ORIGIN_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -48,7 +48,8 @@ impl S3ProxyHttp {
                 .map_err(|e| e.into_up())?;
         }
         let limit = self.connect_limit(origin, session, ctx);
-        let next = self
+        let next = origin
+            .settings()
             .resolver
             .next(
                 origin.connect_host(),
@@ -66,7 +67,8 @@ impl S3ProxyHttp {
             })
             .map_err(|e| e.into_up())?;
         let mut peer = HttpPeer::new(next.address, origin.tls(), origin.tls_name().to_owned());
-        self.authorities.apply(origin.connection(), &mut peer);
+        let authorities = &origin.settings().authorities;
+        authorities.apply(origin.connection(), &mut peer);
         peer.options.connection_timeout = Some(next.timeout);
         peer.options.total_connection_timeout = Some(next.timeout);
         let connection = origin.connection();
@@ -93,8 +95,7 @@ impl S3ProxyHttp {
         if !unanswered || ctx.retries >= allowed || ctx.caching.may_serve_stale(session) {
             return false;
         }
-        let budget = self.budgets.get(route.site.index());
-        if !budget.is_some_and(Budget::spend) {
+        if !route.site.budget().spend() {
             METRICS.origin_retries_refused.inc();
             return false;
         }
@@ -111,7 +112,8 @@ impl S3ProxyHttp {
         session: &Session,
         ctx: &RequestCtx,
     ) -> Option<Duration> {
-        let limit = self.stale_timeout;
+        let settings = ctx.route.as_ref().map(|route| route.site.settings());
+        let limit = settings.and_then(|settings| settings.stale_timeout);
         let limit = limit.filter(|_| ctx.caching.may_serve_stale(session));
         match (timeout, limit) {
             (Some(timeout), Some(limit)) => Some(timeout.min(limit)),
@@ -120,7 +122,7 @@ impl S3ProxyHttp {
     }
 
     /// The time limit for a connection to the origin.
-    fn connect_limit(&self, origin: &Site, session: &Session, ctx: &RequestCtx) -> Duration {
+    fn connect_limit(&self, origin: &Served, session: &Session, ctx: &RequestCtx) -> Duration {
         let timeout = origin.connection().connect_timeout;
         let limit = self.unless_stale(Some(timeout), session, ctx);
         limit.unwrap_or(timeout)
@@ -139,7 +141,8 @@ impl S3ProxyHttp {
             let (host, port) = (route.site.connect_host(), route.site.port());
             let limit = self.connect_limit(&route.site, session, ctx);
             let attempts = &mut ctx.attempts;
-            if self.resolver.failed(host, port, limit, *address, attempts) {
+            let resolver = &route.site.settings().resolver;
+            if resolver.failed(host, port, limit, *address, attempts) {
                 error.set_retry(true);
                 return error;
             }

@@ -70,7 +70,9 @@ impl S3ProxyHttp {
         if self.is_negative(response, ctx) && is_plain {
             if let Some(rule) = &ctx.rule {
                 let (key, ttl) = (route.cache_key()?, rule.negative_ttl);
-                self.negative_cache.insert(&key, status, ttl, ctx.purges);
+                let access = route.site.access();
+                self.negative_cache
+                    .insert(&key, access, status, ttl, ctx.purges);
             }
         }
         if status == StatusCode::FORBIDDEN && !ctx.caching.is_background() {
@@ -108,8 +110,9 @@ impl S3ProxyHttp {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         if let (Some(route), Some(relayed), true) = (&ctx.route, ctx.relayed(), end_of_stream) {
+            let settings = self.settings.load();
             self.passthrough
-                .invalidate_at_end(self.keys.router(), route, relayed);
+                .invalidate_at_end(&settings, route, relayed);
         }
         if ctx.may_be_fault {
             self.note_fault(body, ctx)?;
@@ -143,9 +146,7 @@ impl S3ProxyHttp {
                 return Err(repeat(format!("the origin answers {}", response.status)));
             }
         } else if let Some(route) = &ctx.route {
-            if let Some(budget) = self.budgets.get(route.site.index()) {
-                budget.earn();
-            }
+            route.site.budget().earn();
         }
         if response.status == StatusCode::FORBIDDEN && !ctx.clock_corrected {
             ctx.clock_corrected = true;
@@ -247,11 +248,10 @@ impl S3ProxyHttp {
             status => status.is_success().then_some(&response.headers),
         };
         if !ctx.caching.is_background() {
-            self.passthrough.remember(route, relayed, given);
+            self.passthrough.remember(relayed, given);
         }
-        self.passthrough
-            .invalidate(self.keys.router(), route, relayed)
-            .await;
+        let settings = self.settings.get();
+        self.passthrough.invalidate(&settings, route, relayed).await;
         Ok(())
     }
 }

@@ -1,7 +1,6 @@
 //! The state that all requests share.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::header::{self, HeaderName};
 
@@ -10,20 +9,11 @@ use crate::config::Config;
 use crate::http::rules::fields::RequestFields;
 use crate::http::{CachingOptions, HttpCaching, RangeFillLimits};
 use crate::metrics::METRICS;
-use crate::proxy::access_log::AccessLog;
-use crate::proxy::auth::Auth;
-use crate::proxy::authorities::Authorities;
-use crate::proxy::buckets::ListRules;
-use crate::proxy::cache_key::CacheKeys;
 use crate::proxy::dot_segments::DotSegments;
 use crate::proxy::errors;
-use crate::proxy::front::TrustedProxies;
 use crate::proxy::negative_cache::NegativeCache;
 use crate::proxy::passthrough::Passthrough;
-use crate::proxy::redirect::Redirect;
-use crate::proxy::resolve::Resolver;
-use crate::proxy::retries::Budget;
-use crate::proxy::rules::Rules;
+use crate::proxy::settings::{Settings, SharedSettings, Surroundings};
 use crate::s3::Refreshed;
 
 /// The request fields that the origin sees: ranges and conditions of the client or of the
@@ -62,29 +52,13 @@ pub(super) const FORWARDED: [HeaderName; 6] = [
 /// # }
 /// ```
 pub struct S3ProxyHttp {
-    pub(super) keys: CacheKeys,
-    pub(super) auth: Auth,
+    pub(super) settings: Arc<SharedSettings>,
     pub(super) caching: HttpCaching,
     pub(super) negative_cache: NegativeCache,
-    pub(super) rules: Rules,
-    /// The longest wait for the origin if a stale response can be served instead.
-    pub(super) stale_timeout: Option<Duration>,
     pub(super) dot_segments: DotSegments,
-    /// By the bucket's place in the configuration.
-    pub(super) lists: Vec<ListRules>,
     pub(super) passthrough: Passthrough,
-    pub(super) resolver: Resolver,
-    pub(super) authorities: Authorities,
-    /// By the bucket's place in the configuration.
-    pub(super) budgets: Vec<Budget>,
-    pub(super) write_timeout: Option<Duration>,
-    pub(super) min_send_rate: Option<usize>,
     /// In seconds.
     pub(super) keepalive_timeout: Option<u64>,
-    /// The answer to requests without TLS, if they are not served.
-    pub(super) redirect: Option<Redirect>,
-    pub(super) access_log: Option<Arc<AccessLog>>,
-    pub(super) front: TrustedProxies,
 }
 
 // === impl S3ProxyHttp ===
@@ -92,6 +66,15 @@ pub struct S3ProxyHttp {
 impl S3ProxyHttp {
     /// A proxy for the buckets of `config`, which caches in `cache`.
     pub fn new(config: &Config, cache: Option<&'static DiskCache>) -> Self {
+        S3ProxyHttp::within(Surroundings::default(), config, cache)
+    }
+
+    /// Like [`new`](Self::new), with what the configuration does not tell.
+    pub(in crate::proxy) fn within(
+        surroundings: Surroundings,
+        config: &Config,
+        cache: Option<&'static DiskCache>,
+    ) -> Self {
         let tls = config.server.tls.as_ref();
         let hsts = tls.and_then(|tls| tls.hsts);
         let options = CachingOptions {
@@ -120,60 +103,28 @@ impl S3ProxyHttp {
             error_body: Some(errors::of_cache),
             ..CachingOptions::default()
         };
-        let min_send_rate = *config.server.min_send_rate;
         let caching = HttpCaching::new(cache, options);
         METRICS.watch_misses(caching.origin_turns());
-        let rules = Rules::new(&config.cache);
-        let keys = CacheKeys::new(config);
-        METRICS.watch_credentials(refreshed(&keys));
-        let authorities = Authorities::load(keys.router().sites());
-        let budgets = keys.router().sites().iter().map(|_| Budget::new());
         S3ProxyHttp {
-            budgets: budgets.collect(),
-            authorities,
-            keys,
-            auth: Auth::new(config),
+            settings: SharedSettings::new(Settings::new(config, surroundings, None)),
             caching,
             negative_cache: NegativeCache::new(cache),
-            rules,
-            stale_timeout: config.cache.stale_timeout.non_zero(),
             dot_segments: DotSegments::new(),
-            lists: config.buckets.iter().map(ListRules::of).collect(),
-            passthrough: Passthrough::new(config, cache),
-            resolver: Resolver::default(),
-            write_timeout: config.server.write_timeout.non_zero(),
-            min_send_rate: (min_send_rate > 0).then_some(min_send_rate),
+            passthrough: Passthrough::new(cache),
             keepalive_timeout: config.server.keepalive_secs(),
-            redirect: tls.and_then(Redirect::of),
-            access_log: None,
-            front: TrustedProxies::new(config),
         }
     }
 
-    /// Log all requests of clients.
-    pub fn log_to(&mut self, log: Arc<AccessLog>) {
-        self.access_log = Some(log);
-    }
-
-    /// Redirect requests without TLS to this port if the configuration lets the kernel choose the
-    /// port of the HTTPS listener.
-    pub(in crate::proxy) fn set_chosen_https_port(&mut self, port: u16) {
-        if let Some(redirect) = &mut self.redirect {
-            redirect.set_chosen_port(port);
-        }
+    /// The settings that a reload replaces.
+    pub fn settings(&self) -> Arc<SharedSettings> {
+        self.settings.clone()
     }
 
     /// The credentials that have to be looked up. Unless the caller starts the lookups, the first
     /// requests for an origin do, and wait.
     pub fn credentials(&self) -> Vec<Arc<Refreshed>> {
-        refreshed(&self.keys).map(|(_, found)| found).collect()
+        let settings = self.settings.load();
+        let credentials = settings.refreshed().map(|(_, found)| found);
+        credentials.collect()
     }
-}
-
-/// The buckets whose credentials are looked up, with these credentials.
-fn refreshed(keys: &CacheKeys) -> impl Iterator<Item = (String, Arc<Refreshed>)> + '_ {
-    keys.router().sites().iter().filter_map(|origin| {
-        let refreshed = origin.signer()?.refreshed()?;
-        Some((origin.bucket().to_owned(), refreshed.clone()))
-    })
 }

@@ -8,7 +8,7 @@
 //! - `check`: check the files of a listener as the listener will load them
 //! - `warn_of_expiry`: log its certificates that clients refuse, or will refuse soon
 //! - `listener`: the settings of a listener, and a `Reload`, which replaces its certificates while it
-//!   serves
+//!   serves, by itself and through its `Certificates`
 //! - `lent_bytes`: encrypted bytes that wait for clients, beyond what each may have at any time
 //! - `failure`: the reason that a handshake has failed, as a label of a metric
 //! - `kernel_tls`: the support of kernel TLS in this build and the running kernel

@@ -24,7 +24,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::RootCertStore;
 
 use self::config::Loaded;
-pub(in crate::proxy) use self::reload::Reload;
+pub(in crate::proxy) use self::reload::{Certificates, Reload};
 use super::certificate::Warned;
 use super::problem::Unusable;
 use crate::config::Tls;

@@ -27,6 +27,31 @@ impl BackgroundService for Reload {
     }
 }
 
+/// The configuration of a listener, of which none can be replaced.
+#[derive(Clone, Copy)]
+pub(in crate::proxy) enum Certificates {}
+
+/// See [`Certificates`].
+pub(in crate::proxy) enum Prepared {}
+
+impl Reload {
+    pub(in crate::proxy) fn certificates(&self) -> Certificates {
+        match *self {}
+    }
+}
+
+impl Certificates {
+    pub(in crate::proxy) fn prepare(&self, _: &Tls) -> Result<Prepared, Vec<Unusable>> {
+        match *self {}
+    }
+}
+
+impl Prepared {
+    pub(in crate::proxy) fn apply(self) {
+        match self {}
+    }
+}
+
 /// # Errors
 /// Always.
 pub(in crate::proxy) fn authority(_: Vec<u8>) -> Result<Authority, String> {

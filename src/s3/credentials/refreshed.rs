@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
@@ -90,17 +90,17 @@ impl Refreshed {
         &self.lookup
     }
 
-    /// Starts a task on the current runtime that looks the credentials up, unless there is one.
+    /// Starts a task on the current runtime that looks the credentials up, unless there is one. It ends
+    /// with the last owner of the credentials.
     pub fn start(self: &Arc<Self>) {
         if self.is_running.swap(true, Ordering::AcqRel) {
             return;
         }
         self.state.send_modify(|state| state.is_looking = true);
-        let running = Running(self.clone());
+        let running = Running(Arc::downgrade(self));
+        let lookup = self.lookup.clone();
         tokio::spawn(async move {
-            let credentials = running.0.clone();
-            let lookup = || credentials.lookup.credentials();
-            credentials.keep(lookup).await;
+            Refreshed::keep(running.0.clone(), || lookup.credentials()).await;
             drop(running);
         });
     }
@@ -159,28 +159,52 @@ impl Refreshed {
         self.refused.load(Ordering::Relaxed)
     }
 
-    async fn keep<F>(&self, mut lookup: impl FnMut() -> F)
+    /// Looks credentials up again and again, until nobody owns them any more.
+    async fn keep<F>(credentials: Weak<Refreshed>, lookup: impl FnMut() -> F)
+    where
+        F: Future<Output = Result<Credentials, String>>,
+    {
+        let Some(mut changes) = credentials.upgrade().map(|of| of.state.subscribe()) else {
+            return;
+        };
+        tokio::select! {
+            () = Refreshed::keep_owned(credentials, lookup) => {}
+            // The state ends with its owner.
+            () = async { while changes.changed().await.is_ok() {} } => {}
+        }
+    }
+
+    async fn keep_owned<F>(credentials: Weak<Refreshed>, mut lookup: impl FnMut() -> F)
     where
         F: Future<Output = Result<Credentials, String>>,
     {
         let mut failures = 0;
         loop {
-            self.state.send_modify(|state| state.is_looking = true);
+            let Some(of) = credentials.upgrade() else {
+                return;
+            };
+            of.state.send_modify(|state| state.is_looking = true);
+            // Neither a lookup nor a pause keeps the credentials alive.
+            drop(of);
             let found = tokio::time::timeout(LOOKUP_TIMEOUT, lookup()).await;
             let found = found.unwrap_or_else(|_| {
                 Err(format!("the lookup takes longer than {LOOKUP_TIMEOUT:?}"))
             });
+            let Some(of) = credentials.upgrade() else {
+                return;
+            };
             let now = SystemTime::now();
             let pause = match found.and_then(|found| Held::new(found, now)) {
                 Ok(held) => {
                     failures = 0;
-                    self.take(held, now)
+                    of.take(held, now)
                 }
                 Err(why) => {
                     failures += 1;
-                    self.note_failure(&why, failures, now)
+                    of.note_failure(&why, failures, now)
                 }
             };
+            drop(of);
             sleep_until(now + pause).await;
         }
     }
@@ -235,12 +259,14 @@ impl fmt::Debug for Refreshed {
 }
 
 /// The end of the task, with its runtime, after which another one may be started.
-struct Running(Arc<Refreshed>);
+struct Running(Weak<Refreshed>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.state.send_modify(|state| state.is_looking = false);
-        self.0.is_running.store(false, Ordering::Release);
+        if let Some(of) = self.0.upgrade() {
+            of.state.send_modify(|state| state.is_looking = false);
+            of.is_running.store(false, Ordering::Release);
+        }
     }
 }
 
@@ -356,7 +382,7 @@ mod tests {
         let limit = Duration::from_secs(30);
         let done = tokio::time::timeout(limit, changes.wait_for(done));
         tokio::select! {
-            () = refreshed.keep(lookup) => {}
+            () = Refreshed::keep(Arc::downgrade(refreshed), lookup) => {}
             done = done => {
                 done.expect("in time").expect("a sender");
             }
@@ -434,6 +460,23 @@ mod tests {
         let error = refreshed.wait_for(Duration::from_secs(3600)).await;
         let error = error.expect_err("there are none").to_string();
         assert_eq!(error, "no valid credentials: STS is away");
+    }
+
+    #[tokio::test]
+    async fn credentials_that_nobody_owns_are_not_looked_up_any_more() {
+        let refreshed = refreshed();
+        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let hangs = move || {
+            let begun = begun.clone();
+            async move {
+                begun.send(()).expect("somebody waits for it");
+                std::future::pending().await
+            }
+        };
+        let task = tokio::spawn(Refreshed::keep(Arc::downgrade(&refreshed), hangs));
+        begins.recv().await.expect("a lookup");
+        drop(refreshed);
+        task.await.expect("it ends");
     }
 
     #[tokio::test]

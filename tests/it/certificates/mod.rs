@@ -8,6 +8,7 @@ mod redirect;
 mod reload;
 mod sessions;
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use test_support::{Authority, Bucket, Issued, Origin, Proxy, ProxyBuilder, Reply};
@@ -41,6 +42,11 @@ fn localhost(origin: &Origin, dir: &Path) -> (ProxyBuilder, Authority) {
     let authority = Authority::new("of servers");
     let (certificate, key) = authority.issue(&["localhost"]).write_to(dir, "server");
     (https(origin).tls_with(&certificate, &key), authority)
+}
+
+/// The certificate that a new connection gets.
+pub(crate) fn served(addr: SocketAddr, name: &str) -> Vec<u8> {
+    client::Client::any().certificate(addr, name)
 }
 
 /// The number of lines in the log that have a text.

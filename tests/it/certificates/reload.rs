@@ -14,7 +14,7 @@ use super::{https, lines_with, origin};
 
 const NEW: &str = "new connections use the certificates";
 const KEPT: &str = "the certificates in use are kept";
-const SIGHUP: &str = "SIGHUP: certificates are read again";
+const SIGHUP: &str = "SIGHUP: the configuration and the certificates are read again";
 
 /// True if new connections get this certificate.
 fn serves(proxy: &Proxy, issued: &Issued) -> bool {

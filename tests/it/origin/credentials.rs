@@ -229,6 +229,45 @@ fn each_bucket_assumes_the_role_that_its_entry_names() {
 }
 
 #[test]
+fn a_reload_looks_up_only_the_credentials_that_are_new() {
+    let s3 = s3();
+    let sts = Sts::start(|request| {
+        let body = String::from_utf8_lossy(&request.body);
+        let key = match body.contains("role%2Freader") {
+            true => "of-reader",
+            false => "of-writer",
+        };
+        assumed("AssumeRole", key, 3600)
+    });
+    let proxy = assuming(&s3, &sts);
+    assert_eq!(proxy.get("/assets/a").status, 200);
+    assert_eq!(sts.0.requests().len(), 1);
+
+    let entry = format!(
+        "  - {{path_prefix: /others, bucket: others, region: us-east-1, endpoint: '{}', \
+         access_key: given-key, secret_key: {SECRET}, \
+         assume_role: {{role_arn: 'arn:aws:iam::123456789012:role/writer'}}}}\n",
+        s3.url()
+    );
+    proxy.edit_config(|yaml| yaml.replacen("buckets:\n", &format!("buckets:\n{entry}"), 1));
+    assert_eq!(proxy.reload(), "ok");
+    for (path, expected) in [("/assets/b", "of-reader"), ("/others/b", "of-writer")] {
+        assert_eq!(proxy.get(path).status, 200);
+        let request = s3.requests().pop().expect("a request");
+        assert_eq!(access_key(&request), Some(expected));
+    }
+    assert_eq!(sts.0.requests().len(), 2);
+
+    proxy.edit_config(|yaml| yaml.replace(&entry, ""));
+    assert_eq!(proxy.reload(), "ok");
+    assert_eq!(proxy.get("/assets/c").status, 200);
+    assert_eq!(sts.0.requests().len(), 2);
+    let metrics = proxy.metrics();
+    let of = metrics.values("origin_credentials_expiry_timestamp_seconds", "bucket");
+    assert_eq!(of.into_iter().collect::<Vec<_>>(), ["bucket"]);
+}
+
+#[test]
 fn credentials_are_used_until_they_expire_and_then_there_is_503() {
     let s3 = s3();
     let works = Arc::new(Mutex::new(true));

@@ -32,11 +32,17 @@ pub struct Proxy {
 }
 
 struct Running {
-    child: Child,
+    process: Process,
     /// Lines of stdout; its end says that the process has ended.
     stdout: Receiver<String>,
     readers: Vec<JoinHandle<()>>,
     announced: Announced,
+}
+
+enum Process {
+    Child(Child),
+    /// A proxy that another one has started.
+    Adopted(Pid),
 }
 
 /// The proxy's line on stdout when it accepts connections.
@@ -142,7 +148,7 @@ impl Proxy {
     }
 
     pub fn pid(&self) -> u32 {
-        self.running().child.id()
+        self.running().pid().as_raw_nonzero().get().unsigned_abs()
     }
 
     pub fn cache_dir(&self) -> PathBuf {
@@ -290,6 +296,25 @@ impl Proxy {
         self.running().signal(signal);
     }
 
+    /// Sends SIGHUP, and waits until the configuration has been read again. Returns the result, as the
+    /// metric names it.
+    pub fn reload(&self) -> &'static str {
+        const RESULTS: [&str; 2] = ["ok", "failed"];
+        let count = |metrics: &Metrics, result: &str| {
+            metrics.sum_where("config_reloads_total", &[("result", result)])
+        };
+        let before = self.metrics();
+        self.signal(Signal::HUP);
+        let mut result = None;
+        eventually("the configuration is read again", || {
+            let now = self.metrics();
+            let has_risen = |result: &&str| count(&now, result) > count(&before, result);
+            result = RESULTS.into_iter().find(has_risen);
+            result.is_some()
+        });
+        result.unwrap_or_default()
+    }
+
     /// Sends SIGKILL and waits for the end: a crash.
     pub fn kill(&mut self) {
         self.running.take().expect("the proxy is not running");
@@ -331,6 +356,31 @@ impl Proxy {
         old.signal(Signal::QUIT);
         self.wait_until_ready(successor);
         Retiring(old)
+    }
+
+    /// Runs `s3-proxy upgrade`. Where it succeeds, this is the new process, and the old one is returned
+    /// too. Needs [`ProxyBuilder::upgradable`].
+    pub fn upgrade_by_command(&mut self, options: &[&str]) -> (Output, Option<Retiring>) {
+        let output = self.s3_proxy(&[&["upgrade"], options].concat());
+        if !output.status.success() {
+            return (output, None);
+        }
+        let said = String::from_utf8_lossy(&output.stdout);
+        let pid = said
+            .strip_prefix("process ")
+            .and_then(|rest| Pid::from_raw(rest.split(' ').next()?.parse().ok()?))
+            .unwrap_or_else(|| panic!("no process in {said}"));
+        let mut old = self.running.take().expect("the proxy is not running");
+        // The new process writes where the old one does.
+        let (_, none) = mpsc::channel();
+        let running = Running {
+            process: Process::Adopted(pid),
+            stdout: std::mem::replace(&mut old.stdout, none),
+            readers: std::mem::take(&mut old.readers),
+            announced: Announced::default(),
+        };
+        self.wait_until_ready(running);
+        (output, Some(Retiring(old)))
     }
 
     /// Crashes it where it still runs, and runs it again as the last arguments
@@ -484,7 +534,7 @@ impl Running {
             }
         });
         Self {
-            child,
+            process: Process::Child(child),
             stdout: received,
             readers: vec![stdout, stderr],
             announced: Announced::default(),
@@ -503,9 +553,15 @@ impl Running {
         }
     }
 
+    fn pid(&self) -> Pid {
+        match &self.process {
+            Process::Child(child) => Pid::from_child(child),
+            Process::Adopted(pid) => *pid,
+        }
+    }
+
     fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, signal).expect("signal the proxy");
+        kill_process(self.pid(), signal).expect("signal the proxy");
     }
 
     /// None: still running at the deadline, and killed now.
@@ -518,15 +574,32 @@ impl Running {
                 Err(RecvTimeoutError::Timeout) => return None,
             }
         }
-        self.child.wait().ok()
+        let Process::Child(child) = &mut self.process else {
+            return Some(ExitStatus::default());
+        };
+        // Its successor may have its stdout.
+        while Instant::now() < deadline {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Some(status);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        None
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         // Both fail only where the process has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        match &mut self.process {
+            Process::Child(child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Process::Adopted(pid) => {
+                let _ = kill_process(*pid, Signal::KILL);
+            }
+        }
         for reader in self.readers.drain(..) {
             // Ends with the pipe, so that all of stderr is captured afterwards.
             let _ = reader.join();
