@@ -18,6 +18,9 @@
 //! # }
 //! ```
 
+#[cfg(feature = "s3-proxy")]
+mod latency;
+
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
@@ -37,6 +40,10 @@ use prometheus::{
     Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+#[cfg(feature = "s3-proxy")]
+use self::latency::TimesMetrics;
+#[cfg(feature = "s3-proxy")]
+pub(crate) use self::latency::{BucketTimes, NO_BUCKET};
 use crate::cache::{Cause, Counter, DiskCache, Eviction};
 use crate::http::origin_turns::OriginTurns;
 #[cfg(feature = "s3-proxy")]
@@ -63,6 +70,8 @@ pub struct Metrics {
     pub origin_retries: IntCounter,
     /// Requests to the origin that were not repeated because too many had been.
     pub origin_retries_refused: IntCounter,
+    /// Response body bytes received from the origin.
+    pub origin_body_bytes: IntCounter,
     /// Response body bytes sent to clients.
     pub body_bytes: IntCounter,
     /// Stale responses, by reason.
@@ -79,6 +88,9 @@ pub struct Metrics {
     connections: ConnectionMetrics,
     /// Requests that hold a turn at the origin, wait for one, or were refused one.
     miss_turns: MissMetrics,
+    /// Times of requests.
+    #[cfg(feature = "s3-proxy")]
+    pub(crate) times: TimesMetrics,
     /// Credentials that are looked up.
     #[cfg(feature = "s3-proxy")]
     credentials: CredentialsMetrics,
@@ -141,6 +153,7 @@ pub(crate) struct CertificateExpiry {
 struct CredentialsMetrics {
     watched: Mutex<Vec<(String, Weak<Refreshed>)>>,
     expiry: IntGaugeVec,
+    found: IntGaugeVec,
     failures: IntCounterVec,
     refused: IntCounterVec,
 }
@@ -291,6 +304,10 @@ impl Metrics {
                 "origin_retries_refused_total",
                 "Requests to the origin not repeated because too many of them had been",
             ),
+            origin_body_bytes: make.counter(
+                "origin_response_body_bytes_total",
+                "Response body bytes received from the origin",
+            ),
             body_bytes: make.counter(
                 "response_body_bytes_total",
                 "Response body bytes sent to clients",
@@ -321,6 +338,8 @@ impl Metrics {
             ),
             connections: ConnectionMetrics::new(&make),
             miss_turns: MissMetrics::new(&make),
+            #[cfg(feature = "s3-proxy")]
+            times: TimesMetrics::new(),
             #[cfg(feature = "s3-proxy")]
             credentials: CredentialsMetrics::new(&make),
             #[cfg(feature = "s3-proxy")]
@@ -411,6 +430,7 @@ impl Metrics {
             &self.origin_error_responses,
             &self.origin_retries,
             &self.origin_retries_refused,
+            &self.origin_body_bytes,
             &self.body_bytes,
             &self.stale,
             &self.errors,
@@ -426,7 +446,9 @@ impl Metrics {
         ];
         #[cfg(feature = "s3-proxy")]
         all.extend([
-            &self.credentials.expiry as &dyn Collector,
+            &self.times as &dyn Collector,
+            &self.credentials.expiry,
+            &self.credentials.found,
             &self.credentials.failures,
             &self.credentials.refused,
             &self.access_log_lines,
@@ -478,6 +500,11 @@ impl CredentialsMetrics {
                 "Time when the credentials of a bucket expire; 0 if there are none, or they do not",
                 "bucket",
             ),
+            found: make.gauges(
+                "origin_credentials_found_timestamp_seconds",
+                "Time of the last lookup that has found credentials of a bucket; 0 if there was none",
+                "bucket",
+            ),
             failures: make.counters(
                 "origin_credentials_failures_total",
                 "Failed lookups of the credentials of a bucket",
@@ -514,9 +541,10 @@ impl CredentialsMetrics {
             let expiry = expiry.and_then(|expiry| expiry.duration_since(UNIX_EPOCH).ok());
             let secs = expiry.map_or(0, |expiry| expiry.as_secs());
             let label = &[bucket.as_str()];
-            self.expiry
-                .with_label_values(label)
-                .set(i64::try_from(secs).unwrap_or(i64::MAX));
+            for (metric, secs) in [(&self.expiry, secs), (&self.found, credentials.found())] {
+                let metric = metric.with_label_values(label);
+                metric.set(i64::try_from(secs).unwrap_or(i64::MAX));
+            }
             for (metric, count) in [
                 (&self.failures, credentials.failures()),
                 (&self.refused, credentials.refused()),

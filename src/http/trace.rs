@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
@@ -31,12 +30,6 @@ pub struct Trace {
     field: &'static str,
     id: RequestId,
     client: Option<IpAddr>,
-    began: Instant,
-    /// The time when the response header was ready. A `OnceLock`, because error responses have only
-    /// `&CachingCtx`.
-    first_byte: OnceLock<Instant>,
-    /// The value of `X-Cache`.
-    pub(super) x_cache: Option<&'static str>,
     /// The body of the response is kept in memory.
     pub(super) in_memory: bool,
     /// A prepared header was sent. Its status is 200.
@@ -111,16 +104,13 @@ fn random() -> u64 {
 // === impl Trace ===
 
 impl Trace {
-    /// Notes on a request of `client` that begins now. `field` names it in its responses, in place of
+    /// Notes on a request of `client`. `field` names it in its responses, in place of
     /// the origin's field.
     pub fn new(field: &'static str, id: RequestId, client: Option<IpAddr>) -> Trace {
         Trace {
             field,
             id,
             client,
-            began: Instant::now(),
-            first_byte: OnceLock::new(),
-            x_cache: None,
             in_memory: false,
             is_prepared: false,
             origin: None,
@@ -135,26 +125,6 @@ impl Trace {
     /// The address of the client, if it is known.
     pub fn client(&self) -> Option<IpAddr> {
         self.client
-    }
-
-    /// The time when the request began.
-    pub fn began(&self) -> Instant {
-        self.began
-    }
-
-    /// The time from the request to its response header; `None`: there was none.
-    pub fn first_byte(&self) -> Option<Duration> {
-        Some(self.first_byte.get()?.duration_since(self.began))
-    }
-
-    /// The value of `X-Cache` in the response.
-    pub fn x_cache(&self) -> Option<&'static str> {
-        self.x_cache
-    }
-
-    /// Note what an answer of the proxy's own says of the cache.
-    pub fn set_x_cache(&mut self, value: &'static str) {
-        self.x_cache = Some(value);
     }
 
     /// True if the body of the response is kept in memory.
@@ -200,11 +170,6 @@ impl Trace {
     /// The id that the origin has given its answer.
     pub fn origin_id(&self) -> Option<&HeaderValue> {
         self.origin.as_ref()?.id.as_ref()
-    }
-
-    /// Note that the response header is ready.
-    pub(super) fn note_first_byte(&self) {
-        self.first_byte.get_or_init(Instant::now);
     }
 
     /// The field that names the request.

@@ -16,7 +16,7 @@ mod origin_response;
 mod response;
 mod shared;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -37,6 +37,7 @@ use self::origin_response::origin_error;
 pub use self::shared::S3ProxyHttp;
 use super::cache_key::cache_key;
 use super::errors;
+use crate::http::rules::cache_status::CacheResult;
 
 #[async_trait]
 impl ProxyHttp for S3ProxyHttp {
@@ -156,9 +157,7 @@ impl ProxyHttp for S3ProxyHttp {
             if let Some((status, left)) = self.negative_cache.get(&key, access) {
                 let error = origin_error(status, Some(&route.request));
                 ctx.is_negative_hit = true;
-                if let Some(trace) = ctx.caching.trace_mut() {
-                    trace.set_x_cache("HIT");
-                }
+                ctx.caching.set_result(CacheResult::Hit);
                 let to = ctx.recipient();
                 errors::respond_remembered(&self.caching, session, &error, left, to).await?;
                 return Ok(false);
@@ -269,6 +268,7 @@ impl ProxyHttp for S3ProxyHttp {
         if let Some(trace) = ctx.caching.trace_mut() {
             trace.ask_origin();
         }
+        ctx.asked_origin = Some(Instant::now());
         self.origin_peer(session, ctx).await
     }
 

@@ -26,7 +26,7 @@ use super::rules::Rules;
 use crate::config::{
     self, AssumeRole, BucketName, Config, CredentialsFrom, KeyPrefix, Region, Secret, Service,
 };
-use crate::metrics::METRICS;
+use crate::metrics::{BucketTimes, METRICS};
 use crate::s3::{Refreshed, Router, Site};
 
 /// The settings that a reload replaces.
@@ -57,6 +57,8 @@ struct BucketState {
     /// Differs from that of any other way to reach a bucket.
     number: u64,
     budget: Arc<Budget>,
+    /// Those of all buckets with this name.
+    times: Arc<BucketTimes>,
 }
 
 /// What decides on the answers of a bucket's origin.
@@ -164,6 +166,9 @@ impl BucketState {
         BucketState {
             number: kept.map_or_else(|| NEXT.fetch_add(1, Ordering::Relaxed), |kept| kept.number),
             budget: kept.map_or_else(Arc::default, |kept| kept.budget.clone()),
+            times: METRICS
+                .times
+                .of_bucket(bucket.bucket.as_deref().unwrap_or_default()),
             access,
         }
     }
@@ -256,6 +261,11 @@ impl Served {
     /// The budget for repetitions of requests to the origin.
     pub(super) fn budget(&self) -> &Budget {
         &self.settings.buckets[self.index].budget
+    }
+
+    /// The times of its requests.
+    pub(super) fn times(&self) -> &BucketTimes {
+        &self.settings.buckets[self.index].times
     }
 
     /// The number of the way to reach the origin. It changes when the origin may answer otherwise.

@@ -27,6 +27,7 @@ mod http_cache;
 mod ideal_cache;
 mod load;
 mod log;
+mod metrics;
 mod minio;
 mod origin;
 mod passthrough;

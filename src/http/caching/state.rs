@@ -1,7 +1,8 @@
 //! The state of one request in the cache.
 
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora_cache::{CacheKey, CachePhase};
@@ -16,7 +17,7 @@ use crate::http::origin_turns::OriginTurn;
 use crate::http::range_fill::{Download, FillCandidate, FillGuard};
 use crate::http::remainder::PartRequests;
 use crate::http::rules::cache_control::{RequestDirectives, NO_DIRECTIVES};
-use crate::http::rules::cache_status::Forwarded;
+use crate::http::rules::cache_status::{CacheResult, Forwarded};
 use crate::http::rules::request::RequestKind;
 use crate::http::rules::storing::StoringRules;
 use crate::http::trace::Trace;
@@ -33,6 +34,11 @@ pub struct CachingCtx {
     pub(super) precondition_failed: bool,
     /// Set if the proxy logs the request. Boxed, because few proxies do.
     pub(super) trace: Option<Box<Trace>>,
+    /// The time of the response header, see [`micros`]. [`NO_HEADER`]: there is none yet; 0: it is not
+    /// measured. Atomic, because error responses have only `&CachingCtx`.
+    first_byte: AtomicU32,
+    /// The value of `X-Cache`.
+    pub(super) result: Option<CacheResult>,
 }
 
 // Every hit writes all of it.
@@ -250,12 +256,58 @@ pub struct Fetch;
 /// The context of a subrequest that fetches the whole for a download in parts.
 pub(super) struct DownloadFill(pub ForParts);
 
+/// Stands in [`CachingCtx::first_byte`] for a header that is still to come.
+const NO_HEADER: u32 = 1;
+
+/// A time in few bytes: microseconds from the first one that was asked for. They overflow after 71
+/// minutes; no header takes as long.
+fn micros(at: Instant) -> u32 {
+    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
+    // One that is earlier is so many before.
+    match at.checked_duration_since(*FIRST) {
+        Some(after) => after.as_micros() as u32,
+        None => (FIRST.duration_since(at).as_micros() as u32).wrapping_neg(),
+    }
+}
+
 // === impl CachingCtx ===
 
 impl CachingCtx {
     /// True if the origin was asked.
     pub fn asked_origin(&self) -> bool {
         self.state.attempt().is_some()
+    }
+
+    /// Measure the time to the response header. Call it before anything else.
+    pub fn measure(&mut self) {
+        *self.first_byte.get_mut() = NO_HEADER;
+    }
+
+    /// The time from the request, which began at `began`, to its response header. `None`: there was no
+    /// header, or the time is not measured.
+    pub fn first_byte(&self, began: Instant) -> Option<Duration> {
+        let noted = self.first_byte.load(Ordering::Relaxed);
+        let took = noted.wrapping_sub(micros(began));
+        (noted > NO_HEADER).then(|| Duration::from_micros(took.into()))
+    }
+
+    /// Note that the response header is ready. The first time counts.
+    pub(super) fn note_first_byte(&self) {
+        if self.first_byte.load(Ordering::Relaxed) == NO_HEADER {
+            let noted = micros(Instant::now()).max(NO_HEADER + 1);
+            self.first_byte.store(noted, Ordering::Relaxed);
+        }
+    }
+
+    /// The part of the cache in the response, as `X-Cache` states it; `None`: the response is the
+    /// proxy's own.
+    pub fn result(&self) -> Option<CacheResult> {
+        self.result
+    }
+
+    /// Note what an answer of the proxy's own says of the cache.
+    pub fn set_result(&mut self, result: CacheResult) {
+        self.result = Some(result);
     }
 
     /// Take notes on the request, and name it in its responses. Call it before anything else.

@@ -39,6 +39,48 @@ impl Forwarded {
     }
 }
 
+/// The part of the cache in a response, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum CacheResult {
+    /// A stored response.
+    Hit,
+    /// The origin's response.
+    Miss,
+    /// A stored response that is stale.
+    Stale,
+    /// A stored response that the origin has confirmed.
+    Revalidated,
+    /// A stored response, parts of which come from the origin.
+    Partial,
+    /// The cache does not handle such requests.
+    Bypass,
+}
+
+impl CacheResult {
+    /// All results, each at its own number.
+    pub const ALL: [CacheResult; 6] = [
+        CacheResult::Hit,
+        CacheResult::Miss,
+        CacheResult::Stale,
+        CacheResult::Revalidated,
+        CacheResult::Partial,
+        CacheResult::Bypass,
+    ];
+
+    /// The value of `X-Cache`.
+    pub fn x_cache(self) -> &'static str {
+        match self {
+            CacheResult::Hit => "HIT",
+            CacheResult::Miss => "MISS",
+            CacheResult::Stale => "STALE",
+            CacheResult::Revalidated => "REVALIDATED",
+            CacheResult::Partial => "PARTIAL",
+            CacheResult::Bypass => "BYPASS",
+        }
+    }
+}
+
 /// The handling of a request, as this cache reports it.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheStatus<'a> {

@@ -39,6 +39,7 @@ use super::cache_key::{raw_path, requested_query};
 use super::front::Sender;
 use super::signals;
 use crate::config::{self, Config, LogFormat, Rotate};
+use crate::http::rules::cache_status::CacheResult;
 use crate::http::trace::{RequestId, Trace};
 use crate::http::CachingCtx;
 
@@ -151,12 +152,13 @@ impl AccessLog {
         }
     }
 
-    /// Log a request.
+    /// Log a request, which began at `began`.
     pub(super) fn write(
         &self,
         session: &Session,
         error: Option<&Error>,
         ctx: &CachingCtx,
+        began: Instant,
         key: Key,
     ) {
         let Some(trace) = ctx.trace() else { return };
@@ -165,11 +167,11 @@ impl AccessLog {
         let fields = Fields::of(&request.headers);
         let query = requested_query(request);
         let bytes = session.as_downstream().body_bytes_sent() as u64;
-        let total = now.duration_since(trace.began());
+        let total = now.duration_since(began);
         let status = status(session, trace);
         SCRATCH.with_borrow_mut(|Scratch { line, clock }| {
             let entry = Entry {
-                began: clock.time_of(trace.began(), now),
+                began: clock.time_of(began, now),
                 client: trace.client(),
                 method: request.method.as_str().as_bytes(),
                 path: raw_path(request),
@@ -177,9 +179,9 @@ impl AccessLog {
                 version: request.version,
                 status,
                 bytes,
-                x_cache: trace.x_cache(),
+                x_cache: ctx.result().map(CacheResult::x_cache),
                 sent: (bytes > 0).then(|| way(session, trace)),
-                first_byte: trace.first_byte(),
+                first_byte: ctx.first_byte(began),
                 total,
                 origin: trace.origin_time(now),
                 key_id: match key {

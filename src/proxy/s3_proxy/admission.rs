@@ -1,7 +1,7 @@
 //! Routing and authorisation, before anything is looked up.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header;
 use http::Method;
@@ -53,6 +53,8 @@ pub(super) enum Admission {
 impl S3ProxyHttp {
     /// The part of the decision that does not wait.
     pub(super) fn admit(&self, session: &mut Session, ctx: &mut RequestCtx) -> Admission {
+        ctx.began = Some(Instant::now());
+        ctx.caching.measure();
         let settings = self.settings.load();
         let is_logged = settings.access_log.is_some();
         if session.subrequest_ctx.is_none() && (is_logged || !settings.front.is_empty()) {

@@ -1,6 +1,7 @@
 //! The state of one request.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use pingora_core::{Error, ErrorType, Result};
@@ -18,6 +19,8 @@ use crate::proxy::rules::Rule;
 #[derive(Default)]
 pub struct RequestCtx {
     pub(super) caching: CachingCtx,
+    /// The time when the request began.
+    pub(super) began: Option<Instant>,
     pub(super) route: Option<Route>,
     pub(super) admitted: Admitted,
     pub(super) subject: Subject,
@@ -28,6 +31,8 @@ pub struct RequestCtx {
     pub(super) retries: u8,
     /// The next request to the origin waits for a pause.
     pub(super) pauses: bool,
+    /// The time when the latest request to the origin began.
+    pub(super) asked_origin: Option<Instant>,
     /// The origin has begun to answer the latest request.
     pub(super) has_answer: bool,
     /// The clock was corrected for this request.

@@ -6,6 +6,7 @@ use pingora_proxy::Session;
 
 use super::ctx::RequestCtx;
 use super::shared::S3ProxyHttp;
+use crate::http::rules::cache_status::CacheResult;
 use crate::http::ServedStale;
 use crate::metrics::METRICS;
 use crate::proxy::access_log::Key;
@@ -45,6 +46,9 @@ impl S3ProxyHttp {
             };
             METRICS.stale.with_label_values(&[reason]).inc();
         }
+        if !ctx.caching.is_background() {
+            self.measure(session, ctx);
+        }
         let now;
         let settings = match &ctx.route {
             Some(route) => route.site.settings(),
@@ -53,13 +57,13 @@ impl S3ProxyHttp {
                 &*now
             }
         };
-        if let Some(log) = &settings.access_log {
+        if let (Some(log), Some(began)) = (&settings.access_log, ctx.began) {
             let key = match (&ctx.admitted.key_id, ctx.relayed()) {
                 (Some(key), _) => Key::Verified(key),
                 (None, Some(_)) => Key::VerifiedByOrigin,
                 (None, None) => Key::Unverified,
             };
-            log.write(session, error, &ctx.caching, key);
+            log.write(session, error, &ctx.caching, began, key);
         }
         self.caching.logging(session, error, &ctx.caching);
         if session.as_downstream().is_http2() || ctx.caching.asked_origin() {
@@ -78,6 +82,20 @@ impl S3ProxyHttp {
             ErrorSource::Unset => "unset",
         };
         METRICS.errors.with_label_values(&[source]).inc();
+    }
+}
+
+impl S3ProxyHttp {
+    /// Measure the time that a request of a client took.
+    fn measure(&self, session: &Session, ctx: &RequestCtx) {
+        let Some(began) = ctx.began else { return };
+        let times = ctx.route.as_ref().map(|route| route.site.times());
+        let is_hit = || ctx.caching.is_hit(session).then_some(CacheResult::Hit);
+        times.unwrap_or(&self.other_times).observe(
+            ctx.caching.result().or_else(is_hit),
+            began.elapsed(),
+            ctx.caching.first_byte(began),
+        );
     }
 }
 

@@ -34,6 +34,7 @@ impl S3ProxyHttp {
     ) -> Result<()> {
         ctx.has_answer |= !response.status.is_informational();
         count_error(response.status, ctx.relayed().is_some());
+        measure_origin(ctx);
         if let Some(trace) = ctx.caching.trace_mut().filter(|_| ctx.has_answer) {
             trace.answered_by_origin(response);
         }
@@ -113,6 +114,9 @@ impl S3ProxyHttp {
             let settings = self.settings.load();
             self.passthrough
                 .invalidate_at_end(&settings, route, relayed);
+        }
+        if let Some(body) = body {
+            METRICS.origin_body_bytes.inc_by(body.len() as u64);
         }
         if ctx.may_be_fault {
             self.note_fault(body, ctx)?;
@@ -253,6 +257,14 @@ impl S3ProxyHttp {
         let settings = self.settings.get();
         self.passthrough.invalidate(&settings, route, relayed).await;
         Ok(())
+    }
+}
+
+/// Measure the time to the header of an answer.
+fn measure_origin(ctx: &mut RequestCtx) {
+    let asked = ctx.asked_origin.take_if(|_| ctx.has_answer);
+    if let (Some(asked), Some(route)) = (asked, &ctx.route) {
+        route.site.times().observe_origin(asked.elapsed());
     }
 }
 

@@ -8,7 +8,7 @@ use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::http::rules::fields::RequestFields;
 use crate::http::{CachingOptions, HttpCaching, RangeFillLimits};
-use crate::metrics::METRICS;
+use crate::metrics::{BucketTimes, METRICS, NO_BUCKET};
 use crate::proxy::dot_segments::DotSegments;
 use crate::proxy::errors;
 use crate::proxy::negative_cache::NegativeCache;
@@ -59,6 +59,8 @@ pub struct S3ProxyHttp {
     pub(super) passthrough: Passthrough,
     /// In seconds.
     pub(super) keepalive_timeout: Option<u64>,
+    /// The times of requests for no bucket.
+    pub(super) other_times: Arc<BucketTimes>,
 }
 
 // === impl S3ProxyHttp ===
@@ -112,6 +114,7 @@ impl S3ProxyHttp {
             dot_segments: DotSegments::new(),
             passthrough: Passthrough::new(cache),
             keepalive_timeout: config.server.keepalive_secs(),
+            other_times: METRICS.times.of_bucket(NO_BUCKET),
         }
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_credential_types::Credentials;
 use aws_smithy_runtime_api::client::identity::Identity;
@@ -47,6 +47,8 @@ pub struct Refreshed {
     owner: String,
     state: watch::Sender<State>,
     is_running: AtomicBool,
+    /// Unix time of the last lookup that has found some; 0: there was none.
+    found: AtomicU64,
     failures: AtomicU64,
     refused: AtomicU64,
 }
@@ -80,6 +82,7 @@ impl Refreshed {
             owner: owner.to_owned(),
             state: watch::Sender::new(State::default()),
             is_running: AtomicBool::new(false),
+            found: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         })
@@ -149,6 +152,12 @@ impl Refreshed {
         self.state.borrow().held.as_ref()?.expiry
     }
 
+    /// The time of the last lookup that has found credentials, in seconds since the epoch; 0: there
+    /// was none.
+    pub fn found(&self) -> u64 {
+        self.found.load(Ordering::Relaxed)
+    }
+
     /// The number of failed lookups.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
@@ -212,6 +221,9 @@ impl Refreshed {
     /// Takes credentials over. Returns the time until the next lookup.
     fn take(&self, held: Held, now: SystemTime) -> Duration {
         let pause = refresh_after(held.expiry, now, fastrand::f64());
+        let since = now.duration_since(UNIX_EPOCH);
+        let found = since.map_or(0, |since| since.as_secs());
+        self.found.store(found, Ordering::Relaxed);
         self.state.send_modify(|state| {
             let is_first = state.held.is_none();
             if is_first || state.error.is_some() {

@@ -95,9 +95,14 @@ impl Exported {
         if metric == "up" {
             return Vec::new();
         }
-        let labels = self.metrics.get(metric);
+        let name = family(metric);
+        let labels = self.metrics.get(name);
         let labels = labels.unwrap_or_else(|| panic!("{text}: the proxy exports no {metric}"));
-        let is_counter = metric.ends_with("_total");
+        let mut labels = labels.clone();
+        if metric.ends_with("_bucket") {
+            labels.push("le".to_owned());
+        }
+        let is_counter = metric.ends_with("_total") || name != metric;
         assert!(
             selector.is_range || !is_counter,
             "{text}: {metric} is a counter; only its rate means something"
@@ -117,8 +122,19 @@ impl Exported {
                 );
             }
         }
-        labels.clone()
+        labels
     }
+}
+
+/// The metric that a series belongs to: a histogram has three of them.
+fn family(series: &str) -> &str {
+    let of_histogram = ["_bucket", "_count", "_sum"];
+    let mut of_histogram = of_histogram
+        .iter()
+        .filter_map(|end| series.strip_suffix(end));
+    of_histogram
+        .find(|name| name.ends_with("_seconds"))
+        .unwrap_or(series)
 }
 
 fn alerts() -> Vec<Value> {
@@ -167,7 +183,7 @@ async fn alerts_and_dashboard_name_metrics_that_the_proxy_exports() {
             assert!(labels.contains(label), "{expr}: no label {label}");
         }
         let selectors = Expression::parse(expr).selectors.into_iter();
-        shown.extend(selectors.map(|selector| selector.metric));
+        shown.extend(selectors.map(|selector| family(&selector.metric).to_owned()));
     }
     for metric in exported.metrics.keys() {
         assert!(

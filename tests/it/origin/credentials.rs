@@ -97,6 +97,8 @@ fn an_instance_gives_new_credentials_before_the_old_ones_expire() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let left = expiry.saturating_sub(now.expect("a date").as_secs());
     assert!(left <= 4, "{left}");
+    let found = metric.sum_where("origin_credentials_found_timestamp_seconds", &bucket);
+    assert!(found < expiry && found + 4 >= expiry, "{found} {expiry}");
     proxy.expect_metric_where("origin_credentials_refused_total", &bucket, 0);
     assert!(!proxy.stderr().contains(SECRET));
 }

@@ -49,6 +49,14 @@ impl Metrics {
         sum as u64
     }
 
+    /// The metric in seconds, summed as by [`Self::sum_where`].
+    pub fn seconds(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        assert!(self.has(name), "the proxy exposes no metric {name}");
+        let named = self.samples.iter().filter(|sample| sample.name == name);
+        let carries = named.filter(|sample| sample.carries(labels));
+        carries.map(|sample| sample.value).sum()
+    }
+
     /// True if there is a sample of the metric.
     pub fn has(&self, name: &str) -> bool {
         self.samples.iter().any(|sample| sample.name == name)
@@ -128,6 +136,7 @@ bytes 1.5e3
         assert_eq!(metrics.sum_where("hits", &[("path", "/x\"y}")]), 3);
         assert_eq!(metrics.sum_where("hits", &[("bucket", "c")]), 0);
         assert_eq!(metrics.sum("bytes"), 1500);
+        assert_eq!(metrics.seconds("bytes", &[]), 1500.0);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::cache::{DiskHit, FastHeader};
 use crate::http::caching::hit_header::{is_usable, prepared_fields};
 use crate::http::caching::shared::HttpCaching;
 use crate::http::caching::state::{CachingCtx, State};
+use crate::http::rules::cache_status::CacheResult;
 use crate::http::rules::fields::content_length;
 use crate::http::rules::request::RequestKind;
 use crate::http::send_error::classify_send_error;
@@ -51,10 +52,10 @@ impl HttpCaching {
             _ => SystemTime::now(),
         };
         ctx.state = State::FastHit;
+        ctx.result = Some(CacheResult::Hit);
+        ctx.note_first_byte();
         if let Some(trace) = &mut ctx.trace {
-            trace.x_cache = Some("HIT");
             trace.in_memory = hit.is_in_memory();
-            trace.note_first_byte();
         }
         // A separate function: its fields are freed before the body is sent.
         self.send_header(session, prepared, now, ctx.trace())

@@ -27,7 +27,7 @@ use crate::http::caching::error_types::UNUSABLE_NOT_MODIFIED;
 use crate::http::caching::hit_header::{CACHE_STATUS, X_CACHE};
 use crate::http::caching::shared::HttpCaching;
 use crate::http::caching::state::{Attempt, CachingCtx, Validation};
-use crate::http::rules::cache_status::{CacheStatus, Forwarded};
+use crate::http::rules::cache_status::{CacheResult, CacheStatus, Forwarded};
 use crate::http::rules::conditional::validators_match;
 use crate::http::rules::etag::EntityTag;
 use crate::http::rules::fields::{connection_fields, RequestFields};
@@ -298,11 +298,12 @@ impl HttpCaching {
         };
         response.append_header(CACHE_STATUS, status.to_value()?)?;
         let is_passed = ctx.request.kind == RequestKind::Uncached;
-        let x_cache = if is_passed { "BYPASS" } else { "MISS" };
-        if let Some(trace) = &mut ctx.trace {
-            trace.x_cache = Some(x_cache);
-        }
-        response.insert_header(X_CACHE, x_cache)
+        let result = match is_passed {
+            true => CacheResult::Bypass,
+            false => CacheResult::Miss,
+        };
+        ctx.result = Some(result);
+        response.insert_header(X_CACHE, result.x_cache())
     }
 
     /// The fields of a request that reach the origin.

@@ -25,7 +25,7 @@ use crate::http::caching::state::{
     is_found, is_revalidated, is_stored, serves_stored, CachingCtx, FailedRequest, ServedStale,
     State,
 };
-use crate::http::rules::cache_status::{CacheStatus, Forwarded};
+use crate::http::rules::cache_status::{CacheResult, CacheStatus, Forwarded};
 use crate::http::rules::conditional::{evaluate, if_range_applies, Precondition};
 use crate::http::rules::fields::content_length;
 use crate::http::rules::freshness::ttl;
@@ -221,20 +221,19 @@ impl HttpCaching {
                 ServedStale::Accepted => None,
             }),
         };
-        let x_cache = match phase {
-            _ if ctx.accepted_stale().is_some() => "STALE",
-            _ if head_ttl.is_some() => "HIT",
-            CachePhase::Hit if is_partial => "PARTIAL",
-            CachePhase::Hit => "HIT",
-            CachePhase::Stale | CachePhase::StaleUpdating => "STALE",
-            CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => "REVALIDATED",
-            CachePhase::Miss | CachePhase::Expired => "MISS",
-            _ if ctx.request.kind == RequestKind::Uncached => "BYPASS",
-            _ => "MISS",
+        let result = match phase {
+            _ if ctx.accepted_stale().is_some() => CacheResult::Stale,
+            _ if head_ttl.is_some() => CacheResult::Hit,
+            CachePhase::Hit if is_partial => CacheResult::Partial,
+            CachePhase::Hit => CacheResult::Hit,
+            CachePhase::Stale | CachePhase::StaleUpdating => CacheResult::Stale,
+            CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => CacheResult::Revalidated,
+            CachePhase::Miss | CachePhase::Expired => CacheResult::Miss,
+            _ if ctx.request.kind == RequestKind::Uncached => CacheResult::Bypass,
+            _ => CacheResult::Miss,
         };
-        if let Some(trace) = &mut ctx.trace {
-            trace.x_cache = Some(x_cache);
-        }
+        ctx.result = Some(result);
+        let x_cache = result.x_cache();
         let Some(epoch) = epoch.filter(|_| phase == CachePhase::Hit) else {
             response.append_header(CACHE_STATUS, status.to_value()?)?;
             return response.insert_header(X_CACHE, x_cache);
@@ -299,11 +298,8 @@ impl HttpCaching {
         if let Some(value) = self.hsts(session) {
             response.insert_header(STRICT_TRANSPORT_SECURITY, value)?;
         }
-        if let Some(trace) = &ctx.trace {
-            trace.identify(response)?;
-            trace.note_first_byte();
-        }
-        Ok(())
+        ctx.note_first_byte();
+        ctx.identify(response)
     }
 
     /// The value of `Strict-Transport-Security` for a client.
