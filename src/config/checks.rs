@@ -9,11 +9,15 @@ use super::document::{Entry, Kind, Node};
 use super::error::Place;
 use super::reader::{value, Finding, Problem, Step};
 use super::values::{
-    Address, BucketName, Folder, HostName, LogPath, PathPrefix, Period, Secret, Service,
+    Address, BucketName, Folder, HostName, LogPath, PathPrefix, Period, Secret, Service, WebOrigin,
 };
 use super::variables::Env;
 use super::{Auth, ClientAuth, CredentialsFrom, Rotate, TlsVerify};
 use crate::cache::MAX_FOLDERS;
+use crate::http::response_fields::MAX_RULES;
+
+/// The most websites of `cors.origins`.
+const MAX_ORIGINS: usize = 256;
 
 pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     prefixes(root, env, findings);
@@ -21,6 +25,7 @@ pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     credentials(root, env, findings);
     auth(root, env, findings);
     passthrough(root, env, findings);
+    web(root, env, findings);
     connections(root, env, findings);
     disk(root, env, findings);
     https(root, env, findings);
@@ -282,6 +287,20 @@ fn passthrough(root: &Node, env: Env, findings: &mut Vec<Finding>) {
             );
             findings.push(finding(entry.place, bucket_key(index, name), problem));
         }
+        for name in ["web", "response_headers", "cors", "security_headers"] {
+            let Some(entry) = bucket.entry(name) else {
+                continue;
+            };
+            // The default, which a printed configuration has too.
+            if value(Some(&entry.value), env) == Some(false) {
+                continue;
+            }
+            let problem = Problem::new(
+                "is not possible with auth: passthrough, which passes on what S3 answers",
+                "leave it out",
+            );
+            findings.push(finding(entry.place, bucket_key(index, name), problem));
+        }
         if let Some(entry) = bucket.entry("key_prefix") {
             let problem = Problem::new(
                 "is not possible with auth: passthrough, which relays paths unchanged",
@@ -314,6 +333,68 @@ fn passthrough(root: &Node, env: Env, findings: &mut Vec<Finding>) {
                 problem,
             ));
         }
+    }
+}
+
+/// Checks that there are not too many rules, and that a redirect to an index document is given only
+/// with one.
+fn web(root: &Node, env: Env, findings: &mut Vec<Finding>) {
+    for (index, bucket) in buckets(root) {
+        if let Some(entry) = bucket.entry("response_headers") {
+            if matches!(&entry.value.kind, Kind::List(rules) if rules.len() > MAX_RULES) {
+                let problem = Problem::new("has more than 64 rules", "merge some of them");
+                let path = bucket_key(index, "response_headers");
+                findings.push(finding(entry.place, path, problem));
+            }
+        }
+        cors(index, bucket, env, findings);
+        let Some(web) = bucket.get("web") else {
+            continue;
+        };
+        let redirects = web.entry("slash_redirect");
+        let redirects = redirects.filter(|entry| value(Some(&entry.value), env) == Some(true));
+        let lists = value(web.get("listing"), env) == Some(true);
+        if let (Some(entry), None, false) = (redirects, web.get("index"), lists) {
+            let problem = Problem::new(
+                "has no effect without web.index and web.listing",
+                "name an index document, write listing: true, or leave it out",
+            );
+            let mut path = bucket_key(index, "web");
+            path.push(Step::Name("slash_redirect".to_owned()));
+            findings.push(finding(entry.place, path, problem));
+        }
+    }
+}
+
+/// Checks that not all websites may send credentials, that there are some, and not too many.
+fn cors(index: usize, bucket: &Node, env: Env, findings: &mut Vec<Finding>) {
+    let Some(cors) = bucket.get("cors") else {
+        return;
+    };
+    let key = |name: &str| {
+        let mut path = bucket_key(index, "cors");
+        path.push(Step::Name(name.to_owned()));
+        path
+    };
+    let Some(Kind::List(origins)) = cors.get("origins").map(|origins| &origins.kind) else {
+        return;
+    };
+    let place = |name: &str| cors.entry(name).map_or(cors.place, |entry| entry.place);
+    if origins.is_empty() || origins.len() > MAX_ORIGINS {
+        let problem = Problem::new(
+            "does not have 1 to 256 values",
+            "name websites, or write [\"*\"]",
+        );
+        findings.push(finding(place("origins"), key("origins"), problem));
+    }
+    let is_all = |origin: &Node| value::<WebOrigin>(Some(origin), env).is_some_and(|o| &*o == "*");
+    let sends = value(cors.get("credentials"), env) == Some(true);
+    if sends && origins.iter().any(is_all) {
+        let problem = Problem::new(
+            "would let scripts of any website read with the cookies of its visitors",
+            "name the websites in origins, or leave credentials out",
+        );
+        findings.push(finding(place("credentials"), key("credentials"), problem));
     }
 }
 

@@ -16,7 +16,7 @@ use super::*;
 const EXAMPLE: &str = include_str!("../../config.yaml.example");
 const DOCUMENT: &str = include_str!("../../docs/configuration.md");
 const README: &str = include_str!("../../README.md");
-const MODEL: &str = include_str!("mod.rs");
+const MODEL: &str = concat!(include_str!("mod.rs"), include_str!("web.rs"));
 
 /// The line of [`DOCUMENT`] after which all is generated.
 const MARKER: &str = "<!-- Generated from src/config/mod.rs; UPDATE_DOCS=1 rewrites it. -->\n";
@@ -24,7 +24,7 @@ const MARKER: &str = "<!-- Generated from src/config/mod.rs; UPDATE_DOCS=1 rewri
 /// Every section, with no more than it must have.
 const LEAST: &str = "\
 server: {address: '127.0.0.1:0', tls: {address: '127.0.0.1:0', certificate: Cargo.toml, key: Cargo.toml, certificates: [{certificate: Cargo.toml, key: Cargo.toml}]}}
-buckets: [{path_prefix: /assets, bucket: my-bucket, region: us-east-1, assume_role: {role_arn: 'arn:aws:iam::1:role/reader'}}]
+buckets: [{path_prefix: /assets, bucket: my-bucket, region: us-east-1, assume_role: {role_arn: 'arn:aws:iam::1:role/reader'}, web: {compress: {}}, response_headers: [{}], cors: {origins: ['*']}}]
 cache: {range_fill: {}, blocks: {}, memory: {}, disk: {paths: [{path: c}], sendfile: {}}, rules: [{}]}
 access_log: {path: l}
 ";
@@ -188,9 +188,14 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         })
     }
 
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.found_value(&visitor);
+        visitor.visit_unit()
+    }
+
     forward_to_deserialize_any! {
         i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
-        unit_struct tuple tuple_struct map identifier ignored_any
+        unit_struct tuple tuple_struct identifier ignored_any
     }
 }
 
@@ -270,13 +275,17 @@ fn comment_of_type(declaration: &str) -> String {
 }
 
 /// The types that have a name in the reference, each with the beginning of its words.
-const TYPES: [(&str, &str); 27] = [
+const TYPES: [(&str, &str); 32] = [
     ("address", "IP:PORT"),
     ("ARN", "the ARN of a role"),
     ("bucket name", "3 to 63 of"),
     ("directory", "the path of a directory"),
+    ("document", "the name of a document"),
     ("duration", "a whole number with a unit"),
+    ("error documents", "403, 404"),
     ("external ID", "2 to 1224"),
+    ("field names", "the name of a response field"),
+    ("fields", "names of response fields"),
     ("gigabytes", "a number of gigabytes"),
     ("host name", "a host name such as"),
     ("key prefix", "the beginning of keys"),
@@ -307,6 +316,7 @@ const TYPES: [(&str, &str); 27] = [
     ("socket", "the path of a Unix socket"),
     ("text", "a text"),
     ("URL", "http://HOST"),
+    ("web origin", "the origin of web pages"),
 ];
 
 /// A name of [`TYPES`], if the words are those of one.
@@ -332,7 +342,7 @@ fn printed_defaults() -> BTreeMap<String, String> {
 
 /// The keys that are missing where all sections are there, and nothing in them.
 fn required() -> BTreeSet<String> {
-    let empty = "server: {tls: {certificates: [{}]}}\nbuckets: [{assume_role: {}, clients: [{}], jwt: {}}]\n\
+    let empty = "server: {tls: {certificates: [{}]}}\nbuckets: [{assume_role: {}, clients: [{}], jwt: {}, web: {compress: {}}, response_headers: [{}], cors: {}}]\n\
                  cache: {disk: {}}\nmetrics: {}\nadmin: {}\naccess_log: {}";
     let error = Config::parse(empty, Path::new("proxy.yaml"), &|_| None).unwrap_err();
     let missing = error.mistakes().iter().filter(|mistake| {
@@ -472,14 +482,19 @@ fn whole_example() -> String {
 fn the_example_names_every_key() {
     let root = document::parse(&whole_example(), &mut Vec::new());
     let root = root.ok().flatten().expect("YAML");
+    let keys = Probe::keys();
     let mut named = BTreeSet::new();
     root.walk(&mut Vec::new(), &mut |path, _, value| {
         if matches!(value.kind, Kind::Scalar(_)) {
             let key = wording::key(path).replace("[0]", "[]");
-            named.insert(key.strip_suffix("[]").unwrap_or(&key).to_owned());
+            let key = key.strip_suffix("[]").unwrap_or(&key);
+            // The user chooses the names in a map.
+            let map = key.rsplit_once('.').map(|(map, _)| map);
+            let map = map.filter(|map| keys.contains(*map));
+            named.insert(map.unwrap_or(key).to_owned());
         }
     });
-    assert_eq!(named, Probe::keys());
+    assert_eq!(named, keys);
 }
 
 /// Leave the key out that stands in this line.

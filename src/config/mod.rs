@@ -8,6 +8,7 @@
 //! - `renamed`: former names of keys
 //! - `checks`: checks that span several keys
 //! - `changes`: the changes that a running process cannot apply
+//! - [`web`]: the part of the model that is about web serving
 //! - `wording`, [`error`]: mistakes in words, one line each
 //! - `print`: the configuration as YAML again
 //!
@@ -26,6 +27,7 @@ mod renamed;
 mod tests;
 pub mod values;
 mod variables;
+pub mod web;
 mod wording;
 
 use std::fs::File;
@@ -45,12 +47,13 @@ pub use changes::RELOADED;
 use document::{Kind, Node};
 pub use error::{ConfigError, Mistake, Place};
 pub use values::{
-    Address, AutoOr, BucketName, ExternalId, FieldName, Folder, Gigabytes, HmacKeyFile, HostName,
-    JwksFile, KeyPrefix, LogPath, Megabytes, MegabytesPerMinute, MegabytesPerSecond, Network,
-    PathPrefix, Pattern, PemFile, Period, Plain, PublicKeyFile, Region, RoleArn, Secret, Service,
-    SessionName, Share, Socket, TlsName, TlsVersion, Whole,
+    Address, AutoOr, BucketName, ExternalId, FieldName, FieldText, Folder, Gigabytes, HmacKeyFile,
+    HostName, JwksFile, KeyPrefix, LogPath, Megabytes, MegabytesPerMinute, MegabytesPerSecond,
+    Network, PathPrefix, Pattern, PemFile, Period, Plain, PublicKeyFile, Region, ResponseField,
+    RoleArn, Secret, Service, SessionName, Share, Socket, TlsName, TlsVersion, Whole,
 };
 use variables::Env;
+pub use web::{Coding, Compress, Cors, CorsMethod, HeaderRule, Web};
 use wording::Secrets;
 
 /// The problem and remedy of a file of more than [`document::MAX_BYTES`].
@@ -362,6 +365,24 @@ pub struct Bucket {
     /// always asked.
     #[serde(default = "defaults::auth_ttl")]
     pub auth_ttl: Period,
+    /// Serving as a website.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub web: Option<Web>,
+    /// Changes of the header of responses.
+    #[serde(
+        default,
+        deserialize_with = "list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub response_headers: Vec<HeaderRule>,
+    /// Reading by scripts of other websites.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
+    /// `true`: all responses have `X-Content-Type-Options: nosniff`, `X-Frame-Options: SAMEORIGIN`,
+    /// `Referrer-Policy: strict-origin-when-cross-origin` and `X-Permitted-Cross-Domain-Policies:
+    /// none`. `response_headers` may change them.
+    #[serde(default)]
+    pub security_headers: bool,
     /// Longest time to connect to the origin, over all its addresses and including TLS. While there
     /// is another address to try, each gets two seconds. `0`: no limit.
     #[serde(default = "defaults::connect_timeout")]

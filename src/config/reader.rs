@@ -431,9 +431,29 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         }
     }
 
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        let remedy = (&visitor as &dyn Expected).to_string();
+        let env = self.env;
+        match &self.node.kind {
+            Kind::Section(entries) => visitor.visit_map(Entries {
+                entries: entries
+                    .iter()
+                    .map(|entry| (entry.name.as_str(), &entry.value)),
+                value: None,
+                env,
+            }),
+            Kind::Reported => visitor.visit_unit(),
+            _ => return Err(self.wrong_type("a section", remedy)),
+        }
+        .map_err(|problem| match problem.kind {
+            ProblemKind::Unknown if problem.remedy.is_empty() => Problem { remedy, ..problem },
+            _ => problem,
+        })
+    }
+
     forward_to_deserialize_any! {
         i8 i16 i32 i64 i128 u8 u16 u32 u128 f32 char bytes byte_buf unit unit_struct tuple
-        tuple_struct map identifier ignored_any
+        tuple_struct identifier ignored_any
     }
 }
 
@@ -475,7 +495,12 @@ impl<'a, 'de, I: Iterator<Item = (&'a str, &'a Node)>> MapAccess<'de> for Entrie
         };
         self.value = Some(value);
         let name: StrDeserializer<Problem> = name.into_deserializer();
-        seed.deserialize(name).map(Some)
+        // A wrong name is left out, so that it is reported once.
+        let key = seed.deserialize(name).map_err(|problem| Problem {
+            kind: ProblemKind::Unknown,
+            ..problem
+        });
+        key.map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Problem> {

@@ -626,6 +626,23 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (bucket("    tls_name: s3.example:443"), "buckets[0].tls_name", "not a host name", "without a port"),
         (bucket("    endpoint: http://s3.example\n    tls_verify: none"), "buckets[0].tls_verify", "without TLS", "https://"),
         (bucket("    endpoint: http://s3.example\n    ca_file: Cargo.toml"), "buckets[0].ca_file", "without TLS", "https://"),
+        // Web serving.
+        (bucket("    web: {index: a/b}"), "buckets[0].web.index", "not the name of a document", "index.html"),
+        (bucket("    web: {slash_redirect: true}"), "buckets[0].web.slash_redirect", "no effect", "name an index document"),
+        (bucket("    web: {error_documents: {200: a.html}}"), "buckets[0].web.error_documents.200", "not the status", "404"),
+        (bucket("    web: {error_documents: {404: /a}}"), "buckets[0].web.error_documents.404", "not the key", "errors/404.html"),
+        (bucket("    web: {error_documents: [a]}"), "buckets[0].web.error_documents", "is a list", "404"),
+        (bucket("    response_headers: [{set: {Content-Length: '1'}}]"), "buckets[0].response_headers[0].set.Content-Length", "cannot be changed", "Cache-Control"),
+        (bucket("    response_headers: [{add: {transfer-encoding: a}}]"), "buckets[0].response_headers[0].add.transfer-encoding", "cannot be changed", "Cache-Control"),
+        (bucket("    response_headers: [{remove: [Connection]}]"), "buckets[0].response_headers[0].remove[0]", "cannot be changed", "x-amz-meta-*"),
+        (bucket("    response_headers: [{remove: ['et*']}]"), "buckets[0].response_headers[0].remove[0]", "cannot be changed", "x-amz-meta-*"),
+        (bucket("    response_headers: [{remove: ['*']}]"), "buckets[0].response_headers[0].remove[0]", "not the name", "x-amz-meta-*"),
+        (bucket("    response_headers: [{set: {X-A: \"a\\r\\nb\"}}]"), "buckets[0].response_headers[0].set.X-A", "not the value", "printable"),
+        (bucket("    cors: {}"), "buckets[0].cors.origins", "missing", "VALUE"),
+        (bucket("    cors: {origins: []}"), "buckets[0].cors.origins", "1 to 256", "name websites"),
+        (bucket("    cors: {origins: ['https://a.example/b']}"), "buckets[0].cors.origins[0]", "not an origin", "https://www.example.com"),
+        (bucket("    cors: {origins: ['*'], credentials: true}"), "buckets[0].cors.credentials", "any website", "name the websites"),
+        (bucket("    auth: passthrough\n    web: {}"), "buckets[0].web", "auth: passthrough", "leave it out"),
         // Variables.
         (bucket("    access_key: ${AWS_KEY}"), "buckets[0].access_key", "variable AWS_KEY", "export AWS_KEY=..."),
         (bucket("    access_key: a${hunter2"), "buckets[0].access_key", "without a variable name", "$${"),
@@ -817,6 +834,27 @@ fn a_key_that_stands_twice_is_named_where_it_does_again() {
             ":5:17: server.tls.key: is given twice in this section, first in line 5; keep one",
         ],
     );
+}
+
+#[test]
+fn settings_of_a_website_are_printed_as_they_are_read() {
+    let web = "    web: {index: index.html, error_documents: {404: errors/404.html, 503: a b}, \
+               precompressed: [gzip, br], compress: {codings: [zstd], max_kib: 2}}\n    \
+               response_headers: [{key: '*.html', set: {X-A: b}, add: {Link: '</c>'}, remove: ['x-amz-*']}]\n    \
+               cors: {origins: ['https://a.example'], methods: [get], expose_headers: [ETag]}";
+    let config = good(&bucket(web));
+    let site = config.buckets[0].web.as_ref().expect("a section");
+    let (status, key) = &site.error_documents[1];
+    assert_eq!((status.as_u16(), key.as_str()), (503, "a b"));
+    let rule = &config.buckets[0].response_headers[0];
+    let (name, value) = &rule.set[0];
+    assert_eq!((name.as_str(), value.as_bytes()), ("x-a", &b"b"[..]));
+    assert_eq!(&*rule.remove[0], "x-amz-*");
+    let printed = config.to_yaml();
+    assert_eq!(good(&printed).to_yaml(), printed);
+    for text in ["404: \"errors/404.html\"", "x-a: \"b\"", "- \"gzip\""] {
+        assert!(printed.contains(text), "{text} in {printed}");
+    }
 }
 
 #[test]

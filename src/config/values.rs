@@ -91,6 +91,13 @@ macro_rules! texts {
     )*};
 }
 
+mod web;
+
+pub use web::{
+    DocumentKey, DocumentName, ErrorStatus, FieldPattern, FieldText, Map, MapOf, ResponseField,
+    WebOrigin,
+};
+
 texts! {
     /// An address to listen at, `IP:PORT`.
     Address(SocketAddr) as SocketAddr;

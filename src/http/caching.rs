@@ -21,6 +21,7 @@ mod state;
 
 use bytes::Bytes;
 use http::header::STRICT_TRANSPORT_SECURITY;
+use http::StatusCode;
 use pingora_cache::key::HashBinary;
 use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
 use pingora_core::{Error, Result};
@@ -29,11 +30,12 @@ use pingora_proxy::{FailToProxy, ProxyWarnLogContext, RangeType, Session};
 
 use crate::http::rules::cache_status::Forwarded;
 pub use error_types::{NOT_FILLED, UNUSABLE_NOT_MODIFIED, UNUSABLE_PART};
+pub use phases::form::Form;
 use phases::parts::is_incomplete;
 use phases::relay::relay_variance;
 use phases::respond::note_memory;
 pub use shared::{CachingOptions, ErrorBody, HttpCaching, CACHE_NAME};
-pub use state::{CachingCtx, Fetch, Probe, RelayedRequest, ServedStale};
+pub use state::{Ask, CachingCtx, Fetch, Probe, RelayedRequest, ServedStale};
 
 // === impl HttpCaching ===
 
@@ -67,6 +69,17 @@ impl HttpCaching {
         key: impl FnOnce(&Session) -> CacheKey,
     ) -> Result<bool> {
         self.fast_hit(session, ctx, key).await
+    }
+
+    /// For the end of `request_filter`: answer with another form of a fresh stored response. Conditions
+    /// apply to the form; ranges are ignored.
+    pub async fn serve_form(
+        &self,
+        session: &mut Session,
+        form: Form,
+        ctx: &mut CachingCtx,
+    ) -> Result<()> {
+        self.send_form(session, form, ctx).await
     }
 
     /// For `request_cache_filter`: look the response up in the cache.
@@ -272,6 +285,28 @@ impl HttpCaching {
         ctx: &CachingCtx,
     ) -> FailToProxy {
         self.answer_error(session, error, ctx).await
+    }
+
+    /// For `fail_to_proxy`: the status of the error. `None`: the client has left, or has been
+    /// answered.
+    pub fn error_status(
+        &self,
+        session: &Session,
+        error: &Error,
+        ctx: &CachingCtx,
+    ) -> Option<StatusCode> {
+        self.status_of(session, error, ctx)
+    }
+
+    /// For `fail_to_proxy`: answer an error with a response of the proxy's own.
+    pub async fn fail_with(
+        &self,
+        session: &mut Session,
+        header: ResponseHeader,
+        body: Bytes,
+        ctx: &CachingCtx,
+    ) -> FailToProxy {
+        self.answer_error_with(session, header, body, ctx).await
     }
 
     /// For `logging`: cut off a response that must not look complete, drop an entry that cannot

@@ -7,6 +7,7 @@
 //! - [`remainder`]: fetching the remainder of a response for a client that leaves a fill
 //! - [`warming`]: storing responses that no client has requested yet
 //! - `head_cache`: responses to HEAD
+//! - [`response_fields`]: a proxy's own rules for the header of its responses
 //! - `request_body`: whether a request has a body
 //! - `send_error`: the attribution of errors of sending a response
 //! - [`trace`]: notes on a request, for a proxy that logs its requests
@@ -24,6 +25,7 @@ pub mod origin_turns;
 pub mod range_fill;
 pub mod remainder;
 mod request_body;
+pub mod response_fields;
 pub mod rules;
 mod send_error;
 mod too_large;
@@ -32,7 +34,7 @@ mod variants;
 pub mod warming;
 
 pub use caching::{
-    CachingCtx, CachingOptions, Fetch, HttpCaching, Probe, RelayedRequest, ServedStale,
+    Ask, CachingCtx, CachingOptions, Fetch, Form, HttpCaching, Probe, RelayedRequest, ServedStale,
 };
 pub use fill_lock::FillLock;
 pub use range_fill::RangeFillLimits;

@@ -132,6 +132,11 @@ impl Trace {
         self.in_memory
     }
 
+    /// Note that the body of the response is kept in memory.
+    pub(super) fn note_in_memory(&mut self) {
+        self.in_memory = true;
+    }
+
     /// True if a prepared header was sent, and so the status 200.
     pub fn is_prepared(&self) -> bool {
         self.is_prepared

@@ -62,16 +62,7 @@ pub(super) fn document(
     header: &mut ResponseHeader,
     error: &S3Error,
 ) -> Result<Bytes> {
-    let request_id = header.headers.get(&REQUEST_ID);
-    let request_id = match request_id.and_then(|id| id.to_str().ok()) {
-        // The operator of the origin finds the request by this name.
-        Some(id) => id.to_owned(),
-        None => {
-            let id = RequestId::random();
-            header.insert_header(REQUEST_ID, id.as_bytes())?;
-            id.as_str().to_owned()
-        }
-    };
+    let request_id = name(header)?;
     let body = Bytes::from(error.to_xml(&requested_path(request), &request_id));
     describe(header, XML, &body)?;
     if header.status == StatusCode::METHOD_NOT_ALLOWED {
@@ -80,9 +71,28 @@ pub(super) fn document(
     Ok(body)
 }
 
+/// The name of the request in its response, which has one from now on.
+pub(super) fn name(header: &mut ResponseHeader) -> Result<String> {
+    let request_id = header.headers.get(&REQUEST_ID);
+    Ok(match request_id.and_then(|id| id.to_str().ok()) {
+        // The operator of the origin finds the request by this name.
+        Some(id) => id.to_owned(),
+        None => {
+            let id = RequestId::random();
+            header.insert_header(REQUEST_ID, id.as_bytes())?;
+            id.as_str().to_owned()
+        }
+    })
+}
+
 /// See [`CachingOptions::error_body`](crate::http::CachingOptions::error_body).
 pub(super) fn of_cache(request: &RequestHeader, header: &mut ResponseHeader) -> Result<Bytes> {
     document(request, header, &S3Error::of_status(header.status))
+}
+
+/// Remove what describes an origin's own document.
+pub(super) fn strip(header: &mut ResponseHeader) {
+    keep(header, &KEPT);
 }
 
 /// Replace an origin's error. `header` is made to describe the returned document, and nothing else.
@@ -184,14 +194,19 @@ pub(super) async fn respond_remembered(
     to: Recipient<'_>,
 ) -> Result<()> {
     let mut header = ResponseHeader::build(error.status, Some(6))?;
+    label_remembered(&mut header, left)?;
+    to.admitted.describe(&mut header)?;
+    respond_with(caching, session, header, error, to).await
+}
+
+/// State that an answer was remembered, and is valid for `left`.
+pub(super) fn label_remembered(header: &mut ResponseHeader, left: Duration) -> Result<()> {
     let cache_status = CacheStatus {
         ttl: i64::try_from(left.as_secs()).ok(),
         ..CacheStatus::hit(CACHE_NAME)
     };
     header.insert_header("Cache-Status", cache_status.to_value()?)?;
-    header.insert_header("X-Cache", "HIT")?;
-    to.admitted.describe(&mut header)?;
-    respond_with(caching, session, header, error, to).await
+    header.insert_header("X-Cache", "HIT")
 }
 
 pub(super) async fn send(session: &mut Session, header: ResponseHeader, body: Bytes) -> Result<()> {

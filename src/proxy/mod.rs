@@ -5,6 +5,8 @@ pub mod access_log;
 #[cfg(feature = "s3-proxy")]
 pub mod admin;
 #[cfg(feature = "s3-proxy")]
+mod ask;
+#[cfg(feature = "s3-proxy")]
 mod auth;
 #[cfg(feature = "s3-proxy")]
 mod authorities;
@@ -61,6 +63,8 @@ mod tls;
 pub mod upgrade;
 #[cfg(feature = "s3-proxy")]
 mod warm;
+#[cfg(feature = "s3-proxy")]
+mod web;
 
 #[cfg(feature = "s3-proxy")]
 pub use access_log::AccessLog;

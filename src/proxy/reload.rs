@@ -318,6 +318,7 @@ impl Inner {
         let surroundings = Surroundings {
             https_port: self.https_port,
             access_log,
+            cache: None,
         };
         let new = Settings::new(&config, surroundings, Some(&former));
         if let Some(prepared) = prepared {

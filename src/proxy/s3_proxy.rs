@@ -5,12 +5,16 @@
 //! - `admission`: routing and authorisation
 //! - [`HttpCaching`]: all that concerns the cache
 //! - `origin_request`, `origin_response`: the exchange with S3
+//! - `negotiation`: the choice between an object and its compressed siblings
+//! - `instead`: what a website has in place of errors
 //! - `response`, `log`: what the client and the metrics see
 //! - `ctx`: the state of a request; `shared`: that of all requests
 
 mod admission;
 mod ctx;
+mod instead;
 mod log;
+mod negotiation;
 mod origin_request;
 mod origin_response;
 mod response;
@@ -18,8 +22,10 @@ mod shared;
 
 use std::time::{Duration, Instant};
 
+use ::log::debug;
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::StatusCode;
 use pingora_cache::key::HashBinary;
 use pingora_cache::{
     CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable,
@@ -70,6 +76,10 @@ impl ProxyHttp for S3ProxyHttp {
             if let Decision::Refuse(refused) = decision {
                 return self.refuse_client(session, &refused, ctx).await;
             }
+        }
+        // Boxed, because few requests come here.
+        if ctx.negotiated.is_some() && Box::pin(self.serve_made(session, ctx)).await? {
+            return Ok(true);
         }
         let route = routed(&ctx.route)?;
         let (site, key, version) = (&route.site, route.key()?, route.request.version_id());
@@ -130,6 +140,9 @@ impl ProxyHttp for S3ProxyHttp {
             if self.passthrough.permits(route, relayed, meta.headers()) {
                 ctx.caching.permit();
             }
+        } else if self.has_document(session, ctx, meta.response_header().status) {
+            // It was stored before there was a document.
+            return Ok(Some(ForcedFreshness::ForceMiss));
         }
         Ok(self
             .caching
@@ -154,10 +167,22 @@ impl ProxyHttp for S3ProxyHttp {
             && !route.request.passes_the_cache();
         if is_remembered {
             let (key, access) = (route.cache_key()?, route.site.access());
-            if let Some((status, left)) = self.negative_cache.get(&key, access) {
+            let remembered = self.negative_cache.get(&key, access);
+            let remembered =
+                remembered.filter(|(status, _)| !self.leave_sibling(session, ctx, *status));
+            if let Some((status, left)) = remembered {
+                let route = routed(&ctx.route)?;
                 let error = origin_error(status, Some(&route.request));
                 ctx.is_negative_hit = true;
                 ctx.caching.set_result(CacheResult::Hit);
+                // Boxed, because few requests come here.
+                let instead = Box::pin(self.instead_of(session, ctx, error.status)).await;
+                if let Some(instead) = instead {
+                    let answer =
+                        self.respond_instead(session, ctx, error.status, instead, Some(left));
+                    Box::pin(answer).await?;
+                    return Ok(false);
+                }
                 let to = ctx.recipient();
                 errors::respond_remembered(&self.caching, session, &error, left, to).await?;
                 return Ok(false);
@@ -183,6 +208,10 @@ impl ProxyHttp for S3ProxyHttp {
             .caching
             .response_cache_filter(session, response, &mut ctx.caching);
         Ok(match cacheable {
+            // A website's answer may be another one later.
+            RespCacheable::Cacheable(_) if ctx.replaced.is_some() => {
+                RespCacheable::Uncacheable(NoCacheReason::OriginNotCache)
+            }
             // Waiting requests find the answer in the negative cache; a later one may get another.
             RespCacheable::Uncacheable(_)
                 if ctx.relayed().is_none() && self.is_negative(response, ctx) =>
@@ -210,6 +239,15 @@ impl ProxyHttp for S3ProxyHttp {
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> RangeType {
+        if ctx.replaced.is_some() {
+            return RangeType::None;
+        }
+        // Each part of a set of ranges has the type of the object.
+        if let (Some(route), StatusCode::OK) = (&ctx.route, response.status) {
+            if let Err(e) = self.guess_type(route, response) {
+                debug!("the type of an object is not replaced: {e}");
+            }
+        }
         self.caching
             .range_header_filter(session, response, &ctx.caching)
     }
@@ -234,6 +272,15 @@ impl ProxyHttp for S3ProxyHttp {
                 let settings = self.settings.get();
                 // Boxed, because few requests come here.
                 Box::pin(self.passthrough.invalidate(&settings, route, relayed)).await;
+            }
+        }
+        if let Some(status) = self.caching.error_status(session, error, &ctx.caching) {
+            if self.has_document(session, ctx, status) {
+                // Boxed, because few requests come here.
+                let answer = Box::pin(self.fail_with_document(session, ctx, status));
+                if let Some(answered) = answer.await {
+                    return answered;
+                }
             }
         }
         self.caching

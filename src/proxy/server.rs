@@ -134,6 +134,7 @@ impl ProxyServer {
         let surroundings = Surroundings {
             https_port,
             access_log,
+            cache,
         };
         let proxy = S3ProxyHttp::within(surroundings, config, cache);
         let settings = proxy.settings();

@@ -23,6 +23,8 @@ use super::redirect::Redirect;
 use super::resolve::Resolver;
 use super::retries::Budget;
 use super::rules::Rules;
+use super::web::{Website, Websites};
+use crate::cache::DiskCache;
 use crate::config::{
     self, AssumeRole, BucketName, Config, CredentialsFrom, KeyPrefix, Region, Secret, Service,
 };
@@ -49,6 +51,7 @@ pub struct Settings {
     pub(super) redirect: Option<Redirect>,
     pub(super) access_log: Option<Arc<AccessLog>>,
     pub(super) front: TrustedProxies,
+    pub(super) websites: Websites,
 }
 
 /// What a bucket keeps as long as its configuration does not change.
@@ -80,6 +83,8 @@ pub(super) struct Surroundings {
     /// The port of the HTTPS listener.
     pub(super) https_port: Option<u16>,
     pub(super) access_log: Option<Arc<AccessLog>>,
+    /// Only for the first settings; others have that of the former ones.
+    pub(super) cache: Option<&'static DiskCache>,
 }
 
 /// The current settings.
@@ -139,6 +144,11 @@ impl Settings {
             redirect,
             access_log: surroundings.access_log,
             front: TrustedProxies::new(config),
+            websites: Websites::new(
+                config,
+                surroundings.cache,
+                former.map(|former| &former.websites),
+            ),
         }
     }
 
@@ -256,6 +266,12 @@ impl Served {
     #[inline]
     pub(super) fn settings(&self) -> &Arc<Settings> {
         &self.settings
+    }
+
+    /// The settings as a website, if the bucket has any.
+    #[inline]
+    pub(super) fn website(&self) -> Option<&Arc<Website>> {
+        self.settings.websites.of(self.index)
     }
 
     /// The budget for repetitions of requests to the origin.

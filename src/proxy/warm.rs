@@ -4,17 +4,16 @@
 //! one processor, and use the locks, limits and credentials of clients' requests.
 
 use std::fmt::Write as _;
-use std::io::Cursor;
 use std::sync::Arc;
 
-use http::StatusCode;
-use log::debug;
-use pingora_core::protocols::http::{HttpTask, ServerSession};
-use pingora_core::{Error, ErrorType, OrErr, Result};
+use http::{Method, StatusCode};
+use pingora_core::protocols::http::HttpTask;
+use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
 use pingora_proxy::SubrequestSpawner;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::ask::request_to;
 use super::cache_key::path_at;
 use super::settings::Settings;
 use crate::cache::DiskCache;
@@ -38,9 +37,6 @@ const PAGE: usize = 1000;
 
 /// `Retry-After` of a request beyond a limit, in seconds.
 const RETRY_AFTER: u32 = 1;
-
-/// The host of requests for paths. No bucket has it: `.invalid` is reserved (RFC 2606 §2).
-const NO_HOST: &str = "admin.invalid";
 
 /// Stores objects, and lists their paths.
 pub(super) struct Warmer {
@@ -111,7 +107,7 @@ impl Warmer {
         let version = request.version_id().map(encode_value);
         let query = version.map(|version| format!("?versionId={version}"));
         let target = format!("{}{}", key.encoded(), query.unwrap_or_default());
-        match request_to(site, &target).await {
+        match request_to(site, &Method::GET, &target).await {
             Ok(session) => Ok(warm(&self.spawner, &session, cache, Arc::new(turn)).await),
             Err(e) => Ok(Warmed::Failed(e.to_string())),
         }
@@ -195,7 +191,7 @@ impl Warmer {
         query: &str,
         turn: Arc<OwnedSemaphorePermit>,
     ) -> Result<std::result::Result<ListPage, StatusCode>> {
-        let session = request_to(site, query).await?;
+        let session = request_to(site, &Method::GET, query).await?;
         let ctx = SubrequestCtx::builder().user_ctx(Box::new(Fetch)).build();
         let (subrequest, mut handle) = self.spawner.create_subrequest(&session, ctx);
         let of_subrequest = turn.clone();
@@ -318,22 +314,6 @@ fn refused_list(site: &Arc<Site>, status: StatusCode) -> Answer {
             Answer::new(StatusCode::BAD_GATEWAY, why)
         }
     }
-}
-
-/// A GET of the proxy to itself. `target` is what follows the bucket and its slash.
-async fn request_to(site: &Site, target: &str) -> Result<ServerSession> {
-    let (host, path) = match (site.prefix(), site.hosts()) {
-        (None, [host, ..]) => (host.as_str(), format!("/{target}")),
-        _ => (NO_HOST, path_at(site, target)),
-    };
-    let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-    let mut session = ServerSession::new_http1(Box::new(Cursor::new(head.into_bytes())));
-    let read = session.read_request().await;
-    let has_read = read.or_err_with(ErrorType::InternalError, || {
-        format!("making a request for {path}")
-    })?;
-    debug!("a request for {path}: {has_read}");
-    Ok(session)
 }
 
 #[cfg(test)]

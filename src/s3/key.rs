@@ -54,10 +54,22 @@ impl ObjectKey {
         }
         let key =
             String::from_utf8(percent_decode(path_after_prefix)?).map_err(|_| KeyError::NotUtf8)?;
+        // Judged after decoding, so that neither `%2e%2e` nor `%2F` hides a segment.
+        ObjectKey::new(key)
+    }
+
+    /// The key with this name.
+    ///
+    /// # Errors
+    /// [`KeyError`]
+    pub fn new(key: impl Into<String>) -> Result<ObjectKey, KeyError> {
+        let key = key.into();
+        if key.is_empty() {
+            return Err(KeyError::Empty);
+        }
         if key.len() > MAX_KEY_BYTES {
             return Err(KeyError::TooLong);
         }
-        // Judged after decoding, so that neither `%2e%2e` nor `%2F` hides a segment.
         if may_have_dot_segments(&key) && leaves_bucket(&key) {
             return Err(KeyError::OutsideBucket);
         }

@@ -71,6 +71,8 @@ pub struct ListReader {
     bytes: usize,
     key: Option<String>,
     size: u64,
+    modified: String,
+    prefixes: Vec<String>,
     is_encoded: bool,
     is_truncated: bool,
     next: Option<String>,
@@ -81,6 +83,8 @@ pub struct ListReader {
 pub struct ListPage {
     /// The objects, in the order of the list.
     pub objects: Vec<Listed>,
+    /// The beginnings that stand for further objects, each up to the delimiter.
+    pub prefixes: Vec<String>,
     /// The continuation token of the next page, if there is one.
     pub next: Option<String>,
 }
@@ -92,6 +96,8 @@ pub struct Listed {
     pub key: String,
     /// Its length in bytes.
     pub size: u64,
+    /// The time of its last change as it is written, such as `2026-11-30T08:00:00.000Z`.
+    pub modified: String,
 }
 
 /// The reason that the origin's document cannot be passed on.
@@ -357,17 +363,24 @@ impl ListReader {
         if !(self.has_root && self.open.is_empty() && self.pieces.is_blank()) {
             return Err(ListError::Incomplete);
         }
-        let mut objects = self.objects;
+        let (mut objects, mut prefixes) = (self.objects, self.prefixes);
         if self.is_encoded {
             for object in &mut objects {
                 object.key = decode(&object.key)?;
+            }
+            for prefix in &mut prefixes {
+                *prefix = decode(prefix)?;
             }
         }
         let next = self.next.filter(|_| self.is_truncated);
         if self.is_truncated && next.is_none() {
             return Err(ListError::Incomplete);
         }
-        Ok(ListPage { objects, next })
+        Ok(ListPage {
+            objects,
+            prefixes,
+            next,
+        })
     }
 
     fn take(&mut self, event: &Event<'_>, raw: &[u8]) -> Result<(), ListError> {
@@ -386,8 +399,11 @@ impl ListReader {
                 }
                 if self.is_in(&[b"Contents"]) {
                     let key = self.key.take().ok_or(ListError::Malformed)?;
-                    let size = std::mem::take(&mut self.size);
-                    self.objects.push(Listed { key, size });
+                    self.objects.push(Listed {
+                        key,
+                        size: std::mem::take(&mut self.size),
+                        modified: std::mem::take(&mut self.modified),
+                    });
                 }
                 self.open.pop();
             }
@@ -409,14 +425,26 @@ impl ListReader {
 
     /// True if the text of the open element is read.
     fn is_read(&self) -> bool {
-        let within: [&[&[u8]]; 5] = [
+        let within: [&[&[u8]]; 7] = [
             &[b"Contents", b"Key"],
+            &[b"Contents", b"LastModified"],
             &[b"Contents", b"Size"],
+            &[b"CommonPrefixes", b"Prefix"],
             &[b"EncodingType"],
             &[b"IsTruncated"],
             &[b"NextContinuationToken"],
         ];
         within.iter().any(|names| self.is_in(names))
+    }
+
+    /// Count a further entry with a text of `bytes`.
+    fn count(&mut self, bytes: usize) -> Result<(), ListError> {
+        self.bytes += bytes;
+        let entries = self.objects.len() + self.prefixes.len();
+        match self.bytes > MAX_PAGE || entries >= MAX_OBJECTS {
+            true => Err(ListError::Malformed),
+            false => Ok(()),
+        }
     }
 
     /// Read the text of the open element.
@@ -425,11 +453,16 @@ impl ListReader {
         let text = quick_xml::escape::unescape(text).map_err(|_| ListError::Malformed)?;
         match self.open.last().map(Vec::as_slice) {
             Some(b"Key") => {
-                self.bytes += text.len();
-                if self.bytes > MAX_PAGE || self.objects.len() == MAX_OBJECTS {
-                    return Err(ListError::Malformed);
-                }
+                self.count(text.len())?;
                 self.key = Some(text.into_owned());
+            }
+            Some(b"Prefix") => {
+                self.count(text.len())?;
+                self.prefixes.push(text.into_owned());
+            }
+            Some(b"LastModified") => {
+                self.bytes += text.len();
+                self.modified = text.into_owned();
             }
             Some(b"Size") => self.size = text.trim().parse().unwrap_or(0),
             Some(b"EncodingType") => self.is_encoded = &*text == "url",
@@ -661,13 +694,15 @@ mod tests {
         reader.finish()
     }
 
-    fn page(objects: &[(&str, u64)], next: Option<&str>) -> ListPage {
-        let objects = objects.iter().map(|(key, size)| Listed {
+    fn page(objects: &[(&str, u64, &str)], prefixes: &[&str], next: Option<&str>) -> ListPage {
+        let objects = objects.iter().map(|(key, size, modified)| Listed {
             key: (*key).to_owned(),
             size: *size,
+            modified: (*modified).to_owned(),
         });
         ListPage {
             objects: objects.collect(),
+            prefixes: prefixes.iter().map(|&prefix| prefix.to_owned()).collect(),
             next: next.map(str::to_owned),
         }
     }
@@ -676,17 +711,19 @@ mod tests {
     fn a_page_is_read_however_the_document_is_cut() {
         let encoded = "<L><Contents><Key>a+b%2B%26%C3%BC/</Key><Size>0</Size></Contents>\
              <Contents><Owner><Key>no</Key><ID>x</ID></Owner><Size>7</Size><Key>&amp;%25</Key>\
-             </Contents><Prefix>p</Prefix><EncodingType>url</EncodingType>\
+             <LastModified>2026-11-30T08:00:00.000Z</LastModified></Contents>\
+             <CommonPrefixes><Prefix>%3Ca%3E/</Prefix></CommonPrefixes><Prefix>p</Prefix><EncodingType>url</EncodingType>\
              <IsTruncated>true</IsTruncated>\
              <NextContinuationToken>a&lt;b==</NextContinuationToken></L>";
-        let plain = page(&[("t&m/a<>b\u{1}", 3)], None);
+        let plain = page(&[("t&m/a<>b\u{1}", 3, "")], &["t&m/ü/"], None);
         for pieces in 1..LIST.len() {
-            let of_encoded = page(&[("a b+&ü/", 0), ("&%", 7)], Some("a<b=="));
+            let objects = [("a b+&ü/", 0, ""), ("&%", 7, "2026-11-30T08:00:00.000Z")];
+            let of_encoded = page(&objects, &["<a>/"], Some("a<b=="));
             assert_eq!(read(encoded, pieces), Ok(of_encoded), "{pieces}");
             assert_eq!(read(LIST, pieces).as_ref(), Ok(&plain), "{pieces}");
         }
         assert_eq!(read("<L/>", 10), Err(ListError::Incomplete));
-        assert_eq!(read("<L></L>", 10), Ok(page(&[], None)));
+        assert_eq!(read("<L></L>", 10), Ok(page(&[], &[], None)));
     }
 
     #[test]

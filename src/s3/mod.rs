@@ -26,7 +26,7 @@ pub use credentials::{Lookup, OriginCredentials, Refreshed, Role};
 pub use error::{Code, S3Error};
 pub use fault::Fault;
 pub use key::{encode_value, KeyError, ObjectKey};
-pub use list::{ListError, ListPage, ListReader, ListRewriter};
+pub use list::{ListError, ListPage, ListReader, ListRewriter, Listed};
 pub use origin::{Bucket, ConnectionOptions, Origin, S3Endpoint, Verify};
 pub use prefixes::KeyPrefixes;
 pub use proof::{Proof, Signed};

@@ -380,6 +380,12 @@ impl S3Request {
         Some(value)
     }
 
+    /// True if the query has a parameter that S3 knows.
+    pub fn has_parameters(&self) -> bool {
+        let all = self.parameters.as_ref();
+        all.is_some_and(|all| !all.query.is_empty())
+    }
+
     /// The version of the object; `None`: the current one.
     pub fn version_id(&self) -> Option<&str> {
         self.parameter("versionId")

@@ -44,6 +44,7 @@ mod strace;
 mod transfer;
 mod upgrade;
 mod warm;
+mod web;
 
 use test_support::{Bucket, Origin, Proxy, ProxyBuilder};
 

@@ -18,6 +18,8 @@ pub(crate) struct FastHeader {
     pub fresh_until: SystemTime,
     pub updated: SystemTime,
     pub epoch: SystemTime,
+    /// The rules of the proxy that the header was prepared by, as a tag.
+    pub rules: u32,
     /// Length and CRC-32 of the user tag of the entry's key.
     tag: (usize, u32),
 }
@@ -31,6 +33,7 @@ impl FastHeader {
             fresh_until: meta.fresh_until(),
             updated: meta.updated(),
             epoch: meta.epoch(),
+            rules: 0,
             tag: sum(""),
         })
     }

@@ -16,6 +16,7 @@ use crate::http::head_cache::HeadLookup;
 use crate::http::origin_turns::OriginTurn;
 use crate::http::range_fill::{Download, FillCandidate, FillGuard};
 use crate::http::remainder::PartRequests;
+use crate::http::response_fields::ResponseFields;
 use crate::http::rules::cache_control::{RequestDirectives, NO_DIRECTIVES};
 use crate::http::rules::cache_status::{CacheResult, Forwarded};
 use crate::http::rules::request::RequestKind;
@@ -39,10 +40,12 @@ pub struct CachingCtx {
     first_byte: AtomicU32,
     /// The value of `X-Cache`.
     pub(super) result: Option<CacheResult>,
+    /// The proxy's own rules for the header of the response. Boxed, because few proxies have any.
+    fields: Option<Box<ResponseFields>>,
 }
 
 // Every hit writes all of it.
-const _: () = assert!(std::mem::size_of::<CachingCtx>() <= 128);
+const _: () = assert!(std::mem::size_of::<CachingCtx>() <= 136);
 
 /// Facts about a request. They are known by the end of `request_filter` and
 /// `request_cache_filter`, and do not depend on the progress of the request.
@@ -88,6 +91,8 @@ pub(super) enum Initiator {
     Download(ForParts),
     /// The proxy fetches a whole response, for somebody who wants it to be stored.
     Warming(Arc<WarmRequest>),
+    /// The proxy asks through the cache, and reads the response itself: an [`Ask`].
+    Proxy,
     /// The proxy asks the origin past the cache: for the remainder of a response, as a
     /// [`Probe`] or as a [`Fetch`].
     PastCache,
@@ -253,6 +258,10 @@ pub struct Probe;
 /// The context of a subrequest that gets what the origin answers. It is a GET and bypasses the cache.
 pub struct Fetch;
 
+/// The context of a subrequest of the proxy that goes through the cache like a client's request. The
+/// proxy reads the response.
+pub struct Ask;
+
 /// The context of a subrequest that fetches the whole for a download in parts.
 pub(super) struct DownloadFill(pub ForParts);
 
@@ -323,6 +332,30 @@ impl CachingCtx {
     /// The notes on the request, if any are taken.
     pub fn trace_mut(&mut self) -> Option<&mut Trace> {
         self.trace.as_deref_mut()
+    }
+
+    /// Change the header of the response by these rules when it is sent. Call it before
+    /// `request_filter`.
+    pub fn set_fields(&mut self, fields: ResponseFields) {
+        self.fields = Some(Box::new(fields));
+    }
+
+    /// Note that the proxy describes the response as another form of what was asked for, see
+    /// [`ResponseFields::set_coded`]. Call it after [`set_fields`](Self::set_fields).
+    pub fn set_coded(&mut self) {
+        if let Some(fields) = &mut self.fields {
+            fields.set_coded();
+        }
+    }
+
+    /// The rules for the header of the response.
+    pub(super) fn fields(&self) -> Option<&ResponseFields> {
+        self.fields.as_deref()
+    }
+
+    /// The tag of the prepared headers that may be sent.
+    pub(super) fn header_tag(&self) -> u32 {
+        self.fields().map_or(0, ResponseFields::tag)
     }
 
     /// Name the request in a response, for a document that has the name too.

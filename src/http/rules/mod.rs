@@ -3,6 +3,7 @@
 //! Each module reads header fields and returns a value. None of them knows a session,
 //! Pingora's phases or the disk cache.
 
+pub mod accept_encoding;
 pub mod age;
 pub mod cache_control;
 pub mod cache_status;

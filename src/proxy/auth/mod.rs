@@ -109,6 +109,28 @@ impl Auth {
         }
     }
 
+    /// True if a client that was admitted may make another request too. `header` is that of its own
+    /// request.
+    pub(super) fn also_permits(
+        &self,
+        bucket: usize,
+        header: &RequestHeader,
+        request: &S3Request,
+    ) -> bool {
+        match self.modes.get(bucket) {
+            Some(Mode::Open) => true,
+            Some(Mode::Sigv4(sigv4)) => {
+                let client = sigv4.verify(header);
+                client.is_ok_and(|client| allows(client.prefixes(), request))
+            }
+            Some(Mode::Jwt(jwt)) => {
+                let grant = jwt.verify(header);
+                grant.is_ok_and(|(grant, _)| allows(&grant.prefixes, request))
+            }
+            None => false,
+        }
+    }
+
     /// True if anyone may read a bucket.
     pub(super) fn is_open(&self, bucket: usize) -> bool {
         matches!(self.modes.get(bucket), Some(Mode::Open))
@@ -150,10 +172,18 @@ impl Mode {
 
 /// Check that the requested key or list begins with an allowed prefix.
 fn may_ask(prefixes: &KeyPrefixes, request: &S3Request) -> Result<(), Box<Refused>> {
-    if prefixes.is_all() {
-        return Ok(());
+    match allows(prefixes, request) {
+        true => Ok(()),
+        false => Err(refused("prefix", Code::AccessDenied.into())),
     }
-    let allowed = match &request.target {
+}
+
+/// True if the requested key or list begins with an allowed prefix.
+fn allows(prefixes: &KeyPrefixes, request: &S3Request) -> bool {
+    if prefixes.is_all() {
+        return true;
+    }
+    match &request.target {
         Target::Object(key) => {
             // An origin that resolves dot segments would answer with another object.
             let resolved = key.without_dot_segments();
@@ -171,10 +201,6 @@ fn may_ask(prefixes: &KeyPrefixes, request: &S3Request) -> Result<(), Box<Refuse
             _ => false,
         },
         Target::Service => false,
-    };
-    match allowed {
-        true => Ok(()),
-        false => Err(refused("prefix", Code::AccessDenied.into())),
     }
 }
 

@@ -3,23 +3,26 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header;
-use http::Method;
+use bytes::Bytes;
+use http::{header, Method, StatusCode};
 use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::ctx::{routed, RequestCtx, Subject};
+use super::instead::Instead;
 use super::shared::{S3ProxyHttp, FORWARDED};
-use crate::http::{sends_body, Fetch};
+use crate::http::{sends_body, Ask, Fetch};
 use crate::proxy::access_log;
 use crate::proxy::auth::{Admitted, Refused};
 use crate::proxy::buckets::{self, ListRules, Listing};
+use crate::proxy::cache_key::{raw_path, requested_query};
 use crate::proxy::errors;
 use crate::proxy::http1::answer_what_was_asked;
 use crate::proxy::redirect::{self, Redirect};
 use crate::proxy::route::{Found, Route};
 use crate::proxy::settings::{Served, Settings};
+use crate::proxy::web::{self, Website};
 use crate::s3::{Code, ObjectKey, Operation, S3Error, S3Request, Target};
 
 /// The decision on a request, before anything is looked up for it.
@@ -34,6 +37,8 @@ pub(super) enum Decision {
 pub(super) enum Admission {
     /// The request is for an object, and goes on to the cache.
     Serve,
+    /// The request is for an object, and its compressed forms have to be looked for.
+    Negotiate,
     /// The request has no route, or is malformed.
     Error(S3Error),
     /// The client is not permitted to make the request.
@@ -48,6 +53,10 @@ pub(super) enum Admission {
     Other(Route),
     /// The client must use TLS.
     Redirect(Redirect),
+    /// A browser asks what a script may do.
+    Preflight(Route),
+    /// The request is for a folder, which is listed as a page.
+    Listing(Route),
 }
 
 impl S3ProxyHttp {
@@ -84,19 +93,42 @@ impl S3ProxyHttp {
     /// The rest of [`admit`](Self::admit), for a request with a route and without a forbidden
     /// body.
     fn admit_found(&self, session: &Session, found: Found, ctx: &mut RequestCtx) -> Admission {
-        let route = match found {
+        let mut route = match found {
             Found::Site(route) => route,
             Found::Service(settings, request) => return Admission::Service(settings, request),
         };
         if route.site.is_passthrough() {
             return Admission::Pass(route);
         }
+        if let Some(website) = route.site.website().cloned() {
+            let chosen = self.choose_document(session, &website, &mut route, ctx);
+            if session.subrequest_ctx.is_none() {
+                let key = route.request.target.key();
+                let key = key.map_or("", ObjectKey::as_str);
+                let headers = &session.req_header().headers;
+                ctx.caching.set_fields(website.fields_of(key, headers));
+            }
+            if let Err(error) = chosen {
+                return Admission::Error(error);
+            }
+            let is_preflight = route.request.operation == Operation::PreflightRequest;
+            if is_preflight && website.cors.is_some() {
+                return Admission::Preflight(route);
+            }
+        }
         match self.authorise(session, &route.request, &route.site, ctx) {
             Decision::Proceed => {}
             Decision::Refuse(refused) => return Admission::Refuse(refused),
         }
         if !route.request.reads_object() {
+            if ctx.folder.is_some() {
+                return Admission::Listing(route);
+            }
             return Admission::Other(route);
+        }
+        let mut is_chosen = true;
+        if let Some(website) = route.site.website().cloned() {
+            is_chosen = self.negotiate(session, &website, &mut route, ctx).is_none();
         }
         if !route.request.is_plain() || ctx.admitted.by_cookie {
             ctx.caching.forbid_fast_hit();
@@ -106,7 +138,80 @@ impl S3ProxyHttp {
                 .bypass_cache(route.request.part_number().is_some());
         }
         ctx.route = Some(route);
-        Admission::Serve
+        match is_chosen {
+            true => Admission::Serve,
+            false => Admission::Negotiate,
+        }
+    }
+
+    /// Turn a request for a folder into one for its index document, or for a list of it.
+    fn choose_document(
+        &self,
+        session: &Session,
+        website: &Website,
+        route: &mut Route,
+        ctx: &mut RequestCtx,
+    ) -> std::result::Result<(), S3Error> {
+        let header = session.req_header();
+        // The proxy's own requests are for objects.
+        let lists = website.lists && session.subrequest_ctx.is_none();
+        if website.index.is_none() && !lists {
+            return Ok(());
+        }
+        // Relative links of a document lead below its folder only if the path has the slash.
+        let is_folder = raw_path(header).ends_with(b"/");
+        let folder = web::folder_of(&route.request, &header.headers).filter(|_| is_folder);
+        let Some(folder) = folder.map(Box::<str>::from) else {
+            return Ok(());
+        };
+        let (target, query);
+        match &website.index {
+            Some(index) => {
+                let key = ObjectKey::new([&*folder, index.as_str()].concat())?;
+                route.site.check(&key)?;
+                target = Target::Object(key);
+                query = requested_query(header).unwrap_or_default().to_vec();
+            }
+            None => {
+                target = Target::Bucket;
+                query = web::listing::list_query(&folder, requested_query(header)).into_bytes();
+            }
+        }
+        ctx.folder = Some(folder);
+        route.request = S3Request::read(&Method::GET, target, Some(&query), &header.headers)?;
+        if header.method == Method::HEAD && route.request.reads_object() {
+            route.request.operation = Operation::HeadObject;
+        }
+        Ok(())
+    }
+
+    /// Answer with a page that lists a folder.
+    async fn answer_listing(
+        &self,
+        session: &mut Session,
+        route: Route,
+        ctx: &mut RequestCtx,
+    ) -> Result<bool> {
+        let folder = ctx.folder.clone().unwrap_or_default();
+        let error = match self.list(session, &route.site, &folder).await {
+            Ok(Some(page)) => {
+                let listing = Instead::Listing(page);
+                self.respond_instead(session, ctx, StatusCode::OK, listing, None)
+                    .await?;
+                return Ok(true);
+            }
+            Ok(None) => Code::NoSuchKey.into(),
+            Err(error) => error,
+        };
+        ctx.folder = None;
+        ctx.route = Some(route);
+        if let Some(page) = self.page(session, ctx, error.status).await {
+            let page = Instead::Page(page);
+            self.respond_instead(session, ctx, error.status, page, None)
+                .await?;
+            return Ok(true);
+        }
+        self.refuse(session, error, ctx).await
     }
 
     /// Answer a request that [`admit`](Self::admit) does not serve. `None`: the request goes on to
@@ -128,6 +233,10 @@ impl S3ProxyHttp {
         }
         let answered = match admission {
             Admission::Serve | Admission::MayHaveBody(_) => return Ok(None),
+            Admission::Negotiate => {
+                self.look_for_siblings(session, ctx).await;
+                return Ok(None);
+            }
             Admission::Error(error) => self.refuse(session, error, ctx).await,
             Admission::Refuse(refused) => self.refuse_client(session, &refused, ctx).await,
             Admission::Service(settings, request) => {
@@ -135,6 +244,8 @@ impl S3ProxyHttp {
             }
             Admission::Pass(route) => self.relay(session, route, ctx).await,
             Admission::Other(route) => self.answer_other(session, route, ctx).await,
+            Admission::Listing(route) => self.answer_listing(session, route, ctx).await,
+            Admission::Preflight(route) => self.answer_preflight(session, &route, ctx).await,
             Admission::Redirect(redirect) => {
                 redirect.answer(&self.caching, session, &ctx.caching).await
             }
@@ -201,6 +312,33 @@ impl S3ProxyHttp {
         Ok(decision)
     }
 
+    /// Answer a browser that asks what a script may do. Such a request has no credentials.
+    async fn answer_preflight(
+        &self,
+        session: &mut Session,
+        route: &Route,
+        ctx: &RequestCtx,
+    ) -> Result<bool> {
+        let website = route.site.website();
+        let cors = website.and_then(|website| website.cors.as_ref());
+        let headers = &session.req_header().headers;
+        let Some(fields) = cors.and_then(|cors| cors.preflight(headers)) else {
+            let why = "CORSResponse: This CORS request is not allowed.";
+            let error = S3Error::new(Code::AccessDenied, why);
+            return self.refuse(session, error, ctx).await;
+        };
+        let mut header = ResponseHeader::build(StatusCode::NO_CONTENT, Some(fields.len() + 3))?;
+        for (name, value) in fields {
+            header.insert_header(name, value)?;
+        }
+        let asked = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers";
+        header.insert_header(header::VARY, asked)?;
+        self.caching
+            .add_own_fields(session, &mut header, &ctx.caching)?;
+        errors::send(session, header, Bytes::new()).await?;
+        Ok(true)
+    }
+
     /// Answer a request that is for all buckets.
     async fn answer_service(
         &self,
@@ -265,12 +403,38 @@ impl S3ProxyHttp {
             is_open: true,
             ttl: Duration::ZERO,
         };
-        let rules = match is_fetch(session) {
-            true => &FOR_OPERATOR,
-            false => {
-                let lists = &route.site.settings().lists;
-                lists.get(route.site.index()).unwrap_or(&CLOSED)
+        if let Some(website) = route.site.website() {
+            // A HEAD without the slash is HeadBucket.
+            let is_page = web::folder_of(&route.request, &session.req_header().headers).is_some()
+                && route.request.operation == Operation::ListObjects;
+            if is_page && session.subrequest_ctx.is_none() && website.redirects {
+                let redirect = self.slash_redirect(session, ctx, website, &route);
+                // Boxed, because few requests come here.
+                if let Some(location) = Box::pin(redirect).await {
+                    let instead = Instead::Redirect(location);
+                    let status = StatusCode::FOUND;
+                    self.respond_instead(session, ctx, status, instead, None)
+                        .await?;
+                    return Ok(true);
+                }
             }
+        }
+        let of_bucket = route
+            .site
+            .settings()
+            .lists
+            .get(route.site.index())
+            .unwrap_or(&CLOSED);
+        let for_page = ListRules {
+            is_open: true,
+            ttl: of_bucket.ttl,
+        };
+        let rules = if is_from::<Fetch>(session) {
+            &FOR_OPERATOR
+        } else if is_from::<Ask>(session) {
+            &for_page
+        } else {
+            of_bucket
         };
         let listing = match Listing::of(&route, rules) {
             Ok(Some(listing)) => listing,
@@ -357,9 +521,9 @@ impl S3ProxyHttp {
     }
 }
 
-/// True for the proxy's own request for a list.
-fn is_fetch(session: &Session) -> bool {
+/// True for a request of the proxy to itself with this context.
+fn is_from<C: 'static>(session: &Session) -> bool {
     let subrequest = session.subrequest_ctx.as_ref();
     let user = subrequest.and_then(|subrequest| subrequest.user_ctx());
-    user.is_some_and(|user| user.is::<Fetch>())
+    user.is_some_and(|user| user.is::<C>())
 }

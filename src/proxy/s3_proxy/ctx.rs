@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::StatusCode;
 use pingora_core::{Error, ErrorType, Result};
 
+use crate::http::rules::accept_encoding::Coding;
 use crate::http::CachingCtx;
 use crate::proxy::auth::Admitted;
 use crate::proxy::buckets::Listing;
@@ -14,6 +16,7 @@ use crate::proxy::passthrough::Relayed;
 use crate::proxy::resolve::Attempts;
 use crate::proxy::route::Route;
 use crate::proxy::rules::Rule;
+use crate::s3::ObjectKey;
 
 /// The context of a request.
 #[derive(Default)]
@@ -40,10 +43,24 @@ pub struct RequestCtx {
     /// The body of the answer may be an error document.
     pub(super) may_be_fault: bool,
     pub(super) body: Body,
+    /// The status of the origin's error that a website has another answer for.
+    pub(super) replaced: Option<StatusCode>,
+    /// The folder that is requested as a page: the beginning of its keys.
+    pub(super) folder: Option<Box<str>>,
+    /// The choice of a compressed form. Boxed, because few requests have one.
+    pub(super) negotiated: Option<Box<Negotiated>>,
     /// The number of purges when the origin was asked.
     pub(super) purges: u64,
     /// The negative cache has answered.
     pub(super) is_negative_hit: bool,
+}
+
+/// A request for an object that may have siblings.
+pub(super) struct Negotiated {
+    /// The key that the client has asked for.
+    pub(super) original: ObjectKey,
+    /// The form that it gets; `None`: the object itself.
+    pub(super) coding: Option<Coding>,
 }
 
 /// The thing a request is about.

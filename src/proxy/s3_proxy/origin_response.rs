@@ -76,6 +76,12 @@ impl S3ProxyHttp {
                     .insert(&key, access, status, ttl, ctx.purges);
             }
         }
+        if self.leave_sibling(session, ctx, status) {
+            return Err(repeat(
+                "the origin has no compressed form any more".to_owned(),
+            ));
+        }
+        let route = routed(&ctx.route)?;
         if status == StatusCode::FORBIDDEN && !ctx.caching.is_background() {
             warn!(
                 "bucket {}: the origin refuses {} with 403; check access_key, secret_key, region and the bucket's policy",
@@ -93,8 +99,21 @@ impl S3ProxyHttp {
             .is_some_and(|len| len == "0");
         let error = origin_error(status, Some(&route.request));
         ctx.caching.identify(response)?;
-        let mut body = errors::replace(session.req_header(), response, &error)?;
-        if is_empty {
+        let instead = match is_empty && session.req_header().method != Method::HEAD {
+            true => None,
+            // Boxed, because few requests come here.
+            false => Box::pin(self.instead_of(session, ctx, status)).await,
+        };
+        let mut body = match instead {
+            Some(instead) => {
+                ctx.replaced = Some(status);
+                errors::strip(response);
+                errors::name(response)?;
+                instead.describe(response)?
+            }
+            None => errors::replace(session.req_header(), response, &error)?,
+        };
+        if is_empty && ctx.replaced.is_none() {
             response.insert_header(header::CONTENT_LENGTH, 0)?;
             body.clear();
         }
@@ -165,12 +184,13 @@ impl S3ProxyHttp {
     /// True for a negative answer that is kept in memory. One with the origin's own
     /// `Cache-Control` is stored like any other.
     pub(super) fn is_negative(&self, response: &ResponseHeader, ctx: &RequestCtx) -> bool {
+        let status = ctx.replaced.unwrap_or(response.status);
         let says_how_long = |name| response.headers.contains_key(name);
         ctx.rule.as_ref().is_some_and(|rule| {
             let stated = ["cache-control", "cdn-cache-control", "expires"]
                 .into_iter()
                 .any(says_how_long);
-            rule.remembers(response.status) && (rule.storing.ignore_origin || !stated)
+            rule.remembers(status) && (rule.storing.ignore_origin || !stated)
         })
     }
 

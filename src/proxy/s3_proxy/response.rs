@@ -9,6 +9,8 @@ use pingora_proxy::Session;
 use super::ctx::{RequestCtx, Subject};
 use super::shared::S3ProxyHttp;
 use crate::proxy::passthrough::CHECKSUM_MODE;
+use crate::proxy::route::Route;
+use crate::proxy::web;
 use crate::s3::S3Request;
 
 /// The prefix of all checksum fields.
@@ -23,7 +25,8 @@ impl S3ProxyHttp {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         let is_described = match &ctx.subject {
-            Subject::Object => true,
+            // A page of the proxy's own is no object.
+            Subject::Object => ctx.replaced.is_none(),
             Subject::List(_) => false,
             Subject::Relayed(_) => {
                 response.remove_header(&CHECKSUM_MODE);
@@ -34,8 +37,13 @@ impl S3ProxyHttp {
         if response.status.is_success() && is_described {
             response.insert_header(header::ACCEPT_RANGES, "bytes")?;
             if let Some(route) = &ctx.route {
+                self.guess_type(route, response)?;
                 describe_as_asked(&route.request, response)?;
             }
+        }
+        let is_form = response.status.is_success() || response.status == StatusCode::NOT_MODIFIED;
+        if let Some(negotiated) = ctx.negotiated.as_ref().filter(|_| is_form && is_described) {
+            negotiated.describe(response)?;
         }
         ctx.admitted.describe(response)?;
         self.caching
@@ -43,8 +51,28 @@ impl S3ProxyHttp {
     }
 }
 
+impl S3ProxyHttp {
+    /// Replace a type that says nothing, if the website does.
+    pub(super) fn guess_type(&self, route: &Route, response: &mut ResponseHeader) -> Result<()> {
+        let website = route.site.website();
+        let guesses = website.is_some_and(|website| website.guesses_types);
+        match route.request.target.key() {
+            // The type of a set of ranges is its own (RFC 9110 §14.6).
+            Some(key) if guesses && !is_multipart(response) => {
+                web::guess_type(key.as_str(), response)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn is_multipart(response: &ResponseHeader) -> bool {
+    let media_type = response.headers.get(header::CONTENT_TYPE);
+    media_type.is_some_and(|media_type| media_type.as_bytes().starts_with(b"multipart/"))
+}
+
 /// Describe an object, or a part of one, as the client wants it.
-fn describe_as_asked(request: &S3Request, response: &mut ResponseHeader) -> Result<()> {
+pub(super) fn describe_as_asked(request: &S3Request, response: &mut ResponseHeader) -> Result<()> {
     // The checksum is that of the whole object.
     let is_range =
         response.status == StatusCode::PARTIAL_CONTENT && request.part_number().is_none();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::header::{self, HeaderName};
+use tokio::sync::Semaphore;
 
 use crate::cache::DiskCache;
 use crate::config::Config;
@@ -14,6 +15,7 @@ use crate::proxy::errors;
 use crate::proxy::negative_cache::NegativeCache;
 use crate::proxy::passthrough::Passthrough;
 use crate::proxy::settings::{Settings, SharedSettings, Surroundings};
+use crate::proxy::web::Siblings;
 use crate::s3::Refreshed;
 
 /// The request fields that the origin sees: ranges and conditions of the client or of the
@@ -26,6 +28,9 @@ pub(super) const FORWARDED: [HeaderName; 6] = [
     header::IF_MODIFIED_SINCE,
     header::IF_UNMODIFIED_SINCE,
 ];
+
+/// The most lists that are read for pages at a time. Each takes some megabytes of memory.
+const MAX_PAGE_LISTS: usize = 8;
 
 /// The proxy, with S3 behind it and the disk cache in between.
 ///
@@ -61,6 +66,9 @@ pub struct S3ProxyHttp {
     pub(super) keepalive_timeout: Option<u64>,
     /// The times of requests for no bucket.
     pub(super) other_times: Arc<BucketTimes>,
+    pub(super) siblings: Siblings,
+    /// Permits to read a list for a page.
+    pub(super) page_lists: Semaphore,
 }
 
 // === impl S3ProxyHttp ===
@@ -77,6 +85,10 @@ impl S3ProxyHttp {
         config: &Config,
         cache: Option<&'static DiskCache>,
     ) -> Self {
+        let surroundings = Surroundings {
+            cache,
+            ..surroundings
+        };
         let tls = config.server.tls.as_ref();
         let hsts = tls.and_then(|tls| tls.hsts);
         let options = CachingOptions {
@@ -115,6 +127,8 @@ impl S3ProxyHttp {
             passthrough: Passthrough::new(cache),
             keepalive_timeout: config.server.keepalive_secs(),
             other_times: METRICS.times.of_bucket(NO_BUCKET),
+            siblings: Siblings::new(cache),
+            page_lists: Semaphore::new(MAX_PAGE_LISTS),
         }
     }
 

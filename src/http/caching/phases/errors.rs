@@ -6,6 +6,7 @@ use http::{Method, StatusCode};
 use log::{debug, warn};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::ResponseHeader;
 use pingora_proxy::{FailToProxy, ProxyWarnLogContext, Session};
 
 use crate::cache::DESERTED;
@@ -60,6 +61,45 @@ impl HttpCaching {
         }
         FailToProxy {
             error_code: status.unwrap_or(0),
+            can_reuse_downstream: false,
+        }
+    }
+
+    pub(in crate::http::caching) fn status_of(
+        &self,
+        session: &Session,
+        error: &Error,
+        ctx: &CachingCtx,
+    ) -> Option<StatusCode> {
+        let is_answered = session
+            .response_written()
+            .is_some_and(|response| !response.status.is_informational());
+        let status = error_status(error, ctx).filter(|_| !is_answered)?;
+        StatusCode::from_u16(status).ok()
+    }
+
+    pub(in crate::http::caching) async fn answer_error_with(
+        &self,
+        session: &mut Session,
+        mut header: ResponseHeader,
+        mut body: Bytes,
+        ctx: &CachingCtx,
+    ) -> FailToProxy {
+        let error_code = header.status.as_u16();
+        let sent = async {
+            self.add_own_fields(session, &mut header, ctx)?;
+            if session.req_header().method == Method::HEAD {
+                body.clear();
+            }
+            let downstream = session.as_downstream_mut();
+            downstream.write_error_response(header, body).await
+        };
+        // Boxed, because few requests come here.
+        if let Err(e) = Box::pin(sent).await {
+            debug!("an error response was not sent: {e}");
+        }
+        FailToProxy {
+            error_code,
             can_reuse_downstream: false,
         }
     }

@@ -106,9 +106,9 @@ impl HttpCaching {
     ) -> Option<DiskHit> {
         let store = self.store.filter(|_| ctx.request.allows_fast_hit())?;
         let now = ctx.request.arrived?;
-        let mut hit = store
-            .cache
-            .lookup_fast(&key(session), |prepared| is_usable(prepared, now))?;
+        let tag = ctx.header_tag();
+        let is_usable = |prepared: &FastHeader| prepared.rules == tag && is_usable(prepared, now);
+        let mut hit = store.cache.lookup_fast(&key(session), is_usable)?;
         if !session.as_downstream().prefers_file_body() {
             hit.copy_body();
         }
@@ -129,7 +129,8 @@ impl HttpCaching {
         let hit = session.cache.hit_handler().as_any();
         if let Some(hit) = hit.downcast_ref::<DiskHit>() {
             let prepared = hit.meta().and_then(|meta| FastHeader::new(lasting, meta));
-            if let Some(prepared) = prepared {
+            if let Some(mut prepared) = prepared {
+                prepared.rules = ctx.header_tag();
                 hit.set_fast_header(prepared);
             }
         }

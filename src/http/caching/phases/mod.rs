@@ -2,6 +2,7 @@
 
 pub(super) mod errors;
 pub(super) mod fast_hit;
+pub(super) mod form;
 pub(super) mod head;
 pub(super) mod lookup;
 pub(super) mod origin;

@@ -9,7 +9,9 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use crate::http::caching::shared::HttpCaching;
-use crate::http::caching::state::{CachingCtx, DownloadFill, FastPath, Fetch, Initiator, Probe};
+use crate::http::caching::state::{
+    Ask, CachingCtx, DownloadFill, FastPath, Fetch, Initiator, Probe,
+};
 use crate::http::range_fill::FillGuard;
 use crate::http::remainder::RemainderRequest;
 use crate::http::request_body::has_body;
@@ -172,6 +174,8 @@ fn begin_subrequest(session: &mut Session, ctx: &mut CachingCtx) -> Result<()> {
     } else if user.is::<Fetch>() {
         ctx.request.initiator = Initiator::PastCache;
         strip_to_target(request, Method::GET);
+    } else if user.is::<Ask>() {
+        ctx.request.initiator = Initiator::Proxy;
     }
     Ok(())
 }

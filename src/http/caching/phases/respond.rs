@@ -239,7 +239,10 @@ impl HttpCaching {
             return response.insert_header(X_CACHE, x_cache);
         };
         make_lasting(response, x_cache)?;
-        let lasting = (prepares && !is_partial).then(|| response.clone());
+        let mut lasting = (prepares && !is_partial).then(|| response.clone());
+        if let (Some(lasting), Some(fields)) = (&mut lasting, ctx.fields()) {
+            fields.apply(lasting)?;
+        }
         HitFields::new(age(epoch, now), &status).append_to(response)?;
         if let Some(lasting) = lasting {
             self.prepare(session, lasting, ctx);
@@ -284,7 +287,7 @@ impl HttpCaching {
         self.respond(session, header, ctx).await
     }
 
-    /// Add the fields that every response of this server has, at last: the one that lets browsers
+    /// Apply the proxy's own rules, and add the fields that every response of this server has, at last: the one that lets browsers
     /// that use TLS go on to use it (RFC 6797 §7.1), and the name of the request.
     pub(crate) fn add_own_fields(
         &self,
@@ -294,6 +297,9 @@ impl HttpCaching {
     ) -> Result<()> {
         if response.status.is_informational() {
             return Ok(());
+        }
+        if let Some(fields) = ctx.fields() {
+            fields.apply(response)?;
         }
         if let Some(value) = self.hsts(session) {
             response.insert_header(STRICT_TRANSPORT_SECURITY, value)?;

@@ -69,7 +69,7 @@ impl HttpCaching {
                     Initiator::Background { .. } => {
                         meta.extensions_mut().insert(InBackground);
                     }
-                    Initiator::Client | Initiator::PastCache => {}
+                    Initiator::Client | Initiator::Proxy | Initiator::PastCache => {}
                 }
                 RespCacheable::Cacheable(meta)
             }
