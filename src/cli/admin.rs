@@ -1,10 +1,14 @@
 //! The client of the admin listener of a running proxy, and of `/health`.
 
+use std::fmt;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use pingora_sendfile::config::Config;
+use pingora_sendfile::config::{Config, Token};
+use zeroize::Zeroizing;
 
 use super::Failure;
 
@@ -40,16 +44,30 @@ pub struct AdminClient {
 /// A connection to the admin listener, for one request after another.
 pub struct AdminConnection {
     listener: Listener,
-    stream: Option<BufReader<TcpStream>>,
+    stream: Option<BufReader<Stream>>,
 }
 
 /// A listener for operators.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Listener {
     /// The key of its address in the configuration.
     key: &'static str,
-    address: SocketAddr,
+    place: Place,
     connect_timeout: Duration,
+    token: Option<Token>,
+}
+
+/// The address of a listener.
+#[derive(Clone)]
+enum Place {
+    Address(SocketAddr),
+    Socket(PathBuf),
+}
+
+/// A connection to a listener.
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
 }
 
 /// The response of the metrics listener to `/health`.
@@ -85,9 +103,102 @@ impl Listener {
         }
         Ok(Listener {
             key,
-            address,
+            place: Place::Address(address),
             connect_timeout: CONNECT_TIMEOUT,
+            token: None,
         })
+    }
+
+    /// The listener for operators: the socket, if there is one.
+    fn admin(config: &Config) -> Result<Self, Failure> {
+        let section = config.admin.as_ref();
+        if let Some(socket) = section.and_then(|admin| admin.socket.as_deref()) {
+            return Ok(Listener {
+                key: "admin.socket",
+                place: Place::Socket(socket.to_owned()),
+                connect_timeout: CONNECT_TIMEOUT,
+                token: None,
+            });
+        }
+        let address = section.and_then(|admin| admin.address.as_deref().copied());
+        let missing = "is missing; set it, such as 127.0.0.1:9091, and start the proxy again";
+        Ok(Listener {
+            token: section.and_then(|admin| admin.token.clone()),
+            ..Listener::new(config, "admin.address", address, missing)?
+        })
+    }
+
+    fn connect(&self) -> Result<Stream, Failure> {
+        let stream = match &self.place {
+            Place::Address(address) => {
+                TcpStream::connect_timeout(address, self.connect_timeout).map(Stream::Tcp)
+            }
+            Place::Socket(path) => UnixStream::connect(path).map(Stream::Unix),
+        };
+        stream.map_err(|e| {
+            let remedy = match e.kind() {
+                ErrorKind::PermissionDenied => {
+                    "run the command as the user of the proxy, or as root"
+                }
+                _ => "start the proxy with this configuration",
+            };
+            let Listener { key, place, .. } = self;
+            Failure::Other(format!("{key}: cannot connect to {place}: {e}; {remedy}"))
+        })
+    }
+}
+
+// === impl Place ===
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Address(address) => address.fmt(f),
+            Place::Socket(path) => path.display().fmt(f),
+        }
+    }
+}
+
+// === impl Stream ===
+
+impl Stream {
+    /// Limit the wait for a part of the response, and for a part of the request to be taken.
+    fn set_timeouts(&self, read: Option<Duration>, write: Duration) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => {
+                stream.set_read_timeout(read)?;
+                stream.set_write_timeout(Some(write))
+            }
+            Stream::Unix(stream) => {
+                stream.set_read_timeout(read)?;
+                stream.set_write_timeout(Some(write))
+            }
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.read(buffer),
+            Stream::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.write(bytes),
+            Stream::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.flush(),
+            Stream::Unix(stream) => stream.flush(),
+        }
     }
 }
 
@@ -96,9 +207,7 @@ impl Listener {
 impl AdminClient {
     /// The admin listener of a configuration.
     pub fn new(config: &Config) -> Result<Self, Failure> {
-        let address = config.admin.as_ref().map(|admin| *admin.address);
-        let missing = "is missing; set it, such as 127.0.0.1:9091, and start the proxy again";
-        let listener = Listener::new(config, "admin.address", address, missing)?;
+        let listener = Listener::admin(config)?;
         Ok(AdminClient { listener })
     }
 
@@ -110,7 +219,7 @@ impl AdminClient {
 
     /// A connection, which is opened by its first request.
     pub fn connection(&self) -> AdminConnection {
-        AdminConnection::new(self.listener)
+        AdminConnection::new(self.listener.clone())
     }
 }
 
@@ -132,12 +241,7 @@ impl AdminConnection {
         path: &str,
         patience: Option<Duration>,
     ) -> Result<Answer, Failure> {
-        let Listener {
-            key,
-            address,
-            connect_timeout,
-        } = self.listener;
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        let request = self.request(method, path);
         // The proxy may have closed an idle connection.
         if let Some(stream) = self.stream.take() {
             match self.exchange(stream, &request, patience) {
@@ -145,23 +249,35 @@ impl AdminConnection {
                 answer => return answer.map_err(|e| self.unanswered(&e)),
             }
         }
-        let stream = TcpStream::connect_timeout(&address, connect_timeout).map_err(|e| {
-            Failure::Other(format!(
-                "{key}: cannot connect to {address}: {e}; start the proxy with this configuration"
-            ))
-        })?;
+        let stream = self.listener.connect()?;
         let answer = self.exchange(BufReader::new(stream), &request, patience);
         answer.map_err(|e| self.unanswered(&e))
     }
 
+    fn request(&self, method: &str, path: &str) -> Zeroizing<String> {
+        let Listener { place, token, .. } = &self.listener;
+        let host = match place {
+            Place::Address(address) => address.to_string(),
+            Place::Socket(_) => "localhost".to_owned(),
+        };
+        let token = token.as_ref().map_or("", Token::expose);
+        let authorization = match token {
+            "" => Zeroizing::default(),
+            token => Zeroizing::new(format!("Authorization: Bearer {token}\r\n")),
+        };
+        let authorization = authorization.as_str();
+        Zeroizing::new(format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}\r\n"
+        ))
+    }
+
     fn exchange(
         &mut self,
-        mut stream: BufReader<TcpStream>,
+        mut stream: BufReader<Stream>,
         request: &str,
         patience: Option<Duration>,
     ) -> io::Result<Answer> {
-        stream.get_ref().set_read_timeout(patience)?;
-        stream.get_ref().set_write_timeout(Some(ANSWER_TIMEOUT))?;
+        stream.get_ref().set_timeouts(patience, ANSWER_TIMEOUT)?;
         stream.get_mut().write_all(request.as_bytes())?;
         let (answer, stays) = read_answer(&mut stream)?;
         self.stream = stays.then_some(stream);
@@ -169,9 +285,9 @@ impl AdminConnection {
     }
 
     fn unanswered(&self, e: &io::Error) -> Failure {
-        let Listener { key, address, .. } = self.listener;
+        let Listener { key, place, .. } = &self.listener;
         Failure::Other(format!(
-            "{key}: the proxy at {address} does not answer: {e}; see its log"
+            "{key}: the proxy at {place} does not answer: {e}; see its log"
         ))
     }
 }
@@ -188,7 +304,7 @@ fn is_closed(e: &io::Error) -> bool {
 }
 
 /// Reads a response. True: the connection stays open.
-fn read_answer(reader: &mut BufReader<TcpStream>) -> io::Result<(Answer, bool)> {
+fn read_answer(reader: &mut BufReader<Stream>) -> io::Result<(Answer, bool)> {
     let mut line = || -> io::Result<String> {
         let mut line = String::new();
         match reader.by_ref().take(MAX_LINE).read_line(&mut line)? {

@@ -30,6 +30,7 @@ pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     disk(root, env, findings);
     https(root, env, findings);
     listeners(root, env, findings);
+    admin(root, findings);
     access_log(root, env, findings);
 }
 
@@ -543,6 +544,23 @@ fn listeners(root: &Node, env: Env, findings: &mut Vec<Finding>) {
             findings.push(finding(node.place, path, problem));
         }
         before.push((path, address));
+    }
+}
+
+/// Checks that the listener for operators has an address or a socket.
+fn admin(root: &Node, findings: &mut Vec<Finding>) {
+    let Some(entry) = root.entry("admin") else {
+        return;
+    };
+    let admin = &entry.value;
+    let is_section = matches!(admin.kind, Kind::Section(_));
+    if is_section && admin.entry("address").is_none() && admin.entry("socket").is_none() {
+        let problem = Problem::new(
+            "is missing",
+            "write IP:PORT, such as 127.0.0.1:9091, or the path of a socket in admin.socket",
+        );
+        let path = ["admin", "address"].map(|name| Step::Name(name.into()));
+        findings.push(finding(entry.place, path.into(), problem));
     }
 }
 

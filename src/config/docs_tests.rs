@@ -275,7 +275,7 @@ fn comment_of_type(declaration: &str) -> String {
 }
 
 /// The types that have a name in the reference, each with the beginning of its words.
-const TYPES: [(&str, &str); 32] = [
+const TYPES: [(&str, &str); 33] = [
     ("address", "IP:PORT"),
     ("ARN", "the ARN of a role"),
     ("bucket name", "3 to 63 of"),
@@ -310,11 +310,12 @@ const TYPES: [(&str, &str); 32] = [
     ("PEM file", "the path of a readable PEM file"),
     ("public key file", "the path of a PEM file with one"),
     ("region", "a region"),
-    ("secret", "${NAME} to take"),
+    ("secret", "${NAME} to take it from the environment, or"),
     ("secret file", "the path of a file that holds nothing"),
     ("session name", "2 to 64"),
     ("socket", "the path of a Unix socket"),
     ("text", "a text"),
+    ("token", "${NAME} to take it from the environment: 16"),
     ("URL", "http://HOST"),
     ("web origin", "the origin of web pages"),
 ];

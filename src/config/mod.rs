@@ -50,7 +50,7 @@ pub use values::{
     Address, AutoOr, BucketName, ExternalId, FieldName, FieldText, Folder, Gigabytes, HmacKeyFile,
     HostName, JwksFile, KeyPrefix, LogPath, Megabytes, MegabytesPerMinute, MegabytesPerSecond,
     Network, PathPrefix, Pattern, PemFile, Period, Plain, PublicKeyFile, Region, ResponseField,
-    RoleArn, Secret, Service, SessionName, Share, Socket, TlsName, TlsVersion, Whole,
+    RoleArn, Secret, Service, SessionName, Share, Socket, TlsName, TlsVersion, Token, Whole,
 };
 use variables::Env;
 pub use web::{Coding, Compress, Cors, CorsMethod, HeaderRule, Web};
@@ -84,7 +84,7 @@ pub struct Config {
     /// Listener for `/metrics` and `/health`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
-    /// Listener for `PURGE`, `WARM` and `LIST`.
+    /// Listener for operators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin: Option<Admin>,
     /// Log of requests.
@@ -751,14 +751,33 @@ pub struct Metrics {
     pub address: Address,
 }
 
-/// The listener for `PURGE`, `WARM` and `LIST`. Without the section, there is none.
+/// The listener for operators, see [Admin address](operations.md#admin-address). Without the section,
+/// there is none.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Admin {
-    /// Address of the listener, which clients must not be able to reach: its requests need no
-    /// authentication. A request with `Origin`, or whose `Host` is neither an IP address nor
-    /// `localhost`, is refused.
-    pub address: Address,
+    /// Address of the listener, which clients must not be able to reach, in particular without `token`.
+    /// Default: none; required without `socket`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Address>,
+    /// Unix socket of the listener, in place of `address` or beside it. Only the user of the proxy and
+    /// root may connect (mode 0600), so its requests need no token. Its directory must belong to the
+    /// proxy; a socket that a former process has left there is replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<Socket>,
+    /// Token that requests to `address` must have: `Authorization: Bearer TOKEN`. The commands take it
+    /// from here. `/health` and `/ready` need none. Default: none; everyone who reaches `address` is
+    /// admitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
+    /// Host names by which browsers and tools may address the listener. IP addresses and `localhost` are
+    /// allowed in any case, and every name is with the token.
+    #[serde(
+        default,
+        deserialize_with = "list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub hosts: Vec<HostName>,
 }
 
 /// Log of requests, a line each, see [Access log](operations.md#access-log). Without this section,

@@ -871,6 +871,56 @@ impl Serialize for Secret {
 /// The text in place of a secret.
 pub(super) const REDACTED: &str = "[redacted]";
 
+/// The secret of operators, with which they identify themselves at the admin address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token(Secret);
+
+/// The text in place of a token. It has the length of one.
+const REDACTED_TOKEN: &str = "[redacted-token]";
+
+// === impl Token ===
+
+impl Token {
+    /// The token itself.
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+}
+
+impl Text for Token {
+    const EXPECTED: &'static str =
+        "write ${NAME} to take it from the environment: 16 to 512 visible \
+                                    ASCII characters, such as those of openssl rand -hex 32";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        let Ok(token) = Secret::check(text) else {
+            return Err(Unfit::Alone(
+                "holds a space, a line end or a character that is not ASCII",
+            ));
+        };
+        match (16..=512).contains(&text.len()) {
+            true => Ok(Token(token)),
+            false => Err(Unfit::Alone("is too short to be secret, or too long")),
+        }
+    }
+
+    fn stand_in() -> Self {
+        Token(Secret::stand_in())
+    }
+}
+
+impl<'de> Deserialize<'de> for Token {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_str(TextVisitor(PhantomData))
+    }
+}
+
+impl Serialize for Token {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(REDACTED_TOKEN)
+    }
+}
+
 /// A duration, written with a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Period(pub(super) Duration);

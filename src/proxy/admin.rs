@@ -1,24 +1,29 @@
-//! Purges and stores objects of the cache, on a separate listener.
+//! The listener for operators.
+//!
+//! - this module: the requests that are served
+//! - `access`: who may send them
+
+mod access;
 
 use std::future::Future;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::header::{HeaderName, HeaderValue, ALLOW, HOST, ORIGIN, RETRY_AFTER};
+use http::header::{HeaderName, HeaderValue, ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use log::{debug, error, info};
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
-use pingora_http::RequestHeader;
 use pingora_proxy::SubrequestSpawner;
 
+use self::access::{Access, Refused};
 use super::cache_key::{requested_path, requested_query};
 use super::errors::text;
 use super::settings::SharedSettings;
 use super::warm::{Answer, Warmer};
 use crate::cache::DiskCache;
+use crate::config::Config;
 use crate::logging;
 use crate::s3::RouteError;
 
@@ -46,11 +51,10 @@ const NEXT_PAGE: HeaderName = HeaderName::from_static("next-page");
 /// objects whose path begins with `/path`: a page of lines with the length and the path of each. The
 /// field `Next-Page` is the `?after=` of the next page.
 ///
-/// There is no authentication: anyone who reaches the listener may empty the cache, fill it, and list
-/// all buckets. Pages in an
-/// operator's browser may not: a request is refused if it has an `Origin`, or if its host is
-/// neither an IP address nor `localhost`.
+/// Without `admin.token`, anyone who reaches the address may empty the cache, fill it, and list all
+/// buckets. Pages of other sites in an operator's browser may not in any case, see `access`.
 pub struct AdminApp {
+    access: Access,
     settings: Arc<SharedSettings>,
     cache: Option<&'static DiskCache>,
     warmer: Warmer,
@@ -59,15 +63,17 @@ pub struct AdminApp {
 impl AdminApp {
     /// An application that purges objects of the buckets of `settings` from this cache, if there is
     /// one, and has them stored by the proxy of `spawner`, an
-    /// [`S3ProxyHttp`](super::S3ProxyHttp) with the same settings and cache. The listener accepts
-    /// `connections` at a time.
+    /// [`S3ProxyHttp`](super::S3ProxyHttp) with the same settings and cache. The section `admin` of
+    /// `config` says who may ask. The listener accepts `connections` at a time.
     pub fn new(
+        config: &Config,
         settings: Arc<SharedSettings>,
         cache: Option<&'static DiskCache>,
         spawner: SubrequestSpawner,
         connections: usize,
     ) -> Self {
         AdminApp {
+            access: Access::new(config.admin.as_ref()),
             settings,
             cache,
             warmer: Warmer::new(spawner, connections),
@@ -164,35 +170,17 @@ impl AdminApp {
     }
 }
 
-/// The reason for refusing a request that a browser may have sent for a foreign page.
-fn foreign(request: &RequestHeader) -> Option<&'static str> {
-    if request.headers.contains_key(ORIGIN) {
-        return Some("a request with an Origin field comes from a page in a browser\n");
+/// The response to a request that is refused.
+fn refuse(refused: &Refused) -> Response<Vec<u8>> {
+    match refused {
+        Refused::Foreign(why) => text(StatusCode::FORBIDDEN, *why),
+        Refused::Token(why) => {
+            let mut response = text(StatusCode::UNAUTHORIZED, *why);
+            let headers = response.headers_mut();
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+        }
     }
-    // DNS rebinding: an attacker's name resolves to this address.
-    let fields = request.headers.get_all(HOST).into_iter();
-    let authority = request.uri.authority().map(|a| a.as_str().as_bytes());
-    let mut hosts = fields.map(|field| field.as_bytes()).chain(authority);
-    let is_own = |host: &[u8]| std::str::from_utf8(host).is_ok_and(is_address);
-    (!hosts.all(is_own))
-        .then_some("write the IP address of this listener, or localhost, as its host\n")
-}
-
-/// True if a host, with or without a port, is an IP address or `localhost`.
-fn is_address(host: &str) -> bool {
-    if host.parse::<SocketAddr>().is_ok() {
-        return true;
-    }
-    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
-    if let Some(ip) = bracketed {
-        return ip.parse::<Ipv6Addr>().is_ok();
-    }
-    let name = match host.split_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        Some(_) => return false,
-        None => host,
-    };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok()
 }
 
 fn failed(why: &str) -> (StatusCode, String) {
@@ -233,9 +221,13 @@ fn respond(answer: Answer) -> Response<Vec<u8>> {
 impl ServeHttp for AdminApp {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         session.set_write_timeout(Some(WRITE_TIMEOUT));
+        // Only the server's own address says which listener has accepted the connection.
+        let by_socket = session
+            .server_addr()
+            .is_some_and(|address| address.as_unix().is_some());
         let request = session.req_header();
-        if let Some(why) = foreign(request) {
-            return text(StatusCode::FORBIDDEN, why);
+        if let Err(refused) = self.access.check(request, by_socket, false) {
+            return refuse(&refused);
         }
         let method = request.method.clone();
         let mut path = requested_path(request).into_owned();
@@ -254,42 +246,6 @@ impl ServeHttp for AdminApp {
                 headers.insert(ALLOW, HeaderValue::from_static(METHODS));
                 response
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_address;
-
-    #[test]
-    fn only_addresses_and_localhost_are_no_names() {
-        for host in [
-            "127.0.0.1",
-            "127.0.0.1:9091",
-            "[::1]",
-            "[::1]:9091",
-            "10.1.2.3:80",
-            "localhost",
-            "LocalHost:9091",
-        ] {
-            assert!(is_address(host), "{host}");
-        }
-        for host in [
-            "",
-            ":9091",
-            "evil.test",
-            "evil.test:9091",
-            "localhost.evil.test",
-            "127.0.0.1.evil.test",
-            "127.0.0.1:9091.evil.test",
-            "localhost@evil.test",
-            "evil.test@127.0.0.1",
-            "[evil.test]",
-            "::1",
-            "127.1",
-        ] {
-            assert!(!is_address(host), "{host}");
         }
     }
 }

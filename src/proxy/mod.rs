@@ -58,6 +58,8 @@ pub mod server;
 mod settings;
 pub mod signals;
 #[cfg(feature = "s3-proxy")]
+mod socket;
+#[cfg(feature = "s3-proxy")]
 mod tls;
 #[cfg(feature = "s3-proxy")]
 pub mod upgrade;

@@ -1,9 +1,11 @@
 //! A Pingora server from a configuration.
 
+use std::fs::Permissions;
 use std::future::Future;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +34,7 @@ use super::reload::Reloader;
 use super::s3_proxy::S3ProxyHttp;
 use super::settings::{SharedSettings, Surroundings};
 use super::upgrade::Upgrader;
-use super::{notify, send_buffer, signals, tls};
+use super::{notify, send_buffer, signals, socket, tls};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
 use crate::config::{Config, Gigabytes, KernelTls};
 use crate::metrics::{MetricsApp, METRICS};
@@ -83,6 +85,7 @@ pub struct ProxyServer {
     https: Option<Listener>,
     metrics: Option<Listener>,
     admin: Option<Listener>,
+    admin_socket: Option<PathBuf>,
 }
 
 impl ProxyServer {
@@ -116,8 +119,13 @@ impl ProxyServer {
         let https = optional(tls.map(|tls| *tls.address), "server.tls.address")?;
         let metrics = config.metrics.as_ref().map(|metrics| *metrics.address);
         let metrics = optional(metrics, "metrics.address")?;
-        let admin = config.admin.as_ref().map(|admin| *admin.address);
+        let admin_section = config.admin.as_ref();
+        let admin = admin_section.and_then(|admin| admin.address.as_deref().copied());
         let admin = optional(admin, "admin.address")?;
+        let admin_socket = admin_section.and_then(|admin| admin.socket.as_deref());
+        if let (Some(path), Listeners::Own) = (admin_socket, listeners) {
+            socket::check(path, "admin.socket")?;
+        }
 
         let (cache, cached_files) = match cache_config(config, listeners) {
             Some(config) => {
@@ -232,17 +240,23 @@ impl ProxyServer {
             service.threads = Some(1);
             server.add_service(service);
         }
-        if let Some(listener) = &admin {
+        if admin_section.is_some() {
             let spawner = SubrequestSpawner::new(proxy);
             let operators = descriptors::max_operators(open_files);
-            let admin = AdminApp::new(settings.clone(), cache, spawner, operators);
-            let mut app = HttpServer::new_app(admin);
+            let app = AdminApp::new(config, settings.clone(), cache, spawner, operators);
+            let mut app = HttpServer::new_app(app);
             app.server_options = Some(options.clone());
             let mut service = Service::new("admin".into(), app);
             let connections = descriptors::operators(open_files);
             limits.push(connections.clone());
             service.set_connection_limit(connections);
-            service.add_tcp_with_settings(&listener.address().to_string(), listener.options());
+            if let Some(listener) = &admin {
+                service.add_tcp_with_settings(&listener.address().to_string(), listener.options());
+            }
+            if let Some(path) = admin_socket {
+                let owner = Permissions::from_mode(0o600);
+                service.add_uds(&path.to_string_lossy(), Some(owner));
+            }
             service.threads = Some(1);
             server.add_service(service);
         }
@@ -268,6 +282,7 @@ impl ProxyServer {
             https,
             metrics,
             admin,
+            admin_socket: admin_socket.map(Path::to_owned),
         })
     }
 
@@ -281,7 +296,7 @@ impl ProxyServer {
         self.metrics.as_ref().map(|listener| listener.address())
     }
 
-    /// The address of `PURGE`, `WARM` and `LIST`.
+    /// The address of the listener for operators.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(|listener| listener.address())
     }
@@ -307,12 +322,17 @@ impl ProxyServer {
             lines.push(format!("s3-proxy: admin http://{}", admin.address()));
             addresses.push(admin.address());
         }
+        let admin_socket = self.admin_socket;
+        if let Some(path) = &admin_socket {
+            lines.push(format!("s3-proxy: admin unix:{}", path.display()));
+        }
         lines.push("s3-proxy: ready".into());
         let listeners = self.listeners;
         std::thread::Builder::new()
             .name("announce".into())
             .spawn(move || {
                 addresses.into_iter().for_each(wait_for);
+                admin_socket.as_deref().map(socket::wait_for);
                 // In an upgrade, the service manager listens to the other process.
                 if listeners == Listeners::Own {
                     notify::ready("Serving");

@@ -2,6 +2,10 @@
 //! reach.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{
     atomic::{AtomicBool, Ordering},
     Arc,
@@ -247,6 +251,160 @@ fn without_a_cache_there_is_nothing_to_purge() {
         let text = String::from_utf8_lossy(&answer.body).into_owned();
         assert!(text.contains("cache.disk is not enabled"), "{text}");
     }
+}
+
+// --- the token and the socket ---
+
+const TOKEN: &str = "a-token-that-is-long-enough";
+
+#[test]
+fn with_a_token_nobody_purges_without_it() {
+    let origin = origin();
+    let proxy = proxy(&origin)
+        .admin_key("token", "${ADMIN_TOKEN}")
+        .env("ADMIN_TOKEN", TOKEN)
+        .start();
+    expect_cached(&proxy, "/assets/a");
+    let ask_with = |fields: &[(&str, &str)]| {
+        let answer = request(proxy.admin_addr(), "PURGE", "/assets/a", fields);
+        let asks = answer.header("www-authenticate").map(str::to_owned);
+        (answer.status, asks)
+    };
+    let bearer = Some("Bearer".to_owned());
+    let wrong = format!("Bearer {TOKEN}x");
+    for fields in [
+        &[][..],
+        &[("Authorization", "Bearer")],
+        &[("Authorization", TOKEN)],
+        &[("Authorization", &wrong)],
+    ] {
+        assert_eq!(ask_with(fields), (401, bearer.clone()), "{fields:?}");
+    }
+    assert_eq!(ask_with(&[("Host", "evil.test")]), (403, None));
+    assert_eq!(ask(&proxy, "/assets/a"), "HIT");
+
+    let right = format!("Bearer {TOKEN}");
+    let service = [("Host", "s3-proxy.test:80"), ("Authorization", &right)];
+    assert_eq!(ask_with(&service), (200, None));
+    expect_cached(&proxy, "/assets/a");
+    let with_origin = [("Origin", "http://evil.test"), ("Authorization", &right)];
+    assert_eq!(ask_with(&with_origin), (403, None));
+
+    // The commands have it from the configuration.
+    let purged = proxy.s3_proxy(&["purge", "/assets/a"]);
+    assert!(purged.status.success(), "{purged:?}");
+    assert_eq!(ask(&proxy, "/assets/a"), "MISS");
+    assert!(!proxy.stderr().contains(TOKEN), "{}", proxy.stderr());
+    let printed = proxy.s3_proxy(&["check", "--print"]);
+    let printed = String::from_utf8(printed.stdout).expect("UTF-8");
+    assert!(
+        printed.contains("token:") && !printed.contains(TOKEN),
+        "{printed}"
+    );
+}
+
+#[test]
+fn only_the_owner_reaches_the_socket_and_needs_no_token_there() {
+    let origin = origin();
+    let proxy = builder()
+        .bucket(Bucket::at(&origin, "/assets", "bucket"))
+        .admin_socket()
+        .admin_key("token", TOKEN)
+        .start();
+    let socket = fs::metadata(proxy.admin_socket()).expect("the socket");
+    assert_eq!(socket.permissions().mode() & 0o777, 0o600);
+
+    expect_cached(&proxy, "/assets/a");
+    let answer = ask_at(
+        &proxy.admin_socket(),
+        "PURGE /assets/a",
+        "Host: any.test\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(ask(&proxy, "/assets/a"), "MISS");
+
+    let purged = proxy.s3_proxy(&["purge", "/assets/*"]);
+    assert!(purged.status.success(), "{purged:?}");
+    assert_eq!(ask(&proxy, "/assets/a"), "MISS");
+    let warmed = proxy.s3_proxy(&["warm", "/assets/b"]);
+    assert!(warmed.status.success(), "{warmed:?}");
+    assert_eq!(ask(&proxy, "/assets/b"), "HIT");
+}
+
+#[test]
+fn the_address_and_the_socket_serve_side_by_side_and_both_are_handed_over() {
+    let origin = origin();
+    let mut proxy = proxy(&origin).admin_socket().upgradable().start();
+    let purge_both = |proxy: &Proxy| {
+        expect_cached(proxy, "/assets/a");
+        expect_answer(purge(proxy, "/assets/a"), 200, "purged\n");
+        expect_cached(proxy, "/assets/a");
+        let answer = ask_at(&proxy.admin_socket(), "PURGE /assets/a", "");
+        assert!(answer.ends_with("\r\n\r\npurged\n"), "{answer}");
+    };
+    purge_both(&proxy);
+    let retiring = proxy.upgrade();
+    assert!(retiring.wait().success());
+    eventually("the new process writes", || {
+        proxy.metric("cache_writable") == 1
+    });
+    purge_both(&proxy);
+    let mode = fs::metadata(proxy.admin_socket()).expect("the socket");
+    assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn the_socket_of_a_killed_process_is_replaced_and_another_file_is_not() {
+    let origin = origin();
+    let mut proxy = proxy(&origin).admin_socket().start();
+    let serving = proxy.s3_proxy(&["run"]);
+    assert_eq!(serving.status.code(), Some(1), "{serving:?}");
+
+    proxy.kill();
+    proxy.restart();
+    let answer = ask_at(&proxy.admin_socket(), "PURGE /assets/a", "");
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+
+    proxy.kill();
+    let socket = proxy.admin_socket();
+    fs::remove_file(&socket).expect("remove the socket");
+    fs::write(&socket, "precious").expect("write a file");
+    let refused = proxy.s3_proxy(&["run"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("admin.socket: cannot listen on"), "{said}");
+    assert!(said.contains("another file"), "{said}");
+    assert_eq!(fs::read_to_string(&socket).expect("the file"), "precious");
+}
+
+#[test]
+fn names_that_are_configured_reach_the_listener() {
+    let origin = origin();
+    let proxy = proxy(&origin)
+        .admin_key("hosts", "[admin.example.com]")
+        .start();
+    let port = proxy.admin_addr().port();
+    for (host, status) in [
+        ("admin.example.com".to_owned(), 404),
+        (format!("ADMIN.example.com.:{port}"), 404),
+        (format!("127.0.0.1:{port}"), 404),
+        ("other.example.com".to_owned(), 403),
+    ] {
+        let answer = request(proxy.admin_addr(), "PURGE", "/assets/a", &[("Host", &host)]);
+        assert_eq!(answer.status, status, "{host}");
+    }
+}
+
+/// The response to a request at a Unix socket, which ends the connection.
+fn ask_at(socket: &Path, line: &str, fields: &str) -> String {
+    let mut stream = UnixStream::connect(socket).expect("connect to the socket");
+    let request = format!("{line} HTTP/1.1\r\nConnection: close\r\n{fields}\r\n");
+    stream
+        .write_all(request.as_bytes())
+        .expect("send a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("a response");
+    answer
 }
 
 /// Has every object, and lets it be kept.

@@ -218,6 +218,14 @@ fn the_chart_refuses_values_that_cannot_work() {
         assert!(!said.contains("plain-text"), "{said}");
     }
 
+    let values = format!("config: {{buckets: [{{{bucket}}}], admin: {{token: plain-text}}}}");
+    let said = refusal(&helm, &values);
+    assert!(
+        said.contains("config.admin: token is a plain value"),
+        "{said}"
+    );
+    assert!(!said.contains("plain-text"), "{said}");
+
     let bucket = "config: {buckets: [{bucket: b, region: us-east-1}]}";
     for (mistake, key) in [
         ("replicas: 3", "replicas"),

@@ -27,6 +27,8 @@ pub struct ProxyBuilder {
     handshake_timeout: Option<String>,
     ktls: Option<&'static str>,
     admin: bool,
+    admin_socket: bool,
+    admin_keys: Vec<(&'static str, String)>,
     access_log: Option<Vec<(&'static str, String)>>,
 }
 
@@ -63,6 +65,8 @@ impl ProxyBuilder {
             handshake_timeout: None,
             ktls: None,
             admin: false,
+            admin_socket: false,
+            admin_keys: Vec::new(),
             access_log: None,
         }
     }
@@ -257,9 +261,21 @@ impl ProxyBuilder {
         self
     }
 
-    /// Listens for `PURGE`.
+    /// Listens for operators.
     pub fn admin(mut self) -> Self {
         self.admin = true;
+        self
+    }
+
+    /// Listens for operators at [`Proxy::admin_socket`].
+    pub fn admin_socket(mut self) -> Self {
+        self.admin_socket = true;
+        self
+    }
+
+    /// Sets a key of `admin`.
+    pub fn admin_key(mut self, key: &'static str, value: impl Display) -> Self {
+        self.admin_keys.push((key, value.to_string()));
         self
     }
 
@@ -351,10 +367,16 @@ impl ProxyBuilder {
         }
         yaml.section(0, "metrics");
         yaml.text(1, "address", ANY_PORT);
-        if self.admin {
+        if self.admin || self.admin_socket {
             yaml.section(0, "admin");
+        }
+        if self.admin {
             yaml.text(1, "address", ANY_PORT);
         }
+        if self.admin_socket {
+            yaml.text(1, "socket", dir.join(ADMIN_SOCK).display());
+        }
+        yaml.all(1, &self.admin_keys);
         if let Some(keys) = &self.access_log {
             yaml.section(0, "access_log");
             if !keys.iter().any(|(key, _)| *key == "path") {
@@ -378,6 +400,9 @@ pub(crate) const ACCESS_LOG: &str = "access.log";
 
 /// The place of its socket for an upgrade.
 pub(crate) const UPGRADE_SOCK: &str = "upgrade.sock";
+
+/// The place of the socket for operators.
+pub(crate) const ADMIN_SOCK: &str = "admin.sock";
 
 /// The address of every listener: the kernel chooses the port.
 const ANY_PORT: &str = "127.0.0.1:0";

@@ -16,7 +16,7 @@ use rustix::process::{kill_process, Pid, Signal};
 use tempfile::TempDir;
 
 use crate::{
-    config::{pinned, ACCESS_LOG, CACHE, UPGRADE_SOCK},
+    config::{pinned, ACCESS_LOG, ADMIN_SOCK, CACHE, UPGRADE_SOCK},
     eventually, get, Metrics, ProxyBuilder, Response, PATIENCE,
 };
 
@@ -142,9 +142,14 @@ impl Proxy {
         self.announced().metrics.expect("the proxy has no metrics")
     }
 
-    /// The address of `PURGE`, `WARM` and `LIST`.
+    /// The address for operators.
     pub fn admin_addr(&self) -> SocketAddr {
         self.announced().admin.expect("the proxy takes no PURGE")
+    }
+
+    /// The socket for operators.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.dir.path().join(ADMIN_SOCK)
     }
 
     pub fn pid(&self) -> u32 {

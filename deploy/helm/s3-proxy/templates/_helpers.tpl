@@ -43,6 +43,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- $token := dig "admin" "token" "" .Values.config -}}
+{{- if and $token (not (regexMatch "^\\$\\{[A-Za-z_][A-Za-z0-9_]*\\}$" (toString $token))) -}}
+{{- fail "config.admin: token is a plain value: write ${NAME}, and put NAME into the Secret that secretName names" -}}
+{{- end -}}
 {{- $fixed := dict
     "server" (dict "address" "0.0.0.0:8080")
     "metrics" (dict "address" "0.0.0.0:9090")
