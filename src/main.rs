@@ -105,6 +105,19 @@ enum Command {
         /// The YAML configuration of the running proxy.
         #[arg(long)]
         config: PathBuf,
+        /// Ask if it is ready for clients: not while it starts, drains or fails.
+        #[arg(long)]
+        ready: bool,
+    },
+    /// Have the running proxy send its clients away: it is not ready, and each connection ends with its
+    /// next response.
+    Drain {
+        /// The YAML configuration of the running proxy.
+        #[arg(long)]
+        config: PathBuf,
+        /// Have it serve as before.
+        #[arg(long)]
+        undo: bool,
     },
     /// Serve sample files from an S3 server of its own; needs no account.
     #[cfg(feature = "demo")]
@@ -171,7 +184,10 @@ fn main() -> ExitCode {
             cli::warm::run(&config, wanted)
         }),
         Command::Cache(command) => cli::cache::run(&command),
-        Command::Health { config } => cli::health::run(load(&config)),
+        Command::Health { config, ready } => cli::health::run(load(&config), ready),
+        Command::Drain { config, undo } => {
+            load(&config).and_then(|config| cli::drain::run(&config, undo))
+        }
         #[cfg(feature = "demo")]
         Command::Demo { root, listen } => cli::demo::run(root, listen)
             .map(|()| ExitCode::SUCCESS)

@@ -25,7 +25,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 #[cfg(feature = "s3-proxy")]
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use http::header::{ALLOW, CONTENT_LENGTH};
@@ -46,6 +46,8 @@ use self::latency::TimesMetrics;
 pub(crate) use self::latency::{BucketTimes, NO_BUCKET};
 use crate::cache::{Cause, Counter, DiskCache, Eviction};
 use crate::http::origin_turns::OriginTurns;
+#[cfg(feature = "s3-proxy")]
+use crate::proxy::health::Health;
 #[cfg(feature = "s3-proxy")]
 use crate::s3::Refreshed;
 
@@ -94,6 +96,9 @@ pub struct Metrics {
     /// Credentials that are looked up.
     #[cfg(feature = "s3-proxy")]
     credentials: CredentialsMetrics,
+    /// Origins that are up.
+    #[cfg(feature = "s3-proxy")]
+    origins: OriginMetrics,
     /// Lines written to the access log.
     #[cfg(feature = "s3-proxy")]
     pub(crate) access_log_lines: IntCounter,
@@ -156,6 +161,15 @@ struct CredentialsMetrics {
     found: IntGaugeVec,
     failures: IntCounterVec,
     refused: IntCounterVec,
+}
+
+/// The health of the origins.
+#[cfg(feature = "s3-proxy")]
+struct OriginMetrics {
+    watched: Mutex<Weak<Health>>,
+    /// Bucket and origin of each sample. A reload may remove some.
+    shown: Mutex<Vec<[String; 2]>>,
+    up: IntGaugeVec,
 }
 
 /// Copies of the counters of the connection limit.
@@ -343,6 +357,8 @@ impl Metrics {
             #[cfg(feature = "s3-proxy")]
             credentials: CredentialsMetrics::new(&make),
             #[cfg(feature = "s3-proxy")]
+            origins: OriginMetrics::new(&make),
+            #[cfg(feature = "s3-proxy")]
             access_log_lines: make
                 .counter("access_log_lines_total", "Lines written to the access log"),
             #[cfg(feature = "s3-proxy")]
@@ -400,6 +416,12 @@ impl Metrics {
         self.credentials.watch(all.collect());
     }
 
+    /// Report the origins of this proxy, in place of any earlier ones.
+    #[cfg(feature = "s3-proxy")]
+    pub(crate) fn watch_origins(&self, health: &Arc<Health>) {
+        *self.origins.watched.lock() = Arc::downgrade(health);
+    }
+
     /// Report the bytes that `lent` returns as lent to TLS connections.
     #[cfg(feature = "s3-proxy")]
     pub(crate) fn watch_tls_lent(&self, lent: fn() -> usize) {
@@ -413,6 +435,7 @@ impl Metrics {
         #[cfg(feature = "s3-proxy")]
         {
             self.credentials.update();
+            self.origins.update();
             if let Some(lent) = self.tls_lent_now.get() {
                 self.tls_lent.set(lent() as i64);
             }
@@ -451,6 +474,7 @@ impl Metrics {
             &self.credentials.found,
             &self.credentials.failures,
             &self.credentials.refused,
+            &self.origins.up,
             &self.access_log_lines,
             &self.access_log_dropped,
             &self.reload.reloads,
@@ -606,6 +630,49 @@ impl ReloadMetrics {
     pub(crate) fn failed(&self) {
         self.reloads.with_label_values(&["failed"]).inc();
         self.has_failed.set(1);
+    }
+}
+
+// === impl OriginMetrics ===
+
+#[cfg(feature = "s3-proxy")]
+impl OriginMetrics {
+    fn new(make: &Maker) -> Self {
+        let up = make.opts(
+            "origin_up",
+            "0 if all requests for a bucket to its origin have failed for some time, else 1",
+        );
+        OriginMetrics {
+            watched: Mutex::default(),
+            shown: Mutex::default(),
+            up: IntGaugeVec::new(up, &["bucket", "origin"]).expect(VALID),
+        }
+    }
+
+    fn update(&self) {
+        let Some(health) = self.watched.lock().upgrade() else {
+            return;
+        };
+        let now = Instant::now();
+        let origins = health.origins();
+        let mut all = HashMap::new();
+        for origin in &origins {
+            // Several routes may lead to a bucket.
+            let is_up = all.entry(origin.labels()).or_insert(true);
+            *is_up &= origin.down(now).is_none();
+        }
+        let mut shown = self.shown.lock();
+        for former in shown.iter().filter(|of| !all.contains_key(of)) {
+            // An error means that it is not there any more.
+            let _ = self
+                .up
+                .remove_label_values(&former.each_ref().map(String::as_str));
+        }
+        for (labels, is_up) in &all {
+            let labels = labels.each_ref().map(String::as_str);
+            self.up.with_label_values(&labels).set(i64::from(*is_up));
+        }
+        *shown = all.into_keys().cloned().collect();
     }
 }
 
@@ -965,9 +1032,13 @@ impl Collector for CacheCollector {
     }
 }
 
-/// Serves `/metrics` and `/health`.
+/// The reasons for which a process is not ready, a line each; empty: it is ready.
+type Unready = dyn Fn() -> Vec<String> + Send + Sync;
+
+/// Serves `/metrics`, `/health` and `/ready`.
 pub struct MetricsApp {
     registry: Registry,
+    unready: Option<Box<Unready>>,
 }
 
 impl MetricsApp {
@@ -980,12 +1051,23 @@ impl MetricsApp {
             // Only a name that is there twice is refused.
             registry.register(collector).expect(UNIQUE);
         }
-        MetricsApp { registry }
+        MetricsApp::with_registry(registry)
     }
 
     /// Serves the metrics of a registry.
     pub fn with_registry(registry: Registry) -> Self {
-        MetricsApp { registry }
+        MetricsApp {
+            registry,
+            unready: None,
+        }
+    }
+
+    /// Answers `/ready` with the reasons that `unready` returns. It is called by each request, on a
+    /// worker thread. Without it, the process is always ready.
+    #[must_use]
+    pub fn unready(mut self, unready: impl Fn() -> Vec<String> + Send + Sync + 'static) -> Self {
+        self.unready = Some(Box::new(unready));
+        self
     }
 
     fn exposition(&self) -> Vec<u8> {
@@ -994,6 +1076,14 @@ impl MetricsApp {
             log::warn!("cannot encode the metrics: {e}");
         }
         text
+    }
+}
+
+/// The status and the text of the answer to `/ready`.
+pub(crate) fn readiness(unready: &[String]) -> (StatusCode, String) {
+    match unready {
+        [] => (StatusCode::OK, "ready\n".to_owned()),
+        reasons => (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
     }
 }
 
@@ -1013,9 +1103,14 @@ impl ServeHttp for MetricsApp {
         let (status, body) = match request.uri.path() {
             "/metrics" => (StatusCode::OK, self.exposition()),
             "/health" => (StatusCode::OK, b"ok\n".to_vec()),
+            "/ready" => {
+                let unready = self.unready.as_ref().map(|unready| unready());
+                let (status, text) = readiness(&unready.unwrap_or_default());
+                (status, text.into_bytes())
+            }
             _ => (
                 StatusCode::NOT_FOUND,
-                b"there are /metrics and /health here\n".to_vec(),
+                b"there are /metrics, /health and /ready here\n".to_vec(),
             ),
         };
         let mut response = Response::new(body);

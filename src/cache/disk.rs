@@ -275,6 +275,13 @@ impl DiskCache {
         self.cores.iter().all(|core| core.recovery.is_complete())
     }
 
+    /// True if all entries of earlier runs are known in the folders that can be used.
+    #[cfg(feature = "s3-proxy")]
+    pub(crate) fn is_listed(&self) -> bool {
+        let mut cores = self.cores.iter().filter(|core| core.health.is_up());
+        cores.all(|core| core.recovery.is_complete())
+    }
+
     /// Number of purges and bans that were requested so far. Responses of the origin that are
     /// remembered elsewhere are valid only while this number does not change.
     pub fn purges(&self) -> u64 {

@@ -1,4 +1,4 @@
-//! The client of the admin listener of a running proxy, and of `/health`.
+//! The client of the admin listener of a running proxy, and of `/health` and `/ready`.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use super::Failure;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The limits for `/health`, which waits for nothing itself. Together, they are shorter than the time
+/// The limits for `/health` and `/ready`, which wait for nothing themselves. Together, they are shorter than the time
 /// that the image's HEALTHCHECK grants.
 const HEALTH_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const HEALTH_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -70,13 +70,17 @@ enum Stream {
     Unix(UnixStream),
 }
 
-/// The response of the metrics listener to `/health`.
-pub fn health(config: &Config) -> Result<Answer, Failure> {
-    let address = config.metrics.as_ref().map(|metrics| *metrics.address);
+/// The response to `/health` or `/ready` of the metrics listener, or of the admin listener where there
+/// is no other.
+pub fn health(config: &Config, path: &str) -> Result<Answer, Failure> {
     let missing = "is missing; set it, such as 127.0.0.1:9090, and start the proxy again";
-    let mut listener = Listener::new(config, "metrics.address", address, missing)?;
+    let address = config.metrics.as_ref().map(|metrics| *metrics.address);
+    let mut listener = match (address, &config.admin) {
+        (None, Some(_)) => Listener::admin(config)?,
+        _ => Listener::new(config, "metrics.address", address, missing)?,
+    };
     listener.connect_timeout = HEALTH_CONNECT_TIMEOUT;
-    AdminConnection::new(listener).ask("GET", "/health", Some(HEALTH_ANSWER_TIMEOUT))
+    AdminConnection::new(listener).ask("GET", path, Some(HEALTH_ANSWER_TIMEOUT))
 }
 
 // === impl Listener ===
@@ -214,7 +218,12 @@ impl AdminClient {
     /// Sends `PURGE`, and returns the response, whatever its status. `path` is
     /// percent-encoded.
     pub fn purge(&self, path: &str) -> Result<Answer, Failure> {
-        self.connection().ask("PURGE", path, Some(ANSWER_TIMEOUT))
+        self.ask("PURGE", path)
+    }
+
+    /// Sends a request that waits for no origin, and returns the response, whatever its status.
+    pub fn ask(&self, method: &str, path: &str) -> Result<Answer, Failure> {
+        self.connection().ask(method, path, Some(ANSWER_TIMEOUT))
     }
 
     /// A connection, which is opened by its first request.
@@ -267,7 +276,8 @@ impl AdminConnection {
         };
         let authorization = authorization.as_str();
         Zeroizing::new(format!(
-            "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nX-Requested-With: s3-proxy\r\n\
+             {authorization}\r\n"
         ))
     }
 

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod cache;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod drain;
 pub mod health;
 pub mod manual;
 pub mod purge;

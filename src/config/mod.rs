@@ -81,12 +81,15 @@ pub struct Config {
     /// Storage of responses and their lifetimes.
     #[serde(default)]
     pub cache: Cache,
-    /// Listener for `/metrics` and `/health`.
+    /// Listener for `/metrics`, `/health` and `/ready`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
     /// Listener for operators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin: Option<Admin>,
+    /// Health of the proxy and its origins.
+    #[serde(default)]
+    pub health: Health,
     /// Log of requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
@@ -742,7 +745,7 @@ pub struct Sendfile {
     pub threshold_bytes: Whole<u64, 0, { u64::MAX }>,
 }
 
-/// The listener for `/metrics` (Prometheus) and `/health`. Without the section, there is none.
+/// The listener for `/metrics` (Prometheus), `/health` and `/ready`. Without the section, there is none.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
@@ -778,6 +781,39 @@ pub struct Admin {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub hosts: Vec<HostName>,
+}
+
+/// The conditions on which an origin counts as down, see [Health](operations.md#health). Only answers to
+/// requests for clients count.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Health {
+    /// Failures in a row after which an origin counts as down: no connection, no answer, or 5xx except
+    /// 501.
+    pub origin_failures: Whole<u32, 1, 1_000_000>,
+    /// Least time from the first of them to the last.
+    pub origin_down_after: Period,
+    /// Time after the last failure after which it no longer counts as down, so that clients try it
+    /// again.
+    pub origin_retry: Period,
+    /// Readiness for clients.
+    pub ready: Ready,
+}
+
+/// The conditions under which `/ready` responds with 503, see [Health](operations.md#health). While the
+/// proxy shuts down, it does in any case.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ready {
+    /// Entries of earlier runs are still being listed.
+    pub starting: bool,
+    /// An operator has the proxy drained.
+    pub draining: bool,
+    /// The origin of a bucket is down. The other proxies of the origin are then not ready either, and
+    /// hits are not served.
+    pub origin: bool,
+    /// No directory of the cache can be used.
+    pub disk: bool,
 }
 
 /// Log of requests, a line each, see [Access log](operations.md#access-log). Without this section,
@@ -931,6 +967,28 @@ impl Default for Cache {
             stale_while_revalidate: Period::from_secs(0),
             stale_timeout: Period::from_secs(5),
             rules: Vec::new(),
+        }
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Health {
+            origin_failures: Whole(5),
+            origin_down_after: Period::from_secs(5),
+            origin_retry: Period::from_secs(30),
+            ready: Ready::default(),
+        }
+    }
+}
+
+impl Default for Ready {
+    fn default() -> Self {
+        Ready {
+            starting: true,
+            draining: true,
+            origin: false,
+            disk: true,
         }
     }
 }

@@ -412,7 +412,7 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
     let cases: Vec<(String, &str, &str, &str)> = vec![
         // The document as a whole.
         (String::new(), "", "contains no settings", "config.yaml.example"),
-        ("- a".into(), "", "contains no sections", "server, buckets, cache, metrics, admin, access_log"),
+        ("- a".into(), "", "contains no sections", "server, buckets, cache, metrics, admin, health, access_log"),
         ("a: [".into(), "", "is not valid YAML", "indentation"),
         ("a: b: c".into(), "", "is not valid YAML", "indentation"),
         ("a: 1\n---\nb: 2".into(), "", "is not valid YAML", "layout"),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http::header::{HeaderName, HeaderValue, ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use log::{debug, error, info};
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
@@ -20,18 +20,20 @@ use pingora_proxy::SubrequestSpawner;
 use self::access::{Access, Refused};
 use super::cache_key::{requested_path, requested_query};
 use super::errors::text;
+use super::health::Health;
 use super::settings::SharedSettings;
 use super::warm::{Answer, Warmer};
 use crate::cache::DiskCache;
 use crate::config::Config;
 use crate::logging;
+use crate::metrics::readiness;
 use crate::s3::RouteError;
 
 /// The longest wait for a client that does not read its answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The methods that are served. None is CORS-safelisted, so a page in a browser needs a permission to
-/// send them, which this listener never gives.
+/// The methods that are served at the path of an object. None is CORS-safelisted, so a page of another
+/// site needs a permission to send them, which this listener never gives.
 const METHODS: &str = "PURGE, WARM, LIST";
 
 /// The answer if there is no cache.
@@ -40,7 +42,7 @@ const NO_CACHE: &str = "there is no cache: cache.disk is not enabled";
 /// The response field with the marker of the next page of a list.
 const NEXT_PAGE: HeaderName = HeaderName::from_static("next-page");
 
-/// Serves `PURGE`, `WARM` and `LIST`.
+/// Serves `PURGE`, `WARM` and `LIST` of objects, and resources of the proxy's own.
 ///
 /// `PURGE /path` removes the object at that path, as clients name it. `PURGE /path*` removes all
 /// objects whose path begins with `/path`. An object whose name ends in an asterisk is `PURGE
@@ -57,18 +59,20 @@ pub struct AdminApp {
     access: Access,
     settings: Arc<SharedSettings>,
     cache: Option<&'static DiskCache>,
+    health: Arc<Health>,
     warmer: Warmer,
 }
 
 impl AdminApp {
     /// An application that purges objects of the buckets of `settings` from this cache, if there is
     /// one, and has them stored by the proxy of `spawner`, an
-    /// [`S3ProxyHttp`](super::S3ProxyHttp) with the same settings and cache. The section `admin` of
-    /// `config` says who may ask. The listener accepts `connections` at a time.
+    /// [`S3ProxyHttp`](super::S3ProxyHttp) with the same settings and cache, and with this `health`. The
+    /// section `admin` of `config` says who may ask. The listener accepts `connections` at a time.
     pub fn new(
         config: &Config,
         settings: Arc<SharedSettings>,
         cache: Option<&'static DiskCache>,
+        health: Arc<Health>,
         spawner: SubrequestSpawner,
         connections: usize,
     ) -> Self {
@@ -76,8 +80,20 @@ impl AdminApp {
             access: Access::new(config.admin.as_ref()),
             settings,
             cache,
+            health,
             warmer: Warmer::new(spawner, connections),
         }
+    }
+
+    /// Begin or end to send clients away.
+    fn drain(&self, begin: bool) -> Response<Vec<u8>> {
+        self.health.drain(begin);
+        let answer = match begin {
+            true => "draining\n",
+            false => "serving\n",
+        };
+        info!(target: logging::OPERATOR, "drain: {}", answer.trim_end());
+        text(StatusCode::OK, answer)
     }
 
     async fn answer_purge(&self, path: &str) -> Response<Vec<u8>> {
@@ -183,6 +199,15 @@ fn refuse(refused: &Refused) -> Response<Vec<u8>> {
     }
 }
 
+/// The response to a request whose method is not one of `allowed`.
+fn not_allowed(allowed: &'static str) -> Response<Vec<u8>> {
+    let why = format!("only {allowed} is served here\n");
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, why);
+    let headers = response.headers_mut();
+    headers.insert(ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
 fn failed(why: &str) -> (StatusCode, String) {
     error!("{why}");
     (StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n"))
@@ -226,26 +251,35 @@ impl ServeHttp for AdminApp {
             .server_addr()
             .is_some_and(|address| address.as_unix().is_some());
         let request = session.req_header();
-        if let Err(refused) = self.access.check(request, by_socket, false) {
-            return refuse(&refused);
-        }
         let method = request.method.clone();
         let mut path = requested_path(request).into_owned();
-        if let Some(query) = requested_query(request) {
+        let is_read = matches!(method, Method::GET | Method::HEAD);
+        let is_probe = is_read && matches!(&*path, "/health" | "/ready");
+        if let Err(refused) = self.access.check(request, by_socket, is_probe) {
+            return refuse(&refused);
+        }
+        match (&*path, &method) {
+            // These methods are for objects, whatever their paths.
+            (_, method) if ["PURGE", "WARM", "LIST"].contains(&method.as_str()) => {}
+            ("/health", &Method::GET | &Method::HEAD) => return text(StatusCode::OK, "ok\n"),
+            ("/ready", &Method::GET | &Method::HEAD) => {
+                let (status, reasons) = readiness(&self.health.unready());
+                return text(status, reasons);
+            }
+            ("/health" | "/ready", _) => return not_allowed("GET, HEAD"),
+            ("/drain", &Method::POST) => return self.drain(true),
+            ("/drain", &Method::DELETE) => return self.drain(false),
+            ("/drain", _) => return not_allowed("DELETE, POST"),
+            _ => return not_allowed(METHODS),
+        }
+        if let Some(query) = requested_query(session.req_header()) {
             path.push('?');
             path.push_str(&String::from_utf8_lossy(query));
         }
         match method.as_str() {
             "PURGE" => self.answer_purge(&path).await,
             "WARM" => unless_left(session, self.warm(&path)).await,
-            "LIST" => unless_left(session, self.list(&path)).await,
-            _ => {
-                let why = format!("this listener serves only {METHODS}\n");
-                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, why);
-                let headers = response.headers_mut();
-                headers.insert(ALLOW, HeaderValue::from_static(METHODS));
-                response
-            }
+            _ => unless_left(session, self.list(&path)).await,
         }
     }
 }

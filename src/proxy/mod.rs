@@ -23,6 +23,8 @@ mod dot_segments;
 mod errors;
 #[cfg(feature = "s3-proxy")]
 mod front;
+#[cfg(feature = "s3-proxy")]
+pub mod health;
 pub mod http1;
 pub mod listener;
 #[cfg(feature = "s3-proxy")]

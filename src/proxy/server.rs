@@ -10,17 +10,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use log::{debug, info};
 use pingora_core::apps::http_app::HttpServer;
-use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::listeners::{ConnectionLimit, L4BufferSettings, ListenerConfig, NotsentLimit};
 use pingora_core::protocols::http::v2::server::{default_h2_options, H2Options};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
+use pingora_core::protocols::{Stream, ALPN};
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server, ShutdownWatch};
-use pingora_core::services::background::background_service;
+use pingora_core::services::background::{background_service, BackgroundService};
 use pingora_core::services::listening::Service;
 use pingora_core::Error;
 use pingora_proxy::{HttpProxy, SubrequestSpawner};
@@ -28,6 +30,7 @@ use pingora_proxy::{HttpProxy, SubrequestSpawner};
 use super::access_log::AccessLog;
 use super::admin::AdminApp;
 use super::descriptors;
+use super::health::Health;
 use super::http1::{server_options, HeadLimits};
 use super::listener::{wait_for, Listener, StartError};
 use super::reload::Reloader;
@@ -175,6 +178,8 @@ impl ProxyServer {
             max_bytes: *config.server.max_request_head_bytes,
         });
 
+        let health = proxy.health().clone();
+        server.add_service(background_service("health", Stopping(health.clone())));
         let mut proxy = pingora_proxy::http_proxy(&server.configuration, proxy);
         let mut proxy_options = options.clone();
         limit_http2(&mut proxy_options, config);
@@ -183,7 +188,10 @@ impl ProxyServer {
         let proxy = Arc::new(proxy);
         let mut service = Service::new(
             "Pingora HTTP Proxy Service".into(),
-            SharedProxy(proxy.clone()),
+            Drainable {
+                proxy: Arc::new(SharedProxy(proxy.clone())),
+                health: health.clone(),
+            },
         );
         let max_connections = config.server.max_connections.map(|max| *max);
         let max_connections = descriptors::max_clients(open_files, max_connections);
@@ -230,7 +238,9 @@ impl ProxyServer {
         service.add_listener(listener_config(&http, &unsent));
         server.add_service(service);
         if let Some(listener) = &metrics {
-            let mut app = HttpServer::new_app(MetricsApp::new(cache));
+            let unready = health.clone();
+            let app = MetricsApp::new(cache).unready(move || unready.unready());
+            let mut app = HttpServer::new_app(app);
             app.server_options = Some(options.clone());
             let mut service = Service::new("metrics".into(), app);
             let connections = descriptors::operators(open_files);
@@ -243,7 +253,7 @@ impl ProxyServer {
         if admin_section.is_some() {
             let spawner = SubrequestSpawner::new(proxy);
             let operators = descriptors::max_operators(open_files);
-            let app = AdminApp::new(config, settings.clone(), cache, spawner, operators);
+            let app = AdminApp::new(config, settings.clone(), cache, health, spawner, operators);
             let mut app = HttpServer::new_app(app);
             app.server_options = Some(options.clone());
             let mut service = Service::new("admin".into(), app);
@@ -349,6 +359,58 @@ impl ProxyServer {
             cache.close(FINISH_TIMEOUT);
         }
         Ok(())
+    }
+}
+
+/// The proxy, whose HTTP/2 connections end when it is drained. With HTTP/1, each response says so.
+struct Drainable {
+    proxy: Arc<SharedProxy>,
+    health: Arc<Health>,
+}
+
+impl ServerApp for Drainable {
+    // As #[async_trait] writes it, but without another box for HTTP/1.
+    fn process_new<'life0, 'life1, 'async_trait>(
+        self: &'life0 Arc<Self>,
+        stream: Stream,
+        shutdown: &'life1 ShutdownWatch,
+    ) -> Pin<Box<dyn Future<Output = Option<Stream>> + Send + 'async_trait>>
+    where
+        'life0: 'async_trait,
+        'life1: 'async_trait,
+        Self: 'async_trait,
+    {
+        let is_http2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
+        // A client that comes while the proxy is drained has nowhere else to go.
+        if !is_http2 || self.health.is_draining() {
+            return self.proxy.process_new(stream, shutdown);
+        }
+        Box::pin(async move {
+            let leaving = self.health.leaving();
+            self.proxy.process_new(stream, &leaving).await
+        })
+    }
+
+    fn cleanup<'life0, 'async_trait>(
+        &'life0 self,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'async_trait>>
+    where
+        'life0: 'async_trait,
+        Self: 'async_trait,
+    {
+        self.proxy.cleanup()
+    }
+}
+
+/// Tells the health that the process shuts down.
+struct Stopping(Arc<Health>);
+
+#[async_trait]
+impl BackgroundService for Stopping {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        // An error means that no shutdown can be signalled any more.
+        let _ = shutdown.changed().await;
+        self.0.stop();
     }
 }
 

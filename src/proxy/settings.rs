@@ -18,6 +18,7 @@ use super::authorities::Authorities;
 use super::buckets::ListRules;
 use super::cache_key::CacheKeys;
 use super::front::TrustedProxies;
+use super::health::OriginHealth;
 use super::passthrough::RelayRules;
 use super::redirect::Redirect;
 use super::resolve::Resolver;
@@ -62,6 +63,7 @@ struct BucketState {
     budget: Arc<Budget>,
     /// Those of all buckets with this name.
     times: Arc<BucketTimes>,
+    health: Arc<OriginHealth>,
 }
 
 /// What decides on the answers of a bucket's origin.
@@ -125,7 +127,10 @@ impl Settings {
             )
         });
         let of_former = former.map_or(&[][..], |former| &former.buckets);
-        let buckets = config.buckets.iter();
+        let sites = keys.router().sites().iter();
+        let buckets = config.buckets.iter().zip(sites);
+        let buckets = buckets.map(|(of, site)| BucketState::new(of, site, config, of_former));
+        let buckets = buckets.collect();
         Settings {
             authorities: Authorities::load(
                 keys.router().sites(),
@@ -138,7 +143,7 @@ impl Settings {
             stale_timeout: config.cache.stale_timeout.non_zero(),
             lists: config.buckets.iter().map(ListRules::of).collect(),
             relays: RelayRules::new(config),
-            buckets: buckets.map(|of| BucketState::new(of, of_former)).collect(),
+            buckets,
             write_timeout: config.server.write_timeout.non_zero(),
             min_send_rate: (min_send_rate > 0).then_some(min_send_rate),
             redirect,
@@ -157,6 +162,12 @@ impl Settings {
         self.keys.router()
     }
 
+    /// The health of all origins, in the order of the configuration.
+    pub(super) fn origins(&self) -> Vec<Arc<OriginHealth>> {
+        let origins = self.buckets.iter().map(|bucket| bucket.health.clone());
+        origins.collect()
+    }
+
     /// The credentials that are looked up, each with the name of its bucket.
     pub(super) fn refreshed(&self) -> impl Iterator<Item = (String, Arc<Refreshed>)> + '_ {
         self.router().sites().iter().filter_map(|site| {
@@ -169,7 +180,12 @@ impl Settings {
 // === impl BucketState ===
 
 impl BucketState {
-    fn new(bucket: &config::Bucket, former: &[BucketState]) -> BucketState {
+    fn new(
+        bucket: &config::Bucket,
+        site: &Site,
+        config: &Config,
+        former: &[BucketState],
+    ) -> BucketState {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let access = Access::of(bucket);
         let kept = former.iter().find(|former| former.access == access);
@@ -179,6 +195,10 @@ impl BucketState {
             times: METRICS
                 .times
                 .of_bucket(bucket.bucket.as_deref().unwrap_or_default()),
+            health: kept.map_or_else(
+                || Arc::new(OriginHealth::new(site, &config.health)),
+                |kept| kept.health.clone(),
+            ),
             access,
         }
     }
@@ -282,6 +302,11 @@ impl Served {
     /// The times of its requests.
     pub(super) fn times(&self) -> &BucketTimes {
         &self.settings.buckets[self.index].times
+    }
+
+    /// The health of the origin.
+    pub(super) fn health(&self) -> &OriginHealth {
+        &self.settings.buckets[self.index].health
     }
 
     /// The number of the way to reach the origin. It changes when the origin may answer otherwise.

@@ -21,6 +21,7 @@ mod examples;
 mod fill;
 mod folders;
 mod heads;
+mod health;
 mod hit;
 mod http2;
 mod http_cache;

@@ -476,7 +476,7 @@ impl S3ProxyHttp {
 
     /// Limit the wait for the next request. Pingora waits forever, which it expresses by zero.
     fn limit_keepalive(&self, session: &mut Session) {
-        if self.settings.is_retiring() {
+        if self.settings.is_retiring() || self.health.is_draining() {
             session.set_keepalive(None);
             return;
         }

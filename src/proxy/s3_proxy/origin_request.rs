@@ -58,6 +58,7 @@ impl S3ProxyHttp {
                 &mut ctx.attempts,
             )
             .await
+            .inspect_err(|_| origin.health().note_unreachable())
             .or_err_with(ErrorType::ConnectError, || {
                 format!(
                     "looking up {}, the endpoint of bucket {}",
@@ -137,6 +138,9 @@ impl S3ProxyHttp {
         ctx: &mut RequestCtx,
         mut error: Box<Error>,
     ) -> Box<Error> {
+        if let Some(route) = &ctx.route {
+            route.site.health().note_unreachable();
+        }
         if let (Some(route), Some(address)) = (&ctx.route, peer.address().as_inet()) {
             let (host, port) = (route.site.connect_host(), route.site.port());
             let limit = self.connect_limit(&route.site, session, ctx);
@@ -163,6 +167,9 @@ impl S3ProxyHttp {
         ctx: &mut RequestCtx,
         client_reused: bool,
     ) -> Box<Error> {
+        if let (Some(route), false) = (&ctx.route, ctx.has_answer) {
+            route.site.health().note_error(&error, client_reused);
+        }
         let mut error = error.more_context(format!("Peer: {peer}"));
         let is_idempotent = session.req_header().method.is_idempotent();
         if !is_idempotent || session.as_ref().retry_buffer_truncated() {

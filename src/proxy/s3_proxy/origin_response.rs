@@ -35,6 +35,8 @@ impl S3ProxyHttp {
         ctx.has_answer |= !response.status.is_informational();
         count_error(response.status, ctx.relayed().is_some());
         measure_origin(ctx);
+        let origin = routed(&ctx.route)?.site.health();
+        origin.note_answer(response.status);
         if let Some(trace) = ctx.caching.trace_mut().filter(|_| ctx.has_answer) {
             trace.answered_by_origin(response);
         }

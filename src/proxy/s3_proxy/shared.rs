@@ -12,6 +12,7 @@ use crate::http::{CachingOptions, HttpCaching, RangeFillLimits};
 use crate::metrics::{BucketTimes, METRICS, NO_BUCKET};
 use crate::proxy::dot_segments::DotSegments;
 use crate::proxy::errors;
+use crate::proxy::health::Health;
 use crate::proxy::negative_cache::NegativeCache;
 use crate::proxy::passthrough::Passthrough;
 use crate::proxy::settings::{Settings, SharedSettings, Surroundings};
@@ -69,6 +70,7 @@ pub struct S3ProxyHttp {
     pub(super) siblings: Siblings,
     /// Permits to read a list for a page.
     pub(super) page_lists: Semaphore,
+    pub(super) health: Arc<Health>,
 }
 
 // === impl S3ProxyHttp ===
@@ -119,8 +121,11 @@ impl S3ProxyHttp {
         };
         let caching = HttpCaching::new(cache, options);
         METRICS.watch_misses(caching.origin_turns());
+        let settings = SharedSettings::new(Settings::new(config, surroundings, None));
+        let health = Arc::new(Health::new(config, settings.clone(), cache));
+        METRICS.watch_origins(&health);
         S3ProxyHttp {
-            settings: SharedSettings::new(Settings::new(config, surroundings, None)),
+            settings,
             caching,
             negative_cache: NegativeCache::new(cache),
             dot_segments: DotSegments::new(),
@@ -129,12 +134,18 @@ impl S3ProxyHttp {
             other_times: METRICS.times.of_bucket(NO_BUCKET),
             siblings: Siblings::new(cache),
             page_lists: Semaphore::new(MAX_PAGE_LISTS),
+            health,
         }
     }
 
     /// The settings that a reload replaces.
     pub fn settings(&self) -> Arc<SharedSettings> {
         self.settings.clone()
+    }
+
+    /// The health of the proxy.
+    pub fn health(&self) -> &Arc<Health> {
+        &self.health
     }
 
     /// The credentials that have to be looked up. Unless the caller starts the lookups, the first

@@ -97,9 +97,13 @@ fn helm_accepts_the_chart_and_its_parts_agree() {
     assert_eq!(security["capabilities"]["drop"], serde_json::json!(["ALL"]));
 
     let ports = names(&container["ports"]);
-    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+    for (probe, path) in [
+        ("startupProbe", "/health"),
+        ("livenessProbe", "/health"),
+        ("readinessProbe", "/ready"),
+    ] {
         let probe = &container[probe]["httpGet"];
-        assert_eq!(probe["path"], "/health");
+        assert_eq!(probe["path"], path);
         assert!(ports.contains(text(probe, "port")));
     }
     let claims = list(&set["volumeClaimTemplates"]).iter();

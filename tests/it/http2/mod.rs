@@ -1,6 +1,6 @@
 //! HTTP/2 as clients speak it, and what malicious clients can hold of the proxy.
 
-mod client;
+pub mod client;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -29,6 +29,7 @@ pub struct ProxyBuilder {
     admin: bool,
     admin_socket: bool,
     admin_keys: Vec<(&'static str, String)>,
+    health: Option<String>,
     access_log: Option<Vec<(&'static str, String)>>,
 }
 
@@ -67,6 +68,7 @@ impl ProxyBuilder {
             admin: false,
             admin_socket: false,
             admin_keys: Vec::new(),
+            health: None,
             access_log: None,
         }
     }
@@ -279,6 +281,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// `health`, as a flow mapping.
+    pub fn health(mut self, health: &str) -> Self {
+        self.health = Some(health.to_owned());
+        self
+    }
+
     /// Logs requests, as JSON in [`Proxy::access_log`] unless told otherwise.
     pub fn access_log(mut self) -> Self {
         self.access_log.get_or_insert_default();
@@ -377,6 +385,9 @@ impl ProxyBuilder {
             yaml.text(1, "socket", dir.join(ADMIN_SOCK).display());
         }
         yaml.all(1, &self.admin_keys);
+        if let Some(health) = &self.health {
+            yaml.value(0, "health", health);
+        }
         if let Some(keys) = &self.access_log {
             yaml.section(0, "access_log");
             if !keys.iter().any(|(key, _)| *key == "path") {
