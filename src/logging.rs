@@ -12,11 +12,13 @@ use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tracing_core::{Event, Level, Metadata, Subscriber};
-use tracing_log::NormalizeEvent;
+use tracing_log::{AsLog, NormalizeEvent};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -43,6 +45,21 @@ const MAX_DEBUG_MESSAGE: usize = 16 * 1024;
 /// The most call sites with a budget of their own; further ones share one budget.
 const MAX_SITES: usize = 1024;
 
+/// The longest filter, in bytes.
+pub const MAX_FILTER: usize = 4096;
+
+/// The filter of the log, which [`init`] sets up.
+static FILTER: OnceLock<Filter> = OnceLock::new();
+
+/// A filter that can be replaced.
+struct Filter {
+    /// The filter of the program, and that of its start.
+    default: String,
+    first: String,
+    current: Mutex<String>,
+    replace: Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>,
+}
+
 /// Writes the log to standard error. `RUST_LOG` sets what is logged; if it is not set,
 /// `default` does.
 ///
@@ -50,15 +67,74 @@ const MAX_SITES: usize = 1024;
 /// If the process has a logger already.
 pub fn init(default: &str) {
     let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
+    let from_env = std::env::var(EnvFilter::DEFAULT_ENV).ok();
+    let first = from_env.filter(|text| EnvFilter::try_new(text).is_ok());
+    let first = first.unwrap_or_else(|| default.to_owned());
+    let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(ansi)
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into()))
+        .with_env_filter(first.as_str())
         .event_format(LimitedFormat {
             ansi,
             sites: Mutex::default(),
         })
-        .init();
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
+    builder.init();
+    // The first one stays: a second `init` has panicked.
+    let _ = FILTER.set(Filter {
+        default: default.to_owned(),
+        current: Mutex::new(first.clone()),
+        first,
+        replace: Box::new(move |filter| handle.reload(filter).map_err(|e| e.to_string())),
+    });
+}
+
+/// The filter of the log; `None`: [`init`] has not been called.
+pub fn filter() -> Option<String> {
+    Some(FILTER.get()?.current.lock().clone())
+}
+
+/// Replaces the filter of the log. A level alone is that of the program's own lines; otherwise the text
+/// is one for `RUST_LOG`. `None`: the filter of the start.
+///
+/// # Errors
+/// The text is not a filter. The error says why.
+pub fn set_filter(text: Option<&str>) -> Result<String, String> {
+    let Some(filter) = FILTER.get() else {
+        return Err("this process has another logger".to_owned());
+    };
+    let text = match text {
+        None => filter.first.clone(),
+        Some(text) => expand(text, &filter.default)?,
+    };
+    let parsed = EnvFilter::builder()
+        .with_regex(false)
+        .parse(&text)
+        .map_err(|e| e.to_string())?;
+    let mut current = filter.current.lock();
+    (filter.replace)(parsed)?;
+    // Lines of the `log` crate pass this limit first.
+    log::set_max_level(LevelFilter::current().as_log());
+    current.clone_from(&text);
+    Ok(text)
+}
+
+/// A filter from what an operator writes. `default`: the filter of the program.
+fn expand(text: &str, default: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || text.len() > MAX_FILTER {
+        return Err(format!("a filter has 1 to {MAX_FILTER} bytes"));
+    }
+    let is_level = text.bytes().all(|b| b.is_ascii_alphabetic());
+    match is_level.then(|| text.parse::<LevelFilter>()) {
+        // The later directive for a target counts.
+        Some(Ok(level)) => Ok(format!("{default},{}={level}", env!("CARGO_CRATE_NAME"))),
+        Some(Err(_)) => Err(format!(
+            "{text:?} is not a level: write off, error, warn, info, debug or trace"
+        )),
+        None => Ok(text.to_owned()),
+    }
 }
 
 /// Writes an event as one line, or not at all.

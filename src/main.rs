@@ -119,6 +119,27 @@ enum Command {
         #[arg(long)]
         undo: bool,
     },
+    /// Show the state of the running proxy: hits, bytes, disks, origins, the objects that are requested
+    /// most, and warnings.
+    Status {
+        /// The YAML configuration of the running proxy.
+        #[arg(long)]
+        config: PathBuf,
+        /// Write one JSON object, sizes in bytes.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what the running proxy logs, or change it until its end.
+    LogLevel {
+        /// The YAML configuration of the running proxy.
+        #[arg(long)]
+        config: PathBuf,
+        /// off, error, warn, info, debug or trace for lines of the proxy, or a filter as for RUST_LOG.
+        filter: Option<String>,
+        /// Log as at the start.
+        #[arg(long, conflicts_with = "filter")]
+        reset: bool,
+    },
     /// Serve sample files from an S3 server of its own; needs no account.
     #[cfg(feature = "demo")]
     Demo {
@@ -187,6 +208,16 @@ fn main() -> ExitCode {
         Command::Health { config, ready } => cli::health::run(load(&config), ready),
         Command::Drain { config, undo } => {
             load(&config).and_then(|config| cli::drain::run(&config, undo))
+        }
+        Command::Status { config, json } => {
+            load(&config).and_then(|config| cli::status::run(&config, json))
+        }
+        Command::LogLevel {
+            config,
+            filter,
+            reset,
+        } => {
+            load(&config).and_then(|config| cli::log_level::run(&config, filter.as_deref(), reset))
         }
         #[cfg(feature = "demo")]
         Command::Demo { root, listen } => cli::demo::run(root, listen)

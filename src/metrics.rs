@@ -49,6 +49,10 @@ use crate::http::origin_turns::OriginTurns;
 #[cfg(feature = "s3-proxy")]
 use crate::proxy::health::Health;
 #[cfg(feature = "s3-proxy")]
+use crate::proxy::status;
+#[cfg(feature = "s3-proxy")]
+use crate::proxy::way::Way;
+#[cfg(feature = "s3-proxy")]
 use crate::s3::Refreshed;
 
 /// The longest wait for a client that takes no bytes of its response.
@@ -99,6 +103,9 @@ pub struct Metrics {
     /// Origins that are up.
     #[cfg(feature = "s3-proxy")]
     origins: OriginMetrics,
+    /// Body bytes to clients, by their way.
+    #[cfg(feature = "s3-proxy")]
+    ways: WayMetrics,
     /// Lines written to the access log.
     #[cfg(feature = "s3-proxy")]
     pub(crate) access_log_lines: IntCounter,
@@ -170,6 +177,14 @@ struct OriginMetrics {
     /// Bucket and origin of each sample. A reload may remove some.
     shown: Mutex<Vec<[String; 2]>>,
     up: IntGaugeVec,
+}
+
+/// Body bytes to clients, by their way.
+#[cfg(feature = "s3-proxy")]
+struct WayMetrics {
+    all: IntCounterVec,
+    /// In the order of [`Way::ALL`], so that no response looks for its label.
+    by_way: [IntCounter; Way::ALL.len()],
 }
 
 /// Copies of the counters of the connection limit.
@@ -359,6 +374,8 @@ impl Metrics {
             #[cfg(feature = "s3-proxy")]
             origins: OriginMetrics::new(&make),
             #[cfg(feature = "s3-proxy")]
+            ways: WayMetrics::new(&make),
+            #[cfg(feature = "s3-proxy")]
             access_log_lines: make
                 .counter("access_log_lines_total", "Lines written to the access log"),
             #[cfg(feature = "s3-proxy")]
@@ -475,6 +492,7 @@ impl Metrics {
             &self.credentials.failures,
             &self.credentials.refused,
             &self.origins.up,
+            &self.ways.all,
             &self.access_log_lines,
             &self.access_log_dropped,
             &self.reload.reloads,
@@ -630,6 +648,81 @@ impl ReloadMetrics {
     pub(crate) fn failed(&self) {
         self.reloads.with_label_values(&["failed"]).inc();
         self.has_failed.set(1);
+    }
+}
+
+/// What the status shows.
+#[cfg(feature = "s3-proxy")]
+impl Metrics {
+    /// Count body bytes that a client has received.
+    pub(crate) fn count_bytes(&self, way: Way, bytes: u64) {
+        if bytes > 0 {
+            self.ways.by_way[way as usize].inc_by(bytes);
+        }
+    }
+
+    pub(crate) fn bytes_by_way(&self) -> status::Bytes {
+        let [sendfile, ktls, memory, copied] = self.ways.by_way.each_ref().map(IntCounter::get);
+        status::Bytes {
+            total: sendfile + ktls + memory + copied,
+            sendfile,
+            ktls,
+            memory,
+            copied,
+        }
+    }
+
+    pub(crate) fn open_connections(&self) -> u64 {
+        let limit = self.connections.limit.lock();
+        limit.upgrade().map_or(0, |limit| limit.open() as u64)
+    }
+
+    pub(crate) fn total_stale(&self) -> u64 {
+        sum(&self.stale)
+    }
+
+    pub(crate) fn total_errors(&self) -> u64 {
+        sum(&self.errors)
+    }
+
+    /// File, name and time of expiry of each certificate.
+    pub(crate) fn certificates(&self) -> Vec<(String, String, i64)> {
+        let families = self.tls.expiry.collect();
+        let all = families.iter().flat_map(|family| family.get_metric());
+        let certificates = all.filter_map(|metric| {
+            let label = |name: &str| {
+                let mut labels = metric.get_label().iter();
+                let label = labels.find(|label| label.name() == name)?;
+                Some(label.value().to_owned())
+            };
+            let expiry = metric.get_gauge().get_value() as i64;
+            Some((label("file")?, label("name")?, expiry))
+        });
+        certificates.collect()
+    }
+}
+
+/// The sum of a counter over all of its labels.
+#[cfg(feature = "s3-proxy")]
+fn sum(counters: &IntCounterVec) -> u64 {
+    let families = counters.collect();
+    let all = families.iter().flat_map(|family| family.get_metric());
+    all.map(|metric| metric.get_counter().get_value() as u64)
+        .sum()
+}
+
+// === impl WayMetrics ===
+
+#[cfg(feature = "s3-proxy")]
+impl WayMetrics {
+    fn new(make: &Maker) -> Self {
+        let all = make.counters(
+            "response_way_bytes_total",
+            "Response body bytes sent to clients, by the way that they took",
+            "way",
+        );
+        let by_way = Way::ALL.map(|way| all.with_label_values(&[way.label()]));
+        WayMetrics { all, by_way }
     }
 }
 

@@ -250,7 +250,18 @@ impl AdminConnection {
         path: &str,
         patience: Option<Duration>,
     ) -> Result<Answer, Failure> {
-        let request = self.request(method, path);
+        self.ask_with(method, path, "", patience)
+    }
+
+    /// [`ask`](Self::ask) with a body.
+    pub fn ask_with(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: &str,
+        patience: Option<Duration>,
+    ) -> Result<Answer, Failure> {
+        let request = self.request(method, path, body);
         // The proxy may have closed an idle connection.
         if let Some(stream) = self.stream.take() {
             match self.exchange(stream, &request, patience) {
@@ -263,7 +274,7 @@ impl AdminConnection {
         answer.map_err(|e| self.unanswered(&e))
     }
 
-    fn request(&self, method: &str, path: &str) -> Zeroizing<String> {
+    fn request(&self, method: &str, path: &str, body: &str) -> Zeroizing<String> {
         let Listener { place, token, .. } = &self.listener;
         let host = match place {
             Place::Address(address) => address.to_string(),
@@ -275,9 +286,13 @@ impl AdminConnection {
             token => Zeroizing::new(format!("Authorization: Bearer {token}\r\n")),
         };
         let authorization = authorization.as_str();
+        let length = match body.len() {
+            0 => String::new(),
+            len => format!("Content-Length: {len}\r\n"),
+        };
         Zeroizing::new(format!(
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\nX-Requested-With: s3-proxy\r\n\
-             {authorization}\r\n"
+             {authorization}{length}\r\n{body}"
         ))
     }
 

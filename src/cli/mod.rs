@@ -6,9 +6,11 @@ pub mod cache;
 pub mod demo;
 pub mod drain;
 pub mod health;
+pub mod log_level;
 pub mod manual;
 pub mod purge;
 pub mod reload;
+pub mod status;
 pub mod upgrade;
 pub mod warm;
 

@@ -30,8 +30,6 @@ pub struct Trace {
     field: &'static str,
     id: RequestId,
     client: Option<IpAddr>,
-    /// The body of the response is kept in memory.
-    pub(super) in_memory: bool,
     /// A prepared header was sent. Its status is 200.
     pub(super) is_prepared: bool,
     /// Boxed, because few requests have any.
@@ -111,7 +109,6 @@ impl Trace {
             field,
             id,
             client,
-            in_memory: false,
             is_prepared: false,
             origin: None,
         }
@@ -125,16 +122,6 @@ impl Trace {
     /// The address of the client, if it is known.
     pub fn client(&self) -> Option<IpAddr> {
         self.client
-    }
-
-    /// True if the body of the response is kept in memory.
-    pub fn in_memory(&self) -> bool {
-        self.in_memory
-    }
-
-    /// Note that the body of the response is kept in memory.
-    pub(super) fn note_in_memory(&mut self) {
-        self.in_memory = true;
     }
 
     /// True if a prepared header was sent, and so the status 200.

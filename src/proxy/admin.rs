@@ -2,15 +2,17 @@
 //!
 //! - this module: the requests that are served
 //! - `access`: who may send them
+//! - `body`: their bodies
 
 mod access;
+mod body;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::header::{HeaderName, HeaderValue, ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{HeaderName, HeaderValue, ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Method, Response, StatusCode};
 use log::{debug, error, info};
 use pingora_core::apps::http_app::ServeHttp;
@@ -22,6 +24,7 @@ use super::cache_key::{requested_path, requested_query};
 use super::errors::text;
 use super::health::Health;
 use super::settings::SharedSettings;
+use super::status;
 use super::warm::{Answer, Warmer};
 use crate::cache::DiskCache;
 use crate::config::Config;
@@ -60,19 +63,22 @@ pub struct AdminApp {
     settings: Arc<SharedSettings>,
     cache: Option<&'static DiskCache>,
     health: Arc<Health>,
+    status: status::Source,
     warmer: Warmer,
 }
 
 impl AdminApp {
     /// An application that purges objects of the buckets of `settings` from this cache, if there is
     /// one, and has them stored by the proxy of `spawner`, an
-    /// [`S3ProxyHttp`](super::S3ProxyHttp) with the same settings and cache, and with this `health`. The
-    /// section `admin` of `config` says who may ask. The listener accepts `connections` at a time.
-    pub fn new(
+    /// [`S3ProxyHttp`](super::S3ProxyHttp) with the same settings and cache, and with this `health` and
+    /// `status`. The section `admin` of `config` says who may ask. The listener accepts `connections` at
+    /// a time.
+    pub(super) fn new(
         config: &Config,
         settings: Arc<SharedSettings>,
         cache: Option<&'static DiskCache>,
         health: Arc<Health>,
+        status: status::Source,
         spawner: SubrequestSpawner,
         connections: usize,
     ) -> Self {
@@ -81,7 +87,25 @@ impl AdminApp {
             settings,
             cache,
             health,
+            status,
             warmer: Warmer::new(spawner, connections),
+        }
+    }
+
+    async fn status_as_json(&self) -> Response<Vec<u8>> {
+        let status = self.status.read().await;
+        match serde_json::to_vec_pretty(&status) {
+            Ok(mut json) => {
+                json.push(b'\n');
+                let mut response = text(StatusCode::OK, json);
+                let media_type = HeaderValue::from_static("application/json");
+                response.headers_mut().insert(CONTENT_TYPE, media_type);
+                response
+            }
+            Err(e) => {
+                let (status, why) = failed(&format!("the status cannot be written: {e}"));
+                text(status, why)
+            }
         }
     }
 
@@ -199,6 +223,17 @@ fn refuse(refused: &Refused) -> Response<Vec<u8>> {
     }
 }
 
+/// Replace the filter of the log. `None`: by that of the start.
+fn set_log_level(filter: Option<&str>) -> Response<Vec<u8>> {
+    match logging::set_filter(filter) {
+        Ok(filter) => {
+            info!(target: logging::OPERATOR, "log level: {filter}");
+            text(StatusCode::OK, filter + "\n")
+        }
+        Err(why) => text(StatusCode::BAD_REQUEST, why + "\n"),
+    }
+}
+
 /// The response to a request whose method is not one of `allowed`.
 fn not_allowed(allowed: &'static str) -> Response<Vec<u8>> {
     let why = format!("only {allowed} is served here\n");
@@ -270,6 +305,20 @@ impl ServeHttp for AdminApp {
             ("/drain", &Method::POST) => return self.drain(true),
             ("/drain", &Method::DELETE) => return self.drain(false),
             ("/drain", _) => return not_allowed("DELETE, POST"),
+            ("/status", &Method::GET | &Method::HEAD) => return self.status_as_json().await,
+            ("/status", _) => return not_allowed("GET, HEAD"),
+            ("/log-level", &Method::GET | &Method::HEAD) => {
+                let filter = logging::filter().unwrap_or_default();
+                return text(StatusCode::OK, filter + "\n");
+            }
+            ("/log-level", &Method::PUT) => {
+                return match body::read(session, logging::MAX_FILTER).await {
+                    Ok(filter) => set_log_level(Some(&filter)),
+                    Err(response) => response,
+                };
+            }
+            ("/log-level", &Method::DELETE) => return set_log_level(None),
+            ("/log-level", _) => return not_allowed("DELETE, GET, HEAD, PUT"),
             _ => return not_allowed(METHODS),
         }
         if let Some(query) = requested_query(session.req_header()) {

@@ -62,11 +62,17 @@ pub mod signals;
 #[cfg(feature = "s3-proxy")]
 mod socket;
 #[cfg(feature = "s3-proxy")]
+pub mod status;
+#[cfg(feature = "s3-proxy")]
 mod tls;
+#[cfg(feature = "s3-proxy")]
+mod top_keys;
 #[cfg(feature = "s3-proxy")]
 pub mod upgrade;
 #[cfg(feature = "s3-proxy")]
 mod warm;
+#[cfg(feature = "s3-proxy")]
+pub(crate) mod way;
 #[cfg(feature = "s3-proxy")]
 mod web;
 

@@ -37,7 +37,7 @@ use super::reload::Reloader;
 use super::s3_proxy::S3ProxyHttp;
 use super::settings::{SharedSettings, Surroundings};
 use super::upgrade::Upgrader;
-use super::{notify, send_buffer, signals, socket, tls};
+use super::{notify, send_buffer, signals, socket, status, tls};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
 use crate::config::{Config, Gigabytes, KernelTls};
 use crate::metrics::{MetricsApp, METRICS};
@@ -179,6 +179,7 @@ impl ProxyServer {
         });
 
         let health = proxy.health().clone();
+        let status = status::Source::new(config, cache, health.clone(), proxy.top_keys().clone());
         server.add_service(background_service("health", Stopping(health.clone())));
         let mut proxy = pingora_proxy::http_proxy(&server.configuration, proxy);
         let mut proxy_options = options.clone();
@@ -253,7 +254,15 @@ impl ProxyServer {
         if admin_section.is_some() {
             let spawner = SubrequestSpawner::new(proxy);
             let operators = descriptors::max_operators(open_files);
-            let app = AdminApp::new(config, settings.clone(), cache, health, spawner, operators);
+            let app = AdminApp::new(
+                config,
+                settings.clone(),
+                cache,
+                health,
+                status,
+                spawner,
+                operators,
+            );
             let mut app = HttpServer::new_app(app);
             app.server_options = Some(options.clone());
             let mut service = Service::new("admin".into(), app);

@@ -40,6 +40,7 @@ mod room;
 mod s3;
 mod service;
 mod signals;
+mod status;
 #[cfg(target_os = "linux")]
 mod strace;
 mod transfer;

@@ -33,6 +33,8 @@ pub struct CachingCtx {
     pub(super) forwarded: Option<Forwarded>,
     /// A precondition of the client is false for the response.
     pub(super) precondition_failed: bool,
+    /// The body of the stored response is kept in memory.
+    pub(super) in_memory: bool,
     /// Set if the proxy logs the request. Boxed, because few proxies do.
     pub(super) trace: Option<Box<Trace>>,
     /// The time of the response header, see [`micros`]. [`NO_HEADER`]: there is none yet; 0: it is not
@@ -282,6 +284,11 @@ fn micros(at: Instant) -> u32 {
 // === impl CachingCtx ===
 
 impl CachingCtx {
+    /// True if the response is a stored one whose body is kept in memory.
+    pub fn in_memory(&self) -> bool {
+        self.in_memory
+    }
+
     /// True if the origin was asked.
     pub fn asked_origin(&self) -> bool {
         self.state.attempt().is_some()

@@ -38,6 +38,7 @@ use self::writer::Writer;
 use super::cache_key::{raw_path, requested_query};
 use super::front::Sender;
 use super::signals;
+use super::way::Way;
 use crate::config::{self, Config, LogFormat, Rotate};
 use crate::http::rules::cache_status::CacheResult;
 use crate::http::trace::{RequestId, Trace};
@@ -152,7 +153,7 @@ impl AccessLog {
         }
     }
 
-    /// Log a request, which began at `began`.
+    /// Log a request, which began at `began`. `way`: that of its body.
     pub(super) fn write(
         &self,
         session: &Session,
@@ -160,6 +161,7 @@ impl AccessLog {
         ctx: &CachingCtx,
         began: Instant,
         key: Key,
+        way: Way,
     ) {
         let Some(trace) = ctx.trace() else { return };
         let now = Instant::now();
@@ -180,7 +182,7 @@ impl AccessLog {
                 status,
                 bytes,
                 x_cache: ctx.result().map(CacheResult::x_cache),
-                sent: (bytes > 0).then(|| way(session, trace)),
+                sent: (bytes > 0).then(|| way.label()),
                 first_byte: ctx.first_byte(began),
                 total,
                 origin: trace.origin_time(now),
@@ -276,22 +278,6 @@ fn status_of(written: Option<&ResponseHeader>) -> u16 {
     status
         .filter(is_final)
         .map_or(CLIENT_LEFT, |status| status.as_u16())
-}
-
-/// The way that most of a body took to the client.
-fn way(session: &Session, trace: &Trace) -> &'static str {
-    let downstream = session.as_downstream();
-    if downstream.body_bytes_zero_copy() > 0 {
-        let digest = downstream.digest();
-        return match digest.is_some_and(|digest| digest.ssl_digest.is_some()) {
-            true => "ktls",
-            false => "sendfile",
-        };
-    }
-    match trace.in_memory() {
-        true => "memory",
-        false => "copied",
-    }
 }
 
 /// The access key that a request names, in the field or the query of a signature of version 4 or 2.

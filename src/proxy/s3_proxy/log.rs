@@ -10,8 +10,9 @@ use crate::http::rules::cache_status::CacheResult;
 use crate::http::ServedStale;
 use crate::metrics::METRICS;
 use crate::proxy::access_log::Key;
-use crate::proxy::cache_key::requested_path;
+use crate::proxy::cache_key::{path_at, requested_path};
 use crate::proxy::memory;
+use crate::proxy::way::Way;
 
 impl S3ProxyHttp {
     /// Count the request, and log it.
@@ -22,13 +23,19 @@ impl S3ProxyHttp {
         ctx: &mut RequestCtx,
     ) {
         let zero_copy = session.as_downstream().body_bytes_zero_copy();
+        let way = Way::of(session, &ctx.caching);
         if zero_copy > 0 {
             METRICS.sendfile.inc();
             METRICS.sendfile_bytes.inc_by(zero_copy as u64);
         }
         // The bytes of a subrequest count when the client's request sends them.
         if !ctx.caching.is_background() {
-            METRICS.body_bytes.inc_by(session.body_bytes_sent() as u64);
+            let bytes = session.body_bytes_sent();
+            METRICS.body_bytes.inc_by(bytes as u64);
+            METRICS.count_bytes(way, zero_copy as u64);
+            let copied = bytes.saturating_sub(zero_copy) as u64;
+            METRICS.count_bytes(Way::copied(&ctx.caching), copied);
+            self.note_key(ctx);
         }
         if ctx.route.is_some() && !ctx.caching.is_background() {
             if ctx.caching.asked_origin() {
@@ -63,7 +70,7 @@ impl S3ProxyHttp {
                 (None, Some(_)) => Key::VerifiedByOrigin,
                 (None, None) => Key::Unverified,
             };
-            log.write(session, error, &ctx.caching, began, key);
+            log.write(session, error, &ctx.caching, began, key, way);
         }
         self.caching.logging(session, error, &ctx.caching);
         if session.as_downstream().is_http2() || ctx.caching.asked_origin() {
@@ -96,6 +103,15 @@ impl S3ProxyHttp {
             began.elapsed(),
             ctx.caching.first_byte(began),
         );
+    }
+
+    /// Count the object that a client has asked for, among some of the requests.
+    fn note_key(&self, ctx: &RequestCtx) {
+        let Some(route) = &ctx.route else { return };
+        self.top_keys.note(|| {
+            let key = route.request.target.key()?;
+            Some(path_at(&route.site, &key.encoded()))
+        });
     }
 }
 

@@ -16,6 +16,7 @@ use crate::proxy::health::Health;
 use crate::proxy::negative_cache::NegativeCache;
 use crate::proxy::passthrough::Passthrough;
 use crate::proxy::settings::{Settings, SharedSettings, Surroundings};
+use crate::proxy::top_keys::TopKeys;
 use crate::proxy::web::Siblings;
 use crate::s3::Refreshed;
 
@@ -71,6 +72,7 @@ pub struct S3ProxyHttp {
     /// Permits to read a list for a page.
     pub(super) page_lists: Semaphore,
     pub(super) health: Arc<Health>,
+    pub(super) top_keys: Arc<TopKeys>,
 }
 
 // === impl S3ProxyHttp ===
@@ -135,6 +137,7 @@ impl S3ProxyHttp {
             siblings: Siblings::new(cache),
             page_lists: Semaphore::new(MAX_PAGE_LISTS),
             health,
+            top_keys: Arc::default(),
         }
     }
 
@@ -146,6 +149,11 @@ impl S3ProxyHttp {
     /// The health of the proxy.
     pub fn health(&self) -> &Arc<Health> {
         &self.health
+    }
+
+    /// The objects that clients request most.
+    pub(in crate::proxy) fn top_keys(&self) -> &Arc<TopKeys> {
+        &self.top_keys
     }
 
     /// The credentials that have to be looked up. Unless the caller starts the lookups, the first

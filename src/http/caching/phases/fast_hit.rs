@@ -52,11 +52,9 @@ impl HttpCaching {
             _ => SystemTime::now(),
         };
         ctx.state = State::FastHit;
+        ctx.in_memory = hit.is_in_memory();
         ctx.result = Some(CacheResult::Hit);
         ctx.note_first_byte();
-        if let Some(trace) = &mut ctx.trace {
-            trace.in_memory = hit.is_in_memory();
-        }
         // A separate function: its fields are freed before the body is sent.
         self.send_header(session, prepared, now, ctx.trace())
             .await?;

@@ -67,9 +67,7 @@ impl HttpCaching {
         };
         HitFields::new(age(epoch, now), &status).append_to(&mut header)?;
         ctx.set_result(CacheResult::Hit);
-        if let Some(trace) = ctx.trace_mut() {
-            trace.note_in_memory();
-        }
+        ctx.in_memory = true;
         if outcome == Precondition::Failed {
             return self.respond(session, header, ctx).await;
         }

@@ -349,14 +349,11 @@ impl HttpCaching {
     }
 }
 
-/// Note in the trace of a request if its stored response is kept in memory.
+/// Note if the stored response is kept in memory.
 pub(in crate::http::caching) fn note_memory(session: &mut Session, ctx: &mut CachingCtx) {
-    let Some(trace) = &mut ctx.trace else {
-        return;
-    };
     if is_found(session.cache.phase()) {
         let hit = session.cache.hit_handler().as_any().downcast_ref();
-        trace.in_memory = hit.is_some_and(DiskHit::is_in_memory);
+        ctx.in_memory = hit.is_some_and(DiskHit::is_in_memory);
     }
 }
 

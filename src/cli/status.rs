@@ -1,0 +1,229 @@
+//! `s3-proxy status`: shows the state of a running proxy.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use pingora_sendfile::config::Config;
+use pingora_sendfile::proxy::status::Status;
+
+use super::admin::{AdminClient, AdminConnection};
+use super::{Failure, Outcome, Output};
+
+/// The longest wait for the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The width of the names before values, in characters.
+const NAMES: usize = 12;
+
+/// `s3-proxy status --config FILE [--json]`.
+pub fn run(config: &Config, json: bool) -> Outcome {
+    let mut proxy = AdminClient::new(config)?.connection();
+    let text = match json {
+        true => ask(&mut proxy)?,
+        false => text(&fetch(&mut proxy)?),
+    };
+    let mut output = Output::new();
+    output.line(text.trim_end())?;
+    output.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The present state.
+pub fn fetch(proxy: &mut AdminConnection) -> Result<Status, Failure> {
+    read(&ask(proxy)?)
+}
+
+fn ask(proxy: &mut AdminConnection) -> Result<String, Failure> {
+    let answer = proxy.ask("GET", "/status", Some(PATIENCE))?;
+    match answer.status {
+        200 => Ok(answer.text),
+        status => Err(Failure::Other(format!("/status: {status} {}", answer.text))),
+    }
+}
+
+fn read(json: &str) -> Result<Status, Failure> {
+    serde_json::from_str(json).map_err(|e| {
+        let what = "the proxy sends a status that cannot be read";
+        Failure::Other(format!("{what}: {e}; use the s3-proxy of its version"))
+    })
+}
+
+/// The state as lines of text.
+pub fn text(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name:NAMES$} {value}");
+    };
+    line("version", status.version.clone());
+    line(
+        "process",
+        format!("{}, up {}", status.pid, period(status.uptime_seconds)),
+    );
+    line(
+        "ready",
+        match status.ready {
+            true => "yes".to_owned(),
+            false => format!("no: {}", status.unready.join("; ")),
+        },
+    );
+    line("connections", status.connections.to_string());
+    let requests = &status.requests;
+    line("requests", requests_line(status));
+    line(
+        "errors",
+        format!("{} responses, {} stale", requests.errors, requests.stale),
+    );
+    line("sent", sent_line(status));
+    if let Some(cache) = &status.cache {
+        line(
+            "cache",
+            format!(
+                "{} entries, {} of {}, {} fills in flight{}",
+                cache.entries,
+                bytes(cache.size_bytes),
+                bytes(cache.max_size_bytes),
+                cache.fills_in_flight,
+                match cache.load_progress {
+                    ..1.0 => format!(", {} listed", percent(cache.load_progress)),
+                    _ => String::new(),
+                }
+            ),
+        );
+        for folder in &cache.folders {
+            let state = if folder.up { "up" } else { "DOWN" };
+            let free = folder.free_bytes.map_or("?".to_owned(), bytes);
+            line(
+                "directory",
+                format!(
+                    "{}: {state}, {} entries, {} of {}, {free} free",
+                    plain(&folder.path),
+                    folder.entries,
+                    bytes(folder.size_bytes),
+                    bytes(folder.max_size_bytes),
+                ),
+            );
+        }
+    }
+    for origin in &status.origins {
+        let state = match origin.up {
+            true => "up".to_owned(),
+            false => format!("DOWN, {} failures", origin.failures),
+        };
+        let (bucket, host) = (plain(&origin.bucket), plain(&origin.origin));
+        line("origin", format!("{bucket} at {host}: {state}"));
+    }
+    for top in &status.top_keys {
+        line(
+            "key",
+            format!("{:>6} {}", percent(top.share), plain(&top.path)),
+        );
+    }
+    for warning in &status.warnings {
+        line("WARNING", plain(warning));
+    }
+    text
+}
+
+/// Requests, and the share of hits.
+pub fn requests_line(status: &Status) -> String {
+    let requests = &status.requests;
+    let ratio = requests.hit_ratio.map_or("none".to_owned(), percent);
+    format!(
+        "{} hits, {} misses, hit ratio {ratio}, {} to origins",
+        requests.hits, requests.misses, requests.origin
+    )
+}
+
+/// Body bytes, by their way.
+pub fn sent_line(status: &Status) -> String {
+    let sent = &status.bytes;
+    format!(
+        "{}: {} sendfile, {} ktls, {} memory, {} copied",
+        bytes(sent.total),
+        bytes(sent.sendfile),
+        bytes(sent.ktls),
+        bytes(sent.memory),
+        bytes(sent.copied)
+    )
+}
+
+/// A text without characters that a terminal obeys. Paths of objects are encoded, names of directories
+/// are not.
+pub fn plain(text: &str) -> String {
+    let is_plain = |c: char| {
+        !c.is_control()
+            && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars()
+        .map(|c| if is_plain(c) { c } else { '\u{fffd}' })
+        .collect()
+}
+
+/// A number of bytes in units of powers of ten, as in the configuration.
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    if bytes < 1000 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1000.0;
+    let mut units = UNITS.iter();
+    let mut unit = units.next().unwrap_or(&"");
+    while value >= 999.95 {
+        let Some(next) = units.next() else { break };
+        value /= 1000.0;
+        unit = next;
+    }
+    format!("{value:.1} {unit}")
+}
+
+/// A share as a percentage.
+pub fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+/// A time in its two largest units.
+pub fn period(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min {} s", seconds % 60),
+        (0, hours, minutes) => format!("{hours} h {minutes} min"),
+        (days, hours, _) => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        for (number, expected) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (999_949, "999.9 kB"),
+            (999_950, "1.0 MB"),
+            (1_500_000_000, "1.5 GB"),
+            (u64::MAX, "18.4 EB"),
+        ] {
+            assert_eq!(bytes(number), expected);
+        }
+        for (seconds, expected) in [
+            (59, "59 s"),
+            (61, "1 min 1 s"),
+            (3600, "1 h 0 min"),
+            (90_000, "1 d 1 h"),
+        ] {
+            assert_eq!(period(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn a_terminal_obeys_nothing_that_a_name_holds() {
+        let shown = plain("a\u{1b}]0;b\u{7}\n\u{9b}31m\u{202e}c é");
+        assert_eq!(shown, "a\u{fffd}]0;b\u{fffd}\u{fffd}\u{fffd}31m\u{fffd}c é");
+    }
+}
