@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use pingora_sendfile::config::Config;
-use pingora_sendfile::proxy::status::Status;
+use pingora_sendfile::proxy::status::{bytes, period, Status};
 
 use super::admin::{AdminClient, AdminConnection};
 use super::{Failure, Outcome, Output};
@@ -161,65 +161,14 @@ pub fn plain(text: &str) -> String {
         .collect()
 }
 
-/// A number of bytes in units of powers of ten, as in the configuration.
-pub fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
-    if bytes < 1000 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1000.0;
-    let mut units = UNITS.iter();
-    let mut unit = units.next().unwrap_or(&"");
-    while value >= 999.95 {
-        let Some(next) = units.next() else { break };
-        value /= 1000.0;
-        unit = next;
-    }
-    format!("{value:.1} {unit}")
-}
-
 /// A share as a percentage.
 pub fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-/// A time in its two largest units.
-pub fn period(seconds: u64) -> String {
-    let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds} s"),
-        (0, 0, minutes) => format!("{minutes} min {} s", seconds % 60),
-        (0, hours, minutes) => format!("{hours} h {minutes} min"),
-        (days, hours, _) => format!("{days} d {hours} h"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_short() {
-        for (number, expected) in [
-            (0, "0 B"),
-            (999, "999 B"),
-            (1000, "1.0 kB"),
-            (999_949, "999.9 kB"),
-            (999_950, "1.0 MB"),
-            (1_500_000_000, "1.5 GB"),
-            (u64::MAX, "18.4 EB"),
-        ] {
-            assert_eq!(bytes(number), expected);
-        }
-        for (seconds, expected) in [
-            (59, "59 s"),
-            (61, "1 min 1 s"),
-            (3600, "1 h 0 min"),
-            (90_000, "1 d 1 h"),
-        ] {
-            assert_eq!(period(seconds), expected);
-        }
-    }
 
     #[test]
     fn a_terminal_obeys_nothing_that_a_name_holds() {

@@ -3,16 +3,22 @@
 //! - this module: the requests that are served
 //! - `access`: who may send them
 //! - `body`: their bodies
+//! - `page`: the status page; `browse`: the entries on it
 
 mod access;
 mod body;
+mod browse;
+mod page;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::header::{HeaderName, HeaderValue, ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{
+    HeaderName, HeaderValue, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
+    REFERRER_POLICY, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
 use http::{Method, Response, StatusCode};
 use log::{debug, error, info};
 use pingora_core::apps::http_app::ServeHttp;
@@ -20,6 +26,8 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_proxy::SubrequestSpawner;
 
 use self::access::{Access, Refused};
+use self::browse::Browser;
+use self::page::Browsed;
 use super::cache_key::{requested_path, requested_query};
 use super::errors::text;
 use super::health::Health;
@@ -38,6 +46,15 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The methods that are served at the path of an object. None is CORS-safelisted, so a page of another
 /// site needs a permission to send them, which this listener never gives.
 const METHODS: &str = "PURGE, WARM, LIST";
+
+/// The paths that need no token: they tell nothing but the health, or are the same everywhere.
+const OPEN: [&str; 4] = ["/health", "/page.js", "/ready", "/style.css"];
+
+/// The longest path of an object in a body, in bytes: that of a request target.
+const MAX_PATH: usize = 8 * 1024;
+
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
 /// The answer if there is no cache.
 const NO_CACHE: &str = "there is no cache: cache.disk is not enabled";
@@ -64,6 +81,7 @@ pub struct AdminApp {
     cache: Option<&'static DiskCache>,
     health: Arc<Health>,
     status: status::Source,
+    browser: Browser,
     warmer: Warmer,
 }
 
@@ -88,6 +106,7 @@ impl AdminApp {
             cache,
             health,
             status,
+            browser: Browser::new(config),
             warmer: Warmer::new(spawner, connections),
         }
     }
@@ -281,54 +300,170 @@ fn respond(answer: Answer) -> Response<Vec<u8>> {
 impl ServeHttp for AdminApp {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         session.set_write_timeout(Some(WRITE_TIMEOUT));
+        let mut response = self.answer(session).await;
+        let headers = response.headers_mut();
+        for (name, value) in [
+            (CACHE_CONTROL, "no-store"),
+            (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (RESOURCE_POLICY, "same-origin"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        response
+    }
+}
+
+impl AdminApp {
+    async fn answer(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         // Only the server's own address says which listener has accepted the connection.
         let by_socket = session
             .server_addr()
             .is_some_and(|address| address.as_unix().is_some());
         let request = session.req_header();
         let method = request.method.clone();
-        let mut path = requested_path(request).into_owned();
+        let path = requested_path(request).into_owned();
         let is_read = matches!(method, Method::GET | Method::HEAD);
-        let is_probe = is_read && matches!(&*path, "/health" | "/ready");
-        if let Err(refused) = self.access.check(request, by_socket, is_probe) {
-            return refuse(&refused);
+        let is_open = is_read && OPEN.contains(&&*path);
+        if let Err(refused) = self.access.check(request, by_socket, is_open) {
+            let is_page = is_read && path == "/" && refused.lacks_token();
+            return match is_page {
+                // A browser cannot send the token by itself; the script of this page does.
+                true => html(StatusCode::UNAUTHORIZED, page::login()),
+                false => refuse(&refused),
+            };
         }
-        match (&*path, &method) {
+        match method.as_str() {
             // These methods are for objects, whatever their paths.
-            (_, method) if ["PURGE", "WARM", "LIST"].contains(&method.as_str()) => {}
-            ("/health", &Method::GET | &Method::HEAD) => return text(StatusCode::OK, "ok\n"),
-            ("/ready", &Method::GET | &Method::HEAD) => {
-                let (status, reasons) = readiness(&self.health.unready());
-                return text(status, reasons);
+            "PURGE" | "WARM" | "LIST" => self.answer_for_object(session, path).await,
+            "GET" | "HEAD" => self.answer_read(session, &path).await,
+            "POST" if allowed(&path).contains("POST") => {
+                match self.access.check_post(session.req_header(), by_socket) {
+                    Ok(()) => self.answer_change(session, &method, &path).await,
+                    Err(refused) => refuse(&refused),
+                }
             }
-            ("/health" | "/ready", _) => return not_allowed("GET, HEAD"),
-            ("/drain", &Method::POST) => return self.drain(true),
-            ("/drain", &Method::DELETE) => return self.drain(false),
-            ("/drain", _) => return not_allowed("DELETE, POST"),
-            ("/status", &Method::GET | &Method::HEAD) => return self.status_as_json().await,
-            ("/status", _) => return not_allowed("GET, HEAD"),
-            ("/log-level", &Method::GET | &Method::HEAD) => {
-                let filter = logging::filter().unwrap_or_default();
-                return text(StatusCode::OK, filter + "\n");
-            }
-            ("/log-level", &Method::PUT) => {
-                return match body::read(session, logging::MAX_FILTER).await {
-                    Ok(filter) => set_log_level(Some(&filter)),
-                    Err(response) => response,
-                };
-            }
-            ("/log-level", &Method::DELETE) => return set_log_level(None),
-            ("/log-level", _) => return not_allowed("DELETE, GET, HEAD, PUT"),
-            _ => return not_allowed(METHODS),
+            _ => self.answer_change(session, &method, &path).await,
         }
-        if let Some(query) = requested_query(session.req_header()) {
+    }
+
+    /// Answer `PURGE`, `WARM` and `LIST`.
+    async fn answer_for_object(
+        &self,
+        session: &mut ServerSession,
+        mut path: String,
+    ) -> Response<Vec<u8>> {
+        let request = session.req_header();
+        if let Some(query) = requested_query(request) {
             path.push('?');
             path.push_str(&String::from_utf8_lossy(query));
         }
-        match method.as_str() {
+        match request.method.as_str() {
             "PURGE" => self.answer_purge(&path).await,
             "WARM" => unless_left(session, self.warm(&path)).await,
             _ => unless_left(session, self.list(&path)).await,
         }
     }
+
+    /// Answer a request that changes nothing.
+    async fn answer_read(&self, session: &ServerSession, path: &str) -> Response<Vec<u8>> {
+        match path {
+            "/" => self.page(requested_query(session.req_header())).await,
+            "/page.js" => typed("text/javascript; charset=utf-8", page::SCRIPT),
+            "/style.css" => typed("text/css; charset=utf-8", page::STYLE),
+            "/health" => text(StatusCode::OK, "ok\n"),
+            "/ready" => {
+                let (status, reasons) = readiness(&self.health.unready());
+                text(status, reasons)
+            }
+            "/status" => self.status_as_json().await,
+            "/log-level" => {
+                let filter = logging::filter().unwrap_or_default();
+                text(StatusCode::OK, filter + "\n")
+            }
+            path => not_allowed(allowed(path)),
+        }
+    }
+
+    /// Answer a request that may change something.
+    async fn answer_change(
+        &self,
+        session: &mut ServerSession,
+        method: &Method,
+        path: &str,
+    ) -> Response<Vec<u8>> {
+        match (path, method) {
+            ("/drain", &Method::POST) => self.drain(true),
+            ("/drain", &Method::DELETE) => self.drain(false),
+            ("/log-level", &Method::PUT) => match body::read(session, logging::MAX_FILTER).await {
+                Ok(filter) => set_log_level(Some(&filter)),
+                Err(response) => response,
+            },
+            ("/log-level", &Method::DELETE) => set_log_level(None),
+            ("/purge", &Method::POST) => match body::read(session, MAX_PATH).await {
+                Ok(path) => self.answer_purge(&path).await,
+                Err(response) => response,
+            },
+            (path, _) => not_allowed(allowed(path)),
+        }
+    }
+
+    /// The status page. `query` may ask for entries.
+    async fn page(&self, query: Option<&[u8]>) -> Response<Vec<u8>> {
+        let (mut prefix, mut after) = (None, None);
+        for (name, value) in form_urlencoded::parse(query.unwrap_or_default()) {
+            match &*name {
+                "prefix" => prefix = Some(value),
+                "after" => after = Some(value),
+                _ => {}
+            }
+        }
+        let status = self.status.read().await;
+        let browsed = match prefix.as_deref() {
+            Some(prefix) => {
+                let settings = self.settings.get();
+                let after = after.as_deref();
+                let page = self.browser.page(&settings.keys, prefix, after).await;
+                Some(Browsed { prefix, page })
+            }
+            None => None,
+        };
+        html(StatusCode::OK, page::page(&status, browsed.as_ref()))
+    }
+}
+
+/// The methods that are served at a path.
+fn allowed(path: &str) -> &'static str {
+    match path {
+        "/" | "/health" | "/page.js" | "/ready" | "/status" | "/style.css" => "GET, HEAD",
+        "/drain" => "DELETE, POST",
+        "/log-level" => "DELETE, GET, HEAD, PUT",
+        "/purge" => "POST",
+        _ => METHODS,
+    }
+}
+
+/// A resource of the page.
+fn typed(media_type: &'static str, body: &'static str) -> Response<Vec<u8>> {
+    let mut response = text(StatusCode::OK, body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response
+}
+
+fn html(status: StatusCode, html: String) -> Response<Vec<u8>> {
+    let mut response = text(status, html);
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (CONTENT_TYPE, "text/html; charset=utf-8"),
+        (CONTENT_SECURITY_POLICY, page::CONTENT_SECURITY_POLICY),
+        (REFERRER_POLICY, "no-referrer"),
+        (X_FRAME_OPTIONS, "DENY"),
+        (OPENER_POLICY, "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
 }

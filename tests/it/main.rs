@@ -4,6 +4,7 @@ mod access_log;
 mod admin;
 mod auth;
 mod blocks;
+mod browser;
 mod cache_rules;
 mod certificates;
 mod cli;
@@ -41,6 +42,7 @@ mod s3;
 mod service;
 mod signals;
 mod status;
+mod status_page;
 #[cfg(target_os = "linux")]
 mod strace;
 mod transfer;

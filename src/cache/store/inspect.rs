@@ -83,6 +83,10 @@ pub struct Walk<'a> {
     files: std::vec::IntoIter<(EntryId, FileKind, PathBuf)>,
     entries: std::vec::IntoIter<(EntryId, Vec<u64>)>,
     shards_begun: usize,
+    /// Only entries whose hash is greater are examined.
+    after: Option<[u8; 16]>,
+    entries_only: bool,
+    examined: Option<[u8; 16]>,
 }
 
 // === impl CacheFolder ===
@@ -152,6 +156,23 @@ impl CacheFolder {
             files: Vec::new().into_iter(),
             entries: Vec::new().into_iter(),
             shards_begun: 0,
+            after: None,
+            entries_only: false,
+            examined: None,
+        }
+    }
+
+    /// [`walk`](Self::walk) in the order of the hashes of keys, from the first hash after `after`, and
+    /// without files that are no entry.
+    pub fn entries_after(&self, after: Option<[u8; 16]>) -> Walk<'_> {
+        let first = after.map_or(0, |hash| hash[0]);
+        Walk {
+            shards: first..=u8::MAX,
+            shards_begun: usize::from(first),
+            after,
+            entries_only: true,
+            examined: after,
+            ..self.walk()
         }
     }
 
@@ -354,6 +375,12 @@ impl Walk<'_> {
         self.shards_begun as f64 / SHARDS as f64
     }
 
+    /// The hash of the last entry that was examined, after which
+    /// [`entries_after`](CacheFolder::entries_after) continues.
+    pub fn examined(&self) -> Option<[u8; 16]> {
+        self.examined
+    }
+
     fn begin(&mut self, shard: u8) -> io::Result<()> {
         self.shards_begun += 1;
         let mut files = self.folder.list(shard)?;
@@ -378,6 +405,10 @@ impl Walk<'_> {
                 .map(|at| entries[at].0);
             *kind == FileKind::Temporary || entry != Ok(*id)
         });
+        if self.entries_only {
+            files.clear();
+        }
+        entries.retain(|(id, _)| self.after.is_none_or(|after| id.hash > after));
         self.files = files.into_iter();
         self.entries = entries.into_iter();
         Ok(())
@@ -390,6 +421,7 @@ impl Iterator for Walk<'_> {
     fn next(&mut self) -> Option<io::Result<Found>> {
         loop {
             if let Some((id, generations)) = self.entries.next() {
+                self.examined = Some(id.hash);
                 match self.folder.examine(id, generations).transpose() {
                     Some(found) => return Some(found),
                     None => continue,
@@ -569,6 +601,30 @@ mod tests {
         assert_eq!(entry.fresh_for(at(1000)), None);
         assert_eq!(entry.fresh_for(at(1001)), None);
         assert_eq!(ids(&sample.verify()), stored);
+    }
+
+    #[test]
+    fn a_walk_continues_where_another_one_ended() {
+        let sample = Sample::new();
+        let mut stored: Vec<_> = (0..1000)
+            .map(|n| sample.store(&format!("host\n/key{n}"), n, b"body"))
+            .collect();
+        stored.sort_by_key(|id| id.hash);
+        let left = sample.layout().files(&stored[0]).body_tmp();
+        fs::write(left, b"x").unwrap();
+        let mut found = Vec::new();
+        let mut after = None;
+        loop {
+            let mut walk = sample.folder.entries_after(after);
+            let page: Vec<_> = walk.by_ref().take(7).map(Result::unwrap).collect();
+            if page.is_empty() {
+                break;
+            }
+            found.extend(page);
+            after = walk.examined();
+            assert!(walk.progress() > 0.0);
+        }
+        assert_eq!(ids(&found), stored);
     }
 
     #[test]

@@ -56,6 +56,15 @@ enum Shown {
     Nothing,
 }
 
+// === impl Refused ===
+
+impl Refused {
+    /// True if the request would be served with the token.
+    pub(super) fn lacks_token(&self) -> bool {
+        matches!(self, Refused::Token(_))
+    }
+}
+
 // === impl Access ===
 
 impl Access {
@@ -68,13 +77,13 @@ impl Access {
         }
     }
 
-    /// Decide on a request. `by_socket`: it has come through the Unix socket. `is_probe`: it asks for
-    /// nothing but the health.
+    /// Decide on a request. `by_socket`: it has come through the Unix socket. `is_open`: what it asks for
+    /// needs no token.
     pub(super) fn check(
         &self,
         request: &RequestHeader,
         by_socket: bool,
-        is_probe: bool,
+        is_open: bool,
     ) -> Result<(), Refused> {
         let shown = self.token_of(&request.headers);
         let is_trusted = by_socket || shown == Shown::Right;
@@ -90,20 +99,27 @@ impl Access {
         if shown == Shown::Wrong {
             return Err(Refused::Token("this is not the token of admin.token\n"));
         }
-        if !is_trusted && !is_probe && self.token.is_some() {
+        if !is_trusted && !is_open && self.token.is_some() {
             return Err(Refused::Token(
                 "send the token of admin.token: Authorization: Bearer TOKEN\n",
             ));
         }
-        if request.method == Method::POST
-            && !is_trusted
-            && !request.headers.contains_key(&REQUESTED_WITH)
-        {
-            return Err(Refused::Foreign(
-                "a POST without a token needs the field X-Requested-With\n",
-            ));
-        }
         Ok(())
+    }
+
+    /// Decide on a POST that changes something: any page may send one, but not with these fields.
+    pub(super) fn check_post(
+        &self,
+        request: &RequestHeader,
+        by_socket: bool,
+    ) -> Result<(), Refused> {
+        let is_trusted = by_socket || self.token_of(&request.headers) == Shown::Right;
+        match is_trusted || request.headers.contains_key(&REQUESTED_WITH) {
+            true => Ok(()),
+            false => Err(Refused::Foreign(
+                "a POST without a token needs the field X-Requested-With\n",
+            )),
+        }
     }
 
     fn token_of(&self, headers: &HeaderMap) -> Shown {
@@ -289,8 +305,8 @@ mod tests {
             (format!("Basic {TOKEN}"), false),
         ] {
             let request = request("PURGE", &[("authorization", &value)]);
-            for is_probe in [false, true] {
-                let checked = with.check(&request, false, is_probe);
+            for is_open in [false, true] {
+                let checked = with.check(&request, false, is_open);
                 assert_eq!(checked.is_ok(), is_right, "{value}");
                 assert!(!matches!(checked, Err(Refused::Foreign(_))), "{value}");
             }
@@ -385,7 +401,7 @@ mod tests {
             // No browser reaches the socket.
             (&[], true, true),
         ] {
-            let checked = access.check(&request("POST", fields), by_socket, false);
+            let checked = access.check_post(&request("POST", fields), by_socket);
             assert_eq!(checked.is_ok(), is_admitted, "{fields:?}");
         }
     }
