@@ -337,7 +337,7 @@ impl AdminApp {
             "PURGE" | "WARM" | "LIST" => self.answer_for_object(session, path).await,
             "GET" | "HEAD" => self.answer_read(session, &path).await,
             "POST" if allowed(&path).contains("POST") => {
-                match self.access.check_post(session.req_header(), by_socket) {
+                match self.access.check_post(session.req_header()) {
                     Ok(()) => self.answer_change(session, &method, &path).await,
                     Err(refused) => refuse(&refused),
                 }

@@ -315,11 +315,18 @@ fn only_the_owner_reaches_the_socket_and_needs_no_token_there() {
     assert_eq!(socket.permissions().mode() & 0o777, 0o600);
 
     expect_cached(&proxy, "/assets/a");
-    let answer = ask_at(
-        &proxy.admin_socket(),
-        "PURGE /assets/a",
-        "Host: any.test\r\n",
-    );
+    let ask_as = |fields: &str| ask_at(&proxy.admin_socket(), "PURGE /assets/a", fields);
+    // A browser that reaches it through a forwarded port is held to the same rules.
+    for fields in [
+        "Host: evil.test:9091\r\n",
+        "Host: localhost:9091\r\nOrigin: http://evil.test\r\n",
+        "Host: localhost:9091\r\nSec-Fetch-Site: cross-site\r\n",
+    ] {
+        let answer = ask_as(fields);
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{fields}: {answer}");
+    }
+    assert_eq!(ask(&proxy, "/assets/a"), "HIT");
+    let answer = ask_as("Host: localhost\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert_eq!(ask(&proxy, "/assets/a"), "MISS");
 

@@ -77,7 +77,8 @@ impl Access {
         }
     }
 
-    /// Decide on a request. `by_socket`: it has come through the Unix socket. `is_open`: what it asks for
+    /// Decide on a request. `by_socket`: it has come through the Unix socket, so its sender may use that.
+    /// A browser may have sent it all the same, to a port that is forwarded to the socket. `is_open`: what it asks for
     /// needs no token.
     pub(super) fn check(
         &self,
@@ -86,9 +87,8 @@ impl Access {
         is_open: bool,
     ) -> Result<(), Refused> {
         let shown = self.token_of(&request.headers);
-        let is_trusted = by_socket || shown == Shown::Right;
         let mut hosts = hosts(request);
-        if !is_trusted && !hosts.all(|host| self.is_own(host)) {
+        if shown != Shown::Right && !hosts.all(|host| self.is_own(host)) {
             return Err(Refused::Foreign(
                 "write the IP address of this listener, localhost or a name of admin.hosts as its host\n",
             ));
@@ -99,7 +99,8 @@ impl Access {
         if shown == Shown::Wrong {
             return Err(Refused::Token("this is not the token of admin.token\n"));
         }
-        if !is_trusted && !is_open && self.token.is_some() {
+        let is_admitted = by_socket || is_open || shown == Shown::Right;
+        if !is_admitted && self.token.is_some() {
             return Err(Refused::Token(
                 "send the token of admin.token: Authorization: Bearer TOKEN\n",
             ));
@@ -108,13 +109,9 @@ impl Access {
     }
 
     /// Decide on a POST that changes something: any page may send one, but not with these fields.
-    pub(super) fn check_post(
-        &self,
-        request: &RequestHeader,
-        by_socket: bool,
-    ) -> Result<(), Refused> {
-        let is_trusted = by_socket || self.token_of(&request.headers) == Shown::Right;
-        match is_trusted || request.headers.contains_key(&REQUESTED_WITH) {
+    pub(super) fn check_post(&self, request: &RequestHeader) -> Result<(), Refused> {
+        let is_right = self.token_of(&request.headers) == Shown::Right;
+        match is_right || request.headers.contains_key(&REQUESTED_WITH) {
             true => Ok(()),
             false => Err(Refused::Foreign(
                 "a POST without a token needs the field X-Requested-With\n",
@@ -285,6 +282,10 @@ mod tests {
             let fields = [("host", host), ("authorization", &right)];
             assert_eq!(access.check(&request("GET", &fields), false, false), Ok(()));
         }
+        // A port may be forwarded to the socket.
+        let rebound = request("GET", &[("host", "evil.test")]);
+        let checked = access.check(&rebound, true, true);
+        assert!(matches!(checked, Err(Refused::Foreign(_))));
         // Each of several counts.
         let two = [("host", "127.0.0.1"), ("host", "evil.test")];
         let checked = access.check(&request("GET", &two), false, true);
@@ -389,19 +390,16 @@ mod tests {
     #[test]
     fn a_post_that_any_page_may_send_is_refused() {
         let access = access(None, "");
-        for (fields, by_socket, is_admitted) in [
-            (&[][..], false, false),
-            (&[("content-type", "text/plain")], false, false),
+        for (fields, is_admitted) in [
+            (&[][..], false),
+            (&[("content-type", "text/plain")], false),
             (
                 &[("content-type", "application/x-www-form-urlencoded")],
                 false,
-                false,
             ),
-            (&[("x-requested-with", "s3-proxy")], false, true),
-            // No browser reaches the socket.
-            (&[], true, true),
+            (&[("x-requested-with", "s3-proxy")], true),
         ] {
-            let checked = access.check_post(&request("POST", fields), by_socket);
+            let checked = access.check_post(&request("POST", fields));
             assert_eq!(checked.is_ok(), is_admitted, "{fields:?}");
         }
     }
