@@ -49,6 +49,8 @@ use crate::http::origin_turns::OriginTurns;
 #[cfg(feature = "s3-proxy")]
 use crate::proxy::health::Health;
 #[cfg(feature = "s3-proxy")]
+use crate::proxy::limits::Limit;
+#[cfg(feature = "s3-proxy")]
 use crate::proxy::status;
 #[cfg(feature = "s3-proxy")]
 use crate::proxy::way::Way;
@@ -86,6 +88,12 @@ pub struct Metrics {
     pub errors: IntCounterVec,
     /// Requests refused because of the client's identity, by reason.
     pub auth_refused: IntCounterVec,
+    /// Connections and requests of clients that were refused, by the limit.
+    #[cfg(feature = "s3-proxy")]
+    pub(crate) limited: IntCounterVec,
+    /// Requests that are not HTTP.
+    #[cfg(feature = "s3-proxy")]
+    pub(crate) malformed_requests: IntCounter,
     /// Requests of operators to store an object, by their result.
     pub warmed: IntCounterVec,
     /// Log lines that were suppressed.
@@ -193,6 +201,8 @@ struct ConnectionMetrics {
     open: IntGauge,
     refused: IntCounter,
     idle_closed: IntCounter,
+    /// Closed below the limit for lack of descriptors. Exported with the other limits.
+    shed: IntCounter,
 }
 
 /// Copies of the counters of [`OriginTurns`].
@@ -356,6 +366,17 @@ impl Metrics {
                 "Requests refused because of who asks, by reason",
                 "reason",
             ),
+            #[cfg(feature = "s3-proxy")]
+            limited: make.counters(
+                "clients_limited_total",
+                "Connections and requests of clients refused at a limit, by the limit",
+                "limit",
+            ),
+            #[cfg(feature = "s3-proxy")]
+            malformed_requests: make.counter(
+                "malformed_requests_total",
+                "Requests refused because they are not valid HTTP",
+            ),
             warmed: make.counters(
                 "cache_warmed_total",
                 "Requests of operators to store an object, by their result",
@@ -400,6 +421,10 @@ impl Metrics {
         }
         for class in ["403", "5xx"] {
             metrics.origin_error_responses.with_label_values(&[class]);
+        }
+        #[cfg(feature = "s3-proxy")]
+        for limit in Limit::ALL {
+            metrics.limited.with_label_values(&[limit.label()]);
         }
         for result in [
             "absent",
@@ -451,6 +476,13 @@ impl Metrics {
         self.miss_turns.update();
         #[cfg(feature = "s3-proxy")]
         {
+            for (limit, metric) in [
+                (Limit::Connections, &self.connections.refused),
+                (Limit::Descriptors, &self.connections.shed),
+            ] {
+                let limited = self.limited.with_label_values(&[limit.label()]);
+                limited.inc_by(metric.get().saturating_sub(limited.get()));
+            }
             self.credentials.update();
             self.origins.update();
             if let Some(lent) = self.tls_lent_now.get() {
@@ -487,6 +519,8 @@ impl Metrics {
         #[cfg(feature = "s3-proxy")]
         all.extend([
             &self.times as &dyn Collector,
+            &self.limited,
+            &self.malformed_requests,
             &self.credentials.expiry,
             &self.credentials.found,
             &self.credentials.failures,
@@ -852,6 +886,10 @@ impl ConnectionMetrics {
                 "connections_idle_closed_total",
                 "Idle client connections closed to make room for new ones",
             ),
+            shed: make.counter(
+                "connections_shed_total",
+                "Client connections closed at once because no file descriptor was left",
+            ),
         }
     }
 
@@ -865,6 +903,7 @@ impl ConnectionMetrics {
         for (metric, count) in [
             (&self.refused, limit.refused()),
             (&self.idle_closed, limit.idle_closed()),
+            (&self.shed, limit.shed()),
         ] {
             metric.inc_by(count.saturating_sub(metric.get()));
         }

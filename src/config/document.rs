@@ -312,18 +312,43 @@ impl Node {
         }
     }
 
-    /// Renames a key of a section. If the section has the new name too, the key is removed
-    /// instead, and its place returned.
-    pub fn rename(&mut self, section: &[Step], former: &str, name: &str) -> Option<Place> {
-        let Kind::Section(entries) = &mut self.at_mut(section)?.kind else {
-            return None;
-        };
-        let at = entries.iter().position(|entry| entry.name == former)?;
-        if entries.iter().any(|entry| entry.name == name) {
-            return Some(entries.remove(at).place);
+    /// Gives a key, which has a section and a name, another name, maybe in another section. If that
+    /// is there too, the key is removed instead, and its place returned.
+    pub fn rename(&mut self, former: (&str, &str), present: (&str, &str)) -> Option<Place> {
+        let ((former_section, former), (section, name)) = (former, present);
+        let from = self.section_mut(former_section)?;
+        let at = from.iter().position(|entry| entry.name == former)?;
+        let mut entry = from.remove(at);
+        entry.name = name.to_owned();
+        if self.get(section).is_none() {
+            let Kind::Section(sections) = &mut self.kind else {
+                return None;
+            };
+            sections.push(Entry {
+                name: section.to_owned(),
+                place: entry.place,
+                value: Node {
+                    place: entry.place,
+                    kind: Kind::Section(Vec::new()),
+                },
+            });
         }
-        entries[at].name = name.to_owned();
+        // A section that is none is reported as such.
+        let to = self.section_mut(section)?;
+        if to.iter().any(|entry| entry.name == name) {
+            return Some(entry.place);
+        }
+        to.push(entry);
         None
+    }
+
+    /// The keys of a section of the root.
+    fn section_mut(&mut self, name: &str) -> Option<&mut Vec<Entry>> {
+        let section = self.at_mut(&[Step::Name(name.into())])?;
+        match &mut section.kind {
+            Kind::Section(entries) => Some(entries),
+            _ => None,
+        }
     }
 
     /// Removes a key. Returns its position, if it was there.

@@ -93,6 +93,9 @@ pub struct Config {
     /// Log of requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
+    /// Limits of clients.
+    #[serde(default)]
+    pub limits: Limits,
     #[serde(skip)]
     source: Source,
 }
@@ -141,20 +144,13 @@ pub struct Server {
     /// Largest request head, in bytes; a larger one gets 431. Applies to all listeners. Over HTTP/2,
     /// each header field counts 32 bytes more (RFC 9113, section 6.5.2). A client that sends more than
     /// five unfinished CONTINUATION frames for one head is disconnected; from 128 KiB on, the limit is
-    /// a quarter more than the 16 KiB frames that the largest head fills. A request target longer than
-    /// 8 KiB gets 414 in any case.
+    /// a quarter more than the 16 KiB frames that the largest head fills.
     #[serde(default = "defaults::max_request_head_bytes")]
     pub max_request_head_bytes: Whole<usize, 1024, 1_000_000>,
     /// Longest time that transfers may take to finish after SIGTERM. The process ends with the last
     /// transfer, and at once on SIGINT or a second SIGTERM.
     #[serde(default = "defaults::grace_period")]
     pub grace_period: Period,
-    /// Most client connections at a time, never more than three quarters of the limit on open files,
-    /// which is raised to the hard limit at startup. Beyond it, a new connection replaces the one
-    /// that has been idle longest, or is closed if none is idle. Default: a quarter of the limit on
-    /// open files, at most 65536.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_connections: Option<Whole<usize, 1, 10_000_000>>,
     /// Unix socket over which `run --upgrade` receives the listeners. Only the proxy may write to
     /// its directory. Default: `upgrade.sock` in `cache.disk.path`, or without that in
     /// `$RUNTIME_DIRECTORY`, or without that in the first of `cache.disk.paths`.
@@ -165,20 +161,60 @@ pub struct Server {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_sock: Option<Socket>,
     /// Addresses of proxies in front of this one, such as `[10.0.0.0/8, 192.0.2.1]`. Their
-    /// `X-Forwarded-For` and `x-amz-request-id` state the client and the id of a request for
-    /// `access_log`, see [Proxies in front](operations.md#proxies-in-front).
+    /// `X-Forwarded-For` names the client of a request for `limits`, `access_log` and
+    /// `cache.range_fill`, their `x-amz-request-id` its id, see [Proxies in front](operations.md#proxies-in-front).
     #[serde(
         default,
         deserialize_with = "list",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub trusted_proxies: Vec<Network>,
+    /// Addresses of load balancers that begin each connection with a PROXY protocol header, version 1
+    /// or 2, also before TLS. It names the client for `limits`, `access_log`, `trusted_proxies` and
+    /// `cache.range_fill`. A connection of one of these without a header is closed; the headers of
+    /// others are not read, see [Proxies in front](operations.md#proxies-in-front).
+    #[serde(
+        default,
+        deserialize_with = "list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub proxy_protocol: Vec<Network>,
     /// Listener for HTTPS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
     /// Limits of each HTTP/2 connection.
     #[serde(default)]
     pub http2: Http2Limits,
+}
+
+/// Limits of clients, so that none of them keeps the others out. `clients_limited_total` counts what is
+/// refused, see [Limits](operations.md#limits).
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Most client connections at a time, never more than three quarters of the limit on open files,
+    /// which is raised to the hard limit at startup. Beyond it, a new connection replaces the one
+    /// that has been idle longest, or is closed if none is idle. Default: a quarter of the limit on
+    /// open files, at most 65536.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Whole<usize, 1, 10_000_000>>,
+    /// Most connections of one client address at a time, for IPv6 of one /64 network. A further one
+    /// gets 503 over HTTP, and is closed over HTTPS. Connections of `server.trusted_proxies` are not
+    /// limited. `0`: no limit. Default: a quarter of `connections`, at least 64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_ip: Option<Whole<usize, 0, 10_000_000>>,
+    /// Most header fields of a request; one with more gets 431.
+    pub header_fields: Whole<usize, 1, 256>,
+    /// Longest request target, in bytes; a longer one gets 414. The fully percent-encoded key of an S3
+    /// object has up to 3072 bytes.
+    pub url_bytes: Whole<usize, 256, 65_536>,
+    /// Most requests per second of one client; a second's worth may come at once. A further one gets
+    /// 429. A client is the holder of a verified access key, or else an address. `0`: no limit.
+    pub requests_per_second: Whole<u32, 0, 1_000_000>,
+    /// Most body bytes per second that one client receives. A response is not slowed down; while its
+    /// client has had more than this since it began, beyond a second's worth, further requests get
+    /// 429. `0`: no limit.
+    pub bytes_per_second: Whole<u64, 0, 1_000_000_000_000>,
 }
 
 /// Limits of each HTTP/2 connection. A client that exceeds one of them, other than `max_streams`, is
@@ -930,6 +966,19 @@ mod defaults {
     }
 }
 
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: None,
+            per_ip: None,
+            header_fields: Whole(100),
+            url_bytes: Whole(8192),
+            requests_per_second: Whole(0),
+            bytes_per_second: Whole(0),
+        }
+    }
+}
+
 impl Default for Http2Limits {
     fn default() -> Self {
         Http2Limits {
@@ -1164,12 +1213,14 @@ impl Config {
     }
 
     /// The configuration with the defaults that depend on the machine or on other keys.
-    /// `max_connections` is the default of that key, `max_open_files` the meaning of `auto`.
+    /// `connections` is the default of that key, `max_open_files` the meaning of `auto`.
     #[must_use]
-    pub fn effective(&self, max_connections: usize, max_open_files: usize) -> Config {
+    pub fn effective(&self, connections: usize, max_open_files: usize) -> Config {
         let mut config = self.clone();
-        let connections = &mut config.server.max_connections;
-        connections.get_or_insert(Whole(max_connections.clamp(1, 10_000_000)));
+        let limits = &mut config.limits;
+        let default = Whole(connections.clamp(1, 10_000_000));
+        let connections = *limits.connections.get_or_insert(default);
+        limits.per_ip = Some(Whole(limits.per_ip(*connections)));
         let open_files = &mut config.cache.disk.max_open_files.0;
         open_files.get_or_insert(max_open_files.min(1_000_000));
         let sizes = self.cache.disk.sizes();
@@ -1313,6 +1364,18 @@ impl Server {
         let timeout = self.keepalive_timeout;
         let secs = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
         (secs > 0).then_some(secs)
+    }
+}
+
+// === impl Limits ===
+
+impl Limits {
+    /// [`Self::per_ip`] if there are at most so many connections in all; 0: no limit.
+    pub fn per_ip(&self, connections: usize) -> usize {
+        /// Few connections are no reason to refuse a client of which a browser opens six.
+        const LEAST: usize = 64;
+        self.per_ip
+            .map_or_else(|| (connections / 4).max(LEAST), |max| *max)
     }
 }
 

@@ -3,26 +3,29 @@
 use super::document::Node;
 use super::reader::{Finding, Problem, Step};
 
-/// A section, the former name of a key in it, and its name.
-const RENAMED: [(&str, &str, &str); 1] = [("cache", "admission", "min_uses")];
+/// The section and the name of each key that was renamed: former, present.
+const RENAMED: [[(&str, &str); 2]; 2] = [
+    [("cache", "admission"), ("cache", "min_uses")],
+    [("server", "max_connections"), ("limits", "connections")],
+];
 
 /// Gives each key that has its former name the present one. A key with both names is a mistake.
 pub(super) fn adopt(root: &mut Node, findings: &mut Vec<Finding>) {
-    for (section, former, name) in RENAMED {
-        let path = [Step::Name(section.into())];
-        let Some(place) = root.rename(&path, former, name) else {
+    for [(former_section, former), (section, name)] in RENAMED {
+        let Some(place) = root.rename((former_section, former), (section, name)) else {
             continue;
         };
+        let present = match former_section == section {
+            true => name.to_owned(),
+            false => format!("{section}.{name}"),
+        };
         let problem = Problem::new(
-            format!("is the former name of {name}, which is also there"),
-            format!("keep {name}"),
+            format!("is the former name of {present}, which is also there"),
+            format!("keep {present}"),
         );
         findings.push(Finding {
             place: Some(place),
-            path: path
-                .into_iter()
-                .chain([Step::Name(former.into())])
-                .collect(),
+            path: vec![Step::Name(former_section.into()), Step::Name(former.into())],
             problem,
         });
     }

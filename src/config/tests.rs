@@ -84,7 +84,15 @@ fn the_example_is_valid_and_says_what_the_defaults_are() {
         shown.server.max_request_head_bytes
     );
     assert_eq!(least.server.grace_period, shown.server.grace_period);
-    assert_eq!(least.server.max_connections, shown.server.max_connections);
+    assert_eq!(least.limits.connections, shown.limits.connections);
+    assert_eq!(least.limits.per_ip, shown.limits.per_ip);
+    assert_eq!(least.limits.header_fields, shown.limits.header_fields);
+    assert_eq!(least.limits.url_bytes, shown.limits.url_bytes);
+    assert_eq!(
+        least.limits.requests_per_second,
+        shown.limits.requests_per_second
+    );
+    assert_eq!(least.limits.bytes_per_second, shown.limits.bytes_per_second);
     assert_eq!(least.cache.default_ttl, shown.cache.default_ttl);
     assert_eq!(least.cache.negative_ttl, shown.cache.negative_ttl);
     assert_eq!(least.cache.min_uses, shown.cache.min_uses);
@@ -153,7 +161,13 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(*config.cache.disk.inactive, Duration::ZERO);
     assert_eq!(*config.cache.disk.max_open_files, None);
     assert_eq!(config.cache.disk.scrub_bytes_per_second(), 8_000_000);
-    assert_eq!(config.server.max_connections, None);
+    assert_eq!(config.limits.connections, None);
+    assert_eq!(config.limits.per_ip(65_536), 16_384);
+    assert_eq!(config.limits.per_ip(7), 64);
+    assert_eq!(*config.limits.header_fields, 100);
+    assert_eq!(*config.limits.url_bytes, 8192);
+    assert_eq!(*config.limits.requests_per_second, 0);
+    assert_eq!(*config.limits.bytes_per_second, 0);
     let sock = config.server.upgrade_sock;
     assert_eq!(sock.as_deref(), Some(Path::new("c/upgrade.sock")));
 }
@@ -488,7 +502,11 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (server(&format!("  upgrade_sock: /{}", "s".repeat(107))), "server.upgrade_sock", "too long", "107 bytes"),
         (server("  upgrade_sock: ''"), "server.upgrade_sock", "is empty", "Unix socket"),
         (server("  send_buffer: 2000000000"), "server.send_buffer", "out of range", "from 0"),
-        (server("  max_connections: 0"), "server.max_connections", "0 is out of range", "from 1"),
+        (server("  max_connections: 0"), "limits.connections", "0 is out of range", "from 1"),
+        (limits("per_ip: -1"), "limits.per_ip", "out of range", "from 0 to"),
+        (limits("header_fields: 257"), "limits.header_fields", "out of range", "from 1 to 256"),
+        (limits("requests_per_second: 0.5"), "limits.requests_per_second", "not a whole number", "from 0 to"),
+        (limits("url_bytes: 255"), "limits.url_bytes", "out of range", "from 256 to 65536"),
         (disk("    max_size_gb: .nan"), "cache.disk.max_size_gb", "out of range", "from 0.001"),
         (disk("    max_size_gb: .inf"), "cache.disk.max_size_gb", "out of range", "from 0.001"),
         (disk("    sendfile: {threshold_bytes: -1}"), "cache.disk.sendfile.threshold_bytes", "out of range", "from 0 to"),
@@ -873,6 +891,31 @@ fn a_former_name_of_a_key_is_accepted_but_not_beside_its_name() {
 }
 
 #[test]
+fn a_key_that_has_moved_is_accepted_in_its_former_section() {
+    let config = good(&server("  max_connections: 5"));
+    assert_eq!(config.limits.connections.map(|max| *max), Some(5));
+    let config = good(&format!(
+        "{}\nlimits: {{per_ip: 3}}",
+        server("  max_connections: 5")
+    ));
+    assert_eq!(config.limits.connections.map(|max| *max), Some(5));
+    assert_eq!(config.limits.per_ip.map(|max| *max), Some(3));
+    assert!(config
+        .to_yaml()
+        .contains("\nlimits:\n  connections: 5\n  per_ip: 3\n"));
+    assert_mistakes(
+        &format!("{}\nlimits: {{connections: 6}}", server("  max_connections: 5")),
+        &[":3:3: server.max_connections: is the former name of limits.connections, which is also there; keep limits.connections"],
+    );
+    let error = parse(&format!("{}\nlimits: 3", server("  max_connections: 5")));
+    let error = error.expect_err("no section").to_string();
+    assert!(
+        error.contains("limits: is a number, not a section"),
+        "{error}"
+    );
+}
+
+#[test]
 fn words_and_numbers_are_those_of_yaml_1_2() {
     // `no` is not `false`: the region keeps its name.
     let norway = good(&prefixes(&["/"]).replace("region: r", "region: no"));
@@ -1141,6 +1184,10 @@ fn a_secret_in_a_wrong_place_is_not_repeated() {
     }
 }
 
+fn limits(keys: &str) -> String {
+    format!("{}\nlimits: {{{keys}}}", server(""))
+}
+
 fn one_bucket_of(name: &str) -> String {
     format!("{SERVER}buckets: [{{path_prefix: /a, bucket: {name}, region: r}}]")
 }
@@ -1156,6 +1203,7 @@ server:
   upgrade_sock: 'a$${b}c \"d\" #e: f\\g'
   max_connections: 7
   trusted_proxies: [192.0.2.1, 10.0.0.0/8, '2001:db8::/32']
+  proxy_protocol: [192.0.2.2]
   tls: {address: '0.0.0.0:443', certificate: Cargo.toml, key: Cargo.toml, handshake_timeout: 0s}
 buckets:
   - {path_prefix: /a/, bucket: '123', region: 'no', endpoint: 'HTTPS://S3.Example:443/'}
@@ -1190,14 +1238,12 @@ access_log: {path: '-', format: combined, buffer_kib: 64}
         let effective = good(&config.effective(9, 11).to_yaml());
         let open_files = effective.cache.disk.max_open_files;
         assert_eq!(*open_files, config.cache.disk.max_open_files.or(Some(11)));
-        let connections = effective.server.max_connections.map(|max| *max);
+        let connections = effective.limits.connections.map(|max| *max);
         assert_eq!(
             connections,
-            config
-                .server
-                .max_connections
-                .map_or(Some(9), |max| Some(*max))
+            config.limits.connections.map_or(Some(9), |max| Some(*max))
         );
+        assert_eq!(effective.limits.per_ip.map(|max| *max), Some(64));
         assert!(effective.cache.range_fill.max_size_gb.is_some());
     }
     let odd = server(

@@ -34,7 +34,7 @@ pub use phases::form::Form;
 use phases::parts::is_incomplete;
 use phases::relay::relay_variance;
 use phases::respond::note_memory;
-pub use shared::{CachingOptions, ErrorBody, HttpCaching, CACHE_NAME};
+pub use shared::{CachingOptions, ClientAddress, ErrorBody, HttpCaching, CACHE_NAME};
 pub use state::{Ask, CachingCtx, Fetch, Probe, RelayedRequest, ServedStale};
 
 // === impl HttpCaching ===

@@ -34,7 +34,8 @@ mod variants;
 pub mod warming;
 
 pub use caching::{
-    Ask, CachingCtx, CachingOptions, Fetch, Form, HttpCaching, Probe, RelayedRequest, ServedStale,
+    Ask, CachingCtx, CachingOptions, ClientAddress, Fetch, Form, HttpCaching, Probe,
+    RelayedRequest, ServedStale,
 };
 pub use fill_lock::FillLock;
 pub use range_fill::RangeFillLimits;

@@ -68,7 +68,7 @@ pub fn max_clients(open_files: usize, configured: Option<usize>) -> usize {
         None => default_clients(open_files),
         Some(max) if max > allowed => {
             warn!(
-                "server.max_connections: {max} is more than three quarters of the limit of \
+                "limits.connections: {max} is more than three quarters of the limit of \
                  open files; lowered to {allowed}, since the limit is {open_files}"
             );
             allowed

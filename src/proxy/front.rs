@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 
 use super::cache_key::requested_query;
 use super::errors::REQUEST_ID;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::http::trace::RequestId;
 use crate::s3::Signed;
 
@@ -19,8 +19,13 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The most proxies that a request is followed through.
 const MAX_HOPS: usize = 16;
 
+/// Addresses and networks.
+#[derive(Clone, Debug)]
+pub(super) struct Networks(Box<[IpNet]>);
+
 /// The proxies whose statements are believed.
-pub(super) struct TrustedProxies(Box<[IpNet]>);
+#[derive(Debug)]
+pub(super) struct TrustedProxies(Networks);
 
 /// The sender of a request.
 #[derive(Clone, Copy)]
@@ -31,13 +36,35 @@ pub(super) struct Sender {
     pub(super) id: Option<RequestId>,
 }
 
+// === impl Networks ===
+
+impl Networks {
+    pub(super) fn of(networks: &[config::Network]) -> Networks {
+        Networks(
+            networks
+                .iter()
+                .map(|network| canonical(**network))
+                .collect(),
+        )
+    }
+
+    /// True if there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// True for an address in one of them. IPv4 in IPv6 has to be IPv4.
+    pub(super) fn contains(&self, address: &IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(address))
+    }
+}
+
 // === impl TrustedProxies ===
 
 impl TrustedProxies {
     /// The proxies that `config` names.
     pub(super) fn new(config: &Config) -> TrustedProxies {
-        let networks = config.server.trusted_proxies.iter();
-        TrustedProxies(networks.map(|network| canonical(**network)).collect())
+        TrustedProxies(Networks::of(&config.server.trusted_proxies))
     }
 
     /// True if no proxy is trusted.
@@ -48,14 +75,18 @@ impl TrustedProxies {
     /// Tell who has sent a request, and take the id out of it that a trusted proxy has added: the
     /// client has not signed it, so S3 would refuse the request.
     pub(super) fn read(&self, session: &mut Session) -> Sender {
-        let address = session.as_downstream().client_addr();
-        let peer = address.and_then(|address| Some(address.as_inet()?.ip().to_canonical()));
-        let Some(peer) = peer.filter(|peer| self.trusts(peer)) else {
+        let Some(peer) = peer(session) else {
             return Sender {
-                client: peer,
+                client: None,
                 id: None,
             };
         };
+        if !self.trusts(&peer) {
+            return Sender {
+                client: Some(peer),
+                id: None,
+            };
+        }
         let client = self.client(peer, &session.req_header().headers);
         Sender {
             client: Some(client),
@@ -63,8 +94,18 @@ impl TrustedProxies {
         }
     }
 
-    fn trusts(&self, address: &IpAddr) -> bool {
-        self.0.iter().any(|network| network.contains(address))
+    /// The address of the client that has sent a request.
+    pub(super) fn client_of(&self, session: &Session) -> Option<IpAddr> {
+        let peer = peer(session)?;
+        Some(match self.trusts(&peer) {
+            true => self.client(peer, &session.req_header().headers),
+            false => peer,
+        })
+    }
+
+    /// True for the address of a trusted proxy.
+    pub(super) fn trusts(&self, address: &IpAddr) -> bool {
+        self.0.contains(address)
     }
 
     /// The first address that is not a trusted proxy's, from the last proxy backwards. A client can
@@ -85,6 +126,12 @@ impl TrustedProxies {
         }
         client
     }
+}
+
+/// The address that a connection comes from.
+fn peer(session: &Session) -> Option<IpAddr> {
+    let address = session.as_downstream().client_addr()?;
+    Some(address.as_inet()?.ip().to_canonical())
 }
 
 /// Take the id out of a request, unless the client has signed it. `None`: there is none, or it is not
@@ -141,7 +188,7 @@ mod tests {
         let networks = networks
             .iter()
             .map(|network| canonical(network.parse().unwrap()));
-        TrustedProxies(networks.collect())
+        TrustedProxies(Networks(networks.collect()))
     }
 
     fn request(fields: &[(&'static str, &str)]) -> RequestHeader {

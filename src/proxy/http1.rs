@@ -6,10 +6,6 @@ use pingora_core::apps::HttpServerOptions;
 use pingora_core::protocols::http::v1::server::LingeringClose;
 use pingora_core::protocols::http::ServerSession;
 
-/// The longest request target, in bytes. It is nginx's limit, and longer than a fully
-/// percent-encoded S3 key of 1,024 bytes.
-const MAX_TARGET_BYTES: usize = 8 * 1024;
-
 /// Limits of a request header.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
@@ -17,6 +13,9 @@ pub struct HeadLimits {
     pub timeout: Duration,
     /// The largest header, in bytes. Default: 64 KiB.
     pub max_bytes: usize,
+    /// The longest request target, in bytes. Default: 8 KiB, which is nginx's limit, and longer than
+    /// a fully percent-encoded S3 key of 1,024 bytes.
+    pub max_target_bytes: usize,
 }
 
 impl Default for HeadLimits {
@@ -24,6 +23,7 @@ impl Default for HeadLimits {
         HeadLimits {
             timeout: Duration::from_secs(30),
             max_bytes: 64 * 1024,
+            max_target_bytes: 8 * 1024,
         }
     }
 }
@@ -39,7 +39,7 @@ pub fn server_options(limits: HeadLimits) -> HttpServerOptions {
     let head = &mut options.request_head_limits;
     head.timeout = (!limits.timeout.is_zero()).then_some(limits.timeout);
     head.max_size = Some(limits.max_bytes);
-    head.max_target_size = Some(MAX_TARGET_BYTES);
+    head.max_target_size = Some(limits.max_target_bytes);
     head.reject_illegal_target = true;
     head.reject_transfer_codings = true;
     head.replace_host = true;

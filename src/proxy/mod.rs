@@ -26,6 +26,8 @@ mod front;
 #[cfg(feature = "s3-proxy")]
 pub mod health;
 pub mod http1;
+#[cfg(feature = "s3-proxy")]
+pub(crate) mod limits;
 pub mod listener;
 #[cfg(feature = "s3-proxy")]
 pub mod memory;

@@ -32,6 +32,8 @@ use super::admin::AdminApp;
 use super::descriptors;
 use super::health::Health;
 use super::http1::{server_options, HeadLimits};
+use super::limits;
+use super::limits::gate::{unless_refused, Gate};
 use super::listener::{wait_for, Listener, StartError};
 use super::reload::Reloader;
 use super::s3_proxy::S3ProxyHttp;
@@ -176,6 +178,7 @@ impl ProxyServer {
         let options = server_options(HeadLimits {
             timeout: *config.server.request_head_timeout,
             max_bytes: *config.server.max_request_head_bytes,
+            max_target_bytes: *config.limits.url_bytes,
         });
 
         let health = proxy.health().clone();
@@ -184,6 +187,7 @@ impl ProxyServer {
         let mut proxy = pingora_proxy::http_proxy(&server.configuration, proxy);
         let mut proxy_options = options.clone();
         limit_http2(&mut proxy_options, config);
+        proxy_options.on_refused_request = Some(limits::count_refused_requests());
         proxy.server_options = Some(proxy_options);
         proxy.h2_options = Some(http2_options(config));
         let proxy = Arc::new(proxy);
@@ -194,13 +198,15 @@ impl ProxyServer {
                 health: health.clone(),
             },
         );
-        let max_connections = config.server.max_connections.map(|max| *max);
+        let max_connections = config.limits.connections.map(|max| *max);
         let max_connections = descriptors::max_clients(open_files, max_connections);
         let connections = Arc::new(ConnectionLimit::new(max_connections));
         descriptors::log_shares(open_files, max_connections, cached_files);
         METRICS.watch_connections(&connections);
         METRICS.watch_tls_lent(tls::lent_bytes);
-        let mut limits = vec![connections.clone()];
+        let per_ip = config.limits.per_ip(max_connections);
+        let gate = Gate::new(per_ip, max_connections, &config.server, settings.clone());
+        let mut watched = vec![connections.clone()];
         service.set_connection_limit(connections);
         let unsent =
             send_buffer::limit(config.server.send_buffer.map(|bytes| *bytes)).map(Arc::new);
@@ -217,7 +223,8 @@ impl ProxyServer {
                 listener_config(listener, &unsent)
                     .tls(settings)
                     .handshake_timeout(section.handshake_limit())
-                    .on_handshake_error(Arc::new(count_handshake_error)),
+                    .on_accept(gate.of_https())
+                    .on_handshake_error(unless_refused(count_handshake_error)),
             );
         }
         let upgrader = Upgrader::new(server.watch_execution_phase());
@@ -236,7 +243,11 @@ impl ProxyServer {
         server.add_service(background_service("configuration", reloader));
         // This listener is added last, because a successful connection to it implies the other one;
         // see `run`.
-        service.add_listener(listener_config(&http, &unsent));
+        service.add_listener(
+            listener_config(&http, &unsent)
+                .on_accept(gate.of_http())
+                .on_handshake_error(unless_refused(log_failure)),
+        );
         server.add_service(service);
         if let Some(listener) = &metrics {
             let unready = health.clone();
@@ -245,7 +256,7 @@ impl ProxyServer {
             app.server_options = Some(options.clone());
             let mut service = Service::new("metrics".into(), app);
             let connections = descriptors::operators(open_files);
-            limits.push(connections.clone());
+            watched.push(connections.clone());
             service.set_connection_limit(connections);
             service.add_tcp_with_settings(&listener.address().to_string(), listener.options());
             service.threads = Some(1);
@@ -267,7 +278,7 @@ impl ProxyServer {
             app.server_options = Some(options.clone());
             let mut service = Service::new("admin".into(), app);
             let connections = descriptors::operators(open_files);
-            limits.push(connections.clone());
+            watched.push(connections.clone());
             service.set_connection_limit(connections);
             if let Some(listener) = &admin {
                 service.add_tcp_with_settings(&listener.address().to_string(), listener.options());
@@ -279,7 +290,7 @@ impl ProxyServer {
             service.threads = Some(1);
             server.add_service(service);
         }
-        server.end_grace_period_early(limits);
+        server.end_grace_period_early(watched);
         if listeners == Listeners::Inherited {
             // The other process serves meanwhile. An entry that is not found yet would be a miss.
             if let Some(cache) = cache {
@@ -468,6 +479,11 @@ fn listener_config(listener: &Listener, unsent: &Option<Arc<NotsentLimit>>) -> L
     ListenerConfig::tcp(listener.address().to_string())
         .tcp_socket_options(options)
         .l4_buffer(L4BufferSettings::default().read(0))
+}
+
+/// Log the failure of a connection without TLS, which has nothing to fail.
+fn log_failure(peer: Option<&PeerAddress>, error: &Error) {
+    debug!("a connection of {peer:?} has failed: {error}");
 }
 
 /// Count a failed handshake. Any client can cause as many as it likes, so none is logged.

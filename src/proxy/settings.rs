@@ -4,12 +4,15 @@
 //! those with which it began. What requests share beyond a reload (the cache, locks, remembered
 //! answers) is not part of them.
 
+use std::fmt;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
+use pingora_proxy::Session;
 use tokio::sync::watch;
 
 use super::access_log::AccessLog;
@@ -19,6 +22,8 @@ use super::buckets::ListRules;
 use super::cache_key::CacheKeys;
 use super::front::TrustedProxies;
 use super::health::OriginHealth;
+use super::limits::rates::Rates;
+use super::limits::RequestLimits;
 use super::passthrough::RelayRules;
 use super::redirect::Redirect;
 use super::resolve::Resolver;
@@ -29,6 +34,7 @@ use crate::cache::DiskCache;
 use crate::config::{
     self, AssumeRole, BucketName, Config, CredentialsFrom, KeyPrefix, Region, Secret, Service,
 };
+use crate::http::ClientAddress;
 use crate::metrics::{BucketTimes, METRICS};
 use crate::s3::{Refreshed, Router, Site};
 
@@ -53,6 +59,8 @@ pub struct Settings {
     pub(super) access_log: Option<Arc<AccessLog>>,
     pub(super) front: TrustedProxies,
     pub(super) websites: Websites,
+    pub(super) limits: RequestLimits,
+    pub(super) rates: Option<Arc<Rates>>,
 }
 
 /// What a bucket keeps as long as its configuration does not change.
@@ -153,6 +161,11 @@ impl Settings {
                 config,
                 surroundings.cache,
                 former.map(|former| &former.websites),
+            ),
+            limits: RequestLimits::new(&config.limits),
+            rates: Rates::after(
+                &config.limits,
+                former.and_then(|former| former.rates.as_ref()),
             ),
         }
     }
@@ -267,6 +280,18 @@ impl SharedSettings {
     /// Each replacement from now on.
     pub(super) fn replacements(&self) -> watch::Receiver<()> {
         self.replaced.subscribe()
+    }
+}
+
+impl ClientAddress for SharedSettings {
+    fn of(&self, session: &Session) -> Option<IpAddr> {
+        self.load().front.client_of(session)
+    }
+}
+
+impl fmt::Debug for SharedSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SharedSettings")
     }
 }
 

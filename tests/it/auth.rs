@@ -1126,6 +1126,32 @@ fn what_only_reads_is_said_to_those_who_may_ask() {
 }
 
 #[test]
+fn each_key_has_a_rate_of_its_own() {
+    let origin = objects();
+    let bucket = bucket(&origin).set("auth", "sigv4").set("clients", CLIENTS);
+    let proxy = builder()
+        .bucket(bucket)
+        .limit("requests_per_second", 5)
+        .start();
+    // Anyone can name Alice's key, who is not charged for that.
+    let forger = Keys {
+        secret_key: "a guess",
+        ..ALICE
+    };
+    let refused_of = |keys: Keys| {
+        let statuses = (0..100).map(|_| get(&proxy, Way::header(keys), OBJECT).status);
+        statuses.filter(|status| *status == 429).count()
+    };
+    assert!(refused_of(forger) > 0);
+    assert_eq!(get(&proxy, Way::header(ALICE), OBJECT).status, 200);
+    assert!(refused_of(ALICE) > 0);
+    // A key of the same address.
+    let shared = "/assets/shared/object";
+    assert_eq!(get(&proxy, Way::header(BOB), shared).status, 200);
+    assert_eq!(get(&proxy, Way::presigned(CAROL), OBJECT).status, 200);
+}
+
+#[test]
 fn the_log_has_no_presigned_url() {
     let origin = Origin::start(|_| Reply::pattern(1, LEN as u64).close_at(10));
     let proxy = private(&origin);

@@ -367,7 +367,7 @@ fn the_effective_configuration_is_printed_without_secrets() {
     ] {
         assert!(printed.contains(line), "no {line:?} in\n{printed}");
     }
-    assert!(printed.contains("  max_connections: "), "{printed}");
+    assert!(printed.contains("  connections: "), "{printed}");
 
     assert_eq!(print(&ConfigFile::new(&printed)), printed);
     assert_eq!(fs::read_dir(file.dir.path()).expect("list").count(), 1);

@@ -27,6 +27,8 @@ mod hit;
 mod http2;
 mod http_cache;
 mod ideal_cache;
+#[cfg(target_os = "linux")]
+mod limits;
 mod load;
 mod log;
 mod metrics;

@@ -1,5 +1,7 @@
 //! The state that all requests to a cache share: its options, the store and the limits.
 
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::Session;
 
 use super::state::CachingCtx;
 use crate::cache::DiskCache;
@@ -61,9 +64,18 @@ pub struct CachingOptions {
     /// Makes the body of an error that the cache itself answers, and the fields that describe
     /// it. `None`: errors have no body.
     pub error_body: Option<ErrorBody>,
+    /// Tells the client of a request, which has a budget for range fills. `None`: the client is the
+    /// peer of its connection.
+    pub client_address: Option<Arc<dyn ClientAddress>>,
     /// The value of `Strict-Transport-Security` in responses over TLS (RFC 6797), in place of the
     /// origin's. `None`: responses have the origin's.
     pub hsts: Option<HeaderValue>,
+}
+
+/// See [`CachingOptions::client_address`].
+pub trait ClientAddress: fmt::Debug + Send + Sync {
+    /// The address of the client that has made the request of a session, if it is known.
+    fn of(&self, session: &Session) -> Option<IpAddr>;
 }
 
 /// See [`CachingOptions::error_body`]. The response has its status, and fields that stay.
@@ -85,6 +97,7 @@ impl Default for CachingOptions {
             miss_timeout: Duration::from_secs(60),
             head_ttl: Duration::ZERO,
             error_body: None,
+            client_address: None,
             hsts: None,
         }
     }

@@ -19,6 +19,7 @@ use crate::proxy::buckets::{self, ListRules, Listing};
 use crate::proxy::cache_key::{raw_path, requested_query};
 use crate::proxy::errors;
 use crate::proxy::http1::answer_what_was_asked;
+use crate::proxy::limits::rates::{Client, Rates, TooMany};
 use crate::proxy::redirect::{self, Redirect};
 use crate::proxy::route::{Found, Route};
 use crate::proxy::settings::{Served, Settings};
@@ -57,6 +58,8 @@ pub(super) enum Admission {
     Preflight(Route),
     /// The request is for a folder, which is listed as a page.
     Listing(Route),
+    /// The client has had too much within the last seconds.
+    TooMany(TooMany),
 }
 
 impl S3ProxyHttp {
@@ -65,9 +68,29 @@ impl S3ProxyHttp {
         ctx.began = Some(Instant::now());
         ctx.caching.measure();
         let settings = self.settings.load();
+        let admission = self.admit_any(&settings, session, ctx);
+        match &settings.rates {
+            None => admission,
+            Some(rates) => meter(rates, admission, ctx),
+        }
+    }
+
+    /// [`admit`](Self::admit), for any number of requests.
+    fn admit_any(
+        &self,
+        settings: &Arc<Settings>,
+        session: &mut Session,
+        ctx: &mut RequestCtx,
+    ) -> Admission {
         let is_logged = settings.access_log.is_some();
-        if session.subrequest_ctx.is_none() && (is_logged || !settings.front.is_empty()) {
+        let is_metered = settings.rates.is_some();
+        if session.subrequest_ctx.is_none()
+            && (is_logged || is_metered || !settings.front.is_empty())
+        {
             let sender = settings.front.read(session);
+            if is_metered {
+                ctx.client = sender.client;
+            }
             if is_logged {
                 ctx.caching.set_trace(access_log::trace(sender));
             }
@@ -76,10 +99,13 @@ impl S3ProxyHttp {
         session.set_write_timeout(settings.write_timeout);
         session.set_min_send_rate(settings.min_send_rate);
         self.limit_keepalive(session);
+        if let Some(error) = settings.limits.exceeded(session.req_header()) {
+            return Admission::Error(error);
+        }
         if let Some(redirect) = settings.redirect.filter(|_| redirect::is_plain(session)) {
             return Admission::Redirect(redirect);
         }
-        let found = match Found::of(&settings, session.req_header()) {
+        let found = match Found::of(settings, session.req_header()) {
             Ok(found) => found,
             Err(error) => return Admission::Error(error),
         };
@@ -90,7 +116,7 @@ impl S3ProxyHttp {
         self.admit_found(session, found, ctx)
     }
 
-    /// The rest of [`admit`](Self::admit), for a request with a route and without a forbidden
+    /// The rest of [`admit_any`](Self::admit_any), for a request with a route and without a forbidden
     /// body.
     fn admit_found(&self, session: &Session, found: Found, ctx: &mut RequestCtx) -> Admission {
         let mut route = match found {
@@ -246,6 +272,7 @@ impl S3ProxyHttp {
             Admission::Other(route) => self.answer_other(session, route, ctx).await,
             Admission::Listing(route) => self.answer_listing(session, route, ctx).await,
             Admission::Preflight(route) => self.answer_preflight(session, &route, ctx).await,
+            Admission::TooMany(refused) => self.refuse_too_many(session, refused, ctx).await,
             Admission::Redirect(redirect) => {
                 redirect.answer(&self.caching, session, &ctx.caching).await
             }
@@ -496,6 +523,21 @@ impl S3ProxyHttp {
         Ok(true)
     }
 
+    /// Answer a client that has had too much. Always `true`, the result of `request_filter`.
+    async fn refuse_too_many(
+        &self,
+        session: &mut Session,
+        refused: TooMany,
+        ctx: &RequestCtx,
+    ) -> Result<bool> {
+        let error = S3Error::of_status(StatusCode::TOO_MANY_REQUESTS);
+        let mut header = ResponseHeader::build(error.status, Some(5))?;
+        header.insert_header(header::RETRY_AFTER, refused.retry_after())?;
+        let to = ctx.recipient();
+        errors::respond_with(&self.caching, session, header, &error, to).await?;
+        Ok(true)
+    }
+
     /// Answer a client that may not do what it asks for. Always `true`, the result of
     /// `request_filter`.
     pub(super) async fn refuse_client(
@@ -518,6 +560,23 @@ impl S3ProxyHttp {
         ))
         .await?;
         Ok(true)
+    }
+}
+
+/// Charge the client of a request, whatever its answer is. The proxy's own requests have none. An
+/// access key that S3 verifies may be forged, so it does not stand for a client.
+fn meter(rates: &Arc<Rates>, admission: Admission, ctx: &mut RequestCtx) -> Admission {
+    let client = match (&ctx.admitted.key_id, ctx.client) {
+        (_, None) => return admission,
+        (Some(key), _) => Client::Key(key.clone()),
+        (None, Some(address)) => Client::at(address),
+    };
+    match rates.admit(&client) {
+        Ok(charged) => {
+            ctx.charged = Some(charged);
+            admission
+        }
+        Err(refused) => Admission::TooMany(refused),
     }
 }
 

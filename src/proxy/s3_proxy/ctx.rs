@@ -1,5 +1,6 @@
 //! The state of one request.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,6 +13,7 @@ use crate::http::CachingCtx;
 use crate::proxy::auth::Admitted;
 use crate::proxy::buckets::Listing;
 use crate::proxy::errors::Recipient;
+use crate::proxy::limits::rates::Charged;
 use crate::proxy::passthrough::Relayed;
 use crate::proxy::resolve::Attempts;
 use crate::proxy::route::Route;
@@ -53,6 +55,10 @@ pub struct RequestCtx {
     pub(super) purges: u64,
     /// The negative cache has answered.
     pub(super) is_negative_hit: bool,
+    /// The client, if its rate is limited.
+    pub(super) client: Option<IpAddr>,
+    /// The request as its client is charged for it.
+    pub(super) charged: Option<Charged>,
 }
 
 /// A request for an object that may have siblings.

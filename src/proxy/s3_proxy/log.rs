@@ -37,6 +37,9 @@ impl S3ProxyHttp {
             METRICS.count_bytes(Way::copied(&ctx.caching), copied);
             self.note_key(ctx);
         }
+        if let Some(charged) = &ctx.charged {
+            charged.charge(session.body_bytes_sent() as u64);
+        }
         if ctx.route.is_some() && !ctx.caching.is_background() {
             if ctx.caching.asked_origin() {
                 METRICS.misses.inc();

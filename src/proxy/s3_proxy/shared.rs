@@ -95,6 +95,7 @@ impl S3ProxyHttp {
         };
         let tls = config.server.tls.as_ref();
         let hsts = tls.and_then(|tls| tls.hsts);
+        let settings = SharedSettings::new(Settings::new(config, surroundings, None));
         let options = CachingOptions {
             hsts: hsts
                 .map(|period| format!("max-age={}", period.as_secs()))
@@ -119,11 +120,11 @@ impl S3ProxyHttp {
             miss_timeout: *config.cache.miss_timeout,
             head_ttl: *config.cache.head_ttl,
             error_body: Some(errors::of_cache),
+            client_address: Some(settings.clone()),
             ..CachingOptions::default()
         };
         let caching = HttpCaching::new(cache, options);
         METRICS.watch_misses(caching.origin_turns());
-        let settings = SharedSettings::new(Settings::new(config, surroundings, None));
         let health = Arc::new(Health::new(config, settings.clone(), cache));
         METRICS.watch_origins(&health);
         S3ProxyHttp {

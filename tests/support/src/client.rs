@@ -4,7 +4,7 @@
 use std::{
     io::{self, Write},
     mem,
-    net::{Shutdown, SocketAddr, TcpStream},
+    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -144,6 +144,18 @@ impl Connection {
         socket.set_recv_buffer_size(bytes)?;
         socket.connect(&addr.into())?;
         Ok(Self::over(socket.into()))
+    }
+
+    /// A connection from one of the addresses of this machine, as that of another client: on Linux,
+    /// all of 127.0.0.0/8 are.
+    pub fn open_from(source: impl Into<IpAddr>, addr: SocketAddr) -> Self {
+        let connect = || {
+            let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+            socket.bind(&SocketAddr::new(source.into(), 0).into())?;
+            socket.connect(&addr.into())?;
+            Ok::<TcpStream, io::Error>(socket.into())
+        };
+        Self::over(connect().unwrap_or_else(|e| panic!("connect to {addr}: {e}")))
     }
 
     fn over(stream: TcpStream) -> Self {

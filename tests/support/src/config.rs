@@ -16,6 +16,7 @@ pub struct ProxyBuilder {
     environment: Vec<(String, String)>,
     buckets: Vec<Bucket>,
     server: Vec<(&'static str, String)>,
+    limits: Vec<(&'static str, String)>,
     upgrade_sock: bool,
     cache: Vec<(&'static str, String)>,
     memory: Vec<(&'static str, String)>,
@@ -55,6 +56,7 @@ impl ProxyBuilder {
             environment: Vec::new(),
             buckets: Vec::new(),
             server: Vec::new(),
+            limits: Vec::new(),
             upgrade_sock: false,
             cache: Vec::new(),
             memory: Vec::new(),
@@ -140,9 +142,13 @@ impl ProxyBuilder {
         self
     }
 
-    pub fn max_connections(mut self, connections: usize) -> Self {
-        self.server
-            .push(("max_connections", connections.to_string()));
+    pub fn max_connections(self, connections: usize) -> Self {
+        self.limit("connections", connections)
+    }
+
+    /// Sets a key of `limits`.
+    pub fn limit(mut self, key: &'static str, value: impl Display) -> Self {
+        self.limits.push((key, value.to_string()));
         self
     }
 
@@ -306,6 +312,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// As in the configuration: `"[10.0.0.0/8]"`.
+    pub fn proxy_protocol(mut self, networks: &str) -> Self {
+        self.server.push(("proxy_protocol", networks.to_owned()));
+        self
+    }
+
     /// Has a place of its own for [`Proxy::upgrade`].
     pub fn upgradable(mut self) -> Self {
         self.upgrade_sock = true;
@@ -345,6 +357,10 @@ impl ProxyBuilder {
             if let Some(choice) = self.ktls {
                 yaml.text(2, "ktls", choice);
             }
+        }
+        if !self.limits.is_empty() {
+            yaml.section(0, "limits");
+            yaml.all(1, &self.limits);
         }
         yaml.section(0, "buckets");
         for bucket in &self.buckets {

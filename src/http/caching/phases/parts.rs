@@ -195,7 +195,7 @@ impl HttpCaching {
             key: candidate.key.combined_bin(),
             delivered: session.body_bytes_sent() as u64,
             whole_len: candidate.whole_len,
-            client: client(session),
+            client: self.client(session),
             begins: false,
         };
         let limits = &self.options.range_fill;
@@ -210,6 +210,14 @@ impl HttpCaching {
         tokio::spawn(fill.run());
     }
 
+    /// The address of a session's client.
+    fn client(&self, session: &Session) -> Option<IpAddr> {
+        match &self.options.client_address {
+            Some(address) => address.of(session),
+            None => Some(session.client_addr()?.as_inet()?.ip()),
+        }
+    }
+
     /// Pay for the whole of a download with the bytes that its part has delivered.
     pub(super) fn note_delivered(
         &self,
@@ -221,7 +229,8 @@ impl HttpCaching {
         let range = session.req_header().headers.get(RANGE);
         let first = range.and_then(|range| single_range(range.as_bytes()));
         let begins = error.is_none() && first.is_some_and(|(first, _)| first == 0);
-        download.delivered(delivered, begins, client(session), &self.options.range_fill);
+        let client = self.client(session);
+        download.delivered(delivered, begins, client, &self.options.range_fill);
     }
 
     /// Let a hit fetch the blocks that it lacks, and wait for the first one that the client needs.
@@ -285,7 +294,7 @@ impl HttpCaching {
             return true;
         };
         let now = Instant::now();
-        if !self.fills.charge(client(session), excess, limits, now) {
+        if !self.fills.charge(self.client(session), excess, limits, now) {
             return false;
         }
         match hit.prepare(first).await {
@@ -450,10 +459,4 @@ pub(in crate::http::caching) fn is_incomplete(hit: &HitHandler) -> bool {
 /// The progress of the fill that a hit follows, if it follows one.
 pub(super) fn filling(hit: &HitHandler) -> Option<Filling> {
     hit.as_any().downcast_ref().and_then(DiskHit::filling)
-}
-
-/// The address of a session's client.
-fn client(session: &Session) -> Option<IpAddr> {
-    let address = session.client_addr()?.as_inet()?;
-    Some(address.ip())
 }
