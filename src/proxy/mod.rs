@@ -3,6 +3,8 @@
 #[cfg(feature = "s3-proxy")]
 pub mod access_log;
 #[cfg(feature = "s3-proxy")]
+mod activation;
+#[cfg(feature = "s3-proxy")]
 pub mod admin;
 #[cfg(feature = "s3-proxy")]
 mod ask;

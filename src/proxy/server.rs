@@ -28,6 +28,7 @@ use pingora_core::Error;
 use pingora_proxy::{HttpProxy, SubrequestSpawner};
 
 use super::access_log::AccessLog;
+use super::activation::Activated;
 use super::admin::AdminApp;
 use super::descriptors;
 use super::health::Health;
@@ -55,6 +56,10 @@ const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 /// The time limit for a client to acknowledge the close of an HTTP/2 connection, and to read the
 /// remainder.
 const HTTP2_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The time that a connection has for a request which is on its way when the process is told to end. In an
+/// upgrade, this follows the seconds in which each response says that its connection closes.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 /// The source of the listening sockets.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -112,9 +117,13 @@ impl ProxyServer {
     fn set_up(config: &Config, listeners: Listeners) -> Result<ProxyServer, StartError> {
         let open_files = descriptors::raise_limit();
         tls::install_provider();
+        let activated = match listeners {
+            Listeners::Own => Activated::from_env()?,
+            Listeners::Inherited => Activated::default(),
+        };
         let reserve = |address, key| match listeners {
-            Listeners::Own => Listener::reserve(address, key),
-            Listeners::Inherited => Listener::inherit(address, key),
+            Listeners::Own if !activated.has(address) => Listener::reserve(address, key),
+            _ => Listener::inherit(address, key),
         };
         let optional = |address: Option<SocketAddr>, key| {
             address.map(|address| reserve(address, key)).transpose()
@@ -174,12 +183,24 @@ impl ProxyServer {
         };
         let mut server = Server::new_with_opt_and_conf(options, conf);
         server.confirm_upgrades();
+        let all = [
+            Some(&http),
+            https.as_ref(),
+            metrics.as_ref(),
+            admin.as_ref(),
+        ];
+        let all: Vec<_> = all.into_iter().flatten().map(Listener::address).collect();
+        if let Some(fds) = activated.into_fds(&all)? {
+            server.adopt_listeners(fds);
+        }
+        server.spare_idle_connections(SHUTDOWN_GRACE);
 
-        let options = server_options(HeadLimits {
+        let mut options = server_options(HeadLimits {
             timeout: *config.server.request_head_timeout,
             max_bytes: *config.server.max_request_head_bytes,
             max_target_bytes: *config.limits.url_bytes,
         });
+        options.shutdown_grace = SHUTDOWN_GRACE;
 
         let health = proxy.health().clone();
         let status = status::Source::new(config, cache, health.clone(), proxy.top_keys().clone());

@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use crate::{builder, S3_PROXY};
+use crate::{builder, load::Load, S3_PROXY};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use test_support::{
@@ -284,6 +284,25 @@ fn a_listener_whose_port_the_kernel_chose_can_not_be_taken_over() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("server.address: "), "{said}");
     assert!(said.contains("port 0"), "{said}");
+}
+
+#[test]
+fn no_request_fails_in_several_upgrades() {
+    const UPGRADES: usize = 3;
+    let origin = Origin::start(|request| Reply::fresh().answering(request));
+    let mut proxy = proxy(&origin).tls().start();
+    let load = Load::default();
+    thread::scope(|scope| {
+        let _clients = load.start(scope, proxy.addr(), proxy.https_addr());
+        for _ in 0..UPGRADES {
+            let before = load.answered();
+            let (output, old) = proxy.upgrade_by_command(&[]);
+            assert!(output.status.success(), "{output:?}");
+            assert!(old.expect("the old process").wait().success());
+            eventually("clients go on", || load.answered() > before + 100);
+        }
+    });
+    assert_eq!(load.failures(), Vec::<String>::new());
 }
 
 fn origin() -> Origin {
