@@ -299,7 +299,10 @@ fn an_operator_browses_and_purges() {
          document.querySelector('form').requestSubmit()",
     );
     let rows = "document.querySelectorAll('#entries tr').length";
-    tab.wait(&format!("{rows} === 4"));
+    // The script of the page runs once all of it is there.
+    tab.wait(&format!(
+        "{rows} === 4 && document.readyState === 'complete'"
+    ));
     assert_eq!(tab.evaluate("document.title"), "s3-proxy");
     assert_eq!(tab.evaluate("document.images.length"), 0);
 
