@@ -14,9 +14,9 @@ use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::bucket_rules::ListRules;
 use super::errors::{self, Recipient};
 use super::route::Route;
-use crate::config;
 use crate::http::HttpCaching;
 use crate::s3::error::escape;
 use crate::s3::{list, Code, ListRewriter, Operation, S3Error, S3Request, Site};
@@ -33,15 +33,6 @@ const NO_LOCATION: &str = "us-east-1";
 /// The creation date of every bucket. Clients require one, and the configuration has none.
 const CREATED: &str = "1970-01-01T00:00:00.000Z";
 
-/// The rules of a bucket for lists.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ListRules {
-    /// Clients may list the bucket.
-    pub(super) is_open: bool,
-    /// The time for which a stored list answers other requests; zero to store none.
-    pub(super) ttl: Duration,
-}
-
 /// A list on its way from the origin to a client.
 pub(super) struct Listing {
     /// The request target for the origin.
@@ -49,17 +40,6 @@ pub(super) struct Listing {
     pub(super) rewriter: ListRewriter,
     /// See [`ListRules::ttl`].
     pub(super) ttl: Duration,
-}
-
-// === impl ListRules ===
-
-impl ListRules {
-    pub(super) fn of(bucket: &config::Bucket) -> ListRules {
-        ListRules {
-            is_open: bucket.list,
-            ttl: *bucket.list_ttl,
-        }
-    }
 }
 
 // === impl Listing ===

@@ -13,6 +13,8 @@ mod auth;
 #[cfg(feature = "s3-proxy")]
 mod authorities;
 #[cfg(feature = "s3-proxy")]
+mod bucket_rules;
+#[cfg(feature = "s3-proxy")]
 mod buckets;
 #[cfg(feature = "s3-proxy")]
 mod cache_key;
@@ -27,6 +29,8 @@ mod errors;
 mod front;
 #[cfg(feature = "s3-proxy")]
 pub mod health;
+#[cfg(feature = "s3-proxy")]
+mod host;
 pub mod http1;
 #[cfg(feature = "s3-proxy")]
 pub(crate) mod limits;
@@ -37,6 +41,8 @@ pub mod memory;
 mod negative_cache;
 #[cfg(feature = "s3-proxy")]
 mod notify;
+#[cfg(feature = "s3-proxy")]
+mod origin_health;
 #[cfg(feature = "s3-proxy")]
 mod passthrough;
 #[cfg(feature = "s3-proxy")]

@@ -27,7 +27,6 @@ use super::cache_key::{key_of, requested_query};
 use super::route::Route;
 use super::settings::Settings;
 use crate::cache::DiskCache;
-use crate::config::Config;
 use crate::http::RelayedRequest;
 use crate::s3::{Change, DeletedKeys, Operation, Proof, Router, S3Request, Signed};
 
@@ -88,15 +87,6 @@ pub(super) struct Passthrough {
     generation: AtomicU64,
 }
 
-/// The configuration of the buckets for relayed requests.
-#[derive(PartialEq, Eq)]
-pub(super) struct RelayRules {
-    /// `auth_ttl`, by the bucket's place in the configuration.
-    ttls: Box<[Duration]>,
-    /// True for a bucket whose lists are stored, by the same place.
-    store_lists: Box<[bool]>,
-}
-
 /// A permission: S3 has given this version of an object to a client.
 #[derive(Clone, Copy)]
 struct Permission {
@@ -122,22 +112,6 @@ pub(super) struct Relayed {
     proof: Option<Proof>,
     /// The value of [`Passthrough::generation`] when S3 was asked.
     generation: u64,
-}
-
-// === impl RelayRules ===
-
-impl RelayRules {
-    pub(super) fn new(config: &Config) -> RelayRules {
-        let ttls = config.buckets.iter().map(|bucket| *bucket.auth_ttl);
-        let store_lists = config.buckets.iter().map(|bucket| {
-            let ttl: Duration = *bucket.list_ttl;
-            bucket.list && !ttl.is_zero()
-        });
-        RelayRules {
-            ttls: ttls.collect(),
-            store_lists: store_lists.collect(),
-        }
-    }
 }
 
 // === impl Passthrough ===

@@ -8,7 +8,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use super::errors;
-use super::route::without_port;
+use super::host::without_port;
 use crate::config::Tls;
 use crate::http::{CachingCtx, HttpCaching};
 

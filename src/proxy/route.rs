@@ -1,6 +1,6 @@
 //! Routes of requests.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use http::header::HOST;
@@ -10,6 +10,7 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_http::RequestHeader;
 
 use super::cache_key::{cache_key, key_of, requested_path, requested_query};
+use super::host::without_port;
 use super::settings::{Served, Settings};
 use crate::s3::key::encode_value;
 use crate::s3::{decode_unreserved, Code, ObjectKey, Router, S3Error, S3Request, Site, Target};
@@ -256,22 +257,6 @@ fn is_doubtful(site: &Site, host: &[u8]) -> bool {
     let has_no_domain =
         name.bytes().all(is_plain) || name.parse::<Ipv4Addr>().is_ok() || name.starts_with('[');
     names_bucket || !(has_no_domain || name == service)
-}
-
-/// The name or address in a `Host`. `None` if something other than a port follows it, or if
-/// brackets do not enclose an IPv6 address.
-pub(super) fn without_port(host: &str) -> Option<&str> {
-    let end = match host.strip_prefix('[') {
-        Some(rest) => {
-            let (address, _) = rest.split_once(']')?;
-            address.parse::<Ipv6Addr>().ok()?;
-            address.len() + 2
-        }
-        None => host.find(':').unwrap_or(host.len()),
-    };
-    let (name, port) = host.split_at(end);
-    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
-    (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)).then_some(name)
 }
 
 /// The labels of a name in front of AWS's domain. `None` for names of other domains.
