@@ -290,7 +290,8 @@ fn a_listener_whose_port_the_kernel_chose_can_not_be_taken_over() {
 fn no_request_fails_in_several_upgrades() {
     const UPGRADES: usize = 3;
     let origin = Origin::start(|request| Reply::fresh().answering(request));
-    let mut proxy = proxy(&origin).tls().start();
+    // Clients on a busy machine may take longer than a second to notice.
+    let mut proxy = proxy_with_grace_period(&origin, "30s").tls().start();
     let load = Load::default();
     thread::scope(|scope| {
         let _clients = load.start(scope, proxy.addr(), proxy.https_addr());
