@@ -120,6 +120,12 @@ pub struct Metrics {
     /// Lines of the access log that were dropped.
     #[cfg(feature = "s3-proxy")]
     pub(crate) access_log_dropped: IntCounter,
+    /// Spans of traces that the collector has taken.
+    #[cfg(feature = "s3-proxy")]
+    pub(crate) spans_sent: IntCounter,
+    /// Spans of traces that were dropped, by reason.
+    #[cfg(feature = "s3-proxy")]
+    pub(crate) spans_dropped: IntCounterVec,
     /// The HTTPS listener.
     #[cfg(feature = "s3-proxy")]
     pub(crate) tls: TlsMetrics,
@@ -405,6 +411,17 @@ impl Metrics {
                 "Lines of the access log dropped because they could not be written in time",
             ),
             #[cfg(feature = "s3-proxy")]
+            spans_sent: make.counter(
+                "trace_spans_sent_total",
+                "Spans of traces that the collector has taken",
+            ),
+            #[cfg(feature = "s3-proxy")]
+            spans_dropped: make.counters(
+                "trace_spans_dropped_total",
+                "Spans of traces that were dropped, by reason",
+                "reason",
+            ),
+            #[cfg(feature = "s3-proxy")]
             tls: TlsMetrics::new(&make),
             #[cfg(feature = "s3-proxy")]
             reload: ReloadMetrics::new(&make),
@@ -425,6 +442,10 @@ impl Metrics {
         #[cfg(feature = "s3-proxy")]
         for limit in Limit::ALL {
             metrics.limited.with_label_values(&[limit.label()]);
+        }
+        #[cfg(feature = "s3-proxy")]
+        for reason in ["export", "queue"] {
+            metrics.spans_dropped.with_label_values(&[reason]);
         }
         for result in [
             "absent",
@@ -529,6 +550,8 @@ impl Metrics {
             &self.ways.all,
             &self.access_log_lines,
             &self.access_log_dropped,
+            &self.spans_sent,
+            &self.spans_dropped,
             &self.reload.reloads,
             &self.reload.has_failed,
             &self.reload.loaded,

@@ -32,6 +32,7 @@ pub(super) fn check(root: &Node, env: Env, findings: &mut Vec<Finding>) {
     listeners(root, env, findings);
     admin(root, findings);
     access_log(root, env, findings);
+    traces(root, env, findings);
 }
 
 /// Checks that the prefixes of buckets do not overlap.
@@ -580,6 +581,23 @@ fn access_log(root: &Node, env: Env, findings: &mut Vec<Finding>) {
             "write the path of a file in access_log.path, or leave the key out",
         );
         let path = ["access_log", "rotate"].map(|name| Step::Name(name.into()));
+        findings.push(finding(entry.place, path.into(), problem));
+    }
+}
+
+/// Checks that a request to the collector has a time limit.
+fn traces(root: &Node, env: Env, findings: &mut Vec<Finding>) {
+    let timeout = root
+        .get("traces")
+        .and_then(|traces| traces.entry("timeout"));
+    let Some(entry) = timeout else { return };
+    let timeout = value::<Period>(Some(&entry.value), env);
+    if timeout.is_some_and(|timeout| timeout.is_zero()) {
+        let problem = Problem::new(
+            "means no limit, and a collector that hangs would get no spans any more",
+            "write a duration such as 5s, or leave the key out",
+        );
+        let path = ["traces", "timeout"].map(|name| Step::Name(name.into()));
         findings.push(finding(entry.place, path.into(), problem));
     }
 }

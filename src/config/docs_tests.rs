@@ -27,6 +27,7 @@ server: {address: '127.0.0.1:0', tls: {address: '127.0.0.1:0', certificate: Carg
 buckets: [{path_prefix: /assets, bucket: my-bucket, region: us-east-1, assume_role: {role_arn: 'arn:aws:iam::1:role/reader'}, web: {compress: {}}, response_headers: [{}], cors: {origins: ['*']}}]
 cache: {range_fill: {}, blocks: {}, memory: {}, disk: {paths: [{path: c}], sendfile: {}}, rules: [{}]}
 access_log: {path: l}
+traces: {endpoint: 'http://localhost:4318/v1/traces', headers: [{name: authorization, secret: t}]}
 ";
 
 fn printed(text: &str) -> String {
@@ -275,10 +276,11 @@ fn comment_of_type(declaration: &str) -> String {
 }
 
 /// The types that have a name in the reference, each with the beginning of its words.
-const TYPES: [(&str, &str); 33] = [
+const TYPES: [(&str, &str); 34] = [
     ("address", "IP:PORT"),
     ("ARN", "the ARN of a role"),
     ("bucket name", "3 to 63 of"),
+    ("collector", "http://HOST[:PORT][/PATH]"),
     ("directory", "the path of a directory"),
     ("document", "the name of a document"),
     ("duration", "a whole number with a unit"),
@@ -344,7 +346,7 @@ fn printed_defaults() -> BTreeMap<String, String> {
 /// The keys that are missing where all sections are there, and nothing in them.
 fn required() -> BTreeSet<String> {
     let empty = "server: {tls: {certificates: [{}]}}\nbuckets: [{assume_role: {}, clients: [{}], jwt: {}, web: {compress: {}}, response_headers: [{}], cors: {}}]\n\
-                 cache: {disk: {}}\nmetrics: {}\nadmin: {}\naccess_log: {}";
+                 cache: {disk: {}}\nmetrics: {}\nadmin: {}\naccess_log: {}\ntraces: {headers: [{}]}";
     let error = Config::parse(empty, Path::new("proxy.yaml"), &|_| None).unwrap_err();
     let missing = error.mistakes().iter().filter(|mistake| {
         let text = mistake.to_string();
@@ -604,6 +606,9 @@ fn a_default_is_stated_in_words_only_where_none_can_be_printed() {
         "buckets[].assume_role.role_arn",
         "cache.disk.paths[].path",
         "access_log.path",
+        "traces.endpoint",
+        "traces.headers[].name",
+        "traces.headers[].secret",
     ];
     assert_eq!(stated, expected.map(str::to_owned).into());
 }

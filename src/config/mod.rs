@@ -47,10 +47,11 @@ pub use changes::RELOADED;
 use document::{Kind, Node};
 pub use error::{ConfigError, Mistake, Place};
 pub use values::{
-    Address, AutoOr, BucketName, ExternalId, FieldName, FieldText, Folder, Gigabytes, HmacKeyFile,
-    HostName, JwksFile, KeyPrefix, LogPath, Megabytes, MegabytesPerMinute, MegabytesPerSecond,
-    Network, PathPrefix, Pattern, PemFile, Period, Plain, PublicKeyFile, Region, ResponseField,
-    RoleArn, Secret, Service, SessionName, Share, Socket, TlsName, TlsVersion, Token, Whole,
+    Address, AutoOr, BucketName, Collector, ExternalId, FieldName, FieldText, Folder, Gigabytes,
+    HmacKeyFile, HostName, JwksFile, KeyPrefix, LogPath, Megabytes, MegabytesPerMinute,
+    MegabytesPerSecond, Network, PathPrefix, Pattern, PemFile, Period, Plain, PublicKeyFile,
+    Region, ResponseField, RoleArn, SampleRatio, Secret, SecretField, Service, SessionName, Share,
+    Socket, TlsName, TlsVersion, Token, Whole,
 };
 use variables::Env;
 pub use web::{Coding, Compress, Cors, CorsMethod, HeaderRule, Web};
@@ -96,6 +97,9 @@ pub struct Config {
     /// Limits of clients.
     #[serde(default)]
     pub limits: Limits,
+    /// Traces of requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traces: Option<Traces>,
     #[serde(skip)]
     source: Source,
 }
@@ -871,6 +875,42 @@ pub struct AccessLog {
     pub buffer_kib: Whole<u32, 64, 1_048_576>,
 }
 
+/// Traces of requests, sent to an OpenTelemetry collector by OTLP over HTTP, see
+/// [Traces](operations.md#traces). Without this section, there are none.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traces {
+    /// Address of the collector. Without a path, `/v1/traces` is used.
+    pub endpoint: Collector,
+    /// Share of the requests that are traced. A trusted proxy decides by the flag of its `traceparent`
+    /// instead, see `server.trusted_proxies`.
+    #[serde(default = "defaults::sample_ratio")]
+    pub sample_ratio: SampleRatio,
+    /// Name of the service (`service.name`).
+    #[serde(default = "defaults::service_name")]
+    pub service_name: Plain,
+    /// Header fields of the requests to the collector.
+    #[serde(
+        default,
+        deserialize_with = "list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub headers: Vec<TraceHeader>,
+    /// Longest time for a request to the collector; its spans are then dropped.
+    #[serde(default = "defaults::trace_timeout")]
+    pub timeout: Period,
+}
+
+/// A header field of the requests to the collector.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceHeader {
+    /// Name of the field, such as `authorization`.
+    pub name: FieldName,
+    /// Value of the field, such as `Bearer ${TOKEN}`.
+    pub secret: SecretField,
+}
+
 /// The values of `access_log.format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename = "format", rename_all = "lowercase")]
@@ -896,7 +936,7 @@ pub enum Rotate {
 /// Defaults in sections that also have required keys. The other sections have a [`Default`]. The
 /// library's defaults are used where it has them.
 mod defaults {
-    use super::{Period, SessionName, Whole};
+    use super::{Period, Plain, SampleRatio, SessionName, Whole};
     use crate::s3::ConnectionOptions;
 
     pub fn threads<const MIN: u64, const MAX: u64>() -> Whole<usize, MIN, MAX> {
@@ -910,6 +950,18 @@ mod defaults {
 
     pub fn log_buffer<const MIN: u64, const MAX: u64>() -> Whole<u32, MIN, MAX> {
         Whole(4096)
+    }
+
+    pub fn sample_ratio() -> SampleRatio {
+        SampleRatio(0.01)
+    }
+
+    pub fn service_name() -> Plain {
+        Plain("s3-proxy".to_owned())
+    }
+
+    pub fn trace_timeout() -> Period {
+        Period::from_secs(5)
     }
 
     pub fn write_timeout() -> Period {

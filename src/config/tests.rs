@@ -420,13 +420,14 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
     };
     let cache = |keys: &str| format!("{SERVER}{BUCKETS}cache: {keys}");
     let log = |keys: &str| format!("{SERVER}{BUCKETS}access_log: {{{keys}}}");
+    let traces = |keys: &str| format!("{SERVER}{BUCKETS}traces: {{{keys}}}");
     let endpoint = |url: &str| bucket(&format!("    endpoint: {url:?}"));
     // One case a line: text, key, problem, remedy.
     #[rustfmt::skip]
     let cases: Vec<(String, &str, &str, &str)> = vec![
         // The document as a whole.
         (String::new(), "", "contains no settings", "config.yaml.example"),
-        ("- a".into(), "", "contains no sections", "server, buckets, cache, metrics, admin, health, access_log"),
+        ("- a".into(), "", "contains no sections", "server, buckets, cache, metrics, admin, health, access_log, limits, traces"),
         ("a: [".into(), "", "is not valid YAML", "indentation"),
         ("a: b: c".into(), "", "is not valid YAML", "indentation"),
         ("a: 1\n---\nb: 2".into(), "", "is not valid YAML", "layout"),
@@ -538,6 +539,15 @@ fn every_mistake_is_named_with_file_key_and_remedy() {
         (log("path: a, format: xml"), "access_log.format", "is not", "combined"),
         (log("path: a, rotate: hourly"), "access_log.rotate", "is not", "daily"),
         (log("path: '-', rotate: daily"), "access_log.rotate", "has no effect on standard output", "path of a file"),
+        (traces("sample_ratio: 1"), "traces.endpoint", "is missing", "http://localhost:4318"),
+        (traces("endpoint: 'localhost:4318'"), "traces.endpoint", "no scheme", "http://HOST"),
+        (traces("endpoint: 'grpc://h:4317'"), "traces.endpoint", "scheme other", "https://HOST"),
+        (traces("endpoint: 'http://u:hunter2@h/'"), "traces.endpoint", "password", "http://HOST"),
+        (traces("endpoint: 'http://h/v1?key=hunter2'"), "traces.endpoint", "a query", "/PATH"),
+        (traces("endpoint: 'http://h', sample_ratio: 1.5"), "traces.sample_ratio", "out of range", "from 0 to 1"),
+        (traces("endpoint: 'http://h', timeout: 0"), "traces.timeout", "no limit", "5s"),
+        (traces("endpoint: 'http://h', headers: [{name: 'a b', secret: s}]"), "traces.headers[0].name", "is not a name", "letters"),
+        (traces("endpoint: 'http://h', headers: [{name: a, secret: ' '}]"), "traces.headers[0].secret", "is empty", "${NAME}"),
         (log("path: a, buffer_kib: 63"), "access_log.buffer_kib", "63", "from 64 to 1048576"),
         (server("  trusted_proxies: 10.0.0.0/8"), "server.trusted_proxies", "is a string, not a list", "list"),
         (server("  trusted_proxies: [10.0.0.0/33]"), "server.trusted_proxies[0]", "is not a network", "10.0.0.0/8"),

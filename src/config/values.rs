@@ -127,6 +127,8 @@ texts! {
     Region(String) as str;
     /// The address of an S3 service other than AWS.
     Service(S3Endpoint) as S3Endpoint;
+    /// The address of an OpenTelemetry collector, with its path.
+    Collector(String) as str;
     /// A pattern for names of buckets or objects.
     Pattern(Glob) as Glob;
     /// The ARN of a role.
@@ -662,6 +664,96 @@ impl Serialize for Service {
     }
 }
 
+// === impl Collector ===
+
+impl Collector {
+    /// The path of traces ("OTLP/HTTP Request", OpenTelemetry Protocol Specification).
+    const PATH: &'static str = "/v1/traces";
+}
+
+impl Text for Collector {
+    const EXPECTED: &'static str =
+        "write http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH], such as \
+         http://localhost:4318";
+
+    fn check(url: &str) -> Result<Self, Unfit> {
+        let authority = url.find("://").map_or(0, |at| at + "://".len());
+        let path = url[authority..]
+            .find('/')
+            .map_or(url.len(), |at| authority + at);
+        let (service, path) = url.split_at(path);
+        // The message does not repeat the URL, which may contain a password.
+        let service = S3Endpoint::parse(service).map_err(Unfit::Alone)?;
+        let is_path = |b: u8| b.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&b);
+        if !path.bytes().all(is_path) {
+            return Err(Unfit::Alone(
+                "has a query, or a character that is not one of a path",
+            ));
+        }
+        let path = match path {
+            "" | "/" => Collector::PATH,
+            path => path,
+        };
+        Ok(Collector(format!("{service}{path}")))
+    }
+
+    fn stand_in() -> Self {
+        Collector(String::new())
+    }
+}
+
+impl Serialize for Collector {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+// === impl SecretField ===
+
+impl SecretField {
+    /// The value itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Text for SecretField {
+    const EXPECTED: &'static str =
+        "write the value of a header field, with ${NAME} to take a secret from the environment";
+
+    fn check(text: &str) -> Result<Self, Unfit> {
+        let is_field = |b: u8| b.is_ascii_graphic() || b == b' ';
+        if text.trim().is_empty() || !text.bytes().all(is_field) {
+            return Err(Unfit::Alone(
+                "is empty, or holds a line end or a character that is not ASCII",
+            ));
+        }
+        Ok(SecretField(text.to_owned().into()))
+    }
+
+    fn stand_in() -> Self {
+        SecretField(String::new().into())
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretField {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_str(TextVisitor(PhantomData))
+    }
+}
+
+impl fmt::Debug for SecretField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
+impl Serialize for SecretField {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(REDACTED)
+    }
+}
+
 // === impl RoleArn ===
 
 impl Text for RoleArn {
@@ -820,6 +912,10 @@ impl Serialize for Pattern {
 /// in memory when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
+
+/// The value of a header field, which may be a secret. `Debug` and `Serialize` write a placeholder.
+#[derive(Clone)]
+pub struct SecretField(Zeroizing<String>);
 
 // === impl Secret ===
 
@@ -1269,6 +1365,8 @@ macro_rules! decimals {
 decimals! {
     /// A share of a whole.
     Share: 0.0..=1.0, "write a share from 0 to 1; 0: always, 1: never";
+    /// A share of requests.
+    SampleRatio: 0.0..=1.0, "write a share from 0 to 1; 0: none, 1: all";
     /// A size in gigabytes of 10^9 bytes: the SI unit, as disks are sold.
     Gigabytes: 0.001..=1e6,
         "write a number of gigabytes (10^9 bytes) from 0.001 to 1000000, such as 0.5";

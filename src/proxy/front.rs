@@ -34,6 +34,8 @@ pub(super) struct Sender {
     pub(super) client: Option<IpAddr>,
     /// The id that a trusted proxy has given the request.
     pub(super) id: Option<RequestId>,
+    /// A trusted proxy has sent the request.
+    pub(super) is_trusted: bool,
 }
 
 // === impl Networks ===
@@ -79,18 +81,21 @@ impl TrustedProxies {
             return Sender {
                 client: None,
                 id: None,
+                is_trusted: false,
             };
         };
         if !self.trusts(&peer) {
             return Sender {
                 client: Some(peer),
                 id: None,
+                is_trusted: false,
             };
         }
         let client = self.client(peer, &session.req_header().headers);
         Sender {
             client: Some(client),
             id: take_id(session.req_header_mut()),
+            is_trusted: true,
         }
     }
 

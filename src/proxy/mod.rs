@@ -78,6 +78,9 @@ mod tls;
 #[cfg(feature = "s3-proxy")]
 mod top_keys;
 #[cfg(feature = "s3-proxy")]
+#[cfg_attr(not(feature = "otlp"), path = "traces_off.rs")]
+mod traces;
+#[cfg(feature = "s3-proxy")]
 pub mod upgrade;
 #[cfg(feature = "s3-proxy")]
 mod warm;
@@ -98,3 +101,5 @@ pub use s3_proxy::S3ProxyHttp;
 pub use serve::serve_with_sendfile;
 #[cfg(feature = "s3-proxy")]
 pub use settings::{Settings, SharedSettings};
+#[cfg(feature = "s3-proxy")]
+pub use traces::Tracer;

@@ -31,7 +31,7 @@ use pingora_cache::{
     CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable,
 };
 use pingora_core::modules::http::HttpModules;
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Session};
@@ -81,6 +81,7 @@ impl ProxyHttp for S3ProxyHttp {
         if ctx.negotiated.is_some() && Box::pin(self.serve_made(session, ctx)).await? {
             return Ok(true);
         }
+        ctx.begin_lookup();
         let route = routed(&ctx.route)?;
         let (site, key, version) = (&route.site, route.key()?, route.request.version_id());
         self.caching
@@ -96,6 +97,7 @@ impl ProxyHttp for S3ProxyHttp {
     }
 
     fn request_cache_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
+        ctx.begin_lookup();
         let route = routed(&ctx.route)?;
         if let Ok(key) = route.key() {
             let rules = &route.site.settings().rules;
@@ -144,10 +146,12 @@ impl ProxyHttp for S3ProxyHttp {
             // It was stored before there was a document.
             return Ok(Some(ForcedFreshness::ForceMiss));
         }
-        Ok(self
+        let forced = self
             .caching
             .cache_hit_filter(session, meta, hit, is_fresh, &mut ctx.caching)
-            .await)
+            .await;
+        ctx.end_lookup();
+        Ok(forced)
     }
 
     async fn proxy_upstream_filter(
@@ -155,6 +159,7 @@ impl ProxyHttp for S3ProxyHttp {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<bool> {
+        ctx.end_lookup();
         if ctx.relayed().is_some() {
             return self
                 .caching
@@ -316,7 +321,17 @@ impl ProxyHttp for S3ProxyHttp {
             trace.ask_origin();
         }
         ctx.asked_origin = Some(Instant::now());
-        self.origin_peer(session, ctx).await
+        if let (Some(spans), Some(route)) = (&mut ctx.spans, &ctx.route) {
+            spans.ask_origin(&route.site);
+        }
+        let peer = self.origin_peer(session, ctx).await;
+        if let Some(spans) = &mut ctx.spans {
+            match &peer {
+                Ok(peer) => spans.connect(peer.address().as_inet().copied()),
+                Err(e) => spans.failed(e),
+            }
+        }
+        peer
     }
 
     fn fail_to_connect(
@@ -326,6 +341,9 @@ impl ProxyHttp for S3ProxyHttp {
         ctx: &mut Self::CTX,
         error: Box<Error>,
     ) -> Box<Error> {
+        if let Some(spans) = &mut ctx.spans {
+            spans.failed(&error);
+        }
         self.repeat_connect(session, peer, ctx, error)
     }
 
@@ -337,6 +355,9 @@ impl ProxyHttp for S3ProxyHttp {
         ctx: &mut Self::CTX,
         client_reused: bool,
     ) -> Box<Error> {
+        if let Some(spans) = &mut ctx.spans {
+            spans.failed(&error);
+        }
         self.repeat_exchange(peer, session, error, ctx, client_reused)
     }
 
@@ -346,7 +367,13 @@ impl ProxyHttp for S3ProxyHttp {
         request: &mut RequestHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        self.write_origin_request(session, request, ctx)
+        self.write_origin_request(session, request, ctx)?;
+        if let Some(tracer) = &self.tracer {
+            let served = &routed(&ctx.route)?.site;
+            let spans = ctx.spans.as_deref_mut();
+            tracer.name_in_origin_request(session, request, served, spans)?;
+        }
+        Ok(())
     }
 
     async fn request_body_filter(

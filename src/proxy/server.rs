@@ -39,6 +39,7 @@ use super::listener::{wait_for, Listener, StartError};
 use super::reload::Reloader;
 use super::s3_proxy::S3ProxyHttp;
 use super::settings::{SharedSettings, Surroundings};
+use super::traces::Tracer;
 use super::upgrade::Upgrader;
 use super::{notify, send_buffer, signals, socket, status, tls};
 use crate::cache::{DiskCache, DiskCacheConfig, SendfileConfig};
@@ -90,6 +91,7 @@ pub struct ProxyServer {
     server: Server,
     cache: Option<&'static DiskCache>,
     settings: Arc<SharedSettings>,
+    tracer: Option<Arc<Tracer>>,
     listeners: Listeners,
     http: Listener,
     https: Option<Listener>,
@@ -158,7 +160,11 @@ impl ProxyServer {
             access_log,
             cache,
         };
-        let proxy = S3ProxyHttp::within(surroundings, config, cache);
+        let mut proxy = S3ProxyHttp::within(surroundings, config, cache);
+        let tracer = Tracer::open(config).map_err(|e| StartError(format!("traces: {e}")))?;
+        if let Some(tracer) = &tracer {
+            proxy.trace_to(tracer.clone());
+        }
         let settings = proxy.settings();
 
         // Without a socket, the line that SIGQUIT leaves in the log names the key.
@@ -334,6 +340,7 @@ impl ProxyServer {
             metrics,
             admin,
             admin_socket: admin_socket.map(Path::to_owned),
+            tracer,
         })
     }
 
@@ -393,6 +400,9 @@ impl ProxyServer {
                 announce();
             })?;
         self.server.run(RunArgs::default());
+        if let Some(tracer) = self.tracer {
+            tracer.close(FINISH_TIMEOUT);
+        }
         if let Some(log) = &self.settings.get().access_log {
             log.close(FINISH_TIMEOUT);
         }

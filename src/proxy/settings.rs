@@ -15,7 +15,7 @@ use arc_swap::{ArcSwap, Guard};
 use pingora_proxy::Session;
 use tokio::sync::watch;
 
-use super::access_log::AccessLog;
+use super::access_log::{AccessLog, Redactor};
 use super::auth::Auth;
 use super::authorities::Authorities;
 use super::bucket_rules::{ListRules, RelayRules};
@@ -60,6 +60,8 @@ pub struct Settings {
     pub(super) websites: Websites,
     pub(super) limits: RequestLimits,
     pub(super) rates: Option<Arc<Rates>>,
+    /// Keeps secrets out of traces.
+    pub(super) redactor: Redactor,
 }
 
 /// What a bucket keeps as long as its configuration does not change.
@@ -166,6 +168,7 @@ impl Settings {
                 &config.limits,
                 former.and_then(|former| former.rates.as_ref()),
             ),
+            redactor: Redactor::new(config),
         }
     }
 

@@ -47,6 +47,7 @@ mod status;
 mod status_page;
 #[cfg(target_os = "linux")]
 mod strace;
+mod traces;
 mod transfer;
 mod upgrade;
 mod warm;

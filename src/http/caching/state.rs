@@ -407,6 +407,11 @@ impl CachingCtx {
         is_found(session.cache.phase())
     }
 
+    /// True if the origin's response is stored.
+    pub fn is_stored(&self, session: &Session) -> bool {
+        is_stored(session.cache.phase())
+    }
+
     /// Neither look up nor store the response to this request. `names_part`: the target names a
     /// part of the object, without a `Range`. Call it before `request_filter`.
     pub fn bypass_cache(&mut self, names_part: bool) {

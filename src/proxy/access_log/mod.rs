@@ -30,10 +30,14 @@ use pingora_core::{Error, ErrorSource};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+#[cfg(feature = "otlp")]
+use self::escape::{Place, Text};
 use self::file::LogFile;
 use self::line::{Clock, Entry, CLIENT_LEFT};
 use self::queue::Queue;
-use self::redact::Redactor;
+#[cfg(feature = "otlp")]
+pub(super) use self::redact::without_user;
+pub(super) use self::redact::Redactor;
 use self::writer::Writer;
 use super::cache_key::{raw_path, requested_query};
 use super::front::Sender;
@@ -270,7 +274,7 @@ fn status(session: &Session, trace: &Trace) -> u16 {
 }
 
 /// The status of the response to a client.
-fn status_of(written: Option<&ResponseHeader>) -> u16 {
+pub(super) fn status_of(written: Option<&ResponseHeader>) -> u16 {
     let status = written.map(|response| response.status);
     let is_final = |status: &StatusCode| {
         !status.is_informational() || *status == StatusCode::SWITCHING_PROTOCOLS
@@ -278,6 +282,20 @@ fn status_of(written: Option<&ResponseHeader>) -> u16 {
     status
         .filter(is_final)
         .map_or(CLIENT_LEFT, |status| status.as_u16())
+}
+
+/// What a client has sent, in printable ASCII, of at most `max` bytes and the mark of a cut.
+#[cfg(feature = "otlp")]
+pub(super) fn plain(bytes: &[u8], max: usize) -> String {
+    written(max, |text| text.push(bytes))
+}
+
+/// A text outside of a line, in printable ASCII.
+#[cfg(feature = "otlp")]
+fn written(max: usize, write: impl FnOnce(&mut Text)) -> String {
+    let mut text = Vec::new();
+    write(&mut Text::new(&mut text, Place::Quoted, max));
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// The access key that a request names, in the field or the query of a signature of version 4 or 2.

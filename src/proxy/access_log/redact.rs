@@ -48,7 +48,7 @@ const LOOKED_AT: usize = 256;
 
 /// Writes URLs without secrets.
 #[derive(Debug, Default)]
-pub(super) struct Redactor {
+pub(in crate::proxy) struct Redactor {
     /// The parameters that may carry tokens, as [`simplify`] spells them.
     tokens: Vec<Vec<u8>>,
 }
@@ -115,8 +115,20 @@ impl Redactor {
         }
     }
 
+    /// The path of a request in printable ASCII, of at most `max` bytes and the mark of a cut.
+    #[cfg(feature = "otlp")]
+    pub fn path(&self, path: &[u8], max: usize) -> String {
+        super::written(max, |text| self.write_path(path, text))
+    }
+
+    /// The query of a URL in printable ASCII, of at most `max` bytes and the mark of a cut.
+    #[cfg(feature = "otlp")]
+    pub fn query(&self, query: &[u8], max: usize) -> String {
+        super::written(max, |text| self.write_query(query, text))
+    }
+
     /// Write the path of a request. A target that is not a path may name a user.
-    pub fn write_path(&self, path: &[u8], to: &mut Text) {
+    pub(super) fn write_path(&self, path: &[u8], to: &mut Text) {
         let path = match path.first() {
             Some(b'/') => path,
             _ => write_scheme(path, to),
@@ -125,12 +137,12 @@ impl Redactor {
     }
 
     /// Write the query of a URL, without the question mark.
-    pub fn write_query(&self, query: &[u8], to: &mut Text) {
+    pub(super) fn write_query(&self, query: &[u8], to: &mut Text) {
         self.write(query, Part::Query, to);
     }
 
     /// Write a URL that a client has sent.
-    pub fn write_url(&self, url: &[u8], to: &mut Text) {
+    pub(super) fn write_url(&self, url: &[u8], to: &mut Text) {
         // The fragment may have tokens too (RFC 6749 §4.2.2). Browsers do not send it.
         let url = url.split(|b| *b == b'#').next().unwrap_or_default();
         let (before, query) = match url.iter().position(|b| *b == b'?') {
@@ -361,7 +373,7 @@ fn write_scheme<'a>(url: &'a [u8], to: &mut Text) -> &'a [u8] {
 }
 
 /// A host without the user and password that may precede it (RFC 3986 §3.2.1).
-pub(super) fn without_user(host: &[u8]) -> &[u8] {
+pub(in crate::proxy) fn without_user(host: &[u8]) -> &[u8] {
     host.rsplit(|b| *b == b'@').next().unwrap_or(host)
 }
 

@@ -84,17 +84,22 @@ impl S3ProxyHttp {
         ctx: &mut RequestCtx,
     ) -> Admission {
         let is_logged = settings.access_log.is_some();
+        let mut is_trusted = false;
         let is_metered = settings.rates.is_some();
         if session.subrequest_ctx.is_none()
             && (is_logged || is_metered || !settings.front.is_empty())
         {
             let sender = settings.front.read(session);
+            is_trusted = sender.is_trusted;
             if is_metered {
                 ctx.client = sender.client;
             }
             if is_logged {
                 ctx.caching.set_trace(access_log::trace(sender));
             }
+        }
+        if let Some(tracer) = &self.tracer {
+            ctx.spans = tracer.begin(session, is_trusted);
         }
         answer_what_was_asked(session);
         session.set_write_timeout(settings.write_timeout);

@@ -18,6 +18,7 @@ use crate::proxy::passthrough::Relayed;
 use crate::proxy::resolve::Attempts;
 use crate::proxy::route::Route;
 use crate::proxy::rules::Rule;
+use crate::proxy::traces::Spans;
 use crate::s3::ObjectKey;
 
 /// The context of a request.
@@ -36,6 +37,8 @@ pub struct RequestCtx {
     pub(super) retries: u8,
     /// The next request to the origin waits for a pause.
     pub(super) pauses: bool,
+    /// Set if the request is traced.
+    pub(super) spans: Option<Box<Spans>>,
     /// The time when the latest request to the origin began.
     pub(super) asked_origin: Option<Instant>,
     /// The origin has begun to answer the latest request.
@@ -114,6 +117,20 @@ impl RequestCtx {
         match &self.subject {
             Subject::Relayed(relayed) => Some(relayed),
             _ => None,
+        }
+    }
+
+    /// Note the begin of the lookup, if the request is traced.
+    pub(super) fn begin_lookup(&mut self) {
+        if let Some(spans) = &mut self.spans {
+            spans.begin_lookup();
+        }
+    }
+
+    /// Note the end of the lookup, if the request is traced.
+    pub(super) fn end_lookup(&mut self) {
+        if let Some(spans) = &mut self.spans {
+            spans.end_lookup();
         }
     }
 

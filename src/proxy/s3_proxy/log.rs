@@ -12,6 +12,7 @@ use crate::metrics::METRICS;
 use crate::proxy::access_log::Key;
 use crate::proxy::cache_key::{path_at, requested_path};
 use crate::proxy::memory;
+use crate::proxy::traces::Outcome;
 use crate::proxy::way::Way;
 
 impl S3ProxyHttp {
@@ -74,6 +75,15 @@ impl S3ProxyHttp {
                 (None, None) => Key::Unverified,
             };
             log.write(session, error, &ctx.caching, began, key, way);
+        }
+        if let (Some(tracer), Some(spans)) = (&self.tracer, &ctx.spans) {
+            let outcome = Outcome {
+                error,
+                ctx: &ctx.caching,
+                bucket: ctx.route.as_ref().map(|route| route.bucket()),
+                redactor: &settings.redactor,
+            };
+            tracer.finish(session, spans, &outcome);
         }
         self.caching.logging(session, error, &ctx.caching);
         if session.as_downstream().is_http2() || ctx.caching.asked_origin() {

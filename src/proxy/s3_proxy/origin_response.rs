@@ -37,6 +37,9 @@ impl S3ProxyHttp {
         measure_origin(ctx);
         let origin = routed(&ctx.route)?.site.health();
         origin.note_answer(response.status);
+        if let Some(spans) = ctx.spans.as_mut().filter(|_| ctx.has_answer) {
+            spans.answered(response.status);
+        }
         if let Some(trace) = ctx.caching.trace_mut().filter(|_| ctx.has_answer) {
             trace.answered_by_origin(response);
         }
@@ -138,6 +141,9 @@ impl S3ProxyHttp {
         }
         if let Some(body) = body {
             METRICS.origin_body_bytes.inc_by(body.len() as u64);
+            if let Some(spans) = &mut ctx.spans {
+                spans.received(body.len());
+            }
         }
         if ctx.may_be_fault {
             self.note_fault(body, ctx)?;

@@ -17,6 +17,7 @@ use crate::proxy::negative_cache::NegativeCache;
 use crate::proxy::passthrough::Passthrough;
 use crate::proxy::settings::{Settings, SharedSettings, Surroundings};
 use crate::proxy::top_keys::TopKeys;
+use crate::proxy::traces::Tracer;
 use crate::proxy::web::Siblings;
 use crate::s3::Refreshed;
 
@@ -66,6 +67,7 @@ pub struct S3ProxyHttp {
     pub(super) passthrough: Passthrough,
     /// In seconds.
     pub(super) keepalive_timeout: Option<u64>,
+    pub(super) tracer: Option<Arc<Tracer>>,
     /// The times of requests for no bucket.
     pub(super) other_times: Arc<BucketTimes>,
     pub(super) siblings: Siblings,
@@ -134,12 +136,18 @@ impl S3ProxyHttp {
             dot_segments: DotSegments::new(),
             passthrough: Passthrough::new(cache),
             keepalive_timeout: config.server.keepalive_secs(),
+            tracer: None,
             other_times: METRICS.times.of_bucket(NO_BUCKET),
             siblings: Siblings::new(cache),
             page_lists: Semaphore::new(MAX_PAGE_LISTS),
             health,
             top_keys: Arc::default(),
         }
+    }
+
+    /// Trace requests.
+    pub fn trace_to(&mut self, tracer: Arc<Tracer>) {
+        self.tracer = Some(tracer);
     }
 
     /// The settings that a reload replaces.

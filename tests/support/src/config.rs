@@ -32,6 +32,7 @@ pub struct ProxyBuilder {
     admin_keys: Vec<(&'static str, String)>,
     health: Option<String>,
     access_log: Option<Vec<(&'static str, String)>>,
+    traces: Vec<(&'static str, String)>,
 }
 
 /// An entry of `buckets`.
@@ -72,6 +73,7 @@ impl ProxyBuilder {
             admin_keys: Vec::new(),
             health: None,
             access_log: None,
+            traces: Vec::new(),
         }
     }
 
@@ -306,6 +308,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// Sets a key of `traces`.
+    pub fn traces(mut self, key: &'static str, value: impl Display) -> Self {
+        self.traces.push((key, value.to_string()));
+        self
+    }
+
     /// As in the configuration: `"[10.0.0.0/8]"`.
     pub fn trusted_proxies(mut self, networks: &str) -> Self {
         self.server.push(("trusted_proxies", networks.to_owned()));
@@ -410,6 +418,10 @@ impl ProxyBuilder {
                 yaml.text(1, "path", dir.join(ACCESS_LOG).display());
             }
             yaml.all(1, keys);
+        }
+        if !self.traces.is_empty() {
+            yaml.section(0, "traces");
+            yaml.all(1, &self.traces);
         }
         yaml.text
     }
