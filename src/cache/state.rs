@@ -15,7 +15,6 @@ pub(crate) mod miss_counts;
 pub(crate) mod open_bodies;
 pub(crate) mod open_entries;
 pub(crate) mod peers;
-pub(crate) mod places;
 pub(crate) mod quota;
 pub(crate) mod reader;
 pub(crate) mod readers;

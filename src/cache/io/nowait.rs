@@ -42,14 +42,18 @@ pub(crate) fn open_nowait(_files: &EntryFiles, _prefetch: u64) -> Option<OpenFil
 
 /// Open the body of an entry as [`DiskBackend::open_body`](crate::cache::DiskBackend::open_body)
 /// does, if nothing has to be read from the disk and it has this length. `None`: the backend has
-/// to open it, or to report what is wrong. The kernel may read ahead in the file.
+/// to open it, or to report what is wrong.
 ///
 /// The type of the file is not checked: a file that is not regular has another length, or cannot be
 /// read at an offset.
 #[cfg(target_os = "linux")]
 pub(crate) fn open_body_nowait(files: EntryFiles, len: u64) -> Option<std::fs::File> {
     let body = open_if_cached(&files.into_body())?;
-    has_len(&body, len).then_some(body)
+    if !has_len(&body, len) {
+        return None;
+    }
+    crate::cache::io::page_cache::no_read_ahead(&body);
+    Some(body)
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -639,13 +639,9 @@ impl DiskHit {
                 body.read_ahead(&self.core.io, &(range.end..end));
             }
         }
-        let file = match self.entry() {
-            Some(entry) if range == (0..entry.body_len()) => body.whole_file(),
-            _ => body.file(),
-        };
         self.remaining.start = range.end;
         Ok(Some(BodyPart::File {
-            file: file.clone(),
+            file: body.file().clone(),
             offset: range.start,
             len: range.end - range.start,
             resident: true,

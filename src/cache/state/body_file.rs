@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,8 +12,7 @@ use tokio::sync::watch;
 
 use crate::cache::io::disk_io::DiskIo;
 use crate::cache::io::nowait;
-use crate::cache::io::page_cache::{self, block_end, no_read_ahead};
-use crate::cache::state::places::Place;
+use crate::cache::io::page_cache::{self, block_end};
 use crate::cache::state::quota::Reservation;
 
 /// A body file that is open for reading.
@@ -32,18 +30,12 @@ pub struct BodyFile {
     space: Arc<BodySpace>,
     /// True if it takes less time to close it than to wake the thread that closes files.
     is_closed_fast: bool,
-    /// True until the kernel is told not to read ahead.
-    reads_ahead: AtomicBool,
 }
 
 /// The space that an open file takes. It exists from before the file is opened until it is
 /// closed, so that a removal in between finds it.
 #[derive(Debug, Default)]
-pub(crate) struct BodySpace {
-    state: Mutex<BodySpaceState>,
-    /// The place among the open bodies.
-    _place: Option<Place<BodySpace>>,
-}
+pub(crate) struct BodySpace(Mutex<BodySpaceState>);
 
 #[derive(Debug, Default)]
 struct BodySpaceState {
@@ -92,36 +84,19 @@ impl BodyFile {
             loads: Mutex::default(),
             space,
             is_closed_fast: false,
-            reads_ahead: AtomicBool::new(false),
         }
     }
 
     /// Track an open file of this length, which was opened without waiting. Unless it is removed,
-    /// a short one is closed without waiting as well. The kernel may still read ahead in it.
+    /// a short one is closed without waiting as well.
     pub(crate) fn opened_nowait(file: File, len: u64, space: Arc<BodySpace>) -> Self {
         let mut body = BodyFile::in_space(Arc::new(file), space);
         body.is_closed_fast = len <= MAX_CLOSED_FAST;
-        body.reads_ahead = AtomicBool::new(true);
         body
     }
 
-    /// The open file, in which the kernel does not read ahead.
+    /// The open file.
     pub fn file(&self) -> &Arc<File> {
-        let file = self.file_as_opened();
-        if self.reads_ahead.load(Ordering::Relaxed) {
-            no_read_ahead(file);
-            self.reads_ahead.store(false, Ordering::Relaxed);
-        }
-        file
-    }
-
-    /// The open file, to send all of it. If all of it is resident, nothing can be read ahead, so the
-    /// kernel need not be told.
-    pub(crate) fn whole_file(&self) -> &Arc<File> {
-        self.file_as_opened()
-    }
-
-    fn file_as_opened(&self) -> &Arc<File> {
         match &self.file {
             Some(file) => file,
             None => unreachable!("the file is there until the drop"),
@@ -138,7 +113,7 @@ impl BodyFile {
 
     /// True if the file has this length, as far as the kernel knows without asking a server.
     pub fn has_len(&self, len: u64) -> bool {
-        nowait::has_len(self.file_as_opened(), len)
+        nowait::has_len(self.file(), len)
     }
 
     /// True if a range can be sent without waiting for the disk. Never waits.
@@ -148,8 +123,7 @@ impl BodyFile {
             .lock()
             .iter()
             .any(|load| load.range.start < range.end && range.start < load.range.end);
-        let file = self.file_as_opened();
-        !being_loaded && io.has_page_cache() && page_cache::is_resident(file, range)
+        !being_loaded && io.has_page_cache() && page_cache::is_resident(self.file(), range)
     }
 
     /// Bring the first block of `range` into the page cache, on another thread, and return the
@@ -342,14 +316,6 @@ pub(crate) fn stop_closer(barrier: &Arc<std::sync::Barrier>) {
 }
 
 impl BodySpace {
-    /// The space of a file at this place among the open ones.
-    pub(crate) fn at(place: Place<BodySpace>) -> Self {
-        BodySpace {
-            state: Mutex::default(),
-            _place: Some(place),
-        }
-    }
-
     /// Note that a file is removed that is open in these spaces. It keeps its space until it is
     /// closed.
     pub(crate) fn hold(spaces: &[Arc<BodySpace>], mut reservation: Reservation) {
@@ -362,7 +328,7 @@ impl BodySpace {
         let mut is_closing = false;
         let shared = Arc::new(SharedReservation(Mutex::new(Removed { reservation, open })));
         for space in spaces {
-            let mut state = space.state.lock();
+            let mut state = space.0.lock();
             state.reservation = Some(shared.clone());
             if state.is_closing {
                 shared.0.lock().open -= 1;
@@ -381,7 +347,7 @@ impl BodySpace {
 
     /// Note that the file has no reader left. True if it is removed.
     fn close(&self) -> bool {
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         let was_closing = std::mem::replace(&mut state.is_closing, true);
         let Some(shared) = &state.reservation else {
             return false;
@@ -429,33 +395,5 @@ impl From<LoadError> for io::Error {
             Some(errno) => io::Error::from_raw_os_error(errno),
             None => io::Error::new(e.kind, e.text),
         }
-    }
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::FileExt;
-
-    #[test]
-    fn a_read_does_not_make_the_kernel_read_ahead() {
-        const LEN: u64 = 1 << 20;
-        let cold = || {
-            let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-            file.write_all_at(&vec![7; LEN as usize], 0).unwrap();
-            file.sync_all().unwrap();
-            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-            file
-        };
-        let rest_is_read = |file: &File| {
-            file.read_exact_at(&mut [0], 0).unwrap();
-            page_cache::is_resident(file, &(LEN / 16..LEN / 16 + 1))
-        };
-        if !rest_is_read(&cold()) {
-            println!("this file system does not read ahead: nothing to tell apart");
-            return;
-        }
-        let body = BodyFile::opened_nowait(cold(), LEN, Arc::default());
-        assert!(!rest_is_read(body.file()));
     }
 }

@@ -1,27 +1,69 @@
 //! Open body files, which keep their space when they are removed.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
 
 use crate::cache::state::body_file::BodySpace;
-use crate::cache::state::places::Places;
 use crate::cache::state::quota::Reservation;
 use crate::cache::store::entry_id::EntryId;
+
+/// Entries that are remembered before those with closed bodies are dropped.
+const MIN_PRUNE: usize = 1024;
 
 /// The open body files by entry: one that the readers of a fill share, and perhaps others that
 /// were opened after the fill had become an entry.
 #[derive(Debug, Default)]
-pub(crate) struct OpenBodies(Places<BodySpace>);
+pub(crate) struct OpenBodies(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    spaces: HashMap<EntryId, Vec<Weak<BodySpace>>>,
+    prune_at: usize,
+}
 
 impl OpenBodies {
     /// Note that a body is about to be opened. A note after the open(2) could come after the
     /// removal.
     pub(crate) fn open(&self, id: EntryId) -> Arc<BodySpace> {
-        self.0.add(id, BodySpace::at)
+        let space = Arc::default();
+        let mut table = self.0.lock();
+        if table.spaces.len() >= table.prune_at {
+            table.spaces.retain(|_, spaces| {
+                spaces.retain(|space| space.strong_count() > 0);
+                !spaces.is_empty()
+            });
+            table.prune_at = MIN_PRUNE.max(2 * table.spaces.len());
+        }
+        let spaces = table.spaces.entry(id).or_default();
+        spaces.retain(|space| space.strong_count() > 0);
+        spaces.push(Arc::downgrade(&space));
+        space
     }
 
     /// Note that the files of an entry are removed. Their bytes stay reserved until its bodies
     /// are closed.
     pub(crate) fn hold(&self, id: &EntryId, reservation: Reservation) {
-        BodySpace::hold(&self.0.take(id), reservation);
+        let spaces = self.0.lock().spaces.remove(id).unwrap_or_default();
+        let open: Vec<_> = spaces.iter().filter_map(Weak::upgrade).collect();
+        BodySpace::hold(&open, reservation);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_with_closed_bodies_are_forgotten() {
+        let bodies = OpenBodies::default();
+        for generation in 0..10 * MIN_PRUNE as u64 {
+            bodies.open(EntryId {
+                hash: [7; 16],
+                generation,
+            });
+        }
+        assert!(bodies.0.lock().spaces.len() <= MIN_PRUNE);
     }
 }
