@@ -708,7 +708,7 @@ impl ReloadMetrics {
     }
 }
 
-/// What the status shows.
+/// Figures for the status.
 #[cfg(feature = "s3-proxy")]
 impl Metrics {
     /// Count body bytes that a client has received.

@@ -52,7 +52,7 @@ pub enum Order {
 pub struct Report {
     /// The order was carried out.
     pub done: bool,
-    /// What there is to say, a line each.
+    /// The text, a line each.
     pub lines: Vec<String>,
 }
 

@@ -64,7 +64,7 @@ pub struct Settings {
     pub(super) redactor: Redactor,
 }
 
-/// What a bucket keeps as long as its configuration does not change.
+/// The state that a bucket keeps as long as its configuration does not change.
 struct BucketState {
     access: Access,
     /// Differs from that of any other way to reach a bucket.
@@ -75,7 +75,7 @@ struct BucketState {
     health: Arc<OriginHealth>,
 }
 
-/// What decides on the answers of a bucket's origin.
+/// The part of the configuration that decides on the answers of a bucket's origin.
 #[derive(PartialEq)]
 struct Access {
     bucket: Option<BucketName>,
@@ -88,7 +88,7 @@ struct Access {
     auth: config::Auth,
 }
 
-/// What the settings depend on beside the configuration.
+/// The facts on which settings depend, beside the configuration.
 #[derive(Default)]
 pub(super) struct Surroundings {
     /// The port of the HTTPS listener.

@@ -53,7 +53,7 @@ pub struct Status {
     pub origins: Vec<Origin>,
     /// The objects that are requested most, in the last minutes.
     pub top_keys: Vec<TopKey>,
-    /// What an operator should know.
+    /// Troubles for an operator to look at.
     pub warnings: Vec<String>,
 }
 

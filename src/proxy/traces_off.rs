@@ -22,7 +22,7 @@ pub enum Tracer {}
 /// There are none.
 pub(super) enum Spans {}
 
-/// What is known of a request at its end.
+/// Facts about a request at its end.
 #[allow(dead_code)]
 pub(super) struct Outcome<'a> {
     pub error: Option<&'a Error>,

@@ -148,7 +148,7 @@ fn a_drained_proxy_sends_clients_away_with_what_they_asked_for() {
     let asked = proxy.s3_proxy(&["health", "--ready"]);
     assert_eq!(asked.status.code(), Some(1));
 
-    // What was begun goes on, and what still comes is served. A hit, a miss and an error say goodbye.
+    // A transfer goes on, and a request that still comes is served. A hit, a miss and an error say goodbye.
     let last = idle.request("HEAD", "/assets/1", &[]);
     assert_eq!(
         (last.status, last.header("connection")),

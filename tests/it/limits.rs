@@ -358,7 +358,7 @@ fn clients_behind_a_proxy_have_budgets_of_their_own() {
     };
     part(ONE, "192.0.2.1", 1);
     proxy.expect_metric("cache_entries", 1);
-    // What is left of the budget is less than an object.
+    // The rest of the budget is less than an object.
     part(ONE, "192.0.2.1", 2);
     part(ONE, "192.0.2.2", 3);
     proxy.expect_metric("cache_entries", 2);
@@ -498,7 +498,7 @@ fn further_requests_of_a_client_with_too_many_bytes_get_429() {
         "{wait} of {owed} s"
     );
     assert!(limited(&proxy, "bytes") >= 2);
-    // Who has had few is served.
+    // A client with few requests is served.
     let other = Ipv4Addr::new(127, 0, 0, 3);
     assert_eq!(get_from(other, proxy.addr(), "/assets/1").status, 200);
 }

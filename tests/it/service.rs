@@ -1,4 +1,4 @@
-//! What the proxy tells the service manager (sd_notify(3)).
+//! Messages of the proxy to the service manager (sd_notify(3)).
 
 use std::{
     fs,

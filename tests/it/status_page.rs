@@ -107,7 +107,7 @@ fn entries_are_listed_by_prefix_whatever_their_names_are() {
     let page = get(proxy.admin_addr(), "/?prefix=/assets/a/");
     assert!(!text(&page).contains("<img"));
 
-    // What is typed is shown, and is no markup either.
+    // A typed prefix is shown, and is no markup either.
     for prefix in [
         "/assets/%3Cimg%3E%22",
         "%3Cimg%3E%22",

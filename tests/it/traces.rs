@@ -302,7 +302,7 @@ fn the_requests_of_the_proxy_itself_have_no_spans() {
     let is_traced = |named: &str| spans.iter().any(|span| named.contains(&span.id));
     for request in &requests {
         let named = request.header("traceparent").expect("a span");
-        // What has no span is in the trace, and is not to be recorded.
+        // A request without a span is in the trace, and is not to be recorded.
         assert!(is_traced(named) || named == traceparent("00"), "{named}");
     }
     let own = |request: &&test_support::Request| request.header("range").is_none();
@@ -330,7 +330,7 @@ fn nothing_is_sent_of_requests_that_are_not_sampled() {
         assert_eq!(seen.header("traceparent"), expected.as_deref(), "{path}");
     }
     proxy.expect_metric(SENT, 0);
-    // What waits is sent at the end.
+    // Waiting spans are sent at the end.
     assert!(proxy.stop_gracefully().success());
     assert!(collector.requests().is_empty());
 }
@@ -560,7 +560,7 @@ fn no_exported_byte_is_a_secret() {
         }
         assert!(!body.contains("5ecret"), "{body:?}");
     }
-    // What is no secret is there.
+    // Values that are no secrets are there.
     let servers = servers();
     let first = servers.iter().find(|span| {
         span.get("url.path") == "/assets/10" && span.attributes.contains_key("url.query")

@@ -284,7 +284,7 @@ pub(super) fn status_of(written: Option<&ResponseHeader>) -> u16 {
         .map_or(CLIENT_LEFT, |status| status.as_u16())
 }
 
-/// What a client has sent, in printable ASCII, of at most `max` bytes and the mark of a cut.
+/// Bytes of a client in printable ASCII, of at most `max` bytes and the mark of a cut.
 #[cfg(feature = "otlp")]
 pub(super) fn plain(bytes: &[u8], max: usize) -> String {
     written(max, |text| text.push(bytes))

@@ -1,4 +1,4 @@
-//! Who may use the admin listener: programs of operators, and not the pages that their browsers show.
+//! The admin listener serves the programs of operators, and not the pages that their browsers show.
 //!
 //! A page of another site can make a browser send requests here. It cannot read the responses, because
 //! no response permits that, but a request could do harm by itself. A page can also have a name of its

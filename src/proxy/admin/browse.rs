@@ -35,7 +35,7 @@ pub(super) struct Page {
     pub(super) next: Option<String>,
     /// The share of the cache that has been searched, from 0 to 1.
     pub(super) searched: f64,
-    /// What could not be read.
+    /// Files that could not be read.
     pub(super) failures: Vec<String>,
 }
 

@@ -11,7 +11,7 @@ use super::browse::{NoPage, Page};
 use crate::proxy::status::{Cache, Status};
 use crate::s3::key::encode_value;
 
-/// What the page may load and do.
+/// The rights of the page in a browser.
 pub(super) const CONTENT_SECURITY_POLICY: &str =
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";

@@ -26,7 +26,7 @@ pub(super) struct Counted {
     network: IpAddr,
 }
 
-/// What a stream keeps until it is closed.
+/// A place that a stream keeps until it is closed.
 #[derive(Clone, Debug)]
 struct Held {
     _counted: Arc<Counted>,

@@ -43,7 +43,7 @@ pub(in crate::proxy) enum Client {
     Key(Arc<str>),
 }
 
-/// What a client has had.
+/// The consumption of a client.
 #[derive(Debug, Default)]
 struct Meter {
     requests: Paid,

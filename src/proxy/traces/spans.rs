@@ -85,7 +85,7 @@ struct Exchange {
     error: Option<String>,
 }
 
-/// What is known of a request at its end.
+/// Facts about a request at its end.
 pub(in crate::proxy) struct Outcome<'a> {
     pub error: Option<&'a Error>,
     pub ctx: &'a CachingCtx,
@@ -361,7 +361,7 @@ fn is_error(status: StatusCode) -> bool {
     status.is_client_error() || status.is_server_error()
 }
 
-/// What is known of the client and of what it has received.
+/// Attributes of the client and of the bytes that it has received.
 fn client(session: &Session, ctx: &CachingCtx) -> Vec<KeyValue> {
     let request = session.req_header();
     let downstream = session.as_downstream();

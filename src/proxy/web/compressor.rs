@@ -81,7 +81,7 @@ pub(in crate::proxy) struct Made {
     pub(in crate::proxy) body: Bytes,
 }
 
-/// What is known of a form.
+/// The state of a form.
 pub(in crate::proxy) enum Known {
     /// It can be sent.
     Made(Arc<Form>),
@@ -126,7 +126,7 @@ impl Compressor {
         })
     }
 
-    /// What is known of the form of a response.
+    /// The state of the form of a response.
     pub(in crate::proxy) fn known(&self, key: &CacheKey, coding: Coding) -> Known {
         let Some(form) = self.forms.get(&(key.combined_bin(), coding)) else {
             return Known::Missing;

@@ -134,7 +134,7 @@ impl ErrorDocument {
         );
     }
 
-    /// What was read within the last second. `None`: nothing was.
+    /// The result of a read within the last second. `None`: there was no read.
     fn kept(&self) -> Option<Option<Arc<Page>>> {
         let kept = self.kept.lock();
         let kept = kept.as_ref()?;

@@ -205,7 +205,7 @@ fn a_type_is_that_of_the_ending_where_the_origin_has_none() {
         parts.text()
     );
 
-    // What is stored is what the origin has sent.
+    // The cache stores the response as the origin has sent it.
     let origin = origin_of(&[("a.css", "p{}")]);
     let proxy = self::proxy(&origin, &[]).start();
     for _ in 0..3 {
