@@ -22,15 +22,6 @@ pub enum Tracer {}
 /// There are none.
 pub(super) enum Spans {}
 
-/// Facts about a request at its end.
-#[allow(dead_code)]
-pub(super) struct Outcome<'a> {
-    pub error: Option<&'a Error>,
-    pub ctx: &'a CachingCtx,
-    pub bucket: Option<&'a str>,
-    pub redactor: &'a Redactor,
-}
-
 // === impl Tracer ===
 
 impl Tracer {
@@ -63,7 +54,15 @@ impl Tracer {
         match *self {}
     }
 
-    pub(super) fn finish(&self, _session: &Session, _spans: &Spans, _outcome: &Outcome) {
+    pub(super) fn finish(
+        &self,
+        _session: &Session,
+        _spans: &Spans,
+        _error: Option<&Error>,
+        _ctx: &CachingCtx,
+        _bucket: Option<&str>,
+        _redactor: &Redactor,
+    ) {
         match *self {}
     }
 }

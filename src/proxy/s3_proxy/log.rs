@@ -12,7 +12,6 @@ use crate::metrics::METRICS;
 use crate::proxy::access_log::Key;
 use crate::proxy::cache_key::{path_at, requested_path};
 use crate::proxy::memory;
-use crate::proxy::traces::Outcome;
 use crate::proxy::way::Way;
 
 impl S3ProxyHttp {
@@ -77,13 +76,9 @@ impl S3ProxyHttp {
             log.write(session, error, &ctx.caching, began, key, way);
         }
         if let (Some(tracer), Some(spans)) = (&self.tracer, &ctx.spans) {
-            let outcome = Outcome {
-                error,
-                ctx: &ctx.caching,
-                bucket: ctx.route.as_ref().map(|route| route.bucket()),
-                redactor: &settings.redactor,
-            };
-            tracer.finish(session, spans, &outcome);
+            let bucket = ctx.route.as_ref().map(|route| route.bucket());
+            let redactor = &settings.redactor;
+            tracer.finish(session, spans, error, &ctx.caching, bucket, redactor);
         }
         self.caching.logging(session, error, &ctx.caching);
         if session.as_downstream().is_http2() || ctx.caching.asked_origin() {

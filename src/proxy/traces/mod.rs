@@ -20,16 +20,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::warn;
-use pingora_core::Result;
+use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
 use self::context::{state, Parent, TRACEPARENT, TRACESTATE};
 use self::queue::Queue;
-pub(super) use self::spans::{Outcome, Spans};
+use self::spans::Outcome;
+pub(super) use self::spans::Spans;
+use super::access_log::Redactor;
 use super::cache_key::requested_query;
 use super::settings::Served;
 use crate::config::Config;
+use crate::http::CachingCtx;
 use crate::metrics::METRICS;
 use crate::s3::Signed;
 
@@ -117,8 +120,22 @@ impl Tracer {
     }
 
     /// Send the spans of a request, which ends now.
-    pub(super) fn finish(&self, session: &Session, spans: &Spans, outcome: &Outcome) {
-        let spans = spans.finish(session, outcome);
+    pub(super) fn finish(
+        &self,
+        session: &Session,
+        spans: &Spans,
+        error: Option<&Error>,
+        ctx: &CachingCtx,
+        bucket: Option<&str>,
+        redactor: &Redactor,
+    ) {
+        let outcome = Outcome {
+            error,
+            ctx,
+            bucket,
+            redactor,
+        };
+        let spans = spans.finish(session, &outcome);
         let count = spans.len() as u64;
         if !self.queue.push(spans) {
             let dropped = METRICS.spans_dropped.with_label_values(&[NO_ROOM]);
