@@ -288,7 +288,7 @@ fn a_listener_whose_port_the_kernel_chose_can_not_be_taken_over() {
 
 #[test]
 fn no_request_fails_in_several_upgrades() {
-    const UPGRADES: usize = 3;
+    const UPGRADES: usize = 10;
     let origin = Origin::start(|request| Reply::fresh().answering(request));
     // Clients on a busy machine may take longer than a second to notice.
     let mut proxy = proxy_with_grace_period(&origin, "30s").tls().start();

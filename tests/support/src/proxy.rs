@@ -1,3 +1,5 @@
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
 use std::{
     env, fs,
     io::{BufRead, BufReader, Read, Write},
@@ -13,6 +15,11 @@ use std::{
 };
 
 use rustix::process::{kill_process, Pid, Signal};
+#[cfg(target_os = "linux")]
+use rustix::{
+    event::{poll, PollFd, PollFlags, Timespec},
+    process::{pidfd_open, pidfd_send_signal, PidfdFlags},
+};
 use tempfile::TempDir;
 
 use crate::{
@@ -42,7 +49,14 @@ struct Running {
 enum Process {
     Child(Child),
     /// A proxy that another one has started.
-    Adopted(Pid),
+    Adopted(Adopted),
+}
+
+struct Adopted {
+    pid: Pid,
+    /// The process, whatever else gets its number.
+    #[cfg(target_os = "linux")]
+    fd: OwnedFd,
 }
 
 /// The proxy's line on stdout when it accepts connections.
@@ -379,7 +393,7 @@ impl Proxy {
         // The new process writes where the old one does.
         let (_, none) = mpsc::channel();
         let running = Running {
-            process: Process::Adopted(pid),
+            process: Process::Adopted(Adopted::open(pid)),
             stdout: std::mem::replace(&mut old.stdout, none),
             readers: std::mem::take(&mut old.readers),
             announced: Announced::default(),
@@ -561,7 +575,7 @@ impl Running {
     fn pid(&self) -> Pid {
         match &self.process {
             Process::Child(child) => Pid::from_child(child),
-            Process::Adopted(pid) => *pid,
+            Process::Adopted(process) => process.pid,
         }
     }
 
@@ -579,13 +593,15 @@ impl Running {
                 Err(RecvTimeoutError::Timeout) => return None,
             }
         }
-        let Process::Child(child) = &mut self.process else {
-            return Some(ExitStatus::default());
-        };
         // Its successor may have its stdout.
         while Instant::now() < deadline {
-            if let Ok(Some(status)) = child.try_wait() {
-                return Some(status);
+            let ended = match &mut self.process {
+                Process::Child(child) => child.try_wait().ok().flatten(),
+                // Only its parent learns its status.
+                Process::Adopted(process) => process.has_ended().then(ExitStatus::default),
+            };
+            if ended.is_some() {
+                return ended;
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -601,14 +617,46 @@ impl Drop for Running {
                 let _ = child.kill();
                 let _ = child.wait();
             }
-            Process::Adopted(pid) => {
-                let _ = kill_process(*pid, Signal::KILL);
-            }
+            Process::Adopted(process) => process.kill(),
         }
         for reader in self.readers.drain(..) {
             // Ends with the pipe, so that all of stderr is captured afterwards.
             let _ = reader.join();
         }
+    }
+}
+
+// === impl Adopted ===
+
+#[cfg(target_os = "linux")]
+impl Adopted {
+    fn open(pid: Pid) -> Adopted {
+        let fd = pidfd_open(pid, PidfdFlags::empty()).expect("the process runs");
+        Adopted { pid, fd }
+    }
+
+    fn has_ended(&self) -> bool {
+        let mut process = [PollFd::new(&self.fd, PollFlags::IN)];
+        poll(&mut process, Some(&Timespec::default())).is_ok_and(|ended| ended > 0)
+    }
+
+    fn kill(&self) {
+        let _ = pidfd_send_signal(&self.fd, Signal::KILL);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Adopted {
+    fn open(pid: Pid) -> Adopted {
+        Adopted { pid }
+    }
+
+    fn has_ended(&self) -> bool {
+        rustix::process::test_kill_process(self.pid).is_err()
+    }
+
+    fn kill(&self) {
+        let _ = kill_process(self.pid, Signal::KILL);
     }
 }
 
