@@ -8,6 +8,7 @@ pub(crate) mod fast_header;
 pub(crate) mod fill;
 pub(crate) mod fill_extensions;
 pub(crate) mod fill_permits;
+pub(crate) mod found_resident;
 pub(crate) mod generations;
 pub(crate) mod health;
 pub(crate) mod known_entry;

@@ -66,10 +66,7 @@ pub(crate) fn open_body_nowait(_files: EntryFiles, _len: u64) -> Option<std::fs:
 #[cfg(target_os = "linux")]
 pub(crate) fn read_body_nowait(files: EntryFiles, len: u64) -> Option<Vec<u8>> {
     let body = open_if_cached(&files.into_body())?;
-    if !has_len(&body, len) {
-        return None;
-    }
-    crate::cache::io::page_cache::read_nowait(&body, 0, usize::try_from(len).ok()?)
+    crate::cache::io::page_cache::read_whole_nowait(&body, usize::try_from(len).ok()?)
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -88,12 +85,28 @@ fn open_cached(path: &std::path::Path) -> Option<(std::fs::File, u64)> {
 
 #[cfg(target_os = "linux")]
 fn open_if_cached(path: &std::path::Path) -> Option<std::fs::File> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use rustix::fs::{openat2, Mode, OFlags, ResolveFlags, CWD};
+    use rustix::io::Errno;
+
+    /// True if a file belongs to another user, so that its access times cannot be switched off.
+    static IS_NOATIME_DENIED: AtomicBool = AtomicBool::new(false);
 
     // The flags of `regular`. A path relative to a descriptor of the folder takes as long.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED);
-    file.ok().map(Into::into)
+    let open = |more| openat2(CWD, path, flags | more, Mode::empty(), ResolveFlags::CACHED);
+    let opened = match IS_NOATIME_DENIED.load(Ordering::Relaxed) {
+        true => open(OFlags::empty()),
+        false => open(OFlags::NOATIME).or_else(|e| {
+            if e != Errno::PERM {
+                return Err(e);
+            }
+            IS_NOATIME_DENIED.store(true, Ordering::Relaxed);
+            open(OFlags::empty())
+        }),
+    };
+    opened.ok().map(Into::into)
 }
 
 /// True if a file has this length, as far as the kernel knows without asking a server.
@@ -138,6 +151,33 @@ mod tests {
                     assert!(!has_len(&body, len.wrapping_sub(1)), "{len} at 0");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_read_leaves_the_access_time_alone() {
+        use rustix::fs::{utimensat, AtFlags, Timespec, Timestamps, CWD};
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = folder.path().join("body");
+        std::fs::write(&path, [1; 5000]).unwrap();
+        // So old that the next read is noted, even by a file system with `relatime`.
+        let old = Timespec {
+            tv_sec: 1_000_000_000,
+            tv_nsec: 0,
+        };
+        let times = Timestamps {
+            last_access: old,
+            last_modification: old,
+        };
+        let by_backend = std::fs::File::open(&path).unwrap();
+        crate::cache::io::page_cache::prepare(&by_backend);
+        for body in [by_backend, open_if_cached(&path).unwrap()] {
+            utimensat(CWD, &path, &times, AtFlags::empty()).unwrap();
+            let mut byte = [0];
+            crate::cache::io::page_cache::read_exact_at(&body, 0, &mut byte).unwrap();
+            let accessed = body.metadata().unwrap().accessed().unwrap();
+            let since_1970 = accessed.duration_since(std::time::UNIX_EPOCH).unwrap();
+            assert_eq!(since_1970.as_secs(), old.tv_sec as u64);
         }
     }
 }

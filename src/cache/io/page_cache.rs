@@ -171,6 +171,22 @@ pub(crate) fn no_read_ahead(file: &File) {
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
 }
 
+/// Prepare a body that was opened or created, so that hits can be served from it.
+pub(crate) fn prepare(body: &File) {
+    no_read_ahead(body);
+    no_access_time(body);
+}
+
+/// Keep the kernel from noting when a file is read, which costs as much as a small system call. The
+/// file must belong to the user of this process (`O_NOATIME` of open(2)); otherwise, times are noted.
+#[cfg(target_os = "linux")]
+fn no_access_time(file: &File) {
+    let _ = rustix::fs::fcntl_setfl(file, rustix::fs::OFlags::NOATIME);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn no_access_time(_file: &File) {}
+
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn no_read_ahead(_file: &File) {}
 
@@ -196,6 +212,18 @@ pub(crate) fn read_nowait(file: &File, offset: u64, len: usize) -> Option<Vec<u8
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn read_nowait(_file: &File, _offset: u64, _len: usize) -> Option<Vec<u8>> {
     None
+}
+
+/// Read a file from the page cache if it has this length. `None`: as for [`read_nowait`], or it has
+/// another length.
+#[cfg(target_os = "linux")]
+pub(crate) fn read_whole_nowait(file: &File, len: usize) -> Option<Vec<u8>> {
+    let mut buf = Vec::with_capacity(len);
+    // One call reads it and finds its end.
+    match crate::cache::io::sys::read_whole_nowait(file, &mut buf, len) {
+        Ok(is_whole) => is_whole.then_some(buf),
+        Err(_) => None,
+    }
 }
 
 /// True if a range is in the page cache. Pages that are being read count as well. Never

@@ -52,6 +52,44 @@ mod linux {
         }
     }
 
+    /// Append a whole file of length `len` to an empty buffer, from the page cache, in one call
+    /// (preadv2(2), RWF_NOWAIT). `false`: the file has another length, or not all of it is cached; the
+    /// buffer stays empty. Never waits for the disk.
+    pub fn read_whole_nowait(file: &File, buf: &mut Vec<u8>, len: usize) -> io::Result<bool> {
+        let room = &mut buf.spare_capacity_mut()[..len];
+        let mut beyond = 0u8;
+        let parts = [
+            libc::iovec {
+                iov_base: room.as_mut_ptr().cast(),
+                iov_len: len,
+            },
+            libc::iovec {
+                iov_base: (&raw mut beyond).cast(),
+                iov_len: 1,
+            },
+        ];
+        // SAFETY: both parts are writable for their lengths and outlive the call, and the descriptor is
+        // open as long as `file` is borrowed.
+        let read = unsafe {
+            libc::preadv2(
+                file.as_raw_fd(),
+                parts.as_ptr(),
+                parts.len() as libc::c_int,
+                0,
+                libc::RWF_NOWAIT,
+            )
+        };
+        if read < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let is_whole = read as usize == len;
+        if is_whole {
+            // SAFETY: the call has initialized so many bytes.
+            unsafe { buf.set_len(len) };
+        }
+        Ok(is_whole)
+    }
+
     /// A mapped part of a file, which is never read through the mapping.
     struct Mapping {
         start: *mut libc::c_void,
@@ -141,7 +179,7 @@ mod linux {
 }
 
 #[cfg(target_os = "linux")]
-pub use linux::{cached_pages, load_in_large_folios, set_idle_io_priority};
+pub use linux::{cached_pages, load_in_large_folios, read_whole_nowait, set_idle_io_priority};
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
@@ -155,6 +193,21 @@ mod tests {
         assert_eq!(cached_pages(&open, 0, 10 * 4096).unwrap(), 10);
         assert_eq!(cached_pages(&open, 4096, 4096).unwrap(), 1);
         assert_eq!(cached_pages(&open, 1 << 20, 4096).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_file_is_read_if_it_has_the_length() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = std::fs::File::open(file.path()).unwrap();
+        for content in [&b""[..], b"1", &[7; 10_000]] {
+            std::fs::write(file.path(), content).unwrap();
+            for len in [0, 1, 2, 9999, 10_000, 10_001] {
+                let mut buf = Vec::with_capacity(len);
+                let is_whole = read_whole_nowait(&open, &mut buf, len).unwrap();
+                assert_eq!(is_whole, len == content.len(), "{len}");
+                assert_eq!(buf, if is_whole { content } else { b"" });
+            }
+        }
     }
 
     #[test]

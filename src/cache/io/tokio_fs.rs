@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use crate::cache::io::backend::{DiskBackend, OpenBody, OpenFiles};
 use crate::cache::io::files::{EntryFiles, MAX_META_LEN};
 use crate::cache::io::folder::{read_file, remove_if_there, FolderAccess};
-use crate::cache::io::page_cache::{load, no_read_ahead, read_exact_at};
+use crate::cache::io::page_cache::{self, load, read_exact_at};
 use crate::cache::io::regular;
 
 /// Files on a local file system, accessed by tokio's blocking thread pool.
@@ -194,7 +194,7 @@ fn open(files: &EntryFiles, prefetch: u64) -> io::Result<OpenFiles> {
 fn open_body(path: &Path) -> io::Result<OpenBody> {
     let body = regular::open(path)?;
     let body_len = body.metadata()?.len();
-    no_read_ahead(&body);
+    page_cache::prepare(&body);
     Ok(OpenBody {
         body: Arc::new(body),
         body_len,

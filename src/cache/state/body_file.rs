@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::cache::io::disk_io::DiskIo;
 use crate::cache::io::nowait;
 use crate::cache::io::page_cache::{self, block_end};
+use crate::cache::state::found_resident::FoundResident;
 use crate::cache::state::quota::Reservation;
 
 /// A body file that is open for reading.
@@ -27,6 +28,8 @@ pub struct BodyFile {
     /// `None` only while this is dropped.
     file: Option<Arc<File>>,
     loads: Mutex<Vec<Load>>,
+    /// The part that was found in the page cache, and the time.
+    found: FoundResident,
     space: Arc<BodySpace>,
     /// True if it takes less time to close it than to wake the thread that closes files.
     is_closed_fast: bool,
@@ -82,6 +85,7 @@ impl BodyFile {
         BodyFile {
             file: Some(file),
             loads: Mutex::default(),
+            found: FoundResident::default(),
             space,
             is_closed_fast: false,
         }
@@ -116,14 +120,24 @@ impl BodyFile {
         nowait::has_len(self.file(), len)
     }
 
-    /// True if a range can be sent without waiting for the disk. Never waits.
+    /// True if a range can be sent without waiting for the disk, as far as was seen a moment ago. Never
+    /// waits.
     pub(crate) fn is_resident(&self, io: &DiskIo, range: &Range<u64>) -> bool {
+        let now = FoundResident::now();
+        if self.found.has(range, now) {
+            return true;
+        }
         let being_loaded = self
             .loads
             .lock()
             .iter()
             .any(|load| load.range.start < range.end && range.start < load.range.end);
-        !being_loaded && io.has_page_cache() && page_cache::is_resident(self.file(), range)
+        let is_resident =
+            !being_loaded && io.has_page_cache() && page_cache::is_resident(self.file(), range);
+        if is_resident {
+            self.found.note(range, now);
+        }
+        is_resident
     }
 
     /// Bring the first block of `range` into the page cache, on another thread, and return the
@@ -167,6 +181,7 @@ impl BodyFile {
             return (load.range.end.min(range.end), load.done.clone());
         }
         let (sender, done) = watch::channel(None);
+        self.found.forget();
         loads.push(Load {
             range: range.clone(),
             done: done.clone(),

@@ -124,7 +124,7 @@ async fn commit(
     // Before the file exists: a removal in between finds it.
     let space = core.open_bodies.open(id);
     let file = backend.create(&files, None).await?;
-    page_cache::no_read_ahead(&file);
+    page_cache::prepare(&file);
     let committed = async {
         backend.set_len(&file, meta.body_len).await?;
         backend.commit(&files, &file, meta.encode()).await

@@ -96,7 +96,7 @@ pub(crate) async fn begin(
             })?,
     };
     let (file, reservation) = created.into_parts()?;
-    page_cache::no_read_ahead(&file);
+    page_cache::prepare(&file);
     let new = NewFill {
         id,
         key: key.to_compact(),

@@ -27,7 +27,7 @@ use tokio::runtime::Handle;
 use crate::cache::io::backend::{DiskBackend, OpenBody, OpenFiles};
 use crate::cache::io::files::{EntryFiles, MAX_META_LEN};
 use crate::cache::io::folder::FolderAccess;
-use crate::cache::io::page_cache::no_read_ahead;
+use crate::cache::io::page_cache;
 use crate::cache::io::regular;
 use crate::cache::io::uring::operation::{
     create_new, length, make_folder, open, rename, reserve_space, sync_data, unlink, Load, Read,
@@ -207,7 +207,7 @@ impl DiskBackend for UringBackend {
         } else {
             None
         };
-        no_read_ahead(&body);
+        page_cache::prepare(&body);
         Ok(OpenFiles {
             meta,
             body,
@@ -218,7 +218,7 @@ impl DiskBackend for UringBackend {
 
     async fn open_body(&self, files: &EntryFiles) -> io::Result<OpenBody> {
         let (body, body_len) = self.open_to_read(&files.body()).await?;
-        no_read_ahead(&body);
+        page_cache::prepare(&body);
         Ok(OpenBody { body, body_len })
     }
 
