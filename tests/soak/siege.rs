@@ -1,5 +1,5 @@
-//! A good client beside attackers: it is served as if it were alone, and the resources that
-//! they took are given back.
+//! A good client beside attackers, and beside operators who reload and upgrade the proxy: it is served
+//! as if it were alone. The resources that attackers took are given back.
 
 use std::{
     fmt::Write as _,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use test_support::{
-    get, try_get, Bucket, Connection, Origin, Pattern, Proxy, Reply, Request, PATIENCE,
+    get, try_get, Bucket, Connection, Origin, Pattern, Proxy, Reply, Request, Retiring, PATIENCE,
 };
 
 use crate::attackers::{begin_head, grow, Attack, Target, ATTACKS, IDLE, LEAVERS};
@@ -75,6 +75,22 @@ struct Seen {
     wrong: Vec<String>,
 }
 
+/// A change of the proxy that the good client must not notice.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    /// One reload after the other.
+    Reloads,
+    /// Another process takes over, and the former one ends.
+    Upgrade,
+}
+
+/// Measurements of the good client during changes of one kind.
+#[derive(Default)]
+struct Changed {
+    count: usize,
+    seen: Seen,
+}
+
 struct Siege {
     proxy: Proxy,
     origin: Origin,
@@ -101,9 +117,14 @@ pub fn run(time: Duration) {
         .iter()
         .map(|attack| (attack, Seen::default()))
         .collect();
-    for _ in 0..rounds.ceil() as usize {
+    let mut changes = [Change::Reloads, Change::Upgrade].map(|change| (change, Changed::default()));
+    for round in 0..rounds.ceil() as usize {
         for (attack, seen) in &mut all {
             siege.compare(attack, seen, phase);
+        }
+        let attack = &ATTACKS[round % ATTACKS.len()];
+        for (change, changed) in &mut changes {
+            siege.change(*change, attack, changed, phase);
         }
     }
     for (attack, seen) in &mut all {
@@ -117,6 +138,24 @@ pub fn run(time: Duration) {
                 .iter()
                 .map(|why| format!("{}: {why}", attack.name)),
         );
+    }
+    for (change, Changed { count, seen }) in &mut changes {
+        while seen.is_slow() && seen.p99s.len() < COMPARISONS {
+            let attack = &ATTACKS[seen.p99s.len() % ATTACKS.len()];
+            let mut more = Changed::default();
+            siege.change(*change, attack, &mut more, phase);
+            *count += more.count;
+            seen.alone.append(&mut more.seen.alone);
+            seen.beside.append(&mut more.seen.beside);
+            seen.p99s.append(&mut more.seen.p99s);
+        }
+        seen.judge();
+        let _ = writeln!(
+            report,
+            "soak: {count} x {change:?} beside attackers: {}",
+            seen.latencies()
+        );
+        wrong.extend(seen.wrong.iter().map(|why| format!("{change:?}: {why}")));
     }
     siege.expect_to_be_asked_to_leave(&mut report, &mut wrong);
     starve(&siege.origin, &mut report, &mut wrong);
@@ -160,6 +199,9 @@ impl Siege {
             // Less than what leaving clients ask for at once.
             .max_size_gb(0.5)
             .tls()
+            .admin()
+            .grace_period("10s")
+            .upgradable()
             .start();
         let target = Target {
             http: proxy.addr(),
@@ -250,6 +292,55 @@ impl Siege {
             (seen.before, seen.peak, seen.after) = (before, peak, after);
         }
         seen.origin_bytes = seen.origin_bytes.max(sent);
+    }
+
+    /// Runs one phase alone, and one beside changes of the proxy and an attack. No request of the good
+    /// client fails.
+    fn change(&mut self, change: Change, attack: &Attack, changed: &mut Changed, phase: Duration) {
+        let Changed { count, seen } = changed;
+        let (first_alone, first_beside) = (seen.alone.len(), seen.beside.len());
+        self.good.run(phase, &mut seen.alone);
+        let Siege {
+            proxy,
+            good,
+            target,
+            ..
+        } = self;
+        let stop = AtomicBool::new(false);
+        let changes_done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| attack.run(target, &stop));
+            let good = scope.spawn(|| {
+                // Also if the good client panics.
+                let _stop = StopAtEnd(&stop);
+                while !changes_done.load(Ordering::SeqCst) {
+                    good.run(TICK, &mut seen.beside);
+                }
+            });
+            let _done = StopAtEnd(&changes_done);
+            let begun = Instant::now();
+            while !good.is_finished() {
+                match change {
+                    Change::Reloads => assert_eq!(proxy.reload(), "ok"),
+                    Change::Upgrade => {
+                        let (output, old) = proxy.upgrade_by_command(&[]);
+                        assert!(output.status.success(), "{output:?}");
+                        let ended = old.map(Retiring::wait);
+                        assert!(ended.is_some_and(|status| status.success()));
+                    }
+                }
+                *count += 1;
+                if begun.elapsed() >= phase {
+                    break;
+                }
+            }
+        });
+        seen.p99s.push((
+            p99(&seen.alone[first_alone..]),
+            p99(&seen.beside[first_beside..]),
+        ));
+        // The new process has to find its bearings before it is compared.
+        self.good.ask_for_all();
     }
 
     /// The number of requests for hot objects that the origin has received.
@@ -434,6 +525,17 @@ impl Good {
     }
 }
 
+// === impl StopAtEnd ===
+
+/// Sets a flag when it is dropped.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 // === impl Seen ===
 
 impl Seen {
@@ -453,18 +555,25 @@ impl Seen {
         }
     }
 
-    fn figures(&self, attack: &Attack) -> String {
-        let taken = self.peak.saturating_sub(self.before);
+    fn latencies(&self) -> String {
         format!(
             "the good client's median {:.2?} and p99 {:.2?}, alone {:.2?} and {:.2?} ({} and {} \
-             requests); {:.1} MiB taken, {} KiB a connection, {:.1} left; {} MiB from the origin, {} \
-             hot objects evicted",
+             requests)",
             percentile(&self.beside, 50),
             p99(&self.beside),
             percentile(&self.alone, 50),
             p99(&self.alone),
             self.beside.len(),
             self.alone.len(),
+        )
+    }
+
+    fn figures(&self, attack: &Attack) -> String {
+        let taken = self.peak.saturating_sub(self.before);
+        format!(
+            "{}; {:.1} MiB taken, {} KiB a connection, {:.1} left; {} MiB from the origin, {} \
+             hot objects evicted",
+            self.latencies(),
             taken as f64 / f64::from(1 << 20),
             taken / 1024 / attack.connections as u64,
             self.after.saturating_sub(self.before) as f64 / f64::from(1 << 20),
