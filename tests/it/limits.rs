@@ -207,40 +207,75 @@ fn without_descriptors_new_clients_are_closed_and_the_others_served() {
             (transfer, begun)
         })
         .collect();
+    let mut idle = holder(ONE, proxy.addr());
     eventually("nothing else is open", || {
-        proxy.metric("connections_open") == 3 && proxy.metric("cache_fills_in_flight") == 0
+        proxy.metric("connections_open") == 4 && proxy.metric("cache_fills_in_flight") == 0
     });
     set_descriptors(&proxy, false);
-    // Those that find a descriptor which another file has left are served. Others are closed, or wait
-    // in the queue of the socket.
+    // Those that find a descriptor which another file has left are served, and the first one without
+    // gets that of the idle connection. The others are closed.
     let start = Instant::now();
     let mut kept = Vec::new();
     let mut closed = 0;
-    while closed == 0 {
+    while closed < 5 {
         let mut client = TcpStream::connect(proxy.addr()).expect("connect");
-        let wait = Some(Duration::from_secs(1));
+        let wait = Some(Duration::from_secs(5));
         client.set_read_timeout(wait).expect("a timeout");
         // It may be closed already.
         let _ = client.write_all(b"GET /assets/large HTTP/1.1\r\nHost: a\r\n\r\n");
         match client.read(&mut [0]) {
             Ok(1) => kept.push(client),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => kept.push(client),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => panic!("a client waits"),
             _ => closed += 1,
         }
         assert!(kept.len() < 100, "the descriptors have no end");
-        assert!(start.elapsed() < PATIENCE, "none is closed");
     }
+    assert!(idle.try_receive("GET").is_err());
     for (transfer, begun) in transfers {
         assert!(transfer.check(Pattern::new(1), begun).complete);
     }
     set_descriptors(&proxy, true);
     assert_eq!(proxy.get("/assets/1").status, 200);
-    let shed = limited(&proxy, "descriptors") + proxy.metric("connections_idle_closed_total");
     let log = proxy.stderr();
-    assert!(shed >= 1, "{log}");
+    assert_eq!(limited(&proxy, "descriptors"), closed, "{log}");
+    // Besides the idle one, those whose requests lacked descriptors too may have been idle.
+    let idle_closed = proxy.metric("connections_idle_closed_total");
+    assert!((1..=1 + kept.len() as u64).contains(&idle_closed), "{log}");
     let lines = log.matches("Accept() failed").count() as u64;
     let minutes = start.elapsed().as_secs() / 60;
     assert!((1..=1 + minutes).contains(&lines), "{log}");
+}
+
+/// accept() fails without a descriptor when no client waits, too.
+#[test]
+fn without_descriptors_a_client_costs_one_idle_connection() {
+    let origin = origin();
+    let proxy = proxy(&origin).start();
+    let longest_idle = TcpStream::connect(proxy.addr()).expect("connect");
+    longest_idle.set_nonblocking(true).expect("set O_NONBLOCK");
+    eventually("it is counted", || proxy.metric("connections_open") == 1);
+    let mut idle: Vec<_> = (0..3).map(|_| holder(ONE, proxy.addr())).collect();
+    eventually("nothing else is open", || {
+        proxy.metric("connections_open") == 4 && proxy.metric("cache_fills_in_flight") == 0
+    });
+    let is_open = || {
+        let peeked = longest_idle.peek(&mut [0]);
+        peeked.is_err_and(|e| e.kind() == ErrorKind::WouldBlock)
+    };
+    set_descriptors(&proxy, false);
+    // The first clients may find descriptors which other files have left.
+    while is_open() {
+        let mut client = Connection::open_from(ONE, proxy.addr());
+        assert_eq!(ask(&mut client, "/assets/1").status, 200);
+        idle.push(client);
+        assert!(idle.len() < 100, "the descriptors have no end");
+    }
+    set_descriptors(&proxy, true);
+    for connection in &mut idle {
+        assert_eq!(connection.get("/assets/1").status, 200);
+    }
+    assert_eq!(proxy.metric("connections_idle_closed_total"), 1);
+    assert_eq!(limited(&proxy, "descriptors"), 0);
 }
 
 // --- request heads ---
