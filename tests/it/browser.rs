@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Instant;
 use std::{env, fs, thread};
 
@@ -15,7 +15,7 @@ use test_support::{skip, PATIENCE};
 /// The variable that makes the absence of a browser a failure.
 const REQUIRED: &str = "REQUIRE_BROWSER";
 
-/// A browser with a profile of its own, which is killed when dropped.
+/// A browser with a profile of its own, which is closed when dropped.
 pub struct Browser {
     child: Child,
     to: File,
@@ -62,6 +62,8 @@ impl Browser {
             path
         });
         let log = File::create(profile.path().join("log")).expect("a log");
+        let temporary = profile.path().join("tmp");
+        fs::create_dir(&temporary).expect("a folder for temporary files");
         // The protocol's descriptors are 3 and 4.
         let child = Command::new("sh")
             .arg("-c")
@@ -76,6 +78,7 @@ impl Browser {
             .arg("about:blank")
             .env("COMMANDS", &commands)
             .env("EVENTS", &events)
+            .env("TMPDIR", &temporary)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -155,8 +158,16 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Both fail only where it has ended.
-        let _ = self.child.kill();
+        // Its other processes end before it does. After a kill, they write to the profile while that
+        // is removed.
+        let close = json!({"id": self.calls + 1, "method": "Browser.close"});
+        let mut ends = write!(self.to, "{close}\0").map_err(|_| RecvTimeoutError::Timeout);
+        while ends.is_ok() {
+            ends = self.from.recv_timeout(PATIENCE).map(drop);
+        }
+        if ends != Err(RecvTimeoutError::Disconnected) {
+            let _ = self.child.kill();
+        }
         let _ = self.child.wait();
     }
 }
