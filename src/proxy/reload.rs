@@ -16,7 +16,7 @@ use pingora_core::services::background::BackgroundService;
 use tokio::io::BufStream;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{spawn_blocking, JoinSet};
 
 use super::access_log::AccessLog;
 use super::control::{self, Bound, Control, Order, Report};
@@ -127,7 +127,7 @@ impl BackgroundService for Reloader {
         let mut hangups = self.0.hangups.clone();
         let mut phases = self.0.upgrader.phases();
         let mut is_replaced = false;
-        let mut control = self.listen();
+        let mut control = self.listen().await;
         let mut orders = JoinSet::new();
         loop {
             // These tasks outlive the shutdown signal, because transfers do.
@@ -168,7 +168,7 @@ impl BackgroundService for Reloader {
                     Ok(ExecutionPhase::Running) if is_replaced => {
                         is_replaced = false;
                         self.0.settings.set_retiring(false);
-                        control = self.listen();
+                        control = self.listen().await;
                     }
                     _ => {}
                 },
@@ -187,9 +187,14 @@ impl BackgroundService for Reloader {
 
 impl Reloader {
     /// Listens for orders, if the configuration names a socket.
-    fn listen(&self) -> Option<Control> {
-        let bound = self.0.bound.lock().take();
-        let bound = bound.or_else(|| self.bound())?;
+    async fn listen(&self) -> Option<Control> {
+        let reloader = self.clone();
+        let bound = spawn_blocking(move || {
+            let bound = reloader.0.bound.lock().take();
+            bound.or_else(|| reloader.bound())
+        });
+        // An error means that the process ends.
+        let bound = bound.await.ok()??;
         bound.listen().map_err(|e| self.warn_unbound(&e)).ok()
     }
 
@@ -256,7 +261,7 @@ impl Reloader {
 
     async fn reload_off_thread(&self) -> Result<Reloaded, String> {
         let reloader = self.clone();
-        let reload = tokio::task::spawn_blocking(move || reloader.reload());
+        let reload = spawn_blocking(move || reloader.reload());
         reload
             .await
             .unwrap_or_else(|_| Err("the process ends".to_owned()))
@@ -265,7 +270,8 @@ impl Reloader {
     /// Reads the configuration again for an operator who has named its file.
     async fn reload_for(&self, config: &Path) -> Report {
         let own = self.0.started.file();
-        let is_own = std::fs::canonicalize(own).is_ok_and(|own| own == config);
+        let canonical = tokio::fs::canonicalize(own).await;
+        let is_own = canonical.is_ok_and(|own| own == config);
         if !is_own {
             return Report::failed(&format!(
                 "{} is not the file of the running proxy, which is {}; name that one",
