@@ -74,11 +74,13 @@ test-uring: vendor
 upstream-test: vendor
 	@vendor/upstream-test.sh
 
+# `demo` is the binary without TLS, as `make run` builds it.
 # The examples are documented only because cargo then uses what clippy has compiled.
 lint: vendor
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features $(FEATURES) -- -D warnings
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --features demo --lib --bin s3-proxy -- -D warnings
 	cargo fmt --manifest-path benches/stock/Cargo.toml --check
 	cargo clippy --locked --manifest-path benches/stock/Cargo.toml --target-dir target -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --lib --bins --examples --features $(FEATURES)

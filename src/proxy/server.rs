@@ -241,8 +241,8 @@ impl ProxyServer {
         if let (Some(section), Some(listener)) = (&config.server.tls, &https) {
             let (mut settings, reload) =
                 tls::listener(section).map_err(|e| StartError(e.to_string()))?;
+            certificates = reload.as_ref().map(tls::Reload::certificates);
             if let Some(reload) = reload {
-                certificates = Some(reload.certificates());
                 server.add_service(background_service("certificates", reload));
             }
             use_kernel_tls(section.ktls, &mut settings);
