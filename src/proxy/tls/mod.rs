@@ -26,6 +26,8 @@ compile_error!(
 
 #[cfg(any(feature = "rustls", feature = "openssl", feature = "boringssl"))]
 mod certificate;
+#[cfg(not(feature = "rustls"))]
+mod no_reload;
 #[cfg(all(
     any(feature = "openssl", feature = "boringssl"),
     not(feature = "rustls")
@@ -37,6 +39,8 @@ mod rustls;
 #[cfg(not(any(feature = "rustls", feature = "openssl", feature = "boringssl")))]
 mod unavailable;
 
+#[cfg(not(feature = "rustls"))]
+pub(super) use no_reload::*;
 #[cfg(all(
     any(feature = "openssl", feature = "boringssl"),
     not(feature = "rustls")

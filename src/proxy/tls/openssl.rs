@@ -4,17 +4,15 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::protocols::tls::CaType;
-use pingora_core::server::ShutdownWatch;
-use pingora_core::services::background::BackgroundService;
 use pingora_core::tls::pkey::PKey;
 use pingora_core::tls::ssl::SslVersion;
 use pingora_core::tls::x509::X509;
 use pingora_core::Error;
 
 use super::certificate::{Facts, Warned};
+use super::no_reload::Reload;
 use super::problem::Unusable;
 use crate::config::{Tls, TlsVersion};
 use crate::metrics::METRICS;
@@ -22,41 +20,6 @@ use crate::metrics::METRICS;
 pub(in crate::proxy) const AVAILABLE: bool = true;
 
 pub(in crate::proxy) type Authority = X509;
-
-/// A service that there is none of: a restart reads the files again.
-pub(in crate::proxy) enum Reload {}
-
-#[async_trait]
-impl BackgroundService for Reload {
-    async fn start(&self, _: ShutdownWatch) {
-        match *self {}
-    }
-}
-
-/// The configuration of a listener, of which none can be replaced.
-#[derive(Clone, Copy)]
-pub(in crate::proxy) enum Certificates {}
-
-/// See [`Certificates`].
-pub(in crate::proxy) enum Prepared {}
-
-impl Reload {
-    pub(in crate::proxy) fn certificates(&self) -> Certificates {
-        match *self {}
-    }
-}
-
-impl Certificates {
-    pub(in crate::proxy) fn prepare(&self, _: &Tls) -> Result<Prepared, Vec<Unusable>> {
-        match *self {}
-    }
-}
-
-impl Prepared {
-    pub(in crate::proxy) fn apply(self) {
-        match self {}
-    }
-}
 
 /// # Errors
 /// The certificate cannot be used.

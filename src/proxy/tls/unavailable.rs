@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::protocols::tls::CaType;
-use pingora_core::server::ShutdownWatch;
-use pingora_core::services::background::BackgroundService;
 use pingora_core::Error;
 
+use super::no_reload::Reload;
 use super::problem::Unusable;
 use crate::config::Tls;
 
@@ -16,41 +14,6 @@ pub(in crate::proxy) const AVAILABLE: bool = false;
 
 /// The certificate of an authority, of which there is none.
 pub(in crate::proxy) enum Authority {}
-
-/// A service that there is none of.
-pub(in crate::proxy) enum Reload {}
-
-#[async_trait]
-impl BackgroundService for Reload {
-    async fn start(&self, _: ShutdownWatch) {
-        match *self {}
-    }
-}
-
-/// The configuration of a listener, of which none can be replaced.
-#[derive(Clone, Copy)]
-pub(in crate::proxy) enum Certificates {}
-
-/// See [`Certificates`].
-pub(in crate::proxy) enum Prepared {}
-
-impl Reload {
-    pub(in crate::proxy) fn certificates(&self) -> Certificates {
-        match *self {}
-    }
-}
-
-impl Certificates {
-    pub(in crate::proxy) fn prepare(&self, _: &Tls) -> Result<Prepared, Vec<Unusable>> {
-        match *self {}
-    }
-}
-
-impl Prepared {
-    pub(in crate::proxy) fn apply(self) {
-        match self {}
-    }
-}
 
 /// # Errors
 /// Always.
