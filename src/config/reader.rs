@@ -15,7 +15,7 @@ use serde::forward_to_deserialize_any;
 use serde_path_to_error::Segment;
 use zeroize::Zeroizing;
 
-use super::document::{Kind, Meaning, Node, Scalar};
+use super::document::{Entry, Kind, Meaning, Node, Scalar};
 use super::error::Place;
 use super::variables::{fill, Env};
 use super::wording::MAX_FINDINGS;
@@ -408,13 +408,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         let env = self.env;
         let all = keys.join(", ");
         match &self.node.kind {
-            Kind::Section(entries) => visitor.visit_map(Entries {
-                entries: entries
-                    .iter()
-                    .map(|entry| (entry.name.as_str(), &entry.value)),
-                value: None,
-                env,
-            }),
+            Kind::Section(section) => visitor.visit_map(entries(section, env)),
             Kind::Reported => visitor.visit_map(Entries {
                 entries: keys.iter().map(|key| (*key, &STAND_IN)),
                 value: None,
@@ -435,13 +429,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         let remedy = (&visitor as &dyn Expected).to_string();
         let env = self.env;
         match &self.node.kind {
-            Kind::Section(entries) => visitor.visit_map(Entries {
-                entries: entries
-                    .iter()
-                    .map(|entry| (entry.name.as_str(), &entry.value)),
-                value: None,
-                env,
-            }),
+            Kind::Section(section) => visitor.visit_map(entries(section, env)),
             Kind::Reported => visitor.visit_unit(),
             _ => return Err(self.wrong_type("a section", remedy)),
         }
@@ -481,6 +469,18 @@ struct Entries<'a, I> {
     entries: I,
     value: Option<&'a Node>,
     env: Env<'a>,
+}
+
+fn entries<'a>(
+    section: &'a [Entry],
+    env: Env<'a>,
+) -> Entries<'a, impl Iterator<Item = (&'a str, &'a Node)>> {
+    let entries = section.iter();
+    Entries {
+        entries: entries.map(|entry| (entry.name.as_str(), &entry.value)),
+        value: None,
+        env,
+    }
 }
 
 impl<'a, 'de, I: Iterator<Item = (&'a str, &'a Node)>> MapAccess<'de> for Entries<'a, I> {

@@ -20,6 +20,8 @@ pub mod caching;
 mod fill_lock;
 mod head_cache;
 #[cfg(test)]
+pub(crate) mod heads_for_tests;
+#[cfg(test)]
 mod imports;
 pub mod origin_turns;
 pub mod range_fill;

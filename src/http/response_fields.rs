@@ -193,27 +193,11 @@ impl RemovedField {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::heads_for_tests::{response, text};
 
     fn field(name: &'static str, value: &'static str) -> (HeaderName, HeaderValue) {
         let name = HeaderName::from_static(name);
         (name, HeaderValue::from_static(value))
-    }
-
-    fn header(status: u16, fields: &[(&'static str, &'static str)]) -> ResponseHeader {
-        let mut header = ResponseHeader::build(status, None).unwrap();
-        for (name, value) in fields {
-            header.append_header(*name, *value).unwrap();
-        }
-        header
-    }
-
-    fn text(header: &ResponseHeader) -> String {
-        let fields = header.headers.iter();
-        let mut fields: Vec<_> = fields
-            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
-            .collect();
-        fields.sort();
-        fields.join(", ")
     }
 
     #[test]
@@ -226,7 +210,7 @@ mod tests {
             set: vec![field("cache-control", "no-cache")],
             add: vec![field("link", "<b>"), field("vary", "Origin")],
         };
-        let mut response = header(
+        let mut response = response(
             200,
             &[
                 ("server", "S3"),
@@ -264,7 +248,7 @@ mod tests {
         let applied = |status, selected: &[usize], variant| {
             let selected = selected.iter().copied();
             let fields = ResponseFields::new(rules.clone(), selected, variant);
-            let mut response = header(status, &[]);
+            let mut response = response(status, &[]);
             fields.apply(&mut response).unwrap();
             text(&response)
         };

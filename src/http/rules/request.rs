@@ -231,14 +231,7 @@ pub fn strip_to_target(request: &mut RequestHeader, method: Method) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn request(method: &str, fields: &[(&'static str, &str)]) -> RequestHeader {
-        let mut request = RequestHeader::build(method, b"/", None).unwrap();
-        for (name, value) in fields {
-            request.append_header(*name, *value).unwrap();
-        }
-        request
-    }
+    use crate::http::heads_for_tests::request;
 
     /// RFC 9112 §3.2.1
     #[test]

@@ -211,6 +211,7 @@ fn is_address(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::heads_for_tests::request;
 
     const TOKEN: &str = "0123456789abcdef";
 
@@ -224,14 +225,6 @@ mod tests {
         let path = std::path::Path::new("test");
         let config = crate::config::Config::parse(&text, path, &|_| None).unwrap();
         Access::new(config.admin.as_ref())
-    }
-
-    fn request(method: &str, fields: &[(&'static str, &str)]) -> RequestHeader {
-        let mut request = RequestHeader::build(method, b"/", None).unwrap();
-        for (name, value) in fields {
-            request.append_header(*name, *value).unwrap();
-        }
-        request
     }
 
     #[test]

@@ -99,6 +99,7 @@ mod tests {
     use http::{HeaderMap, HeaderValue, Method};
 
     use super::*;
+    use crate::http::heads_for_tests::{response, text};
     use crate::s3::Target;
 
     fn described(query: &str, fields: &[(&'static str, &'static str)], status: u16) -> String {
@@ -112,21 +113,16 @@ mod tests {
         let target = Target::in_bucket("key").unwrap();
         let query = Some(query.as_bytes());
         let request = S3Request::read(&Method::GET, target, query, &headers).unwrap();
-        let mut response = ResponseHeader::build(status, None).unwrap();
-        for (name, value) in [
-            ("content-type", "text/plain"),
-            ("x-amz-checksum-sha256", "a"),
-            ("x-amz-checksum-type", "FULL_OBJECT"),
-        ] {
-            response.insert_header(name, value).unwrap();
-        }
+        let mut response = response(
+            status,
+            &[
+                ("content-type", "text/plain"),
+                ("x-amz-checksum-sha256", "a"),
+                ("x-amz-checksum-type", "FULL_OBJECT"),
+            ],
+        );
         describe_as_asked(&request, &mut response).unwrap();
-        let fields = response.headers.iter();
-        let mut fields: Vec<_> = fields
-            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
-            .collect();
-        fields.sort();
-        fields.join(", ")
+        text(&response)
     }
 
     #[test]

@@ -449,22 +449,7 @@ fn range_type(request: &RequestHeader, response: &mut ResponseHeader) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn request(method: &str, fields: &[(&'static str, &str)]) -> RequestHeader {
-        let mut request = RequestHeader::build(method, b"/", None).unwrap();
-        for (name, value) in fields {
-            request.append_header(*name, *value).unwrap();
-        }
-        request
-    }
-
-    fn response(status: u16, fields: &[(&'static str, &str)]) -> ResponseHeader {
-        let mut response = ResponseHeader::build(status, None).unwrap();
-        for (name, value) in fields {
-            response.append_header(*name, *value).unwrap();
-        }
-        response
-    }
+    use crate::http::heads_for_tests::{request, response};
 
     /// RFC 9110 §14.2, §15.5.17
     #[test]
