@@ -296,11 +296,11 @@ impl Message {
     }
 }
 
-/// Control characters, and those that end a line or change its direction (Unicode
-/// Standard Annex #9).
-pub(crate) fn changes_the_line(c: char) -> bool {
+/// True for control characters, and those that end a line or change its direction (Unicode
+/// Standard Annex #9). A terminal shows the others as they are.
+pub fn changes_the_line(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 impl fmt::Write for Message {

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pingora_sendfile::config::{Config, Token};
 use zeroize::Zeroizing;
@@ -65,7 +65,13 @@ enum Place {
 }
 
 /// A connection to a listener.
-enum Stream {
+struct Stream {
+    socket: Socket,
+    /// The end of the response is awaited until then.
+    deadline: Option<Instant>,
+}
+
+enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -133,13 +139,17 @@ impl Listener {
     }
 
     fn connect(&self) -> Result<Stream, Failure> {
-        let stream = match &self.place {
+        let socket = match &self.place {
             Place::Address(address) => {
-                TcpStream::connect_timeout(address, self.connect_timeout).map(Stream::Tcp)
+                TcpStream::connect_timeout(address, self.connect_timeout).map(Socket::Tcp)
             }
-            Place::Socket(path) => UnixStream::connect(path).map(Stream::Unix),
+            Place::Socket(path) => UnixStream::connect(path).map(Socket::Unix),
         };
-        stream.map_err(|e| {
+        let connected = socket.map(|socket| Stream {
+            socket,
+            deadline: None,
+        });
+        connected.map_err(|e| {
             let remedy = match e.kind() {
                 ErrorKind::PermissionDenied => {
                     "run the command as the user of the proxy, or as root"
@@ -166,42 +176,63 @@ impl fmt::Display for Place {
 // === impl Stream ===
 
 impl Stream {
-    /// Limit the wait for a part of the response, and for a part of the request to be taken.
-    fn set_timeouts(&self, read: Option<Duration>, write: Duration) -> io::Result<()> {
-        match self {
-            Stream::Tcp(stream) => {
-                stream.set_read_timeout(read)?;
-                stream.set_write_timeout(Some(write))
-            }
-            Stream::Unix(stream) => {
-                stream.set_read_timeout(read)?;
-                stream.set_write_timeout(Some(write))
-            }
+    /// Limit the wait for the whole response, and for a part of the request to be taken.
+    fn set_limits(&mut self, patience: Option<Duration>, write: Duration) -> io::Result<()> {
+        self.deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+        if self.deadline.is_none() {
+            self.socket.set_read_timeout(None)?;
+        }
+        match &self.socket {
+            Socket::Tcp(stream) => stream.set_write_timeout(Some(write)),
+            Socket::Unix(stream) => stream.set_write_timeout(Some(write)),
         }
     }
 }
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.read(buffer),
-            Stream::Unix(stream) => stream.read(buffer),
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            self.socket.set_read_timeout(Some(left))?;
         }
+        let read = match &mut self.socket {
+            Socket::Tcp(stream) => stream.read(buffer),
+            Socket::Unix(stream) => stream.read(buffer),
+        };
+        // The error that a time limit of a socket makes, socket(7).
+        read.map_err(|e| match e.kind() {
+            ErrorKind::WouldBlock => ErrorKind::TimedOut.into(),
+            _ => e,
+        })
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.write(bytes),
-            Stream::Unix(stream) => stream.write(bytes),
+        match &mut self.socket {
+            Socket::Tcp(stream) => stream.write(bytes),
+            Socket::Unix(stream) => stream.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        match &mut self.socket {
+            Socket::Tcp(stream) => stream.flush(),
+            Socket::Unix(stream) => stream.flush(),
+        }
+    }
+}
+
+// === impl Socket ===
+
+impl Socket {
+    fn set_read_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
         match self {
-            Stream::Tcp(stream) => stream.flush(),
-            Stream::Unix(stream) => stream.flush(),
+            Socket::Tcp(stream) => stream.set_read_timeout(limit),
+            Socket::Unix(stream) => stream.set_read_timeout(limit),
         }
     }
 }
@@ -243,7 +274,7 @@ impl AdminConnection {
     }
 
     /// Sends a request, and returns the response, whatever its status. `path` is percent-encoded.
-    /// `patience` limits the wait for a part of the response.
+    /// `patience` limits the wait for the whole response.
     pub fn ask(
         &mut self,
         method: &str,
@@ -302,7 +333,7 @@ impl AdminConnection {
         request: &str,
         patience: Option<Duration>,
     ) -> io::Result<Answer> {
-        stream.get_ref().set_timeouts(patience, ANSWER_TIMEOUT)?;
+        stream.get_mut().set_limits(patience, ANSWER_TIMEOUT)?;
         stream.get_mut().write_all(request.as_bytes())?;
         let (answer, stays) = read_answer(&mut stream)?;
         self.stream = stays.then_some(stream);
@@ -371,4 +402,43 @@ fn read_answer(reader: &mut BufReader<Stream>) -> io::Result<(Answer, bool)> {
     }
     answer.text.truncate(answer.text.trim_end().len());
     Ok((answer, stays))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_response_that_never_ends_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = listener.local_addr().expect("an address");
+        let endless = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut sent = stream.write(b"HTTP/1.1 200 OK\r\n");
+            // Until the client has closed the connection.
+            while sent.is_ok() {
+                sent = stream.write(b"Field: value\r\n");
+            }
+        });
+        let mut connection = AdminConnection::new(Listener {
+            key: "admin.address",
+            place: Place::Address(address),
+            connect_timeout: CONNECT_TIMEOUT,
+            token: None,
+        });
+        let answer = connection.ask("GET", "/", Some(Duration::from_millis(200)));
+        let Err(failure) = answer else {
+            panic!("a response without an end was accepted");
+        };
+        assert_eq!(
+            failure.to_string(),
+            format!(
+                "admin.address: the proxy at {address} does not answer: timed out; see its log"
+            )
+        );
+        endless.join().expect("the client closes the connection");
+    }
 }

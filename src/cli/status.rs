@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use pingora_sendfile::config::Config;
+use pingora_sendfile::logging::changes_the_line;
 use pingora_sendfile::proxy::status::{bytes, period, Status};
 
 use super::admin::{AdminClient, AdminConnection};
@@ -29,7 +30,7 @@ pub fn run(config: &Config, json: bool) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The present state.
+/// The present state. Its texts have no characters that a terminal obeys.
 pub fn fetch(proxy: &mut AdminConnection) -> Result<Status, Failure> {
     read(&ask(proxy)?)
 }
@@ -38,15 +39,33 @@ fn ask(proxy: &mut AdminConnection) -> Result<String, Failure> {
     let answer = proxy.ask("GET", "/status", Some(PATIENCE))?;
     match answer.status {
         200 => Ok(answer.text),
-        status => Err(Failure::Other(format!("/status: {status} {}", answer.text))),
+        status => {
+            let why = plain(&answer.text);
+            Err(Failure::Other(format!("/status: {status} {why}")))
+        }
     }
 }
 
 fn read(json: &str) -> Result<Status, Failure> {
-    serde_json::from_str(json).map_err(|e| {
+    let mut status: Status = serde_json::from_str(json).map_err(|e| {
         let what = "the proxy sends a status that cannot be read";
         Failure::Other(format!("{what}: {e}; use the s3-proxy of its version"))
-    })
+    })?;
+    // Paths of objects are encoded, names of directories and buckets are not.
+    let cache = status.cache.iter_mut();
+    let folders = cache.flat_map(|cache| &mut cache.folders);
+    let origins = status.origins.iter_mut();
+    let texts = [&mut status.version]
+        .into_iter()
+        .chain(&mut status.unready)
+        .chain(folders.map(|folder| &mut folder.path))
+        .chain(origins.flat_map(|origin| [&mut origin.bucket, &mut origin.origin]))
+        .chain(status.top_keys.iter_mut().map(|top| &mut top.path))
+        .chain(&mut status.warnings);
+    for text in texts {
+        *text = plain(text);
+    }
+    Ok(status)
 }
 
 /// The state as lines of text.
@@ -98,7 +117,7 @@ pub fn text(status: &Status) -> String {
                 "directory",
                 format!(
                     "{}: {state}, {} entries, {} of {}, {free} free",
-                    plain(&folder.path),
+                    folder.path,
                     folder.entries,
                     bytes(folder.size_bytes),
                     bytes(folder.max_size_bytes),
@@ -111,17 +130,14 @@ pub fn text(status: &Status) -> String {
             true => "up".to_owned(),
             false => format!("DOWN, {} failures", origin.failures),
         };
-        let (bucket, host) = (plain(&origin.bucket), plain(&origin.origin));
+        let (bucket, host) = (&origin.bucket, &origin.origin);
         line("origin", format!("{bucket} at {host}: {state}"));
     }
     for top in &status.top_keys {
-        line(
-            "key",
-            format!("{:>6} {}", percent(top.share), plain(&top.path)),
-        );
+        line("key", format!("{:>6} {}", percent(top.share), top.path));
     }
     for warning in &status.warnings {
-        line("WARNING", plain(warning));
+        line("WARNING", warning.clone());
     }
     text
 }
@@ -149,15 +165,10 @@ pub fn sent_line(status: &Status) -> String {
     )
 }
 
-/// A text without characters that a terminal obeys. Paths of objects are encoded, names of directories
-/// are not.
+/// A text without characters that a terminal obeys.
 pub fn plain(text: &str) -> String {
-    let is_plain = |c: char| {
-        !c.is_control()
-            && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     text.chars()
-        .map(|c| if is_plain(c) { c } else { '\u{fffd}' })
+        .map(|c| if changes_the_line(c) { '\u{fffd}' } else { c })
         .collect()
 }
 
@@ -168,11 +179,41 @@ pub fn percent(share: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use pingora_sendfile::proxy::status::{Cache, Folder, Origin, TopKey};
+
     use super::*;
 
     #[test]
     fn a_terminal_obeys_nothing_that_a_name_holds() {
         let shown = plain("a\u{1b}]0;b\u{7}\n\u{9b}31m\u{202e}c é");
         assert_eq!(shown, "a\u{fffd}]0;b\u{fffd}\u{fffd}\u{fffd}31m\u{fffd}c é");
+
+        let evil = || "\u{1b}[2Jx".to_owned();
+        let status = Status {
+            version: evil(),
+            unready: vec![evil()],
+            cache: Some(Cache {
+                folders: vec![Folder {
+                    path: evil(),
+                    ..Folder::default()
+                }],
+                ..Cache::default()
+            }),
+            origins: vec![Origin {
+                bucket: evil(),
+                origin: evil(),
+                ..Origin::default()
+            }],
+            top_keys: vec![TopKey {
+                path: evil(),
+                share: 1.0,
+            }],
+            warnings: vec![evil()],
+            ..Status::default()
+        };
+        let json = serde_json::to_string(&status).expect("JSON");
+        let text = text(&read(&json).expect("a status"));
+        assert_eq!(text.matches("\u{fffd}[2Jx").count(), 7, "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
     }
 }
