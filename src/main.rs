@@ -129,6 +129,21 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show the state of the running proxy in the terminal, as `status` has it, with rates, until q, Esc
+    /// or Ctrl-C.
+    #[cfg(feature = "top")]
+    Top {
+        /// The YAML configuration of the running proxy.
+        #[arg(long)]
+        config: PathBuf,
+        /// The time between two questions, 0.1 to 3600 seconds.
+        #[arg(long, value_name = "SECONDS", default_value = "2",
+              value_parser = cli::top::seconds)]
+        interval: std::time::Duration,
+        /// Write one frame as plain text after an interval, and exit.
+        #[arg(long)]
+        once: bool,
+    },
     /// Show what the running proxy logs, or change it until its end.
     LogLevel {
         /// The YAML configuration of the running proxy.
@@ -212,6 +227,12 @@ fn main() -> ExitCode {
         Command::Status { config, json } => {
             load(&config).and_then(|config| cli::status::run(&config, json))
         }
+        #[cfg(feature = "top")]
+        Command::Top {
+            config,
+            interval,
+            once,
+        } => load(&config).and_then(|config| cli::top::run(&config, interval, once)),
         Command::LogLevel {
             config,
             filter,

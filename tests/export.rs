@@ -102,6 +102,7 @@ fn a_project_does_not_get_what_only_the_binary_needs() {
         "jsonwebtoken",
         "mimalloc",
         "quick-xml",
+        "ratatui",
         "rustls",
         "s3s",
         "tracing-subscriber",

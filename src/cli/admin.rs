@@ -246,6 +246,12 @@ impl AdminClient {
         Ok(AdminClient { listener })
     }
 
+    /// The address or the socket of the listener.
+    #[cfg(feature = "top")]
+    pub fn place(&self) -> impl fmt::Display + '_ {
+        &self.listener.place
+    }
+
     /// Sends `PURGE`, and returns the response, whatever its status. `path` is
     /// percent-encoded.
     pub fn purge(&self, path: &str) -> Result<Answer, Failure> {

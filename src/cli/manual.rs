@@ -26,6 +26,9 @@ The configuration or the command line is wrong.
 .TP
 130
 warm was interrupted by Ctrl\-C.
+.TP
+128 + the number of a signal
+SIGHUP, SIGINT, SIGQUIT or SIGTERM has ended top.
 .SH SIGNALS
 Of
 .BR "s3\-proxy run" :

@@ -11,6 +11,8 @@ pub mod manual;
 pub mod purge;
 pub mod reload;
 pub mod status;
+#[cfg(feature = "top")]
+pub mod top;
 pub mod upgrade;
 pub mod warm;
 
@@ -30,6 +32,9 @@ pub type Outcome = Result<ExitCode, Failure>;
 pub enum Failure {
     /// The configuration cannot be used, at least for this command.
     Config(String),
+    /// The command line cannot be used here.
+    #[cfg(feature = "top")]
+    Usage(String),
     /// Anything else.
     Other(String),
 }
@@ -41,6 +46,8 @@ impl Failure {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Failure::Config(_) => ExitCode::from(2),
+            #[cfg(feature = "top")]
+            Failure::Usage(_) => ExitCode::from(2),
             Failure::Other(_) => ExitCode::FAILURE,
         }
     }
@@ -49,6 +56,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            #[cfg(feature = "top")]
+            Failure::Usage(why) => f.write_str(why),
             Failure::Config(why) | Failure::Other(why) => f.write_str(why),
         }
     }

@@ -453,6 +453,7 @@ fn each_command_has_a_manual_page() {
     assert!(page("s3-proxy.1").contains(".SH \"EXIT STATUS\""));
     assert!(page("s3-proxy-run.1").contains("--upgrade"));
     assert!(page("s3-proxy-cache-verify.1").contains("--remove"));
+    assert!(page("s3-proxy-top.1").contains("--interval"));
 
     let taken = pages.join("s3-proxy.1");
     let output = s3_proxy(&["man", taken.to_str().expect("UTF-8")]);

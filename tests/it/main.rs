@@ -47,6 +47,8 @@ mod status;
 mod status_page;
 #[cfg(target_os = "linux")]
 mod strace;
+#[cfg(target_os = "linux")]
+mod top;
 mod traces;
 mod transfer;
 mod upgrade;

@@ -25,6 +25,8 @@ mod reply;
 mod rules;
 mod site;
 mod skip;
+#[cfg(target_os = "linux")]
+mod terminal;
 mod tls;
 mod token;
 mod wait;
@@ -49,6 +51,8 @@ pub use reply::Reply;
 pub use rules::{Rules, Use};
 pub use site::{example, raise_descriptor_limit, Page, Site};
 pub use skip::skip;
+#[cfg(target_os = "linux")]
+pub use terminal::Terminal;
 pub use tls::{https_client, pem, rsa_key, Authority, HttpVersion, Issued, SelfSigned};
 pub use token::{TokenKey, RSA_KEY};
 pub use wait::{eventually, eventually_ok};
