@@ -19,6 +19,7 @@ pub const RELOADED: &[&str] = &[
     "cache.stale_while_revalidate",
     "limits.bytes_per_second",
     "limits.header_fields",
+    "limits.per_ip",
     "limits.requests_per_second",
     "server.min_send_rate",
     "server.tls.certificate",

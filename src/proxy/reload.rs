@@ -100,19 +100,20 @@ impl Reloader {
         let outcome = self.0.reload();
         match &outcome {
             Ok(reloaded) => {
-                METRICS.reload.succeeded(reloaded.needs_restart.len());
-                notify::ready("Serving");
                 info!("{file}: requests from now on use the configuration that the file holds now");
                 if !reloaded.needs_restart.is_empty() {
                     warn!("{file}: {reloaded}");
                 }
+                METRICS.reload.succeeded(reloaded.needs_restart.len());
+                notify::ready("Serving");
             }
             Err(why) => {
-                METRICS.reload.failed();
-                notify::ready("Serving with the configuration of before a reload that has failed");
+                // Before the metric, so that an alert finds it in the log.
                 for line in why.lines() {
                     error!("the configuration in use is kept: {line}");
                 }
+                METRICS.reload.failed();
+                notify::ready("Serving with the configuration of before a reload that has failed");
             }
         }
         drop(turn);

@@ -231,8 +231,7 @@ impl ProxyServer {
         descriptors::log_shares(open_files, max_connections, cached_files);
         METRICS.watch_connections(&connections);
         METRICS.watch_tls_lent(tls::lent_bytes);
-        let per_ip = config.limits.per_ip(max_connections);
-        let gate = Gate::new(per_ip, max_connections, &config.server, settings.clone());
+        let gate = Gate::new(max_connections, &config.server, settings.clone());
         let mut watched = vec![connections.clone()];
         service.set_connection_limit(connections);
         let unsent =

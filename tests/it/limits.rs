@@ -134,6 +134,22 @@ fn a_client_with_too_many_connections_is_told_so() {
 }
 
 #[test]
+fn the_limit_of_an_address_follows_a_reload() {
+    let origin = origin();
+    let proxy = proxy(&origin).limit("per_ip", 1).start();
+    let _held = holder(ONE, proxy.addr());
+    assert_eq!(get_from(ONE, proxy.addr(), "/assets/1").status, 503);
+
+    proxy.edit_config(|yaml| yaml.replace("per_ip: 1", "per_ip: 2"));
+    assert_eq!(proxy.reload(), "ok");
+    assert_eq!(proxy.metric("config_restart_needed"), 0);
+    let _other = holder(ONE, proxy.addr());
+    let before = limited(&proxy, "per_ip");
+    assert_eq!(get_from(ONE, proxy.addr(), "/assets/1").status, 503);
+    expect_limited(&proxy, "per_ip", before + 1);
+}
+
+#[test]
 fn no_limit_of_an_address_leaves_that_of_all() {
     let origin = origin();
     let proxy = proxy(&origin)

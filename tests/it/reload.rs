@@ -115,9 +115,10 @@ fn a_mistake_changes_nothing_and_says_why() {
         "the configuration in use is kept: {}:",
         proxy.config().display()
     );
-    let log = proxy.stderr();
     let is_named = |line: &str| line.contains(&place) && line.contains("reigon");
-    assert!(log.lines().any(is_named), "{log}");
+    eventually("the log names the mistake", || {
+        proxy.stderr().lines().any(is_named)
+    });
     assert_eq!(proxy.metric("config_reload_failed"), 1);
     assert_eq!(proxy.get("/assets/1").status, 200);
     assert_eq!(proxy.get("/others/1").status, 404);
@@ -139,7 +140,9 @@ fn what_needs_a_restart_is_named_and_the_rest_is_applied() {
     });
     assert_eq!(proxy.reload(), "ok");
     let expected = "needs a restart: cache.max_fills, server.threads";
-    assert!(proxy.stderr().contains(expected), "{}", proxy.stderr());
+    eventually("the log names the keys", || {
+        proxy.stderr().contains(expected)
+    });
     assert_eq!(proxy.metric("config_restart_needed"), 2);
     assert_eq!(proxy.get("/others/1").status, 200);
 
@@ -209,9 +212,8 @@ fn the_access_log_moves_to_another_file() {
 
     proxy.edit_config(|yaml| yaml.replace(&to, "/nonexistent/access.log"));
     assert_eq!(proxy.reload(), "failed");
-    assert!(proxy
-        .stderr()
-        .contains("access_log.path: there is no folder /nonexistent"));
+    let why = "access_log.path: there is no folder /nonexistent";
+    eventually("the log says why", || proxy.stderr().contains(why));
     assert_eq!(proxy.get("/assets/1").status, 200);
     eventually("the file stays in use", || lines(&next) == 2);
 }
@@ -236,7 +238,7 @@ fn another_certificate_file_is_used_by_new_connections() {
     proxy.edit_config(|yaml| yaml.replace("two.pem", "one.pem"));
     assert_eq!(proxy.reload(), "failed");
     let why = "is not the key of the first certificate";
-    assert!(proxy.stderr().contains(why), "{}", proxy.stderr());
+    eventually("the log says why", || proxy.stderr().contains(why));
     assert!(served() == two.1);
     assert_eq!(proxy.metric("config_reload_failed"), 1);
 }

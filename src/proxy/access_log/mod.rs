@@ -157,27 +157,26 @@ impl AccessLog {
         }
     }
 
-    /// Log a request, which began at `began`. `way`: that of its body.
+    /// Log a request, which took from `began` to `ended`. `way`: that of its body.
     pub(super) fn write(
         &self,
         session: &Session,
         error: Option<&Error>,
         ctx: &CachingCtx,
-        began: Instant,
+        (began, ended): (Instant, Instant),
         key: Key,
         way: Way,
     ) {
         let Some(trace) = ctx.trace() else { return };
-        let now = Instant::now();
         let request = session.req_header();
         let fields = Fields::of(&request.headers);
         let query = requested_query(request);
         let bytes = session.as_downstream().body_bytes_sent() as u64;
-        let total = now.duration_since(began);
+        let total = ended.duration_since(began);
         let status = status(session, trace);
         SCRATCH.with_borrow_mut(|Scratch { line, clock }| {
             let entry = Entry {
-                began: clock.time_of(began, now),
+                began: clock.time_of(began, ended),
                 client: trace.client(),
                 method: request.method.as_str().as_bytes(),
                 path: raw_path(request),
@@ -189,7 +188,7 @@ impl AccessLog {
                 sent: (bytes > 0).then(|| way.label()),
                 first_byte: ctx.first_byte(began),
                 total,
-                origin: trace.origin_time(now),
+                origin: trace.origin_time(ended),
                 key_id: match key {
                     Key::Verified(key) => Some(key.as_bytes()),
                     Key::Unverified if status < FIRST_ERROR => None,

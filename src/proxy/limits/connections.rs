@@ -10,12 +10,11 @@ use pingora_core::upstreams::peer::{Tracer, Tracing};
 
 use crate::http::range_fill::network;
 
-/// The open connections of each client address, with a limit.
+/// The open connections of each client address.
 ///
 /// An address without a connection has no entry, so the limit of all connections bounds the table.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Connections {
-    max: usize,
     open: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -35,19 +34,12 @@ struct Held {
 // === impl Connections ===
 
 impl Connections {
-    pub(super) fn new(max: usize) -> Connections {
-        Connections {
-            max,
-            open: Mutex::default(),
-        }
-    }
-
-    /// Count a connection of a client. `None`: it has as many as it may have.
-    pub(super) fn admit(self: &Arc<Self>, client: IpAddr) -> Option<Counted> {
+    /// Count a connection of a client, which may have `max`. `None`: it has as many.
+    pub(super) fn admit(self: &Arc<Self>, client: IpAddr, max: usize) -> Option<Counted> {
         let network = network(client);
         let mut open = self.open.lock();
         let count = open.entry(network).or_default();
-        if *count >= self.max {
+        if *count >= max {
             return None;
         }
         *count += 1;
@@ -105,28 +97,32 @@ mod tests {
 
     #[test]
     fn an_address_has_as_many_connections_as_it_may() {
-        let connections = Arc::new(Connections::new(2));
+        let connections = Arc::new(Connections::default());
         let one = address("192.0.2.1");
-        let held = [(); 2].map(|()| connections.admit(one).unwrap());
-        assert!(connections.admit(one).is_none());
+        let held = [(); 2].map(|()| connections.admit(one, 2).unwrap());
+        assert!(connections.admit(one, 2).is_none());
         // IPv4 in IPv6 is IPv4.
-        assert!(connections.admit(address("::ffff:192.0.2.1")).is_none());
-        assert!(connections.admit(address("192.0.2.2")).is_some());
+        assert!(connections.admit(address("::ffff:192.0.2.1"), 2).is_none());
+        assert!(connections.admit(address("192.0.2.2"), 2).is_some());
+        // The limit may change meanwhile.
+        assert!(connections.admit(one, 3).is_some());
         let [first, second] = held.map(Counted::into_tracer);
         let copy = first.clone();
         drop(first);
-        assert!(connections.admit(one).is_none(), "a copy of it lives");
+        assert!(connections.admit(one, 2).is_none(), "a copy of it lives");
         drop(copy);
-        let third = connections.admit(one).unwrap();
+        let third = connections.admit(one, 2).unwrap();
         drop((second, third));
         assert!(connections.open.lock().is_empty());
     }
 
     #[test]
     fn the_addresses_of_an_ipv6_network_count_together() {
-        let connections = Arc::new(Connections::new(1));
-        let _held = connections.admit(address("2001:db8:0:1::1")).unwrap();
-        assert!(connections.admit(address("2001:db8:0:1:ffff::")).is_none());
-        assert!(connections.admit(address("2001:db8:0:2::1")).is_some());
+        let connections = Arc::new(Connections::default());
+        let _held = connections.admit(address("2001:db8:0:1::1"), 1).unwrap();
+        assert!(connections
+            .admit(address("2001:db8:0:1:ffff::"), 1)
+            .is_none());
+        assert!(connections.admit(address("2001:db8:0:2::1"), 1).is_some());
     }
 }

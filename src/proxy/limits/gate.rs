@@ -49,9 +49,11 @@ const MAX_LINGERING: usize = 64;
 
 /// The gate of all listeners for clients.
 pub(in crate::proxy) struct Gate {
-    /// `None`: no limit.
-    connections: Option<Arc<Connections>>,
-    /// These name the proxies in front, each of which has the connections of many clients.
+    connections: Arc<Connections>,
+    /// The most connections in all.
+    max: usize,
+    /// These have the limit of an address, and name the proxies in front, each of which has the
+    /// connections of many clients.
     settings: Arc<SharedSettings>,
     /// Load balancers, which begin each connection with a PROXY protocol header.
     balancers: Networks,
@@ -68,18 +70,15 @@ pub(in crate::proxy) struct ListenerGate {
 // === impl Gate ===
 
 impl Gate {
-    /// A gate that lets `per_ip` connections of an address pass, or any number if that is 0. There
-    /// are at most `connections` in all.
+    /// A gate for at most `max` connections in all.
     pub(in crate::proxy) fn new(
-        per_ip: usize,
-        connections: usize,
+        max: usize,
         server: &config::Server,
         settings: Arc<SharedSettings>,
     ) -> Arc<Gate> {
-        // At the limit of all, an idle connection makes room for a new one, but ends only after it.
-        let is_limit = per_ip > 0 && per_ip < connections;
         Arc::new(Gate {
-            connections: is_limit.then(|| Arc::new(Connections::new(per_ip))),
+            connections: Arc::default(),
+            max,
             settings,
             balancers: Networks::of(&server.proxy_protocol),
             lingering: AtomicUsize::new(0),
@@ -100,6 +99,15 @@ impl Gate {
             gate: self.clone(),
             answers: false,
         })
+    }
+
+    /// The most connections of a client; `None`: no limit.
+    fn most_of(&self, client: IpAddr) -> Option<usize> {
+        let settings = self.settings.load();
+        let per_ip = settings.connections.per_ip(self.max);
+        // At the limit of all, an idle connection makes room for a new one, but ends only after it.
+        let is_limited = per_ip > 0 && per_ip < self.max && !settings.front.trusts(&client);
+        is_limited.then_some(per_ip)
     }
 
     /// Take the PROXY protocol header of a load balancer off a connection, whose client is from then
@@ -186,13 +194,10 @@ impl PreTlsProcess for ListenerGate {
                 None => return Ok(()),
             }
         }
-        if self.gate.settings.load().front.trusts(&client) {
-            return Ok(());
-        }
-        let Some(connections) = &self.gate.connections else {
+        let Some(max) = self.gate.most_of(client) else {
             return Ok(());
         };
-        if let Some(counted) = connections.admit(client) {
+        if let Some(counted) = self.gate.connections.admit(client, max) {
             stream.tracer = Some(counted.into_tracer());
             return Ok(());
         }
