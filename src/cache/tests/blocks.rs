@@ -141,6 +141,13 @@ async fn send(miss: &mut MissHandler, range: Range<u64>) {
     }
 }
 
+// A cache makes its folder anew when that is removed.
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.cache.kill();
+    }
+}
+
 impl Disk {
     /// A cache with an entry of which nothing is stored.
     async fn new() -> Disk {

@@ -146,6 +146,7 @@ async fn a_fill_that_becomes_an_entry_is_never_overlooked() {
         let found = cache.lookup(&key(), &span).await.unwrap();
         assert!(found.is_none(), "round {round}");
     }
+    close(cache).await;
 }
 
 /// `CacheKey::new` hashes its first argument only.

@@ -34,6 +34,13 @@ struct Disk {
     cache: &'static DiskCache,
 }
 
+// A cache makes its folder anew when that is removed.
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.cache.kill();
+    }
+}
+
 impl Disk {
     fn new() -> Disk {
         let dir = tempfile::tempdir().unwrap();

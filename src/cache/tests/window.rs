@@ -22,9 +22,21 @@ fn body() -> Bytes {
 }
 
 struct Setting {
-    _dir: tempfile::TempDir,
+    _folder: Folder,
     cache: &'static DiskCache,
     miss: MissHandler,
+}
+
+/// The folder of a cache, which makes it anew when it is removed.
+struct Folder {
+    _dir: tempfile::TempDir,
+    cache: &'static DiskCache,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        self.cache.kill();
+    }
 }
 
 /// A cache that is smaller than an object of unknown length.
@@ -37,7 +49,7 @@ async fn begin() -> Setting {
     let span = Span::inactive().handle();
     let miss = cache.get_miss_handler(&key(), &meta, &span).await.unwrap();
     Setting {
-        _dir: dir,
+        _folder: Folder { _dir: dir, cache },
         cache,
         miss,
     }
@@ -110,7 +122,7 @@ async fn what_is_not_stored_takes_no_turn() {
     let Setting {
         cache,
         mut miss,
-        _dir,
+        _folder,
     } = begin().await;
     // This reader belongs to the request that writes. It does not read, and is not waited for.
     let tag = miss.streaming_write_tag().unwrap().to_vec();
@@ -136,7 +148,7 @@ async fn those_who_do_not_read_are_waited_for_once_and_not_one_after_the_other()
     let Setting {
         cache,
         mut miss,
-        _dir,
+        _folder,
     } = begin().await;
     let mut stalled = Vec::new();
     let mut offset = 0;
@@ -277,7 +289,7 @@ async fn a_leader_is_not_held_up_by_a_follower_that_is_as_far() {
     let Setting {
         cache,
         mut miss,
-        _dir,
+        _folder,
     } = begin().await;
     let tag = miss.streaming_write_tag().unwrap().to_vec();
     let mut leader = follow(cache, Some(&tag)).await;
