@@ -64,9 +64,9 @@ pub(in crate::proxy) struct Compressor {
 
 /// A form of a response.
 pub(in crate::proxy) struct Form {
-    /// The `ETag` of the response.
-    etag: HeaderValue,
-    /// `None`: compression does not make it smaller.
+    /// The `ETag` of the response; `None`: there can be no form of it.
+    etag: Option<HeaderValue>,
+    /// `None`: compression does not make it smaller, or there can be no form.
     made: Option<Made>,
     pub(in crate::proxy) fresh_until: SystemTime,
     pub(in crate::proxy) epoch: SystemTime,
@@ -164,20 +164,17 @@ impl Compressor {
         });
     }
 
-    /// Make the form of a response. `None`: it is not stored, or must not be changed.
+    /// Make the form of a response. `None`: it is not stored, or no longer fresh.
     async fn make(&self, key: &CacheKey, name: &str, coding: Coding) -> Result<Option<Form>> {
         let purges = self.cache.purges();
         let span = Span::inactive().handle();
         let Some((meta, mut hit)) = self.cache.lookup(key, &span).await? else {
             return Ok(None);
         };
-        let header = meta.response_header();
-        let (Some(etag), Some(len)) = (usable_etag(header), length(&header.headers)) else {
-            return Ok(None);
-        };
         if !meta.is_fresh(SystemTime::now()) {
             return Ok(None);
         }
+        let header = meta.response_header();
         let form = |etag, made, meta: &CacheMeta| Form {
             etag,
             made,
@@ -185,12 +182,16 @@ impl Compressor {
             epoch: meta.epoch(),
             purges,
         };
+        let (Some(etag), Some(len)) = (usable_etag(header), length(&header.headers)) else {
+            // Kept, so that not each request for it looks again.
+            return Ok(Some(form(None, None, &meta)));
+        };
         let before = self.forms.get(&(key.combined_bin(), coding));
-        if let Some(before) = before.filter(|before| before.etag == etag) {
-            return Ok(Some(form(etag, before.made.clone(), &meta)));
+        if let Some(before) = before.filter(|before| before.etag.as_ref() == Some(&etag)) {
+            return Ok(Some(form(Some(etag), before.made.clone(), &meta)));
         }
         if !(self.min_bytes..=self.max_bytes).contains(&len) {
-            return Ok(Some(form(etag, None, &meta)));
+            return Ok(Some(form(Some(etag), None, &meta)));
         }
         let mut body = Vec::with_capacity(len);
         while let Some(piece) = hit.read_body().await? {
@@ -216,7 +217,7 @@ impl Compressor {
             true => Some(describe(header, name, &etag, made, coding)?),
             false => None,
         };
-        Ok(Some(form(etag, made, &meta)))
+        Ok(Some(form(Some(etag), made, &meta)))
     }
 }
 
@@ -348,6 +349,40 @@ mod tests {
             let header = header(status, fields);
             assert_eq!(usable_etag(&header).is_some(), usable, "{header:?}");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_response_without_forms_is_looked_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = crate::cache::DiskCacheConfig::new(dir.path(), 1 << 20);
+        let cache = DiskCache::open(config).unwrap();
+        let compressor = Compressor::new(&config::Compress::default(), cache);
+        let key = CacheKey::new("texts", "tag");
+        let now = SystemTime::now();
+        let fresh_until = now + std::time::Duration::from_secs(3600);
+        // It has no entity tag.
+        let header = ResponseHeader::build(200, None).unwrap();
+        let meta = CacheMeta::new(fresh_until, now, 0, 0, header);
+        let span = Span::inactive().handle();
+        let mut miss = cache.get_miss_handler(&key, &meta, &span).await.unwrap();
+        miss.write_body(vec![b'a'; 5000].into(), true)
+            .await
+            .unwrap();
+        miss.finish().await.unwrap();
+        cache.settle().await;
+
+        let known = || compressor.known(&key, Coding::Gzip);
+        assert!(matches!(known(), Known::Missing));
+        compressor.start(key.clone(), "a.txt".into(), Coding::Gzip);
+        let looked_at = async {
+            while !matches!(known(), Known::Useless) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let patience = std::time::Duration::from_secs(60);
+        tokio::time::timeout(patience, looked_at).await.unwrap();
+        assert!(cache.purge_key(&key).await.unwrap());
+        assert!(matches!(known(), Known::Missing));
     }
 
     #[test]
