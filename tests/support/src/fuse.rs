@@ -56,6 +56,10 @@ done
 umount -fl "$0"
 "#;
 
+/// The proxy believes for 100 ms that a page which it has seen in the page cache is still there. Real pages
+/// leave because no one has used them for long.
+const LOOK_COUNTS: Duration = Duration::from_millis(150);
+
 /// A file system that passes all it is asked on to a folder, with the delays,
 /// failures and limits that the test sets. It is mounted on a temporary folder,
 /// keeps its files in another, and is unmounted when dropped, or when the
@@ -328,6 +332,7 @@ impl FaultyDisk {
                 .inval_inode(INodeNo(ino), 0, 0)
                 .expect("drop a file's pages");
         }
+        thread::sleep(LOOK_COUNTS);
     }
 
     /// Sets the bytes that may be stored in all before ENOSPC; None: no limit. A file
