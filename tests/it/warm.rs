@@ -876,6 +876,9 @@ fn an_interrupted_command_says_how_far_it_came() {
     let child =
         piped(&mut proxy.command(&["warm", "--concurrency", "1", "/assets/a", "/assets/held"]));
     gate.wait_for_arrivals(1);
+    eventually("the proxy has the head of the response", || {
+        proxy.metric("cache_fills_in_flight") == 1
+    });
     kill_process(Pid::from_child(&child), Signal::INT).expect("interrupt it");
     let output = child.wait_with_output().expect("its end");
     assert_eq!(output.status.code(), Some(130), "{output:?}");
