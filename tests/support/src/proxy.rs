@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
         mpsc::{self, Receiver, RecvTimeoutError},
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -606,6 +606,26 @@ impl Running {
             thread::sleep(Duration::from_millis(5));
         }
         None
+    }
+}
+
+/// Writes the end of the log beside what a test that fails says.
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        /// Bytes of the log.
+        const SHOWN: usize = 16 << 10;
+        if !thread::panicking() {
+            return;
+        }
+        drop(self.running.take());
+        // A thread that panicked may have held the lock.
+        let log = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = &log[log.len().saturating_sub(SHOWN)..];
+        eprintln!(
+            "---- end of the log of {} ----\n{}----",
+            self.binary.display(),
+            String::from_utf8_lossy(shown)
+        );
     }
 }
 
