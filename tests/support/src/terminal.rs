@@ -87,12 +87,19 @@ impl Terminal {
 
     /// Waits until it shows a text.
     pub fn expect(&self, what: &str) {
+        self.expect_frame(&[what], &[]);
+    }
+
+    /// Waits until it shows all of `shown` and nothing of `hidden`. A frame takes a while to draw, and what it
+    /// shows until then is of two.
+    pub fn expect_frame(&self, shown: &[&str], hidden: &[&str]) {
         eventually_ok(|| {
             let text = self.text();
-            let is_shown = text.contains(what);
-            is_shown
+            let is_drawn = shown.iter().all(|what| text.contains(what))
+                && !hidden.iter().any(|what| text.contains(what));
+            is_drawn
                 .then_some(())
-                .ok_or_else(|| format!("{what:?} in\n{text}"))
+                .ok_or_else(|| format!("{shown:?} without {hidden:?} in\n{text}"))
         });
     }
 
