@@ -13,6 +13,8 @@ pub(crate) mod folder_lock;
 pub(crate) mod nowait;
 pub(crate) mod page_cache;
 pub(crate) mod patience;
+#[cfg(target_os = "linux")]
+pub(crate) mod read_buffers;
 pub(crate) mod regular;
 pub(crate) mod select;
 #[cfg(target_os = "linux")]

@@ -3,6 +3,8 @@
 //! When names and contents are cached anyway, a detour through other threads takes longer
 //! than the work itself.
 
+use bytes::Bytes;
+
 use crate::cache::io::backend::OpenFiles;
 use crate::cache::io::files::EntryFiles;
 
@@ -62,15 +64,24 @@ pub(crate) fn open_body_nowait(_files: EntryFiles, _len: u64) -> Option<std::fs:
 }
 
 /// Read the whole body of an entry, if nothing has to come from the disk and it has this length. `None`:
-/// as for [`open_body_nowait`].
+/// as for [`open_body_nowait`]. `once`: it is sent once, and not kept.
 #[cfg(target_os = "linux")]
-pub(crate) fn read_body_nowait(files: EntryFiles, len: u64) -> Option<Vec<u8>> {
-    let body = open_if_cached(&files.into_body())?;
-    crate::cache::io::page_cache::read_whole_nowait(&body, usize::try_from(len).ok()?)
+pub(crate) fn read_body_nowait(files: EntryFiles, len: u64, once: bool) -> Option<Bytes> {
+    use crate::cache::io::page_cache::read_whole_nowait;
+    use crate::cache::io::read_buffers::ReadBuffer;
+
+    let len = usize::try_from(len).ok()?;
+    let file = open_if_cached(&files.into_body())?;
+    if once {
+        let mut body = ReadBuffer::with_room(len);
+        return read_whole_nowait(&file, len, body.bytes()).then(|| body.into());
+    }
+    let mut body = Vec::with_capacity(len);
+    read_whole_nowait(&file, len, &mut body).then(|| body.into())
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn read_body_nowait(_files: EntryFiles, _len: u64) -> Option<Vec<u8>> {
+pub(crate) fn read_body_nowait(_files: EntryFiles, _len: u64, _once: bool) -> Option<Bytes> {
     None
 }
 

@@ -214,16 +214,12 @@ pub(crate) fn read_nowait(_file: &File, _offset: u64, _len: usize) -> Option<Vec
     None
 }
 
-/// Read a file from the page cache if it has this length. `None`: as for [`read_nowait`], or it has
-/// another length.
+/// Append a file to an empty buffer, which has room for it, from the page cache, if it has this length.
+/// `false`: as for [`read_nowait`], or it has another length; the buffer stays empty.
 #[cfg(target_os = "linux")]
-pub(crate) fn read_whole_nowait(file: &File, len: usize) -> Option<Vec<u8>> {
-    let mut buf = Vec::with_capacity(len);
+pub(crate) fn read_whole_nowait(file: &File, len: usize, buf: &mut Vec<u8>) -> bool {
     // One call reads it and finds its end.
-    match crate::cache::io::sys::read_whole_nowait(file, &mut buf, len) {
-        Ok(is_whole) => is_whole.then_some(buf),
-        Err(_) => None,
-    }
+    crate::cache::io::sys::read_whole_nowait(file, buf, len).unwrap_or(false)
 }
 
 /// True if a range is in the page cache. Pages that are being read count as well. Never

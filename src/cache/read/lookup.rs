@@ -335,12 +335,15 @@ fn reopen_nowait(
     }
     let body_len = known.meta.body_len;
     if is_for_memory(core, body_len) {
-        let body = read_body_nowait(core.files(&id), body_len)?;
+        let is_kept = core.open_entries.note_reread(&id);
+        let body = read_body_nowait(core.files(&id), body_len, !is_kept)?;
         if crc32fast::hash(&body) != known.meta.body_crc32 {
             return None;
         }
-        let entry = ReadyEntry::reopened(id, known, ReadyBody::Memory(body.into()));
-        core.open_entries.keep_reopened(&entry, since);
+        let entry = ReadyEntry::reopened(id, known, ReadyBody::Memory(body));
+        if is_kept {
+            core.open_entries.keep_reopened(&entry, since);
+        }
         return Some(entry);
     }
     // Before the open(2): a removal in between finds it.
@@ -358,7 +361,9 @@ fn keep_reopened(
     body: BodyFile,
 ) -> Arc<ReadyEntry> {
     let entry = ReadyEntry::reopened(id, known, ReadyBody::File(Arc::new(body)));
-    core.open_entries.keep_reopened(&entry, since);
+    if core.open_entries.note_reopened(&id) {
+        core.open_entries.keep_reopened(&entry, since);
+    }
     entry
 }
 

@@ -287,9 +287,21 @@ impl OpenEntries {
         }
     }
 
-    /// Keep the body of an entry that was [known](Self::known) at the time of `since`, if there is
-    /// room, or if it was opened not long ago. It is not kept if the entry was forgotten meanwhile, or
-    /// has got new metadata.
+    /// Note that the file of a known entry is opened. True if it is worth keeping open: there is room, or
+    /// it was opened not long ago.
+    pub(crate) fn note_reopened(&self, id: &EntryId) -> bool {
+        let files = self.files.as_ref();
+        files.is_some_and(|tier| tier.note_reopened(id))
+    }
+
+    /// [`note_reopened`](Self::note_reopened) of a body that is read into memory.
+    pub(crate) fn note_reread(&self, id: &EntryId) -> bool {
+        let memory = self.memory.as_ref();
+        memory.is_some_and(|tier| tier.note_reopened(id))
+    }
+
+    /// Keep the body of an entry that was [known](Self::known) at the time of `since`. It is not kept if
+    /// the entry was forgotten meanwhile, or has got new metadata.
     pub(crate) fn keep_reopened(&self, entry: &Arc<ReadyEntry>, since: Changes) {
         match (&entry.body, &self.memory, &self.files) {
             (ReadyBody::Memory(_), Some(memory), _) => self.keep_in(memory, entry, since),
@@ -302,9 +314,6 @@ impl OpenEntries {
     where
         W: Weighter<EntryId, Arc<ReadyEntry>> + Clone,
     {
-        if !tier.note_reopened(&entry.id) {
-            return;
-        }
         tier.entries.insert(entry.id, entry.clone());
         if self.changes(&entry.id) != since && !self.is_known(entry) {
             tier.entries.remove(&entry.id);
@@ -619,7 +628,14 @@ mod tests {
             let reopen = |number| {
                 let id = entry(number, body()).id;
                 let (known, since) = entries.known(&id).expect("it is known");
-                entries.keep_reopened(&ReadyEntry::reopened(id, &known, body()), since);
+                let reopened = ReadyEntry::reopened(id, &known, body());
+                let is_worth_it = match &reopened.body {
+                    ReadyBody::Memory(_) => entries.note_reread(&id),
+                    _ => entries.note_reopened(&id),
+                };
+                if is_worth_it {
+                    entries.keep_reopened(&reopened, since);
+                }
                 entries.get(&id).is_some()
             };
             let is_kept = |number: &u64| entries.get(&entry(*number, file()).id).is_some();
