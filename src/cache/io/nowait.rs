@@ -96,26 +96,16 @@ fn open_cached(path: &std::path::Path) -> Option<(std::fs::File, u64)> {
 
 #[cfg(target_os = "linux")]
 fn open_if_cached(path: &std::path::Path) -> Option<std::fs::File> {
-    use std::sync::atomic::{AtomicBool, Ordering};
-
     use rustix::fs::{openat2, Mode, OFlags, ResolveFlags, CWD};
     use rustix::io::Errno;
-
-    /// True if a file belongs to another user, so that its access times cannot be switched off.
-    static IS_NOATIME_DENIED: AtomicBool = AtomicBool::new(false);
 
     // The flags of `regular`. A path relative to a descriptor of the folder takes as long.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let open = |more| openat2(CWD, path, flags | more, Mode::empty(), ResolveFlags::CACHED);
-    let opened = match IS_NOATIME_DENIED.load(Ordering::Relaxed) {
-        true => open(OFlags::empty()),
-        false => open(OFlags::NOATIME).or_else(|e| {
-            if e != Errno::PERM {
-                return Err(e);
-            }
-            IS_NOATIME_DENIED.store(true, Ordering::Relaxed);
-            open(OFlags::empty())
-        }),
+    let opened = match open(OFlags::NOATIME) {
+        // It belongs to another user.
+        Err(Errno::PERM) => open(OFlags::empty()),
+        opened => opened,
     };
     opened.ok().map(Into::into)
 }
@@ -163,6 +153,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Pages that the kernel reads ahead count as cached before they are read.
+    #[test]
+    fn a_body_is_not_read_ahead() {
+        use std::fs::File;
+        use std::os::unix::fs::FileExt;
+
+        const LEN: u64 = 1 << 20;
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let files = EntryFiles::new(folder.path(), "ab.01");
+        // The kernel knows the name of a new file.
+        let cold = File::create(files.body()).unwrap();
+        cold.write_all_at(&vec![7; LEN as usize], 0).unwrap();
+        cold.sync_all().unwrap();
+        let rest_is_read = |file: &File| {
+            rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            file.read_exact_at(&mut [0], 0).unwrap();
+            crate::cache::io::page_cache::is_resident(file, &(LEN / 16..LEN / 16 + 1))
+        };
+        if !rest_is_read(&File::open(files.body()).unwrap()) {
+            println!("this file system does not read ahead: nothing to tell apart");
+            return;
+        }
+        let body = open_body_nowait(files, LEN).expect("its name is cached");
+        assert!(!rest_is_read(&body));
     }
 
     #[test]

@@ -23,6 +23,11 @@ use crate::cache::state::quota::Reservation;
 /// [is resident](Self::is_resident) or has been loaded. The kernel's own read-ahead is off for
 /// these files (see `no_read_ahead`), so that the only cached pages that are not yet read are
 /// those of loads that this type knows.
+///
+/// A page may leave the page cache between the look and the send. The send then waits for the disk after all, or
+/// ends there if the disk fails. A look counts for a tenth of a second, see [`FoundResident`], and the client
+/// decides how long the send of a part takes. A page that has just been looked for is among the last that the
+/// kernel gives up.
 #[derive(Debug)]
 pub struct BodyFile {
     /// `None` only while this is dropped.
@@ -127,15 +132,15 @@ impl BodyFile {
         if self.found.has(range, now) {
             return true;
         }
-        let being_loaded = self
-            .loads
-            .lock()
-            .iter()
-            .any(|load| load.range.start < range.end && range.start < load.range.end);
-        let is_resident =
-            !being_loaded && io.has_page_cache() && page_cache::is_resident(self.file(), range);
+        let is_resident = !is_being_loaded(&self.loads.lock(), range)
+            && io.has_page_cache()
+            && page_cache::is_resident(self.file(), range);
         if is_resident {
-            self.found.note(range, now);
+            // Pages that a load reads count as cached, and it may have begun before the look.
+            let loads = self.loads.lock();
+            if !is_being_loaded(&loads, range) {
+                self.found.note(range, now);
+            }
         }
         is_resident
     }
@@ -204,6 +209,11 @@ impl BodyFile {
         });
         (end, done)
     }
+}
+
+fn is_being_loaded(loads: &[Load], range: &Range<u64>) -> bool {
+    let mut loads = loads.iter().map(|load| &load.range);
+    loads.any(|load| load.start < range.end && range.start < load.end)
 }
 
 /// The files to close, and the thread that closes them. The last close of a removed file frees its

@@ -14,7 +14,8 @@ use rustix::time::{clock_gettime, ClockId};
 #[derive(Debug, Default)]
 pub(super) struct FoundResident(AtomicU64);
 
-/// The time for which a look counts, in milliseconds.
+/// The time for which a look counts, in milliseconds. The disk of the tests waits for longer than this once it
+/// has forgotten its pages (`LOOK_COUNTS` in tests/support).
 const MOMENT: u32 = 100;
 
 /// The unit of the length, in bytes.

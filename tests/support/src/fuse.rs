@@ -56,8 +56,8 @@ done
 umount -fl "$0"
 "#;
 
-/// The proxy believes for 100 ms that a page which it has seen in the page cache is still there. Real pages
-/// leave because no one has used them for long.
+/// The proxy believes for 100 ms that a page which it has seen in the page cache is still there (`MOMENT` in
+/// src/cache/state/found_resident.rs). Real pages leave because no one has used them for long.
 const LOOK_COUNTS: Duration = Duration::from_millis(150);
 
 /// A file system that passes all it is asked on to a folder, with the delays,
