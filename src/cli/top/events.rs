@@ -1,12 +1,13 @@
 //! All that happens while the screen is shown.
 
 use std::io;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{self, SyncSender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use pingora_sendfile::proxy::status::Status;
 use ratatui::crossterm::event::{self, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::terminal::disable_raw_mode;
 use tokio::signal::unix::{signal, SignalKind};
 
 use super::super::admin::AdminConnection;
@@ -95,7 +96,7 @@ pub fn wait_for_signals(events: SyncSender<Event>) -> io::Result<()> {
         [a?, b?, c?, d?]
     };
     drop(entered);
-    let wait = move || {
+    let mut next = move || {
         let kind = runtime.block_on(async {
             tokio::select! {
                 _ = hangup.recv() => SignalKind::hangup(),
@@ -104,9 +105,24 @@ pub fn wait_for_signals(events: SyncSender<Event>) -> io::Result<()> {
                 _ = terminate.recv() => SignalKind::terminate(),
             }
         });
-        // Nobody receives it if the command has ended meanwhile.
-        let _ = events.send(Event::Signal(kind.as_raw_value()));
+        kind.as_raw_value()
     };
+    let (tell, told) = mpsc::channel();
+    // The queue may be full.
+    let send = move || {
+        // Nobody receives it if the command has ended meanwhile.
+        if let Ok(number) = told.recv() {
+            let _ = events.send(Event::Signal(number));
+        }
+    };
+    let wait = move || {
+        let _ = tell.send(next());
+        // The terminal may take nothing that is drawn. A second signal does not wait for it.
+        let number = next();
+        let _ = disable_raw_mode();
+        std::process::exit(128 + number);
+    };
+    thread::Builder::new().name("signal".into()).spawn(send)?;
     thread::Builder::new().name("signals".into()).spawn(wait)?;
     Ok(())
 }

@@ -306,7 +306,7 @@ fn cache(cache: Option<&Cache>, width: Option<usize>) -> Vec<Line<'static>> {
         Line::from(vec![title, summary.into()]),
         Line::styled(format!("{:<STATE$}{columns}directory", "state"), FAINT),
     ];
-    for folder in &cache.folders {
+    for folder in down_first(&cache.folders, |folder| folder.up) {
         let free = folder.free_bytes.map_or("?".to_owned(), bytes);
         let columns = row(
             &count(folder.entries),
@@ -323,10 +323,7 @@ fn origins(origins: &[Origin], width: Option<usize>) -> Vec<Line<'static>> {
     if origins.is_empty() {
         return Vec::new();
     }
-    // Those that are down are not left out.
-    let down = origins.iter().filter(|origin| !origin.up);
-    let sorted = down.chain(origins.iter().filter(|origin| origin.up));
-    let rows = sorted.map(|origin| {
+    let rows = down_first(origins, |origin| origin.up).map(|origin| {
         let bucket = match &*origin.bucket {
             "" => "all buckets",
             bucket => bucket,
@@ -342,6 +339,12 @@ fn origins(origins: &[Origin], width: Option<usize>) -> Vec<Line<'static>> {
         .into_iter()
         .chain(rows)
         .collect()
+}
+
+/// Those that are down, and then the others: the end of a list may have no room.
+fn down_first<T>(all: &[T], is_up: fn(&T) -> bool) -> impl Iterator<Item = &T> {
+    let down = all.iter().filter(move |of| !is_up(of));
+    down.chain(all.iter().filter(move |of| is_up(of)))
 }
 
 fn keys(keys: &[TopKey], width: Option<usize>) -> Vec<Line<'static>> {

@@ -85,10 +85,10 @@ fn write(admin: &AdminClient, mut view: View, interval: Duration) -> Outcome {
 fn show(admin: &AdminClient, mut view: View, interval: Duration) -> Result<End, Failure> {
     let (sender, events) = mpsc::sync_channel(QUEUE);
     // Before the terminal changes: from here on, each of them has it restored.
-    events::wait_for_signals(sender.clone())?;
+    events::wait_for_signals(sender.clone()).map_err(|e| unequipped(&e))?;
     let mut screen = Screen::enter().map_err(|e| unusable(&e))?;
-    events::read_keys(sender.clone())?;
-    let asks = events::ask(admin.connection(), interval, sender)?;
+    events::read_keys(sender.clone()).map_err(|e| unequipped(&e))?;
+    let asks = events::ask(admin.connection(), interval, sender).map_err(|e| unequipped(&e))?;
     loop {
         screen
             .draw(|frame| frame::draw(frame, &view, Instant::now()))
@@ -105,20 +105,27 @@ fn show(admin: &AdminClient, mut view: View, interval: Duration) -> Result<End, 
 
 /// Wait for an event, and handle it and those behind it.
 fn handle(events: &Receiver<Event>, view: &mut View) -> Result<Option<End>, Failure> {
-    let mut next = events.recv_timeout(REDRAW_INTERVAL).ok();
-    // Somebody who keeps a key down does not stop the drawing.
+    let mut timeout = REDRAW_INTERVAL;
+    // A window that is dragged does not stop the drawing.
     for _ in 0..QUEUE {
-        match next {
-            None => break,
-            Some(Event::Redraw) => {}
-            Some(Event::Answer(answer, at)) => view.take(*answer, at),
-            Some(Event::Leave) => return Ok(Some(End::Key)),
-            Some(Event::Signal(number)) => return Ok(Some(End::Signal(number))),
-            Some(Event::NoKeys(e)) => return Err(unusable(&e)),
+        match events.recv_timeout(timeout) {
+            Err(_) => break,
+            Ok(Event::Redraw) => {}
+            Ok(Event::Answer(answer, at)) => view.take(*answer, at),
+            Ok(Event::Leave) => return Ok(Some(End::Key)),
+            Ok(Event::Signal(number)) => return Ok(Some(End::Signal(number))),
+            Ok(Event::NoKeys(e)) => return Err(unusable(&e)),
         }
-        next = events.try_recv().ok();
+        timeout = Duration::ZERO;
     }
     Ok(None)
+}
+
+/// Something that the command needs beside the terminal cannot be had.
+fn unequipped(e: &io::Error) -> Failure {
+    Failure::Other(format!(
+        "top: cannot start a thread or catch a signal: {e}; allow more threads and open files"
+    ))
 }
 
 fn unusable(e: &io::Error) -> Failure {
@@ -130,6 +137,23 @@ fn unusable(e: &io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_event_is_lost_behind_many_others() {
+        let (sender, events) = mpsc::sync_channel(3 * QUEUE);
+        let mut view = View::new("here".to_owned(), REDRAW_INTERVAL);
+        for before in [0, 1, QUEUE - 1, QUEUE, QUEUE + 1, 2 * QUEUE + 1] {
+            for _ in 0..before {
+                sender.send(Event::Redraw).unwrap();
+            }
+            sender.send(Event::Signal(15)).unwrap();
+            for _ in 0..before / QUEUE {
+                assert!(matches!(handle(&events, &mut view), Ok(None)), "{before}");
+            }
+            let end = handle(&events, &mut view);
+            assert!(matches!(end, Ok(Some(End::Signal(15)))), "{before}");
+        }
+    }
 
     #[test]
     fn an_interval_is_neither_a_flood_nor_forever() {

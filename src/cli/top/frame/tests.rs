@@ -133,8 +133,8 @@ errors            0.5/s             7
 
 Cache       2 fills in flight, 75.0 % full
 state       entries      used     limit disk free  directory
-up           54,321  750.0 GB  900.0 GB  300.0 GB  /data/1
 DOWN              0       0 B  100.0 GB         ?  /data/2
+up           54,321  750.0 GB  900.0 GB  300.0 GB  /data/1
 
 Origins
 DOWN  5 failures in a row, models at s3.example.com
