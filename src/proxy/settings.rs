@@ -59,8 +59,8 @@ pub struct Settings {
     pub(super) front: TrustedProxies,
     pub(super) websites: Websites,
     pub(super) limits: RequestLimits,
-    /// The limits of connections among these.
-    pub(super) connections: config::Limits,
+    /// The limits as they are configured, for those of connections.
+    pub(super) configured_limits: config::Limits,
     pub(super) rates: Option<Arc<Rates>>,
     /// Keeps secrets out of traces.
     pub(super) redactor: Redactor,
@@ -166,7 +166,7 @@ impl Settings {
                 former.map(|former| &former.websites),
             ),
             limits: RequestLimits::new(&config.limits),
-            connections: config.limits.clone(),
+            configured_limits: config.limits.clone(),
             rates: Rates::after(
                 &config.limits,
                 former.and_then(|former| former.rates.as_ref()),

@@ -147,6 +147,15 @@ fn the_limit_of_an_address_follows_a_reload() {
     let before = limited(&proxy, "per_ip");
     assert_eq!(get_from(ONE, proxy.addr(), "/assets/1").status, 503);
     expect_limited(&proxy, "per_ip", before + 1);
+
+    // Those that were made without a limit count.
+    proxy.edit_config(|yaml| yaml.replace("per_ip: 2", "per_ip: 0"));
+    assert_eq!(proxy.reload(), "ok");
+    let _unlimited = holder(ONE, proxy.addr());
+    proxy.edit_config(|yaml| yaml.replace("per_ip: 0", "per_ip: 3"));
+    assert_eq!(proxy.reload(), "ok");
+    assert_eq!(get_from(ONE, proxy.addr(), "/assets/1").status, 503);
+    expect_limited(&proxy, "per_ip", before + 2);
 }
 
 #[test]
@@ -235,8 +244,7 @@ fn without_descriptors_new_clients_are_closed_and_the_others_served() {
     let mut closed = 0;
     while closed < 5 {
         let mut client = TcpStream::connect(proxy.addr()).expect("connect");
-        let wait = Some(Duration::from_secs(5));
-        client.set_read_timeout(wait).expect("a timeout");
+        client.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         // It may be closed already.
         let _ = client.write_all(b"GET /assets/large HTTP/1.1\r\nHost: a\r\n\r\n");
         match client.read(&mut [0]) {

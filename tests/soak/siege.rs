@@ -326,7 +326,10 @@ impl Siege {
                         let (output, old) = proxy.upgrade_by_command(&[]);
                         assert!(output.status.success(), "{output:?}");
                         let ended = old.map(Retiring::wait);
+                        // Unknown, and a success, for one that another one has started.
                         assert!(ended.is_some_and(|status| status.success()));
+                        let log = proxy.stderr();
+                        assert!(!log.contains("panicked at"), "{log}");
                     }
                 }
                 *count += 1;

@@ -101,13 +101,15 @@ impl Gate {
         })
     }
 
-    /// The most connections of a client; `None`: no limit.
+    /// The most connections of a client. `None`: it is trusted, and its connections are not counted. Those
+    /// of a client without a limit are: a reload may set one.
     fn most_of(&self, client: IpAddr) -> Option<usize> {
         let settings = self.settings.load();
-        let per_ip = settings.connections.per_ip(self.max);
+        let per_ip = settings.configured_limits.per_ip(self.max);
         // At the limit of all, an idle connection makes room for a new one, but ends only after it.
-        let is_limited = per_ip > 0 && per_ip < self.max && !settings.front.trusts(&client);
-        is_limited.then_some(per_ip)
+        let is_limited = per_ip > 0 && per_ip < self.max;
+        let is_trusted = settings.front.trusts(&client);
+        (!is_trusted).then_some(if is_limited { per_ip } else { usize::MAX })
     }
 
     /// Take the PROXY protocol header of a load balancer off a connection, whose client is from then

@@ -62,7 +62,7 @@ fn exporter(section: &Traces) -> io::Result<SpanExporter> {
         .collect();
     let exporter = SpanExporter::builder()
         .with_http()
-        .with_http_client(Client::new()?)
+        .with_http_client(Client::new(section.endpoint.starts_with("https:"))?)
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(&*section.endpoint)
         .with_timeout(*section.timeout)
