@@ -328,6 +328,7 @@ fn origin() -> Origin {
     })
 }
 
+/// A proxy that has listed these folders.
 fn on(folders: &[&Path], origin: &Origin) -> Proxy {
     let origin = origin.url();
     let paths: Vec<_> = folders
@@ -335,7 +336,7 @@ fn on(folders: &[&Path], origin: &Origin) -> Proxy {
         .map(|folder| format!("{{path: '{}'}}", folder.display()))
         .collect();
     let paths = paths.join(", ");
-    Proxy::start_with(S3_PROXY, |own| {
+    let proxy = Proxy::start_with(S3_PROXY, |own| {
         let sock = own.join("upgrade.sock");
         format!(
             "server: {{address: '127.0.0.1:0', threads: 1, grace_period: 1s, upgrade_sock: '{}'}}\n\
@@ -345,7 +346,11 @@ fn on(folders: &[&Path], origin: &Origin) -> Proxy {
              admin: {{address: '127.0.0.1:0'}}\n",
             sock.display()
         )
-    })
+    });
+    eventually("the folders are listed", || {
+        proxy.stderr().matches(" entries found in ").count() == folders.len()
+    });
+    proxy
 }
 
 /// Stores all objects.
