@@ -335,9 +335,11 @@ impl ProxyBuilder {
     /// Starts the proxy in a directory of its own and waits until it is ready.
     pub fn start(self) -> Proxy {
         let environment = self.environment.clone();
-        Proxy::launch(&self.binary, &self.parent, environment, |dir| {
+        let proxy = Proxy::launch(&self.binary, &self.parent, environment, |dir| {
             self.yaml(dir)
-        })
+        });
+        proxy.wait_until_listed();
+        proxy
     }
 
     /// The configuration of a proxy that keeps its files in `dir`; makes the

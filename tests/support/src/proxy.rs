@@ -1,15 +1,14 @@
 #[cfg(target_os = "linux")]
 use std::os::fd::OwnedFd;
 use std::{
-    env, fs,
-    io::{BufRead, BufReader, Read, Write},
+    env,
+    fs::{self, File},
+    io::{BufRead, BufReader, Write},
     net::SocketAddr,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{
-        mpsc::{self, Receiver, RecvTimeoutError},
-        Arc, Mutex, PoisonError,
-    },
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -34,7 +33,8 @@ pub struct Proxy {
     binary: PathBuf,
     environment: Vec<(String, String)>,
     config: PathBuf,
-    stderr: Arc<Mutex<Vec<u8>>>,
+    /// A file, so that a test sees all that has been written.
+    stderr: File,
     dir: TempDir,
 }
 
@@ -42,7 +42,7 @@ struct Running {
     process: Process,
     /// Lines of stdout; its end says that the process has ended.
     stdout: Receiver<String>,
-    readers: Vec<JoinHandle<()>>,
+    reader: Option<JoinHandle<()>>,
     announced: Announced,
 }
 
@@ -134,7 +134,7 @@ impl Proxy {
             binary: binary.to_owned(),
             environment,
             config: path,
-            stderr: Arc::default(),
+            stderr: tempfile::tempfile().expect("make a file for stderr"),
             dir,
         };
         proxy.run();
@@ -215,9 +215,24 @@ impl Proxy {
         &self.config
     }
 
+    /// Waits until it has listed its cache: before that, it may refuse to store. A test in which that takes
+    /// longer than usual goes on.
+    pub(crate) fn wait_until_listed(&self) {
+        const USUAL: Duration = Duration::from_secs(2);
+        let deadline = Instant::now() + USUAL;
+        while Instant::now() < deadline && !self.stderr().contains(" entries found in ") {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Everything written to stderr so far, by every run of this proxy.
     pub fn stderr(&self) -> String {
-        String::from_utf8_lossy(&self.stderr.lock().unwrap()).into_owned()
+        // By position: the offset is that of the writers.
+        let len = self.stderr.metadata().expect("the length of stderr").len();
+        let mut written = vec![0; len as usize];
+        let read = self.stderr.read_exact_at(&mut written, 0);
+        read.expect("read stderr");
+        String::from_utf8_lossy(&written).into_owned()
     }
 
     /// `GET` on a connection of its own, as [`get`].
@@ -395,7 +410,7 @@ impl Proxy {
         let running = Running {
             process: Process::Adopted(Adopted::open(pid)),
             stdout: std::mem::replace(&mut old.stdout, none),
-            readers: std::mem::take(&mut old.readers),
+            reader: old.reader.take(),
             announced: Announced::default(),
         };
         self.wait_until_ready(running);
@@ -528,15 +543,15 @@ impl Retiring {
 // === impl Running ===
 
 impl Running {
-    fn spawn(command: &mut Command, captured: &Arc<Mutex<Vec<u8>>>) -> Self {
+    fn spawn(command: &mut Command, stderr: &File) -> Self {
+        let stderr = stderr.try_clone().expect("share the file for stderr");
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .unwrap_or_else(|e| panic!("start {}: {e}", command.get_program().display()));
         let stdout = child.stdout.take().expect("stdout is piped");
-        let mut stderr = child.stderr.take().expect("stderr is piped");
 
         let (lines, received) = mpsc::channel();
         let stdout = thread::spawn(move || {
@@ -545,17 +560,10 @@ impl Running {
                 let _ = lines.send(line);
             }
         });
-        let captured = captured.clone();
-        let stderr = thread::spawn(move || {
-            let mut chunk = [0; 4096];
-            while let Ok(n @ 1..) = stderr.read(&mut chunk) {
-                captured.lock().unwrap().extend_from_slice(&chunk[..n]);
-            }
-        });
         Self {
             process: Process::Child(child),
             stdout: received,
-            readers: vec![stdout, stderr],
+            reader: Some(stdout),
             announced: Announced::default(),
         }
     }
@@ -618,8 +626,7 @@ impl Drop for Proxy {
             return;
         }
         drop(self.running.take());
-        // A thread that panicked may have held the lock.
-        let log = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
+        let log = self.stderr().into_bytes();
         let shown = &log[log.len().saturating_sub(SHOWN)..];
         eprintln!(
             "---- end of the log of {} ----\n{}----",
@@ -639,8 +646,8 @@ impl Drop for Running {
             }
             Process::Adopted(process) => process.kill(),
         }
-        for reader in self.readers.drain(..) {
-            // Ends with the pipe, so that all of stderr is captured afterwards.
+        if let Some(reader) = self.reader.take() {
+            // Ends with the pipe.
             let _ = reader.join();
         }
     }
