@@ -221,6 +221,10 @@ fn set_descriptors(proxy: &Proxy, allowed: bool) {
 fn without_descriptors_new_clients_are_closed_and_the_others_served() {
     let origin = origin();
     let proxy = proxy(&origin).start();
+    // So that all who ask for it share one file, which is open.
+    eventually("the object is stored", || {
+        proxy.get("/assets/large").header("x-cache") == Some("HIT")
+    });
     let mut busy: Vec<_> = (0..3)
         .map(|_| Connection::with_receive_buffer(proxy.addr(), 4096))
         .collect();
