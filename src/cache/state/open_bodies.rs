@@ -34,7 +34,7 @@ impl Default for OpenBodies {
 
 impl OpenBodies {
     fn table(&self, id: &EntryId) -> &Mutex<Table> {
-        // The first byte is that of the folder. The index may use others.
+        // As for the folders of the files.
         &self.0[usize::from(id.hash[0])]
     }
 

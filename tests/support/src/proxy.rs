@@ -299,6 +299,11 @@ impl Proxy {
         self.memory("VmHWM")
     }
 
+    /// The part of the resident memory that is the program itself, in bytes: it differs between builds.
+    pub fn program_bytes(&self) -> u64 {
+        self.memory("RssFile")
+    }
+
     /// Makes [`Self::peak_rss_bytes`] start again from what is resident now
     /// (proc(5), `clear_refs`, value 5).
     pub fn reset_peak_rss(&self) {
