@@ -59,8 +59,7 @@ impl OpenBodies {
     /// Note that the files of an entry are removed. Their bytes stay reserved until its bodies
     /// are closed.
     pub(crate) fn hold(&self, id: &EntryId, reservation: Reservation) {
-        let spaces = self.table(id).lock().spaces.remove(id);
-        let spaces = spaces.unwrap_or_default();
+        let spaces = self.table(id).lock().spaces.remove(id).unwrap_or_default();
         let open: Vec<_> = spaces.iter().filter_map(Weak::upgrade).collect();
         BodySpace::hold(&open, reservation);
     }
