@@ -42,9 +42,7 @@ fn read(client: &mut Connection, version: u64, first: u64, len: u64) -> String {
 /// Has an entry in blocks made for the object.
 fn store_in_blocks(proxy: &Proxy) {
     // Before that, nothing is stored in blocks.
-    eventually("the recovery is over", || {
-        proxy.stderr().contains(" entries found in ")
-    });
+    eventually("the recovery is over", || proxy.listings() > 0);
     let mut client = Connection::open(proxy.addr());
     assert_eq!(read(&mut client, 1, LEN / 2, 1), "MISS");
     eventually("there is an entry", || proxy.metric("cache_entries") == 1);

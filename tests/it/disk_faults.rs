@@ -243,9 +243,7 @@ fn a_full_disk_does_not_keep_the_proxy_from_starting() {
     disk.limit_bytes(Some(0));
     // Until the recovery is over, a fill may be refused.
     let expect_recovered = |proxy: &Proxy, starts| {
-        eventually("the recovery is over", || {
-            proxy.stderr().matches(" entries found in ").count() == starts
-        });
+        eventually("the recovery is over", || proxy.listings() == starts);
     };
     expect_recovered(&proxy, 1);
     for starts in [2, 3] {

@@ -98,9 +98,7 @@ fn a_disk_that_is_missing_at_the_start_is_used_again_after_the_next() {
     fs::rename(&away, &second).expect("put the disk in");
     proxy.restart();
     // Two folders, then one, then two.
-    eventually("the entries are known", || {
-        proxy.stderr().matches(" entries found in ").count() == 5
-    });
+    eventually("the entries are known", || proxy.listings() == 5);
     assert_eq!(folder(&proxy, "cache_folder_up", &second), 1);
     assert_eq!(answers(&proxy), (OBJECTS - purged, purged));
     assert_eq!(answers(&proxy), (OBJECTS, 0));
@@ -250,9 +248,7 @@ fn a_full_disk_keeps_its_hits_and_is_purged() {
     for starts in [2, 3] {
         proxy.kill();
         proxy.restart();
-        eventually("the entries are known", || {
-            proxy.stderr().matches(" entries found in ").count() == 2 * starts
-        });
+        eventually("the entries are known", || proxy.listings() == 2 * starts);
         assert_eq!(folder(&proxy, "cache_folder_up", second.path()), 1);
         for object in 6..=OBJECTS {
             assert_eq!(answer(&proxy, object), "HIT", "{object}");
@@ -348,7 +344,7 @@ fn on(folders: &[&Path], origin: &Origin) -> Proxy {
         )
     });
     eventually("the folders are listed", || {
-        proxy.stderr().matches(" entries found in ").count() == folders.len()
+        proxy.listings() == folders.len()
     });
     proxy
 }

@@ -941,9 +941,7 @@ fn start(proxy: ProxyBuilder) -> Proxy {
 }
 
 fn wait_loaded(proxy: &Proxy) {
-    eventually("the cache is loaded", || {
-        proxy.stderr().contains(" entries found in ")
-    });
+    eventually("the cache is loaded", || proxy.listings() > 0);
 }
 
 fn warm(proxy: &Proxy, path: &str) -> Response {

@@ -326,7 +326,8 @@ impl Siege {
                         let (output, old) = proxy.upgrade_by_command(&[]);
                         assert!(output.status.success(), "{output:?}");
                         let ended = old.map(Retiring::wait);
-                        // Unknown, and a success, for one that another one has started.
+                        // The status of a process that another proxy has started is not known, and
+                        // counts as a success.
                         assert!(ended.is_some_and(|status| status.success()));
                         let log = proxy.stderr();
                         assert!(!log.contains("panicked at"), "{log}");

@@ -220,9 +220,14 @@ impl Proxy {
     pub(crate) fn wait_until_listed(&self) {
         const USUAL: Duration = Duration::from_secs(2);
         let deadline = Instant::now() + USUAL;
-        while Instant::now() < deadline && !self.stderr().contains(" entries found in ") {
+        while Instant::now() < deadline && self.listings() == 0 {
             thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// The number of times that it has listed a folder of its cache, in all runs.
+    pub fn listings(&self) -> usize {
+        self.stderr().matches(" entries found in ").count()
     }
 
     /// Everything written to stderr so far, by every run of this proxy.
@@ -297,11 +302,6 @@ impl Proxy {
     /// [`Self::reset_peak_rss`], in bytes.
     pub fn peak_rss_bytes(&self) -> u64 {
         self.memory("VmHWM")
-    }
-
-    /// The part of the resident memory that is the program itself, in bytes: it differs between builds.
-    pub fn program_bytes(&self) -> u64 {
-        self.memory("RssFile")
     }
 
     /// Makes [`Self::peak_rss_bytes`] start again from what is resident now
