@@ -335,11 +335,9 @@ impl ProxyBuilder {
     /// Starts the proxy in a directory of its own and waits until it is ready.
     pub fn start(self) -> Proxy {
         let environment = self.environment.clone();
-        let proxy = Proxy::launch(&self.binary, &self.parent, environment, |dir| {
+        Proxy::launch(&self.binary, &self.parent, environment, |dir| {
             self.yaml(dir)
-        });
-        proxy.wait_until_listed();
-        proxy
+        })
     }
 
     /// The configuration of a proxy that keeps its files in `dir`; makes the

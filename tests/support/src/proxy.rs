@@ -138,6 +138,7 @@ impl Proxy {
             dir,
         };
         proxy.run();
+        proxy.wait_until_listed();
         proxy
     }
 
@@ -217,7 +218,7 @@ impl Proxy {
 
     /// Waits until it has listed its cache: before that, it may refuse to store. A test in which that takes
     /// longer than usual goes on.
-    pub(crate) fn wait_until_listed(&self) {
+    fn wait_until_listed(&self) {
         const USUAL: Duration = Duration::from_secs(2);
         let deadline = Instant::now() + USUAL;
         while Instant::now() < deadline && self.listings() == 0 {
