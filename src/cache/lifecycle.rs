@@ -18,6 +18,7 @@ use crate::cache::config::{DiskCacheConfig, FolderConfig};
 use crate::cache::io::backend::DiskBackend;
 use crate::cache::io::disk_io::{DiskIo, Threads};
 use crate::cache::io::folder::{FolderAccess, LocalFolder};
+use crate::cache::io::folder_fd::FolderFd;
 use crate::cache::io::folder_lock::{FolderLock, Renewed};
 use crate::cache::io::patience::{self, Patience};
 use crate::cache::jobs::misplaced;
@@ -78,6 +79,7 @@ pub(crate) struct Prepared {
     io: DiskIo,
     patience: Patience,
     layout: Layout,
+    folder: FolderFd,
     bans: Bans,
     past: Past,
     /// Bytes of the entries, if they are known.
@@ -166,6 +168,7 @@ fn prepare(
         io,
         patience,
         layout,
+        folder: FolderFd::open(path),
         bans,
         past,
         size,
@@ -321,6 +324,7 @@ impl Prepared {
             io: self.io,
             patience: self.patience,
             layout: self.layout,
+            folder: self.folder,
             bans: self.bans,
             floor,
             size: self.size,
@@ -598,6 +602,7 @@ impl Lifecycle {
             };
         }
         lock.check_in_place()?;
+        core.folder.renew(&core.path);
         if core.is_missing() {
             // The latest writes may be in a folder that took its place.
             core.bans.set_unsaved();
@@ -648,6 +653,7 @@ impl Lifecycle {
                     );
                 }
                 Ok(true) => {
+                    core.folder.renew(&core.path);
                     // Files of another folder, which was in its place meanwhile, may be open.
                     folder.forget_open();
                     let own = folder.epoch.lock();

@@ -48,6 +48,7 @@ use crate::cache::config::{BlocksConfig, DiskCacheConfig, FolderConfig, Sendfile
 use crate::cache::io::backend::DiskBackend;
 use crate::cache::io::disk_io::DiskIo;
 use crate::cache::io::files::EntryFiles;
+use crate::cache::io::folder_fd::FolderFd;
 use crate::cache::io::folder_lock::Mount;
 use crate::cache::io::patience::Patience;
 use crate::cache::state::clock::Clock;
@@ -81,6 +82,7 @@ pub(crate) struct Core {
     pub io: DiskIo,
     pub patience: Patience,
     pub layout: Layout,
+    pub folder: FolderFd,
     pub sendfile: SendfileConfig,
     pub blocks: BlocksConfig,
     pub max_size_bytes: u64,
@@ -150,6 +152,7 @@ pub(crate) struct Opened {
     pub io: DiskIo,
     pub patience: Patience,
     pub layout: Layout,
+    pub folder: FolderFd,
     pub bans: Bans,
     /// Entries of a lower generation are not part of the cache.
     pub floor: u64,
@@ -207,6 +210,7 @@ impl Core {
             io: opened.io,
             patience: opened.patience,
             layout: opened.layout,
+            folder: opened.folder,
             sendfile: config.sendfile,
             blocks: BlocksConfig {
                 read_ahead_bytes: config

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::cache::io::backend::DiskBackend;
 use crate::cache::io::files::EntryFiles;
+use crate::cache::io::folder_fd::FolderFd;
 use crate::cache::io::nowait::{open_body_nowait, open_nowait};
 
 /// `backend_suite!(backend)`: a test for each function here.
@@ -52,6 +53,11 @@ fn entry(path: &Path, generation: u64) -> EntryFiles {
     EntryFiles::new(&path.join("v2/ab"), &format!("ab.{generation}"))
 }
 
+/// [`entry`] relative to the cache folder.
+fn below(generation: u64) -> EntryFiles {
+    entry(Path::new(""), generation)
+}
+
 async fn store(
     path: &Path,
     backend: &impl DiskBackend,
@@ -91,9 +97,10 @@ pub(crate) async fn a_committed_entry_is_found_and_removed(
     assert_eq!(open.body_len, 10);
     let body = backend.read(&open.body, 0, 10).await.unwrap();
     assert_eq!(body, &b"0123456789"[..]);
+    let folder = FolderFd::open(path);
     for (len, has_len) in [(9, false), (10, cfg!(target_os = "linux")), (11, false)] {
         assert_eq!(
-            open_body_nowait(files.clone(), len).is_some(),
+            open_body_nowait(&folder, below(1), len).is_some(),
             has_len,
             "{len}"
         );
@@ -105,7 +112,7 @@ pub(crate) async fn a_committed_entry_is_found_and_removed(
     assert_eq!(e.kind(), io::ErrorKind::NotFound);
     let e = backend.open_body(&files).await.unwrap_err();
     assert_eq!(e.kind(), io::ErrorKind::NotFound);
-    assert!(open_body_nowait(files.clone(), 10).is_none());
+    assert!(open_body_nowait(&folder, below(1), 10).is_none());
     assert!(names(path).is_empty());
 }
 
@@ -177,18 +184,19 @@ pub(crate) async fn what_is_no_regular_file_is_no_entry(path: &Path, backend: &i
         }),
     ];
     let files = store(path, backend, 1, b"0123456789").await;
+    let folder = FolderFd::open(path);
     for file in [files.meta(), files.body()] {
         let aside = path.join("aside");
         fs::rename(&file, &aside).unwrap();
         for (kind, make) in make {
             make(&file);
             for prefetch in [0, 100] {
-                assert!(open_nowait(&files, prefetch).is_none());
+                assert!(open_nowait(&folder, &below(1), prefetch).is_none());
                 let e = backend.open(&files, prefetch).await.unwrap_err();
                 assert_eq!(e.kind(), io::ErrorKind::InvalidData, "{kind}: {e}");
             }
             if file == files.body() {
-                assert!(open_body_nowait(files.clone(), 10).is_none());
+                assert!(open_body_nowait(&folder, below(1), 10).is_none());
                 let e = backend.open_body(&files).await.unwrap_err();
                 assert_eq!(e.kind(), io::ErrorKind::InvalidData, "{kind}: {e}");
             }

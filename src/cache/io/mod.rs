@@ -9,6 +9,7 @@ pub(crate) mod disk_io;
 pub(crate) mod faulty;
 pub(crate) mod files;
 pub(crate) mod folder;
+pub(crate) mod folder_fd;
 pub(crate) mod folder_lock;
 pub(crate) mod nowait;
 pub(crate) mod page_cache;

@@ -57,7 +57,7 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Open a folder, for a sync. The error is that of open(2) if it is not a folder. Blocks.
+/// Open a folder, for a sync or to open files relative to it. The error is that of open(2) if it is not a folder. Blocks.
 pub(crate) fn open_folder(path: &Path) -> io::Result<File> {
     File::options()
         .read(true)

@@ -26,6 +26,7 @@ use crate::cache::state::{is_for, Core};
 use crate::cache::store::entry::OpenEntry;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::index::Indexed;
+use crate::cache::store::layout::Layout;
 
 /// Longest body that is read together with its metadata, in bytes, where none is sent by
 /// sendfile.
@@ -233,15 +234,16 @@ async fn open_files(core: &'static Core, id: EntryId) -> Opened {
     let space = core.open_bodies.open(id);
     let since = core.open_entries.changes(&id);
     let recorded_since = core.sparse_bodies.changes(&id);
-    let files = core.files(&id);
     let cached = match core.io.has_page_cache() {
         // A cached file that is no entry is reported by the backend.
-        true => open_nowait(&files, prefetch).and_then(|open| OpenEntry::checked(&id, open).ok()),
+        true => open_nowait(&core.folder, &Layout::files_below(&id), prefetch)
+            .and_then(|open| OpenEntry::checked(&id, open).ok()),
         false => None,
     };
     let opened = match cached {
         Some(opened) => Ok(opened),
         None => {
+            let files = core.files(&id);
             let opened = core.backend().open(&files, prefetch);
             let opened = core.patiently(core.patience.short(), opened).await;
             opened.and_then(|open| OpenEntry::checked(&id, open))
@@ -336,7 +338,7 @@ fn reopen_nowait(
     let body_len = known.meta.body_len;
     if is_for_memory(core, body_len) {
         let is_kept = core.open_entries.note_reread(&id);
-        let body = read_body_nowait(core.files(&id), body_len, !is_kept)?;
+        let body = read_body_nowait(&core.folder, Layout::files_below(&id), body_len, !is_kept)?;
         if crc32fast::hash(&body) != known.meta.body_crc32 {
             return None;
         }
@@ -348,7 +350,7 @@ fn reopen_nowait(
     }
     // Before the open(2): a removal in between finds it.
     let space = core.open_bodies.open(id);
-    let body = open_body_nowait(core.files(&id), body_len)?;
+    let body = open_body_nowait(&core.folder, Layout::files_below(&id), body_len)?;
     let body = BodyFile::opened_nowait(body, body_len, space);
     Some(keep_reopened(core, id, known, since, body))
 }

@@ -63,16 +63,12 @@ impl Layout {
 
     /// The files of an entry.
     pub fn files(&self, id: &EntryId) -> EntryFiles {
-        // One allocation, because each open of a file needs a path.
-        let entries = self.entries.as_os_str();
-        let names = "/ab/".len() + EntryId::TEXT_LEN + ".body".len();
-        let mut stem = PathBuf::with_capacity(entries.len() + names);
-        stem.push(entries);
-        let mut name = [0; EntryId::TEXT_LEN];
-        let name = id.write_to(&mut name);
-        stem.push(&name[..2]);
-        stem.push(name);
-        EntryFiles::with_stem(stem)
+        files_in(&self.entries, id)
+    }
+
+    /// The files of an entry, relative to any cache folder.
+    pub(crate) fn files_below(id: &EntryId) -> EntryFiles {
+        files_in(Path::new(VERSION_FOLDER), id)
     }
 
     /// Path of the body of an entry.
@@ -114,6 +110,19 @@ impl Layout {
         }
         highest
     }
+}
+
+fn files_in(entries: &Path, id: &EntryId) -> EntryFiles {
+    // One allocation, because each open of a file needs a path.
+    let entries = entries.as_os_str();
+    let names = "/ab/".len() + EntryId::TEXT_LEN + ".body".len();
+    let mut stem = PathBuf::with_capacity(entries.len() + names);
+    stem.push(entries);
+    let mut name = [0; EntryId::TEXT_LEN];
+    let name = id.write_to(&mut name);
+    stem.push(&name[..2]);
+    stem.push(name);
+    EntryFiles::with_stem(stem)
 }
 
 /// The entry that a file belongs to, from its name; `None`: the cache has no such files.
@@ -163,6 +172,8 @@ mod tests {
             assert_eq!(parse_name(name), Some((id, kind)), "{name}");
             assert!(path.starts_with("/c/v2/ab"));
         }
+        let below = Layout::files_below(&id);
+        assert_eq!(Path::new("/c").join(below.body()), files.body());
     }
 
     #[test]
