@@ -1,7 +1,7 @@
-//! Compressed forms that the proxy makes of small texts, and keeps in memory.
+//! Compressed forms that the proxy makes of small texts, stores, and keeps in memory.
 //!
 //! A form is made of a stored response, off the worker threads, and is valid for as long as that response
-//! is fresh. It is used again for the next fresh response with the same `ETag`.
+//! is fresh. It is used again for the next fresh response with the same `ETag`, also after a restart.
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -20,7 +20,7 @@ use log::debug;
 use parking_lot::Mutex;
 use pingora_cache::key::{CacheHashKey, HashBinary};
 use pingora_cache::trace::Span;
-use pingora_cache::{CacheKey, CacheMeta, Storage};
+use pingora_cache::{CacheKey, CacheMeta, HitHandler, Storage, VarianceBuilder};
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::ResponseHeader;
 use quick_cache::sync::Cache;
@@ -42,6 +42,9 @@ const OVERHEAD: usize = 2048;
 
 /// The expected number of forms.
 const EXPECTED: usize = 4096;
+
+/// What a form's variance is of, in place of request header fields. No field has such a name.
+const VARIES_BY: &str = "made form:";
 
 /// Levels that take about a second for 10 MB. A form is made once and sent often.
 const BROTLI_QUALITY: u32 = 6;
@@ -101,6 +104,14 @@ impl Weighter<(HashBinary, Coding), Arc<Form>> for ByLen {
     }
 }
 
+/// The origin of a form.
+enum Source {
+    /// It is new.
+    Compressed,
+    /// It is in memory or on the disk, or there is none.
+    Known,
+}
+
 /// Ends a job when it is dropped.
 struct Running {
     of: Arc<Compressor>,
@@ -156,7 +167,15 @@ impl Compressor {
         tokio::spawn(async move {
             let of = &running.of;
             match of.make(&key, &name, coding).await {
-                Ok(Some(form)) => of.forms.insert(id, Arc::new(form)),
+                Ok(Some((form, source))) => {
+                    let form = Arc::new(form);
+                    of.forms.insert(id, form.clone());
+                    if let Source::Compressed = source {
+                        if let Err(e) = of.store(&key, coding, &form).await {
+                            debug!("the compressed form of {name:?} is not stored: {e}");
+                        }
+                    }
+                }
                 Ok(None) => {}
                 Err(e) => debug!("{name:?} is not compressed: {e}"),
             }
@@ -165,7 +184,12 @@ impl Compressor {
     }
 
     /// Make the form of a response. `None`: it is not stored, or no longer fresh.
-    async fn make(&self, key: &CacheKey, name: &str, coding: Coding) -> Result<Option<Form>> {
+    async fn make(
+        &self,
+        key: &CacheKey,
+        name: &str,
+        coding: Coding,
+    ) -> Result<Option<(Form, Source)>> {
         let purges = self.cache.purges();
         let span = Span::inactive().handle();
         let Some((meta, mut hit)) = self.cache.lookup(key, &span).await? else {
@@ -184,40 +208,69 @@ impl Compressor {
         };
         let (Some(etag), Some(len)) = (usable_etag(header), length(&header.headers)) else {
             // Kept, so that not each request for it looks again.
-            return Ok(Some(form(None, None, &meta)));
+            return Ok(Some((form(None, None, &meta), Source::Known)));
         };
         let before = self.forms.get(&(key.combined_bin(), coding));
-        if let Some(before) = before.filter(|before| before.etag.as_ref() == Some(&etag)) {
-            return Ok(Some(form(Some(etag), before.made.clone(), &meta)));
+        // A purge may have been of this object, whose new version may have the same tag.
+        let is_of_it =
+            |before: &Arc<Form>| before.etag.as_ref() == Some(&etag) && before.purges == purges;
+        if let Some(before) = before.filter(is_of_it) {
+            let form = form(Some(etag), before.made.clone(), &meta);
+            return Ok(Some((form, Source::Known)));
         }
         if !(self.min_bytes..=self.max_bytes).contains(&len) {
-            return Ok(Some(form(Some(etag), None, &meta)));
+            return Ok(Some((form(Some(etag), None, &meta), Source::Known)));
         }
-        let mut body = Vec::with_capacity(len);
-        while let Some(piece) = hit.read_body().await? {
-            if body.len() + piece.len() > len {
-                return Err(Error::explain(
-                    ErrorType::InternalError,
-                    "a body is too long",
-                ));
+        let (made, source) = match self.stored(key, coding, &etag, len).await {
+            Some(stored) => (stored, Source::Known),
+            None => {
+                let body = read(&mut hit, len).await?;
+                let made = tokio::task::spawn_blocking(move || compress(&body, coding));
+                let made = made.await.or_err(ErrorType::InternalError, "compressing")?;
+                let made = made.or_err(ErrorType::InternalError, "compressing")?;
+                (made, Source::Compressed)
             }
-            body.extend_from_slice(&piece);
-        }
-        if body.len() != len {
-            return Err(Error::explain(
-                ErrorType::InternalError,
-                "a body is too short",
-            ));
-        }
-        let made = tokio::task::spawn_blocking(move || compress(&body, coding));
-        let made = made.await.or_err(ErrorType::InternalError, "compressing")?;
-        let made = made.or_err(ErrorType::InternalError, "compressing")?;
+        };
         // Less is not worth the work of the client.
         let made = match made.len() < len - len / 16 {
             true => Some(describe(header, name, &etag, made, coding)?),
             false => None,
         };
-        Ok(Some(form(Some(etag), made, &meta)))
+        Ok(Some((form(Some(etag), made, &meta), source)))
+    }
+
+    /// The body of the form that was stored for a response with this `ETag` and length.
+    async fn stored(
+        &self,
+        key: &CacheKey,
+        coding: Coding,
+        etag: &HeaderValue,
+        of_len: usize,
+    ) -> Option<Vec<u8>> {
+        let span = Span::inactive().handle();
+        let found = self.cache.lookup(&stored_under(key, coding), &span).await;
+        let (meta, mut hit) = found.ok()??;
+        let fields = &meta.response_header().headers;
+        let is_of_it = fields.get(ETAG) == Some(&suffixed(etag, coding).ok()?);
+        let len = length(fields).filter(|len| is_of_it && *len < of_len)?;
+        read(&mut hit, len).await.ok()
+    }
+
+    /// Store a form, unless there was a purge meanwhile.
+    async fn store(&self, key: &CacheKey, coding: Coding, form: &Form) -> Result<()> {
+        let Some(made) = form.made() else {
+            return Ok(());
+        };
+        if form.purges != self.cache.purges() {
+            return Ok(());
+        }
+        let header = (*made.header).clone();
+        let meta = CacheMeta::new(form.fresh_until, form.epoch, 0, 0, header);
+        let (key, span) = (stored_under(key, coding), Span::inactive().handle());
+        let mut miss = self.cache.get_miss_handler(&key, &meta, &span).await?;
+        miss.write_body(made.body.clone(), true).await?;
+        miss.finish().await?;
+        Ok(())
     }
 }
 
@@ -235,6 +288,39 @@ impl Form {
 impl Drop for Running {
     fn drop(&mut self) {
         self.of.running.lock().remove(&self.key);
+    }
+}
+
+/// The key under which a form is stored: that of a variant of the object, which a purge of the object
+/// removes as well.
+fn stored_under(key: &CacheKey, coding: Coding) -> CacheKey {
+    let mut variance = VarianceBuilder::new();
+    variance.add_value(VARIES_BY, coding.name());
+    let mut key = key.clone();
+    if let Some(variance) = variance.finalize() {
+        key.set_variance_key(variance);
+    }
+    key
+}
+
+/// Read a whole body of this length.
+async fn read(hit: &mut HitHandler, len: usize) -> Result<Vec<u8>> {
+    let mut body = Vec::with_capacity(len);
+    while let Some(piece) = hit.read_body().await? {
+        if body.len() + piece.len() > len {
+            return Err(Error::explain(
+                ErrorType::InternalError,
+                "a body is too long",
+            ));
+        }
+        body.extend_from_slice(&piece);
+    }
+    match body.len() == len {
+        true => Ok(body),
+        false => Err(Error::explain(
+            ErrorType::InternalError,
+            "a body is too short",
+        )),
     }
 }
 
@@ -383,6 +469,72 @@ mod tests {
         tokio::time::timeout(patience, looked_at).await.unwrap();
         assert!(cache.purge_key(&key).await.unwrap());
         assert!(matches!(known(), Known::Missing));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_form_that_is_stored_is_not_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = crate::cache::DiskCacheConfig::new(dir.path(), 1 << 20);
+        let cache = DiskCache::open(config).unwrap();
+        let key = CacheKey::new("texts", "tag");
+        let store = |key: CacheKey, etag: &'static str, body: &'static [u8]| async move {
+            let mut header = ResponseHeader::build(200, None).unwrap();
+            header.insert_header(ETAG, etag).unwrap();
+            header.insert_header(CONTENT_LENGTH, body.len()).unwrap();
+            let now = SystemTime::now();
+            let fresh_until = now + std::time::Duration::from_secs(3600);
+            let meta = CacheMeta::new(fresh_until, now, 0, 0, header);
+            let span = Span::inactive().handle();
+            let mut miss = cache.get_miss_handler(&key, &meta, &span).await.unwrap();
+            miss.write_body(body.into(), true).await.unwrap();
+            miss.finish().await.unwrap();
+            cache.settle().await;
+        };
+        let made = |compressor: Arc<Compressor>, key: CacheKey| async move {
+            compressor.start(key.clone(), "a.txt".into(), Coding::Gzip);
+            let patience = std::time::Duration::from_secs(60);
+            let made = async {
+                loop {
+                    if let Known::Made(form) = compressor.known(&key, Coding::Gzip) {
+                        return form.made().unwrap().body.clone();
+                    }
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(patience, made).await.unwrap()
+        };
+        let new = || Compressor::new(&config::Compress::default(), cache);
+
+        store(key.clone(), "\"a\"", &[b'a'; 5000]).await;
+        let under = stored_under(&key, Coding::Gzip);
+        store(under.clone(), "\"a-gzip\"", b"a form of an earlier run").await;
+        assert_eq!(made(new(), key.clone()).await, "a form of an earlier run");
+        // It is of another version.
+        store(key.clone(), "\"b\"", &[b'b'; 5000]).await;
+        let compressor = new();
+        let of_b = made(compressor.clone(), key.clone()).await;
+        assert_eq!(of_b, compress(&[b'b'; 5000], Coding::Gzip).unwrap());
+        // That one is stored, and gone with the object.
+        let is_stored = |etag: &'static str| {
+            let (compressor, key) = (compressor.clone(), key.clone());
+            async move {
+                let etag = HeaderValue::from_static(etag);
+                compressor.stored(&key, Coding::Gzip, &etag, 5000).await
+            }
+        };
+        let patience = std::time::Duration::from_secs(60);
+        let stored = async {
+            loop {
+                if let Some(stored) = is_stored("\"b\"").await {
+                    return stored;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        assert_eq!(tokio::time::timeout(patience, stored).await.unwrap(), of_b);
+        assert!(is_stored("\"a\"").await.is_none());
+        assert!(cache.purge_key(&key).await.unwrap());
+        assert!(is_stored("\"b\"").await.is_none());
     }
 
     #[test]

@@ -355,6 +355,52 @@ fn a_form_is_that_of_the_version_that_is_stored() {
 }
 
 #[test]
+fn a_purge_takes_the_form_of_an_object_whose_tag_stays() {
+    let is_new = Arc::new(AtomicBool::new(false));
+    let new_text = text().to_uppercase();
+    let origin = Origin::start({
+        let (is_new, new_text) = (is_new.clone(), new_text.clone());
+        move |_| {
+            let reply = match is_new.load(Ordering::SeqCst) {
+                false => object_reply("a.js", &text()),
+                true => object_reply("a.js", &new_text),
+            };
+            reply.set("ETag", "\"same\"")
+        }
+    });
+    let proxy = proxy(&origin, &[("web", MADE)]).admin().start();
+    assert_eq!(decoded(&gzipped(&proxy, "/assets/a.js")), text());
+    eventually("the form is stored", || proxy.metric("cache_entries") == 2);
+    is_new.store(true, Ordering::SeqCst);
+    request(proxy.admin_addr(), "PURGE", "/assets/a.js", &[]);
+    let form = gzipped(&proxy, "/assets/a.js");
+    assert_eq!(decoded(&form), new_text);
+    assert_eq!(form.header("etag"), Some("\"same-gzip\""));
+    eventually("that is stored", || proxy.metric("cache_entries") == 2);
+}
+
+#[test]
+fn a_form_outlives_a_restart() {
+    let text = text();
+    let origin = origin_of(&[("a.js", &text)]);
+    let mut proxy = proxy(&origin, &[("web", MADE)]).start();
+    let form = gzipped(&proxy, "/assets/a.js");
+    assert_eq!(decoded(&form), text);
+    eventually("the form is stored", || proxy.metric("cache_entries") == 2);
+    let written = proxy.metric("cache_fills_total");
+    for _ in 0..2 {
+        proxy.restart();
+        let again = gzipped(&proxy, "/assets/a.js");
+        assert_eq!(again.body, form.body);
+        assert_eq!(again.header("etag"), form.header("etag"));
+        assert_eq!(proxy.metric("cache_entries"), 2);
+        assert_eq!(proxy.metric("cache_fills_total"), 0);
+    }
+    assert_eq!(written, 2);
+    assert_eq!(origin.requests_for("/bucket/a.js"), 1);
+}
+
+#[test]
 fn what_must_not_be_changed_is_not() {
     let text = text();
     for field in [
