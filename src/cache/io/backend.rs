@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::cache::io::files::EntryFiles;
 use crate::cache::io::folder::FolderAccess;
+use crate::cache::io::regular::check_len;
 
 /// The files of an entry, opened and not yet checked.
 #[derive(Debug)]
@@ -68,6 +69,14 @@ pub trait DiskBackend: FolderAccess {
     /// Open the body of an entry whose metadata is known. The errors are those of
     /// [`open`](Self::open).
     async fn open_body(&self, files: &EntryFiles) -> io::Result<OpenBody>;
+
+    /// Read the whole body of an entry whose metadata is known. `InvalidData`: it has another length.
+    /// Other errors are those of [`open`](Self::open).
+    async fn read_body(&self, files: &EntryFiles, len: usize) -> io::Result<Bytes> {
+        let OpenBody { body, body_len } = self.open_body(files).await?;
+        check_len(body_len, len as u64)?;
+        self.read(&body, 0, len).await
+    }
 
     /// Create the body file of a new entry, for writing and reading. `reserve` sets aside
     /// disk space for that many bytes; the error is `StorageFull` if there is none, and no

@@ -17,6 +17,7 @@ macro_rules! backend_suite {
         $crate::cache::io::backend_suite::backend_suite!(@tests $make;
             a_committed_entry_is_found_and_removed
             a_small_body_is_read_along
+            a_whole_body_is_read
             what_is_written_can_be_read_before_it_is_committed
             a_discarded_body_leaves_nothing
             a_commit_that_fails_leaves_nothing
@@ -127,6 +128,20 @@ pub(crate) async fn a_small_body_is_read_along(path: &Path, backend: &impl DiskB
     assert_eq!(open.prefetched.as_deref(), Some(&b""[..]));
 }
 
+pub(crate) async fn a_whole_body_is_read(path: &Path, backend: &impl DiskBackend) {
+    for (generation, body) in [(1, &b"0123456789"[..]), (2, b"")] {
+        let files = store(path, backend, generation, body).await;
+        let read = backend.read_body(&files, body.len()).await.unwrap();
+        assert_eq!(read, body);
+        let longer = backend.read_body(&files, body.len() + 1).await;
+        assert_eq!(longer.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+    let shorter = backend.read_body(&entry(path, 1), 9).await;
+    assert_eq!(shorter.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    let missing = backend.read_body(&entry(path, 3), 10).await;
+    assert_eq!(missing.unwrap_err().kind(), io::ErrorKind::NotFound);
+}
+
 pub(crate) async fn what_is_written_can_be_read_before_it_is_committed(
     path: &Path,
     backend: &impl DiskBackend,
@@ -196,6 +211,8 @@ pub(crate) async fn what_is_no_regular_file_is_no_entry(path: &Path, backend: &i
                 assert_eq!(e.kind(), io::ErrorKind::InvalidData, "{kind}: {e}");
             }
             if file == files.body() {
+                let e = backend.read_body(&files, 10).await.unwrap_err();
+                assert_eq!(e.kind(), io::ErrorKind::InvalidData, "{kind}: {e}");
                 assert!(open_body_nowait(&folder, below(1), 10).is_none());
                 let e = backend.open_body(&files).await.unwrap_err();
                 assert_eq!(e.kind(), io::ErrorKind::InvalidData, "{kind}: {e}");

@@ -154,9 +154,14 @@ pub(crate) fn replace_small(access: &dyn FolderAccess, path: &Path, data: &[u8])
 
 /// [`FolderAccess::read_file`]
 pub(crate) fn read_file(path: &Path, max_len: u64) -> io::Result<Vec<u8>> {
+    read_open_file(regular::open(path)?, max_len)
+}
+
+/// [`read_file`] of a file that is open.
+pub(crate) fn read_open_file(file: File, max_len: u64) -> io::Result<Vec<u8>> {
     // Most metadata fits, and is then read by one call.
     let mut data = Vec::with_capacity(4096);
-    regular::open(path)?.take(max_len).read_to_end(&mut data)?;
+    file.take(max_len).read_to_end(&mut data)?;
     Ok(data)
 }
 

@@ -79,6 +79,19 @@ pub(crate) fn irregular() -> io::Error {
     invalid("is not a regular file")
 }
 
+/// An error unless a body file has the recorded length.
+pub(crate) fn check_len(found: u64, recorded: u64) -> io::Result<()> {
+    match found == recorded {
+        true => Ok(()),
+        false => Err(wrong_length()),
+    }
+}
+
+/// The error of a body file that does not have the recorded length.
+pub(crate) fn wrong_length() -> io::Error {
+    invalid("body file does not have the recorded length")
+}
+
 /// The error of a file whose content or type is wrong.
 pub(crate) fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())

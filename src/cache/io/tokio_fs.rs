@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 
 use crate::cache::io::backend::{DiskBackend, OpenBody, OpenFiles};
 use crate::cache::io::files::{EntryFiles, MAX_META_LEN};
-use crate::cache::io::folder::{read_file, remove_if_there, FolderAccess};
+use crate::cache::io::folder::{read_open_file, remove_if_there, FolderAccess};
 use crate::cache::io::page_cache::{self, load, read_exact_at};
 use crate::cache::io::regular;
 
@@ -56,6 +56,18 @@ impl DiskBackend for TokioFsBackend {
     async fn open_body(&self, files: &EntryFiles) -> io::Result<OpenBody> {
         let path = files.body();
         self.blocking(move || open_body(&path)).await
+    }
+
+    async fn read_body(&self, files: &EntryFiles, len: usize) -> io::Result<Bytes> {
+        let path = files.body();
+        self.blocking(move || {
+            let file = regular::open(&path)?;
+            regular::check_len(file.metadata()?.len(), len as u64)?;
+            let mut body = vec![0; len];
+            read_exact_at(&file, 0, &mut body)?;
+            Ok(body.into())
+        })
+        .await
     }
 
     async fn create(&self, files: &EntryFiles, reserve: Option<u64>) -> io::Result<Arc<File>> {
@@ -172,8 +184,13 @@ impl DiskBackend for TokioFsBackend {
 }
 
 fn open(files: &EntryFiles, prefetch: u64) -> io::Result<OpenFiles> {
-    let meta = read_file(&files.meta(), MAX_META_LEN)?;
+    let meta = regular::open(&files.meta())?;
     let OpenBody { body, body_len } = open_body(&files.body())?;
+    if body_len <= prefetch {
+        // The disk reads both at the same time.
+        page_cache::read_ahead(&body, 0, body_len);
+    }
+    let meta = read_open_file(meta, MAX_META_LEN)?;
     let prefetched = if body_len <= prefetch {
         let mut buf = vec![0; body_len as usize];
         // At an offset, so that the position of the descriptor stays at 0: see

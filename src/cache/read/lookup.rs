@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use log::debug;
 use pingora_cache::key::{CacheHashKey, HashBinary};
 use pingora_cache::{CacheKey, CacheMeta};
@@ -10,7 +11,7 @@ use pingora_core::Result;
 
 use crate::cache::io::backend::OpenBody;
 use crate::cache::io::nowait::{open_body_nowait, open_nowait, read_body_nowait};
-use crate::cache::io::regular::invalid;
+use crate::cache::io::regular::{check_len, invalid, wrong_length};
 use crate::cache::read::hit::DiskHit;
 use crate::cache::state::body_file::BodyFile;
 use crate::cache::state::change_counts::Changes;
@@ -37,8 +38,6 @@ const FIRST_READ: u64 = 16 * 1024;
 
 /// Most times that the files of an entry are opened, if blocks of it are recorded meanwhile.
 const MAX_OPENS: u32 = 8;
-
-const WRONG_LENGTH: &str = "body file does not have the recorded length";
 
 /// The entry or the fill of a key.
 pub(crate) async fn lookup(
@@ -194,10 +193,9 @@ pub(crate) async fn open_entry(core: &'static Core, indexed: Indexed) -> Option<
         Some(Found::Known(..)) if core.health.is_down() => return None,
         Some(Found::Known(known, since)) if is_for_memory(core, known.meta.body_len) => {
             core.stats.opens.inc();
-            if let Some(entry) = reopen_nowait(core, id, &known, since) {
-                core.stats.body_opens.inc();
-                return Some(entry);
-            }
+            core.stats.body_opens.inc();
+            let reread = reread(core, id, &known, since).await;
+            return reread.inspect_err(|e| core.drop_damaged(id, e)).ok();
         }
         Some(Found::Known(known, since)) => {
             core.stats.opens.inc();
@@ -298,6 +296,53 @@ async fn load_start(core: &'static Core, body: &Arc<BodyFile>, body_len: u64) ->
     Ok(())
 }
 
+/// Read the body of a known entry into memory.
+async fn reread(
+    core: &'static Core,
+    id: EntryId,
+    known: &KnownEntry,
+    since: Changes,
+) -> io::Result<Arc<ReadyEntry>> {
+    let is_kept = core.open_entries.note_reread(&id);
+    let body = match reread_nowait(core, id, known, is_kept) {
+        Some(body) => body,
+        None => {
+            let (files, len) = (core.files(&id), known.meta.body_len as usize);
+            let body = core.backend().read_body(&files, len);
+            let body = core.patiently(core.patience.short(), body).await?;
+            known.meta.check_body(&body)?;
+            body
+        }
+    };
+    Ok(keep_reread(core, id, known, since, body, is_kept))
+}
+
+/// [`reread`] without waiting. `None`: it needs the disk, or something is wrong. `is_kept`: the body stays
+/// in memory.
+fn reread_nowait(core: &Core, id: EntryId, known: &KnownEntry, is_kept: bool) -> Option<Bytes> {
+    if !core.io.has_page_cache() {
+        return None;
+    }
+    let (files, len) = (Layout::files_below(&id), known.meta.body_len);
+    let body = read_body_nowait(&core.folder, files, len, !is_kept)?;
+    known.meta.check_body(&body).is_ok().then_some(body)
+}
+
+fn keep_reread(
+    core: &Core,
+    id: EntryId,
+    known: &KnownEntry,
+    since: Changes,
+    body: Bytes,
+    is_kept: bool,
+) -> Arc<ReadyEntry> {
+    let entry = ReadyEntry::reopened(id, known, ReadyBody::Memory(body));
+    if is_kept {
+        core.open_entries.keep_reopened(&entry, since);
+    }
+    entry
+}
+
 /// Open the body of a known entry.
 async fn reopen(
     core: &'static Core,
@@ -312,9 +357,7 @@ async fn reopen(
             let files = core.files(&id);
             let opened = core.backend().open_body(&files);
             let OpenBody { body, body_len } = core.patiently(core.patience.short(), opened).await?;
-            if body_len != known.meta.body_len {
-                return Err(invalid(WRONG_LENGTH));
-            }
+            check_len(body_len, known.meta.body_len)?;
             keep_reopened(core, id, known, since, BodyFile::in_space(body, space))
         }
     };
@@ -332,21 +375,14 @@ fn reopen_nowait(
     known: &KnownEntry,
     since: Changes,
 ) -> Option<Arc<ReadyEntry>> {
-    if !core.io.has_page_cache() {
-        return None;
-    }
     let body_len = known.meta.body_len;
     if is_for_memory(core, body_len) {
         let is_kept = core.open_entries.note_reread(&id);
-        let body = read_body_nowait(&core.folder, Layout::files_below(&id), body_len, !is_kept)?;
-        if crc32fast::hash(&body) != known.meta.body_crc32 {
-            return None;
-        }
-        let entry = ReadyEntry::reopened(id, known, ReadyBody::Memory(body));
-        if is_kept {
-            core.open_entries.keep_reopened(&entry, since);
-        }
-        return Some(entry);
+        let body = reread_nowait(core, id, known, is_kept)?;
+        return Some(keep_reread(core, id, known, since, body, is_kept));
+    }
+    if !core.io.has_page_cache() {
+        return None;
     }
     // Before the open(2): a removal in between finds it.
     let space = core.open_bodies.open(id);
@@ -401,7 +437,7 @@ fn is_sound(core: &Core, entry: &ReadyEntry) -> bool {
         None => core.stats.memory_hits.inc(),
         Some(body) => {
             if !body.has_len(entry.body_len()) {
-                core.drop_damaged(entry.id, &invalid(WRONG_LENGTH));
+                core.drop_damaged(entry.id, &wrong_length());
                 return false;
             }
             core.stats.descriptor_hits.inc();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::cache::io::backend::OpenFiles;
-use crate::cache::io::regular::invalid;
+use crate::cache::io::regular::check_len;
 use crate::cache::store::entry_id::EntryId;
 use crate::cache::store::format::EntryMeta;
 
@@ -30,13 +30,9 @@ impl OpenEntry {
     pub fn checked(id: &EntryId, files: OpenFiles) -> io::Result<OpenEntry> {
         let meta = EntryMeta::decode(&files.meta)?;
         meta.check_id(id)?;
-        if files.body_len != meta.body_len {
-            return Err(invalid("body file does not have the recorded length"));
-        }
+        check_len(files.body_len, meta.body_len)?;
         if let Some(body) = &files.prefetched {
-            if body.len() as u64 != meta.body_len || crc32fast::hash(body) != meta.body_crc32 {
-                return Err(invalid("body file has a wrong checksum"));
-            }
+            meta.check_body(body)?;
         }
         Ok(OpenEntry {
             meta,

@@ -250,6 +250,14 @@ impl EntryMeta {
         Ok(())
     }
 
+    /// Check that this is the body of the entry. Errors are of the kind `InvalidData`.
+    pub(crate) fn check_body(&self, body: &[u8]) -> io::Result<()> {
+        if body.len() as u64 != self.body_len || crc32fast::hash(body) != self.body_crc32 {
+            return Err(invalid("body file has a wrong checksum"));
+        }
+        Ok(())
+    }
+
     fn tag(&self) -> &[u8] {
         // The tag is the name of a bucket, of at most 63 bytes.
         &self.key.user_tag.as_bytes()[..self.key.user_tag.len().min(u16::MAX as usize)]

@@ -27,6 +27,9 @@ const LIMIT: u64 = 4 << 20;
 /// Length of a body that is neither kept in memory nor read with its metadata.
 const LARGE: usize = 600_000;
 
+/// Length of a body that is read as a whole.
+const SMALL: usize = 5_000;
+
 /// A cache on a disk with faults.
 struct Disk {
     dir: TempDir,
@@ -415,6 +418,63 @@ async fn metadata_is_read_once_however_often_a_file_is_opened() {
     assert_eq!(disk.faults.count(Op::Open), 1);
     assert_eq!(disk.cache.stats().opens.get(), 4);
     assert_eq!(disk.cache.stats().body_opens.get(), 3);
+    disk.assert_consistent().await;
+}
+
+/// A disk with a small entry that was read, and whose body is no longer in memory.
+async fn known_small() -> Disk {
+    let disk = Disk::new();
+    disk.store("body", SMALL).await;
+    disk.assert_served("body", SMALL).await;
+    disk.cache.core().open_entries.drop_bodies();
+    assert_eq!(disk.faults.count(Op::Open), 1);
+    disk
+}
+
+#[tokio::test]
+async fn metadata_is_read_once_however_often_a_small_body_is_read() {
+    let disk = known_small().await;
+    for reads in 1..=3 {
+        disk.assert_served("body", SMALL).await;
+        assert_eq!(disk.faults.count(Op::OpenBody), reads);
+        disk.cache.core().open_entries.drop_bodies();
+    }
+    assert_eq!(disk.faults.count(Op::Open), 1);
+    assert_eq!(disk.cache.stats().opens.get(), 4);
+    assert_eq!(disk.cache.stats().body_opens.get(), 3);
+    disk.assert_consistent().await;
+}
+
+#[tokio::test]
+async fn a_small_known_entry_that_cannot_be_read_is_a_miss_and_is_dropped() {
+    let faults = [
+        (Op::OpenBody, Fault::Errno(libc::EIO), Cause::Io),
+        (Op::OpenBody, Fault::Errno(libc::ENOENT), Cause::Missing),
+        (Op::OpenBody, Fault::Short, Cause::Damaged),
+        (Op::Read, Fault::Errno(libc::EIO), Cause::Io),
+    ];
+    for (op, fault, cause) in faults {
+        let disk = known_small().await;
+        disk.faults.set(op, fault, 1);
+        assert!(disk.lookup("body").await.is_none(), "{op:?} {fault:?}");
+        assert_eq!(disk.read_errors(cause), 1, "{op:?} {fault:?}");
+        assert_eq!(disk.cache.metadata_bytes(), 0, "{op:?} {fault:?}");
+        disk.assert_consistent().await;
+        disk.store("body", SMALL).await;
+        disk.assert_served("body", SMALL).await;
+    }
+}
+
+#[tokio::test]
+async fn a_small_known_body_with_flipped_bits_is_a_miss() {
+    let disk = known_small().await;
+    let id = disk.cache.core().index.get(&key("body").combined_bin());
+    let body = disk.cache.core().files(&id.unwrap().id).body();
+    let mut bytes = fs::read(&body).unwrap();
+    bytes[SMALL / 2] ^= 1;
+    fs::write(&body, bytes).unwrap();
+    assert!(disk.lookup("body").await.is_none());
+    assert_eq!(disk.read_errors(Cause::Damaged), 1);
     disk.assert_consistent().await;
 }
 
