@@ -261,13 +261,14 @@ impl Compressor {
         let Some(made) = form.made() else {
             return Ok(());
         };
-        if form.purges != self.cache.purges() {
-            return Ok(());
-        }
         let header = (*made.header).clone();
         let meta = CacheMeta::new(form.fresh_until, form.epoch, 0, 0, header);
         let (key, span) = (stored_under(key, coding), Span::inactive().handle());
         let mut miss = self.cache.get_miss_handler(&key, &meta, &span).await?;
+        // A later purge finds what is being stored.
+        if form.purges != self.cache.purges() {
+            return Ok(());
+        }
         miss.write_body(made.body.clone(), true).await?;
         miss.finish().await?;
         Ok(())
