@@ -499,6 +499,7 @@ impl Lifecycle {
         // The other process may have stored blocks, or newer metadata, since they were opened.
         for (Owned { core, .. }, _) in &taken {
             core.sparse_bodies.clear();
+            core.folder.renew(&core.path);
         }
         self.shared.open_entries.forget_all();
         for (Owned { core, .. }, _) in &taken {

@@ -135,8 +135,9 @@ fn open_if_cached(folder: &FolderFd, path: &Path) -> Option<std::fs::File> {
     let folder = folder.as_deref()?;
     // The flags of `regular`.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    // Without links and "..", the path cannot leave the folder. RESOLVE_BENEATH ensures the same, but has each
-    // open(2) of the machine take one lock of the kernel (`path_is_under()` of `fs/namespace.c`).
+    // Without links and "..", the path cannot leave the folder. RESOLVE_BENEATH ensures the same, but makes each
+    // such open take a lock that the whole machine shares (`mount_lock`, in `path_is_under()` of
+    // `fs/namespace.c`).
     let resolve = ResolveFlags::CACHED | ResolveFlags::NO_SYMLINKS;
     let open = |more| openat2(folder, path, flags | more, Mode::empty(), resolve);
     let opened = match open(OFlags::NOATIME) {

@@ -180,12 +180,12 @@ pub(crate) fn prepare(body: &File) {
 /// Keep the kernel from noting when a file is read, which costs as much as a small system call. The
 /// file must belong to the user of this process (`O_NOATIME` of open(2)); otherwise, times are noted.
 #[cfg(target_os = "linux")]
-fn no_access_time(file: &File) {
+pub(crate) fn no_access_time(file: &File) {
     let _ = rustix::fs::fcntl_setfl(file, rustix::fs::OFlags::NOATIME);
 }
 
 #[cfg(not(target_os = "linux"))]
-fn no_access_time(_file: &File) {}
+pub(crate) fn no_access_time(_file: &File) {}
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn no_read_ahead(_file: &File) {}

@@ -63,6 +63,7 @@ impl DiskBackend for TokioFsBackend {
         self.blocking(move || {
             let file = regular::open(&path)?;
             regular::check_len(file.metadata()?.len(), len as u64)?;
+            page_cache::no_access_time(&file);
             let mut body = vec![0; len];
             read_exact_at(&file, 0, &mut body)?;
             Ok(body.into())
@@ -187,7 +188,7 @@ fn open(files: &EntryFiles, prefetch: u64) -> io::Result<OpenFiles> {
     let meta = regular::open(&files.meta())?;
     let OpenBody { body, body_len } = open_body(&files.body())?;
     if body_len <= prefetch {
-        // The disk reads both at the same time.
+        // The disk reads it and the metadata at the same time.
         page_cache::read_ahead(&body, 0, body_len);
     }
     let meta = read_open_file(meta, MAX_META_LEN)?;

@@ -303,7 +303,7 @@ async fn reread(
     known: &KnownEntry,
     since: Changes,
 ) -> io::Result<Arc<ReadyEntry>> {
-    let is_kept = core.open_entries.note_reread(&id);
+    let is_kept = core.open_entries.is_worth_keeping(&id);
     let body = match reread_nowait(core, id, known, is_kept) {
         Some(body) => body,
         None => {
@@ -337,7 +337,8 @@ fn keep_reread(
     is_kept: bool,
 ) -> Arc<ReadyEntry> {
     let entry = ReadyEntry::reopened(id, known, ReadyBody::Memory(body));
-    if is_kept {
+    // Noted once it is read: a look that finds it cold is followed by another one.
+    if core.open_entries.note_reread(&id) && is_kept {
         core.open_entries.keep_reopened(&entry, since);
     }
     entry
@@ -377,7 +378,7 @@ fn reopen_nowait(
 ) -> Option<Arc<ReadyEntry>> {
     let body_len = known.meta.body_len;
     if is_for_memory(core, body_len) {
-        let is_kept = core.open_entries.note_reread(&id);
+        let is_kept = core.open_entries.is_worth_keeping(&id);
         let body = reread_nowait(core, id, known, is_kept)?;
         return Some(keep_reread(core, id, known, since, body, is_kept));
     }

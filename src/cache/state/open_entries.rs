@@ -294,7 +294,13 @@ impl OpenEntries {
         files.is_some_and(|tier| tier.note_reopened(id))
     }
 
-    /// [`note_reopened`](Self::note_reopened) of a body that is read into memory.
+    /// The result that [`note_reread`](Self::note_reread) has, unless the tier has just become full.
+    pub(crate) fn is_worth_keeping(&self, id: &EntryId) -> bool {
+        let memory = self.memory.as_ref();
+        memory.is_some_and(|tier| tier.reopened.is_worth_keeping(id))
+    }
+
+    /// [`note_reopened`](Self::note_reopened) of a body that was read into memory.
     pub(crate) fn note_reread(&self, id: &EntryId) -> bool {
         let memory = self.memory.as_ref();
         memory.is_some_and(|tier| tier.note_reopened(id))
@@ -630,7 +636,13 @@ mod tests {
                 let (known, since) = entries.known(&id).expect("it is known");
                 let reopened = ReadyEntry::reopened(id, &known, body());
                 let is_worth_it = match &reopened.body {
-                    ReadyBody::Memory(_) => entries.note_reread(&id),
+                    ReadyBody::Memory(_) => {
+                        // A look that comes to nothing is no open.
+                        // Two looks that come to nothing are no reads.
+                        let looks = [(); 2].map(|()| entries.is_worth_keeping(&id));
+                        assert_eq!(looks[0], looks[1]);
+                        entries.note_reread(&id) && looks[0]
+                    }
                     _ => entries.note_reopened(&id),
                 };
                 if is_worth_it {

@@ -39,12 +39,17 @@ impl Reopened {
         }
     }
 
+    /// The result that [`note`](Self::note) would have, unless the window is measured then.
+    pub fn is_worth_keeping(&self, id: &EntryId) -> bool {
+        let (tag, slot) = self.place(id);
+        let noted = self.slots[slot].load(Ordering::Relaxed);
+        self.is_recent(noted, tag, self.opens.load(Ordering::Relaxed))
+    }
+
     /// Note that a body is opened. True if it is worth keeping: it is among the last that were opened,
     /// or there is room. `kept` tells how many are kept; `None`: there is room for more.
     pub fn note(&self, id: &EntryId, kept: impl FnOnce() -> Option<usize>) -> bool {
-        let [a, b, c, d, e, f, g, h, ..] = id.hash;
-        let tag = u32::from_le_bytes([a, b, c, d]);
-        let slot = u32::from_le_bytes([e, f, g, h]) as usize % self.slots.len();
+        let (tag, slot) = self.place(id);
         let now = self.opens.fetch_add(1, Ordering::Relaxed);
         if now.is_multiple_of(MEASURED_EVERY) {
             let window = kept().map_or(ALL, |kept| u32::try_from(kept).unwrap_or(ALL));
@@ -52,9 +57,20 @@ impl Reopened {
         }
         let noted = u64::from(tag) << 32 | u64::from(now);
         let before = self.slots[slot].swap(noted, Ordering::Relaxed);
+        self.is_recent(before, tag, now)
+    }
+
+    /// The tag of a body, and its slot.
+    fn place(&self, id: &EntryId) -> (u32, usize) {
+        let [a, b, c, d, e, f, g, h, ..] = id.hash;
+        let slot = u32::from_le_bytes([e, f, g, h]) as usize % self.slots.len();
+        (u32::from_le_bytes([a, b, c, d]), slot)
+    }
+
+    fn is_recent(&self, noted: u64, tag: u32, now: u32) -> bool {
         match self.window.load(Ordering::Relaxed) {
             ALL => true,
-            window => (before >> 32) as u32 == tag && now.wrapping_sub(before as u32) <= window,
+            window => (noted >> 32) as u32 == tag && now.wrapping_sub(noted as u32) <= window,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Compressed forms that the proxy makes of small texts, stores, and keeps in memory.
 //!
 //! A form is made of a stored response, off the worker threads, and is valid for as long as that response
-//! is fresh. It is used again for the next fresh response with the same `ETag`, also after a restart.
+//! is fresh. It is used again once the response is validated, also after a restart if it could be stored.
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -28,7 +28,7 @@ use quick_cache::Weighter;
 use tokio::sync::Semaphore;
 
 use super::fields::guess_type;
-use crate::cache::DiskCache;
+use crate::cache::{DiskCache, YieldsRoom};
 use crate::config;
 use crate::http::rules::accept_encoding::Coding;
 use crate::http::rules::cache_control::ResponseDirectives;
@@ -43,7 +43,7 @@ const OVERHEAD: usize = 2048;
 /// The expected number of forms.
 const EXPECTED: usize = 4096;
 
-/// What a form's variance is of, in place of request header fields. No field has such a name.
+/// Stands for the name of a request header field in the variance of a form. No field has such a name.
 const VARIES_BY: &str = "made form:";
 
 /// Levels that take about a second for 10 MB. A form is made once and sent often.
@@ -67,6 +67,8 @@ pub(in crate::proxy) struct Compressor {
 
 /// A form of a response.
 pub(in crate::proxy) struct Form {
+    /// The time that the response was stored, which validation does not change.
+    created: SystemTime,
     /// The `ETag` of the response; `None`: there can be no form of it.
     etag: Option<HeaderValue>,
     /// `None`: compression does not make it smaller, or there can be no form.
@@ -104,7 +106,7 @@ impl Weighter<(HashBinary, Coding), Arc<Form>> for ByLen {
     }
 }
 
-/// The origin of a form.
+/// Where a form comes from.
 enum Source {
     /// It is new.
     Compressed,
@@ -200,6 +202,7 @@ impl Compressor {
         }
         let header = meta.response_header();
         let form = |etag, made, meta: &CacheMeta| Form {
+            created: meta.created(),
             etag,
             made,
             fresh_until: meta.fresh_until(),
@@ -211,9 +214,10 @@ impl Compressor {
             return Ok(Some((form(None, None, &meta), Source::Known)));
         };
         let before = self.forms.get(&(key.combined_bin(), coding));
-        // A purge may have been of this object, whose new version may have the same tag.
-        let is_of_it =
-            |before: &Arc<Form>| before.etag.as_ref() == Some(&etag) && before.purges == purges;
+        // The next version may have the same tag.
+        let is_of_it = |before: &Arc<Form>| {
+            before.etag.as_ref() == Some(&etag) && before.created == meta.created()
+        };
         if let Some(before) = before.filter(is_of_it) {
             let form = form(Some(etag), before.made.clone(), &meta);
             return Ok(Some((form, Source::Known)));
@@ -221,7 +225,7 @@ impl Compressor {
         if !(self.min_bytes..=self.max_bytes).contains(&len) {
             return Ok(Some((form(Some(etag), None, &meta), Source::Known)));
         }
-        let (made, source) = match self.stored(key, coding, &etag, len).await {
+        let (made, source) = match self.stored(key, coding, &etag, &meta).await {
             Some(stored) => (stored, Source::Known),
             None => {
                 let body = read(&mut hit, len).await?;
@@ -239,20 +243,22 @@ impl Compressor {
         Ok(Some((form(Some(etag), made, &meta), source)))
     }
 
-    /// The body of the form that was stored for a response with this `ETag` and length.
+    /// The body of the form that was stored for the response `of`, with this `ETag`.
     async fn stored(
         &self,
         key: &CacheKey,
         coding: Coding,
         etag: &HeaderValue,
-        of_len: usize,
+        of: &CacheMeta,
     ) -> Option<Vec<u8>> {
         let span = Span::inactive().handle();
-        let found = self.cache.lookup(&stored_under(key, coding), &span).await;
+        let found = self.cache.lookup(&stored_under(key, coding)?, &span).await;
         let (meta, mut hit) = found.ok()??;
         let fields = &meta.response_header().headers;
-        let is_of_it = fields.get(ETAG) == Some(&suffixed(etag, coding).ok()?);
-        let len = length(fields).filter(|len| is_of_it && *len < of_len)?;
+        let is_of_it = fields.get(ETAG) == Some(&suffixed(etag, coding).ok()?)
+            && meta.created() == of.created();
+        let most = length(&of.response_header().headers)?;
+        let len = length(fields).filter(|len| is_of_it && *len < most)?;
         read(&mut hit, len).await.ok()
     }
 
@@ -262,8 +268,12 @@ impl Compressor {
             return Ok(());
         };
         let header = (*made.header).clone();
-        let meta = CacheMeta::new(form.fresh_until, form.epoch, 0, 0, header);
-        let (key, span) = (stored_under(key, coding), Span::inactive().handle());
+        let mut meta = CacheMeta::new(form.fresh_until, form.created, 0, 0, header);
+        meta.extensions_mut().insert(YieldsRoom);
+        let Some(key) = stored_under(key, coding) else {
+            return Ok(());
+        };
+        let span = Span::inactive().handle();
         let mut miss = self.cache.get_miss_handler(&key, &meta, &span).await?;
         // A later purge finds what is being stored.
         if form.purges != self.cache.purges() {
@@ -294,14 +304,12 @@ impl Drop for Running {
 
 /// The key under which a form is stored: that of a variant of the object, which a purge of the object
 /// removes as well.
-fn stored_under(key: &CacheKey, coding: Coding) -> CacheKey {
+fn stored_under(key: &CacheKey, coding: Coding) -> Option<CacheKey> {
     let mut variance = VarianceBuilder::new();
     variance.add_value(VARIES_BY, coding.name());
     let mut key = key.clone();
-    if let Some(variance) = variance.finalize() {
-        key.set_variance_key(variance);
-    }
-    key
+    key.set_variance_key(variance.finalize()?);
+    Some(key)
 }
 
 /// Read a whole body of this length.
@@ -478,13 +486,16 @@ mod tests {
         let config = crate::cache::DiskCacheConfig::new(dir.path(), 1 << 20);
         let cache = DiskCache::open(config).unwrap();
         let key = CacheKey::new("texts", "tag");
-        let store = |key: CacheKey, etag: &'static str, body: &'static [u8]| async move {
+        let now = SystemTime::now();
+        let [then, later] = [5, 6].map(|secs| now + std::time::Duration::from_secs(secs));
+        let meta = move |etag: &'static str, len: usize, created| {
             let mut header = ResponseHeader::build(200, None).unwrap();
             header.insert_header(ETAG, etag).unwrap();
-            header.insert_header(CONTENT_LENGTH, body.len()).unwrap();
-            let now = SystemTime::now();
+            header.insert_header(CONTENT_LENGTH, len).unwrap();
             let fresh_until = now + std::time::Duration::from_secs(3600);
-            let meta = CacheMeta::new(fresh_until, now, 0, 0, header);
+            CacheMeta::new(fresh_until, created, 0, 0, header)
+        };
+        let store = |key: CacheKey, meta: CacheMeta, body: &'static [u8]| async move {
             let span = Span::inactive().handle();
             let mut miss = cache.get_miss_handler(&key, &meta, &span).await.unwrap();
             miss.write_body(body.into(), true).await.unwrap();
@@ -506,36 +517,45 @@ mod tests {
         };
         let new = || Compressor::new(&config::Compress::default(), cache);
 
-        store(key.clone(), "\"a\"", &[b'a'; 5000]).await;
-        let under = stored_under(&key, Coding::Gzip);
-        store(under.clone(), "\"a-gzip\"", b"a form of an earlier run").await;
-        assert_eq!(made(new(), key.clone()).await, "a form of an earlier run");
-        // It is of another version.
-        store(key.clone(), "\"b\"", &[b'b'; 5000]).await;
-        let compressor = new();
-        let of_b = made(compressor.clone(), key.clone()).await;
-        assert_eq!(of_b, compress(&[b'b'; 5000], Coding::Gzip).unwrap());
-        // That one is stored, and gone with the object.
-        let is_stored = |etag: &'static str| {
-            let (compressor, key) = (compressor.clone(), key.clone());
-            async move {
-                let etag = HeaderValue::from_static(etag);
-                compressor.stored(&key, Coding::Gzip, &etag, 5000).await
-            }
-        };
-        let patience = std::time::Duration::from_secs(60);
-        let stored = async {
-            loop {
-                if let Some(stored) = is_stored("\"b\"").await {
-                    return stored;
+        store(key.clone(), meta("\"a\"", 5000, then), &[b'a'; 5000]).await;
+        let under = stored_under(&key, Coding::Gzip).unwrap();
+        let earlier = b"a form of an earlier run";
+        store(under, meta("\"a-gzip\"", earlier.len(), then), earlier).await;
+        assert_eq!(made(new(), key.clone()).await, &earlier[..]);
+        // It is of another version, whatever its tag.
+        for (etag, created) in [("\"b\"", then), ("\"a\"", later)] {
+            let of_it = meta(etag, 5000, created);
+            store(key.clone(), of_it, &[b'b'; 5000]).await;
+            let compressor = new();
+            let form = made(compressor.clone(), key.clone()).await;
+            assert_eq!(form, compress(&[b'b'; 5000], Coding::Gzip).unwrap());
+            // That one is stored.
+            let is_stored = |etag: &'static str, created| {
+                let (compressor, key) = (compressor.clone(), key.clone());
+                async move {
+                    let (tag, of) = (HeaderValue::from_static(etag), meta(etag, 5000, created));
+                    compressor.stored(&key, Coding::Gzip, &tag, &of).await
                 }
-                tokio::task::yield_now().await;
-            }
-        };
-        assert_eq!(tokio::time::timeout(patience, stored).await.unwrap(), of_b);
-        assert!(is_stored("\"a\"").await.is_none());
+            };
+            let stored = async {
+                loop {
+                    if let Some(stored) = is_stored(etag, created).await {
+                        return stored;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            };
+            let patience = std::time::Duration::from_secs(60);
+            assert_eq!(tokio::time::timeout(patience, stored).await.unwrap(), form);
+            assert!(is_stored("\"c\"", created).await.is_none());
+            assert!(is_stored(etag, now).await.is_none());
+        }
+        // It is gone with the object.
         assert!(cache.purge_key(&key).await.unwrap());
-        assert!(is_stored("\"b\"").await.is_none());
+        let tag = HeaderValue::from_static("\"a\"");
+        let of = meta("\"a\"", 5000, later);
+        let stored = new().stored(&key, Coding::Gzip, &tag, &of).await;
+        assert!(stored.is_none());
     }
 
     #[test]
